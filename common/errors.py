@@ -1,0 +1,20 @@
+"""What a user sees when the input is wrong: one line, exit code 2, no traceback."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Bad input or environment. The message says what, where, what was expected and what to do, in one line."""
+
+
+def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
+    """Run a command; a UserError becomes one line on standard error and exit code 2."""
+    try:
+        code = main(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:
+        raise SystemExit(1) from None
+    raise SystemExit(code or 0)
