@@ -1,0 +1,43 @@
+# Needs only Python 3.11 or 3.12 with pip. Everything goes into .venv; nothing else on the machine is touched.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := .venv/bin
+UV := UV_PROJECT_ENVIRONMENT=.venv VIRTUAL_ENV= $(BIN)/uv
+export TF_CPP_MIN_LOG_LEVEL := 2
+
+.PHONY: setup dev demo test lint types bench assets format
+
+setup: .venv/.setup
+.venv/.setup: pyproject.toml uv.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"
+	@$(UV) sync --quiet --locked --inexact
+	@touch $@
+
+# PyTorch and its packages are peers for tests and benchmarks: installed by pip beside the locked set.
+dev: .venv/.dev
+.venv/.dev: .venv/.setup requirements-parity.txt
+	@$(UV) sync --quiet --locked --inexact --extra dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
+	@touch $@
+
+demo: setup
+	@$(BIN)/retsta demo --run-dir runs/demo
+
+lint: dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: dev
+	@$(BIN)/mypy
+
+test: lint types
+	@$(BIN)/pytest
+
+bench: dev
+	@$(BIN)/python -m launch bench sft --peer
+	@$(BIN)/python -m launch bench decode --peer
+
+assets: setup
+	@$(BIN)/python -m retsta_jax.make_assets
+
+format: dev
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

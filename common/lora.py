@@ -1,0 +1,66 @@
+"""LoRA (arXiv:2106.09685) as a tree beside the base parameters: {path of a dense layer: {"a", "b"}}.
+
+The base tree is never rewritten. A model run as `apply({"params": base, "lora": scaled(lora, config)}, ...)` adds
+(x A) B alpha / rank in each adapted layer.
+"""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array
+
+from common.errors import UserError
+from common.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Rank, scale and places of the adapters. All linear projections of the decoder by default."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.05
+    targets: str = r"(q|k|v|o|gate|up|down)_proj"  # regular expression that a layer's name must match whole
+
+
+def init_lora(base: PyTree, config: LoraConfig, key: Array) -> PyTree:
+    """Adapters for every dense layer whose name matches `config.targets`: A uniform as in PEFT, B zero; float32.
+
+    `base` may hold arrays or shapes (`jax.eval_shape`). Raises UserError where nothing matches.
+    """
+    adapters = {}
+    for path, kernel in flatten_dict(base).items():
+        if path[-1] != "kernel" or not re.fullmatch(config.targets, path[-2]):
+            continue
+        *stack, width, features = kernel.shape
+        bound = width**-0.5  # kaiming_uniform(a=sqrt(5)), PEFT's initialisation of A
+        draw = jax.random.uniform(
+            jax.random.fold_in(key, len(adapters)), (*stack, width, config.rank), jnp.float32, -bound, bound
+        )
+        adapters[(*path[:-1], "a")] = draw
+        adapters[(*path[:-1], "b")] = jnp.zeros((*stack, config.rank, features), jnp.float32)
+    if not adapters:
+        names = sorted({path[-2] for path in flatten_dict(base) if path[-1] == "kernel"})
+        raise UserError(f"lora.targets: {config.targets!r} matches no dense layer; the model has {', '.join(names)}")
+    return unflatten_dict(adapters)
+
+
+def scaled(lora: PyTree, config: LoraConfig) -> PyTree:
+    """`lora` with alpha / rank multiplied into every B, as the model expects it."""
+    scale = config.alpha / config.rank
+    return unflatten_dict(
+        {path: leaf * scale if path[-1] == "b" else leaf for path, leaf in flatten_dict(lora).items()}
+    )
+
+
+def merge(base: PyTree, lora: PyTree, config: LoraConfig) -> PyTree:
+    """A base tree with the adapters added in: W + A B alpha / rank, computed in float32, in the dtype of W."""
+    merged, adapters = flatten_dict(base), flatten_dict(lora)
+    for path in {path[:-1] for path in adapters}:
+        kernel = merged[(*path, "kernel")]
+        update = (adapters[(*path, "a")] @ adapters[(*path, "b")]) * (config.alpha / config.rank)
+        merged[(*path, "kernel")] = (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
+    return unflatten_dict(merged)

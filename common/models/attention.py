@@ -1,0 +1,141 @@
+"""The one attention of all models: `attend` on whole sequences, `attend_cached` on new tokens of a decode step.
+
+Implementations of `attend`: `xla` runs everywhere; `cudnn` is the fused kernel of NVIDIA GPUs; `splash` the Pallas
+kernel of TPUs, which skips the blocks above the diagonal and never forms the score matrix. `choose_implementation`
+says which one a device gets; callers log it.
+"""
+
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from common.models.layers import BATCH_AXES
+
+Implementation = Literal["auto", "xla", "cudnn", "splash"]
+
+
+def choose_implementation(
+    implementation: Implementation,
+    sequence: int,
+    head_dim: int,
+    dtype: jnp.dtype,
+    platform: str | None = None,
+) -> str:
+    """The implementation `auto` stands for on this platform and at this shape; any other name is itself."""
+    if implementation != "auto":
+        return implementation
+    platform = platform or jax.default_backend()
+    if platform == "tpu" and sequence % 128 == 0 and head_dim % 128 == 0:
+        return "splash"
+    if platform == "gpu" and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:
+        return "cudnn"
+    return "xla"
+
+
+def attend(
+    q: Float[Array, "B S H dim"],
+    k: Float[Array, "B S K dim"],
+    v: Float[Array, "B S K dim"],
+    segments: Int[Array, "B S"],
+    *,
+    causal: bool = True,
+    implementation: Implementation = "auto",
+) -> Float[Array, "B S H dim"]:
+    """Softmax attention within segments, with grouped queries (H a multiple of K) and scale 1 / sqrt(dim).
+
+    A token attends to the tokens of its own segment, and under `causal` to no later one. Padding is a segment (0)
+    like any other: its outputs are finite and meaningless.
+    """
+    chosen = choose_implementation(implementation, q.shape[1], q.shape[-1], q.dtype)
+    if chosen == "splash":
+        return _splash(q, k, v, segments, causal)
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    if causal:
+        same &= jnp.tril(jnp.ones((q.shape[1], q.shape[1]), bool))
+    name: Literal["xla", "cudnn"] = "cudnn" if chosen == "cudnn" else "xla"
+    return jax.nn.dot_product_attention(q, k, v, mask=same, implementation=name)
+
+
+def _splash(q, k, v, segments, causal):
+    """Splash attention, mapped over the mesh by hand because a Pallas call has no partitioning rule."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    def local(q, k, v, segments):
+        length = q.shape[1]
+        mask = masks.CausalMask((length, length)) if causal else masks.FullMask((length, length))
+        block = next(size for size in (1024, 512, 256, 128) if length % size == 0)
+        sizes = kernels.BlockSizes(
+            block_q=block, block_kv=block, block_kv_compute=min(block, 512),
+            block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=min(block, 512),
+            block_q_dq=block, block_kv_dq=block,
+        )  # fmt: skip
+        kernel = kernels.make_splash_mha(
+            masks.MultiHeadMask([mask] * q.shape[2]), block_sizes=sizes, head_shards=1, q_seq_shards=1
+        )
+        heads_first = [jnp.swapaxes(x, 1, 2) for x in (q * q.shape[-1] ** -0.5, k, v)]
+        row = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=kernels.SegmentIds(s, s)))
+        return jnp.swapaxes(row(*heads_first, segments), 1, 2).astype(q.dtype)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not {*BATCH_AXES, "tensor"} <= set(mesh.axis_names):
+        return local(q, k, v, segments)
+    heads = PartitionSpec(BATCH_AXES, None, "tensor", None)
+    return jax.shard_map(
+        local,
+        in_specs=(heads, heads, heads, PartitionSpec(BATCH_AXES, None)),
+        out_specs=heads,
+        check_vma=False,
+    )(q, k, v, segments)
+
+
+class KeyValues(NamedTuple):
+    """Keys and values of one layer, or of all layers with a leading axis L."""
+
+    k: Float[Array, "..."]
+    v: Float[Array, "..."]
+
+
+class Past(NamedTuple):
+    """What a decode step attends to besides itself, for one layer or stacked over L.
+
+    `prompt` is kept once for the G continuations of a prompt; `suffix` holds what each continuation has produced.
+    """
+
+    prompt: KeyValues  # [B P K dim]
+    prompt_mask: Bool[Array, "B P"]
+    suffix: KeyValues  # [B G T K dim]
+    suffix_mask: Bool[Array, "B G T"]
+
+
+@functools.partial(jax.named_call, name="attend_cached")
+def attend_cached(
+    q: Float[Array, "B G H dim"], k: Float[Array, "B G K dim"], v: Float[Array, "B G K dim"], past: Past
+) -> Float[Array, "B G H dim"]:
+    """One new token of each of G continuations attends to the shared prompt, to its own suffix and to itself.
+
+    The three blocks are scored apart and share one softmax, so the prompt's keys and values are never repeated and
+    the cache is never copied: the caller writes k and v into it after the layers have run.
+    """
+    batch, group, heads, dim = q.shape
+    shared = k.shape[2]
+    q = (q * dim**-0.5).reshape(batch, group, shared, heads // shared, dim)
+    scores = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    to_prompt = scores("bgkhd,bpkd->bgkhp", q, past.prompt.k)
+    to_suffix = scores("bgkhd,bgtkd->bgkht", q, past.suffix.k)
+    to_self = scores("bgkhd,bgkd->bgkh", q, k)[..., None]
+    lowest = jnp.finfo(jnp.float32).min
+    to_prompt = jnp.where(past.prompt_mask[:, None, None, None, :], to_prompt, lowest)
+    to_suffix = jnp.where(past.suffix_mask[:, :, None, None, :], to_suffix, lowest)
+    weights = jax.nn.softmax(jnp.concatenate([to_prompt, to_suffix, to_self], axis=-1), axis=-1).astype(v.dtype)
+    prompt, suffix, own = jnp.split(weights, [to_prompt.shape[-1], weights.shape[-1] - 1], axis=-1)
+    out = (
+        jnp.einsum("bgkhp,bpkd->bgkhd", prompt, past.prompt.v)
+        + jnp.einsum("bgkht,bgtkd->bgkhd", suffix, past.suffix.v)
+        + own * v[:, :, :, None, :]
+    )
+    return out.reshape(batch, group, heads, dim)

@@ -1,0 +1,85 @@
+"""Layers that every model shares: a dense layer that takes a LoRA adapter, RMS normalisation, rotary positions.
+
+A LoRA adapter is a variable collection of its own (`lora`) that mirrors the paths of the dense layers it adapts.
+`Dense` adds it where it finds one, so a model runs with any subset of its layers adapted, or with none.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+
+class Dense(nn.Module):
+    """y = x W + b, plus (dropout(x) A) B where the `lora` collection holds `a` and `b` for this path.
+
+    The LoRA scale alpha / rank is multiplied into `b` before `apply` (`common.lora.scaled`), so the model does not
+    need to know it. Dropout is active exactly when `apply` is given a "dropout" random key.
+    """
+
+    features: int
+    use_bias: bool = False
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+    lora_dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), self.param_dtype)
+        x = x.astype(self.dtype)
+        y = x @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
+            y = y + bias.astype(self.dtype)
+        if self.has_variable("lora", "a"):
+            a = self.get_variable("lora", "a").astype(self.dtype)
+            b = self.get_variable("lora", "b").astype(self.dtype)
+            x = nn.Dropout(self.lora_dropout, deterministic=not self.has_rng("dropout"))(x)
+            y = y + (x @ a) @ b
+        return y
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale, computed in float32 (Qwen2)."""
+
+    epsilon: float = 1e-6
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), self.param_dtype)
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        return wide.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def rotary_angles(
+    positions: Int[Array, "B S"], head_dim: int, theta: float
+) -> tuple[Float[Array, "B S half"], Float[Array, "B S half"]]:
+    """Cosine and sine of position x frequency, in float32 (RoFormer, Eq. 15)."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "B S heads dim"], cos: Float[Array, "B S half"], sin: Float[Array, "B S half"]
+) -> Float[Array, "B S heads dim"]:
+    """Rotary position embedding with the halves convention of Llama and Qwen2: pairs are (i, i + dim / 2)."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def constrain(x: Array, *spec: str | tuple[str, ...] | None) -> Array:
+    """Ask for a sharding of `x` under the current mesh (`jax.set_mesh`); without such a mesh, `x` itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    named = {name for entry in spec if entry for name in ([entry] if isinstance(entry, str) else entry)}
+    if mesh.empty or not named <= set(mesh.axis_names):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+BATCH_AXES = ("data", "fsdp")  # mesh axes that split the rows of a batch

@@ -1,0 +1,183 @@
+"""Qwen2 / Qwen2.5 decoder in Linen (arXiv:2407.10671): grouped-query attention, rotary positions, SwiGLU, RMSNorm.
+
+Module and parameter names follow the published checkpoints (`layers/self_attn/q_proj/kernel`), with the layers
+stacked on a leading axis [L, ...]; `common.models.qwen2_weights` holds the map. The model returns hidden states, not
+logits: the loss (`common.losses`) and decoding (`common.decode`) multiply by `output_head` themselves.
+"""
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from common.models.attention import Implementation, KeyValues, Past, attend, attend_cached
+from common.models.layers import BATCH_AXES, Dense, RMSNorm, constrain, rotary_angles, rotate
+from common.types import PyTree
+
+Remat = Literal["none", "dots", "full"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen2Config:
+    """Sizes of the published `config.json`, and how to compute."""
+
+    vocab_size: int = 151_936
+    hidden_size: int = 3584
+    intermediate_size: int = 18_944
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int = 4
+    head_dim: int = 128
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    dtype: str = "float32"  # of the computation
+    param_dtype: str = "float32"  # of the stored weights
+    attention: Implementation = "auto"
+    remat: Remat = "none"  # what the backward pass recomputes: nothing, all but large products, each layer whole
+
+
+class Attention(nn.Module):
+    """Self-attention of one layer. Returns its output and the keys and values of the given tokens."""
+
+    config: Qwen2Config
+    lora_dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, rotary, segments, past: Past | None):
+        config = self.config
+
+        def project(name: str, heads: int) -> Array:
+            features = heads * config.head_dim
+            return dense(config, features, name, self.lora_dropout, use_bias=True)(x).reshape(
+                *x.shape[:2], heads, config.head_dim
+            )
+
+        q = rotate(project("q_proj", config.num_attention_heads), *rotary)
+        k = rotate(project("k_proj", config.num_key_value_heads), *rotary)
+        v = project("v_proj", config.num_key_value_heads)
+        if past is None:
+            out = attend(q, k, v, segments, implementation=config.attention)
+        else:
+            out = attend_cached(q, k, v, past)
+        out = out.reshape(*x.shape[:2], -1)
+        return dense(config, config.hidden_size, "o_proj", self.lora_dropout)(out), KeyValues(k, v)
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    config: Qwen2Config
+    lora_dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x):
+        config = self.config
+        gate = dense(config, config.intermediate_size, "gate_proj", self.lora_dropout)(x)
+        up = dense(config, config.intermediate_size, "up_proj", self.lora_dropout)(x)
+        return dense(config, config.hidden_size, "down_proj", self.lora_dropout)(nn.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """One pre-norm layer, in the form `nn.scan` wants: carry in, carry out, and this layer's keys and values."""
+
+    config: Qwen2Config
+    lora_dropout: float = 0.0
+    keep: bool = False
+
+    @nn.compact
+    def __call__(self, x, past: Past | None, rotary, segments):
+        config = self.config
+        normed = RMSNorm(config.rms_norm_eps, config.param_dtype, name="input_layernorm")(x)
+        attended, key_values = Attention(config, self.lora_dropout, name="self_attn")(normed, rotary, segments, past)
+        x = constrain(x + attended, BATCH_AXES, None, None)
+        normed = RMSNorm(config.rms_norm_eps, config.param_dtype, name="post_attention_layernorm")(x)
+        x = x + MLP(config, self.lora_dropout, name="mlp")(normed)
+        return constrain(x, BATCH_AXES, None, None), key_values if self.keep else None
+
+
+class Qwen2(nn.Module):
+    """Tokens to final hidden states (after the last norm)."""
+
+    config: Qwen2Config
+    lora_dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"],
+        segments: Int[Array, "B S"] | None = None,
+        past: Past | None = None,
+        keep: bool = False,
+    ) -> tuple[Float[Array, "B S D"], KeyValues | None]:
+        """With `segments`: whole rows (training, prefill). With `past` (stacked over layers): decode, S = group.
+
+        `keep` also returns the keys and values of these tokens, stacked [L B S K dim].
+        """
+        config = self.config
+        embedding = self.param(
+            "embed_tokens",
+            nn.initializers.normal(0.02),
+            (config.vocab_size, config.hidden_size),
+            config.param_dtype,
+        )
+        if not config.tie_word_embeddings:
+            self.param(
+                "lm_head",
+                nn.initializers.normal(0.02),
+                (config.vocab_size, config.hidden_size),
+                config.param_dtype,
+            )
+        x = constrain(embedding[tokens].astype(config.dtype), BATCH_AXES, None, None)
+        rotary = rotary_angles(positions, config.head_dim, config.rope_theta)
+        layers = nn.scan(
+            remat(Block, config.remat) if past is None else Block,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=config.num_hidden_layers,
+        )(config, self.lora_dropout, keep, name="layers")
+        x, key_values = layers(x, past, rotary, segments)
+        return RMSNorm(config.rms_norm_eps, config.param_dtype, name="norm")(x), key_values
+
+
+def dense(config: Qwen2Config, features: int, name: str, lora_dropout: float, use_bias: bool = False) -> Dense:
+    """A dense layer in the config's dtypes."""
+    return Dense(features, use_bias, config.dtype, config.param_dtype, lora_dropout, name=name)
+
+
+def remat(block: type[nn.Module], policy: Remat) -> type[nn.Module]:
+    """`block` with its activations recomputed in the backward pass according to `policy`."""
+    if policy == "none":
+        return block
+    saved = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims if policy == "dots" else None
+    return nn.remat(block, prevent_cse=False, policy=saved)
+
+
+def output_head(params: PyTree) -> Float[Array, "V D"]:
+    """The matrix that turns hidden states into logits: `lm_head`, or the token embedding where they are tied."""
+    return params["lm_head"] if "lm_head" in params else params["embed_tokens"]
+
+
+def init_params(config: Qwen2Config, key: Array) -> PyTree:
+    """Random parameters (normal, 0.02), for tests, benchmarks and training from scratch."""
+    one = jnp.ones((1, 2), jnp.int32)
+    return Qwen2(config).init({"params": key}, one, one, one)["params"]
+
+
+SHARDING_RULES: list[tuple[str, tuple[str | None, ...]]] = [
+    # First match wins; L is never split. Column-parallel, then row-parallel, so that one layer needs one reduction.
+    (r"(embed_tokens|lm_head)$", ("tensor", "fsdp")),
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel$", (None, "fsdp", "tensor")),
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/bias$", (None, "tensor")),
+    (r"(o_proj|down_proj)/kernel$", (None, "tensor", "fsdp")),
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/a$", (None, "fsdp", None)),
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/b$", (None, None, "tensor")),
+    (r"(o_proj|down_proj)/a$", (None, "tensor", None)),
+    (r"(o_proj|down_proj)/b$", (None, None, "fsdp")),
+    (r"", ()),
+]

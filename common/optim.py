@@ -1,0 +1,61 @@
+"""Optimizers and schedules, all from optax."""
+
+import dataclasses
+import re
+from typing import Literal
+
+import jax
+import optax
+
+from common.errors import UserError
+from common.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up and decay. Defaults are those of the RetSTA paper and of Hugging Face's trainer."""
+
+    learning_rate: float = 3e-5  # at the end of the warm-up
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"  # after the warm-up, down to 0
+    warmup_ratio: float = 0.03  # share of all steps over which the learning rate rises from 0
+    weight_decay: float = 0.0  # decoupled; on matrices only, never on biases and norms
+    clip_norm: float = 1.0  # largest global norm of the gradient; 0 turns clipping off
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+
+def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up over ceil(warmup_ratio x total), then the named decay to 0."""
+    if not 0 <= config.warmup_ratio <= 1:
+        raise UserError(f"optim.warmup_ratio: {config.warmup_ratio} is not a share between 0 and 1")
+    warmup = -int(-config.warmup_ratio * total_steps // 1)
+    rest = max(total_steps - warmup, 1)
+    decay = {
+        "constant": optax.constant_schedule(config.learning_rate),
+        "linear": optax.linear_schedule(config.learning_rate, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(config.learning_rate, rest),
+    }[config.schedule]
+    if not warmup:
+        return decay
+    return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), decay], [warmup])
+
+
+def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW under the schedule."""
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
+    adamw = optax.adamw(
+        make_schedule(config, total_steps),
+        b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decayed,
+    )  # fmt: skip
+    return optax.chain(clip, adamw)
+
+
+def decayed(tree: PyTree) -> PyTree:
+    """True on the leaves that weight decay applies to: matrices, by name because stacking adds an axis to vectors."""
+
+    def is_matrix(path, _) -> bool:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        return not re.search(r"bias|scale|norm", name)
+
+    return jax.tree_util.tree_map_with_path(is_matrix, tree)
