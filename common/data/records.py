@@ -1,0 +1,96 @@
+"""What readers yield, and where records go that cannot be used.
+
+A reader raises UserError for a file it cannot trust, and quarantines a single record that is sound but
+unusable. Nothing is dropped silently: the quarantine counts records by reason and is written beside the run.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar
+
+from common.errors import UserError
+
+Language = Literal["en", "zh"]
+
+
+class Identified(Protocol):
+    """A record with an id that is unique in its data set."""
+
+    @property
+    def id(self) -> str: ...
+
+
+Record = TypeVar("Record", bound=Identified)
+
+
+@dataclass(frozen=True)
+class ReportPair:
+    """A free-text report (`source`) and the same report in standard form (`target`)."""
+
+    id: str
+    source: str
+    target: str
+    language: Language = "en"
+
+
+@dataclass
+class Quarantine:
+    """Records left out of a run, as (id, reason). Report text is patient data and never enters it."""
+
+    entries: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, id: str, reason: str) -> None:
+        """Leave record `id` out. Reasons are short and fixed, so that counting them says something."""
+        self.entries.append((id, reason))
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def counts(self) -> dict[str, int]:
+        """Number of records by reason, the most frequent first."""
+        return dict(Counter(reason for _, reason in self.entries).most_common())
+
+    def summary(self) -> str:
+        """One line for the end of a run."""
+        if not self.entries:
+            return "0 records quarantined"
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.counts().items())
+        return f"{len(self)} record{'s' if len(self) > 1 else ''} quarantined ({reasons})"
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write rows `{"id", "reason"}` as JSON lines, replacing what is there only when all are written.
+
+        Raises UserError where the file cannot be written.
+        """
+        final = Path(path)
+        aside = final.with_name(final.name + ".partial")
+        rows = [json.dumps({"id": id, "reason": reason}, ensure_ascii=False) for id, reason in self.entries]
+        try:
+            aside.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+            aside.replace(final)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the quarantine file {final}: {error.strerror}; choose a writable directory"
+            ) from error
+
+
+def check_splits(splits: Mapping[str, Sequence[Identified]]) -> None:
+    """Raise UserError where a split is empty or an id occurs twice, in one split or across splits."""
+    seen: dict[str, str] = {}
+    for name, records in splits.items():
+        if not records:
+            raise UserError(f"the {name} split is empty; expected at least one record")
+        for record in records:
+            first = seen.setdefault(record.id, name)
+            if first != name:
+                raise UserError(
+                    f"id {record.id} is in the {first} split and in the {name} split; "
+                    f"remove it from one, or the {name} result is measured on known records"
+                )
+        if len({record.id for record in records}) < len(records):
+            repeated, count = Counter(record.id for record in records).most_common(1)[0]
+            raise UserError(f"id {repeated} occurs {count} times in the {name} split; ids must be unique, keep one")
