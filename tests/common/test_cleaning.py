@@ -9,7 +9,8 @@ from common.data.cleaning import clean_report, r2gen_clean_iu
 MEANINGFUL = [
     "2.5", "0.35", "12", "1.", "10.", "3x4", "cm", "mm", "ml/h", "cm²", "µm", "%", "left", "right", "LEFT", "bilateral",
     "R/L", "no", "not", "without", "denies", "XXXX", "XXXX-year-old", "T11/12", "<5mm", ">1.5", "+/-", "(?)",
-    "consolidation/effusion", "“?”", "未见", "无", "左眼", "右眼", "黄斑区", "０.８", "眼压：21mmHg", "é", "e\u0301", "Ⅲ", "½", "①",
+    "consolidation/effusion", "“?”", "未见", "无", "左眼", "右眼", "黄斑区", "０.８", "眼压：21mmHg",
+    "é", "e\u0301", "Ⅲ", "½", "①",
 ]  # fmt: skip
 SPACES = [" ", "  ", "\t", "\n", "\r\n", "\n\n\n", "\u3000", "\u00a0", " \n ", "\x0c", "\x00", "\u2028"]
 INVISIBLE = "\ufeff\u200b\u2060\u00ad"
@@ -88,6 +89,6 @@ def test_r2gen_cleaning_loses_decimals_and_joins_alternatives():
 
 def test_r2gen_cleaning_drops_list_numbers_to_five_and_keeps_hyphens():
     assert (
-        r2gen_clean_iu("1. No acute disease.. 2. Follow-up CT. 3. Normal. 6. Other.")
+        r2gen_clean_iu("1.. No acute disease.... 2. Follow-up CT. 3. Normal. 6. Other.")
         == "no acute disease . follow-up ct . normal . 6 . other ."
     )
