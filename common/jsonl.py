@@ -1,0 +1,88 @@
+"""JSONL files: one JSON object a line, UTF-8. A bad line is named by file and number; a written file is whole."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+from common.errors import UserError
+
+
+def read_rows(path: str | Path, required: Mapping[str, type | UnionType]) -> list[dict[str, Any]]:
+    """The rows of a file in order; blank lines are skipped.
+
+    `required` maps a key that every row must have to its type (`str`, `int`, `str | int`, `list`, ...); other keys
+    are kept unchecked. Where `id` is required, ids must differ. Raises UserError for a file that cannot be read,
+    holds no row, or has a malformed line.
+    """
+    try:
+        lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a JSONL file") from error
+    rows: list[dict[str, Any]] = []
+    line_of_id: dict[str | int, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        row = _parse(line, where)
+        _check(row, required, where)
+        if "id" in required and line_of_id.setdefault(row["id"], number) != number:
+            raise UserError(
+                f"{where}: id {row['id']!r} stands already on line {line_of_id[row['id']]}; ids must differ"
+            )
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path}: no rows; expected one JSON object a line with {_names(required)}")
+    return rows
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows beside `path`, then rename: `path` holds either its old content or all the rows.
+
+    Raises UserError where the disk or the folder refuses.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        try:
+            with aside.open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from error
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); expected one object a line") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def _check(row: dict[str, Any], required: Mapping[str, type | UnionType], where: str) -> None:
+    for key, kind in required.items():
+        if key not in row:
+            raise UserError(f"{where}: key {key!r} is missing; expected {_names(required)}")
+        value = row[key]
+        # JSON's true and false are ints in Python, and an unpaired \ud800 escape is no text that could be written.
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            name = getattr(kind, "__name__", kind)
+            raise UserError(f"{where}: {key!r} must be {name}, found {type(value).__name__}")
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError(f"{where}: {key!r} holds an unpaired surrogate escape; expected Unicode text")
+
+
+def _names(required: Mapping[str, type | UnionType]) -> str:
+    return ", ".join(repr(key) for key in required) or "any keys"

@@ -1,0 +1,69 @@
+"""What a result must beat: one constant report, and the report of the most similar training text.
+
+A constant report reaches a good part of a trained model's BLEU and ROUGE, because most reports are normal ones.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from common.errors import UserError
+from common.metrics.tokenize import Language, characters
+
+
+def constant_report(reports: Sequence[str], *, language: Language = "en") -> str:
+    """The report most similar to all the others: the medoid by cosine of word counts, the first one of equals.
+
+    The most frequent report would be arbitrary where nearly every text is unique. Taken from training reports it is a
+    fair baseline; taken from the references themselves it is an optimistic one, a bound on what saying nothing gives.
+    """
+    if not reports:
+        raise UserError("a constant report needs at least one report to choose from")
+    tokens = str.split if language == "en" else characters
+    vectors = {report: _unit_counts(tokens(report)) for report in dict.fromkeys(reports)}
+    centre: dict[str, float] = defaultdict(float)
+    for report, times in Counter(reports).items():
+        for token, weight in vectors[report].items():
+            centre[token] += times * weight
+    return max(vectors, key=lambda report: sum(weight * centre[token] for token, weight in vectors[report].items()))
+
+
+def nearest_reports(
+    train_sources: Sequence[str],
+    train_targets: Sequence[str],
+    sources: Sequence[str],
+    *,
+    language: Language = "en",
+) -> list[str]:
+    """For each source the target of the training source with the largest cosine of TF-IDF, the first one of equals.
+
+    Words (en) or characters and their pairs (zh). A source that shares no word with training gets the constant report.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    if not train_sources or len(train_sources) != len(train_targets):
+        raise UserError(
+            f"{len(train_sources)} training sources and {len(train_targets)} targets: expected as many, at least one"
+        )
+    if language == "en":
+        vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b")
+    else:
+        vectorizer = TfidfVectorizer(tokenizer=characters, token_pattern=None, ngram_range=(1, 2))
+    try:
+        train = vectorizer.fit_transform(train_sources)
+    except ValueError as error:
+        raise UserError("the training sources hold no word; expected report texts") from error
+    fallback = constant_report(train_targets, language=language)
+    nearest: list[str] = []
+    rows = 512  # bounds the dense block of similarities, rows x training reports
+    for start in range(0, len(sources), rows):
+        similarity = (vectorizer.transform(sources[start : start + rows]) @ train.T).toarray()
+        best, score = similarity.argmax(axis=1), similarity.max(axis=1)
+        nearest += [train_targets[index] if value > 0 else fallback for index, value in zip(best, score, strict=True)]
+    return nearest
+
+
+def _unit_counts(tokens: Sequence[str]) -> dict[str, float]:
+    counts = Counter(tokens)
+    norm = math.sqrt(sum(count * count for count in counts.values()))
+    return {token: count / norm for token, count in counts.items()}

@@ -1,0 +1,111 @@
+"""Text metrics of generated reports under named conventions, with intervals.
+
+| key | tokens | numbers of |
+|---|---|---|
+| `coco/BLEU-1..4`, `coco/ROUGE-L` | white space (en), characters (zh) | pycocoevalcap, no PTB tokenizer |
+| `coco-jieba/...` | jieba words (zh only) | the same |
+| `nltk/BLEU-1..4` | white space (en), characters (zh) | nltk corpus_bleu, no smoothing |
+| `nltk/ROUGE-L` | rouge-score's own: lower case, ASCII letters and digits (en), characters (zh) | rouge-score F1 |
+| `nltk/METEOR` | white space (en only) | nltk, with WordNet |
+| `nltk/METEOR-exact` | characters (zh only) | nltk, exact matches alone |
+
+All are fractions in [0, 1]. Texts are scored as given: nothing is lower-cased or cleaned first.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from common.errors import UserError
+from common.metrics import bootstrap
+from common.metrics.bootstrap import Measure
+from common.metrics.meteor import meteor, meteor_exact
+from common.metrics.overlap import coco_bleu, coco_rouge, ngram_statistics, nltk_bleu, nltk_rouge
+from common.metrics.tokenize import Language, characters, jieba_words
+
+Convention = Literal["coco", "coco-jieba", "nltk", "all"]
+
+
+def evaluate_texts(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    *,
+    language: Language = "en",
+    convention: Convention = "all",
+    intervals: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Scores of predictions against their references, one of each per report.
+
+    Returns {"coco/BLEU-4": {"value": v, "low": l, "high": h}, ..., "distinct_outputs": share, "notes": {key: why}};
+    low and high are the 95% bootstrap interval over reports and left out with `intervals=False`. Under "all", METEOR
+    without WordNet is None with its reason in the notes; under "nltk" it is a UserError.
+    """
+    if not predictions or len(predictions) != len(references):
+        raise UserError(
+            f"{len(predictions)} predictions and {len(references)} references: expected as many of each, at least one"
+        )
+    measures, notes = text_measures(predictions, references, language, convention)
+    result: dict[str, Any] = summarize(measures, intervals=intervals, seed=seed)
+    result.update(dict.fromkeys(notes), distinct_outputs=distinct_outputs(predictions), notes=notes)
+    return result
+
+
+def text_measures(
+    predictions: Sequence[str], references: Sequence[str], language: Language, convention: Convention
+) -> tuple[list[Measure], dict[str, str]]:
+    """The measures of a convention, for values, intervals and paired differences; and what is absent, with why."""
+    if language not in ("en", "zh"):
+        raise UserError(f"language {language!r} is unknown; expected en or zh")
+    if convention not in ("coco", "coco-jieba", "nltk", "all"):
+        raise UserError(f"convention {convention!r} is unknown; expected coco, coco-jieba, nltk or all")
+    if convention == "coco-jieba" and language != "zh":
+        raise UserError("convention coco-jieba segments Chinese words; use it with language zh")
+    measures: list[Measure] = []
+    notes: dict[str, str] = {}
+    tokens = str.split if language == "en" else characters
+    statistics = ngram_statistics([*map(tokens, predictions)], [*map(tokens, references)])
+    if convention in ("coco", "all"):
+        spaced = str if language == "en" else lambda text: " ".join(characters(text))
+        measures += [coco_bleu(statistics), coco_rouge([*map(spaced, predictions)], [*map(spaced, references)])]
+    if convention in ("coco-jieba", "all") and language == "zh":
+        predicted, expected = [*map(jieba_words, predictions)], [*map(jieba_words, references)]
+        measures += [
+            coco_bleu(ngram_statistics(predicted, expected), "coco-jieba"),
+            coco_rouge([*map(" ".join, predicted)], [*map(" ".join, expected)], "coco-jieba"),
+        ]
+    if convention in ("nltk", "all"):
+        words = _rouge_words if language == "en" else characters
+        measures += [
+            nltk_bleu(statistics),
+            nltk_rouge([*map(words, predictions)], [*map(words, references)]),
+        ]
+        try:
+            score = meteor if language == "en" else meteor_exact
+            measures.append(score([*map(tokens, predictions)], [*map(tokens, references)]))
+        except UserError as error:
+            if convention == "nltk":
+                raise
+            notes["nltk/METEOR"] = str(error)
+    return measures, notes
+
+
+def summarize(measures: Sequence[Measure], *, intervals: bool = True, seed: int = 0) -> dict[str, dict[str, float]]:
+    """{name: {"value": v, "low": l, "high": h}} of measures; low and high only with `intervals`."""
+    result: dict[str, dict[str, float]] = {}
+    for measure in measures:
+        result |= {name: {"value": value} for name, value in bootstrap.values(measure).items()}
+        if intervals:
+            for name, (low, high) in bootstrap.intervals(measure, seed=seed).items():
+                result[name] |= {"low": low, "high": high}
+    return result
+
+
+def distinct_outputs(predictions: Sequence[str]) -> float:
+    """Share of different texts among the predictions: near 0 for a model that always says the same."""
+    return len(set(predictions)) / len(predictions)
+
+
+def _rouge_words(text: str) -> list[str]:
+    from rouge_score.tokenize import tokenize
+
+    return tokenize(text, stemmer=None)
