@@ -7,7 +7,6 @@ Demner-Fushman et al., JAMIA 23(2), 2016.
 
 import gzip
 import hashlib
-import os
 import tarfile
 import xml.etree.ElementTree as ElementTree
 import zlib
@@ -41,7 +40,7 @@ class OpeniStudy:
     images: tuple[OpeniImage, ...]
 
 
-def read_openi(path: str | os.PathLike[str]) -> list[OpeniStudy]:
+def read_openi(path: str | Path) -> list[OpeniStudy]:
     """All studies of the archive `NLMCXR_reports.tgz`, or of a directory of its XML files, by number.
 
     The archive is streamed, nothing is unpacked to disk. Raises UserError naming archive and member where the
@@ -85,7 +84,7 @@ def openi_pairs(studies: Iterable[OpeniStudy], quarantine: Quarantine) -> list[R
     return pairs
 
 
-def read_test_ids(path: str | os.PathLike[str]) -> frozenset[str]:
+def read_test_ids(path: str | Path) -> frozenset[str]:
     """Ids of the test studies, one a line (`openi-testset.txt`). Raises UserError for a bad or empty file."""
     try:
         ids = frozenset(Path(path).read_text(encoding="utf-8").split())

@@ -4,8 +4,6 @@ A reader raises UserError for a file it cannot trust, and quarantines a single r
 unusable. Nothing is dropped silently: the quarantine counts records by reason and is written beside the run.
 """
 
-import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from common.errors import UserError
+from common.jsonl import write_rows
 
 Language = Literal["en", "zh"]
 
@@ -61,21 +60,9 @@ class Quarantine:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in self.counts().items())
         return f"{len(self)} record{'s' if len(self) > 1 else ''} quarantined ({reasons})"
 
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Write rows `{"id", "reason"}` as JSON lines, replacing what is there only when all are written.
-
-        Raises UserError where the file cannot be written.
-        """
-        final = Path(path)
-        aside = final.with_name(final.name + ".partial")
-        rows = [json.dumps({"id": id, "reason": reason}, ensure_ascii=False) for id, reason in self.entries]
-        try:
-            aside.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
-            aside.replace(final)
-        except OSError as error:
-            raise UserError(
-                f"cannot write the quarantine file {final}: {error.strerror}; choose a writable directory"
-            ) from error
+    def write(self, path: str | Path) -> None:
+        """Write rows `{"id", "reason"}` as JSON lines; an empty quarantine writes an empty file."""
+        write_rows(path, ({"id": id, "reason": reason} for id, reason in self.entries))
 
 
 def check_splits(splits: Mapping[str, Sequence[Identified]]) -> None:

@@ -252,5 +252,5 @@ def test_quarantine_counts_by_reason_and_writes_ids_and_reasons_only(tmp_path):
 
 
 def test_an_unwritable_quarantine_path_is_one_clear_error(tmp_path):
-    with pytest.raises(UserError, match="cannot write the quarantine file"):
+    with pytest.raises(UserError, match=r"quarantine\.jsonl: cannot be written"):
         Quarantine().write(tmp_path / "absent" / "quarantine.jsonl")

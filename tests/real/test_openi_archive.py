@@ -1,7 +1,6 @@
 """The real Open-i archive: the published counts, found again by reading the XML as plain text beside the reader."""
 
 import html
-import os
 import re
 import tarfile
 from pathlib import Path
@@ -13,32 +12,33 @@ from common.data.openi import OpeniStudy, openi_pairs, openi_splits, read_openi,
 from common.data.records import Quarantine, ReportPair
 from retsta_jax.codes import format_codes, heads, parse_codes, terminology, terminology_validity
 
-DATA = Path(os.environ.get("MEDREPORT_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
-ARCHIVE = DATA / "iu_xray" / "NLMCXR_reports.tgz"
-TEST_IDS = DATA / "openi_labels" / "openi-testset.txt"
 
-pytestmark = pytest.mark.skipif(
-    not (ARCHIVE.is_file() and TEST_IDS.is_file()),
-    reason="no Open-i archive; set MEDREPORT_DATA to the folder that holds iu_xray/ and openi_labels/",
-)
+@pytest.fixture(scope="module")
+def archive(real_data: Path) -> Path:
+    return real_data / "iu_xray" / "NLMCXR_reports.tgz"
 
 
 @pytest.fixture(scope="module")
-def studies() -> list[OpeniStudy]:
-    return read_openi(ARCHIVE)
+def openi_test_ids(real_data: Path) -> frozenset[str]:
+    return read_test_ids(real_data / "openi_labels" / "openi-testset.txt")
 
 
 @pytest.fixture(scope="module")
-def plain_texts() -> dict[str, str]:
+def studies(archive) -> list[OpeniStudy]:
+    return read_openi(archive)
+
+
+@pytest.fixture(scope="module")
+def plain_texts(archive) -> dict[str, str]:
     """Id -> XML as text, read without this project's reader."""
-    with tarfile.open(ARCHIVE) as archive:
-        texts = [file.read().decode() for file in map(archive.extractfile, archive.getmembers()) if file]
+    with tarfile.open(archive) as members:
+        texts = [file.read().decode() for file in map(members.extractfile, members) if file]
     return {re.findall(r'<uId id="(\w+)"', text)[0]: text for text in texts}
 
 
 @pytest.fixture(scope="module")
-def splits(studies) -> dict[str, list[ReportPair]]:
-    return openi_splits(openi_pairs(studies, Quarantine()), read_test_ids(TEST_IDS))
+def splits(studies, openi_test_ids) -> dict[str, list[ReportPair]]:
+    return openi_splits(openi_pairs(studies, Quarantine()), openi_test_ids)
 
 
 def test_all_reports_are_read_with_their_sections_codes_and_images(studies, plain_texts):
@@ -84,15 +84,14 @@ def test_studies_without_text_are_quarantined_and_every_study_has_codes(studies)
     assert quarantine.counts() == {"no FINDINGS and no IMPRESSION": 28}
 
 
-def test_splits_have_their_sizes_and_share_no_study(splits):
-    test_ids = read_test_ids(TEST_IDS)
-    assert len(test_ids) == 771
+def test_splits_have_their_sizes_and_share_no_study(splits, openi_test_ids):
+    assert len(openi_test_ids) == 771
     # Four of the test studies have no text.
     assert {name: len(pairs) for name, pairs in splits.items()} == {"train": 2960, "validation": 200, "test": 767}
     ids = [pair.id for pairs in splits.values() for pair in pairs]
     assert len(ids) == len(set(ids)) == 3927
-    assert {pair.id for pair in splits["test"]} <= test_ids
-    assert not test_ids & {pair.id for pair in (*splits["train"], *splits["validation"])}
+    assert {pair.id for pair in splits["test"]} <= openi_test_ids
+    assert not openi_test_ids & {pair.id for pair in (*splits["train"], *splits["validation"])}
 
 
 def test_targets_are_in_the_order_that_codes_are_formatted_in(splits):
