@@ -1,0 +1,200 @@
+"""Qwen2 / Qwen2.5 in the layout of the Hugging Face hub: `config.json` and safetensors <-> Qwen2Config and parameters.
+
+PyTorch's linear layers are [out, in] and ours [in, out]; embedding and head are [V, D] in both.
+"""
+
+import dataclasses
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+from common.errors import UserError
+from common.models.qwen2 import Qwen2Config, init_params
+from common.types import PyTree
+from common.weights import (
+    SHARD_BYTES,
+    NameMap,
+    Published,
+    StoredTensor,
+    layered,
+    load_tree,
+    open_tensors,
+    published_tensors,
+    read_json,
+    write_json,
+    write_tensors,
+    writing,
+    written_whole,
+)
+
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# What stands beside the weights of a published model and belongs to an export of its descendants too.
+COMPANIONS = (
+    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "LICENSE"),
+)
+
+
+def config_from_directory(directory: str | Path) -> Qwen2Config:
+    """The config of a published Qwen2 or Qwen2.5 model, computing in the dtype its weights are stored in.
+
+    Raises UserError for another architecture and for variants that the decoder does not implement.
+    """
+    file = Path(directory) / "config.json"
+    published = read_json(file)
+
+    def refuse(what: str) -> UserError:
+        return UserError(f"{file}: {what}")
+
+    if published.get("model_type") != "qwen2":
+        raise refuse(f"model_type is {published.get('model_type')!r}, expected 'qwen2' (Qwen2 or Qwen2.5)")
+    if published.get("use_sliding_window") or "sliding_attention" in (published.get("layer_types") or ()):
+        raise refuse("use_sliding_window is not implemented; expected full attention in every layer")
+    if published.get("hidden_act", "silu") != "silu":
+        raise refuse(f"hidden_act is {published['hidden_act']!r}, expected 'silu'")
+    if "quantization_config" in published:
+        raise refuse("the checkpoint is quantized; export it as full weights first")
+    rope = {**(published.get("rope_scaling") or {}), **(published.get("rope_parameters") or {})}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise refuse(f"rotary scaling {kind!r} is not implemented; expected 'default'")
+    sizes: dict[str, Any] = {}
+    for name in SIZES:
+        if not isinstance(published.get(name), int) or published[name] < 1:
+            raise refuse(f"{name} is {published.get(name)!r}, expected a positive whole number")
+        sizes[name] = published[name]
+    heads = sizes["num_attention_heads"]
+    key_value_heads = published.get("num_key_value_heads") or heads
+    if heads % key_value_heads:
+        raise refuse(f"num_attention_heads {heads} is no multiple of num_key_value_heads {key_value_heads}")
+    dtype = published.get("dtype") or published.get("torch_dtype") or "float32"
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise refuse(f"dtype is {dtype!r}, expected float32, bfloat16 or float16")
+    return Qwen2Config(
+        **sizes,
+        num_key_value_heads=key_value_heads,
+        head_dim=published.get("head_dim") or sizes["hidden_size"] // heads,
+        rope_theta=float(rope.get("rope_theta", published.get("rope_theta", 10_000.0))),
+        rms_norm_eps=float(published.get("rms_norm_eps", 1e-6)),
+        tie_word_embeddings=bool(published.get("tie_word_embeddings", False)),
+        dtype=dtype,
+        param_dtype=dtype,
+    )
+
+
+def load_qwen2(
+    directory: str | Path,
+    *,
+    dtype: str | None = None,
+    param_dtype: str | None = None,
+    shardings: PyTree | Sharding | None = None,
+) -> tuple[Qwen2Config, PyTree]:
+    """Config and parameters of a published model, straight into `shardings` (of the tree `param_shapes` gives).
+
+    Computes in `dtype` and stores `param_dtype`; default: as the checkpoint is stored. Raises UserError as
+    `config_from_directory` and `load_tree` do.
+    """
+    config = config_from_directory(directory)
+    config = dataclasses.replace(config, dtype=dtype or config.dtype, param_dtype=param_dtype or config.param_dtype)
+    stored = open_tensors(directory)
+    names, shapes = name_map(config), param_shapes(config)
+    if config.tie_word_embeddings and "lm_head.weight" in stored:
+        _check_tied(stored)
+    ignored = r".*\.rotary_emb\.inv_freq" + (r"|lm_head\.weight" if config.tie_word_embeddings else "")
+    return config, load_tree(stored, shapes, names, where=directory, shardings=shardings, ignored=ignored)
+
+
+def save_qwen2(
+    directory: str | Path,
+    config: Qwen2Config,
+    params: PyTree,
+    *,
+    source: str | Path | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a directory that transformers' `AutoModelForCausalLM.from_pretrained` loads, in the dtype of `params`.
+
+    `source` is the directory of the model that `params` descends from: the rest of its `config.json`, its generation
+    config and its tokenizer go along. The directory appears whole or not at all (`written_whole`).
+    """
+    names, companions = name_map(config), [] if source is None else [Path(source) / name for name in COMPANIONS]
+    original = {} if source is None else read_json(Path(source) / "config.json")
+    with written_whole(directory) as aside:
+        write_tensors(aside, published_tensors(params, names), max_bytes=max_shard_bytes)
+        if jax.process_index() == 0:
+            write_json(aside / "config.json", published_config(config, original))
+            with writing(aside):
+                for companion in filter(Path.is_file, companions):
+                    shutil.copyfile(companion, aside / companion.name)
+
+
+def published_config(config: Qwen2Config, original: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`config.json` of the hub for `config`, over the other entries of `original`."""
+    own = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        **{name: getattr(config, name) for name in SIZES},
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "rms_norm_eps": config.rms_norm_eps,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "use_sliding_window": False,
+        "torch_dtype": config.param_dtype,
+    }
+    kept = {name: value for name, value in (original or {}).items() if name not in ("dtype", "rope_scaling")}
+    return {"max_position_embeddings": 32_768, **kept, **own}
+
+
+def param_shapes(config: Qwen2Config) -> PyTree:
+    """Shapes and dtypes of the parameters, without making them."""
+    return jax.eval_shape(partial(init_params, config), jax.random.key(0))
+
+
+def name_map(config: Qwen2Config) -> NameMap:
+    """Our leaves -> names on the hub."""
+    layers = config.num_hidden_layers
+    names = {
+        "embed_tokens": Published(("model.embed_tokens.weight",)),
+        "norm/scale": Published(("model.norm.weight",)),
+    }
+    if not config.tie_word_embeddings:
+        names["lm_head"] = Published(("lm_head.weight",))
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        names[f"layers/{norm}/scale"] = layered(f"model.layers.{{}}.{norm}.weight", layers)
+    for module, projections in PROJECTIONS.items():
+        for name in projections:
+            published = f"model.layers.{{}}.{module}.{name}"
+            names[f"layers/{module}/{name}/kernel"] = layered(f"{published}.weight", layers, axes=(1, 0))
+            if name in ("q_proj", "k_proj", "v_proj"):
+                names[f"layers/{module}/{name}/bias"] = layered(f"{published}.bias", layers)
+    return names
+
+
+PROJECTIONS = {
+    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
+
+
+def _check_tied(stored: dict[str, StoredTensor], rows: int = 8192) -> None:
+    """A tied checkpoint may hold its head again; it must not hold another one."""
+    head, embedding = stored["lm_head.weight"], stored.get("model.embed_tokens.weight")
+    if embedding is None:
+        return  # load_tree says that it is missing
+    same = head.shape == embedding.shape and head.dtype == embedding.dtype
+    for start in range(0, head.shape[0] if same else 0, rows):
+        part = (slice(start, min(start + rows, head.shape[0])), slice(0, head.shape[1]))
+        same = same and np.array_equal(head.read(part), embedding.read(part))
+    if not same:
+        raise UserError(
+            f"{head.file}: tensor lm_head.weight differs from model.embed_tokens.weight, but config.json has "
+            "tie_word_embeddings true; set it to false"
+        )
