@@ -20,8 +20,8 @@ TrainStep = Callable[[TrainState, PyTree, PyTree, Array], tuple[TrainState, dict
 
 def init_state(trainable: PyTree, tx: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, trainable, tx.init(trainable), zero, zero)
+    step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # three buffers: each is donated
+    return TrainState(step, trainable, tx.init(trainable), skipped, in_a_row)
 
 
 def make_train_step(
@@ -44,7 +44,7 @@ def make_train_step(
         weight = sums["loss"].weight
         gradients = jax.tree.map(lambda g: g / jnp.where(weight > 0, weight, 1).astype(g.dtype), gradients)
 
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"].total)
         updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)

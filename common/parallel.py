@@ -1,0 +1,158 @@
+"""Three ways to run one step: `jit` on one device, `pmap` over all devices, `mesh` with data, fsdp and tensor axes.
+
+`make_layout` decides how; `place` and `place_batch` put trees where the step expects them, once; `compile_step` turns
+a pure step into the running one. The state looks the same in all three: plain global arrays, replicated under pmap.
+"""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from common.errors import UserError
+from common.models.layers import BATCH_AXES
+from common.step import TrainStep
+from common.types import PyTree
+
+PMAP_AXIS = "devices"
+Rules = Sequence[tuple[str, tuple[str | None, ...]]]  # (pattern searched in a leaf's path, its PartitionSpec)
+
+
+Mode = Literal["auto", "jit", "pmap", "mesh"]  # auto: jit on one device, a mesh on several
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; at most one may be -1, which stands for the devices that the others leave."""
+
+    data: int = -1  # mesh axis: rows split, parameters repeated
+    fsdp: int = 1  # mesh axis: rows split, and parameters split too and gathered layer by layer
+    tensor: int = 1  # mesh axis: heads, hidden units and vocabulary split
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A decided way to run: `mode`, the mesh of its devices, and how many parts the rows of a batch are cut into."""
+
+    mode: str
+    mesh: Mesh
+    row_shards: int
+
+    def context(self) -> contextlib.AbstractContextManager[Any]:
+        """The mesh in force, for `constrain` and splash attention; nothing under jit and pmap."""
+        return jax.set_mesh(self.mesh) if self.mode == "mesh" else contextlib.nullcontext()
+
+
+def make_layout(
+    mode: Mode = "auto", config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None
+) -> Layout:
+    """Decide how to run on these devices (all by default). Raises UserError where the mesh does not fit them."""
+    devices = list(jax.devices() if devices is None else devices)
+    config = config or MeshConfig()
+    if mode == "auto":
+        mode = "mesh" if len(devices) > 1 else "jit"
+    if mode == "jit":
+        return Layout(mode, _mesh(devices[:1], (PMAP_AXIS,), (1,)), 1)
+    if mode == "pmap":
+        return Layout(mode, _mesh(devices, (PMAP_AXIS,), (len(devices),)), len(devices))
+    sizes = [config.data, config.fsdp, config.tensor]
+    wild = [axis for axis, size in enumerate(sizes) if size == -1]
+    fixed = int(np.prod([size for size in sizes if size != -1]))
+    shown = f"data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}"
+    if len(wild) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"mesh: {shown} is not a mesh; give positive sizes and at most one -1 (the rest)")
+    if len(devices) % fixed or (not wild and fixed != len(devices)):
+        raise UserError(
+            f"mesh: {shown} needs a multiple of {fixed} devices and there are {len(devices)}; "
+            "choose sizes whose product is the number of devices, or -1 for one of them"
+        )
+    if wild:
+        sizes[wild[0]] = len(devices) // fixed
+    return Layout(mode, _mesh(devices, (*BATCH_AXES, "tensor"), tuple(sizes)), sizes[0] * sizes[1])
+
+
+def _mesh(devices: Sequence[jax.Device], names: tuple[str, ...], sizes: tuple[int, ...]) -> Mesh:
+    return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names), devices=devices)
+
+
+def shardings(tree: PyTree, layout: Layout, rules: Rules) -> PyTree:
+    """A sharding for every leaf (array or shape): the first rule whose pattern is found in the leaf's path.
+
+    An axis of a leaf that the mesh axis does not divide stays whole. Outside `mesh` everything is replicated.
+    """
+
+    def one(path, leaf) -> NamedSharding:
+        if layout.mode != "mesh":
+            return NamedSharding(layout.mesh, PartitionSpec())
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = next((spec for pattern, spec in rules if re.search(pattern, name)), ())[: len(leaf.shape)]
+        pairs = zip(spec, leaf.shape, strict=False)
+        fits = [axis if axis and size % layout.mesh.shape[axis] == 0 else None for axis, size in pairs]
+        return NamedSharding(layout.mesh, PartitionSpec(*fits))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def place(tree: PyTree, layout: Layout, rules: Rules = ()) -> PyTree:
+    """Put a tree on the devices, once, in the shardings of `rules`."""
+    return jax.device_put(tree, shardings(tree, layout, rules))
+
+
+def batch_sharding(layout: Layout) -> NamedSharding:
+    """How the rows of a batch are split."""
+    return NamedSharding(layout.mesh, PartitionSpec(BATCH_AXES if layout.mode == "mesh" else PMAP_AXIS))
+
+
+def place_batch(batch: PyTree, layout: Layout) -> PyTree:
+    """This process's rows of a batch, numpy [rows, ...], as global arrays split by rows.
+
+    Under pmap leaves become [devices, rows / devices, ...].
+    """
+    sharding = batch_sharding(layout)
+    parts = layout.row_shards // jax.process_count()
+
+    def one(leaf: np.ndarray) -> jax.Array:
+        if layout.mode == "pmap":
+            leaf = leaf.reshape(parts, -1, *leaf.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, leaf)
+
+    return jax.tree.map(one, batch)
+
+
+def compile_step(make_step: Callable[[str | None], TrainStep], layout: Layout) -> TrainStep:
+    """The step as it runs: `make_step` is given the axis name to reduce over (pmap) or None. The state is donated."""
+    if layout.mode == "pmap":
+        return jax.pmap(
+            make_step(PMAP_AXIS),
+            axis_name=PMAP_AXIS,
+            in_axes=(None, None, 0, None),
+            out_axes=(None, None),
+            devices=list(layout.mesh.devices.flat),
+            donate_argnums=0,
+        )
+    compiled: dict[tuple, TrainStep] = {}
+
+    def run(state: PyTree, frozen: PyTree, batch: PyTree, rng: jax.Array):
+        # The new state is pinned to the shardings of the old one, so that no step ever moves it.
+        if not compiled:
+            kept = jax.tree.map(lambda leaf: leaf.sharding, state)
+            compiled[()] = jax.jit(make_step(None), donate_argnums=0, out_shardings=(kept, None))
+        with layout.context():
+            return compiled[()](state, frozen, batch, rng)
+
+    return run
+
+
+def check_rows(rows: int, accumulate: int, layout: Layout) -> None:
+    """Raise UserError where the rows of a step cannot be cut evenly over devices and micro-batches."""
+    parts = layout.row_shards * accumulate
+    if rows % parts:
+        raise UserError(
+            f"batch_size: {rows} rows a step do not split over {layout.row_shards} devices x {accumulate} "
+            f"accumulation steps; choose a multiple of {parts}"
+        )
