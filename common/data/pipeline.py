@@ -1,0 +1,64 @@
+"""Batches of a plan as a Grain iterator, whose state is the number of global batches consumed.
+
+Every process walks all global batches and assembles its own slice of their rows, so the state is the same on all of
+them: keep `get_state()` as one small JSON item of the checkpoint. (`grain.checkpoint.CheckpointSave` writes one file
+per process, and refuses to restore on another number of processes.)
+"""
+
+from collections.abc import Iterator, Sequence
+
+import grain
+
+from common.data.encode import Example
+from common.data.packing import GlobalBatch, Plan, assemble, plan_in_order
+from common.errors import UserError
+from common.types import TextBatch
+
+
+def make_iterator(
+    plan: Plan,
+    examples: Sequence[Example],
+    pad_id: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    start: int = 0,
+) -> grain.DatasetIterator[TextBatch]:
+    """This process's rows of every batch of `plan`, from batch `start` on, as numpy.
+
+    `get_state()` is `{"next_index": n}` after n global batches; `set_state` continues from there, on any number of
+    processes. Process p has rows [p, p + 1) * rows / process_count.
+
+    Raises UserError where the rows of a batch cannot be divided among the processes.
+    """
+    batch_rows = len(plan[0].rows)
+    if batch_rows % process_count:
+        raise UserError(
+            f"{batch_rows} rows a batch cannot be divided among {process_count} processes; "
+            f"choose a multiple of {process_count}"
+        )
+    local_rows = batch_rows // process_count
+    mine = slice(process_index * local_rows, (process_index + 1) * local_rows)
+
+    def local_batch(batch: GlobalBatch) -> TextBatch:
+        return assemble(batch.rows[mine], examples, batch.length, pad_id)
+
+    # One thread is enough: assembling 16 rows of 2,048 tokens takes it about 2 ms on a CPU core.
+    read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    iterator = iter(grain.MapDataset.source(plan).map(local_batch).to_iter_dataset(read))
+    iterator.set_state({"next_index": start})
+    return iterator
+
+
+def evaluation_batches(
+    examples: Sequence[Example],
+    pad_id: int,
+    *,
+    batch_rows: int,
+    buckets: Sequence[int],
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[TextBatch]:
+    """Every example once, padded, without shuffling: for a validation loss."""
+    plan = plan_in_order([len(example.tokens) for example in examples], batch_rows=batch_rows, buckets=buckets)
+    return make_iterator(plan, examples, pad_id, process_index=process_index, process_count=process_count)
