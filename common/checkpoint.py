@@ -1,0 +1,155 @@
+"""Checkpoints with Orbax: the latest to resume from, and apart from it the best on validation.
+
+Each holds only what training changes, the position in the data, and a note that names the config and the base weights
+it belongs to. Orbax writes aside and renames, so a checkpoint that exists is whole; saving runs in the background.
+"""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from common.errors import UserError
+from common.types import PyTree, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """The two managers of a run directory, and the note that goes into every checkpoint."""
+
+    latest: ocp.CheckpointManager
+    best: ocp.CheckpointManager
+    note: dict[str, Any]  # {"base": {"name", "sha256"}, ...}
+
+    def close(self) -> None:
+        """Wait for what is being written. Raises UserError where it could not be."""
+        with _disk_errors(self.latest.directory):
+            self.latest.close()
+            self.best.close()
+
+
+def open_checkpoints(run_dir: Path, note: dict[str, Any]) -> Checkpoints:
+    """The checkpoints of a run directory, made if there are none yet."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    root = run_dir.absolute() / "checkpoints"
+    with _disk_errors(root):
+        latest = ocp.CheckpointManager(root / "latest", options=ocp.CheckpointManagerOptions(max_to_keep=2))
+        best = ocp.CheckpointManager(
+            root / "best",
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=1,
+                best_fn=lambda metrics: metrics["value"],
+                best_mode="min",
+                keep_checkpoints_without_metrics=False,
+            ),
+        )
+    return Checkpoints(latest, best, note)
+
+
+def save_latest(checkpoints: Checkpoints, state: TrainState, data: dict[str, int]) -> None:
+    """Save the state after its step, to resume from. Returns while the writing goes on."""
+    step = int(state.step)
+    if step in checkpoints.latest.all_steps():
+        return
+    trainable, rest = _split(state)
+    items = ocp.args.Composite(
+        trainable=ocp.args.StandardSave(trainable),
+        rest=ocp.args.StandardSave(rest),
+        data=ocp.args.JsonSave(data),
+        note=ocp.args.JsonSave(checkpoints.note),
+    )
+    with _disk_errors(checkpoints.latest.directory):
+        checkpoints.latest.save(step, args=items)
+
+
+def save_best(checkpoints: Checkpoints, state: TrainState, value: float) -> None:
+    """Offer the trainable tree as the best so far; it is kept if `value` (lower is better) beats the one there."""
+    step = int(state.step)
+    if step in checkpoints.best.all_steps():
+        return
+    items = ocp.args.Composite(
+        trainable=ocp.args.StandardSave(state.trainable), note=ocp.args.JsonSave(checkpoints.note)
+    )
+    with _disk_errors(checkpoints.best.directory):
+        checkpoints.best.save(step, args=items, metrics={"value": value})
+
+
+def restore_latest(checkpoints: Checkpoints, like: TrainState) -> tuple[TrainState, dict[str, int]] | None:
+    """The newest state, in the shardings of `like`, and its position in the data; None where there is none.
+
+    Raises UserError where it belongs to other base weights.
+    """
+    step = checkpoints.latest.latest_step()
+    if step is None:
+        return None
+    _check_note(checkpoints.latest, step, checkpoints.note)
+    trainable, rest = _split(like)
+    items = ocp.args.Composite(
+        trainable=ocp.args.StandardRestore(_abstract(trainable)),
+        rest=ocp.args.StandardRestore(_abstract(rest)),
+        data=ocp.args.JsonRestore(),
+    )
+    restored = checkpoints.latest.restore(step, args=items)
+    return TrainState(trainable=restored["trainable"], **restored["rest"]), restored["data"]
+
+
+def restore_trainable(checkpoints: Checkpoints, like: PyTree) -> tuple[int, PyTree]:
+    """(step, trainable tree) of the best checkpoint, or of the latest where no best was kept.
+
+    Raises UserError where there is no checkpoint, or it belongs to other base weights.
+    """
+    manager = checkpoints.latest if checkpoints.best.best_step() is None else checkpoints.best
+    step = manager.best_step() if manager is checkpoints.best else manager.latest_step()
+    if step is None:
+        raise UserError(f"{manager.directory.parent}: holds no checkpoint; train first")
+    _check_note(manager, step, checkpoints.note)
+    items = ocp.args.Composite(trainable=ocp.args.StandardRestore(_abstract(like)))
+    return step, manager.restore(step, args=items)["trainable"]
+
+
+def _split(state: TrainState) -> tuple[PyTree, dict[str, PyTree]]:
+    """The trainable tree, which is also read alone, and the rest by name."""
+    rest = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return rest.pop("trainable"), rest
+
+
+def _abstract(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
+def _check_note(manager: ocp.CheckpointManager, step: int, note: dict[str, Any]) -> None:
+    found = manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
+    if found["base"]["sha256"] != note["base"]["sha256"]:
+        raise UserError(
+            f"{manager.directory / str(step)}: was trained on the base {found['base']['name']} "
+            f"(sha256 {found['base']['sha256'][:12]}) and the base given is {note['base']['name']} "
+            f"(sha256 {note['base']['sha256'][:12]}); give the base it was trained on"
+        )
+
+
+@contextlib.contextmanager
+def _disk_errors(directory: Any) -> Iterator[None]:
+    """Turn errors of the file system into one line. Orbax and TensorStore raise them as several types."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        known = (
+            "No space left",
+            "Disk quota",
+            "File too large",
+            "Permission denied",
+            "Read-only",
+            "Input/output error",
+        )
+        reason = next((words for words in known if words.lower() in str(error).lower()), None)
+        if reason is None:
+            raise
+        raise UserError(
+            f"{directory}: the checkpoint could not be written ({reason}); earlier ones are untouched: "
+            "make room and run the same command again"
+        ) from error

@@ -1,0 +1,137 @@
+"""Typed frozen dataclasses <-> command line <-> config.json.
+
+A config is a frozen dataclass of plain values and further such dataclasses. The command line shows every field with
+its default and its comment (tyro); `config.json` in a run directory records them; both refuse names they do not know.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from common.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def parse(config_class: type[Config], default: Config, arguments: Sequence[str], program: str) -> Config:
+    """The config that `arguments` make of `default`; `--help` prints and exits. Raises UserError in one line."""
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                config_class, default=default, args=list(arguments), prog=program, config=(tyro.conf.FlagConversionOff,)
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        lines = [line.strip(" -│╭╰╮╯─") for line in complaint.getvalue().splitlines()]
+        text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
+        raise UserError(f"{program}: {text}; see {program} --help") from None
+
+
+def choose_preset(presets: Mapping[str, Config], name: str) -> Config:
+    """The preset of that name. Raises UserError with the nearest match."""
+    if name not in presets:
+        raise UserError(f"--preset {name}: unknown{_nearest(name, presets)}; presets are {', '.join(presets)}")
+    return presets[name]
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The config as nested dictionaries of JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_json(config_class: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """The config that `to_json` recorded. Raises UserError for unknown or missing names and values of a wrong type."""
+    hints = typing.get_type_hints(config_class)
+    for name in values:
+        if name not in hints:
+            raise UserError(f"{where}: unknown field {name!r}{_nearest(name, hints)}")
+    missing = hints.keys() - values.keys()
+    if missing:
+        raise UserError(f"{where}: missing field {min(missing)!r}; it was written by another version")
+    return config_class(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, dict):
+            return from_json(hint, value, where)  # type: ignore[arg-type]  # is_dataclass is also true of instances
+    elif typing.get_origin(hint) is tuple:
+        if isinstance(value, list):
+            return tuple(_value(typing.get_args(hint)[0], item, where) for item in value)
+    elif typing.get_origin(hint) is typing.Literal:
+        if value in typing.get_args(hint):
+            return value
+    elif typing.get_origin(hint) is types.UnionType:
+        if value is None or isinstance(value, typing.get_args(hint)):
+            return value
+    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise UserError(f"{where}: {value!r} is not a {getattr(hint, '__name__', str(hint))}")
+
+
+def claim_run_directory(run_dir: Path, config: Any) -> None:
+    """Make `run_dir` the directory of this config: write config.json, or check the one that is there.
+
+    Raises UserError where the directory cannot be written, or belongs to a run of another config.
+    """
+    path = run_dir / "config.json"
+    values = to_json(config)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            different = _differences(json.loads(path.read_text(encoding="utf-8")), values)
+            if different:
+                raise UserError(
+                    f"{run_dir}: holds a run of another config ({'; '.join(different[:3])}); "
+                    "give the same options to continue it, or another --run-dir"
+                )
+            # A run continues only where it can also write.
+            (run_dir / ".writable").touch()
+            (run_dir / ".writable").unlink()
+            return
+        if any(run_dir.iterdir()):
+            raise UserError(f"{run_dir}: is not empty and holds no config.json; give another --run-dir")
+        aside = path.with_suffix(".json.partial")
+        aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        aside.rename(path)
+    except OSError as error:
+        raise UserError(f"{run_dir}: cannot be written ({error.strerror}); give another --run-dir") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: is not JSON ({error}); give another --run-dir") from error
+
+
+def read_config(config_class: type[Config], run_dir: Path) -> Config:
+    """The config of a run directory. Raises UserError where there is none."""
+    path = run_dir / "config.json"
+    try:
+        return from_json(config_class, json.loads(path.read_text(encoding="utf-8")), str(path))
+    except FileNotFoundError:
+        raise UserError(f"{run_dir}: no config.json there; expected the --run-dir of a training run") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a config ({error})") from None
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(old.keys() | new.keys())
+        return [line for key in names for line in _differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))]
+    return [] if old == new else [f"{name} was {old!r} and is now {new!r}"]
+
+
+def _nearest(name: str, names: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(re.sub("-", "_", name), names, 1) or difflib.get_close_matches(name, names, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
