@@ -148,6 +148,25 @@ def compile_step(make_step: Callable[[str | None], TrainStep], layout: Layout) -
     return run
 
 
+def compile_evaluation(sums: Callable[..., PyTree], layout: Layout) -> Callable[..., PyTree]:
+    """Run `sums(trainable, frozen, batch, rng)`, a tree of sums over rows, as `compile_step` runs a step."""
+    if layout.mode == "pmap":
+        return jax.pmap(
+            lambda *args: jax.lax.psum(sums(*args), PMAP_AXIS),
+            axis_name=PMAP_AXIS,
+            in_axes=(None, None, 0, None),
+            out_axes=None,
+            devices=list(layout.mesh.devices.flat),
+        )
+    compiled = jax.jit(sums)
+
+    def run(*args: PyTree) -> PyTree:
+        with layout.context():
+            return compiled(*args)
+
+    return run
+
+
 def check_rows(rows: int, accumulate: int, layout: Layout) -> None:
     """Raise UserError where the rows of a step cannot be cut evenly over devices and micro-batches."""
     parts = layout.row_shards * accumulate

@@ -1,0 +1,114 @@
+"""Configuration of RetSTA training, and the presets: the demo, real chest X-ray reports, the paper's two models.
+
+The paper gives batch 2, accumulation 8, AdamW, warm-up ratio 0.03, learning rate 3e-5, one epoch for RetSTA-7B-Zero and
+three for RetSTA-7B. LoRA rank, alpha and targets, the schedule and the prompt are not published; the defaults here
+are our choices.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from common.lora import LoraConfig
+from common.models.attention import Implementation
+from common.models.qwen2 import Remat
+from common.optim import OptimConfig
+from common.parallel import MeshConfig, Mode
+
+EMBEDDED_BASE = Path(__file__).parent / "assets" / "base"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which report pairs to learn from."""
+
+    corpus: Literal["fundus", "openi", "jsonl"] = "fundus"  # generated; the Open-i archive; files of your own
+    language: Literal["zh", "en", "both"] = "both"  # of generated reports
+    train_size: int = 4000  # generated pairs
+    validation_size: int = 100  # generated pairs, or Open-i reports set aside from the training part
+    test_size: int = 200  # generated pairs
+    archive: str = ""  # Open-i: NLMCXR_reports.tgz, as published
+    test_ids: str = ""  # Open-i: openi-testset.txt, the ids of the test part
+    train: str = ""  # jsonl: rows {"id", "source", "target", "language"?}
+    validation: str = ""  # jsonl
+    test: str = ""  # jsonl
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The base model and how to compute with it."""
+
+    base: str = (
+        "embedded"  # directory of a Qwen2 / Qwen2.5 model in the hub's layout; "embedded": the small shipped one
+    )
+    tuning: Literal["lora", "full"] = "lora"  # what is trained: adapters beside the frozen base, or the base itself
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation
+    param_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of a frozen base; what is trained is float32
+    attention: Implementation = "auto"
+    remat: Remat = "full"  # what the backward pass recomputes: nothing, all but large products, each layer whole
+    loss_chunk: int = 128  # positions of each row whose logits exist at one time
+
+
+@dataclasses.dataclass(frozen=True)
+class RetstaConfig:
+    """Everything that decides a training run."""
+
+    instruction: str = (
+        "Rewrite the fundus report in standard form and standard terms, in its own language.\n"
+        "请用报告原来的语言,将眼底报告改写为使用标准术语的标准报告。"
+    )
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
+    epochs: int = 1
+    max_steps: int = 0  # updates after which to end; 0: after all epochs
+    checkpoint_every: int = 100  # updates between checkpoints; the last update always gets one
+    evaluate_every: int = 100  # updates between validations, after which the best checkpoint may change
+    batch_size: int = 16  # rows of one update, over all devices
+    micro_batch: int = 2  # rows that one device takes at a time; the rest is accumulation
+    max_length: int = 2048  # tokens of a row; a longer example is left out and counted
+    packing: bool = False  # several examples in a row; else one, padded to the next of `buckets`
+    buckets: tuple[int, ...] = (256, 512, 1024, 2048)
+    max_new_tokens: int = 512  # of a standard report
+    seed: int = 0
+    tensorboard: bool = True  # write TensorBoard event files
+    wandb_project: str = ""  # Weights & Biases project to send numbers to; "": none
+
+
+RETSTA_7B_ZERO = RetstaConfig(data=DataConfig(corpus="jsonl"), model=ModelConfig(base=""), mesh=MeshConfig(1, -1, 1))
+
+SMALL = ModelConfig(dtype="float32", param_dtype="float32", remat="none", loss_chunk=64)
+
+PRESETS: dict[str, RetstaConfig] = {
+    "demo": RetstaConfig(
+        instruction="Standardize / 标准化",
+        model=SMALL,
+        lora=LoraConfig(rank=16, alpha=32.0, dropout=0.0),
+        optim=OptimConfig(learning_rate=3e-3),
+        epochs=2,
+        batch_size=8,
+        micro_batch=8,
+        max_length=512,
+        packing=True,
+        buckets=(128, 256, 512),
+        max_new_tokens=192,
+    ),
+    "openi": RetstaConfig(
+        instruction="Codes",
+        data=DataConfig(corpus="openi", validation_size=200),
+        model=dataclasses.replace(SMALL, tuning="full"),
+        optim=OptimConfig(learning_rate=1e-3, weight_decay=0.01),
+        epochs=6,
+        batch_size=8,
+        micro_batch=8,
+        max_length=768,
+        packing=True,
+        buckets=(128, 256, 512, 768),
+        max_new_tokens=192,
+    ),
+    "retsta-7b-zero": RETSTA_7B_ZERO,
+    "retsta-7b": dataclasses.replace(RETSTA_7B_ZERO, epochs=3),
+}

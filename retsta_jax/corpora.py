@@ -1,0 +1,66 @@
+"""The three sources of report pairs as training, validation and test parts."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from common.data.cleaning import clean_report
+from common.data.openi import openi_pairs, openi_splits, read_openi, read_test_ids
+from common.data.records import Quarantine, ReportPair, check_splits
+from common.errors import UserError
+from common.jsonl import read_rows
+from retsta_jax.config import RetstaConfig
+from retsta_jax.corpus import make_splits
+
+
+class Splits(NamedTuple):
+    """The parts of a corpus; no id is in two of them."""
+
+    train: list[ReportPair]
+    validation: list[ReportPair]
+    test: list[ReportPair]
+
+
+def load_splits(config: RetstaConfig, quarantine: Quarantine) -> Splits:
+    """The pairs that `config.data` names. Unusable records are counted in `quarantine`; raises UserError."""
+    data = config.data
+    if data.corpus == "fundus":
+        sizes = data.train_size, data.validation_size, data.test_size
+        return Splits(**make_splits(*sizes, seed=config.seed, language=data.language))
+    if data.corpus == "openi":
+        for name in ("archive", "test_ids"):
+            if not getattr(data, name):
+                raise UserError(
+                    f"data.{name}: not given; corpus openi needs --data.archive NLMCXR_reports.tgz and "
+                    "--data.test-ids openi-testset.txt"
+                )
+        pairs = openi_pairs(read_openi(Path(data.archive)), quarantine)
+        test_ids = read_test_ids(Path(data.test_ids))
+        return Splits(**openi_splits(pairs, test_ids, data.validation_size, config.seed))
+    files = {name: getattr(data, name) for name in Splits._fields}
+    for name, file in files.items():
+        if not file:
+            raise UserError(
+                f'data.{name}: not given; corpus jsonl needs files of rows {{"id", "source", "target"}} as '
+                "--data.train, --data.validation and --data.test"
+            )
+    parts = {name: read_pairs(Path(file)) for name, file in files.items()}
+    check_splits(parts)
+    return Splits(**parts)
+
+
+def read_pairs(file: Path) -> list[ReportPair]:
+    """Pairs from rows {"id", "source", "target"} with an optional "language" (en or zh; else by its characters)."""
+    pairs = []
+    for row in read_rows(file, {"id": str, "source": str, "target": str}):
+        language = row.get("language") or language_of(row["source"])
+        if language not in ("en", "zh"):
+            raise UserError(f"{file}: row {row['id']}: language is {language!r}, expected en or zh")
+        pairs.append(ReportPair(row["id"], clean_report(row["source"]), clean_report(row["target"]), language))
+    return pairs
+
+
+def language_of(text: str) -> str:
+    """`zh` where a fifth of the letters or more are Chinese characters, else `en`."""
+    letters = [character for character in text if character.isalpha()]
+    chinese = sum("\u4e00" <= character <= "\u9fff" for character in letters)
+    return "zh" if chinese * 5 >= len(letters) and chinese else "en"

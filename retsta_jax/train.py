@@ -1,0 +1,208 @@
+"""Fine-tuning Qwen2.5 to standardize reports: `sft_loss` is what is learned, `train_run` puts the engine around it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array
+
+from common.checkpoint import open_checkpoints, restore_trainable
+from common.config import claim_run_directory
+from common.data.encode import Example, encode_examples
+from common.data.packing import plan_epochs
+from common.data.pipeline import evaluation_batches, make_iterator
+from common.data.records import Quarantine
+from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
+from common.errors import UserError
+from common.flops import peak_flops, sft_flops
+from common.lora import LoraConfig, init_lora, scaled
+from common.losses import answer_loss, token_logprobs
+from common.models.qwen2 import SHARDING_RULES, Qwen2, Qwen2Config, output_head
+from common.models.qwen2_weights import config_from_directory, load_qwen2, param_shapes, save_qwen2
+from common.optim import make_optimizer, make_schedule
+from common.parallel import (
+    Layout,
+    check_rows,
+    compile_evaluation,
+    compile_step,
+    make_layout,
+    place,
+    place_batch,
+    shardings,
+)
+from common.peft import save_peft
+from common.step import LossFn, init_state, make_train_step
+from common.train_loop import train
+from common.types import LossSum, PyTree, TextBatch, TrainState
+from common.weights import fingerprint_directory
+from retsta_jax.config import EMBEDDED_BASE, RetstaConfig
+from retsta_jax.corpora import Splits, load_splits
+from retsta_jax.prompts import encode_pairs
+
+
+class Base(NamedTuple):
+    """A base model that has been read: where it lies, its sizes, parameters on the devices, and its tokenizer."""
+
+    directory: Path
+    config: Qwen2Config
+    params: PyTree
+    tokenizer: Tokenizer
+
+
+def model_variables(trainable: PyTree, frozen: PyTree, lora: LoraConfig) -> dict[str, PyTree]:
+    """What `Qwen2.apply` takes: with adapters, the frozen base and the scaled adapters; else what is trained."""
+    if "params" in frozen:
+        return {"params": frozen["params"], "lora": scaled(trainable, lora)}
+    return {"params": trainable}
+
+
+def sft_loss(
+    trainable: PyTree,
+    frozen: PyTree,
+    batch: TextBatch,
+    rng: Array,
+    *,
+    config: Qwen2Config,
+    lora: LoraConfig,
+    chunk: int,
+) -> tuple[LossSum, dict[str, LossSum]]:
+    """Cross-entropy of the answer tokens. Adapters are trained where `frozen` holds a base, else the whole model."""
+    variables = model_variables(trainable, frozen, lora)
+    dropout = {"dropout": rng} if lora.dropout > 0 else {}
+    model = Qwen2(config, lora.dropout)
+    hidden, _ = model.apply(variables, batch.tokens, batch.positions, batch.segments, rngs=dropout)
+    head = output_head(variables["params"])
+    logp = token_logprobs(hidden, head, batch.targets, chunk=chunk, head_trained="lora" not in variables)
+    return answer_loss(logp, batch.weights), {}
+
+
+def base_directory(config: RetstaConfig) -> Path:
+    """Where the base model lies. Raises UserError where none is named."""
+    if config.model.base == "embedded":
+        return EMBEDDED_BASE
+    if not config.model.base:
+        raise UserError("model.base: not given; name the directory of Qwen2.5-7B-Instruct with --model.base DIR")
+    return Path(config.model.base)
+
+
+def load_base(config: RetstaConfig, layout: Layout) -> Base:
+    """The base model and its tokenizer, read straight into the shardings of `layout`. Raises UserError."""
+    directory = base_directory(config)
+    sizes = config_from_directory(directory)
+    tokenizer = load_tokenizer(directory)
+    check_vocabulary(tokenizer, sizes)
+    stored = "float32" if config.model.tuning == "full" else config.model.param_dtype
+    targets = shardings(param_shapes(sizes), layout, SHARDING_RULES)
+    sizes, params = load_qwen2(directory, dtype=config.model.dtype, param_dtype=stored, shardings=targets)
+    sizes = dataclasses.replace(sizes, attention=config.model.attention, remat=config.model.remat)
+    return Base(directory, sizes, params, tokenizer)
+
+
+def initial_trees(config: RetstaConfig, base: Base, layout: Layout) -> tuple[PyTree, PyTree]:
+    """(trainable, frozen) before the first step, placed."""
+    if config.model.tuning == "full":
+        return base.params, {}
+    adapters = init_lora(param_shapes(base.config), config.lora, jax.random.key(config.seed))
+    return place(adapters, layout, SHARDING_RULES), {"params": base.params}
+
+
+def make_validation(
+    config: RetstaConfig, base: Base, examples: list[Example], frozen: PyTree, loss: LossFn, layout: Layout
+) -> Callable[[TrainState], float]:
+    """A function of the state: mean cross-entropy of the answer tokens of `examples`, without dropout."""
+
+    def sums(trainable: PyTree, frozen: PyTree, batch: TextBatch, rng: Array) -> LossSum:
+        return loss(trainable, frozen, batch, rng)[0]
+
+    evaluate = compile_evaluation(sums, layout)
+    rng = place(jax.random.key(0), layout)
+    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    rows = layout.row_shards * config.micro_batch
+
+    def validation_loss(state: TrainState) -> float:
+        total = weight = 0.0
+        buckets = [*[size for size in config.buckets if size < config.max_length], config.max_length]
+        for batch in evaluation_batches(examples, base.tokenizer.pad_id, batch_rows=rows, buckets=buckets, **here):
+            part = evaluate(state.trainable, frozen, place_batch(batch, layout), rng)
+            total, weight = total + float(part.total), weight + float(part.weight)
+        return total / weight
+
+    return validation_loss
+
+
+def export(config: RetstaConfig, base: Base, trainable: PyTree, run_dir: Path) -> None:
+    """Write what was trained for others to use: `adapter/` as PEFT does, or a whole model in `model/`."""
+    if config.model.tuning == "full":
+        save_qwen2(run_dir / "model", base.config, trainable, source=base.directory)
+    else:
+        save_peft(run_dir / "adapter", trainable, config.lora, str(base.directory))
+
+
+def checkpoint_note(directory: Path) -> dict[str, Any]:
+    """What every checkpoint says about the base weights it belongs to."""
+    return {"base": {"name": directory.name, "sha256": fingerprint_directory(directory)}}
+
+
+def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
+    """Train, or continue, the run in `run_dir`, and export its best weights there. Returns them.
+
+
+    Raises UserError for bad input before anything is trained.
+    """
+    layout = make_layout(config.parallel, config.mesh)
+    accumulate = max(config.batch_size // (layout.row_shards * config.micro_batch), 1)
+    check_rows(config.batch_size, accumulate, layout)
+    quarantine = Quarantine()
+    splits = load_splits(config, quarantine)
+    directory = base_directory(config)
+    note = checkpoint_note(directory)
+    claim_run_directory(run_dir, config)
+    base = load_base(config, layout)
+    encode = functools.partial(encode_pairs, base.tokenizer, config.instruction)
+    examples = encode_examples(encode(splits.train), config.max_length, quarantine)
+    held_out = encode_examples(encode(splits.validation), config.max_length, quarantine)
+    if jax.process_index() == 0:
+        quarantine.write(run_dir / "quarantine.jsonl")
+        if quarantine:
+            print(quarantine.summary(), flush=True)
+    plan = plan_epochs(
+        [len(example.tokens) for example in examples],
+        batch_rows=config.batch_size,
+        epochs=config.epochs,
+        max_length=config.max_length,
+        packing=config.packing,
+        buckets=config.buckets,
+        seed=config.seed,
+    )
+    total_steps = min(len(plan), config.max_steps or len(plan))
+    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    loss = functools.partial(sft_loss, config=base.config, lora=config.lora, chunk=config.model.loss_chunk)
+    tx = make_optimizer(config.optim, total_steps)
+    trainable, frozen = initial_trees(config, base, layout)
+    checkpoints = open_checkpoints(run_dir, note)
+    state = train(
+        place(init_state(trainable, tx), layout, SHARDING_RULES),
+        frozen,
+        make_iterator(plan, examples, base.tokenizer.pad_id, **here),
+        compile_step(lambda axis: make_train_step(loss, tx, accumulate, axis), layout),
+        run_dir=run_dir,
+        total_steps=total_steps,
+        rng=place(jax.random.key(config.seed), layout),
+        layout=layout,
+        checkpoints=checkpoints,
+        schedule=make_schedule(config.optim, total_steps),
+        validation_loss=make_validation(config, base, held_out, frozen, loss, layout),
+        flops_per_batch=functools.partial(sft_flops, base.config, config.lora if frozen else None),
+        peak_flops=peak_flops(jax.devices()[0]),
+        checkpoint_every=config.checkpoint_every,
+        evaluate_every=config.evaluate_every,
+        tensorboard=config.tensorboard,
+        wandb_project=config.wandb_project,
+    )
+    _, best = restore_trainable(checkpoints, state.trainable)
+    checkpoints.close()
+    export(config, base, best, run_dir)
+    return best
