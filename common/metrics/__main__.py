@@ -1,8 +1,8 @@
 """`python -m common.metrics FILE.jsonl`: text metrics of rows {"id", "prediction", "reference"} as one JSON object.
 
 The object holds each metric under its key, then `intervals` (95%, bootstrap over reports), `constant_report` (the
-scores of one report for all, chosen from the references), `distinct_outputs`, `count`, `language`, and `notes` on what is
-absent and why.
+scores of one report for all, chosen from the references), `distinct_outputs`, `count`, `language`, and `notes` on
+what is absent and why.
 """
 
 import argparse

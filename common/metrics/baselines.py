@@ -8,24 +8,26 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from common.errors import UserError
+from common.metrics.overlap import ORDERS, ngrams
 from common.metrics.tokenize import Language, characters
 
 
 def constant_report(reports: Sequence[str], *, language: Language = "en") -> str:
-    """The report most similar to all the others: the medoid by cosine of word counts, the first one of equals.
+    """The report most similar to all of them: the medoid by the cosines of 1- to 4-gram counts, the first of equals.
 
-    The most frequent report would be arbitrary where nearly every text is unique. Taken from training reports it is a
-    fair baseline; taken from the references themselves it is an optimistic one, a bound on what saying nothing gives.
+    The most frequent report would be arbitrary where nearly every text is unique, and a weak baseline: on IU X-ray it
+    has half the BLEU-4 of this one. Taken from training reports it is a fair baseline; taken from the references
+    themselves an optimistic one, a bound on what a single text can give.
     """
     if not reports:
         raise UserError("a constant report needs at least one report to choose from")
     tokens = str.split if language == "en" else characters
     vectors = {report: _unit_counts(tokens(report)) for report in dict.fromkeys(reports)}
-    centre: dict[str, float] = defaultdict(float)
+    centre: dict[tuple[str, ...], float] = defaultdict(float)
     for report, times in Counter(reports).items():
-        for token, weight in vectors[report].items():
-            centre[token] += times * weight
-    return max(vectors, key=lambda report: sum(weight * centre[token] for token, weight in vectors[report].items()))
+        for ngram, weight in vectors[report].items():
+            centre[ngram] += times * weight
+    return max(vectors, key=lambda report: sum(weight * centre[ngram] for ngram, weight in vectors[report].items()))
 
 
 def nearest_reports(
@@ -57,13 +59,18 @@ def nearest_reports(
     nearest: list[str] = []
     rows = 512  # bounds the dense block of similarities, rows x training reports
     for start in range(0, len(sources), rows):
-        similarity = (vectorizer.transform(sources[start : start + rows]) @ train.T).toarray()
+        # Rounded, because the same words in another order differ in the last bit and would decide between equals.
+        similarity = (vectorizer.transform(sources[start : start + rows]) @ train.T).toarray().round(12)
         best, score = similarity.argmax(axis=1), similarity.max(axis=1)
         nearest += [train_targets[index] if value > 0 else fallback for index, value in zip(best, score, strict=True)]
     return nearest
 
 
-def _unit_counts(tokens: Sequence[str]) -> dict[str, float]:
-    counts = Counter(tokens)
-    norm = math.sqrt(sum(count * count for count in counts.values()))
-    return {token: count / norm for token, count in counts.items()}
+def _unit_counts(tokens: Sequence[str]) -> dict[tuple[str, ...], float]:
+    """Counts of 1- to 4-grams, each order scaled to length 1 so that the cosines of all orders weigh alike."""
+    unit: dict[tuple[str, ...], float] = {}
+    for order in range(1, ORDERS + 1):
+        counts = ngrams(tokens, order)
+        norm = math.sqrt(sum(count * count for count in counts.values()))
+        unit |= {ngram: count / norm for ngram, count in counts.items()}
+    return unit

@@ -4,7 +4,7 @@ A corpus score such as BLEU is no mean of report scores, but it depends on the r
 lengths). With those per-report numbers kept, a resample is one small matrix product instead of a new evaluation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,19 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """(low, high) of each score: the percentiles that leave out (1 - level) / 2 of the resamples at each end."""
     return _percentiles(measure.names, resampled_scores(measure, resamples, seed), level)
+
+
+def summarize(
+    measures: Sequence[Measure], *, with_intervals: bool = True, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """{name: {"value": v, "low": l, "high": h}} of measures; low and high only `with_intervals`."""
+    result: dict[str, dict[str, float]] = {}
+    for measure in measures:
+        result |= {name: {"value": value} for name, value in values(measure).items()}
+        if with_intervals:
+            for name, (low, high) in intervals(measure, seed=seed).items():
+                result[name] |= {"low": low, "high": high}
+    return result
 
 
 def paired_difference(

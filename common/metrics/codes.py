@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from common.errors import UserError
-from common.metrics.bootstrap import Measure
-from common.metrics.text import summarize
+from common.metrics.bootstrap import Measure, summarize
 
 SCORES = ("precision", "recall", "F1", "mean-F1", "exact-match")
 
@@ -37,7 +36,7 @@ def evaluate_codes(
         code_measure("codes", predictions, references),
         code_measure("heads", [*map(heads, predictions)], [*map(heads, references)]),
     ]
-    return summarize(measures, intervals=intervals, seed=seed)
+    return summarize(measures, with_intervals=intervals, seed=seed)
 
 
 def heads(codes: AbstractSet[str]) -> frozenset[str]:

@@ -24,7 +24,7 @@ DEBIAN_WORDNET = Path("/usr/share/wordnet")
 
 def meteor(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Measure:
     """nltk/METEOR of English tokens. Raises UserError where there is no WordNet."""
-    wordnet = _load_wordnet(os.environ.get(WORDNET_VARIABLE))
+    wordnet = load_wordnet()
     from nltk.stem.porter import PorterStemmer
 
     synonyms = _Words(synsets=functools.cache(wordnet.synsets))
@@ -58,10 +58,12 @@ def _scores(
     )
 
 
-@functools.cache
-def _load_wordnet(directory: str | None) -> Any:
-    """A reader of the directory named by the user, else of nltk's own data, else of Debian's wordnet-base."""
-    if directory:
+def load_wordnet() -> Any:
+    """nltk's reader of WordNet: of the directory named by the user, else of nltk's data, else of Debian's wordnet-base.
+
+    Raises UserError where there is none.
+    """
+    if directory := os.environ.get(WORDNET_VARIABLE):
         return _read_directory(Path(directory))
     from nltk.corpus import wordnet
 
@@ -79,6 +81,7 @@ def _load_wordnet(directory: str | None) -> Any:
     return wordnet
 
 
+@functools.cache
 def _read_directory(directory: Path) -> Any:
     import nltk.data
     from nltk.corpus.reader.wordnet import WordNetCorpusReader, WordNetError

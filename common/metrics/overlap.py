@@ -24,7 +24,7 @@ def ngram_statistics(predictions: Sequence[Tokens], references: Sequence[Tokens]
     """Per report: matched n-grams (clipped) for n = 1..4, predicted n-grams for n = 1..4, both lengths in tokens."""
     rows = [
         [
-            *((_ngrams(prediction, order) & _ngrams(reference, order)).total() for order in range(1, ORDERS + 1)),
+            *((ngrams(prediction, order) & ngrams(reference, order)).total() for order in range(1, ORDERS + 1)),
             *(max(0, len(prediction) - order + 1) for order in range(1, ORDERS + 1)),
             len(prediction),
             len(reference),
@@ -114,5 +114,6 @@ def _bleu_names(convention: str) -> tuple[str, ...]:
     return tuple(f"{convention}/BLEU-{order}" for order in range(1, ORDERS + 1))
 
 
-def _ngrams(tokens: Tokens, order: int) -> Counter[tuple[str, ...]]:
+def ngrams(tokens: Tokens, order: int) -> Counter[tuple[str, ...]]:
+    """How often each n-gram stands in the tokens."""
     return Counter(zip(*(tokens[start:] for start in range(order)), strict=False))

@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from common.errors import UserError
-from common.metrics import bootstrap
-from common.metrics.bootstrap import Measure
+from common.metrics.bootstrap import Measure, summarize
 from common.metrics.meteor import meteor, meteor_exact
 from common.metrics.overlap import coco_bleu, coco_rouge, ngram_statistics, nltk_bleu, nltk_rouge
 from common.metrics.tokenize import Language, characters, jieba_words
@@ -45,7 +44,7 @@ def evaluate_texts(
             f"{len(predictions)} predictions and {len(references)} references: expected as many of each, at least one"
         )
     measures, notes = text_measures(predictions, references, language, convention)
-    result: dict[str, Any] = summarize(measures, intervals=intervals, seed=seed)
+    result: dict[str, Any] = summarize(measures, with_intervals=intervals, seed=seed)
     result.update(dict.fromkeys(notes), distinct_outputs=distinct_outputs(predictions), notes=notes)
     return result
 
@@ -87,17 +86,6 @@ def text_measures(
                 raise
             notes["nltk/METEOR"] = str(error)
     return measures, notes
-
-
-def summarize(measures: Sequence[Measure], *, intervals: bool = True, seed: int = 0) -> dict[str, dict[str, float]]:
-    """{name: {"value": v, "low": l, "high": h}} of measures; low and high only with `intervals`."""
-    result: dict[str, dict[str, float]] = {}
-    for measure in measures:
-        result |= {name: {"value": value} for name, value in bootstrap.values(measure).items()}
-        if intervals:
-            for name, (low, high) in bootstrap.intervals(measure, seed=seed).items():
-                result[name] |= {"low": low, "high": high}
-    return result
 
 
 def distinct_outputs(predictions: Sequence[str]) -> float:

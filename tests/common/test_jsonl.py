@@ -1,0 +1,74 @@
+"""Rows in and out: order, line numbers in errors, whole files only."""
+
+import pytest
+
+from common.errors import UserError
+from common.jsonl import read_rows, write_rows
+
+REQUIRED = {"id": str | int, "text": str}
+
+
+def test_rows_survive_a_round_trip(tmp_path) -> None:
+    rows: list[dict[str, object]] = [
+        {"id": "a", "text": "视盘 \u2028 “0.6”", "more": [1, None]},
+        {"id": 2, "text": "line\nbreak"},
+    ]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_rows(tmp_path / "rows.jsonl", REQUIRED) == rows
+    assert "视盘" in (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
+
+
+def test_blank_lines_byte_order_mark_and_carriage_returns_are_accepted(tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf\r\n{"id": 1, "text": ""}\r\n  \n{"id": "1", "text": "b"}')
+    assert [row["id"] for row in read_rows(path, REQUIRED)] == [1, "1"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"id": "b", "text": "t"', "line 3: not JSON"),
+        (b"[" * 100_000, "line 3: not JSON"),
+        (b'["b", "t"]', "line 3: expected a JSON object, found list"),
+        (b'{"id": "b"}', "line 3: key 'text' is missing; expected 'id', 'text'"),
+        (b'{"id": "b", "text": null}', "line 3: 'text' must be str, found NoneType"),
+        (b'{"id": true, "text": "t"}', r"line 3: 'id' must be str \| int, found bool"),
+        (b'{"id": "a", "text": "t"}', "line 3: id 'a' stands already on line 1"),
+        (b'{"id": "b", "text": "caf\xe9"}', "line 3: not UTF-8 at byte 25"),
+        (b'{"id": "b", "text": "\\ud800"}', "line 3: 'text' holds an unpaired surrogate"),
+    ],
+)
+def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, message) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"id": "a", "text": "t"}\n\n' + line + b"\n")
+    with pytest.raises(UserError, match=rf"rows\.jsonl, {message}"):
+        read_rows(path, REQUIRED)
+
+
+def test_files_without_rows_or_that_cannot_be_read_are_refused(tmp_path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n \n")
+    with pytest.raises(UserError, match=r"empty\.jsonl: no rows"):
+        read_rows(tmp_path / "empty.jsonl", REQUIRED)
+    with pytest.raises(UserError, match=r"missing\.jsonl: cannot be read \(No such file"):
+        read_rows(tmp_path / "missing.jsonl", REQUIRED)
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory"):
+        read_rows(tmp_path, REQUIRED)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [{"id": "old"}])
+
+    def rows():
+        yield {"id": "new"}
+        raise RuntimeError("stopped half-way")
+
+    with pytest.raises(RuntimeError):
+        write_rows(path, rows())
+    assert [row["id"] for row in read_rows(path, {"id": str})] == ["old"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"nowhere/rows\.jsonl: cannot be written"):
+        write_rows(tmp_path / "nowhere" / "rows.jsonl", [])

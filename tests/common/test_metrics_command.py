@@ -1,0 +1,76 @@
+"""`python -m common.metrics`: one JSON object out, one clear line on bad input, no slow imports."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from common.metrics.__main__ import main
+
+ROWS = [
+    {"id": "a", "prediction": "the heart is normal in size .", "reference": "heart size is normal ."},
+    {"id": "b", "prediction": "no pleural effusion seen .", "reference": "no pleural effusion or pneumothorax ."},
+]
+
+
+def write(tmp_path, text: str) -> str:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "common.metrics", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_prints_one_object_of_numbers_intervals_and_baseline(tmp_path) -> None:
+    done = run(write(tmp_path, "\n\n".join(map(json.dumps, ROWS))), "--convention", "coco")
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads(done.stdout)
+    names = {f"coco/BLEU-{order}" for order in range(1, 5)} | {"coco/ROUGE-L"}
+    assert {key for key in result if "/" in key} == set(result["intervals"]) == set(result["constant_report"]) == names
+    for name in names:
+        low, high = result["intervals"][name]
+        assert 0 <= low <= result[name] <= high <= 1
+    assert result["coco/BLEU-1"] != result["constant_report"]["coco/BLEU-1"]
+    assert (result["count"], result["distinct_outputs"], result["notes"]) == (2, 1, {})
+
+
+def test_absent_meteor_is_null_with_a_note_and_a_warning(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("MEDREPORT_WORDNET", str(tmp_path / "nowhere"))
+    main([write(tmp_path, "\n".join(map(json.dumps, ROWS)))])
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert result["nltk/METEOR"] is None
+    assert result["constant_report"]["nltk/METEOR"] is None
+    assert "nltk/METEOR" not in result["intervals"]
+    assert "nowhere" in result["notes"]["nltk/METEOR"]
+    assert printed.err.startswith("warning: nltk/METEOR is absent")
+    assert result["nltk/ROUGE-L"] > 0
+
+
+def test_chinese_rows_score_by_character(tmp_path, capsys) -> None:
+    rows = [{"id": 1, "prediction": "视盘边界清晰", "reference": "视盘边界清"}]
+    main([write(tmp_path, json.dumps(rows[0])), "--language", "zh", "--convention", "coco"])
+    assert json.loads(capsys.readouterr().out)["coco/BLEU-1"] == pytest.approx(5 / 6)
+
+
+def test_bad_rows_end_with_one_line_and_code_2(tmp_path) -> None:
+    path = write(tmp_path, json.dumps(ROWS[0]) + "\n" + '{"id": "b", "prediction": 3, "reference": ""}')
+    done = run(path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {path}, line 2: 'prediction' must be str, found int\n"
+
+
+def test_the_command_starts_without_jax_nltk_or_scikit_learn(tmp_path) -> None:
+    path = write(tmp_path, json.dumps(ROWS[0]))
+    code = (
+        "import sys; from common.metrics.__main__ import main; "
+        f"main([{path!r}, '--convention', 'coco']); "
+        "print({'jax', 'nltk', 'sklearn', 'jieba', 'rouge_score'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "set()\n"
