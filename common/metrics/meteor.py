@@ -9,8 +9,9 @@ import functools
 import io
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,22 +28,16 @@ def meteor(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[s
     wordnet = load_wordnet()
     from nltk.stem.porter import PorterStemmer
 
-    synonyms = _Words(synsets=functools.cache(wordnet.synsets))
-    stemmer = _Words(stem=functools.cache(PorterStemmer().stem))
+    # What nltk asks of a reader and of a stemmer, with an answer kept for each word.
+    synonyms = SimpleNamespace(synsets=functools.cache(wordnet.synsets))
+    stemmer = SimpleNamespace(stem=functools.cache(PorterStemmer().stem))
     return mean_measure("nltk/METEOR", _scores(predictions, references, stemmer, synonyms))
 
 
 def meteor_exact(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Measure:
     """nltk/METEOR-exact: tokens match only when they are equal (but for case); no stems, no synonyms, no data."""
-    nothing = _Words(stem=lambda word: word, synsets=lambda word: [])
+    nothing = SimpleNamespace(stem=lambda word: word, synsets=lambda word: [])
     return mean_measure("nltk/METEOR-exact", _scores(predictions, references, nothing, nothing))
-
-
-class _Words:
-    """What nltk asks of a stemmer (`stem`) or of a WordNet reader (`synsets`), from plain functions."""
-
-    def __init__(self, **functions: Callable[[str], Any]) -> None:
-        self.__dict__.update(functions)
 
 
 def _scores(
