@@ -378,8 +378,8 @@ def _sampled(tensor: StoredTensor, blocks: int = 16) -> Iterator[Index]:
         yield (slice(start, start + rows), *rest)
 
 
-def _bytes(array: np.ndarray) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+def _bytes(array: np.ndarray) -> bytes:
+    return array.tobytes()
 
 
 def _family(file: str) -> str:
