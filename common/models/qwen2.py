@@ -6,7 +6,7 @@ logits: the loss (`common.losses`) and decoding (`common.decode`) multiply by `o
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,7 @@ from common.models.layers import BATCH_AXES, Dense, RMSNorm, constrain, rotary_a
 from common.types import PyTree
 
 Remat = Literal["none", "dots", "full"]
+PAST_AXES: Any = Past(0, nn.broadcast, 0, nn.broadcast)  # masks are those of all layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,11 +139,47 @@ class Qwen2(nn.Module):
             remat(Block, config.remat) if past is None else Block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast if past is None else PAST_AXES, nn.broadcast, nn.broadcast),
             length=config.num_hidden_layers,
         )(config, self.lora_dropout, keep, name="layers")
         x, key_values = layers(x, past, rotary, segments)
         return RMSNorm(config.rms_norm_eps, config.param_dtype, name="norm")(x), key_values
+
+
+def bind(config: Qwen2Config, variables: PyTree):
+    """The model with its weights as a `common.decode.Forward`: called on prompts, then token by token.
+
+    `variables` is {"params": ...}, with "lora" (scaled) beside it or not. The decode loop runs over layers that were
+    taken apart before it: a loop over stacked weights copies each layer's slice at each token, except on TPUs, where
+    the slice is part of the multiplication.
+    """
+    model = Qwen2(config)
+    if jax.default_backend() == "tpu":
+
+        def stacked(tokens, positions, segments=None, past=None):
+            return model.apply(variables, tokens, positions, segments, past, keep=True)
+
+        return stacked
+
+    stacks = {name: tree["layers"] for name, tree in variables.items() if "layers" in tree}
+    layers = [jax.tree.map(lambda leaf, i=i: leaf[i], stacks) for i in range(config.num_hidden_layers)]
+    params = variables["params"]
+
+    def unrolled(tokens, positions, segments=None, past=None):
+        if past is None:
+            hidden, stacked = model.apply(variables, tokens, positions, segments, keep=True)
+            return hidden, [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(config.num_hidden_layers)]
+        x = constrain(params["embed_tokens"][tokens].astype(config.dtype), BATCH_AXES, None, None)
+        rotary = rotary_angles(positions, config.head_dim, config.rope_theta)
+        key_values = []
+        for i, layer in enumerate(layers):
+            own = Past(past.prompt[i], past.prompt_mask, past.suffix[i], past.suffix_mask)
+            x, new = Block(config, keep=True).apply(layer, x, own, rotary, None)
+            key_values.append(new)
+        norm = RMSNorm(config.rms_norm_eps, config.param_dtype)
+        return norm.apply({"params": params["norm"]}, x), key_values
+
+    return unrolled
 
 
 def dense(config: Qwen2Config, features: int, name: str, lora_dropout: float, use_bias: bool = False) -> Dense:

@@ -1,0 +1,239 @@
+"""`python -m common.decode`: continuations, or scores of given ones, of the prompts in a JSONL file."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
+from common.errors import UserError
+from common.generate import (
+    Continuation,
+    DecodeSettings,
+    generate_rows,
+    make_generator,
+    make_scorer,
+    row_keys,
+    score_rows,
+)
+from common.jsonl import read_rows
+from common.models.qwen2 import Qwen2Config
+from common.models.qwen2_weights import config_from_directory, load_qwen2
+from common.sampling import Sampling
+from common.types import PyTree
+from common.weights import read_json
+
+BATCHES_AT_ONCE = 8  # batches whose rows are sorted into buckets together before their results are written
+
+DESCRIPTION = """Continue the prompts of a JSONL file with any Qwen2 model in the layout of the Hugging Face hub.
+
+Rows {"id", "prompt"} become rows {"id", "text", "token_ids", "log_probs", "finish"} in input order; finish is "stop" or
+"length", and token_ids includes the stop token. log_probs are those of softmax(logits / temperature) before top-k and
+top-p; a greedy or beam choice is scored at temperature 1. With --score, rows {"id", "prompt", "completion"} become
+rows {"id", "token_ids", "log_probs", "total"}. A row's result does not depend on the rows beside it. Where --output
+holds rows already, they are kept and the rest is done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A prompt, with the completion to score."""
+
+    id: str | int
+    prompt: list[int]
+    completion: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What runs: config, {"params"} with or without {"lora"}, and tokenizer."""
+
+    config: Qwen2Config
+    variables: PyTree
+    tokenizer: Tokenizer
+
+
+def main(argv: list[str]) -> None:
+    """Run the command. Raises UserError for whatever is wrong with its input, before anything is written."""
+    arguments = parse(argv)
+    required: dict[str, Any] = {"id": str | int, "prompt": str} | ({"completion": str} if arguments.score else {})
+    records = read_rows(arguments.prompts, required)
+    config = config_from_directory(arguments.model)
+    tokenizer = load_tokenizer(arguments.model)
+    check_vocabulary(tokenizer, config)
+    rows = [_tokenized(record, tokenizer, arguments) for record in records]
+    _check_lengths(rows, arguments)
+    done = _rows_done(arguments.output, rows, arguments.score) if arguments.output else 0
+    if done == len(rows):
+        return
+    config, params = load_qwen2(arguments.model, dtype=arguments.dtype, param_dtype=arguments.dtype)
+    variables = {"params": params} | (_adapter(arguments.adapter, config, params) if arguments.adapter else {})
+    model = Model(config, variables, tokenizer)
+    results = _scores(model, rows, done, arguments) if arguments.score else _texts(model, rows, done, arguments)
+    with _writer(arguments.output) as file:
+        for result in results:
+            file.write(json.dumps(result, ensure_ascii=False) + "\n")
+            file.flush()
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line. Raises UserError for values that make no sense."""
+    parser = argparse.ArgumentParser(
+        "python -m common.decode", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="config.json, weights, tokenizer")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter in the layout of PEFT")
+    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="JSONL rows")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSONL file to write or resume; default: stdout")
+    parser.add_argument("--chat", action="store_true", help="a prompt is a user's message in the chat template")
+    parser.add_argument("--score", action="store_true", help="score the row's completion instead of generating one")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, takes the likeliest token")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="0, the default, keeps all tokens")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1, the default, keeps all the mass")
+    parser.add_argument("--beams", type=int, default=1, metavar="K", help="more than 1 searches with K beams")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="B", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of the checkpoint")
+    arguments = parser.parse_args(argv)
+    checks = {
+        "--max-new-tokens": (arguments.max_new_tokens >= 1, "at least 1"),
+        "--temperature": (0 <= arguments.temperature < float("inf"), "0 or a positive number"),
+        "--top-k": (arguments.top_k >= 0, "0 or a positive whole number"),
+        "--top-p": (0 < arguments.top_p <= 1, "in (0, 1]"),
+        "--beams": (arguments.beams >= 1, "at least 1"),
+        "--batch-size": (arguments.batch_size >= 1, "at least 1"),
+        "--beams with --temperature": (arguments.beams == 1 or arguments.temperature == 0, "only one of the two"),
+    }
+    for name, (holds, expected) in checks.items():
+        if not holds:
+            raise UserError(f"{name}: expected {expected}")
+    return arguments
+
+
+def stop_ids(directory: Path, tokenizer: Tokenizer, vocab_size: int) -> tuple[int, ...]:
+    """What ends an answer: by generation_config.json, config.json and the tokenizer."""
+    stops = set(tokenizer.stop_ids)
+    for name in ("generation_config.json", "config.json"):
+        if (directory / name).is_file():
+            ends = read_json(directory / name).get("eos_token_id")
+            stops |= {ends} if isinstance(ends, int) else set(ends or ())
+    return tuple(sorted(stop for stop in stops if stop < vocab_size))
+
+
+def _texts(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    settings = DecodeSettings(
+        max_new_tokens=arguments.max_new_tokens,
+        sampling=Sampling(arguments.temperature, arguments.top_k, arguments.top_p),
+        beams=arguments.beams,
+        stop_ids=stop_ids(arguments.model, model.tokenizer, model.config.vocab_size),
+        # Embeddings beyond the tokenizer's last id are padding of the matrix, and stand for no text.
+        forbidden_ids=tuple(range(model.tokenizer.vocab_size, model.config.vocab_size)),
+    )
+    generator = make_generator(model.config, settings)
+    batch_size = min(arguments.batch_size, len(rows))
+    for chunk in _chunks(len(rows), done, batch_size):
+        prompts = [rows[number].prompt for number in chunk]
+        found = generate_rows(generator, model.variables, prompts, row_keys(arguments.seed, chunk), batch_size)
+        for number, (continuation,) in zip(chunk, found, strict=True):
+            yield {"id": rows[number].id, **_described(continuation, model.tokenizer)}
+
+
+def _described(continuation: Continuation, tokenizer: Tokenizer) -> dict[str, Any]:
+    ids, log_probs, stopped = continuation
+    return {
+        "text": tokenizer.decode(ids[:-1] if stopped else ids),
+        "token_ids": ids,
+        "log_probs": log_probs,
+        "finish": "stop" if stopped else "length",
+    }
+
+
+def _scores(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    scorer = make_scorer(model.config, arguments.temperature or 1.0)
+    batch_size = min(arguments.batch_size, len(rows))
+    for chunk in _chunks(len(rows), done, batch_size):
+        prompts, completions = zip(*((rows[number].prompt, rows[number].completion) for number in chunk), strict=True)
+        found = score_rows(scorer, model.variables, prompts, completions, batch_size)
+        for number, log_probs in zip(chunk, found, strict=True):
+            row = rows[number]
+            yield {"id": row.id, "token_ids": row.completion, "log_probs": log_probs, "total": sum(log_probs)}
+
+
+def _chunks(rows: int, done: int, batch_size: int) -> Iterator[range]:
+    """The rows still to do, some batches at a time; with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    starts = range(done, rows, batch_size * BATCHES_AT_ONCE)
+    console = Console(stderr=True)
+    for start in track(starts, "decode", console=console, disable=not console.is_terminal):
+        yield range(start, min(start + batch_size * BATCHES_AT_ONCE, rows))
+
+
+def _tokenized(record: Mapping[str, Any], tokenizer: Tokenizer, arguments: argparse.Namespace) -> Row:
+    if arguments.chat:
+        prompt = tokenizer.chat([{"role": "user", "content": record["prompt"]}], add_generation_prompt=True)
+    else:
+        prompt = tokenizer.encode(record["prompt"])
+    if not prompt:
+        raise UserError(f"{arguments.prompts}: the prompt of id {record['id']!r} has no tokens; expected some text")
+    return Row(record["id"], prompt, tokenizer.encode(record["completion"]) if arguments.score else [])
+
+
+def _check_lengths(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
+    limit = read_json(arguments.model / "config.json").get("max_position_embeddings")
+    for row in rows:
+        new = len(row.completion) if arguments.score else arguments.max_new_tokens
+        if limit and len(row.prompt) + new > limit:
+            raise UserError(
+                f"{arguments.prompts}: id {row.id!r} needs {len(row.prompt)} prompt and {new} new tokens, but the "
+                f"model has max_position_embeddings {limit}; shorten the prompt or lower --max-new-tokens"
+            )
+
+
+def _rows_done(output: Path, rows: Sequence[Row], score: bool) -> int:
+    """How many rows `output` holds already; a torn last line is cut off. They must be the first rows of the input."""
+    if not output.parent.is_dir():
+        raise UserError(f"{output}: its folder does not exist; make it first")
+    if not output.exists():
+        return 0
+    try:
+        content = output.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(output, whole)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be resumed ({error.strerror})") from error
+    if not whole:
+        return 0
+    written = read_rows(
+        output, {"id": str | int, "token_ids": list, "log_probs": list, "total" if score else "text": object}
+    )
+    expected = [row.id for row in rows[: len(written)]]
+    if [row["id"] for row in written] != expected:
+        raise UserError(
+            f"{output}: its ids are not the first of the prompts' file; choose another --output or remove it"
+        )
+    return len(written)
+
+
+def _adapter(directory: Path, config: Qwen2Config, params: PyTree) -> dict[str, PyTree]:
+    raise UserError(f"{directory}: adapters are not there yet")
+
+
+@contextlib.contextmanager
+def _writer(output: Path | None) -> Iterator[TextIO]:
+    """Standard output, or `output` to add to."""
+    if output is None:
+        yield sys.stdout
+        return
+    try:
+        with output.open("a", encoding="utf-8", newline="\n") as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror})") from error

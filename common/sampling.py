@@ -1,0 +1,146 @@
+"""Choosing the next token: greedy, temperature, top-k and top-p (nucleus, arXiv:1904.09751), without sorting.
+
+The smallest kept weight of a truncation is found by bisection over the ordered bit patterns of float32: 32 sums over
+the vocabulary give it exactly, whatever the distribution. The token then comes from one uniform number per row
+through a cumulative sum over blocks of the vocabulary, then over one block.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+BLOCK = 128  # tokens per block of the cumulative sum; also the width over which sums over the vocabulary vectorise
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn. Temperature 0 takes the most likely one; top_k 0 and top_p 1 keep the whole vocabulary.
+
+    top_k comes first; top_p is the share of the mass that top_k leaves, as in transformers.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+GREEDY = Sampling()
+
+
+def choose_tokens(
+    logits: Float[Array, "N V"], uniform: Float[Array, "N"], sampling: Sampling
+) -> tuple[Int[Array, "N"], Float[Array, "N"]]:
+    """A token for each row and its log-probability under softmax(logits / temperature).
+
+    That is the policy's distribution: before top-k and top-p, after anything the caller has set to -inf. The greedy
+    choice is scored at temperature 1. `uniform` in [0, 1) decides; greedy ignores it.
+    """
+    if sampling.temperature > 0:
+        logits = logits / sampling.temperature
+    highest = logits.max(axis=-1, keepdims=True)
+    weights = jnp.exp(logits - highest)
+    log_normaliser = jnp.log(_total(weights)) + highest
+    if sampling.temperature == 0:
+        tokens = jnp.argmax(logits, axis=-1)
+    else:
+        tokens = draw(truncate(logits, weights, sampling), uniform)
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
+    return tokens.astype(jnp.int32), (chosen - log_normaliser)[:, 0]
+
+
+def truncate(logits: Float[Array, "N V"], weights: Float[Array, "N V"], sampling: Sampling) -> Float[Array, "N V"]:
+    """`weights` (proportional to the probabilities) with those outside top-k and top-p set to 0.
+
+    Tokens that tie with the last one kept are kept too.
+    """
+    if 0 < sampling.top_k < logits.shape[-1]:
+        kept = largest_threshold(logits, lambda bound: _total(logits >= bound) >= sampling.top_k)
+        weights = jnp.where(logits >= kept, weights, 0.0)
+    if sampling.top_p < 1:
+        enough = sampling.top_p * _total(weights)
+        kept = largest_threshold(weights, lambda bound: _total(jnp.where(weights >= bound, weights, 0.0)) >= enough)
+        weights = jnp.where(weights >= kept, weights, 0.0)
+    return weights
+
+
+def draw(weights: Float[Array, "N V"], uniform: Float[Array, "N"]) -> Int[Array, "N"]:
+    """An index of each row with probability proportional to its weight, by inverting the cumulative sum.
+
+    An index of weight 0 is never drawn, however the sums round.
+    """
+    blocks = _blocks(weights)
+    sums = blocks.sum(axis=-1)
+    block, rest = _invert(sums, uniform * sums.sum(axis=-1))
+    within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    index, _ = _invert(within, rest)
+    return block * BLOCK + index
+
+
+def row_uniforms(keys: Key[Array, "B"], group: int, steps: int) -> Float[Array, "T B G"]:
+    """Uniform numbers in [0, 1) that depend on a row's key, the sample and the step only.
+
+    So a sample is the same whatever batch its prompt is in, and whatever the number of steps allowed.
+    """
+
+    def one(key, sample, step):
+        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, sample), step))
+
+    over_group = jax.vmap(one, in_axes=(None, 0, None))
+    over_rows = jax.vmap(over_group, in_axes=(0, None, None))
+    return jax.vmap(over_rows, in_axes=(None, None, 0))(keys, jnp.arange(group), jnp.arange(steps))
+
+
+def largest_threshold(
+    values: Float[Array, "N V"], enough: Callable[[Float[Array, "N 1"]], Array]
+) -> Float[Array, "N 1"]:
+    """The largest float `bound` of each row with `enough(bound)`, which must hold at -inf and fall once as it rises."""
+    highest = _ordered(values.max(axis=-1, keepdims=True))
+
+    def halve(_, interval):
+        low, high = interval
+        middle = (low & high) + ((low ^ high) >> 1)  # the mean without overflow
+        holds = enough(_float(middle))
+        return jnp.where(holds, middle, low), jnp.where(holds, high, middle)
+
+    lowest = jnp.full_like(highest, _ordered(jnp.float32(-jnp.inf)))
+    low, _ = jax.lax.fori_loop(0, 32, halve, (lowest, highest + 1))
+    return _float(low)
+
+
+def _ordered(x: Float[Array, "..."]) -> Int[Array, "..."]:
+    """Bits of float32 as integers that order as the floats do (two's complement from sign and magnitude)."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _float(ordered: Int[Array, "..."]) -> Float[Array, "..."]:
+    """The inverse of `_ordered`, which is its own inverse."""
+    return jax.lax.bitcast_convert_type(ordered ^ ((ordered >> 31) & 0x7FFFFFFF), jnp.float32)
+
+
+def _blocks(x: Array) -> Array:
+    """[N V] as [N V/BLOCK BLOCK], padded with zeros."""
+    padding = -x.shape[-1] % BLOCK
+    if padding:
+        x = jnp.pad(x, ((0, 0), (0, padding)))
+    return x.reshape(x.shape[0], -1, BLOCK)
+
+
+def _total(x: Array) -> Float[Array, "N 1"]:
+    """Sum of each row, first over blocks, which a CPU adds in vectors, then over the places in a block."""
+    return _blocks(x).astype(jnp.float32).sum(axis=1).sum(axis=-1, keepdims=True)
+
+
+def _invert(parts: Float[Array, "N C"], target: Float[Array, "N"]) -> tuple[Array, Array]:
+    """The first part of weight where the running sum exceeds `target`, and what of the target is left there.
+
+    Running sums round, and in no fixed order; where that leaves no such part, it is the largest one.
+    """
+    running = jnp.cumsum(parts, axis=-1)
+    found = (running > target[:, None]) & (parts > 0)
+    place = jnp.where(found.any(axis=-1), jnp.argmax(found, axis=-1), jnp.argmax(parts, axis=-1))
+    before = jnp.take_along_axis(running - parts, place[:, None], axis=-1)[:, 0]
+    return place, target - before
