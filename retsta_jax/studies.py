@@ -1,0 +1,146 @@
+"""Fundus studies drawn at random that a reader of fundus photographs would accept.
+
+An eye has a main finding, drawn by frequency, signs that go along with it, now and then an incidental
+finding, and findings looked for and not seen. Terms that exclude each other (two grades of retinopathy, a
+finding and its own kind) never meet in one eye, and nothing is denied that belongs to what is there.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from retsta_jax.findings import EYES, SEVERITIES, SITE_GROUPS, Eye, Finding, FundusStudy, order_findings
+from retsta_jax.terminology import Term, load_terminology, terms_by_id
+
+# Findings that turn up beside anything.
+INCIDENTAL = (
+    "media_opacity",
+    "vitreous_opacity",
+    "posterior_vitreous_detachment",
+    "asteroid_hyalosis",
+    "tessellated_fundus",
+    "peripapillary_atrophy",
+    "retinal_arteriosclerosis",
+    "epiretinal_membrane",
+    "myelinated_nerve_fibres",
+    "lattice_degeneration",
+    "pseudophakia",
+    "laser_scars",
+)
+# Diseases of infants, whose eyes have none of these.
+INFANTILE = ("retinopathy_of_prematurity", "retinoblastoma")
+# What reports deny most often.
+OFTEN_DENIED = (
+    "retinal_haemorrhage",
+    "hard_exudates",
+    "retinal_detachment",
+    "retinal_break",
+    "macular_oedema",
+    "macular_hole",
+    "epiretinal_membrane",
+    "diabetic_retinopathy",
+    "retinal_neovascularisation",
+    "optic_disc_oedema",
+    "vitreous_haemorrhage",
+    "drusen",
+)
+MAX_FINDINGS = 5  # per eye
+
+Choice = TypeVar("Choice")
+
+
+def sample_study(rng: np.random.Generator) -> FundusStudy:
+    """A study of one or both eyes, 1 to MAX_FINDINGS findings an eye, clinically consistent."""
+    draw = rng.random()
+    first = _sample_eye(rng)
+    if draw < 0.2:
+        return FundusStudy(_on_eye(first, choose(rng, EYES)))
+    if draw < 0.4:
+        second = first
+    elif draw < 0.65:
+        second = _some(rng, first)
+    else:
+        second = _sample_eye(rng)
+    right, left = (first, second) if rng.random() < 0.5 else (second, first)
+    return FundusStudy(_on_eye(right, "right") + _on_eye(left, "left"))
+
+
+def choose(rng: np.random.Generator, items: Sequence[Choice]) -> Choice:
+    """One of the items, each equally likely (numpy's `choice` would turn them into numpy types)."""
+    return items[int(rng.integers(len(items)))]
+
+
+def _on_eye(findings: Sequence[Finding], eye: Eye) -> tuple[Finding, ...]:
+    return order_findings(replace(finding, eye=eye) for finding in findings)
+
+
+def _some(rng: np.random.Generator, findings: Sequence[Finding]) -> list[Finding]:
+    kept = [finding for finding in findings if rng.random() < 0.6]
+    return kept or [findings[0]]
+
+
+def _sample_eye(rng: np.random.Generator) -> list[Finding]:
+    """Findings of one eye, main finding first; their `eye` is a placeholder."""
+    draw = rng.random()
+    if draw < 0.02:
+        return [Finding("right", "ungradable")]
+    terms: list[Term] = []
+    if draw < 0.16:
+        findings = [Finding("right", "no_abnormality")]
+    else:
+        terms.append(_main_term(rng))
+        for related in rng.permutation(len(terms[0].related))[: int(rng.choice((0, 1, 1, 2, 2)))]:
+            _add(terms, terms[0].related[related])
+        if rng.random() < 0.2 and terms[0].id not in INFANTILE:
+            _add(terms, choose(rng, INCIDENTAL))
+        findings = [_describe(rng, term) for term in terms]
+    for _ in range(int(rng.choice((0, 0, 0, 1, 1, 2)))):
+        denied = choose(rng, OFTEN_DENIED) if rng.random() < 0.8 else choose(rng, _deniable())
+        if len(terms) < MAX_FINDINGS - 1 and not any(_belong_together(denied, term) for term in terms):
+            terms.append(terms_by_id()[denied])
+            findings.append(Finding("right", denied, "absent"))
+    return findings
+
+
+def _add(terms: list[Term], id: str) -> None:
+    term = terms_by_id()[id]
+    if not any(term.keys & other.keys for other in terms):
+        terms.append(term)
+
+
+def _belong_together(id: str, term: Term) -> bool:
+    other = terms_by_id()[id]
+    return bool(other.keys & term.keys) or id in term.related or term.id in other.related
+
+
+def _describe(rng: np.random.Generator, term: Term) -> Finding:
+    """A present or suspected finding with the modifiers that its term allows."""
+    finding = Finding("right", term.id)
+    if term.category in ("diagnosis", "sign") and rng.random() < 0.14:
+        finding = replace(finding, status="suspected")
+    if "severity" in term.modifiers and rng.random() < 0.6:
+        finding = replace(finding, severity=choose(rng, SEVERITIES))
+    sites = [site for group in sorted(term.modifiers) for site in SITE_GROUPS.get(group, ())]
+    if sites and rng.random() < 0.45:
+        finding = replace(finding, site=choose(rng, sites))
+    if "ratio" in term.modifiers and rng.random() < 0.7:
+        finding = replace(finding, ratio=int(rng.integers(5, 10)))
+    return finding
+
+
+def _main_term(rng: np.random.Generator) -> Term:
+    cumulative = _cumulative_frequency()
+    return load_terminology()[int(np.searchsorted(cumulative, rng.integers(cumulative[-1]), side="right"))]
+
+
+@functools.cache
+def _cumulative_frequency() -> np.ndarray:
+    return np.cumsum([term.frequency for term in load_terminology()])
+
+
+@functools.cache
+def _deniable() -> tuple[str, ...]:
+    return tuple(term.id for term in load_terminology() if term.category in ("diagnosis", "sign"))
