@@ -1,0 +1,147 @@
+"""Write `report.html`: what a run was, how it went and what it reached, in one file that opens anywhere.
+
+The page takes plain data and computes no metric. Everything in it that came from outside (reports, names,
+configuration) passes jinja2's escaping, and no script can run in it.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from common.errors import UserError
+from common.report.differences import differences
+from common.report.plots import SERIES_COLOURS, training_charts
+
+REPORT_FILE = "report.html"
+
+# Control characters, marks that reorder the text around them, and halves of characters that UTF-8 cannot hold.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One report side by side: `outputs` maps a system's name to what it wrote, the model of the run first."""
+
+    id: str
+    source: str
+    reference: str
+    outputs: Mapping[str, str]
+    language: str = "en"
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page shows; an empty field leaves its section out.
+
+    `systems[system][metric]` holds `value` and, where there is an interval, `low` and `high` (95%); the first
+    system is the one that the run made. `headline` names the metrics drawn large, `rows` are those of
+    `metrics.jsonl`, `notes` say what a reader should know (for example how many records went to quarantine).
+    """
+
+    title: str
+    verdict: str
+    command: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    rows: Sequence[Mapping[str, Any]] = ()
+    systems: Mapping[str, Mapping[str, Mapping[str, float | None]]] = field(default_factory=dict)
+    headline: Sequence[str] = ()
+    examples: Sequence[Example] = ()
+    notes: Sequence[str] = ()
+
+
+class Bar(NamedTuple):
+    """A score as it is drawn; lengths are percent of the track, `low` is None without an interval."""
+
+    text: str
+    interval: str
+    start: float
+    length: float
+    low: float | None
+    spread: float
+
+
+def write_report(run_dir: Path, page: Page) -> Path:
+    """Write the page into the run directory and return its path. Raises UserError if that cannot be written."""
+    path = run_dir / REPORT_FILE
+    aside = path.with_name(REPORT_FILE + ".partial")
+    html = render(page)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        aside.write_text(html, encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another run directory") from error
+    return path
+
+
+def render(page: Page) -> str:
+    """The page as HTML text."""
+    environment = Environment(
+        loader=PackageLoader("common", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    metrics = list(dict.fromkeys(name for scores in page.systems.values() for name in scores))
+    return environment.get_template("page.html.j2").render(
+        page=page,
+        settings=list(_flatten(page.config)),
+        charts=training_charts(page.rows),
+        scores={name: _bars(page.systems, name) for name in dict.fromkeys([*page.headline, *metrics])},
+        differences=differences,
+        colours=SERIES_COLOURS,
+    )
+
+
+def _visible(value: Any) -> Any:
+    """A value as text in which every character shows: an invisible mark appears as its code point."""
+    if isinstance(value, Markup):
+        return value
+    return _INVISIBLE.sub(lambda mark: f"[U+{ord(mark[0]):04X}]", str(value))
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple):
+            yield prefix + name, ", ".join(str(item) for item in value) or "–"
+        else:
+            yield prefix + name, "–" if value is None or value == "" else str(value)
+
+
+def _bars(systems: Mapping[str, Mapping[str, Mapping[str, float | None]]], metric: str) -> dict[str, Bar]:
+    """One metric of every system on a common scale: 0 to 1 where all fit in it, else to the largest."""
+    scores = {name: metrics.get(metric, {}) for name, metrics in systems.items()}
+    ends = [end for score in scores.values() for end in score.values() if end is not None and math.isfinite(end)]
+    bottom, top = min([0.0, *ends]), max([1.0, *ends])
+    if top > 1:
+        top = max(ends) * 1.05
+    return {name: _bar(score, bottom, top) for name, score in scores.items()}
+
+
+def _bar(score: Mapping[str, float | None], bottom: float, top: float) -> Bar:
+    def place(number: float) -> float:
+        return round(100 * (number - bottom) / (top - bottom), 2)
+
+    value, low, high = (score.get(name) for name in ("value", "low", "high"))
+    if value is None or not math.isfinite(value):
+        return Bar("–", "", 0, 0, None, 0)
+    digits = 3 if top <= 1 else 2
+    start, end = sorted((place(0), place(value)))
+    if low is None or high is None:
+        return Bar(f"{value:.{digits}f}", "", start, end - start, None, 0)
+    interval = f"{low:.{digits}f} to {high:.{digits}f}"
+    return Bar(f"{value:.{digits}f}", interval, start, end - start, place(low), place(high) - place(low))
