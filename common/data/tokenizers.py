@@ -218,15 +218,12 @@ class SentencePieceTokenizer:
         return b"".join(self.token_bytes(ids)).decode("utf-8", "replace")
 
     def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
-        model, written = self._model, list[bytes]()
-        for id_ in ids:
-            if not 0 <= id_ < self.vocab_size or model.is_control(id_):
-                written.append(b"")
-            elif model.is_unknown(id_):
-                written.append(self._unknown)
-            else:
-                written.append(_piece_bytes(model.id_to_piece(id_)))
-        return _without_first_space(written, self._drops_all_first_spaces) if self._drops_first_space else written
+        model = self._model
+        known = [0 <= id_ < self.vocab_size and not model.is_control(id_) for id_ in ids]
+        written = [_piece_bytes(model.id_to_piece(id_)) if used else b"" for id_, used in zip(ids, known, strict=True)]
+        if self._drops_first_space:
+            written = _without_first_space(written, self._drops_all_first_spaces)
+        return [self._unknown if id_ == model.unk_id() else piece for id_, piece in zip(ids, written, strict=True)]
 
     def chat(self, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
         return _chat(self, messages, add_generation_prompt, self._marks)

@@ -1,0 +1,186 @@
+"""LoRA against the PEFT library: adapters in and out, logits, gradients, merged export."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from common.errors import UserError
+from common.lora import LoraConfig, init_lora, merge, scaled
+from common.losses import answer_loss, token_logprobs
+from common.models.qwen2 import Qwen2, output_head
+from common.models.qwen2_weights import load_qwen2, save_qwen2
+from common.peft import load_peft, save_peft
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+TOLERANCE = 1e-4
+IDS = np.random.default_rng(0).integers(0, 211, (2, 19))
+POSITIONS = jnp.broadcast_to(jnp.arange(IDS.shape[1]), IDS.shape)
+WEIGHTS = (np.random.default_rng(1).random((2, 19)) < 0.6).astype(np.float32) * [[1.0] * 18 + [0.0]]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=211, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, rope_theta=1e5, initializer_range=0.2,
+    )  # fmt: skip
+    directory = tmp_path_factory.mktemp("base") / "model"
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    return directory
+
+
+def torch_adapter(base, **options):
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=12, **options)
+    model = peft.get_peft_model(model, config).eval()
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    return model
+
+
+def torch_logits(model):
+    with torch.no_grad():
+        return model.eval()(torch.tensor(IDS)).logits.numpy()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def our_logits(config, params, lora=None):
+    variables = {"params": params} if lora is None else {"params": params, "lora": lora}
+    hidden, _ = Qwen2(config).apply(variables, jnp.asarray(IDS), POSITIONS, jnp.ones_like(POSITIONS))
+    return hidden @ output_head(params).T
+
+
+def random_lora(params, config, key=7):
+    lora = init_lora(params, config, jax.random.key(key))
+    leaves, structure = jax.tree.flatten(lora)
+    keys = jax.random.split(jax.random.key(key), len(leaves))
+    return structure.unflatten([0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1},
+        {"target_modules": "all-linear"},
+        {"target_modules": r".*\.layers\.[02]\.mlp\.(up|down)_proj"},
+        {"target_modules": ["self_attn.o_proj", "gate_proj"], "layers_to_transform": [1]},
+        {"target_modules": "all-linear", "exclude_modules": ["k_proj"]},
+    ],
+)
+def test_an_adapter_of_peft_gives_its_logits_here(base, tmp_path, options):
+    model = torch_adapter(base, **options)
+    model.save_pretrained(tmp_path)
+    config, params = load_qwen2(base)
+    lora_config, lora = load_peft(tmp_path, params)
+    assert (lora_config.rank, lora_config.alpha) == (4, 12.0)
+    assert lora_config.dropout == options.get("lora_dropout", 0.0)
+    expected = torch_logits(model)
+    assert np.abs(expected - our_logits(config, params)).max() > 0.1
+    np.testing.assert_allclose(our_logits(config, params, scaled(lora, lora_config)), expected, atol=TOLERANCE)
+    assert jax.tree.structure(init_lora(params, lora_config, jax.random.key(0))) == jax.tree.structure(lora)
+
+
+@pytest.mark.parametrize("targets", [r"(q|v)_proj", LoraConfig().targets])
+def test_our_adapter_gives_our_logits_in_peft(base, tmp_path, targets):
+    config, params = load_qwen2(base)
+    lora_config = LoraConfig(rank=3, alpha=5.0, dropout=0.1, targets=targets)
+    lora = random_lora(params, lora_config)
+    save_peft(tmp_path / "adapter", lora, lora_config, str(base))
+    model = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    np.testing.assert_allclose(
+        torch_logits(model), our_logits(config, params, scaled(lora, lora_config)), atol=TOLERANCE
+    )
+    again_config, again = load_peft(tmp_path / "adapter", params)
+    assert (again_config.rank, again_config.alpha, again_config.dropout) == (3, 5.0, 0.1)
+    jax.tree.map(np.testing.assert_array_equal, again, lora)
+
+
+def test_merged_export_is_a_plain_model_with_our_logits(base, tmp_path):
+    config, params = load_qwen2(base)
+    lora_config = LoraConfig(rank=3, alpha=5.0)
+    lora = random_lora(params, lora_config)
+    save_qwen2(tmp_path / "merged", config, merge(params, lora, lora_config), source=base)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    np.testing.assert_allclose(
+        torch_logits(model), our_logits(config, params, scaled(lora, lora_config)), atol=TOLERANCE
+    )
+
+
+def test_gradients_of_the_adapters_are_those_of_peft(base, tmp_path):
+    model = torch_adapter(base, target_modules="all-linear")
+    model.save_pretrained(tmp_path)
+    config, params = load_qwen2(base)
+    lora_config, lora = load_peft(tmp_path, params)
+    targets = np.roll(IDS, -1, axis=1)
+
+    def loss(lora):
+        variables = {"params": params, "lora": scaled(lora, lora_config)}
+        hidden, _ = Qwen2(config).apply(variables, jnp.asarray(IDS), POSITIONS, jnp.ones_like(POSITIONS))
+        logp = token_logprobs(hidden, output_head(params), jnp.asarray(targets), chunk=8)
+        total = answer_loss(logp, jnp.asarray(WEIGHTS))
+        return total.total / total.weight
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))(lora)
+    logits = model(torch.tensor(IDS)).logits
+    crosses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), torch.tensor(targets), reduction="none")
+    expected = (crosses * torch.tensor(WEIGHTS)).sum() / WEIGHTS.sum()
+    expected.backward()
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
+    theirs = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    compared = 0
+    for path, gradient in flatten_dict(gradients).items():
+        for layer in range(config.num_hidden_layers):
+            module = ".".join(path[1:-1])
+            name = f"base_model.model.model.layers.{layer}.{module}.lora_{path[-1].upper()}.default.weight"
+            reference = theirs[name].numpy().T
+            assert np.abs(gradient[layer] - reference).max() <= TOLERANCE * np.abs(reference).max()
+            compared += 1
+    assert compared == len(theirs) == 3 * 7 * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_rslora": True}, "use_rslora"),
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "all"}, "bias is 'all'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base weights"),
+        ({"peft_type": "LOHA"}, "expected 'LORA'"),
+        ({"r": 5}, r"lora_A.weight has shape \[4, 48\], expected \[5, 48\]"),
+        ({"target_modules": ["q_proj", "k_proj"]}, r"k_proj.lora_A.weight.* missing"),
+        ({"target_modules": ["q_proj"]}, r"v_proj.lora_A.weight.* surplus"),
+        ({"target_modules": ["lm_head"]}, "match no linear layer"),
+        ({"target_modules": None}, "target_modules is missing"),
+        ({"target_modules": "("}, "no regular expression"),
+    ],
+)
+def test_what_is_more_than_plain_lora_or_does_not_fit_is_refused(base, tmp_path, changes, message):
+    torch_adapter(base, target_modules=["q_proj", "v_proj"]).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    _, params = load_qwen2(base)
+    with pytest.raises(UserError, match=message):
+        load_peft(tmp_path, params)
+
+
+def test_an_adapter_of_another_base_is_refused(base, tmp_path):
+    torch_adapter(base, target_modules=["q_proj"]).save_pretrained(tmp_path)
+    _, params = load_qwen2(base)
+    shallow = jax.tree.map(lambda x: x[:2], params["layers"])
+    with pytest.raises(UserError, match=r"model.layers.2.self_attn.q_proj.lora_A.weight.* surplus"):
+        load_peft(tmp_path, {"layers": shallow})
