@@ -1,11 +1,13 @@
 """JSONL files: one JSON object a line, UTF-8. A bad line is named by file and number; a written file is whole."""
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import Any, TextIO
 
 from common.errors import UserError
 
@@ -53,6 +55,51 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def rows_done(path: Path, ids: Sequence[str | int], required: Mapping[str, type | UnionType]) -> int:
+    """How many rows a file to be continued holds already; a torn last line is cut off.
+
+    Raises UserError where its folder is missing, or its ids are not the first of `ids`.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: its folder does not exist; make it first")
+    if not path.exists():
+        return 0
+    try:
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be continued ({error.strerror})") from error
+    if not whole:
+        return 0
+    written = [row["id"] for row in read_rows(path, {"id": str | int, **required})]
+    if written != list(ids[: len(written)]):
+        raise UserError(f"{path}: its ids are not the first of the input's; choose another --output or remove it")
+    return len(written)
+
+
+@contextlib.contextmanager
+def row_writer(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that adds one row, at once, to the end of `path` or to standard output. Raises UserError."""
+
+    def write_to(file: TextIO) -> Callable[[Mapping[str, Any]], None]:
+        def write(row: Mapping[str, Any]) -> None:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+
+        return write
+
+    if path is None:
+        yield write_to(sys.stdout)
+        return
+    try:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            yield write_to(file)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 

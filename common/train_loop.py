@@ -51,7 +51,7 @@ def train(
     checkpoints: Checkpoints,
     schedule: optax.Schedule,
     validation_loss: Callable[[TrainState], float],
-    flops_per_batch: Callable[[TextBatch], float],
+    flops_per_batch: Callable[[TextBatch], float] | None = None,
     peak_flops: float | None = None,
     checkpoint_every: int,
     evaluate_every: int,
@@ -86,10 +86,12 @@ def train(
         values: dict[str, Any] = {name: np.asarray(value).item() for name, value in metrics.items()}  # waits
         seconds, started = time.perf_counter() - started, time.perf_counter()
         tokens = int((batch.segments > 0).sum()) * jax.process_count()
-        flops = flops_per_batch(batch) * jax.process_count() / seconds
-        timings = {"step_seconds": seconds, "tokens_per_second": tokens / seconds, "model_tflops": flops / 1e12}
-        if peak_flops is not None:
-            timings["utilisation"] = flops / (peak_flops * layout.mesh.size)
+        timings = {"step_seconds": seconds, "tokens_per_second": tokens / seconds}
+        if flops_per_batch is not None:
+            rate = flops_per_batch(batch) * jax.process_count() / seconds
+            timings["model_tflops"] = rate / 1e12
+            if peak_flops is not None:
+                timings["utilisation"] = rate / (peak_flops * layout.mesh.size)
         values |= {"learning_rate": float(schedule(index - 1)), "tokens": tokens, **extra}
         logs.write(index, values, timings)
         if values["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:

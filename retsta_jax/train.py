@@ -39,7 +39,7 @@ from common.train_loop import train
 from common.types import LossSum, PyTree, TextBatch, TrainState
 from common.weights import fingerprint_directory
 from retsta_jax.config import EMBEDDED_BASE, RetstaConfig
-from retsta_jax.corpora import Splits, load_splits
+from retsta_jax.data import load_splits
 from retsta_jax.prompts import encode_pairs
 
 

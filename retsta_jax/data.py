@@ -1,11 +1,11 @@
 """The three sources of report pairs as training, validation and test parts."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from common.data.cleaning import clean_report
 from common.data.openi import openi_pairs, openi_splits, read_openi, read_test_ids
-from common.data.records import Quarantine, ReportPair, check_splits
+from common.data.records import Language, Quarantine, ReportPair, check_splits
 from common.errors import UserError
 from common.jsonl import read_rows
 from retsta_jax.config import RetstaConfig
@@ -52,14 +52,14 @@ def read_pairs(file: Path) -> list[ReportPair]:
     """Pairs from rows {"id", "source", "target"} with an optional "language" (en or zh; else by its characters)."""
     pairs = []
     for row in read_rows(file, {"id": str, "source": str, "target": str}):
-        language = row.get("language") or language_of(row["source"])
-        if language not in ("en", "zh"):
+        language = row.get("language", language_of(row["source"]))
+        if language not in get_args(Language):
             raise UserError(f"{file}: row {row['id']}: language is {language!r}, expected en or zh")
         pairs.append(ReportPair(row["id"], clean_report(row["source"]), clean_report(row["target"]), language))
     return pairs
 
 
-def language_of(text: str) -> str:
+def language_of(text: str) -> Language:
     """`zh` where a fifth of the letters or more are Chinese characters, else `en`."""
     letters = [character for character in text if character.isalpha()]
     chinese = sum("\u4e00" <= character <= "\u9fff" for character in letters)

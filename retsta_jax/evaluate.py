@@ -1,0 +1,188 @@
+"""Scoring a trained run on held-out reports, beside the baselines that any reader should ask for.
+
+Systems: the model; the base model before training; the training report nearest to the source by TF-IDF; one constant
+report. Scores: text metrics of each language; precision, recall and F1 over what the report states (codes of Open-i,
+or findings of a fundus report); exact match. All with bootstrap intervals over reports.
+"""
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+from common.config import to_json
+from common.data.records import Quarantine, ReportPair
+from common.errors import UserError
+from common.jsonl import write_rows
+from common.logs import METRICS_FILE, read_rows
+from common.metrics.baselines import constant_report, nearest_reports
+from common.metrics.codes import evaluate_codes
+from common.metrics.text import evaluate_texts
+from common.report.page import Example, Page, write_report
+from retsta_jax.codes import parse_codes, terminology, terminology_validity
+from retsta_jax.data import load_splits
+from retsta_jax.findings import parse_standard_report
+from retsta_jax.standardize import Trained, load_trained, standardize
+
+MODEL, BEFORE, NEAREST, CONSTANT = "this run", "before fine-tuning", "nearest training report", "constant report"
+EXAMPLES = 12
+
+Scores = dict[str, dict[str, float | None]]
+
+
+def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32) -> dict[str, Scores]:
+    """Score a run on its test or validation part; writes predictions.jsonl, metrics.json and report.html there.
+
+    `limit` reports at most, if positive. Returns scores by system. Raises UserError.
+    """
+    trained = load_trained(run_dir)
+    splits = load_splits(trained.config, Quarantine())
+    pairs: Sequence[ReportPair] = getattr(splits, split)
+    pairs = pairs[:limit] if limit else pairs
+    if not pairs:
+        raise UserError(f"{run_dir}: the {split} part is empty")
+    outputs = {
+        MODEL: [result.text for result in standardize(trained, trained.variables, sources(pairs), batch_size)],
+        BEFORE: [result.text for result in standardize(trained, trained.untrained, sources(pairs), batch_size)],
+        **baselines(splits.train, pairs),
+    }
+    codes = trained.config.data.corpus == "openi"
+    systems = {name: score(texts, pairs, codes) for name, texts in outputs.items()}
+    notes = [f"{len(pairs)} {split} reports; best checkpoint: step {trained.step}."]
+    if codes:
+        valid = terminology_validity([parse_codes(text) for text in outputs[MODEL]], terminology(splits.train))
+        notes.append(f"{valid:.1%} of the codes written are in the terminology of the training part.")
+    write_rows(
+        run_dir / "predictions.jsonl",
+        [
+            {
+                "id": pair.id,
+                "prediction": text,
+                "reference": pair.target,
+                "source": pair.source,
+                "language": pair.language,
+            }
+            for pair, text in zip(pairs, outputs[MODEL], strict=True)
+        ],
+    )
+    result = {"split": split, "reports": len(pairs), "step": trained.step, "systems": systems}
+    (run_dir / "metrics.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_report(run_dir, page(trained, run_dir, pairs, outputs, systems, notes))
+    return systems
+
+
+def sources(pairs: Sequence[ReportPair]) -> list[str]:
+    """The free-text reports of pairs."""
+    return [pair.source for pair in pairs]
+
+
+def baselines(train: Sequence[ReportPair], pairs: Sequence[ReportPair]) -> dict[str, list[str]]:
+    """What the nearest training report and one constant report would answer, each within its own language."""
+    nearest, constant = [""] * len(pairs), [""] * len(pairs)
+    for language in {pair.language for pair in pairs}:
+        places = [place for place, pair in enumerate(pairs) if pair.language == language]
+        known = [pair for pair in train if pair.language == language] or list(train)
+        targets = [pair.target for pair in known]
+        found = nearest_reports(sources(known), targets, sources([pairs[place] for place in places]), language=language)
+        always = constant_report(targets, language=language)
+        for place, text in zip(places, found, strict=True):
+            nearest[place], constant[place] = text, always
+    return {NEAREST: nearest, CONSTANT: constant}
+
+
+def score(texts: Sequence[str], pairs: Sequence[ReportPair], codes: bool) -> Scores:
+    """All scores of one system: value, low and high by name. Names start with the language where there are two."""
+    ours = [statements(text, pair, codes) for text, pair in zip(texts, pairs, strict=True)]
+    scores: Scores = dict(evaluate_codes(ours, [statements(pair.target, pair, codes) for pair in pairs]))
+    languages = sorted({pair.language for pair in pairs})
+    for language in languages:
+        chosen = [place for place, pair in enumerate(pairs) if pair.language == language]
+        prefix = f"{language}/" if len(languages) > 1 else ""
+        measured = evaluate_texts(
+            [one_line(texts[place]) for place in chosen],
+            [one_line(pairs[place].target) for place in chosen],
+            language=language,
+        )
+        scores |= {prefix + name: value for name, value in measured.items()}
+    return scores
+
+
+def statements(text: str, pair: ReportPair, codes: bool) -> frozenset[str]:
+    """What a standard report states, as codes whose head is the term; parts that do not parse stand for themselves."""
+    if codes:
+        return parse_codes(text)
+    parsed = parse_standard_report(text, pair.language)
+    details = [dataclasses.asdict(finding) for finding in parsed.findings]
+    stated = ["/".join([row.pop("term"), *(str(value) for value in row.values())]) for row in details]
+    return frozenset([*stated, *parsed.unparsed])
+
+
+def one_line(text: str) -> str:
+    """Text with every white space a single space, because the published metrics split on single spaces."""
+    return " ".join(text.split())
+
+
+def page(
+    trained: Trained,
+    run_dir: Path,
+    pairs: Sequence[ReportPair],
+    outputs: dict[str, list[str]],
+    systems: dict[str, Scores],
+    notes: list[str],
+) -> Page:
+    """The run page of an evaluation."""
+
+    def shown(system: str, name: str) -> str:
+        return f"{systems[system][name]['value']:.3f}"
+
+    name = "codes/F1"
+    verdict = (
+        f"F1 over what the reports state: {shown(MODEL, name)} after fine-tuning, {shown(BEFORE, name)} before, "
+        f"{shown(NEAREST, name)} for the nearest training report, {shown(CONSTANT, name)} for a constant report."
+    )
+    # Spread over the part, so that both languages and easy and hard reports are seen.
+    places = range(0, len(pairs), max(len(pairs) // EXAMPLES, 1))[:EXAMPLES]
+    return Page(
+        title=f"RetSTA: {trained.config.data.corpus} reports",
+        verdict=verdict,
+        command=shlex.join(["retsta", *sys.argv[1:]]),
+        config=to_json(trained.config),
+        environment=environment(),
+        rows=read_rows(run_dir / METRICS_FILE),
+        systems=systems,
+        headline=headline(systems[MODEL]),
+        examples=[
+            Example(
+                pairs[place].id,
+                pairs[place].source,
+                pairs[place].target,
+                {name: outputs[name][place] for name in (MODEL, BEFORE)},
+                pairs[place].language,
+            )
+            for place in places
+        ],
+        notes=notes,
+    )
+
+
+def headline(scores: Scores) -> list[str]:
+    """The few metrics to draw large."""
+    wanted = ("codes/F1", "codes/exact-match", "coco/BLEU-4", "coco/ROUGE-L")
+    return [name for name in scores if name.endswith(wanted)]
+
+
+def environment() -> dict[str, str]:
+    """Where and with what this was computed."""
+    devices = jax.devices()
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax", "medreport-jax"))
+    return {
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "libraries": libraries,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }

@@ -1,0 +1,125 @@
+"""Standardizing reports with a trained model: greedy decoding in length buckets, batch by batch."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from common.checkpoint import open_checkpoints, restore_trainable
+from common.config import read_config
+from common.data.cleaning import clean_report
+from common.data.tokenizers import Tokenizer
+from common.errors import UserError
+from common.generate import DecodeSettings, generate_rows, make_generator, row_keys
+from common.jsonl import read_rows, row_writer, rows_done
+from common.parallel import make_layout
+from common.types import PyTree
+from retsta_jax.config import RetstaConfig
+from retsta_jax.prompts import prompt_tokens
+from retsta_jax.train import Base, base_directory, checkpoint_note, initial_trees, load_base, model_variables
+
+BATCHES_AT_ONCE = 8  # batches that are sorted into length buckets together
+
+
+class Trained(NamedTuple):
+    """A run whose best weights have been read: `variables` with them, `untrained` as they were before."""
+
+    config: RetstaConfig
+    base: Base
+    variables: PyTree
+    untrained: PyTree
+    step: int
+
+
+class Standardized(NamedTuple):
+    """A report in standard form; `complete` is false where it ran into the limit on new tokens."""
+
+    text: str
+    complete: bool
+
+
+def load_trained(run_dir: Path) -> Trained:
+    """The best weights of a run directory on one device. Raises UserError where they are missing or do not fit."""
+    config = dataclasses.replace(read_config(RetstaConfig, run_dir), parallel="jit")
+    if not (run_dir / "checkpoints").is_dir():
+        raise UserError(f"{run_dir}: holds no checkpoint; train first")
+    layout = make_layout("jit")
+    base = load_base(config, layout)
+    start, frozen = initial_trees(config, base, layout)
+    checkpoints = open_checkpoints(run_dir, checkpoint_note(base_directory(config)))
+    step, trainable = restore_trainable(checkpoints, start)
+    checkpoints.close()
+    lora = dataclasses.replace(config.lora, dropout=0.0)
+    return Trained(config, base, model_variables(trainable, frozen, lora), {"params": base.params}, step)
+
+
+def standardize(
+    trained: Trained, variables: PyTree, reports: Sequence[str], batch_size: int = 32
+) -> Iterator[Standardized]:
+    """The standard form of each report, in order, some batches at a time."""
+    tokenizer: Tokenizer = trained.base.tokenizer
+    vocabulary = trained.base.config.vocab_size
+    settings = DecodeSettings(
+        max_new_tokens=trained.config.max_new_tokens,
+        stop_ids=tokenizer.stop_ids,
+        forbidden_ids=tuple(range(tokenizer.vocab_size, vocabulary)),
+    )
+    generator = make_generator(trained.base.config, settings)
+    batch_size = max(min(batch_size, len(reports)), 1)
+    for start in range(0, len(reports), batch_size * BATCHES_AT_ONCE):
+        part = reports[start : start + batch_size * BATCHES_AT_ONCE]
+        prompts = [prompt_tokens(tokenizer, trained.config.instruction, clean_report(report)) for report in part]
+        keys = row_keys(0, range(start, start + len(part)))
+        for (continuation,) in generate_rows(generator, variables, prompts, keys, batch_size):
+            ids = continuation.token_ids[:-1] if continuation.stopped else continuation.token_ids
+            yield Standardized(tokenizer.decode(ids), continuation.stopped)
+
+
+def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size: int) -> None:
+    """Standardize the reports of a file, or of standard input ("-"), into rows {"id", "standard", "complete"}.
+
+    Rows are {"id", "report"}; a file that does not end in .jsonl holds one report a line, and its ids are the line
+    numbers. Rows that `output` holds already are kept and the rest is done. Raises UserError.
+    """
+    reports = read_reports(source)
+    done = 0 if output is None else rows_done(output, [id_ for id_, _ in reports], {"standard": str})
+    rest = reports[done:]
+    if not rest:
+        return
+    trained = load_trained(run_dir)
+    results = standardize(trained, trained.variables, [report for _, report in rest], batch_size)
+    with row_writer(output) as write:
+        for (id_, _), result in zip(rest, results, strict=True):
+            write({"id": id_, "standard": result.text, "complete": result.complete})
+
+
+def read_reports(source: str) -> list[tuple[str | int, str]]:
+    """(id, report) of each row. Raises UserError naming the line of what is wrong."""
+    if source.endswith(".jsonl"):
+        return [(row["id"], row["report"]) for row in read_rows(Path(source), {"id": str | int, "report": str})]
+    try:
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        lines = data.decode("utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(f"{source}: line {line} is not UTF-8; convert the file to UTF-8") from error
+    if source == "-" and lines and lines[0].startswith("{"):
+        return [_row(line, number) for number, line in enumerate(lines, start=1) if line.strip()]
+    reports = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not reports:
+        raise UserError(f"{source}: holds no report; expected one a line, or JSONL rows with id and report")
+    return list(reports)
+
+
+def _row(line: str, number: int) -> tuple[str | int, str]:
+    try:
+        row = json.loads(line)
+        if isinstance(row["id"], str | int) and isinstance(row["report"], str):
+            return row["id"], row["report"]
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f'standard input: line {number} is not a row {{"id", "report"}}')
