@@ -1,26 +1,27 @@
 """The published ranks of Qwen2 against reference encodings."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 
 from common.data.tokenizers import load_tokenizer
 
-DATA = Path(os.environ.get("MEDREPORT_DATA", Path(__file__).parents[2] / "../shared/data"))
-DIRECTORY = DATA / "tokenizers/qwen2"
 
-pytestmark = pytest.mark.skipif(not DIRECTORY.is_dir(), reason="needs tokenizers/qwen2 of the test data")
+@pytest.fixture(scope="module")
+def directory(real_data):
+    found = real_data / "tokenizers" / "qwen2"
+    if not found.is_dir():
+        pytest.skip("no tokenizers/qwen2 in the folder of real data")
+    return found
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(DIRECTORY)
+def tokenizer(directory):
+    return load_tokenizer(directory)
 
 
-def test_reference_encodings_with_their_special_tokens(tokenizer):
-    cases = json.loads((DIRECTORY / "golden_ids.json").read_text(encoding="utf-8"))["cases"]
+def test_reference_encodings_with_their_special_tokens(tokenizer, directory):
+    cases = json.loads((directory / "golden_ids.json").read_text(encoding="utf-8"))["cases"]
     assert cases
     for case in cases:
         assert tokenizer.encode(case["text"]) == case["ids"]
