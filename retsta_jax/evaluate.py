@@ -9,7 +9,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +33,7 @@ from retsta_jax.standardize import Trained, load_trained, standardize
 MODEL, BEFORE, NEAREST, CONSTANT = "this run", "before fine-tuning", "nearest training report", "constant report"
 EXAMPLES = 12
 
-Scores = dict[str, dict[str, float | None]]
+Scores = dict[str, Mapping[str, float | None]]
 
 
 def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32) -> dict[str, Scores]:
@@ -99,7 +99,7 @@ def baselines(train: Sequence[ReportPair], pairs: Sequence[ReportPair]) -> dict[
 def score(texts: Sequence[str], pairs: Sequence[ReportPair], codes: bool) -> Scores:
     """All scores of one system: value, low and high by name. Names start with the language where there are two."""
     ours = [statements(text, pair, codes) for text, pair in zip(texts, pairs, strict=True)]
-    scores: Scores = dict(evaluate_codes(ours, [statements(pair.target, pair, codes) for pair in pairs]))
+    scores: Scores = {**evaluate_codes(ours, [statements(pair.target, pair, codes) for pair in pairs])}
     languages = sorted({pair.language for pair in pairs})
     for language in languages:
         chosen = [place for place, pair in enumerate(pairs) if pair.language == language]

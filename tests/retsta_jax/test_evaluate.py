@@ -1,0 +1,80 @@
+"""What an evaluation counts: statements of reports, scores of perfect, empty and shuffled systems, baselines."""
+
+import json
+
+import pytest
+
+from common.data.records import ReportPair
+from common.errors import UserError
+from retsta_jax.corpus import make_splits
+from retsta_jax.data import language_of, read_pairs
+from retsta_jax.evaluate import CONSTANT, NEAREST, baselines, score, statements
+
+ZH = ReportPair("zh", "右眼NPDR", "右眼：轻度非增生型糖尿病视网膜病变；未见黄斑水肿。", "zh")
+EN = ReportPair("en", "OD: DR", "Right eye: diabetic retinopathy; no drusen.", "en")
+CODES = ReportPair("c", "FINDINGS: Clear.", "Opacity/lung/base/left\nCardiomegaly/mild", "en")
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return make_splits(200, 0, 30, seed=3, language="both")
+
+
+def test_statements_tell_eye_status_and_severity_apart():
+    target = statements(ZH.target, ZH, codes=False)
+    assert len(target) == 2
+    for changed in (ZH.target.replace("右", "左"), ZH.target.replace("轻", "中"), ZH.target.replace("未见", "可疑")):
+        assert len(statements(changed, ZH, codes=False) & target) < 2
+
+
+def test_both_languages_state_the_same():
+    english = EN.target.replace("diabetic", "mild non-proliferative diabetic").replace("drusen", "macular oedema")
+    assert statements(english, EN, codes=False) == statements(ZH.target, ZH, codes=False)
+
+
+def test_text_that_does_not_parse_counts_as_wrong_statements():
+    assert statements("Lorem ipsum. " + EN.target, EN, codes=False) > statements(EN.target, EN, codes=False)
+
+
+def test_codes_are_lines():
+    assert statements(CODES.target, CODES, codes=True) == {"Opacity/lung/base/left", "Cardiomegaly/mild"}
+
+
+def test_a_perfect_system_scores_one_and_an_empty_one_zero(splits):
+    pairs = splits["test"]
+    perfect = score([pair.target for pair in pairs], pairs, codes=False)
+    empty = score(["" for _ in pairs], pairs, codes=False)
+    for name in ("codes/F1", "codes/exact-match", "heads/F1", "en/coco/BLEU-4", "zh/coco/BLEU-4", "zh/coco/ROUGE-L"):
+        assert perfect[name]["value"] == pytest.approx(1, abs=1e-6)
+        assert empty[name]["value"] == pytest.approx(0, abs=1e-6)
+
+
+def test_metrics_do_not_reward_the_right_words_in_another_report(splits):
+    pairs = splits["test"]
+    shifted = [pair.target for pair in pairs[2:] + pairs[:2]]  # of the same language
+    assert score(shifted, pairs, codes=False)["codes/F1"]["value"] < 0.3
+
+
+def test_baselines_answer_in_the_language_of_the_report(splits):
+    found = baselines(splits["train"], splits["test"])
+    for texts in (found[NEAREST], found[CONSTANT]):
+        assert [language_of(text) for text in texts] == [pair.language for pair in splits["test"]]
+    assert len(set(found[CONSTANT])) == 2
+
+
+def test_an_exact_training_source_is_its_own_nearest(splits):
+    train = splits["train"]
+    assert baselines(train, train[:20])[NEAREST] == [pair.target for pair in train[:20]]
+
+
+def test_pairs_of_ones_own_are_read_with_their_language(tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    rows = [
+        {"id": "1", "source": "右眼 出血。", "target": "右眼：视网膜出血。"},
+        {"id": "2", "source": "OD: CNV 0.6 mm", "target": "x", "language": "zh"},
+    ]
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    assert [pair.language for pair in read_pairs(file)] == ["zh", "zh"]
+    file.write_text(json.dumps({"id": "3", "source": "a", "target": "b", "language": "fr"}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"row 3.*'fr'.*en or zh"):
+        read_pairs(file)
