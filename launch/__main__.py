@@ -1,0 +1,28 @@
+"""`python -m launch plan | bench`: does a training step fit a TPU slice, and how fast is this device."""
+
+import sys
+
+from common.errors import UserError, run_cli
+
+USAGE = "usage: python -m launch plan|bench ...; add --help to either for its options"
+
+
+def main(arguments: list[str]) -> int:
+    """Run a subcommand. Imports are the subcommand's own: bench must run where half of the dependencies are missing."""
+    command, *rest = arguments or [""]
+    if command in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if command == "plan":
+        from launch import plan
+
+        return plan.main(rest)
+    if command == "bench":
+        from launch import bench
+
+        return bench.main(rest)
+    raise UserError(f"launch: {command!r} is no command; {USAGE}")
+
+
+if __name__ == "__main__":
+    run_cli(main, sys.argv[1:])
