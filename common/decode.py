@@ -22,7 +22,7 @@ class Forward(Protocol):
     """A model with its weights bound, called in two ways; both return hidden states and new keys and values.
 
     Prefill: whole prompts [B P] with `segments`. Decode: one token of each continuation [B G] with `past`. The keys
-    and values are any tree of leaves [... B P K dim] and [... B G K dim]: stacked over layers, or one leaf a layer.
+    and values returned are any tree of leaves [... B S K dim]: stacked over layers, or one leaf a layer.
     """
 
     def __call__(
@@ -45,7 +45,7 @@ class Prefilled(flax.struct.PyTreeNode):
     """Prompts after the model has read them. A model whose prompts hold more than tokens makes its own."""
 
     hidden: Float[Array, "B D"]  # of the last prompt token
-    keys_values: PyTree  # leaves [... B P K dim]
+    keys_values: PyTree  # leaves [... B K P dim]
     mask: Bool[Array, "B P"]
     next_position: Int[Array, "B"]  # of the first new token
 
@@ -99,7 +99,12 @@ def prefill(forward: Forward, prompts: Prompts) -> Prefilled:
     """Read the prompts. Positions count from 0 at the first token; padding is a segment of its own."""
     positions = jnp.maximum(jnp.cumsum(prompts.mask, axis=-1) - 1, 0)
     hidden, keys_values = forward(prompts.tokens, positions, segments=prompts.mask.astype(jnp.int32))
-    return Prefilled(hidden[:, -1], keys_values, prompts.mask, prompts.mask.sum(axis=-1))
+    return Prefilled(hidden[:, -1], heads_first(keys_values), prompts.mask, prompts.mask.sum(axis=-1))
+
+
+def heads_first(keys_values: PyTree) -> PyTree:
+    """Leaves [... B P K dim] as [... B K P dim], the order that `Past` keeps them in."""
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, -3, -2), keys_values)
 
 
 class _Loop(flax.struct.PyTreeNode):
@@ -168,25 +173,26 @@ def extend(
     forward: Forward, tokens: Int[Array, "B G"], prefilled: Prefilled, suffix: PyTree, step: Int[Array, ""]
 ) -> tuple[Float[Array, "B G D"], PyTree]:
     """Feed one token of each continuation: its hidden states, and the cache with its keys and values at `step`."""
-    slots = jax.tree.leaves(suffix)[0].shape[-3]
+    slots = jax.tree.leaves(suffix)[0].shape[-2]
     positions = jnp.broadcast_to((prefilled.next_position + step)[:, None], tokens.shape)
     written = jnp.broadcast_to(jnp.arange(slots) < step, (*tokens.shape, slots))
     past = Past(prefilled.keys_values, prefilled.mask, suffix, written)
-    hidden, new = forward(tokens, positions, past=past)
+    # The barrier puts the writes after all reads of the cache; without it XLA writes into a copy.
+    hidden, new = jax.lax.optimization_barrier(forward(tokens, positions, past=past))
 
     def written_at_step(cache: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(cache, new[..., None, :, :], step, axis=cache.ndim - 3)
+        return jax.lax.dynamic_update_slice_in_dim(cache, new[..., None, :], step, axis=cache.ndim - 2)
 
     return hidden, jax.tree.map(written_at_step, suffix, new)
 
 
 def empty_suffix(prompt: PyTree, group: int, slots: int) -> PyTree:
-    """The cache of the continuations, leaves [... B G T K dim], for a prompt's leaves [... B P K dim]."""
+    """The cache of the continuations, leaves [... B G K T dim], for a prompt's leaves [... B K P dim]."""
 
     def empty(leaf: Array) -> Array:
-        *stack, batch, _, heads, dim = leaf.shape
-        zeros = jnp.zeros((*stack, batch, group, slots, heads, dim), leaf.dtype)
-        return constrain(zeros, *[None] * len(stack), BATCH_AXES, None, None, "tensor", None)
+        *stack, batch, heads, _, dim = leaf.shape
+        zeros = jnp.zeros((*stack, batch, group, heads, slots, dim), leaf.dtype)
+        return constrain(zeros, *[None] * len(stack), BATCH_AXES, None, "tensor", None, None)
 
     return jax.tree.map(empty, prompt)
 

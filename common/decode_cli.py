@@ -22,8 +22,10 @@ from common.generate import (
     score_rows,
 )
 from common.jsonl import read_rows
+from common.lora import scaled
 from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_weights import config_from_directory, load_qwen2
+from common.peft import load_peft
 from common.sampling import Sampling
 from common.types import PyTree
 from common.weights import read_json
@@ -71,7 +73,10 @@ def main(argv: list[str]) -> None:
     if done == len(rows):
         return
     config, params = load_qwen2(arguments.model, dtype=arguments.dtype, param_dtype=arguments.dtype)
-    variables = {"params": params} | (_adapter(arguments.adapter, config, params) if arguments.adapter else {})
+    variables = {"params": params}
+    if arguments.adapter:
+        lora_config, lora = load_peft(arguments.adapter, params)
+        variables["lora"] = scaled(lora, lora_config)
     model = Model(config, variables, tokenizer)
     results = _scores(model, rows, done, arguments) if arguments.score else _texts(model, rows, done, arguments)
     with _writer(arguments.output) as file:
@@ -220,10 +225,6 @@ def _rows_done(output: Path, rows: Sequence[Row], score: bool) -> int:
             f"{output}: its ids are not the first of the prompts' file; choose another --output or remove it"
         )
     return len(written)
-
-
-def _adapter(directory: Path, config: Qwen2Config, params: PyTree) -> dict[str, PyTree]:
-    raise UserError(f"{directory}: adapters are not there yet")
 
 
 @contextlib.contextmanager

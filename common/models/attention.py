@@ -104,11 +104,12 @@ class Past(NamedTuple):
     """What a decode step attends to besides itself, for one layer or stacked over L.
 
     `prompt` is kept once for the G continuations of a prompt; `suffix` holds what each continuation has produced.
+    Heads come before positions, as the products over positions need them: a cache is read at every token.
     """
 
-    prompt: KeyValues  # [B P K dim]
+    prompt: KeyValues  # [B K P dim]
     prompt_mask: Bool[Array, "B P"]
-    suffix: KeyValues  # [B G T K dim]
+    suffix: KeyValues  # [B G K T dim]
     suffix_mask: Bool[Array, "B G T"]
 
 
@@ -125,8 +126,8 @@ def attend_cached(
     shared = k.shape[2]
     q = (q * dim**-0.5).reshape(batch, group, shared, heads // shared, dim)
     scores = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    to_prompt = scores("bgkhd,bpkd->bgkhp", q, past.prompt.k)
-    to_suffix = scores("bgkhd,bgtkd->bgkht", q, past.suffix.k)
+    to_prompt = scores("bgkhd,bkpd->bgkhp", q, past.prompt.k)
+    to_suffix = scores("bgkhd,bgktd->bgkht", q, past.suffix.k)
     to_self = scores("bgkhd,bgkd->bgkh", q, k)[..., None]
     lowest = jnp.finfo(jnp.float32).min
     to_prompt = jnp.where(past.prompt_mask[:, None, None, None, :], to_prompt, lowest)
@@ -134,8 +135,8 @@ def attend_cached(
     weights = jax.nn.softmax(jnp.concatenate([to_prompt, to_suffix, to_self], axis=-1), axis=-1).astype(v.dtype)
     prompt, suffix, own = jnp.split(weights, [to_prompt.shape[-1], weights.shape[-1] - 1], axis=-1)
     out = (
-        jnp.einsum("bgkhp,bpkd->bgkhd", prompt, past.prompt.v)
-        + jnp.einsum("bgkht,bgtkd->bgkhd", suffix, past.suffix.v)
+        jnp.einsum("bgkhp,bkpd->bgkhd", prompt, past.prompt.v)
+        + jnp.einsum("bgkht,bgktd->bgkhd", suffix, past.suffix.v)
         + own * v[:, :, :, None, :]
     )
     return out.reshape(batch, group, heads, dim)
