@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import io
 import json
+import os
 import re
 import types
 import typing
@@ -19,6 +20,8 @@ from typing import Any, TypeVar
 from common.errors import UserError
 
 Config = TypeVar("Config")
+
+_ASIDE = "config.json.partial"
 
 
 def parse(config_class: type[Config], default: Config, arguments: Sequence[str], program: str) -> Config:
@@ -80,38 +83,53 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    raise UserError(f"{where}: {value!r} is not a {getattr(hint, '__name__', str(hint))}")
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else [hint]
+    expected = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
+    raise UserError(f"{where}: found {value!r}, expected {expected}")
+
+
+def check_run_directory(run_dir: Path, config: Any) -> None:
+    """Raise UserError where `run_dir` cannot be the directory of a run of this config. Writes nothing.
+
+    It must be new, empty, or hold a run of the same config; and it must be possible to write there.
+    """
+    path = run_dir / "config.json"
+    existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise UserError(f"{run_dir}: cannot be made, because {existing} is no directory; give another --run-dir")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{run_dir}: cannot be written (no permission for {existing}); give another --run-dir")
+    if existing != run_dir:
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if any(entry.name != _ASIDE for entry in run_dir.iterdir()):
+            raise UserError(f"{run_dir}: is not empty and holds no config.json; give another --run-dir") from None
+        return
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); give another --run-dir") from error
+    if different := _differences(found, to_json(config)):
+        raise UserError(
+            f"{run_dir}: holds a run of another config ({'; '.join(different[:3])}); "
+            "give the same options to continue it, or another --run-dir"
+        )
 
 
 def claim_run_directory(run_dir: Path, config: Any) -> None:
-    """Make `run_dir` the directory of this config: write config.json, or check the one that is there.
+    """Make `run_dir` the directory of this config by writing config.json, where it is not that already.
 
-    Raises UserError where the directory cannot be written, or belongs to a run of another config.
+    Raises UserError as `check_run_directory` does, and where the disk refuses.
     """
-    path = run_dir / "config.json"
-    values = to_json(config)
+    check_run_directory(run_dir, config)
+    path, aside = run_dir / "config.json", run_dir / _ASIDE
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            different = _differences(json.loads(path.read_text(encoding="utf-8")), values)
-            if different:
-                raise UserError(
-                    f"{run_dir}: holds a run of another config ({'; '.join(different[:3])}); "
-                    "give the same options to continue it, or another --run-dir"
-                )
-            # A run continues only where it can also write.
-            (run_dir / ".writable").touch()
-            (run_dir / ".writable").unlink()
-            return
-        if any(run_dir.iterdir()):
-            raise UserError(f"{run_dir}: is not empty and holds no config.json; give another --run-dir")
-        aside = path.with_suffix(".json.partial")
-        aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        aside.rename(path)
+        # Written also where it is there already: a run continues only where it can write.
+        aside.write_text(json.dumps(to_json(config), indent=2) + "\n", encoding="utf-8")
+        aside.replace(path)
     except OSError as error:
         raise UserError(f"{run_dir}: cannot be written ({error.strerror}); give another --run-dir") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: is not JSON ({error}); give another --run-dir") from error
 
 
 def read_config(config_class: type[Config], run_dir: Path) -> Config:

@@ -1,11 +1,23 @@
 """What a user sees when the input is wrong: one line, exit code 2, no traceback."""
 
+import argparse
 import sys
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
     """Bad input or environment. The message says what, where, what was expected and what to do, in one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are a UserError, and which takes no abbreviated names."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:

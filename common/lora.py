@@ -31,9 +31,13 @@ def init_lora(base: PyTree, config: LoraConfig, key: Array) -> PyTree:
 
     `base` may hold arrays or shapes (`jax.eval_shape`). Raises UserError where nothing matches.
     """
+    try:
+        targets = re.compile(config.targets)
+    except re.error as error:
+        raise UserError(f"lora.targets: {config.targets!r} is no regular expression ({error})") from error
     adapters = {}
     for path, kernel in flatten_dict(base).items():
-        if path[-1] != "kernel" or not re.fullmatch(config.targets, path[-2]):
+        if path[-1] != "kernel" or not targets.fullmatch(path[-2]):
             continue
         *stack, width, features = kernel.shape
         bound = width**-0.5  # kaiming_uniform(a=sqrt(5)), PEFT's initialisation of A

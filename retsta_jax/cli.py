@@ -1,11 +1,10 @@
 """`retsta train | evaluate | standardize | demo`: the command line of report standardization."""
 
-import argparse
 import shutil
 from pathlib import Path
 
 from common.config import choose_preset, parse
-from common.errors import UserError, run_cli
+from common.errors import Parser, UserError, run_cli
 from retsta_jax.config import PRESETS, RetstaConfig
 
 USAGE = """usage: retsta COMMAND ...
@@ -34,14 +33,9 @@ def dispatch(arguments: list[str]) -> None:
     commands[arguments[0]](arguments[1:])
 
 
-def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """An argument parser whose complaints are one line, as everywhere."""
-    return argparse.ArgumentParser(prog=f"retsta {name}", description=description)
-
-
 def train(arguments: list[str]) -> None:
     """Train, or continue, a run."""
-    first = argparse.ArgumentParser(add_help=False)
+    first = Parser("retsta train", add_help=False)
     first.add_argument("--preset", default="demo")
     first.add_argument("--run-dir", type=Path)
     chosen, rest = first.parse_known_args(arguments)
@@ -61,7 +55,10 @@ def train_in(config: RetstaConfig, run_dir: Path) -> None:
 
 def evaluate(arguments: list[str]) -> None:
     """Score a run and write its page."""
-    options = parser("evaluate", "Score a run beside baselines; writes metrics.json, predictions.jsonl, report.html.")
+    options = Parser(
+        "retsta evaluate",
+        description="Score a run beside baselines; writes metrics.json, predictions.jsonl, report.html.",
+    )
     options.add_argument("--run-dir", type=Path, required=True)
     options.add_argument("--split", choices=("test", "validation"), default="test")
     options.add_argument("--limit", type=int, default=0, help="at most so many reports; 0, the default: all")
@@ -83,7 +80,9 @@ def evaluate_in(run_dir: Path, split: str = "test", limit: int = 0, batch_size: 
 
 def standardize(arguments: list[str]) -> None:
     """Rewrite the reports of a file or of standard input."""
-    options = parser("standardize", "Rewrite reports in standard form, as JSONL rows {id, standard, complete}.")
+    options = Parser(
+        "retsta standardize", description="Rewrite reports in standard form, as JSONL rows {id, standard, complete}."
+    )
     options.add_argument(
         "source", help='JSONL rows {"id", "report"}, or text with one report a line; "-": standard input'
     )
@@ -98,7 +97,9 @@ def standardize(arguments: list[str]) -> None:
 
 def demo(arguments: list[str]) -> None:
     """Train the demo preset and evaluate it before and after, beside baselines."""
-    options = parser("demo", "Fine-tune the small shipped model on generated fundus reports and show the gain.")
+    options = Parser(
+        "retsta demo", description="Fine-tune the small shipped model on generated fundus reports and show the gain."
+    )
     options.add_argument("--run-dir", type=Path, default=Path("runs/demo"))
     options.add_argument("--fresh", action="store_true", help="start again even where the run is already there")
     chosen = options.parse_args(arguments)

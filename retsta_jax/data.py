@@ -43,19 +43,26 @@ def load_splits(config: RetstaConfig, quarantine: Quarantine) -> Splits:
                 f'data.{name}: not given; corpus jsonl needs files of rows {{"id", "source", "target"}} as '
                 "--data.train, --data.validation and --data.test"
             )
-    parts = {name: read_pairs(Path(file)) for name, file in files.items()}
+    parts = {name: read_pairs(Path(file), quarantine) for name, file in files.items()}
     check_splits(parts)
     return Splits(**parts)
 
 
-def read_pairs(file: Path) -> list[ReportPair]:
-    """Pairs from rows {"id", "source", "target"} with an optional "language" (en or zh; else by its characters)."""
+def read_pairs(file: Path, quarantine: Quarantine) -> list[ReportPair]:
+    """Pairs from rows {"id", "source", "target"} with an optional "language" (en or zh; else by its characters).
+
+    A row without text on either side is quarantined. Raises UserError naming the line of a malformed row.
+    """
     pairs = []
     for row in read_rows(file, {"id": str, "source": str, "target": str}):
         language = row.get("language", language_of(row["source"]))
         if language not in get_args(Language):
             raise UserError(f"{file}: row {row['id']}: language is {language!r}, expected en or zh")
-        pairs.append(ReportPair(row["id"], clean_report(row["source"]), clean_report(row["target"]), language))
+        source, target = clean_report(row["source"]), clean_report(row["target"])
+        if source and target:
+            pairs.append(ReportPair(row["id"], source, target, language))
+        else:
+            quarantine.add(row["id"], "no source text" if target else "no target text")
     return pairs
 
 

@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array
 
 from common.checkpoint import open_checkpoints, restore_trainable
-from common.config import claim_run_directory
+from common.config import check_run_directory, claim_run_directory
 from common.data.encode import Example, encode_examples
 from common.data.packing import plan_epochs
 from common.data.pipeline import evaluation_batches, make_iterator
@@ -41,6 +41,8 @@ from common.weights import fingerprint_directory
 from retsta_jax.config import EMBEDDED_BASE, RetstaConfig
 from retsta_jax.data import load_splits
 from retsta_jax.prompts import encode_pairs
+
+POSITIVE = ("epochs", "checkpoint_every", "evaluate_every", "batch_size", "micro_batch", "max_length", "max_new_tokens")
 
 
 class Base(NamedTuple):
@@ -143,15 +145,31 @@ def export(config: RetstaConfig, base: Base, trainable: PyTree, run_dir: Path) -
 
 def checkpoint_note(directory: Path) -> dict[str, Any]:
     """What every checkpoint says about the base weights it belongs to."""
-    return {"base": {"name": directory.name, "sha256": fingerprint_directory(directory)}}
+    return {"base": {"name": directory.resolve().name, "sha256": fingerprint_directory(directory)}}
+
+
+def check_config(config: RetstaConfig) -> None:
+    """Raise UserError for a number that makes no sense, before it does harm elsewhere."""
+    positive = {name: getattr(config, name) for name in POSITIVE}
+    positive |= {"model.loss_chunk": config.model.loss_chunk, "lora.rank": config.lora.rank}
+    for name, value in positive.items():
+        if value < 1:
+            raise UserError(f"{name}: {value} makes no sense; expected at least 1")
+    if config.max_steps < 0:
+        raise UserError(f"max_steps: {config.max_steps} makes no sense; expected at least 1, or 0 for all epochs")
+    if not 0 <= config.lora.dropout < 1:
+        raise UserError(f"lora.dropout: {config.lora.dropout} makes no sense; expected from 0 to below 1")
 
 
 def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
     """Train, or continue, the run in `run_dir`, and export its best weights there. Returns them.
 
-
-    Raises UserError for bad input before anything is trained.
+    Raises UserError for bad input before anything is written.
     """
+    check_config(config)
+    first_process = jax.process_index() == 0
+    if first_process:
+        check_run_directory(run_dir, config)
     layout = make_layout(config.parallel, config.mesh)
     accumulate = max(config.batch_size // (layout.row_shards * config.micro_batch), 1)
     check_rows(config.batch_size, accumulate, layout)
@@ -159,15 +177,10 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
     splits = load_splits(config, quarantine)
     directory = base_directory(config)
     note = checkpoint_note(directory)
-    claim_run_directory(run_dir, config)
     base = load_base(config, layout)
     encode = functools.partial(encode_pairs, base.tokenizer, config.instruction)
     examples = encode_examples(encode(splits.train), config.max_length, quarantine)
     held_out = encode_examples(encode(splits.validation), config.max_length, quarantine)
-    if jax.process_index() == 0:
-        quarantine.write(run_dir / "quarantine.jsonl")
-        if quarantine:
-            print(quarantine.summary(), flush=True)
     plan = plan_epochs(
         [len(example.tokens) for example in examples],
         batch_rows=config.batch_size,
@@ -182,6 +195,11 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
     loss = functools.partial(sft_loss, config=base.config, lora=config.lora, chunk=config.model.loss_chunk)
     tx = make_optimizer(config.optim, total_steps)
     trainable, frozen = initial_trees(config, base, layout)
+    if first_process:
+        claim_run_directory(run_dir, config)
+        quarantine.write(run_dir / "quarantine.jsonl")
+        if quarantine:
+            print(quarantine.summary(), flush=True)
     checkpoints = open_checkpoints(run_dir, note)
     state = train(
         place(init_state(trainable, tx), layout, SHARDING_RULES),

@@ -2,8 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.runs import Material
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -20,3 +24,11 @@ def real_data() -> Path:
     if not root.is_dir():
         pytest.skip("no real data: set MEDREPORT_DATA to the folder that holds iu_xray/ and openi_labels/")
     return root
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> "Material":
+    """A tiny base model and report pairs, made once."""
+    from tests.runs import make_material  # imports jax, which must find the environment above
+
+    return make_material(tmp_path_factory.mktemp("material"))

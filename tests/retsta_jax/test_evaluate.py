@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from common.data.records import ReportPair
+from common.data.records import Quarantine, ReportPair
 from common.errors import UserError
 from retsta_jax.corpus import make_splits
 from retsta_jax.data import language_of, read_pairs
@@ -74,7 +74,7 @@ def test_pairs_of_ones_own_are_read_with_their_language(tmp_path):
         {"id": "2", "source": "OD: CNV 0.6 mm", "target": "x", "language": "zh"},
     ]
     file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
-    assert [pair.language for pair in read_pairs(file)] == ["zh", "zh"]
+    assert [pair.language for pair in read_pairs(file, Quarantine())] == ["zh", "zh"]
     file.write_text(json.dumps({"id": "3", "source": "a", "target": "b", "language": "fr"}), encoding="utf-8")
     with pytest.raises(UserError, match=r"row 3.*'fr'.*en or zh"):
-        read_pairs(file)
+        read_pairs(file, Quarantine())

@@ -1,0 +1,57 @@
+"""Checkpoints move between layouts, and belong to one base."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from common.checkpoint import open_checkpoints, restore_latest, restore_trainable, save_best, save_latest
+from common.errors import UserError
+from common.parallel import MeshConfig, make_layout, place
+from common.step import init_state
+
+NOTE = {"base": {"name": "seven-b", "sha256": "a" * 64}}
+RULES = [("w", ("fsdp", "tensor"))]
+
+
+def state(layout):
+    return place(init_state({"w": jnp.arange(32.0).reshape(4, 8)}, optax.adam(0.1)), layout, RULES)
+
+
+def test_a_state_saved_on_a_mesh_is_restored_on_one_device_and_back(tmp_path):
+    mesh, one = make_layout("mesh", MeshConfig(2, 2, 2)), make_layout("jit")
+    saved = state(mesh)
+    assert saved.trainable["w"].addressable_shards[0].data.shape == (2, 4)
+    checkpoints = open_checkpoints(tmp_path, NOTE)
+    save_latest(checkpoints, saved, {"next_index": 3})
+    checkpoints.close()
+    for layout in (one, mesh):
+        like = jax.tree.map(jnp.zeros_like, state(layout))
+        checkpoints = open_checkpoints(tmp_path, NOTE)
+        restored, position = restore_latest(checkpoints, like)
+        checkpoints.close()
+        assert position == {"next_index": 3}
+        assert restored.trainable["w"].sharding == like.trainable["w"].sharding
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(saved))
+
+
+def test_a_checkpoint_of_another_base_is_refused_by_name(tmp_path):
+    layout = make_layout("jit")
+    checkpoints = open_checkpoints(tmp_path, NOTE)
+    save_best(checkpoints, state(layout), 1.0)
+    save_latest(checkpoints, state(layout), {"next_index": 0})
+    checkpoints.close()
+    other = open_checkpoints(tmp_path, {"base": {"name": "three-b", "sha256": "b" * 64}})
+    for restore, like in ((restore_latest, state(layout)), (restore_trainable, state(layout).trainable)):
+        with pytest.raises(UserError, match=r"trained on the base seven-b .*aaa.* base given is three-b .*bbb"):
+            restore(other, like)
+    other.close()
+
+
+def test_nothing_saved_is_nothing_to_resume_and_an_error_to_use(tmp_path):
+    checkpoints = open_checkpoints(tmp_path, NOTE)
+    assert restore_latest(checkpoints, state(make_layout("jit"))) is None
+    with pytest.raises(UserError, match="holds no checkpoint; train first"):
+        restore_trainable(checkpoints, state(make_layout("jit")).trainable)
+    checkpoints.close()

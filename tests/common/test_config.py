@@ -1,0 +1,82 @@
+"""Configs go to the command line and to config.json and come back, strictly."""
+
+import json
+from typing import Any
+
+import pytest
+
+from common.config import choose_preset, claim_run_directory, from_json, parse, read_config, to_json
+from common.errors import UserError
+from retsta_jax.config import PRESETS, RetstaConfig
+
+DEMO = PRESETS["demo"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_survives_its_json(name):
+    assert from_json(RetstaConfig, json.loads(json.dumps(to_json(PRESETS[name]))), "file") == PRESETS[name]
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The demo's JSON with one field set, or removed where value is `...`."""
+    values = to_json(DEMO)
+    *folders, name = path.split(".")
+    inner = values
+    for folder in folders:
+        inner = inner[folder]
+    if value is ...:
+        del inner[name]
+    else:
+        inner[name] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("epoch", 3, r"file: unknown field 'epoch' \(did you mean epochs\?\)"),
+        ("optim.learning_rat", 3, r"file: optim: unknown field 'learning_rat' \(did you mean learning_rate\?\)"),
+        ("seed", ..., "file: missing field 'seed'"),
+        ("lora.rank", ..., "file: lora: missing field 'rank'"),
+        ("epochs", 1.5, "file: epochs: found 1.5, expected int"),
+        ("epochs", True, "file: epochs: found True, expected int"),
+        ("epochs", "1", "file: epochs: found '1', expected int"),
+        ("packing", 1, "file: packing: found 1, expected bool"),
+        ("optim.learning_rate", "fast", "file: optim: learning_rate: found 'fast', expected float"),
+        ("optim.schedule", "step", "file: optim: schedule: found 'step', expected constant or linear or cosine"),
+        ("buckets", [128, "256"], "file: buckets: found '256', expected int"),
+        ("buckets", 128, "file: buckets: found 128, expected tuple"),
+        ("model", "qwen", "file: model: found 'qwen', expected ModelConfig"),
+    ],
+)
+def test_a_value_that_does_not_belong_is_named(path, value, message):
+    with pytest.raises(UserError, match=message):
+        from_json(RetstaConfig, changed(path, value), "file")
+
+
+def test_a_whole_number_stands_for_a_float():
+    learning_rate = from_json(RetstaConfig, changed("optim.learning_rate", 1), "file").optim.learning_rate
+    assert isinstance(learning_rate, float)
+
+
+def test_the_command_line_changes_only_what_it_names():
+    arguments = ["--optim.learning-rate", "0.5", "--buckets", "64", "128", "--packing", "False"]
+    config = parse(RetstaConfig, DEMO, arguments, "retsta train")
+    assert config.optim.learning_rate == 0.5
+    assert config.buckets == (64, 128)
+    assert config.packing is False
+    assert parse(RetstaConfig, DEMO, [], "retsta train") == DEMO
+    unchanged = ["--optim.learning-rate", str(DEMO.optim.learning_rate), "--packing", str(DEMO.packing)]
+    assert parse(RetstaConfig, config, [*unchanged, "--buckets", *map(str, DEMO.buckets)], "retsta train") == DEMO
+
+
+def test_an_unknown_preset_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match=r"--preset retsta-7: unknown \(did you mean retsta-7b\?\); presets are demo"):
+        choose_preset(PRESETS, "retsta-7")
+
+
+def test_a_claimed_directory_gives_its_config_back(tmp_path):
+    claim_run_directory(tmp_path / "a" / "run", DEMO)
+    claim_run_directory(tmp_path / "a" / "run", DEMO)
+    assert read_config(RetstaConfig, tmp_path / "a" / "run") == DEMO
+    assert [path.name for path in (tmp_path / "a" / "run").iterdir()] == ["config.json"]

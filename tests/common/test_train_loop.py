@@ -1,0 +1,131 @@
+"""The loop around a toy loss: non-finite updates, best and latest checkpoints, what a second start does."""
+
+import json
+from collections.abc import Collection
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from common.checkpoint import open_checkpoints, restore_latest, restore_trainable
+from common.errors import UserError
+from common.parallel import compile_step, make_layout, place
+from common.step import init_state, make_train_step
+from common.train_loop import MAX_SKIPPED_IN_A_ROW, train
+from common.types import LossSum, TextBatch
+
+NOTE = {"base": {"name": "toy", "sha256": "0" * 64}}
+TX = optax.sgd(0.1)
+
+
+class Counted:
+    """Batches whose number is in their weights; NaN on the steps of `bad`."""
+
+    def __init__(self, bad: Collection[int]):
+        self.bad, self.position = bad, 0
+
+    def __next__(self) -> TextBatch:
+        self.position += 1
+        whole = np.ones((2, 3), np.int32)
+        weight = np.nan if self.position in self.bad else self.position
+        return TextBatch(whole, whole, np.full((2, 3), weight, np.float32), whole, whole)
+
+    def get_state(self) -> dict[str, int]:
+        return {"next_index": self.position}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.position = state["next_index"]
+
+
+def loss(trainable, frozen, batch, rng):
+    return LossSum((trainable["w"] * batch.weights.mean()).sum(), jnp.float32(1)), {}
+
+
+def run(run_dir, bad: Collection[int] = (), total: int = 6, validation=lambda state: float(state.step)):
+    """Train w by w -= 0.1 * (number of the batch) from 0, checkpoint and validation after each second step."""
+    layout = make_layout("jit")
+    checkpoints = open_checkpoints(run_dir, NOTE)
+    try:
+        return train(
+            place(init_state({"w": jnp.zeros(3)}, TX), layout),
+            {},
+            Counted(bad),
+            compile_step(lambda axis: make_train_step(loss, TX, 1, axis), layout),
+            run_dir=run_dir,
+            total_steps=total,
+            rng=place(jax.random.key(0), layout),
+            layout=layout,
+            checkpoints=checkpoints,
+            schedule=optax.constant_schedule(0.1),
+            validation_loss=validation,
+            checkpoint_every=2,
+            evaluate_every=2,
+            tensorboard=False,
+        )
+    finally:
+        checkpoints.close()
+
+
+def read(run_dir, restore, like):
+    checkpoints = open_checkpoints(run_dir, NOTE)
+    try:
+        return restore(checkpoints, like)
+    finally:
+        checkpoints.close()
+
+
+def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
+    state = run(tmp_path, bad={2, 3, 5})
+    np.testing.assert_allclose(state.trainable["w"], -0.1 * (1 + 4 + 6), rtol=1e-6)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["skipped"] for row in rows] == [0, 1, 2, 2, 3, 3]
+    assert [row["skipped_in_a_row"] for row in rows] == [0, 1, 2, 0, 1, 0]
+    assert [row["loss"] is None for row in rows] == [False, True, True, False, True, False]
+
+
+def test_too_many_in_a_row_are_fatal_and_leave_good_weights(tmp_path):
+    with pytest.raises(UserError, match=rf"{MAX_SKIPPED_IN_A_ROW} updates in a row .* step 13"):
+        run(tmp_path, bad=range(4, 50), total=40)
+    state, _ = read(tmp_path, restore_latest, place(init_state({"w": jnp.zeros(3)}, TX), make_layout("jit")))
+    assert int(state.step) == 12
+    np.testing.assert_allclose(state.trainable["w"], -0.1 * (1 + 2 + 3), rtol=1e-6)
+
+
+def test_nine_in_a_row_are_not_fatal(tmp_path):
+    state = run(tmp_path, bad=range(2, 2 + MAX_SKIPPED_IN_A_ROW - 1), total=12)
+    assert int(state.skipped) == MAX_SKIPPED_IN_A_ROW - 1
+
+
+def test_best_and_latest_are_kept_apart(tmp_path):
+    state = run(tmp_path, validation=lambda state: abs(float(state.step) - 3.9))
+    step, best = read(tmp_path, restore_trainable, state.trainable)
+    assert step == 4
+    np.testing.assert_allclose(best["w"], -0.1 * (1 + 2 + 3 + 4), rtol=1e-6)
+    latest, position = read(tmp_path, restore_latest, state)
+    assert int(latest.step) == position["next_index"] == 6
+    np.testing.assert_array_equal(latest.trainable["w"], state.trainable["w"])
+
+
+def test_a_second_start_continues_and_a_third_does_nothing(tmp_path):
+    whole = run(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="cut"):
+        run(tmp_path / "cut", validation=cut_at(4))
+    state = run(tmp_path / "cut")
+    np.testing.assert_array_equal(state.trainable["w"], whole.trainable["w"])
+    log = (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == log
+    run(tmp_path / "cut", validation=cut_at(1))
+    assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == log
+
+
+def cut_at(step):
+    """A validation that fails from a step on."""
+
+    def validation(state) -> float:
+        if int(state.step) >= step:
+            raise RuntimeError("cut")
+        return float(state.step)
+
+    return validation
