@@ -28,7 +28,7 @@ from common.losses import answer_loss, token_logprobs
 from common.models.attention import choose_implementation
 from common.models.qwen2 import SHARDING_RULES, Qwen2, Qwen2Config, init_params, output_head
 from common.optim import OptimConfig, make_optimizer
-from common.parallel import MeshConfig, compile_step, make_layout, place, place_batch, shardings
+from common.parallel import MeshConfig, check_rows, compile_step, make_layout, place, place_batch, shardings
 from common.sampling import GREEDY, Sampling
 from common.step import init_state, make_train_step
 from common.types import LossSum, PyTree, TextBatch
@@ -261,6 +261,7 @@ def make_update(shape: Shape) -> Callable[[TextBatch], None]:
     """A LoRA update on a batch of this shape, waiting until it is done; the state goes from one call to the next."""
     config = shape.config()
     layout = make_layout("auto", MeshConfig(data=1, fsdp=-1))
+    check_rows(shape.rows, 1, layout)
 
     def loss(trainable: PyTree, frozen: PyTree, batch: TextBatch, rng: jax.Array) -> tuple[LossSum, dict[str, LossSum]]:
         variables = {"params": frozen, "lora": scaled(trainable, LORA)}

@@ -1,0 +1,320 @@
+"""`python -m launch plan --preset NAME --topology v5e:2x4`: does the training step fit a TPU slice, and what bounds it.
+
+The true step is compiled for the named slice by libtpu, on a machine that has no TPU: shapes stand for all arrays, so
+nothing of the model's size is allocated. The compiler's own verdict decides whether it fits. The bounds on the time
+are arithmetic on data sheets: no step of this kind can be faster, and how close it comes is for a TPU to say.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
+from common.config import choose_preset
+from common.errors import UserError
+from common.flops import forward_flops, matrix_parameters, peak_flops, train_flops
+from common.lora import init_lora
+from common.models.attention import choose_implementation
+from common.models.qwen2 import SHARDING_RULES, Qwen2Config
+from common.models.qwen2_weights import config_from_directory, param_shapes
+from common.optim import make_optimizer
+from common.parallel import Layout, Rules, batch_sharding, make_layout, shardings
+from common.step import init_state, make_train_step
+from common.types import PyTree, TextBatch
+from retsta_jax.config import EMBEDDED_BASE, PRESETS, RetstaConfig
+from retsta_jax.train import sft_loss
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """What the data sheet says of one chip, in bytes and bytes a second."""
+
+    hbm: float
+    hbm_bandwidth: float
+    ici_bandwidth: float  # all links, one direction
+
+
+CHIPS = {
+    "v4": Chip(32 * GIB, 1228e9, 300e9),
+    "v5e": Chip(16 * GIB, 819e9, 200e9),
+    "v5p": Chip(95 * GIB, 2765e9, 600e9),
+    "v6e": Chip(32 * GIB, 1640e9, 448e9),
+}
+
+
+class Compiled(NamedTuple):
+    """What the compiler says of one step; sizes are bytes of one device."""
+
+    fits: bool
+    total: int
+    arguments: int | None  # unknown where it does not fit
+    temporary: int | None
+    seconds: float
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the plan as one JSON object. Raises UserError for an unknown preset or topology, or without libtpu."""
+    parser = argparse.ArgumentParser(prog="launch plan", description=__doc__)
+    parser.add_argument("--preset", required=True, help="one of " + ", ".join(PRESETS))
+    parser.add_argument("--topology", required=True, help="v5e:2x4, v6e:4x8, v5p:2x2x1, ...")
+    parser.add_argument("--micro-batch", type=int, help="rows of one device; given, no other is tried (preset's)")
+    parser.add_argument("--sequence", type=int, help="tokens of a row (preset's)")
+    parser.add_argument("--remat", choices=("none", "dots", "full"), help="(preset's)")
+    parser.add_argument("--loss-chunk", type=int, help="positions whose logits exist at one time (preset's)")
+    options = parser.parse_args(list(arguments))
+    jax.config.update("jax_platforms", "cpu")
+
+    config = choose_preset(PRESETS, options.preset)
+    changes = {"remat": options.remat, "loss_chunk": options.loss_chunk}
+    model = dataclasses.replace(config.model, **{name: value for name, value in changes.items() if value})
+    config = dataclasses.replace(
+        config,
+        model=model,
+        max_length=options.sequence or config.max_length,
+        micro_batch=options.micro_batch or config.micro_batch,
+    )
+    if config.max_length < 1 or config.micro_batch < 1:
+        raise UserError(f"--sequence {config.max_length} --micro-batch {config.micro_batch}: expected positive numbers")
+    devices = topology_devices(options.topology)
+    plan = make_plan(config, base_sizes(config), options.topology, devices, propose=options.micro_batch is None)
+    print(json.dumps({"preset": options.preset, **plan}, indent=2))
+    return 0
+
+
+def base_sizes(config: RetstaConfig) -> Qwen2Config:
+    """Sizes of the preset's base model; those of Qwen2.5-7B where the preset leaves it to the user."""
+    if config.model.base == "embedded":
+        return config_from_directory(EMBEDDED_BASE)
+    return config_from_directory(config.model.base) if config.model.base else Qwen2Config()
+
+
+def topology_devices(name: str) -> list[Any]:
+    """Abstract devices of a TPU slice. Raises UserError where there is no such slice, or no libtpu to ask."""
+    if not re.fullmatch(rf"({'|'.join(CHIPS)}):\d+(x\d+){{1,2}}", name):
+        raise UserError(f"--topology {name}: expected CHIP:SHAPE with a chip of {', '.join(CHIPS)}, such as v5e:2x4")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("plan: the TPU compiler (libtpu) is not installed; pip install 'medreport-jax[plan]'")
+    # Without these it looks for the metadata server of a TPU host, for minutes.
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    try:
+        with quiet_stderr():
+            return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"--topology {name}: libtpu knows no such slice ({reason}); v5e:2x4 is one") from None
+
+
+def make_plan(
+    config: RetstaConfig, sizes: Qwen2Config, topology: str, devices: Sequence[Any], *, propose: bool
+) -> dict[str, Any]:
+    """Compile the step of `config` for `devices`; with `propose`, also find the largest micro-batch that fits."""
+    started = time.perf_counter()
+    layout = make_layout("mesh", config.mesh, devices)
+    head_dim, dtype = sizes.head_dim, jnp.dtype(config.model.dtype)
+    attention = choose_implementation(config.model.attention, config.max_length, head_dim, dtype, platform="tpu")
+    sizes = dataclasses.replace(
+        sizes,
+        dtype=config.model.dtype,
+        param_dtype=config.model.param_dtype if config.model.tuning == "lora" else "float32",
+        attention=attention,
+        remat=config.model.remat,
+    )
+    compiled = {config.micro_batch: compile_step_for(config, sizes, layout)}
+    found = compiled[config.micro_batch]
+    batch = batch_of(config, layout)
+    plan = {
+        "topology": topology,
+        "device_kind": devices[0].device_kind,
+        "devices": len(devices),
+        "mesh": dict(layout.mesh.shape),
+        "attention": attention,
+        "remat": config.model.remat,
+        "loss_chunk": config.model.loss_chunk,
+        "batch": batch,
+        "tokens_per_step": batch["rows"] * batch["sequence"],
+        "flops_per_step": model_flops(config, sizes, layout),
+        "fits": found.fits,
+        "bytes_per_device": found.total,
+        "argument_bytes": found.arguments,
+        "temp_bytes": found.temporary,
+        "hbm_bytes": int(CHIPS[topology.partition(":")[0]].hbm),
+        "bounds": time_bounds(config, sizes, layout, topology),
+    }
+    if propose:
+        plan["largest_micro_batch"] = largest_micro_batch(config, sizes, layout, compiled, plan["hbm_bytes"])
+        plan["compiled"] = {
+            str(micro): {"fits": one.fits, "bytes_per_device": one.total, "seconds": round(one.seconds, 1)}
+            for micro, one in sorted(compiled.items())
+        }
+    plan["plan_seconds"] = round(time.perf_counter() - started, 1)
+    return plan
+
+
+def batch_of(config: RetstaConfig, layout: Layout) -> dict[str, int]:
+    """How an update is cut up. A slice that takes more rows at a time than a preset's batch has makes it larger."""
+    at_a_time = layout.row_shards * config.micro_batch
+    accumulate = max(config.batch_size // at_a_time, 1)
+    return {
+        "rows": at_a_time * accumulate,
+        "sequence": config.max_length,
+        "micro_batch": config.micro_batch,
+        "rows_at_a_time": at_a_time,
+        "accumulate": accumulate,
+    }
+
+
+def largest_micro_batch(
+    config: RetstaConfig, sizes: Qwen2Config, layout: Layout, compiled: dict[int, Compiled], hbm: int
+) -> int:
+    """The most rows a device can take, 0 if not even one: two compiled steps give a line, a third verifies its answer.
+
+    `compiled` holds what is known by micro-batch, and gets what is tried here.
+    """
+
+    def attempt(micro: int) -> Compiled:
+        if micro not in compiled:
+            compiled[micro] = compile_step_for(dataclasses.replace(config, micro_batch=micro), sizes, layout)
+        return compiled[micro]
+
+    first = config.micro_batch
+    second = first * 2 if compiled[first].fits else max(first // 2, 1)
+    attempt(second)
+    if second != first:
+        low, high = sorted((first, second))
+        per_row = max((compiled[high].total - compiled[low].total) / (high - low), 1)
+        # 3% stays free: the line bends where the compiler starts to trade time for space.
+        expected = int(low + (0.97 * hbm - compiled[low].total) // per_row)
+        largest_fit = max((micro for micro, one in compiled.items() if one.fits), default=0)
+        smallest_miss = min((micro for micro, one in compiled.items() if not one.fits), default=expected + 1)
+        expected = min(expected, smallest_miss - 1)
+        if expected > largest_fit:
+            attempt(expected)
+    return max((micro for micro, one in compiled.items() if one.fits), default=0)
+
+
+def compile_step_for(config: RetstaConfig, sizes: Qwen2Config, layout: Layout) -> Compiled:
+    """Compile the update of `config` for the devices of `layout`, from shapes alone."""
+    batch = batch_of(config, layout)
+    # Shapes do not depend on the attention; two tokens, on which parameters are shaped, are too few for splash.
+    base = param_shapes(dataclasses.replace(sizes, attention="xla"))
+    trainable, frozen = base, {}
+    if config.model.tuning == "lora":
+        trainable = jax.eval_shape(lambda: init_lora(base, config.lora, jax.random.key(0)))
+        frozen = {"params": base}
+    tx = make_optimizer(config.optim, 1000)
+    state = abstract(jax.eval_shape(lambda tree: init_state(tree, tx), trainable), layout, SHARDING_RULES)
+    rows = batch_sharding(layout)
+    shape = (batch["rows"], batch["sequence"])
+    whole, real = (jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for dtype in (jnp.int32, jnp.float32))
+    arrays: Any = (whole, whole, real, whole, whole)
+    key = abstract(jax.eval_shape(lambda: jax.random.key(0)), layout, ())
+    loss = functools.partial(sft_loss, config=sizes, lora=config.lora, chunk=config.model.loss_chunk)
+    kept = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = jax.jit(make_train_step(loss, tx, batch["accumulate"]), donate_argnums=0, out_shardings=(kept, None))
+    started = time.perf_counter()
+    with layout.context():
+        lowered = step.lower(state, abstract(frozen, layout, SHARDING_RULES), TextBatch(*arrays), key)
+        try:
+            with quiet_stderr():
+                memory = lowered.compile().memory_analysis()
+        except jax.errors.JaxRuntimeError as error:
+            needed = re.search(r"Used ([\d.]+)([KMG]) of", str(error))
+            if "RESOURCE_EXHAUSTED" not in str(error) or not needed:
+                raise
+            size = float(needed[1]) * {"K": 2**10, "M": 2**20, "G": GIB}[needed[2]]
+            return Compiled(False, int(size), None, None, time.perf_counter() - started)
+    total = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    seconds = time.perf_counter() - started
+    return Compiled(True, total, memory.argument_size_in_bytes, memory.temp_size_in_bytes, seconds)
+
+
+def abstract(tree: PyTree, layout: Layout, rules: Rules) -> PyTree:
+    """Shapes with the shardings that the arrays would have."""
+
+    def one(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    if jax.tree_util.treedef_is_leaf(jax.tree.structure(tree)):
+        return one(tree, NamedSharding(layout.mesh, PartitionSpec()))
+    return jax.tree.map(one, tree, shardings(tree, layout, rules))
+
+
+def model_flops(config: RetstaConfig, sizes: Qwen2Config, layout: Layout) -> float:
+    """Model FLOPs of an update whose rows are full, each of one segment."""
+    batch = batch_of(config, layout)
+    pairs = batch["rows"] * batch["sequence"] ** 2 / 2
+    lora = config.lora if config.model.tuning == "lora" else None
+    return train_flops(sizes, lora, batch["rows"] * batch["sequence"], pairs)
+
+
+def time_bounds(config: RetstaConfig, sizes: Qwen2Config, layout: Layout, topology: str) -> dict[str, Any]:
+    """Lower bounds on the seconds of an update, as if everything overlapped, and which of them is the highest.
+
+    `compute` includes what remat recomputes. `hbm` counts reads of weights only: of a layer three times, of the head
+    twice for each chunk of the loss. `ici` counts the gathering of layers split by fsdp, in the forward and in the
+    backward pass, and of the head once.
+    """
+    chip, batch = CHIPS[topology.partition(":")[0]], batch_of(config, layout)
+    rows, length, accumulate = batch["rows"], batch["sequence"], batch["accumulate"]
+    tensor, fsdp = layout.mesh.shape["tensor"], layout.mesh.shape["fsdp"]
+    peak = peak_flops(layout.mesh.devices.flat[0])
+    width = jnp.dtype(sizes.param_dtype).itemsize / tensor
+    head = sizes.vocab_size * sizes.hidden_size
+    layers = matrix_parameters(sizes) - head
+
+    executed = model_flops(config, sizes, layout)
+    if config.model.remat == "full":
+        executed += forward_flops(sizes, rows * length, rows * length**2 / 2) - 2.0 * rows * length * head
+    chunks = int(np.ceil(length / config.model.loss_chunk))
+    passes = 3 if config.model.remat == "full" else 2
+    seconds = {
+        "compute": executed / (peak * layout.mesh.size) if peak else 0.0,
+        "hbm": accumulate * width * (passes * layers + 2 * chunks * head) / chip.hbm_bandwidth,
+        "ici": accumulate * width * (2 * layers + head) * (fsdp - 1) / fsdp / chip.ici_bandwidth,
+    }
+    bound = max(seconds, key=lambda name: seconds[name])
+    model = model_flops(config, sizes, layout)
+    best = model / (seconds[bound] * peak * layout.mesh.size) if peak else None
+    return {
+        **{f"{name}_seconds": value for name, value in seconds.items()},
+        "bound_by": bound,
+        "tokens_per_second_at_most": rows * length / seconds[bound],
+        "utilisation_at_most": best,
+    }
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Keep what libtpu writes to file descriptor 2 off the terminal: warnings about a TPU host that is not there."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -1,0 +1,100 @@
+"""The plan compiles a tiny step for a TPU that is not there, and says what is wrong where it cannot."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from common.errors import UserError
+from common.flops import train_flops
+from common.models.qwen2 import Qwen2Config
+from launch import plan
+from retsta_jax.config import PRESETS
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+SIZES = Qwen2Config(
+    vocab_size=512, hidden_size=256, intermediate_size=384, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=128,
+)  # fmt: skip
+CONFIG = dataclasses.replace(PRESETS["retsta-7b"], max_length=256, micro_batch=1, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def devices():
+    return plan.topology_devices("v5e:2x4")
+
+
+@needs_libtpu
+def test_a_tiny_step_compiles_for_a_slice(devices):
+    found = plan.make_plan(CONFIG, SIZES, "v5e:2x4", devices, propose=False)
+    assert found["fits"] is True
+    assert found["attention"] == "splash"
+    assert found["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert found["batch"] == {
+        "rows": 16, "sequence": 256, "micro_batch": 1, "rows_at_a_time": 8, "accumulate": 2,
+    }  # fmt: skip
+    assert found["tokens_per_step"] == 16 * 256
+    assert found["flops_per_step"] == train_flops(SIZES, CONFIG.lora, 16 * 256, 16 * 256**2 / 2)
+    assert found["argument_bytes"] + found["temp_bytes"] <= found["bytes_per_device"] < found["hbm_bytes"]
+    bounds = found["bounds"]
+    assert bounds[f"{bounds['bound_by']}_seconds"] == max(
+        bounds[f"{name}_seconds"] for name in ("compute", "hbm", "ici")
+    )
+    assert 0 < bounds["utilisation_at_most"] <= 1
+    json.dumps(found)
+
+
+def test_the_largest_micro_batch_is_one_that_was_compiled_and_fits(monkeypatch):
+    """Memory of 3 + 2 n GiB in 16: two compiled steps give the line, a third verifies 6."""
+    seen = []
+
+    def compiled(config, sizes, layout):
+        seen.append(config.micro_batch)
+        total = (3 + 2 * config.micro_batch) * plan.GIB
+        return plan.Compiled(total <= 16 * plan.GIB, total, None, None, 0.0)
+
+    monkeypatch.setattr(plan, "compile_step_for", compiled)
+    for first in (1, 2, 4, 8, 12):
+        seen.clear()
+        config = dataclasses.replace(CONFIG, micro_batch=first)
+        known = {first: compiled(config, SIZES, None)}
+        assert plan.largest_micro_batch(config, SIZES, None, known, 16 * plan.GIB) == 6
+        assert len(seen) <= 3
+        assert known[6].fits
+
+
+def test_a_model_that_never_fits_gets_no_micro_batch(monkeypatch):
+    never = plan.Compiled(False, 99 * plan.GIB, None, None, 0.0)
+    monkeypatch.setattr(plan, "compile_step_for", lambda *_: never)
+    assert plan.largest_micro_batch(CONFIG, SIZES, None, {1: never}, 16 * plan.GIB) == 0
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5e:2by4", "v9z:2x4", "v5e:2x4x4x4"])
+def test_a_bad_topology_is_one_clear_line(name):
+    with pytest.raises(UserError, match="--topology"):
+        plan.topology_devices(name)
+
+
+@needs_libtpu
+def test_a_slice_that_libtpu_does_not_know_is_one_clear_line():
+    with pytest.raises(UserError, match="knows no such slice"):
+        plan.topology_devices("v5e:3x5")
+
+
+def test_without_libtpu_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"medreport-jax\[plan\]"):
+        plan.topology_devices("v5e:2x4")
+
+
+def test_an_unknown_preset_exits_with_code_2_and_prints_nothing_else():
+    command = [sys.executable, "-m", "launch", "plan", "--preset", "retsta7b", "--topology", "v5e:2x4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: --preset retsta7b: unknown")
+    assert done.stderr.count("\n") == 1
