@@ -80,7 +80,7 @@ class RetstaConfig:
 
 RETSTA_7B_ZERO = RetstaConfig(data=DataConfig(corpus="jsonl"), model=ModelConfig(base=""), mesh=MeshConfig(1, -1, 1))
 
-SMALL = ModelConfig(dtype="float32", param_dtype="float32", remat="none", loss_chunk=64)
+SMALL = ModelConfig(dtype="float32", param_dtype="float32", remat="none", loss_chunk=256)
 
 PRESETS: dict[str, RetstaConfig] = {
     "demo": RetstaConfig(
@@ -91,10 +91,10 @@ PRESETS: dict[str, RetstaConfig] = {
         epochs=2,
         batch_size=8,
         micro_batch=8,
-        max_length=512,
+        max_length=256,
         packing=True,
-        buckets=(128, 256, 512),
-        max_new_tokens=192,
+        buckets=(64, 128, 256),
+        max_new_tokens=128,
     ),
     "openi": RetstaConfig(
         instruction="Codes",

@@ -28,7 +28,7 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), self.param_dtype)
         x = x.astype(self.dtype)
-        y = x @ kernel.astype(self.dtype)
+        y = matmul(x, kernel.astype(self.dtype))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
             y = y + bias.astype(self.dtype)
@@ -36,8 +36,31 @@ class Dense(nn.Module):
             a = self.get_variable("lora", "a").astype(self.dtype)
             b = self.get_variable("lora", "b").astype(self.dtype)
             x = nn.Dropout(self.lora_dropout, deterministic=not self.has_rng("dropout"))(x)
-            y = y + (x @ a) @ b
+            y = y + matmul(matmul(x, a), b)
         return y
+
+
+@jax.custom_vjp
+def matmul(x: Float[Array, "... I"], weights: Float[Array, "I O"]) -> Float[Array, "... O"]:
+    """x @ weights, with a gradient of the weights that is formed as x^T g.
+
+    JAX's own rule forms (g^T x)^T. XLA for CPUs then fuses the transposition of g into whatever computed it and walks
+    memory in strides, which made a LoRA step more than twice as slow; on GPUs and TPUs the two are alike.
+    """
+    return x @ weights
+
+
+def _matmul_forward(x, weights):
+    return x @ weights, (x, weights)
+
+
+def _matmul_backward(saved, gradient):
+    x, weights = saved
+    flat_x, flat_gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    return gradient @ weights.T, flat_x.T @ flat_gradient
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class RMSNorm(nn.Module):
