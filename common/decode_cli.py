@@ -159,7 +159,7 @@ def _described(continuation: Continuation, tokenizer: Tokenizer) -> dict[str, An
 
 
 def _scores(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    scorer = make_scorer(model.config, arguments.temperature or 1.0)
+    scorer = make_scorer(model.config, arguments.temperature or 1.0, model.tokenizer.vocab_size)
     batch_size = min(arguments.batch_size, len(rows))
     for chunk in _chunks(len(rows), done, batch_size):
         prompts, completions = zip(*((rows[number].prompt, rows[number].completion) for number in chunk), strict=True)

@@ -1,0 +1,169 @@
+"""`python -m common.decode` on a published directory: rows in order, resumed, scored, and refused in one line."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from common import decode_cli
+from common.data.tokenizers import load_tokenizer
+from common.errors import UserError
+from common.models.qwen2 import Qwen2
+from common.models.qwen2_weights import load_qwen2, save_qwen2
+from common.peft import save_peft
+from tests import tiny
+
+TEXTS = ["no acute disease", "heart size is normal", "lungs", "the lungs are clear and the heart is normal", "acute"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A tiny random model with a word tokenizer and a chat template, in the layout of the hub."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import Qwen2TokenizerFast
+
+    directory = tmp_path_factory.mktemp("published") / "model"
+    pairs = Tokenizer(models.BPE())
+    pairs.pre_tokenizer, pairs.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    pairs.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"])
+    )
+    learned = json.loads(pairs.to_str())["model"]
+    merges = [tuple(merge) for merge in learned["merges"]]
+    tokenizer = Qwen2TokenizerFast(vocab=learned["vocab"], merges=merges, eos_token="<|endoftext|>")
+    tokenizer.chat_template = "{% for m in messages %}user: {{ m.content }} {% endfor %}assistant:"
+    config = dataclasses.replace(tiny.CONFIG, vocab_size=320)
+    base = tiny.params(config)
+    save_qwen2(directory, config, {**base, "lm_head": base["lm_head"] * 20})
+    tokenizer.save_pretrained(directory)
+    save_peft(directory.parent / "adapter", tiny.lora(base), tiny.LORA, "model")
+    return directory
+
+
+@pytest.fixture
+def prompts(tmp_path) -> Path:
+    return jsonl(tmp_path / "prompts.jsonl", [{"id": f"r{i}", "prompt": text} for i, text in enumerate(TEXTS)])
+
+
+def jsonl(file: Path, rows: list[dict]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def rows_of(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def decode(model: Path, prompts: Path, output: Path, *options: str) -> list[dict]:
+    decode_cli.main(
+        ["--model", str(model), "--prompts", str(prompts), "--output", str(output), "--max-new-tokens", "6", *options]
+    )
+    return rows_of(output)
+
+
+SAMPLED = ("--temperature", "1", "--top-p", "0.9", "--top-k", "30", "--batch-size", "2", "--seed", "3")
+
+
+def test_rows_come_in_input_order_with_text_tokens_and_why_they_end(model, prompts, tmp_path):
+    rows = decode(model, prompts, tmp_path / "out.jsonl", *SAMPLED)
+    assert [row["id"] for row in rows] == [f"r{i}" for i in range(5)]
+    tokenizer = load_tokenizer(model)
+    for row in rows:
+        assert set(row) == {"id", "text", "token_ids", "log_probs", "finish"}
+        assert len(row["token_ids"]) == len(row["log_probs"]) <= 6
+        assert (row["finish"] == "stop") == (row["token_ids"][-1] == tokenizer.eos_id)
+        assert row["text"] == tokenizer.decode(row["token_ids"])
+        assert max(row["token_ids"]) < tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("kept_bytes", ["two rows", "two rows and a torn one"])
+def test_a_stopped_run_goes_on_where_it_stopped(model, prompts, tmp_path, kept_bytes):
+    whole = decode(model, prompts, tmp_path / "whole.jsonl", *SAMPLED)
+    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    output = tmp_path / "resumed.jsonl"
+    output.write_bytes(b"".join(lines[:2]) + (lines[2][:20] if "torn" in kept_bytes else b""))
+    assert decode(model, prompts, output, *SAMPLED) == whole
+
+
+def test_scores_are_the_log_probs_of_the_completions_tokens_among_those_the_tokenizer_has(model, prompts, tmp_path):
+    completions = ["the heart", "", "w", "lungs are clear", "normal"]
+    rows = [{"id": i, "prompt": text, "completion": completions[i]} for i, text in enumerate(TEXTS)]
+    scores = decode(model, jsonl(tmp_path / "pairs.jsonl", rows), tmp_path / "scores.jsonl", "--score")
+    config, params = load_qwen2(model)
+    tokenizer = load_tokenizer(model)
+    for row, score in zip(rows, scores, strict=True):
+        before, after = tokenizer.encode(row["prompt"]), tokenizer.encode(row["completion"])
+        tokens = np.array([before + after])
+        hidden, _ = Qwen2(config).apply({"params": params}, tokens, np.arange(tokens.size)[None], np.ones_like(tokens))
+        logits = hidden[0, len(before) - 1 : -1] @ params["lm_head"][: tokenizer.vocab_size].T
+        expected = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(after)), after]
+        assert score["token_ids"] == after
+        np.testing.assert_allclose(score["log_probs"], expected, atol=1e-4)
+        assert score["total"] == pytest.approx(expected.sum(), abs=1e-3)
+
+
+def test_beams_and_adapters_run_and_change_the_result(model, prompts, tmp_path):
+    plain = decode(model, prompts, tmp_path / "plain.jsonl")
+    adapted = decode(model, prompts, tmp_path / "adapted.jsonl", "--adapter", str(model.parent / "adapter"))
+    beams = decode(model, prompts, tmp_path / "beams.jsonl", "--beams", "3")
+    assert [row["log_probs"] for row in plain] != [row["log_probs"] for row in adapted]
+    mean = [sum(row["log_probs"]) / len(row["log_probs"]) for row in beams]
+    greedy = [sum(row["log_probs"]) / len(row["log_probs"]) for row in plain]
+    assert any(found > first + 1e-3 for found, first in zip(mean, greedy, strict=True))
+
+
+def refusal(model: Path, prompts: Path, output: Path, *options: str) -> str:
+    with pytest.raises(UserError) as error:
+        decode(model, prompts, output, *options)
+    assert not output.exists()
+    return str(error.value)
+
+
+def test_bad_input_is_named_and_nothing_is_written(model, prompts, tmp_path):
+    output = tmp_path / "out.jsonl"
+    assert "nowhere" in refusal(tmp_path / "nowhere", prompts, output)
+    assert "nowhere.jsonl" in refusal(model, tmp_path / "nowhere.jsonl", output)
+    assert "line 2" in refusal(model, jsonl(tmp_path / "a.jsonl", [{"id": 1, "prompt": "x"}, {"id": 2}]), output)
+    assert "line 2" in refusal(model, jsonl(tmp_path / "b.jsonl", [{"id": 1, "prompt": "x"}] * 2), output)
+    assert "no tokens" in refusal(model, jsonl(tmp_path / "c.jsonl", [{"id": 1, "prompt": ""}]), output)
+    long = jsonl(tmp_path / "d.jsonl", [{"id": "long", "prompt": "lungs " * 40_000}])
+    assert "'long'" in refusal(model, long, output)
+    assert "adapter_config.json" in refusal(model, prompts, output, "--adapter", str(tmp_path))
+    assert "--top-p" in refusal(model, prompts, output, "--top-p", "0")
+    assert "folder" in refusal(model, prompts, tmp_path / "missing" / "out.jsonl")
+
+
+def test_another_architecture_and_another_tokenizer_are_refused(model, prompts, tmp_path):
+    config = json.loads((model / "config.json").read_text())
+    for changed, said in (({"model_type": "llama"}, "llama"), ({"vocab_size": 8}, "vocab_size")):
+        other = tmp_path / said
+        other.mkdir()
+        for file in model.iterdir():
+            (other / file.name).symlink_to(file)
+        (other / "config.json").unlink()
+        (other / "config.json").write_text(json.dumps(config | changed))
+        assert said in refusal(other, prompts, tmp_path / "out.jsonl")
+
+
+def test_an_output_of_other_rows_is_refused_and_kept(model, prompts, tmp_path):
+    output = jsonl(tmp_path / "out.jsonl", [{"id": "other", "text": "", "token_ids": [], "log_probs": []}])
+    before = output.read_bytes()
+    with pytest.raises(UserError, match="not the first of the prompts"):
+        decode(model, prompts, output)
+    assert output.read_bytes() == before
+
+
+def test_the_command_ends_with_code_2_and_one_line(model, prompts):
+    command = [sys.executable, "-m", "common.decode", "--model", "nowhere", "--prompts", str(prompts)]
+    root = Path(__file__).parents[2]
+    run = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr.strip().count("\n") == 0
+    assert run.stderr.startswith("error: ")
