@@ -109,7 +109,9 @@ def score(texts: Sequence[str], pairs: Sequence[ReportPair], codes: bool) -> Sco
             [one_line(pairs[place].target) for place in chosen],
             language=language,
         )
-        scores |= {prefix + name: value for name, value in measured.items()}
+        del measured["notes"]  # METEOR without WordNet is None, and shown as absent
+        measured["distinct_outputs"] = {"value": measured["distinct_outputs"]}
+        scores |= {prefix + name: {"value": None} if value is None else value for name, value in measured.items()}
     return scores
 
 
