@@ -44,7 +44,14 @@ def test_a_perfect_system_scores_one_and_an_empty_one_zero(splits):
     pairs = splits["test"]
     perfect = score([pair.target for pair in pairs], pairs, codes=False)
     empty = score(["" for _ in pairs], pairs, codes=False)
-    for name in ("codes/F1", "codes/exact-match", "heads/F1", "en/coco/BLEU-4", "zh/coco/BLEU-4", "zh/coco/ROUGE-L"):
+    for name in (
+        "findings/F1",
+        "findings/exact-match",
+        "terms/F1",
+        "en/coco/BLEU-4",
+        "zh/coco/BLEU-4",
+        "zh/coco/ROUGE-L",
+    ):
         assert perfect[name]["value"] == pytest.approx(1, abs=1e-6)
         assert empty[name]["value"] == pytest.approx(0, abs=1e-6)
 
@@ -52,7 +59,7 @@ def test_a_perfect_system_scores_one_and_an_empty_one_zero(splits):
 def test_metrics_do_not_reward_the_right_words_in_another_report(splits):
     pairs = splits["test"]
     shifted = [pair.target for pair in pairs[2:] + pairs[:2]]  # of the same language
-    assert score(shifted, pairs, codes=False)["codes/F1"]["value"] < 0.3
+    assert score(shifted, pairs, codes=False)["findings/F1"]["value"] < 0.3
 
 
 def test_baselines_answer_in_the_language_of_the_report(splits):
