@@ -7,6 +7,7 @@ it belongs to. Orbax writes aside and renames, so a checkpoint that exists is wh
 import contextlib
 import dataclasses
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import orbax.checkpoint as ocp
 
 from common.errors import UserError
 from common.types import PyTree, TrainState
+
+METADATA_BYTES = 1_000_000  # of one checkpoint, generously
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Checkpoints:
 
 def open_checkpoints(run_dir: Path, note: dict[str, Any]) -> Checkpoints:
     """The checkpoints of a run directory, made if there are none yet."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # its threads log what they also raise
     root = run_dir.absolute() / "checkpoints"
     with _disk_errors(root):
         latest = ocp.CheckpointManager(root / "latest", options=ocp.CheckpointManagerOptions(max_to_keep=2))
@@ -56,6 +59,7 @@ def save_latest(checkpoints: Checkpoints, state: TrainState, data: dict[str, int
     step = int(state.step)
     if step in checkpoints.latest.all_steps():
         return
+    _check_room(checkpoints.latest.directory, state)
     trainable, rest = _split(state)
     items = ocp.args.Composite(
         trainable=ocp.args.StandardSave(trainable),
@@ -72,6 +76,7 @@ def save_best(checkpoints: Checkpoints, state: TrainState, value: float) -> None
     step = int(state.step)
     if step in checkpoints.best.all_steps():
         return
+    _check_room(checkpoints.best.directory, state.trainable)
     items = ocp.args.Composite(
         trainable=ocp.args.StandardSave(state.trainable), note=ocp.args.JsonSave(checkpoints.note)
     )
@@ -120,6 +125,20 @@ def _split(state: TrainState) -> tuple[PyTree, dict[str, PyTree]]:
 
 def _abstract(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
+def _check_room(directory: Any, tree: PyTree) -> None:
+    """Raise UserError where the disk has no room for this process's part of `tree`.
+
+    Asked beforehand, because the threads that write print a traceback each when the disk is full.
+    """
+    shards = [shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards if shard.replica_id == 0]
+    needed, free = sum(shard.data.nbytes for shard in shards) + METADATA_BYTES, shutil.disk_usage(directory).free
+    if free < needed:
+        raise UserError(
+            f"{directory}: the checkpoint could not be written (No space left: it takes {needed / 1e6:.1f} MB and "
+            f"{free / 1e6:.1f} MB are free); earlier ones are untouched: make room and run the same command again"
+        )
 
 
 def _check_note(manager: ocp.CheckpointManager, step: int, note: dict[str, Any]) -> None:

@@ -39,6 +39,8 @@ def train(arguments: list[str]) -> None:
     first.add_argument("--preset", default="demo")
     first.add_argument("--run-dir", type=Path)
     chosen, rest = first.parse_known_args(arguments)
+    if {"-h", "--help"} & set(rest):
+        print(f"retsta train --run-dir DIR [--preset {'|'.join(PRESETS)}] [any field of the config]\n")
     config = parse(RetstaConfig, choose_preset(PRESETS, chosen.preset), rest, f"retsta train --preset {chosen.preset}")
     if chosen.run_dir is None:
         raise UserError("retsta train: --run-dir DIR is missing; name a directory for the run")

@@ -1,12 +1,21 @@
 """Checkpoints move between layouts, and belong to one base."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from common.checkpoint import open_checkpoints, restore_latest, restore_trainable, save_best, save_latest
+from common.checkpoint import (
+    METADATA_BYTES,
+    open_checkpoints,
+    restore_latest,
+    restore_trainable,
+    save_best,
+    save_latest,
+)
 from common.errors import UserError
 from common.parallel import MeshConfig, make_layout, place
 from common.step import init_state
@@ -47,6 +56,26 @@ def test_a_checkpoint_of_another_base_is_refused_by_name(tmp_path):
         with pytest.raises(UserError, match=r"trained on the base seven-b .*aaa.* base given is three-b .*bbb"):
             restore(other, like)
     other.close()
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
+    layout = make_layout("jit")
+    checkpoints = open_checkpoints(tmp_path, NOTE)
+    save_latest(checkpoints, state(layout), {"next_index": 0})
+    checkpoints.latest.wait_until_finished()
+    later = state(layout).replace(step=place(jnp.int32(1), layout))
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(later)) + METADATA_BYTES
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
+    with pytest.raises(
+        UserError, match=r"latest: the checkpoint could not be written \(No space left: it takes 1.0 MB"
+    ):
+        save_latest(checkpoints, later, {"next_index": 1})
+    assert [path.name for path in (tmp_path / "checkpoints" / "latest").iterdir()] == ["0"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
+    save_latest(checkpoints, later, {"next_index": 1})
+    checkpoints.close()
+    assert open_checkpoints(tmp_path, NOTE).latest.latest_step() == 1
 
 
 def test_nothing_saved_is_nothing_to_resume_and_an_error_to_use(tmp_path):
