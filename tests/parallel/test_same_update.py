@@ -44,13 +44,10 @@ def reference():
         ("jit", MeshConfig(), 2),
         ("jit", MeshConfig(), 8),
         ("pmap", MeshConfig(), 1),
-        ("pmap", MeshConfig(), 2),
         ("pmap", MeshConfig(), 8),
         ("mesh", MeshConfig(), 1),
-        ("mesh", MeshConfig(data=-1, fsdp=2, tensor=2), 1),
         ("mesh", MeshConfig(data=2, fsdp=2, tensor=2), 2),
         ("mesh", MeshConfig(data=1, fsdp=8), 8),
-        ("mesh", MeshConfig(data=4, tensor=2), 8),
     ],
     ids=lambda value: f"{value.data}x{value.fsdp}x{value.tensor}" if isinstance(value, MeshConfig) else str(value),
 )
