@@ -13,8 +13,8 @@ class UserError(Exception):
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are a UserError, and which takes no abbreviated names."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+    def __init__(self, program: str, **options: Any):
+        super().__init__(program, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help")

@@ -35,7 +35,7 @@ def init_lora(base: PyTree, config: LoraConfig, key: Array) -> PyTree:
         targets = re.compile(config.targets)
     except re.error as error:
         raise UserError(f"lora.targets: {config.targets!r} is no regular expression ({error})") from error
-    adapters = {}
+    adapters: dict[tuple[str, ...], Array] = {}
     for path, kernel in flatten_dict(base).items():
         if path[-1] != "kernel" or not targets.fullmatch(path[-2]):
             continue
