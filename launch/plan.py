@@ -113,6 +113,7 @@ def topology_devices(name: str) -> list[Any]:
     # Without these it looks for the metadata server of a TPU host, for minutes.
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nothing here holds a TPU that others could want
     try:
         with quiet_stderr():
             return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
