@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,11 +114,12 @@ def retsta(arguments: list[str]) -> int:
     return stop.value.code
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
+def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
     """Run the command in a process of its own, its standard error readable."""
     return subprocess.Popen(
         [sys.executable, "-m", "retsta_jax.cli", *arguments],
         cwd=ROOT,
+        env={**os.environ, **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
