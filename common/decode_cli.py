@@ -1,17 +1,13 @@
 """`python -m common.decode`: continuations, or scores of given ones, of the prompts in a JSONL file."""
 
 import argparse
-import contextlib
 import dataclasses
-import json
-import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
-from common.errors import UserError
+from common.errors import Parser, UserError
 from common.generate import (
     Continuation,
     DecodeSettings,
@@ -21,7 +17,7 @@ from common.generate import (
     row_keys,
     score_rows,
 )
-from common.jsonl import read_rows
+from common.jsonl import read_rows, row_writer, rows_done
 from common.lora import scaled
 from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_weights import config_from_directory, load_qwen2
@@ -69,7 +65,8 @@ def main(argv: list[str]) -> None:
     check_vocabulary(tokenizer, config)
     rows = [_tokenized(record, tokenizer, arguments) for record in records]
     _check_lengths(rows, arguments)
-    done = _rows_done(arguments.output, rows, arguments.score) if arguments.output else 0
+    written: dict[str, Any] = {"token_ids": list, "log_probs": list, "total" if arguments.score else "text": object}
+    done = rows_done(arguments.output, [row.id for row in rows], written) if arguments.output else 0
     if done == len(rows):
         return
     config, params = load_qwen2(arguments.model, dtype=arguments.dtype, param_dtype=arguments.dtype)
@@ -79,15 +76,14 @@ def main(argv: list[str]) -> None:
         variables["lora"] = scaled(lora, lora_config)
     model = Model(config, variables, tokenizer)
     results = _scores(model, rows, done, arguments) if arguments.score else _texts(model, rows, done, arguments)
-    with _writer(arguments.output) as file:
+    with row_writer(arguments.output) as write:
         for result in results:
-            file.write(json.dumps(result, ensure_ascii=False) + "\n")
-            file.flush()
+            write(result)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line. Raises UserError for values that make no sense."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m common.decode", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="config.json, weights, tokenizer")
@@ -199,42 +195,3 @@ def _check_lengths(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
                 f"{arguments.prompts}: id {row.id!r} needs {len(row.prompt)} prompt and {new} new tokens, but the "
                 f"model has max_position_embeddings {limit}; shorten the prompt or lower --max-new-tokens"
             )
-
-
-def _rows_done(output: Path, rows: Sequence[Row], score: bool) -> int:
-    """How many rows `output` holds already; a torn last line is cut off. They must be the first rows of the input."""
-    if not output.parent.is_dir():
-        raise UserError(f"{output}: its folder does not exist; make it first")
-    if not output.exists():
-        return 0
-    try:
-        content = output.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(output, whole)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be resumed ({error.strerror})") from error
-    if not whole:
-        return 0
-    written = read_rows(
-        output, {"id": str | int, "token_ids": list, "log_probs": list, "total" if score else "text": object}
-    )
-    expected = [row.id for row in rows[: len(written)]]
-    if [row["id"] for row in written] != expected:
-        raise UserError(
-            f"{output}: its ids are not the first of the prompts' file; choose another --output or remove it"
-        )
-    return len(written)
-
-
-@contextlib.contextmanager
-def _writer(output: Path | None) -> Iterator[TextIO]:
-    """Standard output, or `output` to add to."""
-    if output is None:
-        yield sys.stdout
-        return
-    try:
-        with output.open("a", encoding="utf-8", newline="\n") as file:
-            yield file
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror})") from error

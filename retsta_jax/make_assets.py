@@ -5,7 +5,6 @@ own generator (`retsta_jax.corpus.pretraining_text`): reports, standard phrases,
 both languages, but never a report with its standard form. It plays the part that Qwen2.5-7B-Instruct has in the paper.
 """
 
-import argparse
 import functools
 import io
 import shutil
@@ -21,7 +20,7 @@ from common.data.packing import plan_epochs
 from common.data.pipeline import evaluation_batches, make_iterator
 from common.data.records import Quarantine
 from common.data.tokenizers import CHAT_MARKS, Tokenizer, load_tokenizer
-from common.errors import run_cli
+from common.errors import Parser, run_cli
 from common.lora import LoraConfig
 from common.models.qwen2 import Qwen2Config, init_params
 from common.models.qwen2_weights import save_qwen2
@@ -140,7 +139,7 @@ def make(directory: Path, work: Path, steps: int, batch_size: int) -> None:
 
 def main(arguments: list[str]) -> None:
     """Command line of `python -m retsta_jax.make_assets`."""
-    parser = argparse.ArgumentParser(prog="python -m retsta_jax.make_assets", description=__doc__)
+    parser = Parser("python -m retsta_jax.make_assets", description=__doc__)
     parser.add_argument("--output", type=Path, default=EMBEDDED_BASE, help="directory of the finished model")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/assets"), help="run directory; continues if interrupted"

@@ -5,12 +5,11 @@ scores of one report for all, chosen from the references), `distinct_outputs`, `
 what is absent and why.
 """
 
-import argparse
 import json
 import sys
 from typing import Any
 
-from common.errors import run_cli
+from common.errors import Parser, run_cli
 from common.jsonl import read_rows
 from common.metrics.baselines import constant_report
 from common.metrics.text import evaluate_texts
@@ -18,7 +17,7 @@ from common.metrics.text import evaluate_texts
 
 def main(argv: list[str]) -> None:
     """Print the metrics of a file. Raises UserError for malformed rows and for METEOR asked for without WordNet."""
-    parser = argparse.ArgumentParser(prog="python -m common.metrics", description=__doc__.split(":", 1)[1].strip())
+    parser = Parser("python -m common.metrics", description=__doc__.split(":", 1)[1].strip())
     parser.add_argument("file", help='JSONL, a row {"id", "prediction", "reference"} per report')
     parser.add_argument("--convention", choices=["coco", "coco-jieba", "nltk", "all"], default="all")
     parser.add_argument("--language", choices=["en", "zh"], default="en", help="en: white-space tokens; zh: characters")
