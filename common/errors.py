@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from common.devices import prefer_what_is_there
+
 
 class UserError(Exception):
     """Bad input or environment. The message says what, where, what was expected and what to do, in one line."""
@@ -22,6 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Run a command; a UserError becomes one line on standard error and exit code 2."""
+    prefer_what_is_there()
     try:
         code = main(sys.argv[1:] if argv is None else argv)
     except UserError as error:

@@ -1,0 +1,19 @@
+"""Which platform JAX is to look for."""
+
+import os
+import sys
+from glob import glob
+
+ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
+
+
+def prefer_what_is_there() -> None:
+    """Tell JAX to use the CPU where this machine has no accelerator and the user named no platform.
+
+    Else an installed TPU compiler (`launch plan`) makes JAX search for a TPU, with pages of warnings.
+    """
+    if "JAX_PLATFORMS" in os.environ or any(glob(pattern) for pattern in ACCELERATORS):
+        return
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
