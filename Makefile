@@ -30,7 +30,7 @@ types: dev
 	@$(BIN)/mypy
 
 test: lint types
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 2 --dist loadfile
 
 bench: dev
 	@$(BIN)/python -m launch bench sft --peer
