@@ -7,6 +7,7 @@ ratios of the medians are printed. Weights are random: the speed does not depend
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import resource
@@ -166,7 +167,7 @@ def _sft_case(
     theirs: dict[str, Timed] = {}
     for name, order in orders.items() if peer else ():
         padded_batches = _padded_batches([examples[i] for i in order], shape.rows)
-        theirs[name] = lambda payload=padded_batches: peer.call("sft", batches=payload)
+        theirs[name] = functools.partial(peer.call, "sft", batches=padded_batches)
     flops = sum(sft_flops(shape.config(), LORA, batch) for batch in batches)
     return {
         "tokens": int(lengths.sum()),

@@ -241,6 +241,8 @@ def compile_step_for(config: RetstaConfig, sizes: Qwen2Config, layout: Layout) -
                 raise
             size = float(needed[1]) * {"K": 2**10, "M": 2**20, "G": GIB}[needed[2]]
             return Compiled(False, int(size), None, None, time.perf_counter() - started)
+    if memory is None:
+        raise UserError("plan: this libtpu reports no memory; install the version of uv.lock")
     total = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes

@@ -6,7 +6,7 @@ says which one a device gets; callers log it.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def choose_implementation(
     head_dim: int,
     dtype: jnp.dtype,
     platform: str | None = None,
-) -> str:
+) -> Implementation:
     """The implementation `auto` stands for on this platform and at this shape; any other name is itself."""
     if implementation != "auto":
         return implementation
@@ -78,8 +78,9 @@ def _splash(q, k, v, segments, causal):
             masks.MultiHeadMask([mask] * q.shape[2]), block_sizes=sizes, head_shards=1, q_seq_shards=1
         )
         heads_first = [jnp.swapaxes(x, 1, 2) for x in (q * q.shape[-1] ** -0.5, k, v)]
-        row = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=kernels.SegmentIds(s, s)))
-        return jnp.swapaxes(row(*heads_first, segments), 1, 2).astype(q.dtype)
+        row: Any = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=kernels.SegmentIds(s, s)))
+        out: Array = row(*heads_first, segments)
+        return jnp.swapaxes(out, 1, 2).astype(q.dtype)
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not {*BATCH_AXES, "tensor"} <= set(mesh.axis_names):

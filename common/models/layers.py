@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 
@@ -20,8 +21,8 @@ class Dense(nn.Module):
 
     features: int
     use_bias: bool = False
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
     lora_dropout: float = 0.0
 
     @nn.compact
@@ -33,8 +34,8 @@ class Dense(nn.Module):
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
             y = y + bias.astype(self.dtype)
         if self.has_variable("lora", "a"):
-            a = self.get_variable("lora", "a").astype(self.dtype)
-            b = self.get_variable("lora", "b").astype(self.dtype)
+            a: Array = self.get_variable("lora", "a").astype(self.dtype)
+            b: Array = self.get_variable("lora", "b").astype(self.dtype)
             x = nn.Dropout(self.lora_dropout, deterministic=not self.has_rng("dropout"))(x)
             y = y + matmul(matmul(x, a), b)
         return y
@@ -67,7 +68,7 @@ class RMSNorm(nn.Module):
     """x / rms(x) * scale, computed in float32 (Qwen2)."""
 
     epsilon: float = 1e-6
-    param_dtype: jnp.dtype = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:

@@ -18,7 +18,7 @@ from common.models.layers import BATCH_AXES, Dense, RMSNorm, constrain, rotary_a
 from common.types import PyTree
 
 Remat = Literal["none", "dots", "full"]
-PAST_AXES: Any = Past(0, nn.broadcast, 0, nn.broadcast)  # masks are those of all layers
+PAST_AXES: Any = Past._make((0, nn.broadcast, 0, nn.broadcast))  # masks are those of all layers
 
 
 @dataclasses.dataclass(frozen=True)
