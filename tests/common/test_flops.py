@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from common.flops import (
     adapter_parameters,
@@ -42,9 +44,15 @@ def products(jaxpr, times=1) -> float:
             inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += times * 2 * inner * math.prod(equation.outvars[0].aval.shape)
         repeated = times * equation.params.get("length", 1) if equation.primitive.name == "scan" else times
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jaxprs_in_params(equation.params):
             total += products(inner, repeated)
     return total
+
+
+def gradient_products(loss, trained) -> float:
+    """FLOPs of the matrix products in the gradient of `loss`, without those whose results nobody uses."""
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(trained).jaxpr
+    return products(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
 def whole_square(length: int) -> float:
@@ -70,18 +78,16 @@ def test_forward_agrees_with_the_compiler_on_one_layer():
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4), LoraConfig(rank=4, targets="(q|v)_proj")])
 def test_training_counts_every_matrix_product_of_the_gradient(lora):
-    """Up to what the program saves at its ends: nothing is asked for the gradient of the first layer's input."""
     config = dataclasses.replace(CONFIG, num_hidden_layers=4)
     base = tiny.params(config)
     tokens = jnp.ones((ROWS, LENGTH), jnp.int32)
-    if lora is None:
-        traced = jax.make_jaxpr(jax.grad(lambda params: logits({"params": params}, tokens, config).sum()))(base)
-    else:
-        adapter = tiny.lora(base, lora)
-        program = jax.grad(lambda adapter: logits({"params": base, "lora": adapter}, tokens, config).sum())
-        traced = jax.make_jaxpr(program)(adapter)
+
+    def loss(trained):
+        variables = {"params": trained} if lora is None else {"params": base, "lora": trained}
+        return jax.nn.logsumexp(logits(variables, tokens, config), axis=-1).sum()
+
     counted = train_flops(config, lora, ROWS * LENGTH, whole_square(LENGTH))
-    assert products(traced.jaxpr) == pytest.approx(counted, rel=0.02)
+    assert gradient_products(loss, base if lora is None else tiny.lora(base, lora)) == counted
 
 
 def test_each_segment_attends_to_half_of_its_own_square_and_padding_to_nothing():
@@ -94,7 +100,7 @@ def test_a_batch_counts_its_real_tokens_only():
     batch = tiny.batch()
     wider = jax.tree.map(lambda leaf: np.pad(leaf, ((0, 3), (0, 5))), batch)
     assert sft_flops(tiny.CONFIG, tiny.LORA, batch) == sft_flops(tiny.CONFIG, tiny.LORA, wider)
-    assert sft_flops(tiny.CONFIG, None, batch) > 1.2 * sft_flops(tiny.CONFIG, tiny.LORA, batch)
+    assert sft_flops(tiny.CONFIG, None, batch) > 1.1 * sft_flops(tiny.CONFIG, tiny.LORA, batch)
 
 
 def test_qwen_7b_has_its_published_number_of_parameters():

@@ -21,12 +21,15 @@ FLAGS = [f"--{key.replace('_', '-')}={value}" for key, value in dataclasses.asdi
 
 BARE_IMAGE = """
 import importlib.abc, sys
+import flax.linen, optax  # flax itself brings rich and orbax
 ABSENT = {"grain", "tensorflow_datasets", "tyro", "rich", "orbax", "transformers", "torch", "peft", "nltk",
           "safetensors", "sentencepiece", "sklearn", "matplotlib", "jinja2", "PIL", "tensorboardX", "jieba"}
 class Blocker(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ABSENT:
             raise ModuleNotFoundError(f"{name} is absent from this image", name=name)
+for name in [name for name in sys.modules if name.partition(".")[0] in ABSENT]:
+    del sys.modules[name]
 sys.meta_path.insert(0, Blocker())
 from launch.__main__ import main
 sys.exit(main(sys.argv[1:]))
