@@ -38,7 +38,8 @@ class Checkpoints:
 
 def open_checkpoints(run_dir: Path, note: dict[str, Any]) -> Checkpoints:
     """The checkpoints of a run directory, made if there are none yet."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # its threads log what they also raise
+    for name in ("absl", "asyncio"):  # what writes in the background logs what it also raises
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     root = run_dir.absolute() / "checkpoints"
     with _disk_errors(root):
         latest = ocp.CheckpointManager(root / "latest", options=ocp.CheckpointManagerOptions(max_to_keep=2))
