@@ -48,7 +48,10 @@ def make_train_step(
         finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"].total)
         updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
+
+        def keep(new: PyTree, old: PyTree) -> PyTree:
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
         state = TrainState(
             step=state.step + 1,
             trainable=keep(trainable, state.trainable),
