@@ -5,7 +5,6 @@ same work is done by PyTorch (transformers and peft, `launch.peer`) in a child p
 ratios of the medians are printed. Weights are random: the speed does not depend on them.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -22,17 +21,18 @@ import numpy as np
 
 from common.data.encode import Example
 from common.data.packing import assemble, first_fit
+from common.errors import Parser
 from common.flops import attended_pairs, forward_flops, sft_flops, utilisation
 from common.generate import DecodeSettings, make_generator, padded, row_keys
-from common.lora import LoraConfig, init_lora, scaled
-from common.losses import answer_loss, token_logprobs
+from common.lora import LoraConfig, init_lora
 from common.models.attention import choose_implementation
-from common.models.qwen2 import SHARDING_RULES, Qwen2, Qwen2Config, init_params, output_head
+from common.models.qwen2 import SHARDING_RULES, Qwen2Config, init_params
 from common.optim import OptimConfig, make_optimizer
 from common.parallel import MeshConfig, check_rows, compile_step, make_layout, place, place_batch, shardings
 from common.sampling import GREEDY, Sampling
+from common.sft import sft_loss
 from common.step import init_state, make_train_step
-from common.types import LossSum, PyTree, TextBatch
+from common.types import PyTree, TextBatch
 
 GOALS = {"equal_shapes": 1.2, "mixed_lengths": 2.0, "greedy": 3.0, "top_p": 8.0, "samples": 4.0}
 
@@ -89,7 +89,7 @@ Timed = Callable[[], float]  # does the work once and returns its seconds
 def main(arguments: Sequence[str]) -> int:
     """Measure and print one JSON object. Raises UserError where the peer cannot run."""
     default = CPU if jax.default_backend() == "cpu" else Shape()
-    parser = argparse.ArgumentParser(prog="launch bench", description=__doc__)
+    parser = Parser("python -m launch bench", description=__doc__)
     parser.add_argument("work", choices=("sft", "decode"))
     parser.add_argument("--peer", action="store_true", help="measure PyTorch beside it, in turns")
     for field in dataclasses.fields(Shape):
@@ -264,15 +264,10 @@ def make_update(shape: Shape) -> Callable[[TextBatch], None]:
     layout = make_layout("auto", MeshConfig(data=1, fsdp=-1))
     check_rows(shape.rows, 1, layout)
 
-    def loss(trainable: PyTree, frozen: PyTree, batch: TextBatch, rng: jax.Array) -> tuple[LossSum, dict[str, LossSum]]:
-        variables = {"params": frozen, "lora": scaled(trainable, LORA)}
-        hidden, _ = Qwen2(config).apply(variables, batch.tokens, batch.positions, batch.segments)
-        logp = token_logprobs(hidden, output_head(frozen), batch.targets, chunk=shape.loss_chunk)
-        return answer_loss(logp, batch.weights), {}
-
+    loss = functools.partial(sft_loss, config=config, lora=LORA, chunk=shape.loss_chunk)
     tx = make_optimizer(OptimConfig(), 1000)
-    frozen = _random_params(config, layout)
-    state = place(init_state(init_lora(frozen, LORA, jax.random.key(1)), tx), layout, SHARDING_RULES)
+    frozen = {"params": _random_params(config, layout)}
+    state = place(init_state(init_lora(frozen["params"], LORA, jax.random.key(1)), tx), layout, SHARDING_RULES)
     rng = place(jax.random.key(2), layout)
     step = compile_step(lambda axis: make_train_step(loss, tx, 1, axis), layout)
 

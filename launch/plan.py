@@ -5,18 +5,18 @@ nothing of the model's size is allocated. The compiler's own verdict decides whe
 are arithmetic on data sheets: no step of this kind can be faster, and how close it comes is for a TPU to say.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
 import importlib.util
 import json
+import math
 import os
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from common.config import choose_preset
-from common.errors import UserError
+from common.errors import Parser, UserError
 from common.flops import forward_flops, matrix_parameters, peak_flops, train_flops
 from common.lora import init_lora
 from common.models.attention import choose_implementation
@@ -34,12 +34,13 @@ from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, param_shapes
 from common.optim import make_optimizer
 from common.parallel import Layout, Rules, batch_sharding, make_layout, shardings
+from common.sft import sft_loss
 from common.step import init_state, make_train_step
 from common.types import PyTree, TextBatch
 from retsta_jax.config import EMBEDDED_BASE, PRESETS, RetstaConfig
-from retsta_jax.train import sft_loss
 
 GIB = 2**30
+SEARCH_SECONDS = 150  # after which no further micro-batch is tried
 
 
 class Chip(NamedTuple):
@@ -63,14 +64,14 @@ class Compiled(NamedTuple):
 
     fits: bool
     total: int
-    arguments: int | None  # unknown where it does not fit
-    temporary: int | None
+    arguments: int
+    temporary: int
     seconds: float
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the plan as one JSON object. Raises UserError for an unknown preset or topology, or without libtpu."""
-    parser = argparse.ArgumentParser(prog="launch plan", description=__doc__)
+    parser = Parser("python -m launch plan", description=__doc__)
     parser.add_argument("--preset", required=True, help="one of " + ", ".join(PRESETS))
     parser.add_argument("--topology", required=True, help="v5e:2x4, v6e:4x8, v5p:2x2x1, ...")
     parser.add_argument("--micro-batch", type=int, help="rows of one device; given, no other is tried (preset's)")
@@ -79,6 +80,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--loss-chunk", type=int, help="positions whose logits exist at one time (preset's)")
     options = parser.parse_args(list(arguments))
     jax.config.update("jax_platforms", "cpu")
+    # Three times faster to compile. What the compiler then leaves undone takes more memory, not less.
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
 
     config = choose_preset(PRESETS, options.preset)
     changes = {"remat": options.remat, "loss_chunk": options.loss_chunk}
@@ -137,7 +140,12 @@ def make_plan(
         attention=attention,
         remat=config.model.remat,
     )
-    compiled = {config.micro_batch: compile_step_for(config, sizes, layout)}
+
+    def attempt(micro_batch: int) -> Compiled:
+        return compile_step_for(dataclasses.replace(config, micro_batch=micro_batch), sizes, layout)
+
+    hbm = int(CHIPS[topology.partition(":")[0]].hbm)
+    compiled = {config.micro_batch: attempt(config.micro_batch)}
     found = compiled[config.micro_batch]
     batch = batch_of(config, layout)
     plan = {
@@ -155,11 +163,13 @@ def make_plan(
         "bytes_per_device": found.total,
         "argument_bytes": found.arguments,
         "temp_bytes": found.temporary,
-        "hbm_bytes": int(CHIPS[topology.partition(":")[0]].hbm),
+        "hbm_bytes": hbm,
         "bounds": time_bounds(config, sizes, layout, topology),
     }
     if propose:
-        plan["largest_micro_batch"] = largest_micro_batch(config, sizes, layout, compiled, plan["hbm_bytes"])
+        search_micro_batch(attempt, compiled, hbm, SEARCH_SECONDS - found.seconds)
+        plan["largest_micro_batch"] = max((micro for micro, one in compiled.items() if one.fits), default=0)
+        plan["smallest_refused"] = min((micro for micro, one in compiled.items() if not one.fits), default=None)
         plan["compiled"] = {
             str(micro): {"fits": one.fits, "bytes_per_device": one.total, "seconds": round(one.seconds, 1)}
             for micro, one in sorted(compiled.items())
@@ -181,33 +191,31 @@ def batch_of(config: RetstaConfig, layout: Layout) -> dict[str, int]:
     }
 
 
-def largest_micro_batch(
-    config: RetstaConfig, sizes: Qwen2Config, layout: Layout, compiled: dict[int, Compiled], hbm: int
-) -> int:
-    """The most rows a device can take, 0 if not even one: two compiled steps give a line, a third verifies its answer.
+def search_micro_batch(
+    attempt: Callable[[int], Compiled], compiled: dict[int, Compiled], hbm: int, seconds: float
+) -> None:
+    """Look for the most rows a device can take by `attempt`, adding to `compiled` (one at least), for `seconds`.
 
-    `compiled` holds what is known by micro-batch, and gets what is tried here.
+    Upwards along the line through the two largest that fit, at most doubling: the compiler saves memory only when it
+    must, so the line says too little. Then by halving between the largest that fits and the smallest that does not.
     """
-
-    def attempt(micro: int) -> Compiled:
-        if micro not in compiled:
-            compiled[micro] = compile_step_for(dataclasses.replace(config, micro_batch=micro), sizes, layout)
-        return compiled[micro]
-
-    first = config.micro_batch
-    second = first * 2 if compiled[first].fits else max(first // 2, 1)
-    attempt(second)
-    if second != first:
-        low, high = sorted((first, second))
-        per_row = max((compiled[high].total - compiled[low].total) / (high - low), 1)
-        # 3% stays free: the line bends where the compiler starts to trade time for space.
-        expected = int(low + (0.97 * hbm - compiled[low].total) // per_row)
-        largest_fit = max((micro for micro, one in compiled.items() if one.fits), default=0)
-        smallest_miss = min((micro for micro, one in compiled.items() if not one.fits), default=expected + 1)
-        expected = min(expected, smallest_miss - 1)
-        if expected > largest_fit:
-            attempt(expected)
-    return max((micro for micro, one in compiled.items() if one.fits), default=0)
+    started = time.perf_counter()
+    while True:
+        fits = sorted(micro for micro, one in compiled.items() if one.fits)
+        refused = min((micro for micro, one in compiled.items() if not one.fits), default=None)
+        largest = fits[-1] if fits else 0
+        if refused is not None:
+            following = (largest + refused) // 2
+        elif len(fits) == 1:
+            following = 2 * largest
+        else:
+            per_row = max((compiled[largest].total - compiled[fits[-2]].total) // (largest - fits[-2]), 1)
+            room = (hbm - compiled[largest].total) // per_row
+            following = largest + min(max(room, 1), largest)
+        longest = max(one.seconds for one in compiled.values())
+        if following in (0, largest) or time.perf_counter() - started + longest > seconds:
+            return
+        compiled[following] = attempt(following)
 
 
 def compile_step_for(config: RetstaConfig, sizes: Qwen2Config, layout: Layout) -> Compiled:
@@ -229,18 +237,18 @@ def compile_step_for(config: RetstaConfig, sizes: Qwen2Config, layout: Layout) -
     loss = functools.partial(sft_loss, config=sizes, lora=config.lora, chunk=config.model.loss_chunk)
     kept = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(make_train_step(loss, tx, batch["accumulate"]), donate_argnums=0, out_shardings=(kept, None))
+    arguments = (state, abstract(frozen, layout, SHARDING_RULES), TextBatch(*arrays), key)
     started = time.perf_counter()
     with layout.context():
-        lowered = step.lower(state, abstract(frozen, layout, SHARDING_RULES), TextBatch(*arrays), key)
+        lowered = step.lower(*arguments)
         try:
             with quiet_stderr():
                 memory = lowered.compile().memory_analysis()
         except jax.errors.JaxRuntimeError as error:
-            needed = re.search(r"Used ([\d.]+)([KMG]) of", str(error))
-            if "RESOURCE_EXHAUSTED" not in str(error) or not needed:
+            if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            size = float(needed[1]) * {"K": 2**10, "M": 2**20, "G": GIB}[needed[2]]
-            return Compiled(False, int(size), None, None, time.perf_counter() - started)
+            placed, temporary = device_bytes(arguments), temporaries_refused(str(error))
+            return Compiled(False, placed + temporary, placed, temporary, time.perf_counter() - started)
     if memory is None:
         raise UserError("plan: this libtpu reports no memory; install the version of uv.lock")
     total = (
@@ -252,6 +260,18 @@ def compile_step_for(config: RetstaConfig, sizes: Qwen2Config, layout: Layout) -
     )
     seconds = time.perf_counter() - started
     return Compiled(True, total, memory.argument_size_in_bytes, memory.temp_size_in_bytes, seconds)
+
+
+def temporaries_refused(message: str) -> int:
+    """The bytes that the compiler says it would have needed; 0 where its message does not tell."""
+    needed = re.search(r"\(([\d.]+)([KMG])\) exceeds available", message)
+    return int(float(needed[1]) * {"K": 2**10, "M": 2**20, "G": GIB}[needed[2]]) if needed else 0
+
+
+def device_bytes(tree: PyTree) -> int:
+    """Bytes of one device's part of abstract arrays that have shardings."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def abstract(tree: PyTree, layout: Layout, rules: Rules) -> PyTree:

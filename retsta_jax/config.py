@@ -78,7 +78,9 @@ class RetstaConfig:
     wandb_project: str = ""  # Weights & Biases project to send numbers to; "": none
 
 
-RETSTA_7B_ZERO = RetstaConfig(data=DataConfig(corpus="jsonl"), model=ModelConfig(base=""), mesh=MeshConfig(1, -1, 1))
+RETSTA_7B_ZERO = RetstaConfig(
+    data=DataConfig(corpus="jsonl"), model=ModelConfig(base="", loss_chunk=512), mesh=MeshConfig(1, -1, 1)
+)
 
 SMALL = ModelConfig(dtype="float32", param_dtype="float32", remat="none", loss_chunk=256)
 

@@ -26,11 +26,11 @@ from common.models.qwen2 import Qwen2Config, init_params
 from common.models.qwen2_weights import save_qwen2
 from common.optim import OptimConfig, make_optimizer, make_schedule
 from common.parallel import compile_evaluation, compile_step, make_layout, place, place_batch
+from common.sft import sft_loss
 from common.step import init_state, make_train_step
 from common.train_loop import train
 from retsta_jax.config import EMBEDDED_BASE
 from retsta_jax.corpus import make_splits, pretraining_text
-from retsta_jax.train import sft_loss
 
 VOCABULARY = 3072
 LENGTH = 256

@@ -15,10 +15,11 @@ from common.errors import UserError
 from common.generate import DecodeSettings, generate_rows, make_generator, row_keys
 from common.jsonl import read_rows, row_writer, rows_done
 from common.parallel import make_layout
+from common.sft import model_variables
 from common.types import PyTree
 from retsta_jax.config import RetstaConfig
 from retsta_jax.prompts import prompt_tokens
-from retsta_jax.train import Base, base_directory, checkpoint_note, initial_trees, load_base, model_variables
+from retsta_jax.train import Base, base_directory, checkpoint_note, initial_trees, load_base
 
 BATCHES_AT_ONCE = 8  # batches that are sorted into length buckets together
 

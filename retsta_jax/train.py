@@ -1,4 +1,4 @@
-"""Fine-tuning Qwen2.5 to standardize reports: `sft_loss` is what is learned, `train_run` puts the engine around it."""
+"""Fine-tuning Qwen2.5 to standardize reports: `train_run` puts the engine around `common.sft.sft_loss`."""
 
 import dataclasses
 import functools
@@ -18,9 +18,8 @@ from common.data.records import Quarantine
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.errors import UserError
 from common.flops import peak_flops, sft_flops
-from common.lora import LoraConfig, init_lora, scaled
-from common.losses import answer_loss, token_logprobs
-from common.models.qwen2 import SHARDING_RULES, Qwen2, Qwen2Config, output_head
+from common.lora import init_lora
+from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, load_qwen2, param_shapes, save_qwen2
 from common.optim import make_optimizer, make_schedule
 from common.parallel import (
@@ -34,6 +33,7 @@ from common.parallel import (
     shardings,
 )
 from common.peft import save_peft
+from common.sft import sft_loss
 from common.step import LossFn, init_state, make_train_step
 from common.train_loop import train
 from common.types import LossSum, PyTree, TextBatch, TrainState
@@ -52,33 +52,6 @@ class Base(NamedTuple):
     config: Qwen2Config
     params: PyTree
     tokenizer: Tokenizer
-
-
-def model_variables(trainable: PyTree, frozen: PyTree, lora: LoraConfig) -> dict[str, PyTree]:
-    """What `Qwen2.apply` takes: with adapters, the frozen base and the scaled adapters; else what is trained."""
-    if "params" in frozen:
-        return {"params": frozen["params"], "lora": scaled(trainable, lora)}
-    return {"params": trainable}
-
-
-def sft_loss(
-    trainable: PyTree,
-    frozen: PyTree,
-    batch: TextBatch,
-    rng: Array,
-    *,
-    config: Qwen2Config,
-    lora: LoraConfig,
-    chunk: int,
-) -> tuple[LossSum, dict[str, LossSum]]:
-    """Cross-entropy of the answer tokens. Adapters are trained where `frozen` holds a base, else the whole model."""
-    variables = model_variables(trainable, frozen, lora)
-    dropout = {"dropout": rng} if lora.dropout > 0 else {}
-    model = Qwen2(config, lora.dropout)
-    hidden, _ = model.apply(variables, batch.tokens, batch.positions, batch.segments, rngs=dropout)
-    head = output_head(variables["params"])
-    logp = token_logprobs(hidden, head, batch.targets, chunk=chunk, head_trained="lora" not in variables)
-    return answer_loss(logp, batch.weights), {}
 
 
 def base_directory(config: RetstaConfig) -> Path:

@@ -48,29 +48,36 @@ def test_a_tiny_step_compiles_for_a_slice(devices):
     json.dumps(found)
 
 
-def test_the_largest_micro_batch_is_one_that_was_compiled_and_fits(monkeypatch):
-    """Memory of 3 + 2 n GiB in 16: two compiled steps give the line, a third verifies 6."""
+@needs_libtpu
+def test_what_the_compiler_refuses_is_read_from_its_message(devices):
+    config = dataclasses.replace(CONFIG, micro_batch=1 << 17)
+    found = plan.make_plan(config, SIZES, "v5e:2x4", devices, propose=False)
+    assert found["fits"] is False
+    assert found["temp_bytes"] > found["hbm_bytes"]
+    batch = 5 * 4 * (1 << 17) * CONFIG.max_length  # five arrays of four bytes a token
+    assert found["argument_bytes"] == pytest.approx(batch, rel=0.01)
+
+
+@pytest.mark.parametrize("first", [1, 2, 4, 8, 12])
+@pytest.mark.parametrize("largest", [0, 1, 6, 7, 100])
+def test_the_search_ends_at_the_largest_micro_batch_that_fits(first, largest):
+    """Memory of 3 + 2 n GiB; the search knows the size of the device only, not where the compiler begins to refuse."""
     seen = []
 
-    def compiled(config, sizes, layout):
-        seen.append(config.micro_batch)
-        total = (3 + 2 * config.micro_batch) * plan.GIB
-        return plan.Compiled(total <= 16 * plan.GIB, total, None, None, 0.0)
+    def attempt(micro_batch):
+        seen.append(micro_batch)
+        return plan.Compiled(micro_batch <= largest, (3 + 2 * micro_batch) * plan.GIB, 0, 0, 0.0)
 
-    monkeypatch.setattr(plan, "compile_step_for", compiled)
-    for first in (1, 2, 4, 8, 12):
-        seen.clear()
-        config = dataclasses.replace(CONFIG, micro_batch=first)
-        known = {first: compiled(config, SIZES, None)}
-        assert plan.largest_micro_batch(config, SIZES, None, known, 16 * plan.GIB) == 6
-        assert len(seen) <= 3
-        assert known[6].fits
+    compiled = {first: attempt(first)}
+    plan.search_micro_batch(attempt, compiled, 16 * plan.GIB, seconds=10)
+    assert max((micro for micro, one in compiled.items() if one.fits), default=0) == largest
+    assert not compiled[largest + 1].fits
+    assert len(seen) == len(set(seen))
 
 
-def test_a_model_that_never_fits_gets_no_micro_batch(monkeypatch):
-    never = plan.Compiled(False, 99 * plan.GIB, None, None, 0.0)
-    monkeypatch.setattr(plan, "compile_step_for", lambda *_: never)
-    assert plan.largest_micro_batch(CONFIG, SIZES, None, {1: never}, 16 * plan.GIB) == 0
+def test_the_search_stops_when_its_time_is_up():
+    compiled = {2: plan.Compiled(True, plan.GIB, 0, 0, 5.0)}
+    plan.search_micro_batch(lambda _: pytest.fail("no time for another"), compiled, 16 * plan.GIB, seconds=4)
 
 
 @pytest.mark.parametrize("name", ["v5e", "v5e:2by4", "v9z:2x4", "v5e:2x4x4x4"])
