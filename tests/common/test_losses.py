@@ -5,13 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common import losses
 from common.losses import answer_loss, token_logprobs
 
-B, S, D, V = 3, 13, 16, 101
+B, S, D, V = 3, 13, 16, 102
 
 
-@pytest.fixture
-def case():
+@pytest.fixture(params=[8192, 8], ids=["one tile", "six tiles"])
+def case(request, monkeypatch):
+    monkeypatch.setattr(losses, "TILE", request.param)
     keys = jax.random.split(jax.random.key(0), 4)
     hidden = jax.random.normal(keys[0], (B, S, D))
     head = jax.random.normal(keys[1], (V, D))
@@ -48,6 +50,29 @@ def test_values_and_gradients_are_those_of_the_dense_form(case, chunk, head_trai
         np.testing.assert_allclose(gradients[1], wanted[1], atol=1e-5, rtol=1e-5)
     else:
         assert not gradients[1].any()
+
+
+@pytest.mark.parametrize("head_trained", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_positions_that_are_not_wanted_are_zero_and_have_no_gradient(case, share, head_trained):
+    hidden, head, targets, cotangent = case
+    wanted = jax.random.uniform(jax.random.key(1), (B, S)) < share
+
+    def chunked(hidden, head):
+        logp = token_logprobs(hidden, head, targets, wanted=wanted, chunk=4, head_trained=head_trained)
+        return (logp * cotangent).sum(), logp
+
+    def reference(hidden, head):
+        logp = jnp.where(wanted, dense(hidden, head, targets), 0)
+        return (logp * cotangent).sum(), logp
+
+    (_, logp), gradients = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1), has_aux=True))(hidden, head)
+    (_, expected), right = jax.value_and_grad(reference, argnums=(0, 1), has_aux=True)(hidden, head)
+    np.testing.assert_allclose(logp, expected, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(gradients[0], right[0], atol=1e-5, rtol=1e-5)
+    assert not gradients[0][~wanted].any()
+    if head_trained:
+        np.testing.assert_allclose(gradients[1], right[1], atol=1e-5, rtol=1e-5)
 
 
 def test_a_tied_head_gets_both_of_its_gradients(case):
@@ -98,7 +123,7 @@ def test_no_logits_of_the_whole_sequence_at_the_vocabulary_of_qwen2(head_trained
     logits_bytes = batch * length * vocabulary * 4
     argnums = (0, 1) if head_trained else 0
     used = temporary_bytes(loss, argnums)
-    # A few chunks of logits, and with a trained head its gradient in float32.
-    expected = 5 * batch * chunk * vocabulary * 4 + head_trained * 3 * vocabulary * width * 4
-    assert used < expected < logits_bytes / 4
+    # A few tiles of logits, a sixteenth of the vocabulary each, and a few arrays as large as the hidden states.
+    expected = 4 * (batch * chunk * vocabulary // 16 + batch * length * width) * 4
+    assert used < expected < logits_bytes / 100
     assert temporary_bytes(lambda *arguments: dense(*arguments).sum(), argnums) > logits_bytes
