@@ -29,27 +29,37 @@ def token_logprobs(
 ) -> Float[Array, "B S"]:
     """log softmax(hidden @ head.T)[target] of every position, in float32; of those `wanted`, and 0 elsewhere.
 
-    `chunk` positions of each row are expanded to the vocabulary at a time; the wanted ones of a row stand together
-    for it, so that prompts and padding cost nothing. With `head_trained` false the gradient with respect to `head` is
-    zero, whatever is asked.
+    `chunk` positions of each row are expanded to a tile of the vocabulary at a time. Wanted positions are brought
+    together first, so that prompts and padding cost nothing: over all rows of a device, or under a mesh, which may
+    split rows, within each. With `head_trained` false the gradient with respect to `head` is zero, whatever is asked.
     """
-    length = hidden.shape[1]
+    rows, length = targets.shape
     chunk = min(chunk, length)
-    used: int | Array = -(-length // chunk)
     # Under a mesh: gather the head once, not once per chunk.
     head = constrain(head.astype(hidden.dtype), "tensor", None)
-    order = None
+    used: int | Array = -(-length // chunk)
     if wanted is not None:
-        order = jnp.argsort(~wanted, axis=1, stable=True)
+        kept = wanted
+        if jax.sharding.get_abstract_mesh().empty:
+            hidden, targets, kept = (
+                hidden.reshape(1, -1, hidden.shape[-1]),
+                targets.reshape(1, -1),
+                wanted.reshape(1, -1),
+            )
+            chunk *= rows
+        order = jnp.argsort(~kept, axis=1, stable=True)
         inverse = jnp.argsort(order, axis=1)
         hidden, targets = _reorder(hidden, order, inverse), _reorder(targets, order, inverse)
-        used = -(-wanted.sum(1).max() // chunk)
-    padding = -length % chunk
+        used = -(-kept.sum(1).max() // chunk)
+    padding = -targets.shape[1] % chunk
     if padding:
         hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
         targets = jnp.pad(targets, ((0, 0), (0, padding)))
-    logp = (_with_trained_head if head_trained else _with_frozen_head)(hidden, head, targets, used, chunk)[:, :length]
-    return logp if wanted is None else jnp.where(wanted, _reorder(logp, inverse, order), 0)
+    logp = (_with_trained_head if head_trained else _with_frozen_head)(hidden, head, targets, used, chunk)
+    if wanted is None:
+        return logp[:, :length]
+    logp = _reorder(logp[:, : order.shape[1]], inverse, order).reshape(rows, length)
+    return jnp.where(wanted, logp, 0)
 
 
 def answer_loss(logp: Float[Array, "B S"], weights: Float[Array, "B S"]) -> LossSum:
