@@ -144,7 +144,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("runs/assets"), help="run directory; continues if interrupted"
     )
-    parser.add_argument("--steps", type=int, default=1000, help="updates of batch-size rows of 256 tokens")
+    parser.add_argument("--steps", type=int, default=2500, help="updates of batch-size rows of 256 tokens")
     parser.add_argument("--batch-size", type=int, default=8)
     options = parser.parse_args(arguments)
     make(options.output, options.work, options.steps, options.batch_size)
