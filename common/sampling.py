@@ -1,8 +1,9 @@
 """Choosing the next token: greedy, temperature, top-k and top-p (nucleus, arXiv:1904.09751), without sorting.
 
-The smallest kept weight of a truncation is found by bisection over the ordered bit patterns of float32: about 30 sums
-over the vocabulary give it exactly, whatever the distribution. The token then comes from one uniform number per row
-through a cumulative sum over blocks of the vocabulary, then over one block.
+A token comes from one uniform number per row through a cumulative sum over blocks of the vocabulary, then over one
+block. Under top-p it is drawn from all tokens until it is one of the nucleus, which one sum over the vocabulary tells:
+1 / top_p draws on average give the truncated distribution exactly. The smallest logit of top-k is found by bisection
+over the ordered bit patterns of float32, in about 30 sums whatever the distribution.
 """
 
 import dataclasses
@@ -10,7 +11,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from common.models.layers import hash_words
 
 BLOCK = 128  # tokens per block of the cumulative sum; also the width over which sums over the vocabulary vectorise
 
@@ -36,14 +39,17 @@ def choose_tokens(
     """A token for each row and its log-probability under softmax(logits / temperature).
 
     That is the policy's distribution: before top-k and top-p, after anything the caller has set to -inf. The greedy
-    choice is scored at temperature 1. `uniform` in [0, 1) decides; greedy ignores it.
+    choice is scored at temperature 1. `uniform` in [0, 1) decides everything; greedy ignores it.
     """
     if sampling.temperature > 0:
         logits = logits / sampling.temperature
     highest = logits.max(axis=-1, keepdims=True)
     weights = jnp.exp(logits - highest)
     log_normaliser = jnp.log(_total(weights)) + highest
-    tokens = likeliest(logits) if sampling.temperature == 0 else draw(truncate(logits, weights, sampling), uniform)
+    if sampling.temperature == 0:
+        tokens = likeliest(logits)
+    else:
+        tokens = draw_nucleus(keep_top_k(logits, weights, sampling.top_k), uniform, sampling.top_p)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
     return tokens.astype(jnp.int32), (chosen - log_normaliser)[:, 0]
 
@@ -56,24 +62,45 @@ def likeliest(logits: Float[Array, "N V"]) -> Int[Array, "N"]:
     return block * BLOCK + jnp.argmax(within, axis=-1)
 
 
-def truncate(logits: Float[Array, "N V"], weights: Float[Array, "N V"], sampling: Sampling) -> Float[Array, "N V"]:
-    """`weights` (proportional to the probabilities) with those outside top-k and top-p set to 0.
+def keep_top_k(logits: Float[Array, "N V"], weights: Float[Array, "N V"], top_k: int) -> Float[Array, "N V"]:
+    """`weights` (proportional to the probabilities) with those outside the top_k set to 0; 0 keeps all.
 
     Tokens that tie with the last one kept are kept too.
     """
-    if 0 < sampling.top_k < logits.shape[-1]:
-        kept = largest_threshold(logits, lambda bound: _total(logits >= bound) >= sampling.top_k)
-        weights = jnp.where(logits >= kept, weights, 0.0)
-    if sampling.top_p < 1:
-        total = _total(weights)
-        enough = sampling.top_p * total
-        # All tokens of weight below this have less than 1 - top_p of the mass together, so none of them is needed.
-        lowest = 0.5 * (1 - sampling.top_p) * total / logits.shape[-1]
-        kept = largest_threshold(
-            weights, lambda bound: _total(jnp.where(weights >= bound, weights, 0.0)) >= enough, lowest
-        )
-        weights = jnp.where(weights >= kept, weights, 0.0)
-    return weights
+    if not 0 < top_k < logits.shape[-1]:
+        return weights
+    kept = largest_threshold(logits, lambda bound: _total(logits >= bound) >= top_k)
+    return jnp.where(logits >= kept, weights, 0.0)
+
+
+def draw_nucleus(weights: Float[Array, "N V"], uniform: Float[Array, "N"], top_p: float) -> Int[Array, "N"]:
+    """An index of each row's nucleus with probability proportional to its weight.
+
+    Rejected draws are repeated with numbers hashed from `uniform`, so a row's token does not depend on other rows.
+    """
+    if top_p >= 1:
+        return draw(weights, uniform)
+    words = jax.lax.bitcast_convert_type(uniform, jnp.uint32)
+
+    def repeat(state):
+        attempt, tokens, accepted = state
+        again = hash_words(hash_words(words) + attempt) >> 8
+        candidates = draw(weights, jnp.where(attempt == 0, uniform, again.astype(jnp.float32) * 2.0**-24))
+        tokens = jnp.where(accepted, tokens, candidates)
+        return attempt + 1, tokens, accepted | in_nucleus(weights, candidates, top_p)
+
+    def unfinished(state):
+        # All of so many draws fall outside with a probability of at most e^-100.
+        return ~state[2].all() & (state[0] < int(100 / top_p) + 1)
+
+    start = (jnp.uint32(0), jnp.zeros(uniform.shape, jnp.int32), jnp.zeros(uniform.shape, bool))
+    return jax.lax.while_loop(unfinished, repeat, start)[1]
+
+
+def in_nucleus(weights: Float[Array, "N V"], tokens: Int[Array, "N"], top_p: float) -> Bool[Array, "N"]:
+    """Whether the tokens of larger weight have less than top_p of the mass. Ties with the last one kept are kept."""
+    own = jnp.take_along_axis(weights, tokens[:, None], axis=-1)
+    return (_total(jnp.where(weights > own, weights, 0.0)) < top_p * _total(weights))[:, 0]
 
 
 def draw(weights: Float[Array, "N V"], uniform: Float[Array, "N"]) -> Int[Array, "N"]:
@@ -104,13 +131,11 @@ def row_uniforms(keys: Key[Array, "B"], group: int, steps: int) -> Float[Array, 
 
 
 def largest_threshold(
-    values: Float[Array, "N V"],
-    enough: Callable[[Float[Array, "N 1"]], Array],
-    lowest: Float[Array, "N 1"] | float = -jnp.inf,
+    values: Float[Array, "N V"], enough: Callable[[Float[Array, "N 1"]], Array]
 ) -> Float[Array, "N 1"]:
-    """The largest float `bound` of each row with `enough(bound)`, which holds at `lowest` and falls once above."""
+    """The largest float `bound` of each row with `enough(bound)`, which holds at -inf and falls once above."""
     highest = values.max(axis=-1, keepdims=True)
-    start = _ordered(jnp.broadcast_to(jnp.float32(lowest), highest.shape)), _ordered(highest) + 1
+    start = _ordered(jnp.full_like(highest, -jnp.inf)), _ordered(highest) + 1
 
     def halve(interval):
         low, high = interval

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 
 class Dense(nn.Module):
@@ -54,11 +54,11 @@ def dropout(x: Float[Array, "..."], rate: float, key: Array) -> Float[Array, "..
     for axis in reversed(range(x.ndim)):
         index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
         stride *= x.shape[axis]
-    kept = _hash(_hash(index ^ words[0]) + words[1]) >= jnp.uint32(rate * 2**32)
+    kept = hash_words(hash_words(index ^ words[0]) + words[1]) >= jnp.uint32(rate * 2**32)
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
-def _hash(x: Array) -> Array:
+def hash_words(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """A bijection of 32-bit words in which each input bit changes each output bit with a probability near 1/2."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)

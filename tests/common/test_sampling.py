@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.sampling import Sampling, choose_tokens, draw, largest_threshold, row_uniforms, truncate
+from common.sampling import (
+    Sampling,
+    choose_tokens,
+    draw,
+    draw_nucleus,
+    in_nucleus,
+    keep_top_k,
+    largest_threshold,
+    row_uniforms,
+)
 
 
 def weights_of(logits):
@@ -23,10 +32,35 @@ def test_the_kept_tokens_are_those_of_transformers(top_k, top_p):
     for warper in ([TopKLogitsWarper(top_k)] if top_k else []) + ([TopPLogitsWarper(top_p)] if top_p < 1 else []):
         expected = warper(None, expected)
     weights = weights_of(jnp.asarray(logits))
-    kept = truncate(jnp.asarray(logits), weights, Sampling(1.0, top_k, top_p))
+    top = keep_top_k(jnp.asarray(logits), weights, top_k)
+    np.testing.assert_array_equal(top, np.where(top > 0, weights, 0))
+    kept = top > 0
+    if top_p < 1:
+        inside = jax.vmap(lambda token: in_nucleus(top, jnp.full(len(top), token), top_p), out_axes=1)
+        kept &= inside(jnp.arange(logits.shape[1]))
     # Weights that underflow are no choice, kept or not.
-    np.testing.assert_array_equal(kept > 0, np.isfinite(expected.numpy()) & (np.asarray(weights) > 0))
-    np.testing.assert_array_equal(kept, np.where(kept > 0, weights, 0))
+    np.testing.assert_array_equal(kept, np.isfinite(expected.numpy()) & (np.asarray(weights) > 0))
+
+
+@pytest.mark.parametrize("top_p", [0.03, 0.5, 0.9])
+def test_the_nucleus_is_drawn_in_proportion_and_nothing_else(top_p):
+    """Chi-square of 200,000 draws; every draw but the accepted one is rejected by its own row alone."""
+    weights = np.random.default_rng(1).exponential(size=64).astype(np.float32)
+    order = np.argsort(-weights)
+    before = np.concatenate([[0], np.cumsum(weights[order])[:-1]]) / weights.sum()
+    nucleus = order[before < top_p]
+    points = 200_000
+    uniform = jax.random.uniform(jax.random.key(0), (points,))
+    rows = jnp.broadcast_to(weights, (points, 64))
+    tokens = np.asarray(jax.jit(draw_nucleus, static_argnums=2)(rows, uniform, top_p))
+    counts = np.bincount(tokens, minlength=64)
+    assert set(np.flatnonzero(counts)) == set(nucleus)
+    expected = points * weights[nucleus] / weights[nucleus].sum()
+    chi_square = ((counts[nucleus] - expected) ** 2 / expected).sum()
+    freedom = len(nucleus) - 1
+    assert chi_square < freedom + 5 * np.sqrt(2 * freedom) + 1e-9
+    alone = [int(draw_nucleus(rows[:1], uniform[i : i + 1], top_p)[0]) for i in range(5)]
+    assert alone == tokens[:5].tolist()
 
 
 @pytest.mark.parametrize("k", [1, 2, 9, 10])
