@@ -90,7 +90,7 @@ def make_generator(config: Qwen2Config, settings: DecodeSettings) -> Generator:
 def make_scorer(config: Qwen2Config, temperature: float = 1.0, vocabulary: int | None = None) -> Scorer:
     """The jitted program `(variables, prompts, completions) -> log-probabilities` of the completions' tokens.
 
-    Completions are padded on the right; what stands at their padding is meaningless. Ids from `vocabulary` on count
+    Completions are padded on the right, with 0 in the result. Ids from `vocabulary` on count
     as forbidden.
     """
 
@@ -101,7 +101,8 @@ def make_scorer(config: Qwen2Config, temperature: float = 1.0, vocabulary: int |
         positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
         hidden, _ = Qwen2(config).apply(variables, tokens, positions, mask.astype(jnp.int32))
         before = hidden[:, prompts.tokens.shape[1] - 1 : -1] / temperature
-        return token_logprobs(before, output_head(variables["params"])[:vocabulary], completions.tokens)
+        head = output_head(variables["params"])[:vocabulary]
+        return token_logprobs(before, head, completions.tokens, wanted=completions.mask)
 
     return run
 

@@ -1,8 +1,8 @@
 """`python -m launch plan --preset NAME --topology v5e:2x4`: does the training step fit a TPU slice, and what bounds it.
 
 The true step is compiled for the named slice by libtpu, on a machine that has no TPU: shapes stand for all arrays, so
-nothing of the model's size is allocated. The compiler's own verdict decides whether it fits. The bounds on the time
-are arithmetic on data sheets: no step of this kind can be faster, and how close it comes is for a TPU to say.
+nothing of the model's size is allocated. It fits if the compiler and the sum of its buffers say so. The bounds on the
+time are arithmetic on data sheets: no step of this kind can be faster, and how close it comes is for a TPU to say.
 """
 
 import contextlib
@@ -40,6 +40,7 @@ from common.types import PyTree, TextBatch
 from retsta_jax.config import EMBEDDED_BASE, PRESETS, RetstaConfig
 
 GIB = 2**30
+USABLE = 0.98  # of the memory; the runtime keeps the rest. The compiler alone is more hopeful
 SEARCH_SECONDS = 150  # after which no further micro-batch is tried
 
 
@@ -141,10 +142,12 @@ def make_plan(
         remat=config.model.remat,
     )
 
-    def attempt(micro_batch: int) -> Compiled:
-        return compile_step_for(dataclasses.replace(config, micro_batch=micro_batch), sizes, layout)
-
     hbm = int(CHIPS[topology.partition(":")[0]].hbm)
+
+    def attempt(micro_batch: int) -> Compiled:
+        one = compile_step_for(dataclasses.replace(config, micro_batch=micro_batch), sizes, layout)
+        return one._replace(fits=one.fits and one.total <= USABLE * hbm)
+
     compiled = {config.micro_batch: attempt(config.micro_batch)}
     found = compiled[config.micro_batch]
     batch = batch_of(config, layout)
@@ -196,8 +199,8 @@ def search_micro_batch(
 ) -> None:
     """Look for the most rows a device can take by `attempt`, adding to `compiled` (one at least), for `seconds`.
 
-    Upwards along the line through the two largest that fit, at most doubling: the compiler saves memory only when it
-    must, so the line says too little. Then by halving between the largest that fits and the smallest that does not.
+    Upwards along the line through the two largest that fit, at most to four times as many, and then by halving between
+    the largest that fits and the smallest that does not.
     """
     started = time.perf_counter()
     while True:
@@ -211,7 +214,7 @@ def search_micro_batch(
         else:
             per_row = max((compiled[largest].total - compiled[fits[-2]].total) // (largest - fits[-2]), 1)
             room = (hbm - compiled[largest].total) // per_row
-            following = largest + min(max(room, 1), largest)
+            following = largest + min(max(room, 1), 3 * largest)
         longest = max(one.seconds for one in compiled.values())
         if following in (0, largest) or time.perf_counter() - started + longest > seconds:
             return

@@ -75,6 +75,9 @@ def test_a_run_killed_at_any_moment_continues_to_the_same_bits(material, referen
     before = saved(run_dir)
     code, _ = send_when(start(command), signal.SIGKILL, lambda: bool(saved(run_dir) - before))  # while it is written
     assert code == -signal.SIGKILL
+    kill_after = last_step(run_dir) + draw.randint(1, 3)
+    code, _ = send_when(start(command), signal.SIGKILL, lambda: last_step(run_dir) >= kill_after)
+    assert code == -signal.SIGKILL
     stop_after = last_step(run_dir) + 1
     code, errors = send_when(start(command), signal.SIGTERM, lambda: last_step(run_dir) >= stop_after)
     assert code == STOPPED_EXIT_CODE, errors
