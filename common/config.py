@@ -67,9 +67,9 @@ def from_json(config_class: type[Config], values: Mapping[str, Any], where: str)
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if isinstance(value, dict):
-            return from_json(hint, value, where)  # type: ignore[arg-type]  # is_dataclass is also true of instances
+            return from_json(hint, value, where)
     elif typing.get_origin(hint) is tuple:
         if isinstance(value, list):
             return tuple(_value(typing.get_args(hint)[0], item, where) for item in value)

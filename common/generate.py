@@ -90,8 +90,8 @@ def make_generator(config: Qwen2Config, settings: DecodeSettings) -> Generator:
 def make_scorer(config: Qwen2Config, temperature: float = 1.0, vocabulary: int | None = None) -> Scorer:
     """The jitted program `(variables, prompts, completions) -> log-probabilities` of the completions' tokens.
 
-    Completions are padded on the right, with 0 in the result. Ids from `vocabulary` on count
-    as forbidden.
+    Completions are padded on the right, with 0 in the result. Ids from `vocabulary` on count as
+    forbidden.
     """
 
     @jax.jit

@@ -2,8 +2,8 @@
 
 A token comes from one uniform number per row through a cumulative sum over blocks of the vocabulary, then over one
 block. Under top-p it is drawn from all tokens until it is one of the nucleus, which one sum over the vocabulary tells:
-1 / top_p draws on average give the truncated distribution exactly. The smallest logit of top-k is found by bisection
-over the ordered bit patterns of float32, in about 30 sums whatever the distribution.
+at most 1 / top_p draws on average give the truncated distribution exactly. The smallest logit of top-k is found by
+bisection over the ordered bit patterns of float32, in about 30 sums whatever the distribution.
 """
 
 import dataclasses

@@ -301,7 +301,8 @@ def _open_file(file: Path) -> dict[str, StoredTensor]:
         return lambda index: handle.get_slice(name)[index] if index else handle.get_tensor(name)
 
     stored = {}
-    for name in handle.keys():  # noqa: SIM118 (the handle is no mapping)
+    names: list[str] = handle.keys()
+    for name in names:
         header = handle.get_slice(name)
         stored[name] = StoredTensor(name, file, tuple(header.get_shape()), header.get_dtype(), reader(name))
     return stored

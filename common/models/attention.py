@@ -62,7 +62,7 @@ def attend(
 
 
 def _plain(q, k, v, visible):
-    """Scores in full. The heads that share keys stand in one matrix product, which on a CPU halves the time."""
+    """Scores in full. The heads that share keys stand in one product, which on a CPU saves a third of the time."""
     batch, length, heads, dim = q.shape
     shared = k.shape[2]
     q = jnp.moveaxis((q * dim**-0.5).reshape(batch, length, shared, heads // shared, dim), 1, 3)

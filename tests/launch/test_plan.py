@@ -14,7 +14,9 @@ from common.models.qwen2 import Qwen2Config
 from launch import plan
 from retsta_jax.config import PRESETS
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed: pip install libtpu"
+)
 
 SIZES = Qwen2Config(
     vocab_size=512, hidden_size=256, intermediate_size=384, num_hidden_layers=2, num_attention_heads=2,
