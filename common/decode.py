@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from common.models.attention import Past
-from common.models.layers import BATCH_AXES, constrain
+from common.models.layers import BATCH_AXES, constrain, matmul_few_rows
 from common.sampling import GREEDY, Sampling, choose_tokens, row_uniforms
 from common.types import PyTree
 
@@ -201,7 +201,7 @@ def next_logits(
     hidden: Float[Array, "N D"], head: Float[Array, "V D"], forbidden: Bool[Array, "V"] | None
 ) -> Float[Array, "N V"]:
     """Float32 logits, -inf where forbidden."""
-    logits = jnp.einsum("nd,vd->nv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    logits = matmul_few_rows(hidden, head.astype(hidden.dtype), jnp.float32)
     logits = constrain(logits, BATCH_AXES, "tensor")
     return logits if forbidden is None else jnp.where(forbidden, -jnp.inf, logits)
 

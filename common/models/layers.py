@@ -27,9 +27,12 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), self.param_dtype)
         x = x.astype(self.dtype)
-        y = matmul(x, kernel.astype(self.dtype))
+        if self.has_variable("transposed", "kernel"):
+            y = matmul_few_rows(x, self.get_variable("transposed", "kernel").astype(self.dtype))
+        else:
+            kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), self.param_dtype)
+            y = matmul(x, kernel.astype(self.dtype))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
             y = y + bias.astype(self.dtype)
@@ -86,6 +89,19 @@ def _matmul_backward(saved, gradient):
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def matmul_few_rows(
+    x: Float[Array, "... I"], transposed: Float[Array, "O I"], dtype: DTypeLike | None = None
+) -> Float[Array, "... O"]:
+    """x @ transposed.T for a handful of rows, as in decoding, with the weights as the left factor.
+
+    XLA for CPUs copies the right factor into another order at each product; with so few rows that takes as long as
+    the product itself. The barrier keeps XLA from changing the order back.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    columns = jnp.einsum("oi,ni->on", transposed, rows, preferred_element_type=dtype)
+    return jax.lax.optimization_barrier(columns).T.reshape(*x.shape[:-1], transposed.shape[0])
 
 
 class RMSNorm(nn.Module):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
 
 from common.models.attention import Implementation, KeyValues, Past, attend, attend_cached
@@ -162,7 +163,9 @@ def bind(config: Qwen2Config, variables: PyTree):
         return stacked
 
     stacks = {name: tree["layers"] for name, tree in variables.items() if "layers" in tree}
-    layers = [jax.tree.map(lambda leaf, i=i: leaf[i], stacks) for i in range(config.num_hidden_layers)]
+    layers = [
+        kernels_transposed(jax.tree.map(lambda leaf, i=i: leaf[i], stacks)) for i in range(config.num_hidden_layers)
+    ]
     params = variables["params"]
 
     def unrolled(tokens, positions, segments=None, past=None):
@@ -180,6 +183,14 @@ def bind(config: Qwen2Config, variables: PyTree):
         return norm.apply({"params": params["norm"]}, x), key_values
 
     return unrolled
+
+
+def kernels_transposed(variables: PyTree) -> PyTree:
+    """Variables with each kernel [I O] of "params" as [O I] in the collection "transposed", where `Dense` finds it."""
+    params = flatten_dict(variables["params"])
+    kernels = {path: kernel.T for path, kernel in params.items() if path[-1] == "kernel"}
+    others = {path: leaf for path, leaf in params.items() if path[-1] != "kernel"}
+    return {**variables, "params": unflatten_dict(others), "transposed": unflatten_dict(kernels)}
 
 
 def dense(config: Qwen2Config, features: int, name: str, lora_dropout: float, use_bias: bool = False) -> Dense:
