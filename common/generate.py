@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from common.beam import beam_search
 from common.decode import Generated, Prompts, generate
@@ -35,6 +35,12 @@ class DecodeSettings:
     stop_ids: tuple[int, ...] = ()
     forbidden_ids: tuple[int, ...] = ()
 
+    def forbidden(self, vocabulary: int) -> Bool[Array, "V"] | None:
+        """True on the ids that are never emitted; None where all may be."""
+        if not self.forbidden_ids:
+            return None
+        return jnp.zeros(vocabulary, bool).at[jnp.array(self.forbidden_ids)].set(True)
+
 
 class Continuation(NamedTuple):
     """One continuation of one prompt; `token_ids` ends with the stop token where `stopped`."""
@@ -53,9 +59,7 @@ def make_generator(config: Qwen2Config, settings: DecodeSettings) -> Generator:
 
     `variables` is {"params": ...}, with "lora" (scaled) beside it or not.
     """
-    forbidden = None
-    if settings.forbidden_ids:
-        forbidden = jnp.zeros(config.vocab_size, bool).at[jnp.array(settings.forbidden_ids)].set(True)
+    forbidden = settings.forbidden(config.vocab_size)
 
     @jax.jit
     def run(variables: PyTree, prompts: Prompts, keys: Key[Array, "B"]) -> Generated:

@@ -29,8 +29,7 @@ def read_rows(path: str | Path, required: Mapping[str, type | UnionType]) -> lis
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        row = _parse(line, where)
-        _check(row, required, where)
+        row = check_row(_parse(line, where), required, where)
         if "id" in required and line_of_id.setdefault(row["id"], number) != number:
             raise UserError(
                 f"{where}: id {row['id']!r} stands already on line {line_of_id[row['id']]}; ids must differ"
@@ -39,6 +38,23 @@ def read_rows(path: str | Path, required: Mapping[str, type | UnionType]) -> lis
     if not rows:
         raise UserError(f"{path}: no rows; expected one JSON object a line with {_names(required)}")
     return rows
+
+
+def check_row(row: Any, required: Mapping[str, type | UnionType], where: str) -> dict[str, Any]:
+    """The row itself. Raises UserError naming `where` unless it is an object with the required keys and types."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    for key, kind in required.items():
+        if key not in row:
+            raise UserError(f"{where}: key {key!r} is missing; expected {_names(required)}")
+        value = row[key]
+        # JSON's true and false are ints in Python, and an unpaired \ud800 escape is no text that could be written.
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            name = getattr(kind, "__name__", kind)
+            raise UserError(f"{where}: {key!r} must be {name}, found {type(value).__name__}")
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError(f"{where}: {key!r} holds an unpaired surrogate escape; expected Unicode text")
+    return row
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -104,31 +120,15 @@ def row_writer(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _parse(line: bytes, where: str) -> dict[str, Any]:
+def _parse(line: bytes, where: str) -> Any:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from error
     try:
-        row = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error}); expected one object a line") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
-    return row
-
-
-def _check(row: dict[str, Any], required: Mapping[str, type | UnionType], where: str) -> None:
-    for key, kind in required.items():
-        if key not in row:
-            raise UserError(f"{where}: key {key!r} is missing; expected {_names(required)}")
-        value = row[key]
-        # JSON's true and false are ints in Python, and an unpaired \ud800 escape is no text that could be written.
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            name = getattr(kind, "__name__", kind)
-            raise UserError(f"{where}: {key!r} must be {name}, found {type(value).__name__}")
-        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-            raise UserError(f"{where}: {key!r} holds an unpaired surrogate escape; expected Unicode text")
 
 
 def _names(required: Mapping[str, type | UnionType]) -> str:

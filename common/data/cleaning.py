@@ -31,8 +31,27 @@ def r2gen_clean_iu(report: str) -> str:
     Lower-cases, drops list numbers, makes sentences of what ". " separates, joins them by " . " and deletes
     punctuation, so "2.5 cm" becomes "25 cm" and "consolidation/effusion" one word.
     """
-    for _ in range(3):
-        report = report.replace("..", ".")
+    return _r2gen_sentences(_halved(report, ".", 3))
+
+
+def r2gen_clean_mimic(report: str) -> str:
+    """R2Gen's cleaning of MIMIC-CXR reports: as for IU X-ray, after newlines and runs of spaces became one space.
+
+    The "___" of de-identification goes with the punctuation. As published, runs of more than 64 spaces or 256 full
+    stops are only shortened.
+    """
+    one_line = _halved(_halved(report.replace("\n", " "), "_", 7), " ", 6)
+    return _r2gen_sentences(_halved(one_line, ".", 8))
+
+
+def _halved(text: str, character: str, times: int) -> str:
+    """Two of a character become one, as often as R2Gen writes it down."""
+    for _ in range(times):
+        text = text.replace(2 * character, character)
+    return text
+
+
+def _r2gen_sentences(report: str) -> str:
     report = report.replace("1. ", "")
     for before in (". ", " "):
         for number in "2345":

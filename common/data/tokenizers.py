@@ -269,9 +269,14 @@ class WordTokenizer:
 
 
 def build_word_tokenizer(texts: Iterable[str], minimum_count: int = 3) -> WordTokenizer:
-    """The words that occur at least `minimum_count` times, in alphabetical order. Raises UserError where none does."""
+    """The words that occur at least `minimum_count` times, in alphabetical order. Raises UserError where none does.
+
+    A report in which "<eos>" or another reserved name is written out has an unknown word there, however often.
+    """
     counts = Counter(word for text in texts for word in text.split())
-    words = sorted(word for word, count in counts.items() if count >= minimum_count)
+    words = sorted(
+        word for word, count in counts.items() if count >= minimum_count and word not in WordTokenizer.RESERVED
+    )
     if not words:
         raise UserError(f"no word occurs {minimum_count} times in the training texts; lower the minimum count")
     return WordTokenizer(tuple(words))

@@ -1,4 +1,4 @@
-"""The one attention of all models: `attend` on whole sequences, `attend_cached` on new tokens of a decode step.
+"""The one attention of all models: `attend` on whole sequences, `attend_to` on others, `attend_cached` on new tokens.
 
 Implementations of `attend`: `xla` runs everywhere; `cudnn` is the fused kernel of NVIDIA GPUs; `splash` the Pallas
 kernel of TPUs, which skips the blocks above the diagonal and never forms the score matrix. `choose_implementation`
@@ -8,12 +8,14 @@ says which one a device gets; callers log it.
 import functools
 from typing import Any, Literal, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from common.models.layers import BATCH_AXES
+from common.types import PyTree
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
 
@@ -59,6 +61,16 @@ def attend(
     if chosen == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation="cudnn")
     return _plain(q, k, v, visible)
+
+
+def attend_to(
+    q: Float[Array, "B S H dim"],
+    k: Float[Array, "B M H dim"],
+    v: Float[Array, "B M H dim"],
+    mask: Bool[Array, "B #S M"] | None = None,
+) -> Float[Array, "B S H dim"]:
+    """Softmax attention to another sequence, or to one's own under any mask; scale 1 / sqrt(dim)."""
+    return jax.nn.dot_product_attention(q, k, v, mask=None if mask is None else mask[:, None])
 
 
 def _plain(q, k, v, visible):
@@ -123,10 +135,14 @@ class Past(NamedTuple):
     Heads come before positions, as the products over positions need them: a cache is read at every token.
     """
 
-    prompt: KeyValues  # [B K P dim]
+    prompt: PyTree  # of leaves [B K P dim]: the `KeyValues` of a layer, or any tree that a model keeps
     prompt_mask: Bool[Array, "B P"]
-    suffix: KeyValues  # [B G K T dim]
+    suffix: PyTree  # of leaves [B G K T dim]
     suffix_mask: Bool[Array, "B G T"]
+
+
+# For `nn.scan` over layers: the masks are those of all layers, and where there is no `Past` nothing is split.
+PAST_AXES: Any = Past._make((0, nn.broadcast, 0, nn.broadcast))
 
 
 @functools.partial(jax.named_call, name="attend_cached")

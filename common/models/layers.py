@@ -4,12 +4,18 @@ A LoRA adapter is a variable collection of its own (`lora`) that mirrors the pat
 `Dense` adds it where it finds one, so a model runs with any subset of its layers adapted, or with none.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt32
+
+from common.types import PyTree
 
 
 class Dense(nn.Module):
@@ -116,6 +122,23 @@ class RMSNorm(nn.Module):
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
         return wide.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def random_params(shapes: PyTree, key: Array) -> PyTree:
+    """Random parameters of these shapes (from `jax.eval_shape` of an `init`), for training from scratch.
+
+    Scales are 1 and biases 0; convolutions (at least four axes) are normal with variance 2 / fan-in, other weights
+    normal with 0.02. All come from one draw: XLA for CPUs takes seconds to compile one, and there are a hundred leaves.
+    """
+    leaves = flatten_dict(shapes, sep="/")
+    drawn = {path: leaf.size for path, leaf in leaves.items() if not path.endswith(("scale", "bias"))}
+    numbers = jnp.split(jax.random.normal(key, (sum(drawn.values()),)), np.cumsum([*drawn.values()])[:-1])
+    params = {path: jnp.full(leaf.shape, path.endswith("scale"), leaf.dtype) for path, leaf in leaves.items()}
+    for path, values in zip(drawn, numbers, strict=True):
+        shape = leaves[path].shape
+        spread = math.sqrt(2 / math.prod(shape[-4:-1])) if len(shape) >= 4 else 0.02
+        params[path] = (values * spread).reshape(shape).astype(leaves[path].dtype)
+    return unflatten_dict(params, sep="/")
 
 
 def rotary_angles(

@@ -6,7 +6,7 @@ logits: the loss (`common.losses`) and decoding (`common.decode`) multiply by `o
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -14,12 +14,11 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
 
-from common.models.attention import Implementation, KeyValues, Past, attend, attend_cached
+from common.models.attention import PAST_AXES, Implementation, KeyValues, Past, attend, attend_cached
 from common.models.layers import BATCH_AXES, Dense, RMSNorm, constrain, rotary_angles, rotate
 from common.types import PyTree
 
 Remat = Literal["none", "dots", "full"]
-PAST_AXES: Any = Past._make((0, nn.broadcast, 0, nn.broadcast))  # masks are those of all layers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import random
 import re
 import unicodedata
 
-from common.data.cleaning import clean_report, r2gen_clean_iu
+from common.data.cleaning import clean_report, r2gen_clean_iu, r2gen_clean_mimic
 
 MEANINGFUL = [
     "2.5", "0.35", "12", "1.", "10.", "3x4", "cm", "mm", "ml/h", "cm²", "µm", "%", "left", "right", "LEFT", "bilateral",
@@ -92,3 +92,38 @@ def test_r2gen_cleaning_drops_list_numbers_to_five_and_keeps_hyphens():
         r2gen_clean_iu("1.. No acute disease.... 2. Follow-up CT. 3. Normal. 6. Other.")
         == "no acute disease . follow-up ct . normal . 6 . other ."
     )
+
+
+def test_r2gen_cleaning_of_mimic_joins_wrapped_lines_and_drops_names_left_blank():
+    report = "1. Lungs:  clear,\n   as compared with ___.\n 2. No   effusion/edema....\n\n 3. Dr. ___ at 2:30 p.m."
+    assert r2gen_clean_mimic(report) == "lungs clear as compared with  . no effusionedema . dr .  at 230 pm ."
+
+
+def test_r2gen_cleanings_differ_only_in_white_space_marks_and_long_runs_of_full_stops():
+    generator = random.Random(3)
+    pieces = [
+        "1. ",
+        " 2. ",
+        ". ",
+        "..",
+        "Heart",
+        "2.5 cm",
+        "a/b",
+        "(left)",
+        "it's",
+        "T-spine:",
+        "<unk>",
+        "[x]",
+        "?!",
+        " ",
+    ]
+    for _ in range(2000):
+        report = "".join(generator.choices(pieces, k=generator.randint(0, 12)))
+        if "  " not in report and "...." not in report:
+            assert r2gen_clean_mimic(report) == r2gen_clean_iu(report)
+
+
+def test_r2gen_cleaning_as_published_only_shortens_very_long_runs():
+    assert r2gen_clean_mimic("a" + 64 * " " + "b") == "a b ."
+    assert r2gen_clean_mimic("a" + 65 * " " + "b") == "a  b ."
+    assert r2gen_clean_mimic("a" + 256 * "." + " b") == "a . b ."

@@ -1,0 +1,169 @@
+"""Studies with images as a data set that Grain reads at random, through TFDS without TensorFlow (array_record).
+
+`python -m common.data.builders --layout rows --source rows.jsonl --images pictures --output data` decodes every image
+once, quarantines the studies with one that cannot be read, and stores the rest as 8-bit grey PNG, at full size or (for
+training many epochs) at `--shorter-side 256`. Large collections can be prepared by Apache Beam (`--beam`).
+"""
+
+import contextlib
+import functools
+import itertools
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+
+from common.data.images import encode_png, read_image, resize_shorter
+from common.data.records import Quarantine
+from common.data.studies import ImageStudy, Splits
+from common.errors import UserError
+from common.weights import writing
+
+BYTES = tfds.features.Tensor(shape=(), dtype=np.object_)  # encoded images: TFDS's Image would decode every one
+# What TFDS says of it, without Beam and with it.
+EMPTY_SPLIT = re.compile(r'split "(\w+)": No examples were|examples is 0 for split (\w+)')
+
+
+@dataclass
+class StudiesConfig(tfds.core.BuilderConfig):
+    """What `ImageStudies` writes: the splits of a reader, with images of that shorter side (None: as they are)."""
+
+    splits: Splits = field(default_factory=dict, repr=False)  # TFDS logs the config, and reports are patient data
+    shorter_side: int | None = None
+    beam: bool = False
+
+
+class ImageStudies(tfds.core.GeneratorBasedBuilder):
+    """Studies as rows of id, images (PNG), report, indication, labels and language; its config holds the splits."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    builder_config: StudiesConfig
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        texts = {"id": text, "report": text, "indication": text, "language": text}
+        lists = {"images": tfds.features.Sequence(BYTES), "labels": tfds.features.Sequence(text)}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(texts | lists),
+            description="Radiology studies with their images.",
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {name: self._generate_examples(studies) for name, studies in self.builder_config.splits.items()}
+
+    def _generate_examples(self, studies: Sequence[ImageStudy]) -> Any:
+        """Keys and rows, or the Beam transform that makes them."""
+        to_rows = functools.partial(_rows, shorter_side=self.builder_config.shorter_side)
+        if not self.builder_config.beam:
+            return itertools.chain.from_iterable(map(to_rows, studies))
+        import apache_beam
+
+        return apache_beam.Create(studies) | apache_beam.FlatMap(to_rows)
+
+
+def prepare(
+    splits: Splits,
+    output: str | Path,
+    name: str,
+    quarantine: Quarantine,
+    *,
+    shorter_side: int | None = None,
+    beam_options: Sequence[str] | None = None,
+) -> Path:
+    """Write a data set `name` under `output`, with its quarantine, and return its folder (image_studies/name/1.0.0).
+
+    Studies with an image that cannot be read are quarantined. The folder appears when everything is written. With
+    `beam_options`, such as "runner=DirectRunner", Beam does the work. Raises UserError where the name is unfit, the
+    folder exists already, the disk refuses, no study of a split can be read, or Beam is asked for and not installed.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(f"{name!r} cannot name a data set; expected letters, digits, dots and dashes")
+    config = StudiesConfig(name=name, splits=splits, shorter_side=shorter_side, beam=beam_options is not None)
+    builder = ImageStudies(data_dir=str(output), config=config, file_format="array_record")
+    folder = Path(builder.data_dir)
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; remove it, or choose another --output or --name")
+    options = tfds.download.DownloadConfig(beam_options=_beam_options(beam_options))
+    try:
+        with writing(Path(output)), tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare(download_dir=downloads, download_config=options)
+    except (AssertionError, ValueError) as error:
+        empty = EMPTY_SPLIT.search(str(error))
+        if empty is None:
+            raise
+        split = empty[1] or empty[2]
+        raise UserError(f"{folder}: no images of the {split} split can be read; check the image files") from error
+    for split, studies in splits.items():
+        if builder.info.splits[split].num_examples < len(studies):
+            written = {study.id for study in open_split(folder, split)}
+            for study in studies:
+                if study.id not in written:
+                    quarantine.add(study.id, "image cannot be read")
+    quarantine.write(folder / "quarantine.jsonl")
+    return folder
+
+
+def open_split(folder: str | Path, split: str) -> grain.MapDataset[ImageStudy]:
+    """The studies of a split, as `prepare` wrote them, for Grain to shuffle, map and batch; images are PNG bytes.
+
+    Raises UserError where there is no such data set or split.
+    """
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+        source = builder.as_data_source(split=split)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{folder}: no data set with a split {split} ({reason}); make it by python -m common.data.builders"
+        ) from error
+    return grain.MapDataset.source(source).map(_study)
+
+
+def _beam_options(options: Sequence[str] | None) -> Any:
+    if options is None:
+        return None
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise UserError("apache_beam is not installed; pip install apache-beam, or leave --beam out") from error
+    return PipelineOptions([f"--{option}" for option in options])
+
+
+def _rows(study: ImageStudy, shorter_side: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The row of a study under its key; none where an image cannot be read."""
+    try:
+        images = [read_image(image) for image in study.images]
+    except UserError:
+        return
+    if shorter_side is not None:
+        images = [resize_shorter(image, shorter_side) for image in images]
+    yield (
+        study.id,
+        {
+            "id": study.id,
+            "images": [encode_png(image) for image in images],
+            "report": study.report,
+            "indication": study.indication,
+            "labels": list(study.labels),
+            "language": study.language,
+        },
+    )
+
+
+def _study(row: Mapping[str, Any]) -> ImageStudy:
+    return ImageStudy(
+        row["id"].decode(),
+        tuple(row["images"]),
+        row["report"].decode(),
+        row["indication"].decode(),
+        tuple(label.decode() for label in row["labels"]),
+        row["language"].decode(),
+    )

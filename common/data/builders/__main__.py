@@ -1,0 +1,85 @@
+"""`python -m common.data.builders`: prepare a data set of studies with images."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from common.data.builders import prepare
+from common.data.mimic import read_mimic_cxr
+from common.data.records import Quarantine
+from common.data.studies import Splits, read_annotation, read_image_rows, read_openi_images
+from common.errors import Parser, UserError, run_cli
+
+DESCRIPTION = """Read studies with images in one of four layouts and store them for training.
+
+annotation: R2Gen's annotation.json. openi: IU X-ray as Open-i publishes it. mimic: MIMIC-CXR-JPG as PhysioNet publishes
+it. rows: JSONL or JSON rows of any number of images. Studies that cannot be used are counted, and listed in
+quarantine.jsonl beside the data."""
+NEEDS = {"annotation": ("images",), "mimic": (), "openi": ("images", "split"), "rows": ("images",)}
+
+
+def main(argv: list[str]) -> None:
+    """Run the command. Raises UserError for whatever is wrong with its input."""
+    arguments = _parse(argv)
+    quarantine = Quarantine()
+    splits = _read(arguments, quarantine)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns of every configuration that it did not define
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    folder = prepare(
+        splits,
+        arguments.output,
+        arguments.name or arguments.layout,
+        quarantine,
+        shorter_side=arguments.shorter_side,
+        beam_options=arguments.beam,
+    )
+    left_out = {id for id, _ in quarantine.entries}
+    counts = (f"{name} {sum(study.id not in left_out for study in studies)}" for name, studies in splits.items())
+    print(f"{folder}: {', '.join(counts)}; {quarantine.summary()}")
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser("python -m common.data.builders", description=DESCRIPTION)
+    parser.add_argument("--layout", required=True, choices=sorted(NEEDS), help="how the source is laid out")
+    parser.add_argument(
+        "--source", required=True, type=Path, help="annotation, reports, rows, or the root of MIMIC-CXR"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder for data sets")
+    parser.add_argument("--images", type=Path, help="folder of images (all but mimic)")
+    parser.add_argument("--split", type=Path, help="R2Gen's split (.json) or test ids (openi)")
+    parser.add_argument("--reports", type=Path, help="root of the reports, if apart from the images (mimic)")
+    parser.add_argument("--maximum-images", type=_positive, help="images of a study (rows; all if not given)")
+    parser.add_argument("--name", help="name of the data set (the layout if not given)")
+    parser.add_argument("--shorter-side", type=_positive, help="pixels to store (full size if not given)")
+    parser.add_argument(
+        "--beam", nargs="*", metavar="OPTION", help="prepare by Apache Beam, with options such as runner=DirectRunner"
+    )
+    return parser.parse_args(argv)
+
+
+def _read(arguments: argparse.Namespace, quarantine: Quarantine) -> Splits:
+    layout, source, images = arguments.layout, arguments.source, arguments.images
+    missing = [f"--{name}" for name in NEEDS[layout] if getattr(arguments, name) is None]
+    if missing:
+        raise UserError(f"--layout {layout} also needs {' and '.join(missing)}; add it")
+    if layout == "annotation":
+        return read_annotation(source, images, quarantine)
+    if layout == "openi":
+        return read_openi_images(source, images, arguments.split, quarantine)
+    if layout == "rows":
+        return read_image_rows(source, images, quarantine, maximum_images=arguments.maximum_images)
+    return read_mimic_cxr(source, quarantine, reports=arguments.reports)
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+if __name__ == "__main__":
+    run_cli(main)

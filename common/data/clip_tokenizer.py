@@ -1,0 +1,92 @@
+"""CLIP's byte-level BPE, from the published `bpe_simple_vocab_16e6.txt.gz`.
+
+Texts are lower-cased and a token is "</w>" longer where it ends a word, so decoding gives words with single spaces, not
+the text. OpenAI also repairs mis-decoded Unicode (ftfy), which is left to whoever reads the records.
+"""
+
+import gzip
+import html
+import unicodedata
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int
+from tokenizers import models, pre_tokenizers
+
+from common.data.tokenizers import byte_of_character
+from common.errors import UserError
+
+MERGES = 49_152 - 256 - 2  # the lines of the file that are used, after its first
+WORD_END = "</w>"
+SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+# Special tokens, English contractions, words, single digits, runs of anything else; white space only separates.
+PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
+
+class ClipTokenizer:
+    """Text to CLIP's ids and back."""
+
+    start_id = 49_406
+    end_id = 49_407
+    pad_id = 0
+    vocab_size = 49_408
+
+    def __init__(self, file: str | Path):
+        """From the published file, gzipped. Raises UserError where it is another one."""
+        merges = _merges(Path(file))
+        characters = list(byte_of_character())
+        words = [*characters, *(character + WORD_END for character in characters), *map("".join, merges), *SPECIAL]
+        vocabulary = {word: id_ for id_, word in enumerate(words)}
+        if len(vocabulary) != self.vocab_size:
+            raise UserError(f"{file}: gives {len(vocabulary)} different tokens, expected {self.vocab_size}")
+        self._bytes = [_bytes(word) for word in words]
+        self._tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix=WORD_END))
+        self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(tokenizers.Regex(PIECES), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        self._tokenizer.add_special_tokens([*SPECIAL])
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of `text`, without start and end; HTML entities are resolved, as in OpenAI's code."""
+        text = html.unescape(html.unescape(text))
+        return self._tokenizer.encode(unicodedata.normalize("NFC", text).lower(), add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words of `ids` with single spaces; start and end write nothing, nor does padding after the end."""
+        ids = list(ids)
+        if self.end_id in ids:
+            ids = ids[: ids.index(self.end_id)]
+        return b"".join(self._bytes[id_] for id_ in ids).decode("utf-8", "replace").strip()
+
+    def tokenize(self, texts: Sequence[str], length: int = 77) -> Int[np.ndarray, "N T"]:
+        """Rows of start, text, end and padding. A text that is too long is cut; its end token stays."""
+        rows = np.full((len(texts), length), self.pad_id, np.int32)
+        for row, text in zip(rows, texts, strict=True):
+            ids = [self.start_id, *self.encode(text)[: length - 2], self.end_id]
+            row[: len(ids)] = ids
+        return rows
+
+
+def _merges(file: Path) -> list[tuple[str, str]]:
+    try:
+        lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")[1 : MERGES + 1]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{file}: cannot be read ({error}); expected CLIP's bpe_simple_vocab_16e6.txt.gz") from error
+    pairs = [tuple(line.split()) for line in lines]
+    merges = [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
+    if len(merges) != MERGES or len(pairs) != MERGES:
+        raise UserError(f"{file}: has {len(merges)} merges, expected {MERGES}; is it bpe_simple_vocab_16e6.txt.gz?")
+    return merges
+
+
+def _bytes(word: str) -> bytes:
+    if word in SPECIAL:
+        return b""
+    written = bytes(byte_of_character()[character] for character in word.removesuffix(WORD_END))
+    return written + b" " if word.endswith(WORD_END) else written

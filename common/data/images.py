@@ -1,0 +1,173 @@
+"""Radiographs: a file to grey bytes, grey bytes to the square that CLIP sees.
+
+Everything between file and model is uint8, height before width. Augmentation moves and brightens; it does not mirror,
+because a report says left and right.
+"""
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageFile, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from common.errors import UserError
+
+GreyImage = UInt8[np.ndarray, "H W"]
+
+# Of CLIP's published preprocessing (Radford et al., 2021), per colour channel, for values in [0, 1].
+CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+CLIP_TABLE = (np.arange(256, dtype=np.float32)[:, None] / 255 - CLIP_MEAN) / CLIP_STD
+
+MAXIMUM_PIXELS = 100_000_000  # a full-size radiograph has about 10 million
+MAXIMUM_ASPECT = 20  # of the longer side to the shorter: beyond it, resizing the shorter side makes a giant
+SIGNATURES: dict[bytes, type[ImageFile.ImageFile]] = {
+    b"\x89PNG\r\n\x1a\n": PngImageFile,
+    b"\xff\xd8\xff": JpegImageFile,
+}
+# What Pillow's readers raise on damaged pictures and damaged EXIF.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error)
+
+
+def read_image(source: str | os.PathLike[str] | bytes) -> GreyImage:
+    """The PNG or JPEG at a path, or in bytes, as 8-bit grey, turned as its EXIF orientation says.
+
+    Colour becomes luma (ITU-R 601; equal channels keep their value), transparency becomes black. 16-bit grey is
+    scaled by the range that it uses, smallest value to 0 and largest to 255: detectors deliver 10 to 14 bits, which
+    the full 16-bit range would show almost black. An image of one 16-bit value is black. Of 16-bit colour the upper
+    eight bits count.
+
+    Raises UserError for a file that cannot be read, is no whole PNG or JPEG, moves (APNG), has more than
+    MAXIMUM_PIXELS or is more than MAXIMUM_ASPECT times as long as wide. Checksums of a PNG are verified.
+    """
+    where, data = _content(source)
+    reader = next((reader for signature, reader in SIGNATURES.items() if data.startswith(signature)), None)
+    if reader is None:
+        found = f"{len(data)} bytes of something else" if data else "an empty file"
+        raise UserError(f"{where}: expected a PNG or JPEG image, found {found}; convert it, or remove it")
+    try:
+        if reader is PngImageFile:
+            reader(io.BytesIO(data)).verify()
+        # The readers themselves, not Image.open: it warns about large images on its own terms.
+        image = reader(io.BytesIO(data))
+        _check_form(image, where)
+        return _grey(ImageOps.exif_transpose(image))
+    except DAMAGE as error:
+        raise UserError(f"{where}: not a whole {reader.format} image ({error}); fetch it again") from error
+
+
+def encode_png(image: GreyImage) -> bytes:
+    """A PNG from which `read_image` gives the same values again."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def resize_shorter(image: GreyImage, size: int) -> GreyImage:
+    """The shorter side becomes `size`, the longer one keeps the proportion (rounded down, as torchvision does).
+
+    Bicubic with antialiasing (Pillow), as in CLIP's preprocessing.
+    """
+    height, width = image.shape
+    shorter = min(height, width)
+    if shorter == size:
+        return image
+    wanted = (size * width // shorter, size * height // shorter)
+    return np.asarray(Image.fromarray(image).resize(wanted, Image.Resampling.BICUBIC))
+
+
+def resize_crop(image: GreyImage, resize: int = 256, crop: int = 224) -> UInt8[np.ndarray, "crop crop"]:
+    """The central square of side `crop` after the shorter side became `resize`: for evaluation."""
+    resized = resize_shorter(image, resize)
+    top, left = ((side - crop) // 2 for side in resized.shape)
+    return _crop(resized, top, left, crop)
+
+
+def augment(
+    image: GreyImage,
+    rng: np.random.Generator,
+    *,
+    resize: int = 256,
+    crop: int = 224,
+    degrees: float = 5.0,
+    brightness: float = 0.1,
+    mirror: bool = False,
+) -> UInt8[np.ndarray, "crop crop"]:
+    """A random view for training, the same for the same state of `rng`.
+
+    The shorter side becomes `resize`; the image turns by at most `degrees` about its centre (black comes in at the
+    corners); a square of side `crop` is taken anywhere; values are multiplied by 1 +- `brightness`. `mirror` flips
+    half of the images left to right, as published recipes do against their own reports; it is off.
+    """
+    resized = resize_shorter(image, resize)
+    if degrees:
+        turned = Image.fromarray(resized).rotate(rng.uniform(-degrees, degrees), Image.Resampling.BILINEAR)
+        resized = np.asarray(turned)
+    top, left = (int(rng.integers(side - crop + 1)) for side in resized.shape)
+    square = _crop(resized, top, left, crop)
+    if brightness:
+        scaled = square * np.float32(1 + rng.uniform(-brightness, brightness))
+        square = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    if mirror and rng.random() < 0.5:
+        square = square[:, ::-1]
+    return square
+
+
+def normalise(images: UInt8[np.ndarray, "... H W"]) -> Float[np.ndarray, "... H W 3"]:
+    """Grey values as CLIP's three channels: (value / 255 - CLIP_MEAN) / CLIP_STD, float32."""
+    return CLIP_TABLE[images]
+
+
+def _content(source: str | os.PathLike[str] | bytes) -> tuple[str, bytes]:
+    if isinstance(source, bytes):
+        return "image bytes", source
+    try:
+        return str(source), Path(source).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{source}: cannot be read ({reason}); expected a PNG or JPEG image") from error
+
+
+def _check_form(image: ImageFile.ImageFile, where: str) -> None:
+    """What the header tells, before anything is decoded."""
+    width, height = image.size
+    if width * height > MAXIMUM_PIXELS:
+        raise UserError(
+            f"{where}: {width} x {height} pixels; expected at most {MAXIMUM_PIXELS // 10**6} million, scale it down"
+        )
+    if max(width, height) > MAXIMUM_ASPECT * min(width, height):
+        raise UserError(
+            f"{where}: {width} x {height} pixels; expected sides that differ at most {MAXIMUM_ASPECT} times, crop it"
+        )
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise UserError(f"{where}: {frames} frames; expected one still image, save the wanted frame by itself")
+
+
+def _grey(image: Image.Image) -> GreyImage:
+    if image.mode.startswith("I"):
+        return _full_contrast(np.asarray(image))
+    if image.has_transparency_data:
+        coloured = image.convert("RGBA")
+        image = Image.new("RGBA", image.size, "black")
+        image.alpha_composite(coloured)
+    if image.mode not in ("L", "1"):
+        image = image.convert("RGB")
+    return np.asarray(image.convert("L"))
+
+
+def _full_contrast(values: np.ndarray) -> GreyImage:
+    values = values.astype(np.int32)
+    lowest, highest = int(values.min()), int(values.max())
+    used = max(1, highest - lowest)
+    return ((values - lowest) * 510 // used + 1 >> 1).astype(np.uint8)
+
+
+def _crop(image: GreyImage, top: int, left: int, side: int) -> UInt8[np.ndarray, "side side"]:
+    return image[top : top + side, left : left + side]

@@ -1,0 +1,154 @@
+"""MIMIC-CXR as PhysioNet publishes it: JPEG files, reports as text files, split and metadata as CSV.
+
+Under one root: `mimic-cxr-2.0.0-split.csv` and `mimic-cxr-2.0.0-metadata.csv` (each plain or .gz), images
+`files/p10/p10000032/s50414267/<dicom id>.jpg` and reports `files/p10/p10000032/s50414267.txt`. Source: Johnson et al.,
+Scientific Data 6:317, 2019 (MIMIC-CXR), and arXiv:1901.07042 (MIMIC-CXR-JPG).
+"""
+
+import csv
+import gzip
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+
+from common.data.cleaning import clean_report
+from common.data.records import Quarantine
+from common.data.studies import SPLIT_NAMES, ImageStudy, Splits, checked_splits, is_usable
+from common.errors import UserError
+
+FINDINGS = ("findings", "finding", "findings and impression", "findings/impression")
+# In the order of preference: the first that a report has is its indication.
+INDICATION = (
+    *("indication", "indications", "clinical indication", "reason for exam", "reason for examination"),
+    *("history", "clinical history", "patient history", "clinical information"),
+)
+OTHER_SECTIONS = (
+    *("exam", "examination", "type of examination", "study", "procedure", "date", "technique", "comparison"),
+    *("comparisons", "comparison exam", "comparison film", "reference exam", "impression", "impressions"),
+    *("conclusion", "diagnosis", "recommendation", "recommendations", "recommendation(s)", "notification"),
+    *("notifications", "wet read", "addendum", "comment", "comments", "notice", "preamble", "pfi"),
+)
+_HEADINGS = sorted({*FINDINGS, *INDICATION, *OTHER_SECTIONS}, key=len, reverse=True)
+_HEADING = re.compile(
+    rf"^[ \t]*(?-i:(?=[A-Z]))(?:({'|'.join(map(re.escape, _HEADINGS))})[ \t]*:|final (?:report|addendum)[ \t]*$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def report_sections(text: str) -> dict[str, str]:
+    """The sections of a report under their headings in lower case, lines joined.
+
+    A section begins where a line begins with one of the headings above, capitalised, and a colon, and ends at the next
+    one or at a line FINAL REPORT or FINAL ADDENDUM. Any other word with a colon is text: "LUNGS: clear" under
+    FINDINGS stays there. Of a heading that returns with text, the last counts: wet readings and addenda come first.
+    """
+    sections: dict[str, str] = {}
+    headings = list(_HEADING.finditer(text))
+    for heading, following in zip_longest(headings, headings[1:]):
+        end = following.start() if following else len(text)
+        content = " ".join(clean_report(text[heading.end() : end]).split())
+        if heading[1] and content:
+            sections[heading[1].lower()] = content
+    return sections
+
+
+def read_mimic_cxr(root: str | Path, quarantine: Quarantine, *, reports: str | Path | None = None) -> Splits:
+    """Every study with a FINDINGS section, its frontal images first; the split is the published one.
+
+    `reports` is the root of the reports where they lie apart from the images. Ids are `s50414267`. PA and AP views
+    come before those of unknown direction, and these before lateral ones; equals are in the order of their ids.
+
+    Raises UserError for a missing, damaged or unrelated CSV file, a patient in two splits, or a split without a usable
+    study.
+    """
+    root = Path(root)
+    report_root = root if reports is None else Path(reports)
+    split_file = _csv_file(root, "mimic-cxr-2.0.0-split.csv")
+    views = {
+        row["dicom_id"]: row["ViewPosition"]
+        for _, row in _csv_rows(_csv_file(root, "mimic-cxr-2.0.0-metadata.csv"), ("dicom_id", "ViewPosition"))
+    }
+    images: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    split_of_subject: dict[str, str] = {}
+    for line, row in _csv_rows(split_file, ("dicom_id", "study_id", "subject_id", "split")):
+        split = SPLIT_NAMES.get(row["split"])
+        where = f"{split_file}, line {line}"
+        if split is None:
+            raise UserError(f"{where}: expected the split train, validate or test; restore the published file")
+        if split_of_subject.setdefault(row["subject_id"], split) != split:
+            raise UserError(
+                f"{where}: subject {row['subject_id']} is also in another split; restore the published file"
+            )
+        if row["dicom_id"] not in views:
+            raise UserError(f"{where}: {row['dicom_id']} is not in the metadata; take both files of one release")
+        images[split, row["subject_id"], row["study_id"]].append(row["dicom_id"])
+
+    splits: Splits = {"train": [], "validation": [], "test": []}
+    for (split, subject, study), dicoms in images.items():
+        folder = Path("files", f"p{subject[:2]}", f"p{subject}", f"s{study}")
+        text = _report_text(report_root / folder.with_suffix(".txt"))
+        if text is None:
+            quarantine.add(f"s{study}", "no readable report file")
+            continue
+        sections = report_sections(text)
+        dicoms.sort(key=lambda dicom: (_direction(views[dicom]), dicom))
+        candidate = ImageStudy(
+            f"s{study}",
+            tuple(root / folder / f"{dicom}.jpg" for dicom in dicoms),
+            _first(sections, FINDINGS),
+            _first(sections, INDICATION),
+        )
+        if not candidate.report:
+            quarantine.add(candidate.id, "no FINDINGS section")
+        elif is_usable(candidate, quarantine):
+            splits[split].append(candidate)
+    return checked_splits(splits, split_file, quarantine)
+
+
+def _first(sections: dict[str, str], names: tuple[str, ...]) -> str:
+    return next((sections[name] for name in names if name in sections), "")
+
+
+def _direction(view: str) -> int:
+    """0 frontal, 1 unknown, 2 lateral; the metadata has PA, AP, AP AXIAL, LATERAL, LL, LAO, ... and blanks."""
+    if view.startswith(("PA", "AP")):
+        return 0
+    return 2 if view in ("LATERAL", "LL") else 1
+
+
+def _report_text(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _csv_file(root: Path, name: str) -> Path:
+    for file in (root / name, root / f"{name}.gz"):
+        if file.is_file():
+            return file
+    raise UserError(f"{root}: no {name} or {name}.gz; expected the root of MIMIC-CXR-JPG 2.0.0")
+
+
+def _csv_rows(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line numbers and rows; of a row only `columns`, which it must have."""
+    try:
+        with (
+            gzip.open(file, "rt", encoding="utf-8", newline="")
+            if file.suffix == ".gz"
+            else open(file, encoding="utf-8", newline="") as stream
+        ):
+            rows = csv.DictReader(stream)
+            missing = [name for name in columns if name not in (rows.fieldnames or ())]
+            if missing:
+                raise UserError(f"{file}: no column {', '.join(missing)}; expected {', '.join(columns)}")
+            for row in rows:
+                values = {name: row[name] for name in columns}
+                if None in values.values():
+                    raise UserError(f"{file}, line {rows.line_num}: too few columns; fetch the file again")
+                yield rows.line_num, values
+    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not a whole CSV file ({error}); fetch it again") from error

@@ -1,0 +1,182 @@
+"""A tiny data set prepared from files and read back through Grain, bit by bit."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.data.builders import open_split, prepare
+from common.data.builders.__main__ import main
+from common.data.images import read_image, resize_shorter
+from common.data.records import Quarantine
+from common.data.studies import ImageStudy, Splits
+from common.errors import UserError
+
+
+def write_picture(path: Path, seed: int) -> Path:
+    rng = np.random.default_rng(seed)
+    Image.fromarray(rng.integers(0, 256, (20 + seed, 30), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def splits(tmp_path: Path) -> Splits:
+    """Four studies of one to four pictures that differ in size."""
+    studies = [
+        ImageStudy(
+            f"研究{place}",
+            tuple(write_picture(tmp_path / f"{place}-{view}.png", 4 * place + view) for view in range(place + 1)),
+            f"Report {place}.\nNo effusion, 2.5 cm².",
+            "" if place else "cough",
+            ("normal", "Opacity/lung")[:place],
+            "zh" if place == 3 else "en",
+        )
+        for place in range(4)
+    ]
+    return {"train": studies[:2], "validation": studies[2:3], "test": studies[3:]}
+
+
+def test_studies_come_back_bit_by_bit(tmp_path, splits):
+    quarantine = Quarantine()
+    folder = prepare(splits, tmp_path / "data", "tiny", quarantine)
+    assert folder == tmp_path / "data" / "image_studies" / "tiny" / "1.0.0"
+    assert not quarantine
+    assert (folder / "quarantine.jsonl").read_text() == ""
+    for name, studies in splits.items():
+        stored = {study.id: study for study in open_split(folder, name)}
+        assert stored.keys() == {study.id for study in studies}
+        for study in studies:
+            found = stored[study.id]
+            assert dataclasses.replace(found, images=study.images) == study
+            assert len(found.images) == len(study.images)
+            for png, file in zip(found.images, study.images, strict=True):
+                np.testing.assert_array_equal(read_image(png), read_image(file))
+
+
+def test_a_seed_gives_one_order_and_each_study_once_an_epoch(tmp_path, splits):
+    everything = {"train": [study for studies in splits.values() for study in studies]}
+    folder = prepare(everything, tmp_path / "data", "tiny", Quarantine())
+
+    def order(seed: int) -> list[str]:
+        return [study.id for study in open_split(folder, "train").seed(seed).shuffle().repeat(3)]
+
+    assert order(0) == order(0)
+    assert len({tuple(order(seed)) for seed in range(5)}) > 1
+    for epoch in range(3):
+        assert sorted(order(7)[4 * epoch : 4 * epoch + 4]) == sorted(study.id for study in everything["train"])
+
+
+def test_pictures_can_be_stored_at_the_size_of_training(tmp_path, splits):
+    folder = prepare(splits, tmp_path / "data", "small", Quarantine(), shorter_side=16)
+    (study,) = open_split(folder, "test")
+    for png, file in zip(study.images, splits["test"][0].images, strict=True):
+        np.testing.assert_array_equal(read_image(png), resize_shorter(read_image(file), 16))
+
+
+def test_a_study_with_an_unreadable_picture_is_quarantined(tmp_path, splits):
+    splits["train"][1].images[1].write_bytes(b"no picture")
+    quarantine = Quarantine()
+    quarantine.add("earlier", "empty report")
+    folder = prepare(splits, tmp_path / "data", "tiny", quarantine)
+    assert [study.id for study in open_split(folder, "train")] == ["研究0"]
+    assert quarantine.entries == [("earlier", "empty report"), ("研究1", "image cannot be read")]
+    rows = (folder / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(rows[1]) == {"id": "研究1", "reason": "image cannot be read"}
+
+
+def test_a_split_without_a_readable_study_leaves_no_data_set(tmp_path, splits):
+    splits["test"][0].images[0].write_bytes(b"")
+    with pytest.raises(UserError, match="no images of the test split can be read"):
+        prepare(splits, tmp_path / "data", "tiny", Quarantine())
+    with pytest.raises(UserError, match="no data set with a split test"):
+        open_split(tmp_path / "data" / "image_studies" / "tiny" / "1.0.0", "test")
+
+
+def test_report_text_stays_out_of_what_is_logged(tmp_path, splits, capfd, caplog):
+    prepare(splits, tmp_path / "data", "tiny", Quarantine())
+    captured = capfd.readouterr()
+    assert caplog.text
+    assert "effusion" not in captured.out + captured.err + caplog.text
+
+
+def test_an_existing_data_set_is_never_taken_for_the_new_one(tmp_path, splits):
+    prepare(splits, tmp_path / "data", "tiny", Quarantine())
+    with pytest.raises(UserError, match=r"1\.0\.0: exists already; remove it"):
+        prepare(splits, tmp_path / "data", "tiny", Quarantine())
+    prepare(splits, tmp_path / "data", "other", Quarantine())
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", "two words"])
+def test_a_name_that_is_no_folder_name_is_refused(tmp_path, splits, name):
+    with pytest.raises(UserError, match="cannot name a data set"):
+        prepare(splits, tmp_path / "data", name, Quarantine())
+
+
+def test_missing_data_sets_and_splits_are_one_clear_error(tmp_path, splits):
+    folder = prepare(splits, tmp_path / "data", "tiny", Quarantine())
+    for place, split in ((tmp_path / "absent", "train"), (tmp_path, "train"), (folder, "dev")):
+        with pytest.raises(UserError, match=f"no data set with a split {split}") as refusal:
+            open_split(place, split)
+        assert "\n" not in str(refusal.value)
+
+
+def write_rows(tmp_path: Path) -> Path:
+    rows = [
+        {"id": str(place), "images": [f"{place}.png"], "report": f"Report {place}.", "split": split}
+        for place, split in enumerate(("train", "train", "train", "val", "test"))
+    ]
+    for place in (0, 1, 3, 4):
+        write_picture(tmp_path / f"{place}.png", place)
+    (tmp_path / "1.png").write_bytes(b"GIF89a")
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_the_command_says_how_many_studies_it_wrote_and_left_out(tmp_path, capsys):
+    command = ["--layout", "rows", "--source", str(write_rows(tmp_path)), "--images", str(tmp_path)]
+    main([*command, "--output", str(tmp_path / "data"), "--name", "ffa", "--shorter-side", "16"])
+    assert capsys.readouterr().out.endswith(
+        "image_studies/ffa/1.0.0: train 1, validation 1, test 1; 2 records quarantined "
+        "(image file missing: 1, image cannot be read: 1)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layout", "rows"], "the following arguments are required: --source, --output"),
+        (["--layout", "dicom", "--source", "x", "--output", "y"], "invalid choice: 'dicom'"),
+        (["--layout", "openi", "--source", "x", "--output", "y"], "openi also needs --images and --split"),
+        (["--layout", "mimic", "--source", "absent", "--output", "y"], "absent: no mimic-cxr-2.0.0-split.csv"),
+        (["--layout", "rows", "--source", "x", "--output", "y", "--shorter-side", "0"], "--shorter-side: invalid"),
+    ],
+)
+def test_a_wrong_command_is_one_clear_error(arguments, message):
+    with pytest.raises(UserError, match=message):
+        main(arguments)
+
+
+def test_beam_is_asked_for_only_where_it_is_installed(tmp_path, splits, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
+    with pytest.raises(UserError, match="apache_beam is not installed; pip install apache-beam"):
+        prepare(splits, tmp_path / "data", "tiny", Quarantine(), beam_options=["runner=DirectRunner"])
+
+
+def test_beam_writes_the_same_studies(tmp_path, splits):
+    pytest.importorskip("apache_beam", reason="apache-beam is an option, not installed here")
+    splits["train"][1].images[1].write_bytes(b"no picture")
+    folders = {}
+    for name, options in (("plain", None), ("beam", ["runner=DirectRunner"])):
+        quarantine = Quarantine()
+        folders[name] = prepare(splits, tmp_path / "data", name, quarantine, beam_options=options)
+        assert quarantine.entries == [("研究1", "image cannot be read")]
+    for split in splits:
+        assert list(open_split(folders["beam"], split)) == list(open_split(folders["plain"], split))
+    splits["test"][0].images[0].write_bytes(b"")
+    with pytest.raises(UserError, match="no images of the test split can be read"):
+        prepare(splits, tmp_path / "data", "empty", Quarantine(), beam_options=["runner=DirectRunner"])

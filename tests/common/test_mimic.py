@@ -1,0 +1,204 @@
+"""MIMIC-CXR on a tiny copy of its layout, and the sections of its reports."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from common.data.mimic import read_mimic_cxr, report_sections
+from common.data.records import Quarantine
+from common.data.studies import ImageStudy
+from common.errors import UserError
+
+REPORT = """                                 FINAL REPORT
+ EXAMINATION:  CHEST (PA AND LAT)
+
+ INDICATION:  ___F with new onset ascites  // eval for infection
+
+ TECHNIQUE:  Chest PA and lateral
+
+ COMPARISON:  None.
+
+ FINDINGS:
+
+ There is no focal consolidation, pleural effusion or
+ pneumothorax.  A 2.5 cm nodule at the left base: unchanged.
+ LUNGS:  Clear.
+ Left impression: none.
+
+ IMPRESSION:
+
+ No acute cardiopulmonary process.
+"""
+
+
+def test_findings_end_at_the_next_section_and_keep_labels_of_their_own():
+    sections = report_sections(REPORT)
+    assert sections["findings"] == (
+        "There is no focal consolidation, pleural effusion or pneumothorax. A 2.5 cm nodule at the left base: "
+        "unchanged. LUNGS: Clear. Left impression: none."
+    )
+    assert sections["indication"] == "___F with new onset ascites // eval for infection"
+    assert sections["impression"] == "No acute cardiopulmonary process."
+    assert list(sections) == ["examination", "indication", "technique", "comparison", "findings", "impression"]
+
+
+@pytest.mark.parametrize(
+    ("text", "findings"),
+    [
+        ("", None),
+        ("The heart is normal. FINDINGS: in the middle of a line", None),
+        ("FINDINGS: Clear.", "Clear."),
+        ("Findings : Clear.", "Clear."),
+        ("\tFINDINGS:Clear.\nNo effusion.", "Clear. No effusion."),
+        ("FINDINGS: Compared with the\nfindings: of before", "Compared with the findings: of before"),
+        ("FINDINGS:\n\nIMPRESSION: Clear.", None),
+        ("FINDINGS\nClear.", None),
+        ("FINDINGS: Clear.\r\nIMPRESSION: Normal.", "Clear."),
+        ("FINDINGS: Clear.\nNOTIFICATION: called", "Clear."),
+        ("FINDINGS: Clear.\nREASON FOR EXAMINATION: cough", "Clear."),
+        ("WET READ: FINDINGS pending\n FINDINGS: Early.\n  FINAL REPORT\n FINDINGS: Late.", "Late."),
+        ("FINDINGS: Clear.\n  FINAL REPORT\n ADDENDUM: none\n FINDINGS:\n", "Clear."),
+        ("FINDINGS: Clear.\n FINAL REPORT of the day\n", "Clear. FINAL REPORT of the day"),
+        ("FINDINGS: No edema.\nFINAL ADDENDUM\n Small effusion.", "No edema."),
+    ],
+)
+def test_sections_follow_the_stated_rules(text, findings):
+    assert report_sections(text).get("findings") == findings
+
+
+def image_path(subject: int, study: int, dicom: str) -> str:
+    return f"files/p{str(subject)[:2]}/p{subject}/s{study}/{dicom}.jpg"
+
+
+# (dicom, subject, study, split, view)
+ROWS = [
+    ("b-lateral", 10000032, 50414267, "train", "LATERAL"),
+    ("c-frontal", 10000032, 50414267, "train", "PA"),
+    ("a-unknown", 10000032, 50414267, "train", ""),
+    ("d-frontal", 10000032, 50414267, "train", "AP AXIAL"),
+    ("e", 10000032, 53189527, "train", "LL"),
+    ("f", 11000011, 51029426, "validate", "AP"),
+    ("g", 19999733, 57132437, "test", "PA"),
+]
+
+
+def write_layout(root: Path, rows=ROWS, compress=False, reports: Path | None = None) -> Path:
+    root.mkdir(exist_ok=True)
+    split = "".join(f"{dicom},{study},{subject},{split}\n" for dicom, subject, study, split, _ in rows)
+    metadata = "".join(
+        f'{dicom},{subject},{study},"CHEST (PA, LAT)",{view}\n' for dicom, subject, study, _, view in rows
+    )
+    for name, header, content in (
+        ("split", "dicom_id,study_id,subject_id,split\n", split),
+        ("metadata", "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition\n", metadata),
+    ):
+        file = root / f"mimic-cxr-2.0.0-{name}.csv"
+        if compress:
+            file.with_name(f"{file.name}.gz").write_bytes(gzip.compress((header + content).encode()))
+        else:
+            file.write_text(header + content)
+    for dicom, subject, study, _, _ in rows:
+        image = root / image_path(subject, study, dicom)
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.touch()
+        report = (reports or root) / image.parent.relative_to(root).with_suffix(".txt")
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(REPORT)
+    return root
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_studies_are_grouped_with_frontal_images_first(tmp_path, compress):
+    root = write_layout(tmp_path / "mimic", compress=compress)
+    quarantine = Quarantine()
+    splits = read_mimic_cxr(root, quarantine)
+    assert {name: [study.id for study in studies] for name, studies in splits.items()} == {
+        "train": ["s50414267", "s53189527"],
+        "validation": ["s51029426"],
+        "test": ["s57132437"],
+    }
+    dicoms = [image.stem for image in splits["train"][0].images]
+    assert dicoms == ["c-frontal", "d-frontal", "a-unknown", "b-lateral"]
+    assert splits["test"][0] == ImageStudy(
+        "s57132437",
+        (root / image_path(19999733, 57132437, "g"),),
+        report_sections(REPORT)["findings"],
+        "___F with new onset ascites // eval for infection",
+    )
+    assert not quarantine
+
+
+def test_reports_may_lie_apart_from_the_images(tmp_path):
+    root = write_layout(tmp_path / "jpg", reports=tmp_path / "reports")
+    splits = read_mimic_cxr(root, Quarantine(), reports=tmp_path / "reports")
+    assert len(splits["train"]) == 2
+    with pytest.raises(UserError, match=r"no usable study in the train split.*no readable report file: 4"):
+        read_mimic_cxr(root, Quarantine())
+
+
+def test_unusable_studies_are_counted_by_reason(tmp_path):
+    extra = [(f"x{place}", 10000032, 60000000 + place, "train", "PA") for place in range(4)]
+    root = write_layout(tmp_path, [*ROWS, *extra])
+    folder = root / "files/p10/p10000032"
+    (folder / "s60000000.txt").unlink()
+    (folder / "s60000001.txt").write_bytes(b"FINDINGS: \xff")
+    (folder / "s60000002.txt").write_text("FINAL REPORT\n IMPRESSION: Clear.")
+    (folder / "s60000003" / "x3.jpg").unlink()
+    quarantine = Quarantine()
+    assert len(read_mimic_cxr(root, quarantine)["train"]) == 2
+    assert quarantine.entries == [
+        ("s60000000", "no readable report file"),
+        ("s60000001", "no readable report file"),
+        ("s60000002", "no FINDINGS section"),
+        ("s60000003", "image file missing"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [*ROWS, ("x", 10000032, 59999999, "test", "PA")],
+            "split.csv, line 9: subject 10000032 is also in another split",
+        ),
+        ([("x", 10000032, 1, "dev", "PA")], "line 2: expected the split train, validate or test"),
+        (ROWS[:5], "no usable study in the validation split"),
+    ],
+)
+def test_impossible_splits_are_refused_by_line(tmp_path, rows, message):
+    with pytest.raises(UserError, match=message):
+        read_mimic_cxr(write_layout(tmp_path, rows), Quarantine())
+
+
+def test_missing_foreign_and_damaged_csv_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no mimic-cxr-2\.0\.0-split\.csv or mimic-cxr-2\.0\.0-split\.csv\.gz"):
+        read_mimic_cxr(tmp_path, Quarantine())
+    root = write_layout(tmp_path / "a")
+    metadata = root / "mimic-cxr-2.0.0-metadata.csv"
+    content = metadata.read_text()
+    metadata.write_text(content.replace("ViewPosition", "View"))
+    with pytest.raises(UserError, match=r"metadata\.csv: no column ViewPosition"):
+        read_mimic_cxr(root, Quarantine())
+    metadata.write_text("".join(content.splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match=r"split\.csv, line 8: g is not in the metadata"):
+        read_mimic_cxr(root, Quarantine())
+    metadata.write_text(content + "h,1\n")
+    with pytest.raises(UserError, match=r"metadata\.csv, line 9: too few columns"):
+        read_mimic_cxr(root, Quarantine())
+    metadata.write_bytes(content.encode() + b"\xff")
+    with pytest.raises(UserError, match=r"metadata\.csv: not a whole CSV file"):
+        read_mimic_cxr(root, Quarantine())
+    metadata.write_text("")
+    with pytest.raises(UserError, match=r"metadata\.csv: no column dicom_id, ViewPosition"):
+        read_mimic_cxr(root, Quarantine())
+
+
+def test_a_cut_compressed_file_is_refused(tmp_path):
+    root = write_layout(tmp_path, compress=True)
+    file = root / "mimic-cxr-2.0.0-split.csv.gz"
+    whole = file.read_bytes()
+    for length in (0, 5, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"split\.csv\.gz: (not a whole CSV file|no column)"):
+            read_mimic_cxr(root, Quarantine())

@@ -1,0 +1,136 @@
+"""UniCrossAdapter: who sees what under each conditioning, and that cached generation is the recomputed one."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common.generate import DecodeSettings, row_keys
+from common.models.clip import ClipConfig, init_params
+from unicross_jax import generate, model
+from unicross_jax.model import Studies, UniCrossConfig, init_trainable, report_hidden
+
+CLIP = ClipConfig(
+    image_size=32, vision_layers=(1, 1, 1, 1), vision_width=4, embed_dim=12, context_length=16, vocab_size=50,
+    text_width=16, text_heads=2, text_layers=3,
+)  # fmt: skip
+CAUSAL = UniCrossConfig(clip=CLIP, vocabulary=40, heads=2, vision_layers=1, decoder_layers=2, dropout=0.0)
+CONFIGS = {"causal": CAUSAL, "published": dataclasses.replace(CAUSAL, conditioning="published")}
+START, STOP = 1, 2
+TOKENS = np.random.default_rng(1).integers(3, 40, (2, 6))
+TOKENS[:, 1] = 39  # the largest id, whose place CLIP takes for the end of the text
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """(trainable, frozen), random and far from their start, so that every part matters."""
+    clip = init_params(CLIP, jax.random.key(0))
+    leaves, structure = jax.tree.flatten(init_trainable(CAUSAL, jax.random.key(1)))
+    random = np.random.default_rng(0)
+    leaves = [leaf + 0.1 * random.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
+    return jax.tree.unflatten(structure, leaves), {
+        "clip": clip,
+        "report_embedding": 20 * clip["text"]["token_embedding"][:40],
+    }
+
+
+def studies(views=((True, True), (True, False))) -> Studies:
+    random = np.random.default_rng(2)
+    condition = np.array([[3, 4, 49, 0], [5, 49, 0, 0]])
+    images = random.integers(0, 256, (2, 2, 32, 32)).astype(np.uint8)
+    return Studies(jnp.asarray(images), jnp.array(views), jnp.asarray(condition), jnp.array([2, 1]))
+
+
+@functools.cache
+def program(config):
+    """Compiled once for all tests."""
+    return jax.jit(
+        lambda weights, given, tokens: report_hidden(*weights, given, tokens, jnp.ones(tokens.shape, bool), config)
+    )
+
+
+def hidden(weights, config, tokens, given=None):
+    return np.asarray(program(config)(weights, studies() if given is None else given, tokens))
+
+
+@pytest.mark.parametrize("conditioning", CONFIGS)
+def test_what_follows_a_token_is_hidden_from_it_only_under_causal(weights, conditioning):
+    changed = TOKENS.copy()
+    changed[:, 4] = 7
+    moved = np.abs(
+        hidden(weights, CONFIGS[conditioning], TOKENS) - hidden(weights, CONFIGS[conditioning], changed)
+    ).max((0, 2))
+    assert (moved[4:] > 1e-3).all()
+    if conditioning == "causal":
+        np.testing.assert_array_equal(moved[:4], 0)
+    else:
+        assert (moved[:4] > 1e-4).all()  # the leak of the published design
+
+
+def test_a_view_that_is_missing_changes_nothing_and_one_that_is_there_does(weights):
+    given = studies()
+    other = given.replace(images=given.images.at[1, 1].set(255 - given.images[1, 1]))
+    np.testing.assert_array_equal(hidden(weights, CAUSAL, TOKENS), hidden(weights, CAUSAL, TOKENS, other))
+    seen = studies(views=((True, True), (True, True)))
+    assert np.abs(hidden(weights, CAUSAL, TOKENS)[1] - hidden(weights, CAUSAL, TOKENS, seen)[1]).max() > 1e-3
+
+
+def test_the_condition_matters_and_its_padding_does_not(weights):
+    given = studies()
+    padded = given.replace(condition=given.condition.at[:, 3].set(9))
+    np.testing.assert_array_equal(hidden(weights, CAUSAL, TOKENS), hidden(weights, CAUSAL, TOKENS, padded))
+    other = given.replace(condition=given.condition.at[0, 0].set(9))
+    assert np.abs(hidden(weights, CAUSAL, TOKENS)[0] - hidden(weights, CAUSAL, TOKENS, other)[0]).max() > 1e-4
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_cached_generation_equals_generation_that_recomputes_every_prefix(weights, beams, monkeypatch):
+    settings = DecodeSettings(max_new_tokens=8, beams=beams, stop_ids=(STOP,))
+    keys = row_keys(0, range(2))
+    cached = generate.make_generator(CAUSAL, settings, START)(*weights, studies(), keys)
+    monkeypatch.setattr(generate, "bind", generate.recomputing)
+    anew = generate.make_generator(CAUSAL, settings, START)(*weights, studies(), keys)
+    np.testing.assert_array_equal(cached.tokens, anew.tokens)
+    # The two sum in another order, in float32.
+    np.testing.assert_allclose(cached.log_probs, anew.log_probs, atol=1e-4)
+    assert beams > 1 or len(np.unique(cached.tokens)) > 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"adapters": None},
+        {"adapters": dataclasses.replace(CAUSAL.adapters, across=False)},
+        {"adapters": dataclasses.replace(CAUSAL.adapters, within=False)},
+        {"modulation": False},
+        {"multi_scale": False},
+    ],
+    ids=["no adapters", "unimodal only", "cross-modal only", "no modulation", "single scale"],
+)
+def test_an_ablation_leaves_out_its_part_and_nothing_else(change):
+    config = dataclasses.replace(CAUSAL, **change)
+    whole, less = (jax.eval_shape(lambda key, c=c: init_trainable(c, key), jax.random.key(0)) for c in (CAUSAL, config))
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (whole, less)]
+    assert sizes[1] < sizes[0]
+    frozen = jax.eval_shape(lambda key: init_params(CLIP, key), jax.random.key(0))
+    embedding = jax.ShapeDtypeStruct((40, 16), jnp.float32)
+    shape = jax.eval_shape(
+        lambda trainable, clip, embedding: report_hidden(
+            trainable, {"clip": clip, "report_embedding": embedding}, studies(), TOKENS, TOKENS > 0, config
+        ),
+        less,
+        frozen,
+        embedding,
+    )
+    assert shape.shape == (2, 6, 17)
+
+
+def test_only_adapters_fusion_vision_and_decoder_are_trained():
+    trainable = jax.eval_shape(lambda key: init_trainable(UniCrossConfig(), key), jax.random.key(0))
+    assert set(trainable) == {"adapter0", "adapter1", "adapter2", "fusion", "vision", "decoder", "logits"}
+    adapters = sum(leaf.size for k in range(3) for leaf in jax.tree.leaves(trainable[f"adapter{k}"]))
+    assert adapters == 1_942_080  # that of the independent PyTorch build at the paper's sizes
+    assert model.UniCrossConfig().width == 512

@@ -1,0 +1,85 @@
+"""Reports for studies: greedy, sampled or by beam search, with the decode loops that text models use.
+
+Under `causal` the images are read once and the report runs on cached keys and values. Under `published` the whole
+model runs anew for each token: what it "caches" are the tokens so far.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from common.beam import beam_search
+from common.decode import Forward, Generated, Prompts, generate
+from common.generate import DecodeSettings
+from common.models.attention import Past
+from common.types import PyTree
+from unicross_jax.model import Net, Studies, UniCrossConfig, bind_report, encode_studies, output_head, report_hidden
+
+Generator = Callable[[PyTree, PyTree, Studies, Key[Array, "B"]], Generated]
+
+
+def make_generator(config: UniCrossConfig, settings: DecodeSettings, start_id: int) -> Generator:
+    """The jitted program `(trainable, frozen, studies, keys) -> Generated`; the best beam where beams > 1."""
+
+    @jax.jit
+    def run(trainable: PyTree, frozen: PyTree, studies: Studies, keys: Key[Array, "B"]) -> Generated:
+        forward = bind(trainable, frozen, studies, config)
+        start = jnp.full((studies.images.shape[0], 1), start_id, jnp.int32)
+        prompts = Prompts(start, jnp.ones(start.shape, bool))
+        head = output_head(trainable)
+        if settings.beams == 1:
+            return generate(
+                forward,
+                head,
+                prompts,
+                keys,
+                max_new_tokens=settings.max_new_tokens,
+                stop_ids=settings.stop_ids,
+                sampling=settings.sampling,
+                group=settings.group,
+                forbidden=settings.forbidden(config.vocabulary),
+            )
+        found = beam_search(
+            forward,
+            head,
+            prompts,
+            beams=settings.beams,
+            max_new_tokens=settings.max_new_tokens,
+            stop_ids=settings.stop_ids,
+            length_penalty=settings.length_penalty,
+            forbidden=settings.forbidden(config.vocabulary),
+        )
+        return jax.tree.map(lambda leaf: leaf[:, :1], found.generated)
+
+    return run
+
+
+def bind(trainable: PyTree, frozen: PyTree, studies: Studies, config: UniCrossConfig) -> Forward:
+    """The model with its weights and images as a `common.decode.Forward`."""
+    if config.conditioning == "causal":
+        net = Net(trainable, frozen, config)
+        return bind_report(net, encode_studies(net, studies))
+    return recomputing(trainable, frozen, studies, config)
+
+
+def recomputing(trainable: PyTree, frozen: PyTree, studies: Studies, config: UniCrossConfig) -> Forward:
+    """A `Forward` that computes everything for each prefix. Its "keys and values" are the tokens of the prefix."""
+
+    def forward(tokens, positions, segments=None, past: Past | None = None):
+        kept = tokens[..., None, None]  # [B S K dim], as keys are
+        if past is None:
+            return report_hidden(trainable, frozen, studies, tokens, segments > 0, config), kept
+        (batch, group), slots = tokens.shape, past.suffix.shape[-2]
+        prompt = jnp.broadcast_to(past.prompt[:, None, 0, :, 0], (batch, group, past.prompt.shape[-2]))
+        written = past.suffix_mask.sum(axis=-1)[..., None]
+        suffix = jnp.where(jnp.arange(slots) == written, tokens[..., None], past.suffix[:, :, 0, :, 0])
+        prefix = jnp.concatenate([prompt, suffix], axis=-1).reshape(batch * group, -1)
+        last = (prompt.shape[-1] + written).reshape(-1, 1)
+        repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, group, axis=0), studies)
+        mask = jnp.arange(prefix.shape[1]) <= last
+        hidden = report_hidden(trainable, frozen, repeated, jnp.where(mask, prefix, 0), mask, config)
+        return jnp.take_along_axis(hidden, last[..., None], axis=1).reshape(batch, group, -1), kept
+
+    return forward

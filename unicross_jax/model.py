@@ -1,0 +1,312 @@
+"""UniCrossAdapter: radiographs to reports through a frozen CLIP, adapters, fusion and a Transformer decoder.
+
+Two conditionings of one set of parameters:
+
+- `published`: the paper's equations. The text that the adapters couple with the images is the report itself, attended
+  to in both directions, so each position sees what follows it; to generate, all is computed anew for each prefix.
+- `causal`: the images are coupled with a text known before the report (its indication, or a fixed prompt). The report
+  then runs through CLIP's text side and the text adapters causally, so the images are read once for a study and
+  generation runs on cached keys and values.
+
+`trainable` holds adapters, fusion, vision Transformer and decoder; `frozen` CLIP and the input embedding of the
+report's vocabulary. The input of the decoder is the adapted text feature of each token.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from common.losses import answer_loss, token_logprobs
+from common.models.attention import Past
+from common.models.clip import CLIP_MEAN, CLIP_STD, TEXT_GROUPS, ClipConfig, ModifiedResNet, TextTransformer
+from common.models.layers import random_params
+from common.models.seq2seq import Decoder, causal, memory_keys_values
+from common.types import LossSum, PyTree
+from unicross_jax.adapters import RESAMPLINGS, AdapterConfig, Coupled, Stage
+from unicross_jax.fusion import Fusion, VisionTransformer
+
+Conditioning = Literal["causal", "published"]
+
+
+@dataclasses.dataclass(frozen=True)
+class UniCrossConfig:
+    """Sizes of the model (defaults: IU X-ray), and what an ablation leaves out."""
+
+    clip: ClipConfig = ClipConfig()
+    vocabulary: int = 4348  # tokens of the reports
+    conditioning: Conditioning = "causal"
+    heads: int = 8
+    vision_layers: int = 3
+    decoder_layers: int = 3
+    dropout: float = 0.09
+    adapters: AdapterConfig | None = AdapterConfig()  # None: the frozen CLIP as it is
+    modulation: bool = True
+    multi_scale: bool = True
+
+    @property
+    def width(self) -> int:
+        """Of vision Transformer and decoder: that of CLIP's text side, whose features the decoder reads."""
+        return self.clip.text_width
+
+
+class Studies(flax.struct.PyTreeNode):
+    """The images of B studies in up to V views, and what is known before the report."""
+
+    images: UInt8[Array, "B V H W"]
+    view_mask: Bool[Array, "B V"]  # false on views that a study lacks
+    condition: Int[Array, "B C"]  # CLIP's token ids of a text known before the report, padded
+    condition_end: Int[Array, "B"]  # place of its end token
+
+
+class ReportBatch(flax.struct.PyTreeNode):
+    """Studies with their reports. `targets` is the token after each of `tokens`, `weights` is 0 on padding."""
+
+    studies: Studies
+    tokens: Int[Array, "B T"]
+    targets: Int[Array, "B T"]
+    weights: Float[Array, "B T"]
+
+
+class Encoded(flax.struct.PyTreeNode):
+    """What the report needs of the images; `attended` has one leaf a stage (none without adapters)."""
+
+    memory: Float[Array, "B M D"]
+    memory_mask: Bool[Array, "B M"]
+    attended: list[Float[Array, "B V*N A"]]
+    attended_mask: Bool[Array, "B V*N"]
+
+
+class _Read(NamedTuple):
+    maps: tuple[Array, ...]
+    text: Float[Array, "N T W"]  # after CLIP's last LayerNorm
+    global_text: Float[Array, "N E"]
+    attended: list[Array]
+
+
+def loss(
+    trainable: PyTree, frozen: PyTree, batch: ReportBatch, rng: Array, *, config: UniCrossConfig, chunk: int = 128
+) -> tuple[LossSum, dict[str, LossSum]]:
+    """Cross-entropy of the report's tokens (Eq. 7), as a `common.step.LossFn`."""
+    hidden = report_hidden(trainable, frozen, batch.studies, batch.tokens, batch.weights > 0, config, rng)
+    logp = token_logprobs(
+        hidden, output_head(trainable), batch.targets, wanted=batch.weights != 0, chunk=chunk, head_trained=True
+    )
+    return answer_loss(logp, batch.weights), {}
+
+
+def report_hidden(
+    trainable: PyTree,
+    frozen: PyTree,
+    studies: Studies,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    config: UniCrossConfig,
+    rng: Array | None = None,
+) -> Float[Array, "B T D+1"]:
+    """Hidden states of whole reports, `mask` true on tokens; for `output_head`. Dropout where `rng` is given."""
+    net = Net(trainable, frozen, config, rng)
+    if config.conditioning == "published":
+        return _published(net, studies, tokens, mask)
+    forward = bind_report(net, encode_studies(net, studies))
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return forward(tokens, positions, segments=mask.astype(jnp.int32))[0]
+
+
+class Net:
+    """The parts of the model with their parameters: `net.stage(k, "couple", ...)` applies one."""
+
+    def __init__(self, trainable: PyTree, frozen: PyTree, config: UniCrossConfig, rng: Array | None = None):
+        self.trainable, self.frozen, self.config = trainable, frozen, config
+        self._rng, self._drawn = rng, 0
+
+    def visual(self, method: str, *args: Any) -> Any:
+        """A method of CLIP's image side."""
+        return ModifiedResNet(self.config.clip).apply({"params": self.frozen["clip"]["visual"]}, *args, method=method)
+
+    def text(self, method: str, *args: Any) -> Any:
+        """A method of CLIP's text side."""
+        return TextTransformer(self.config.clip).apply({"params": self.frozen["clip"]["text"]}, *args, method=method)
+
+    def stage(self, number: int, method: str, *args: Any) -> Any:
+        """A method of an adapter stage, 0 to 2."""
+        return self._apply(stage_module(self.config, number), f"adapter{number}", *args, method=method)
+
+    def part(self, name: Literal["fusion", "vision", "decoder"], *args: Any) -> Any:
+        """One of the parts after CLIP."""
+        return self._apply(part_modules(self.config)[name], name, *args)
+
+    def _apply(self, module: nn.Module, name: str, *args: Any, method: str | None = None) -> Any:
+        rngs = None
+        if self._rng is not None:
+            self._drawn += 1
+            rngs = {"dropout": jax.random.fold_in(self._rng, self._drawn)}
+        return module.apply({"params": self.trainable[name]}, *args, method=method, rngs=rngs)
+
+
+def stage_module(config: UniCrossConfig, number: int) -> Stage:
+    """Adapter stage 0, 1 or 2."""
+    assert config.adapters is not None
+    channels = config.clip.vision_width * 8 * 2**number
+    return Stage(config.adapters, channels, config.clip.text_width, RESAMPLINGS[number])
+
+
+def part_modules(config: UniCrossConfig) -> dict[str, nn.Module]:
+    """What follows CLIP."""
+    return {
+        "fusion": Fusion(config.width, config.heads, config.modulation, config.multi_scale),
+        "vision": VisionTransformer(config.vision_layers, config.heads, config.dropout),
+        "decoder": Decoder(config.decoder_layers, config.heads, config.dropout),
+    }
+
+
+def read_images(
+    net: Net,
+    images: UInt8[Array, "N H W"],
+    text: Float[Array, "N T W"],
+    end: Int[Array, "N"],
+    text_mask: Bool[Array, "N #T T"],
+    text_keys: Bool[Array, "N 1 T"],
+) -> _Read:
+    """CLIP's two sides with the adapters between their blocks. `text` is embedded; `end` is where its feature is."""
+    visual = net.visual("stage", 1, net.visual("stem", normalise(images)))
+    before: Coupled | None = None
+    maps, attended = [], []
+    for stage in range(TEXT_GROUPS):
+        visual, text = net.visual("stage", stage + 2, visual), net.text("group", stage, text)
+        if net.config.adapters is not None:
+            before = net.stage(stage, "couple", visual, text, before, text_mask, text_keys)
+            visual, text = before.visual, before.text
+            attended.append(before.attended_visual)
+        maps.append(visual)
+    maps[-1] = net.visual("dense_pool", visual)
+    text = net.text("finish", text)
+    return _Read(tuple(maps), text, net.text("pooled", text, end), attended)
+
+
+def encode_studies(net: Net, studies: Studies) -> Encoded:
+    """The image side under `causal`, once for a study: each view coupled with the text known before the report."""
+    views = studies.images.shape[1]
+    flat = np.repeat(np.arange(studies.images.shape[0]), views)  # the study of each image
+    text = net.text("embed", studies.condition)[flat]
+    end = studies.condition_end[flat]
+    known = jnp.arange(text.shape[1]) <= end[:, None]
+    read = read_images(net, _flat(studies.images), text, end, causal(text.shape[1]), known[:, None])
+    memory, memory_mask = _memory(net, studies, read)
+    attended = [leaf.reshape(studies.images.shape[0], -1, leaf.shape[-1]) for leaf in read.attended]
+    places = read.attended[0].shape[1] if read.attended else 1
+    return Encoded(memory, memory_mask, attended, jnp.repeat(studies.view_mask, places, axis=1))
+
+
+def bind_report(net: Net, encoded: Encoded) -> Callable[..., tuple[Array, PyTree]]:
+    """The report side under `causal` for given images, as a `common.decode.Forward`."""
+    text = net.frozen["clip"]["text"]
+    memory_mask, attended_mask = encoded.memory_mask[:, None], encoded.attended_mask[:, None]
+    images = [net.stage(k, "visual_keys_values", leaf) for k, leaf in enumerate(encoded.attended)]
+    memory = memory_keys_values(net.trainable["decoder"], encoded.memory, net.config.heads)
+
+    def forward(tokens, positions, segments=None, past=None):
+        def of(*place) -> Past | None:
+            if past is None:
+                return None
+            prompt, suffix = past.prompt, past.suffix
+            for key in place:
+                prompt, suffix = prompt[key], suffix[key]
+            return Past(prompt, past.prompt_mask, suffix, past.suffix_mask)
+
+        mask = None
+        if segments is not None:
+            mask = causal(tokens.shape[1]) & (segments[:, None, :] == segments[:, :, None])
+        x = net.frozen["report_embedding"][tokens] + text["positional_embedding"][positions]
+        cache: dict[str, Any] = {"clip": [], "adapters": []}
+        reduced = None
+        for stage in range(TEXT_GROUPS):
+            x, own = net.text("extend", stage, x, segments, of("clip", stage))
+            cache["clip"].append(own)
+            if images:
+                args = x, reduced, images[stage], attended_mask, mask, of("adapters", stage)
+                x, reduced, own = net.stage(stage, "text_alone", *args)
+                cache["adapters"].append(own)
+        x = net.text("finish", x)
+        x, cache["decoder"] = net.part("decoder", x, memory, mask, memory_mask, of("decoder"))
+        return with_one(x), cache
+
+    return forward
+
+
+def _published(net: Net, studies: Studies, tokens: Array, mask: Array) -> Float[Array, "B T D+1"]:
+    """The equations as printed: report and images see each other whole; the views' text features are summed."""
+    batch, views = studies.images.shape[:2]
+    flat = np.repeat(np.arange(batch), views)  # the study of each image
+    embedded = net.frozen["report_embedding"][tokens]
+    embedded += net.frozen["clip"]["text"]["positional_embedding"][: tokens.shape[1]]
+    end = jnp.where(mask, tokens, -1).argmax(-1)  # CLIP's rule, applied to ids of the report's vocabulary
+    keys = mask[flat][:, None]
+    read = read_images(net, _flat(studies.images), embedded[flat], end[flat], keys, keys)
+    text = read.text.reshape(batch, views, *read.text.shape[1:])
+    text = (text * studies.view_mask[..., None, None]).sum(1)
+    memory, memory_mask = _memory(net, studies, read)
+    visible = causal(tokens.shape[1]) & mask[:, None]
+    return with_one(net.part("decoder", text, memory, visible, memory_mask[:, None])[0])
+
+
+def _memory(net: Net, studies: Studies, read: _Read) -> tuple[Array, Array]:
+    fused = net.part("fusion", read.maps, read.global_text)
+    return net.part("vision", fused.reshape(*studies.view_mask.shape, *fused.shape[1:]), studies.view_mask)
+
+
+def _flat(images: UInt8[Array, "B V H W"]) -> UInt8[Array, "B*V H W"]:
+    return images.reshape(-1, *images.shape[2:])
+
+
+def normalise(images: UInt8[Array, "N H W"]) -> Float[Array, "N H W 3"]:
+    """Grey images as CLIP takes them."""
+    grey = images.astype(jnp.float32)[..., None] / 255
+    return (grey - jnp.array(CLIP_MEAN)) / jnp.array(CLIP_STD)
+
+
+def with_one(hidden: Float[Array, "B T D"]) -> Float[Array, "B T D+1"]:
+    """Hidden states with a constant 1, which `output_head` multiplies with the bias."""
+    return jnp.concatenate([hidden, jnp.ones((*hidden.shape[:-1], 1), hidden.dtype)], axis=-1)
+
+
+def output_head(trainable: PyTree) -> Float[Array, "V D+1"]:
+    """The matrix that turns hidden states into logits, its last column the bias."""
+    logits = trainable["logits"]
+    return jnp.concatenate([logits["kernel"], logits["bias"][:, None]], axis=-1)
+
+
+def init_trainable(config: UniCrossConfig, key: Array) -> PyTree:
+    """Random adapters, fusion, vision Transformer and decoder (see `random_params`)."""
+    return random_params(jax.eval_shape(functools.partial(_init_parts, config), key), key)
+
+
+def _init_parts(config: UniCrossConfig, key: Array) -> PyTree:
+    clip, grid, width = config.clip, config.clip.image_size // 16, config.width
+    text, yes = jnp.zeros((1, 2, clip.text_width)), jnp.ones((1, 1, 2), bool)
+    tree: PyTree = {"logits": {"kernel": jnp.zeros((config.vocabulary, width)), "bias": jnp.zeros(config.vocabulary)}}
+    before = None
+    maps = [
+        jnp.zeros((1, side, side, clip.vision_width * 8 * 2**number))
+        for number, side in enumerate((2 * grid, grid, grid // 2))
+    ]
+    for number in range(TEXT_GROUPS if config.adapters is not None else 0):
+        args = maps[number], text, before, yes, yes
+        before, variables = stage_module(config, number).init_with_output(key, *args, method="couple")
+        tree[f"adapter{number}"] = variables["params"]
+    maps[-1] = jnp.zeros((1, grid // 2, grid // 2, clip.embed_dim))
+    inputs: dict[str, tuple[Any, ...]] = {
+        "fusion": (tuple(maps), jnp.zeros((1, clip.embed_dim))),
+        "vision": (jnp.zeros((1, 1, grid, grid, width)), jnp.ones((1, 1), bool)),
+        "decoder": (jnp.zeros((1, 2, width)), jnp.zeros((1, 2, width)), causal(2)),
+    }
+    for name, module in part_modules(config).items():
+        tree[name] = module.init(key, *inputs[name])["params"]
+    return tree
