@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from common.losses import answer_loss, token_logprobs
 from common.models.attention import Past
-from common.models.clip import CLIP_MEAN, CLIP_STD, TEXT_GROUPS, ClipConfig, ModifiedResNet, TextTransformer
+from common.models.clip import TEXT_GROUPS, ClipConfig, ModifiedResNet, TextTransformer, normalise
 from common.models.layers import random_params
 from common.models.seq2seq import Decoder, causal, memory_keys_values
 from common.types import LossSum, PyTree
@@ -264,12 +264,6 @@ def _memory(net: Net, studies: Studies, read: _Read) -> tuple[Array, Array]:
 
 def _flat(images: UInt8[Array, "B V H W"]) -> UInt8[Array, "B*V H W"]:
     return images.reshape(-1, *images.shape[2:])
-
-
-def normalise(images: UInt8[Array, "N H W"]) -> Float[Array, "N H W 3"]:
-    """Grey images as CLIP takes them."""
-    grey = images.astype(jnp.float32)[..., None] / 255
-    return (grey - jnp.array(CLIP_MEAN)) / jnp.array(CLIP_STD)
 
 
 def with_one(hidden: Float[Array, "B T D"]) -> Float[Array, "B T D+1"]:

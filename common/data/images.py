@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageFile, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -19,11 +19,6 @@ from PIL.PngImagePlugin import PngImageFile
 from common.errors import UserError
 
 GreyImage = UInt8[np.ndarray, "H W"]
-
-# Of CLIP's published preprocessing (Radford et al., 2021), per colour channel, for values in [0, 1].
-CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-CLIP_TABLE = (np.arange(256, dtype=np.float32)[:, None] / 255 - CLIP_MEAN) / CLIP_STD
 
 MAXIMUM_PIXELS = 100_000_000  # a full-size radiograph has about 10 million
 MAXIMUM_ASPECT = 20  # of the longer side to the shorter: beyond it, resizing the shorter side makes a giant
@@ -117,11 +112,6 @@ def augment(
     if mirror and rng.random() < 0.5:
         square = square[:, ::-1]
     return square
-
-
-def normalise(images: UInt8[np.ndarray, "... H W"]) -> Float[np.ndarray, "... H W 3"]:
-    """Grey values as CLIP's three channels: (value / 255 - CLIP_MEAN) / CLIP_STD, float32."""
-    return CLIP_TABLE[images]
 
 
 def _content(source: str | os.PathLike[str] | bytes) -> tuple[str, bytes]:

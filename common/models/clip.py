@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from common.errors import UserError
 from common.models.attention import PAST_AXES, KeyValues, Past, attend, attend_cached
@@ -316,6 +316,12 @@ class Clip(nn.Module):
     ) -> tuple[Float[Array, "B embed"], Float[Array, "N embed"]]:
         """Embeddings of images and of texts, not normalised."""
         return self.visual(images), self.text(ids)
+
+
+def normalise(images: UInt8[Array, "... H W"]) -> Float[Array, "... H W 3"]:
+    """Grey images as CLIP takes them: in three channels, (value / 255 - CLIP_MEAN) / CLIP_STD."""
+    grey = jnp.asarray(images).astype(jnp.float32)[..., None] / 255
+    return (grey - jnp.array(CLIP_MEAN)) / jnp.array(CLIP_STD)
 
 
 def dense(config: ClipConfig, features: int, name: str | None = None) -> Dense:

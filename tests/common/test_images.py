@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.images import augment, encode_png, normalise, read_image, resize_crop, resize_shorter
+from common.data.images import augment, encode_png, read_image, resize_crop, resize_shorter
 from common.errors import UserError
+from common.models.clip import normalise
 
 
 def picture(height=30, width=40, seed=0) -> np.ndarray:

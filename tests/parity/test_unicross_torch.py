@@ -7,7 +7,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from safetensors.torch import save_file
 
-from common.models.clip import ClipConfig
+from common.models.clip import ClipConfig, normalise
 from common.models.clip_weights import load_clip
 from unicross_jax.model import (
     ReportBatch,
@@ -15,7 +15,6 @@ from unicross_jax.model import (
     UniCrossConfig,
     init_trainable,
     loss,
-    normalise,
     output_head,
     report_hidden,
 )
@@ -160,7 +159,7 @@ def studies():
 
 
 def theirs_of(reference):
-    images = normalise(jnp.asarray(IMAGES.reshape(-1, 64, 64))).reshape(3, 2, 64, 64, 3)
+    images = normalise(IMAGES)
     images = torch.tensor(np.asarray(images)).permute(0, 1, 4, 2, 3)
     return reference(images, torch.tensor(TOKENS), torch.tensor(MASK))
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.images import augment, encode_png, normalise, read_image, resize_crop
+from common.data.images import augment, encode_png, read_image, resize_crop
+from common.models.clip import normalise
 
 
 @pytest.fixture(scope="module")
