@@ -106,6 +106,7 @@ PRESETS: dict[str, RetstaConfig] = {
         optim=OptimConfig(learning_rate=3e-3, weight_decay=0.01),
         epochs=8,
         checkpoint_every=50,
+        evaluate_every=93,  # an epoch
         batch_size=32,
         micro_batch=32,
         max_length=768,
