@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from common.beam import beam_search
-from common.decode import Generated, Prompts, generate
+from common.decode import Forward, Generated, Prompts, generate
 from common.losses import token_logprobs
 from common.models.qwen2 import Qwen2, Qwen2Config, bind, output_head
 from common.sampling import GREEDY, Sampling
@@ -59,36 +59,41 @@ def make_generator(config: Qwen2Config, settings: DecodeSettings) -> Generator:
 
     `variables` is {"params": ...}, with "lora" (scaled) beside it or not.
     """
-    forbidden = settings.forbidden(config.vocab_size)
 
     @jax.jit
     def run(variables: PyTree, prompts: Prompts, keys: Key[Array, "B"]) -> Generated:
-        forward, head = bind(config, variables), output_head(variables["params"])
-        if settings.beams == 1:
-            return generate(
-                forward,
-                head,
-                prompts,
-                keys,
-                max_new_tokens=settings.max_new_tokens,
-                stop_ids=settings.stop_ids,
-                sampling=settings.sampling,
-                group=settings.group,
-                forbidden=forbidden,
-            )
-        found = beam_search(
+        return decode(bind(config, variables), output_head(variables["params"]), prompts, keys, settings)
+
+    return run
+
+
+def decode(
+    forward: Forward, head: Float[Array, "V D"], prompts: Prompts, keys: Key[Array, "B"], settings: DecodeSettings
+) -> Generated:
+    """What the settings ask for, of any model: G = group samples of each prompt, or the best beam where beams > 1."""
+    if settings.beams == 1:
+        return generate(
             forward,
             head,
             prompts,
-            beams=settings.beams,
+            keys,
             max_new_tokens=settings.max_new_tokens,
             stop_ids=settings.stop_ids,
-            length_penalty=settings.length_penalty,
-            forbidden=forbidden,
+            sampling=settings.sampling,
+            group=settings.group,
+            forbidden=settings.forbidden(head.shape[0]),
         )
-        return jax.tree.map(lambda leaf: leaf[:, :1], found.generated)
-
-    return run
+    found = beam_search(
+        forward,
+        head,
+        prompts,
+        beams=settings.beams,
+        max_new_tokens=settings.max_new_tokens,
+        stop_ids=settings.stop_ids,
+        length_penalty=settings.length_penalty,
+        forbidden=settings.forbidden(head.shape[0]),
+    )
+    return jax.tree.map(lambda leaf: leaf[:, :1], found.generated)
 
 
 def make_scorer(config: Qwen2Config, temperature: float = 1.0, vocabulary: int | None = None) -> Scorer:

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from common.beam import beam_search
-from common.decode import Forward, Generated, Prompts, generate
-from common.generate import DecodeSettings
+from common.decode import Forward, Generated, Prompts
+from common.generate import DecodeSettings, decode
 from common.models.attention import Past
 from common.types import PyTree
 from unicross_jax.model import Net, Studies, UniCrossConfig, bind_report, encode_studies, output_head, report_hidden
@@ -28,30 +27,7 @@ def make_generator(config: UniCrossConfig, settings: DecodeSettings, start_id: i
         forward = bind(trainable, frozen, studies, config)
         start = jnp.full((studies.images.shape[0], 1), start_id, jnp.int32)
         prompts = Prompts(start, jnp.ones(start.shape, bool))
-        head = output_head(trainable)
-        if settings.beams == 1:
-            return generate(
-                forward,
-                head,
-                prompts,
-                keys,
-                max_new_tokens=settings.max_new_tokens,
-                stop_ids=settings.stop_ids,
-                sampling=settings.sampling,
-                group=settings.group,
-                forbidden=settings.forbidden(config.vocabulary),
-            )
-        found = beam_search(
-            forward,
-            head,
-            prompts,
-            beams=settings.beams,
-            max_new_tokens=settings.max_new_tokens,
-            stop_ids=settings.stop_ids,
-            length_penalty=settings.length_penalty,
-            forbidden=settings.forbidden(config.vocabulary),
-        )
-        return jax.tree.map(lambda leaf: leaf[:, :1], found.generated)
+        return decode(forward, output_head(trainable), prompts, keys, settings)
 
     return run
 
