@@ -193,7 +193,7 @@ def _open_legacy(path: Path) -> tuple[Any, Reader]:
     with path.open("rb") as file:
         try:
             magic = Unpickler(file, path).load()
-        except Exception as error:
+        except Exception as error:  # bytes that are no pickle can raise anything
             raise UserError(f"{path}: no PyTorch file; expected .pt, .pth or .bin") from error
         if magic != LEGACY_MAGIC:
             raise UserError(f"{path}: no PyTorch file; expected .pt, .pth or .bin")

@@ -102,8 +102,8 @@ def matmul_few_rows(
 ) -> Float[Array, "... O"]:
     """x @ transposed.T for a handful of rows, as in decoding, with the weights as the left factor.
 
-    XLA for CPUs copies the right factor into another order at each product; with so few rows that takes as long as
-    the product itself. The barrier keeps XLA from changing the order back.
+    XLA for CPUs copies the right factor into another order at each product; with so few rows that takes up to as long
+    as the product itself. The barrier keeps XLA from changing the order back.
     """
     rows = x.reshape(-1, x.shape[-1])
     columns = jnp.einsum("oi,ni->on", transposed, rows, preferred_element_type=dtype)
