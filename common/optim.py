@@ -15,11 +15,13 @@ from common.types import PyTree
 class OptimConfig:
     """AdamW with warm-up and decay. Defaults are those of the RetSTA paper and of Hugging Face's trainer."""
 
+    optimizer: Literal["adamw", "adam", "amsgrad"] = "adamw"  # but for adamw, weight decay is L2 on everything
     learning_rate: float = 3e-5  # at the end of the warm-up
     schedule: Literal["constant", "linear", "cosine"] = "cosine"  # after the warm-up, down to 0
     warmup_ratio: float = 0.03  # share of all steps over which the learning rate rises from 0
-    weight_decay: float = 0.0  # decoupled; on matrices only, never on biases and norms
+    weight_decay: float = 0.0  # adamw: decoupled; on matrices only, never on biases and norms
     clip_norm: float = 1.0  # largest global norm of the gradient; 0 turns clipping off
+    clip_value: float = 0.0  # largest absolute value of a gradient's entry; 0 turns clipping off
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -44,13 +46,19 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW under the schedule."""
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
-    adamw = optax.adamw(
-        make_schedule(config, total_steps),
-        b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decayed,
-    )  # fmt: skip
-    return optax.chain(clip, adamw)
+    """Clipping of the gradient, by global norm and by value, then the optimizer under the schedule."""
+    clips = [
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity(),
+        optax.clip(config.clip_value) if config.clip_value > 0 else optax.identity(),
+    ]
+    schedule = make_schedule(config, total_steps)
+    moments = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
+    if config.optimizer == "adamw":
+        adamw = optax.adamw(schedule, **moments, weight_decay=config.weight_decay, mask=decayed)
+        return optax.chain(*clips, adamw)
+    scale = optax.scale_by_adam if config.optimizer == "adam" else optax.scale_by_amsgrad
+    regularised = optax.add_decayed_weights(config.weight_decay)  # before the moments: an L2 penalty, as in PyTorch
+    return optax.chain(*clips, regularised, scale(**moments), optax.scale_by_learning_rate(schedule))
 
 
 def decayed(tree: PyTree) -> PyTree:

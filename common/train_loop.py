@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.logs import open_logs
 from common.parallel import Layout, place_batch
 from common.step import TrainStep
-from common.types import PyTree, TextBatch, TrainState
+from common.types import Batch, PyTree, TrainState
 from common.weights import fingerprint
 
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: SIGTERM came, the state is saved, the same command continues
@@ -30,7 +30,7 @@ STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: SIGTERM came, the state is saved, the sam
 class Batches(Protocol):
     """A Grain iterator: batches, and its position as a small dictionary."""
 
-    def __next__(self) -> Any: ...
+    def __next__(self) -> Batch: ...
     def get_state(self) -> dict[str, int]: ...
     def set_state(self, state: dict[str, int]) -> None: ...
 
@@ -51,7 +51,7 @@ def train(
     checkpoints: Checkpoints,
     schedule: optax.Schedule,
     validation_loss: Callable[[TrainState], float],
-    flops_per_batch: Callable[[TextBatch], float] | None = None,
+    flops_per_batch: Callable[[Batch], float] | None = None,
     peak_flops: float | None = None,
     checkpoint_every: int,
     evaluate_every: int,
@@ -78,14 +78,14 @@ def train(
         wandb_project=wandb_project or None,
     )
     started = time.perf_counter()
-    waiting: tuple[int, dict[str, jax.Array], TextBatch] | None = None
+    waiting: tuple[int, dict[str, jax.Array], Batch] | None = None
 
-    def write(row: tuple[int, dict[str, jax.Array], TextBatch], extra: dict[str, Any]) -> None:
+    def write(row: tuple[int, dict[str, jax.Array], Batch], extra: dict[str, Any]) -> None:
         nonlocal started
         index, metrics, batch = row
         values: dict[str, Any] = {name: np.asarray(value).item() for name, value in metrics.items()}  # waits
         seconds, started = time.perf_counter() - started, time.perf_counter()
-        tokens = int((batch.segments > 0).sum()) * jax.process_count()
+        tokens = batch.real_tokens * jax.process_count()
         timings = {"step_seconds": seconds, "tokens_per_second": tokens / seconds}
         if flops_per_batch is not None:
             rate = flops_per_batch(batch) * jax.process_count() / seconds

@@ -4,7 +4,7 @@ Letters in shapes are the same everywhere: B batch rows, S sequence, L layers, H
 D model width, V vocabulary, G samples in a group, T new tokens.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import flax.struct
 from jaxtyping import Array, Float, Int
@@ -17,6 +17,14 @@ class LossSum(flax.struct.PyTreeNode):
 
     total: Float[Array, ""]
     weight: Float[Array, ""]
+
+
+class Batch(Protocol):
+    """What the training loop needs of a batch beyond its being a pytree of numpy arrays [rows, ...]."""
+
+    @property
+    def real_tokens(self) -> int:
+        """Tokens that are no padding, for the rate that is logged."""
 
 
 class TextBatch(flax.struct.PyTreeNode):
@@ -32,6 +40,11 @@ class TextBatch(flax.struct.PyTreeNode):
     weights: Float[Array, "B S"]
     segments: Int[Array, "B S"]
     positions: Int[Array, "B S"]
+
+    @property
+    def real_tokens(self) -> int:
+        """Tokens in segments."""
+        return int((self.segments > 0).sum())
 
 
 class TrainState(flax.struct.PyTreeNode):

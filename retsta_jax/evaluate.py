@@ -10,11 +10,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-
-import jax
 
 from common.config import to_json
 from common.data.records import Quarantine, ReportPair
@@ -24,6 +20,7 @@ from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_report, nearest_reports
 from common.metrics.codes import evaluate_codes
 from common.metrics.text import evaluate_texts
+from common.report.environment import environment
 from common.report.page import Example, Page, write_report
 from retsta_jax.codes import parse_codes, terminology, terminology_validity
 from retsta_jax.data import load_splits
@@ -183,14 +180,3 @@ def headline(scores: Scores) -> list[str]:
     """The few metrics to draw large."""
     wanted = ("codes/F1", "heads/F1", "findings/F1", "findings/exact-match", "coco/BLEU-4", "coco/ROUGE-L")
     return [name for name in scores if name.endswith(wanted)]
-
-
-def environment() -> dict[str, str]:
-    """Where and with what this was computed."""
-    devices = jax.devices()
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax", "medreport-jax"))
-    return {
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
-        "libraries": libraries,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    }

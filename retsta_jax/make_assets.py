@@ -17,7 +17,7 @@ import sentencepiece
 from common.checkpoint import open_checkpoints
 from common.data.encode import encode_examples
 from common.data.packing import plan_epochs
-from common.data.pipeline import evaluation_batches, make_iterator
+from common.data.pipeline import evaluation_batches, make_iterator, text_batches
 from common.data.records import Quarantine
 from common.data.tokenizers import CHAT_MARKS, Tokenizer, load_tokenizer
 from common.errors import Parser, run_cli
@@ -116,7 +116,7 @@ def make(directory: Path, work: Path, steps: int, batch_size: int) -> None:
     state = train(
         place(init_state(init_params(SIZES, jax.random.key(SEED)), tx), layout),
         {},
-        make_iterator(plan, examples, tokenizer.pad_id),
+        make_iterator(plan, text_batches(examples, tokenizer.pad_id)),
         compile_step(lambda axis: make_train_step(loss, tx, 1, axis), layout),
         run_dir=work,
         total_steps=steps,

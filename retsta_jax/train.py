@@ -13,7 +13,7 @@ from common.checkpoint import open_checkpoints, restore_trainable
 from common.config import check_run_directory, claim_run_directory
 from common.data.encode import Example, encode_examples
 from common.data.packing import plan_epochs
-from common.data.pipeline import evaluation_batches, make_iterator
+from common.data.pipeline import evaluation_batches, make_iterator, text_batches
 from common.data.records import Quarantine
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.errors import UserError
@@ -177,7 +177,7 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
     state = train(
         place(init_state(trainable, tx), layout, SHARDING_RULES),
         frozen,
-        make_iterator(plan, examples, base.tokenizer.pad_id, **here),
+        make_iterator(plan, text_batches(examples, base.tokenizer.pad_id), **here),
         compile_step(lambda axis: make_train_step(loss, tx, accumulate, axis), layout),
         run_dir=run_dir,
         total_steps=total_steps,

@@ -74,6 +74,11 @@ class ReportBatch(flax.struct.PyTreeNode):
     targets: Int[Array, "B T"]
     weights: Float[Array, "B T"]
 
+    @property
+    def real_tokens(self) -> int:
+        """Tokens that count in the loss."""
+        return int((self.weights > 0).sum())
+
 
 class Encoded(flax.struct.PyTreeNode):
     """What the report needs of the images; `attended` has one leaf a stage (none without adapters)."""
@@ -89,6 +94,48 @@ class _Read(NamedTuple):
     text: Float[Array, "N T W"]  # after CLIP's last LayerNorm
     global_text: Float[Array, "N E"]
     attended: list[Array]
+
+
+class Net:
+    """The parts of the model with their parameters: `net.stage(k, "couple", ...)` applies one.
+
+    What the part named `record` does inside (its attention weights) is left in `recorded`.
+    """
+
+    def __init__(
+        self, trainable: PyTree, frozen: PyTree, config: UniCrossConfig, rng: Array | None = None, record: str = ""
+    ):
+        self.trainable, self.frozen, self.config = trainable, frozen, config
+        self.recorded: PyTree = None
+        self._rng, self._drawn, self._record = rng, 0, record
+
+    def visual(self, method: str, *args: Any) -> Any:
+        """A method of CLIP's image side."""
+        return ModifiedResNet(self.config.clip).apply({"params": self.frozen["clip"]["visual"]}, *args, method=method)
+
+    def text(self, method: str, *args: Any) -> Any:
+        """A method of CLIP's text side."""
+        return TextTransformer(self.config.clip).apply({"params": self.frozen["clip"]["text"]}, *args, method=method)
+
+    def stage(self, number: int, method: str, *args: Any) -> Any:
+        """A method of an adapter stage, 0 to 2."""
+        return self._apply(stage_module(self.config, number), f"adapter{number}", *args, method=method)
+
+    def part(self, name: Literal["fusion", "vision", "decoder"], *args: Any) -> Any:
+        """One of the parts after CLIP."""
+        return self._apply(part_modules(self.config)[name], name, *args)
+
+    def _apply(self, module: nn.Module, name: str, *args: Any, method: str | None = None) -> Any:
+        rngs = None
+        if self._rng is not None:
+            self._drawn += 1
+            rngs = {"dropout": jax.random.fold_in(self._rng, self._drawn)}
+        variables = {"params": self.trainable[name]}
+        if name != self._record:
+            return module.apply(variables, *args, method=method, rngs=rngs)
+        result, seen = module.apply(variables, *args, method=method, rngs=rngs, mutable=["intermediates"])
+        self.recorded = seen["intermediates"]
+        return result
 
 
 def loss(
@@ -112,43 +159,18 @@ def report_hidden(
     rng: Array | None = None,
 ) -> Float[Array, "B T D+1"]:
     """Hidden states of whole reports, `mask` true on tokens; for `output_head`. Dropout where `rng` is given."""
-    net = Net(trainable, frozen, config, rng)
-    if config.conditioning == "published":
+    return run_report(Net(trainable, frozen, config, rng), studies, tokens, mask)
+
+
+def run_report(
+    net: Net, studies: Studies, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Float[Array, "B T D+1"]:
+    """`report_hidden` of a model with its parameters."""
+    if net.config.conditioning == "published":
         return _published(net, studies, tokens, mask)
     forward = bind_report(net, encode_studies(net, studies))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     return forward(tokens, positions, segments=mask.astype(jnp.int32))[0]
-
-
-class Net:
-    """The parts of the model with their parameters: `net.stage(k, "couple", ...)` applies one."""
-
-    def __init__(self, trainable: PyTree, frozen: PyTree, config: UniCrossConfig, rng: Array | None = None):
-        self.trainable, self.frozen, self.config = trainable, frozen, config
-        self._rng, self._drawn = rng, 0
-
-    def visual(self, method: str, *args: Any) -> Any:
-        """A method of CLIP's image side."""
-        return ModifiedResNet(self.config.clip).apply({"params": self.frozen["clip"]["visual"]}, *args, method=method)
-
-    def text(self, method: str, *args: Any) -> Any:
-        """A method of CLIP's text side."""
-        return TextTransformer(self.config.clip).apply({"params": self.frozen["clip"]["text"]}, *args, method=method)
-
-    def stage(self, number: int, method: str, *args: Any) -> Any:
-        """A method of an adapter stage, 0 to 2."""
-        return self._apply(stage_module(self.config, number), f"adapter{number}", *args, method=method)
-
-    def part(self, name: Literal["fusion", "vision", "decoder"], *args: Any) -> Any:
-        """One of the parts after CLIP."""
-        return self._apply(part_modules(self.config)[name], name, *args)
-
-    def _apply(self, module: nn.Module, name: str, *args: Any, method: str | None = None) -> Any:
-        rngs = None
-        if self._rng is not None:
-            self._drawn += 1
-            rngs = {"dropout": jax.random.fold_in(self._rng, self._drawn)}
-        return module.apply({"params": self.trainable[name]}, *args, method=method, rngs=rngs)
 
 
 def stage_module(config: UniCrossConfig, number: int) -> Stage:

@@ -10,6 +10,7 @@ import unicodedata
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import tokenizers
@@ -29,8 +30,8 @@ PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N
 class ClipTokenizer:
     """Text to CLIP's ids and back."""
 
-    start_id = 49_406
-    end_id = 49_407
+    bos_id = 49_406
+    eos_id = 49_407
     pad_id = 0
     vocab_size = 49_408
 
@@ -60,17 +61,37 @@ class ClipTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The words of `ids` with single spaces; start and end write nothing, nor does padding after the end."""
         ids = list(ids)
-        if self.end_id in ids:
-            ids = ids[: ids.index(self.end_id)]
+        if self.eos_id in ids:
+            ids = ids[: ids.index(self.eos_id)]
         return b"".join(self._bytes[id_] for id_ in ids).decode("utf-8", "replace").strip()
 
-    def tokenize(self, texts: Sequence[str], length: int = 77) -> Int[np.ndarray, "N T"]:
-        """Rows of start, text, end and padding. A text that is too long is cut; its end token stays."""
-        rows = np.full((len(texts), length), self.pad_id, np.int32)
-        for row, text in zip(rows, texts, strict=True):
-            ids = [self.start_id, *self.encode(text)[: length - 2], self.end_id]
-            row[: len(ids)] = ids
-        return rows
+
+class CanEncode(Protocol):
+    """What `token_rows` needs: `ClipTokenizer` has it, and `WordTokenizer`."""
+
+    @property
+    def bos_id(self) -> int: ...
+    @property
+    def eos_id(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+    def encode(self, text: str) -> list[int]: ...
+
+
+def token_rows(
+    tokenizer: CanEncode, texts: Sequence[str], length: int = 77
+) -> tuple[Int[np.ndarray, "N T"], Int[np.ndarray, "N"]]:
+    """Rows of start, text, end and padding, and the places of the end tokens.
+
+    A text that is too long is cut; its end token stays.
+    """
+    rows = np.full((len(texts), length), tokenizer.pad_id, np.int32)
+    ends = np.zeros(len(texts), np.int32)
+    for place, text in enumerate(texts):
+        ids = [tokenizer.bos_id, *tokenizer.encode(text)[: length - 2], tokenizer.eos_id]
+        rows[place, : len(ids)] = ids
+        ends[place] = len(ids) - 1
+    return rows, ends
 
 
 def _merges(file: Path) -> list[tuple[str, str]]:

@@ -8,6 +8,11 @@ it. Nothing here comes from a patient, and no measurement on it says how a model
 `python -m common.data.phantom --sheet FILE.png` draws a sheet of studies to look at.
 """
 
+import functools
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +22,18 @@ from PIL import Image, ImageDraw
 
 from common.data.phantom_frontal import draw_frontal
 from common.data.phantom_lateral import draw_lateral
-from common.data.phantom_study import Finding, Study, sample_study
-from common.data.phantom_text import CHEXPERT, Labels, write_report
+from common.data.phantom_study import Finding, sample_study
+from common.data.phantom_text import Labels, write_report
 from common.errors import Parser, UserError, run_cli
 
-__all__ = ["CHEXPERT", "Finding", "Phantom", "Study", "draw_frontal", "draw_lateral", "make_phantom", "sample_study"]
+__all__ = [
+    *("CHEXPERT", "Finding", "Phantom", "Study", "draw_frontal", "draw_lateral", "make_phantom", "make_phantoms"),
+    "sample_study",
+]
 
 SMALLEST, LARGEST = 16, 2048
 CAPTION = 34  # pixels
+FEW = 64  # studies that are drawn sooner than processes start
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,17 @@ def make_phantom(seed: int, index: int, size: int = 224) -> Phantom:
         report=report,
         labels=labels,
     )
+
+
+def make_phantoms(seed: int, indices: Sequence[int], size: int = 224) -> list[Phantom]:
+    """Several studies of a seed, drawn by as many processes as there are processors. Raises UserError as above."""
+    make = functools.partial(make_phantom, seed, size=size)
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if len(indices) <= FEW or workers == 1:
+        return [make(index) for index in indices]
+    # Spawned, not forked: a fork of a process in which JAX has started threads can hang.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(make, indices, chunksize=16))
 
 
 def draw_sheet(seed: int, start: int, rows: int, columns: int, size: int) -> Image.Image:

@@ -54,7 +54,7 @@ def read_annotation(annotation: str | Path, image_dir: str | Path, quarantine: Q
     Raises UserError for a file of another form, an id in two splits, or a split without a usable study.
     """
     splits: Splits = {}
-    for name, entries in _annotation_entries(annotation, ENTRY).items():
+    for name, entries in annotation_entries(annotation, ENTRY).items():
         studies = [
             ImageStudy(str(entry["id"]), _files(image_dir, entry["image_path"]), clean_report(entry["report"]))
             for entry in entries
@@ -90,7 +90,7 @@ def read_openi_images(
             raise UserError(f"{image_dir}: no study has its images there; {quarantine.summary()}")
         return openi_splits(usable, read_test_ids(split), validation, seed)
     splits: Splits = {}
-    for name, entries in _annotation_entries(split, {"id": str, "image_path": list}).items():
+    for name, entries in annotation_entries(split, {"id": str, "image_path": list}).items():
         splits[name] = []
         for entry in entries:
             number = re.match(r"CXR\d+", entry["id"])
@@ -169,7 +169,8 @@ def checked_splits(splits: Splits, source: str | Path, quarantine: Quarantine) -
     return {name: splits[name] for name in ("train", "validation", "test") if name in splits}
 
 
-def _annotation_entries(file: str | Path, required: Mapping[str, type | UnionType]) -> dict[str, list[dict[str, Any]]]:
+def annotation_entries(file: str | Path, required: Mapping[str, type | UnionType]) -> dict[str, list[dict[str, Any]]]:
+    """The entries of each split of R2Gen's `annotation.json`, with the required keys. Raises UserError."""
     splits = check_row(_json(file), {"train": list, "val": list, "test": list}, str(file))
     return {
         SPLIT_NAMES[name]: [

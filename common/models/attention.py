@@ -73,6 +73,14 @@ def attend_to(
     return jax.nn.dot_product_attention(q, k, v, mask=None if mask is None else mask[:, None])
 
 
+def attention_weights(
+    q: Float[Array, "B S H dim"], k: Float[Array, "B M H dim"], mask: Bool[Array, "B #S M"] | None = None
+) -> Float[Array, "B H S M"]:
+    """The weights by which `attend_to` sums the values, to look at them."""
+    scores = jnp.einsum("bshd,bmhd->bhsm", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+    return jax.nn.softmax(scores if mask is None else jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min))
+
+
 def _plain(q, k, v, visible):
     """Scores in full. The heads that share keys stand in one product, which on a CPU saves a third of the time."""
     batch, length, heads, dim = q.shape

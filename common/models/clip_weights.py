@@ -7,7 +7,8 @@ text side has: QuickGELU, as in all of OpenAI's, is assumed.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,16 @@ from common.errors import UserError
 from common.models.clip import TEXT_GROUPS, ClipConfig, init_params
 from common.torch_archive import read_archive
 from common.types import PyTree
-from common.weights import NameMap, Published, StoredTensor, load_tree, open_tensors
+from common.weights import (
+    NameMap,
+    Published,
+    StoredTensor,
+    load_tree,
+    open_tensors,
+    published_tensors,
+    write_tensors,
+    written_whole,
+)
 
 BATCH_NORM_EPS = 1e-5
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
@@ -46,6 +56,27 @@ def load_clip(
     return config, load_tree(
         folded(stored, config, path), shapes, names, where=path, shardings=shardings, ignored=IGNORED
     )
+
+
+def save_clip(directory: str | Path, config: ClipConfig, params: PyTree) -> None:
+    """Write `model.safetensors` in the published layout. Each BatchNorm has mean 0 and a deviation of 1.
+
+    Raises UserError where the disk refuses.
+    """
+    with written_whole(directory) as aside:
+        write_tensors(aside, _unfolded(published_tensors(params, name_map(config))))
+
+
+def _unfolded(tensors: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    """The inverse of `folded`."""
+    for name, tensor in tensors:
+        if not re.search(r"(bn\d|downsample\.1)\.scale$", name):
+            yield name, tensor
+            continue
+        norm = name.removesuffix(".scale")
+        yield f"{norm}.weight", tensor
+        yield f"{norm}.running_mean", np.zeros(tensor.shape, np.float32)
+        yield f"{norm}.running_var", np.full(tensor.shape, 1 - BATCH_NORM_EPS, np.float32)
 
 
 def open_checkpoint(path: str | Path) -> dict[str, StoredTensor]:

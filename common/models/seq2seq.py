@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from common.models.attention import PAST_AXES, KeyValues, Past, attend_cached, attend_to
+from common.models.attention import PAST_AXES, KeyValues, Past, attend_cached, attend_to, attention_weights
 from common.models.layers import Dense, dropout
 from common.types import PyTree
 
@@ -39,8 +39,14 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "B S I"], memory: KeyValues, mask: Bool[Array, "B #S M"] | None = None
     ) -> Float[Array, "B S D"]:
-        """Each position attends to the memory, where `mask` is true."""
-        return self._joined(attend_to(self._split(self.q_proj(x)), *memory, mask))
+        """Each position attends to the memory, where `mask` is true.
+
+        `apply(..., mutable=["intermediates"])` also returns how much, as `weights` [B H S M].
+        """
+        q = self._split(self.q_proj(x))
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "weights", attention_weights(q, memory.k, mask))
+        return self._joined(attend_to(q, *memory, mask))
 
     def cached(self, x: Float[Array, "B G I"], past: Past) -> tuple[Float[Array, "B G D"], KeyValues]:
         """Self-attention of one new token of each of G continuations, and its own keys and values."""
@@ -184,7 +190,7 @@ def sincos_positions_2d(features: int, height: int, width: int) -> Float[np.ndar
 def _scan(layer: type[nn.Module], layers: int, *in_axes: Any) -> Any:
     return nn.scan(
         layer,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=in_axes,
         length=layers,

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from common.data.images import GreyImage
 from common.errors import UserError
 from common.report.differences import differences
+from common.report.pictures import WordAttention, check_attention, looks, picture
 from common.report.plots import SERIES_COLOURS, training_charts
 
 REPORT_FILE = "report.html"
@@ -29,13 +31,23 @@ _INVISIBLE = re.compile(
 
 @dataclass(frozen=True)
 class Example:
-    """One report side by side: `outputs` maps a system's name to what it wrote, the model of the run first."""
+    """One report side by side: `outputs` maps a system's name to what it wrote, the model of the run first.
+
+    An empty `source` is not shown. `images` are the V views of the study. `attention` has, for each word that the
+    model wrote, its text and what it attended to: weights of 0 or more, on any scale, over a grid of h x w places that
+    covers the whole of each view. Raises ValueError where a word's maps are not finite or not one for each view.
+    """
 
     id: str
     source: str
     reference: str
     outputs: Mapping[str, str]
     language: str = "en"
+    images: Sequence[GreyImage] = ()
+    attention: Sequence[WordAttention] = ()
+
+    def __post_init__(self) -> None:
+        check_attention(self.id, self.images, self.attention)
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,8 @@ def render(page: Page) -> str:
         charts=training_charts(page.rows),
         scores={name: _bars(page.systems, name) for name in dict.fromkeys([*page.headline, *metrics])},
         differences=differences,
+        pictures=[[picture(image) for image in example.images] for example in page.examples],
+        looks=looks,
         colours=SERIES_COLOURS,
     )
 

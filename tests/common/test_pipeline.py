@@ -7,7 +7,7 @@ import pytest
 
 from common.data.encode import Example
 from common.data.packing import plan_epochs
-from common.data.pipeline import evaluation_batches, make_iterator
+from common.data.pipeline import evaluation_batches, make_iterator, text_batches
 from common.errors import UserError
 
 PAD = 0
@@ -23,6 +23,7 @@ def random_examples(count):
 
 
 EXAMPLES = random_examples(90)
+BATCHES = text_batches(EXAMPLES, PAD)
 
 
 @pytest.fixture(params=["packed", "padded"])
@@ -47,7 +48,7 @@ def assert_same(batches, others):
 def all_processes(plan, process_count, start=0):
     """Global batches put together from the slices of `process_count` iterators."""
     iterators = [
-        make_iterator(plan, EXAMPLES, PAD, process_index=p, process_count=process_count, start=start)
+        make_iterator(plan, BATCHES, process_index=p, process_count=process_count, start=start)
         for p in range(process_count)
     ]
     return [jax.tree.map(lambda *parts: np.concatenate(parts), *slices) for slices in zip(*iterators, strict=True)]
@@ -55,14 +56,14 @@ def all_processes(plan, process_count, start=0):
 
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_the_global_batches_do_not_depend_on_the_number_of_processes(plan, process_count):
-    whole = list(make_iterator(plan, EXAMPLES, PAD))
+    whole = list(make_iterator(plan, BATCHES))
     assert len(whole) == len(plan)
     assert_same(all_processes(plan, process_count), whole)
 
 
 def test_an_epoch_trains_on_every_answer_token_once(plan):
     answers = sum(len(example.tokens) - example.answer_start for example in EXAMPLES)
-    weights = [batch.weights.sum() for batch in make_iterator(plan, EXAMPLES, PAD)]
+    weights = [batch.weights.sum() for batch in make_iterator(plan, BATCHES)]
     for epoch in range(2):
         assert sum(w for w, batch in zip(weights, plan.batches, strict=True) if batch.epoch == epoch) == answers
 
@@ -70,8 +71,8 @@ def test_an_epoch_trains_on_every_answer_token_once(plan):
 @pytest.mark.parametrize("consumed", [0, 1, 11])
 @pytest.mark.parametrize("process_count", [1, 2])
 def test_a_run_resumes_with_the_batches_it_would_have_seen(plan, consumed, process_count):
-    whole = list(make_iterator(plan, EXAMPLES, PAD))
-    stopped = make_iterator(plan, EXAMPLES, PAD, process_index=1, process_count=4)
+    whole = list(make_iterator(plan, BATCHES))
+    stopped = make_iterator(plan, BATCHES, process_index=1, process_count=4)
     for _ in range(consumed):
         next(stopped)
     state = json.loads(json.dumps(stopped.get_state()))
@@ -80,7 +81,7 @@ def test_a_run_resumes_with_the_batches_it_would_have_seen(plan, consumed, proce
 
 
 def test_the_state_can_be_set_on_an_iterator_in_use(plan):
-    iterator = make_iterator(plan, EXAMPLES, PAD)
+    iterator = make_iterator(plan, BATCHES)
     whole = [next(iterator) for _ in range(6)]
     iterator.set_state({"next_index": 2})
     assert_same([next(iterator) for _ in range(4)], whole[2:])
@@ -88,18 +89,18 @@ def test_the_state_can_be_set_on_an_iterator_in_use(plan):
 
 
 def test_an_iterator_ends_with_the_plan_and_stays_ended(plan):
-    iterator = make_iterator(plan, EXAMPLES, PAD, start=len(plan) - 1)
+    iterator = make_iterator(plan, BATCHES, start=len(plan) - 1)
     next(iterator)
     assert iterator.get_state() == {"next_index": len(plan)}
     with pytest.raises(StopIteration):
         next(iterator)
     with pytest.raises(StopIteration):
-        next(make_iterator(plan, EXAMPLES, PAD, start=len(plan)))
+        next(make_iterator(plan, BATCHES, start=len(plan)))
 
 
 def test_rows_that_cannot_be_divided_among_processes_are_refused(plan):
     with pytest.raises(UserError, match="4 rows a batch cannot be divided among 3 processes"):
-        make_iterator(plan, EXAMPLES, PAD, process_count=3)
+        make_iterator(plan, BATCHES, process_count=3)
 
 
 @pytest.mark.parametrize("process_count", [1, 2])

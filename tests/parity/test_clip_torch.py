@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from safetensors.torch import save_file  # noqa: E402
 
-from tests.parity.clip_torch import TorchClip, randomise  # noqa: E402
+from launch.torch_clip import TorchClip, randomise  # noqa: E402
 
 TOLERANCE = 1e-4
 CONFIG = ClipConfig(

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
-from tests.parity.unicross_torch import (  # noqa: E402
+from launch.torch_unicross import (  # noqa: E402
     Attention,
     UniCrossAdapter,
     coordinates,

@@ -20,8 +20,8 @@ from unicross_jax.model import (
 )
 
 torch = pytest.importorskip("torch")
-from tests.parity.clip_torch import TorchClip, randomise  # noqa: E402
-from tests.parity.unicross_torch import UniCrossAdapter  # noqa: E402
+from launch.torch_clip import TorchClip, randomise  # noqa: E402
+from launch.torch_unicross import UniCrossAdapter  # noqa: E402
 
 TOLERANCE = 1e-4
 CLIP = ClipConfig(

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from common.data.clip_tokenizer import ClipTokenizer
+from common.data.clip_tokenizer import ClipTokenizer, token_rows
 from common.data.tokenizers import byte_of_character
 from common.errors import UserError
 
@@ -62,7 +62,7 @@ def vocabulary(merges):
 )
 def test_published_encodings(tokenizer, text, ids):
     assert tokenizer.encode(text) == ids
-    np.testing.assert_array_equal(tokenizer.tokenize([text], 9)[0], [49406, *ids, 49407, *[0] * (7 - len(ids))])
+    np.testing.assert_array_equal(token_rows(tokenizer, [text], 9)[0][0], [49406, *ids, 49407, *[0] * (7 - len(ids))])
     assert tokenizer.decode([49406, *ids, 49407, 0, 0]) == text.replace("!", " !")
 
 
@@ -95,10 +95,11 @@ def test_agrees_with_brute_force_merging(tokenizer, vocabulary, merges):
 
 
 def test_long_texts_keep_their_end_and_short_ones_are_padded(tokenizer):
-    ids = tokenizer.tokenize(["heart " * 100, "", "heart"], length=8)
+    ids, ends = token_rows(tokenizer, ["heart " * 100, "", "heart"], length=8)
     assert ids.shape == (3, 8)
     assert ids.dtype == np.int32
     assert (ids.argmax(-1) == [7, 1, 2]).all()
+    assert (ends == [7, 1, 2]).all()
     assert (ids[:, 0] == 49406).all()
     assert ids[0, 7] == 49407
     assert (ids[1, 2:] == 0).all()

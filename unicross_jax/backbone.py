@@ -1,0 +1,135 @@
+"""The frozen side of a model: CLIP, its tokenizer, and what the tokens of reports look like to it."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from common.data.clip_tokenizer import CanEncode, ClipTokenizer
+from common.data.tokenizers import WordTokenizer, load_tokenizer
+from common.errors import UserError
+from common.models.clip import ClipConfig, init_params
+from common.models.clip_weights import load_clip
+from common.types import PyTree
+from common.weights import fingerprint
+from unicross_jax.adapters import AdapterConfig
+from unicross_jax.config import EMBEDDED_CLIP, ModelConfig, RunConfig
+from unicross_jax.model import UniCrossConfig
+
+
+class ReportTokenizer(CanEncode, Protocol):
+    """The tokens of reports; `WordTokenizer` and `ClipTokenizer` have all of it."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    def decode(self, ids: list[int]) -> str: ...
+
+
+class Backbone(NamedTuple):
+    """A CLIP that has been read: its name, sizes, parameters on the host or default device, and its tokenizer."""
+
+    name: str
+    config: ClipConfig
+    params: PyTree
+    tokenizer: ReportTokenizer
+
+
+def load_backbone(config: ModelConfig, seed: int) -> Backbone:
+    """The CLIP that a config names. Raises UserError where none is named, or its files are not what they should be."""
+    if not config.clip:
+        raise UserError("model.clip: not given; name CLIP's weights with --model.clip RN101.pt")
+    path = EMBEDDED_CLIP if config.clip == "embedded" else Path(config.clip)
+    tokenizer = clip_tokenizer(path, config.clip_vocabulary)
+    sizes, params = load_clip(path, dtype=config.dtype, param_dtype=config.dtype)
+    if tokenizer.vocab_size != sizes.vocab_size:
+        raise UserError(
+            f"{path}: has {sizes.vocab_size} token embeddings and its tokenizer {tokenizer.vocab_size} tokens; give "
+            "the vocabulary that this CLIP was trained with (--model.clip-vocabulary)"
+        )
+    if config.clip_weights == "random":
+        params = init_params(sizes, jax.random.fold_in(jax.random.key(seed), 1))
+    return Backbone(path.name, sizes, params, tokenizer)
+
+
+def clip_tokenizer(path: Path, vocabulary: str) -> ReportTokenizer:
+    """The tokenizer of a CLIP: `words.json` in its directory, as the shipped one has it, or OpenAI's vocabulary."""
+    if (path / "words.json").is_file():
+        return load_words(path / "words.json")
+    if not vocabulary:
+        raise UserError(
+            "model.clip_vocabulary: not given; name CLIP's token file with --model.clip-vocabulary "
+            "bpe_simple_vocab_16e6.txt.gz"
+        )
+    return ClipTokenizer(vocabulary)
+
+
+def load_words(file: Path) -> WordTokenizer:
+    """A word vocabulary. Raises UserError where the file is no such thing."""
+    tokenizer = load_tokenizer(file)
+    assert isinstance(tokenizer, WordTokenizer)  # of a .json file that is not called tokenizer.json
+    return tokenizer
+
+
+def model_config(config: RunConfig, backbone: Backbone, tokenizer: ReportTokenizer) -> UniCrossConfig:
+    """Sizes of the whole model, and what its ablation leaves out."""
+    model = config.model
+    parts = {"within": model.adapters in ("both", "within"), "across": model.adapters in ("both", "across")}
+    return UniCrossConfig(
+        clip=backbone.config,
+        vocabulary=tokenizer.vocab_size,
+        conditioning=model.conditioning,
+        heads=model.heads,
+        vision_layers=model.vision_layers,
+        decoder_layers=model.decoder_layers,
+        dropout=model.dropout,
+        adapters=None if model.adapters == "none" else AdapterConfig(**parts),
+        modulation=model.modulation,
+        multi_scale=model.multi_scale,
+    )
+
+
+def frozen_tree(backbone: Backbone, tokenizer: ReportTokenizer, config: UniCrossConfig) -> PyTree:
+    """What the model reads and never changes. Raises UserError where CLIP has too few tokens for `published`."""
+    embedding = report_embedding(backbone, tokenizer, config)
+    return {"clip": backbone.params, "report_embedding": embedding}
+
+
+def report_embedding(backbone: Backbone, tokenizer: ReportTokenizer, config: UniCrossConfig) -> Float[Array, "V W"]:
+    """The input of CLIP's text side for each token of a report.
+
+    `published`: the row of CLIP's embedding that has the token's number, whatever word that is to CLIP. `causal`: of a
+    word, the mean of the embeddings of its pieces in CLIP's own tokens.
+    """
+    embedding = jnp.asarray(backbone.params["text"]["token_embedding"])
+    if tokenizer is backbone.tokenizer:
+        return embedding
+    if config.conditioning == "published":
+        if tokenizer.vocab_size > len(embedding):
+            raise UserError(
+                f"vocabulary: {tokenizer.vocab_size} tokens of reports, and CLIP has {len(embedding)}; the published "
+                "conditioning looks them up there: raise vocabulary.minimum_count, or use the causal one"
+            )
+        return embedding[: tokenizer.vocab_size]
+    assert isinstance(tokenizer, WordTokenizer)
+    clip = backbone.tokenizer
+    pieces = [[clip.pad_id], [clip.bos_id], [clip.eos_id], clip.encode("unknown"), *map(clip.encode, tokenizer.words)]
+    owner = np.repeat(np.arange(len(pieces)), [len(ids) for ids in pieces])
+    sums = jax.ops.segment_sum(embedding[np.concatenate(pieces)], owner, len(pieces))
+    counts = np.maximum(np.bincount(owner, minlength=len(pieces)), 1)  # a word of which CLIP knows nothing has none
+    return (sums / counts[:, None]).astype(embedding.dtype)
+
+
+def checkpoint_note(backbone: Backbone, frozen: PyTree) -> Mapping[str, Any]:
+    """What every checkpoint says about the frozen weights it belongs to."""
+    return {"base": {"name": backbone.name, "sha256": fingerprint(frozen)}}
+
+
+def without_dropout(config: UniCrossConfig) -> UniCrossConfig:
+    """The same model, to evaluate."""
+    adapters = config.adapters and dataclasses.replace(config.adapters, dropout=0.0)
+    return dataclasses.replace(config, dropout=0.0, adapters=adapters)

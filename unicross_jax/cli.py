@@ -1,0 +1,146 @@
+"""`unicross train | evaluate | report | ablation | demo`: the command line of report generation from radiographs."""
+
+import shutil
+from pathlib import Path
+
+from common.config import choose_preset, parse
+from common.errors import Parser, UserError, run_cli
+from unicross_jax.config import PRESETS, RunConfig
+
+USAGE = """usage: unicross COMMAND ...
+
+  train     train on studies:            unicross train --preset NAME --run-dir DIR [any field of the config]
+  evaluate  score a run, with baselines: unicross evaluate --run-dir DIR
+  report    write reports for images:    unicross report IMAGE... [--checkpoint DIR] [--output FILE.jsonl]
+  ablation  train without each part:     unicross ablation --preset NAME --directory DIR [any field of the config]
+  demo      train and evaluate on phantom radiographs with a small CLIP, in minutes
+
+Each command has --help. Presets: {presets}."""
+
+
+def main() -> None:
+    """The console script."""
+    run_cli(dispatch)
+
+
+def dispatch(arguments: list[str]) -> None:
+    """Run the named command. Raises UserError where there is none of that name."""
+    commands = {"train": train, "evaluate": evaluate, "report": report, "ablation": ablation, "demo": demo}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE.format(presets=", ".join(PRESETS)))
+        return
+    if arguments[0] not in commands:
+        raise UserError(f"unicross {arguments[0]}: unknown command; expected {', '.join(commands)}")
+    commands[arguments[0]](arguments[1:])
+
+
+def train(arguments: list[str]) -> None:
+    """Train, or continue, a run."""
+    first = Parser("unicross train", add_help=False)
+    first.add_argument("--preset", default="demo")
+    first.add_argument("--run-dir", type=Path)
+    chosen, rest = first.parse_known_args(arguments)
+    if {"-h", "--help"} & set(rest):
+        print(f"unicross train --run-dir DIR [--preset {'|'.join(PRESETS)}] [any field of the config]\n")
+    config = parse(RunConfig, choose_preset(PRESETS, chosen.preset), rest, f"unicross train --preset {chosen.preset}")
+    if chosen.run_dir is None:
+        raise UserError("unicross train: --run-dir DIR is missing; name a directory for the run")
+    train_in(config, chosen.run_dir)
+
+
+def train_in(config: RunConfig, run_dir: Path) -> None:
+    """Train in `run_dir` and say where the results are."""
+    from unicross_jax.train import train_run
+
+    train_run(config, run_dir)
+    print(f"trained: {run_dir}; next: unicross evaluate --run-dir {run_dir}", flush=True)
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Score a run and write its page."""
+    options = Parser(
+        "unicross evaluate",
+        description="Score a run beside baselines; writes metrics.json, predictions.jsonl, report.html.",
+    )
+    options.add_argument("--run-dir", type=Path, required=True)
+    options.add_argument("--split", choices=("test", "validation"), default="test")
+    options.add_argument("--limit", type=int, default=0, help="at most so many studies; 0, the default: all")
+    options.add_argument("--batch-size", type=int, default=32)
+    options.add_argument("--beams", type=int, help="of the search; 1: greedy (default: as the run was trained)")
+    chosen = options.parse_args(arguments)
+    if chosen.batch_size < 1 or chosen.limit < 0 or (chosen.beams is not None and chosen.beams < 1):
+        raise UserError("unicross evaluate: --batch-size and --beams are at least 1, --limit at least 0")
+    evaluate_in(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size, chosen.beams)
+
+
+def evaluate_in(
+    run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32, beams: int | None = None
+) -> None:
+    """Evaluate and print the headline scores of every system."""
+    from unicross_jax.evaluate import evaluate_run
+
+    systems = evaluate_run(run_dir, split, limit, batch_size, beams)
+    shown = ("labels/F1", "coco/BLEU-1", "coco/BLEU-4", "coco/ROUGE-L", "distinct_outputs")
+    for system, scores in systems.items():
+        values = (f"{name} {scores[name]['value'] or 0:.3f}" for name in shown if name in scores)
+        print(f"{system:>24}  " + "  ".join(values))
+    print(f"page: {(run_dir / 'report.html').absolute()}", flush=True)
+
+
+def report(arguments: list[str]) -> None:
+    """Write reports for images."""
+    options = Parser("unicross report", description='Write a report for images, as JSONL rows {"images", "report"}.')
+    options.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG radiographs")
+    options.add_argument("--checkpoint", type=Path, help="run directory, or its model/ (default: the shipped demo)")
+    options.add_argument("--output", type=Path, help="JSONL file to write; default: standard output")
+    options.add_argument("--page", type=Path, help="HTML page to write (default: beside the output)")
+    options.add_argument(
+        "--study",
+        default="each",
+        help="'each': every image is a study (default); 'one': all are one study; else a regular expression, and "
+        "images in whose paths it finds the same text are one study",
+    )
+    options.add_argument("--indication", default="", help="why the images were taken, if the model should know")
+    chosen = options.parse_args(arguments)
+    from unicross_jax.images import report_images
+
+    page = chosen.page or (chosen.output.with_suffix(".html") if chosen.output else Path("unicross-report.html"))
+    report_images(chosen.images, chosen.study, chosen.checkpoint, chosen.indication, chosen.output, page)
+
+
+def ablation(arguments: list[str]) -> None:
+    """Train and evaluate without each part, and print the table."""
+    from unicross_jax.ablation import VARIANTS, as_markdown, run_ablation
+
+    first = Parser("unicross ablation", add_help=False)
+    first.add_argument("--preset", default="demo")
+    first.add_argument("--directory", type=Path)
+    first.add_argument("--variants", nargs="+", default=list(VARIANTS))
+    first.add_argument("--seeds", nargs="+", type=int, default=[0])
+    chosen, rest = first.parse_known_args(arguments)
+    if {"-h", "--help"} & set(rest):
+        names = " ".join(f"'{name}'" for name in VARIANTS)
+        print(f"unicross ablation --directory DIR [--preset NAME] [--seeds 0 1 2] [--variants {names}]\n")
+    config = parse(
+        RunConfig, choose_preset(PRESETS, chosen.preset), rest, f"unicross ablation --preset {chosen.preset}"
+    )
+    if chosen.directory is None:
+        raise UserError("unicross ablation: --directory DIR is missing; name a directory for the runs")
+    print(as_markdown(run_ablation(config, chosen.directory, chosen.variants, chosen.seeds)), flush=True)
+
+
+def demo(arguments: list[str]) -> None:
+    """Train the demo preset and evaluate it beside baselines."""
+    options = Parser("unicross demo", description="Learn to report phantom radiographs with the small shipped CLIP.")
+    options.add_argument("--run-dir", type=Path, default=Path("runs/unicross-demo"))
+    options.add_argument("--fresh", action="store_true", help="start again even where the run is already there")
+    chosen = options.parse_args(arguments)
+    if chosen.fresh and (chosen.run_dir / "config.json").exists():
+        shutil.rmtree(chosen.run_dir)
+    print("UniCrossAdapter demo: reports for drawn radiographs, adapters around a small frozen CLIP", flush=True)
+    train_in(PRESETS["demo"], chosen.run_dir)
+    evaluate_in(chosen.run_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Configuration of UniCrossAdapter training, and the presets: phantoms, IU X-ray and MIMIC-CXR.
+
+The paper gives Adam, learning rate 1e-5, batch 16, weight decay 5e-5 (IU X-ray) and 4e-5 (MIMIC-CXR), dropout 0.09
+and 0.1, 3 + 3 and 6 + 6 layers, 60 and 78 tokens; the authors' code adds AMSGrad, gradients clipped to 0.1, 25 and 2
+epochs and beams of 3. `conditioning = "causal"` and no mirroring are our choices (docs/unicross.md says why).
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from common.optim import OptimConfig
+from common.parallel import MeshConfig, Mode
+from unicross_jax.model import Conditioning
+
+ASSETS = Path(__file__).parent / "assets"
+EMBEDDED_CLIP = ASSETS / "clip"  # made by `python -m unicross_jax.pretrain`
+EMBEDDED_RUN = ASSETS / "demo"  # the model of a demo, for `unicross report` where no run is named
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which studies to learn from, and what a model sees of them."""
+
+    layout: Literal["phantom", "annotation", "openi", "rows", "prepared"] = "phantom"  # drawn; R2Gen; Open-i; your own
+    source: str = ""  # annotation.json; Open-i's reports; JSONL rows; folder made by python -m common.data.builders
+    images: str = ""  # annotation, openi, rows: folder of the images
+    split: str = ""  # openi: R2Gen's split (.json), or a file with the ids of the test part
+    train_size: int = 1200  # phantom studies
+    validation_size: int = 64  # phantom studies
+    test_size: int = 200  # phantom studies
+    phantom_seed: int = 0  # which phantom studies: other seeds draw others
+    views: int = 2  # images of a study that are used, at most
+    cleaning: Literal["lossless", "r2gen-iu", "r2gen-mimic"] = "lossless"  # of reports
+    resize: int = 256  # pixels of the shorter side, before a square of CLIP's image size is cut out
+    degrees: float = 5.0  # training images are turned by at most so much
+    brightness: float = 0.1  # and made brighter or darker by at most this share
+    mirror: bool = False  # and half of them mirrored, against the "left" and "right" of their reports
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabularyConfig:
+    """The tokens of reports."""
+
+    kind: Literal["words", "clip"] = "words"  # words of the training reports, or CLIP's own pieces
+    minimum_count: int = 3  # times that a word must occur in the training reports
+    merged_with: str = ""  # R2Gen's annotation.json of a second corpus, whose frequent words are added
+    merged_minimum_count: int = 10
+    merged_cleaning: Literal["lossless", "r2gen-iu", "r2gen-mimic"] = "r2gen-mimic"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """CLIP, and what is trained around it."""
+
+    clip: str = "embedded"  # RN101.pt, a safetensors file or its directory; "embedded": the small shipped one
+    clip_vocabulary: str = ""  # bpe_simple_vocab_16e6.txt.gz, where `clip` is a published one
+    clip_weights: Literal["trained", "random"] = "trained"  # random: without CLIP's pre-training (Table 2)
+    conditioning: Conditioning = "causal"  # published: the paper's equations, which see the report they predict
+    prompt: str = "chest radiograph"  # causal: what images are coupled with where a study has no indication
+    adapters: Literal["both", "within", "across", "none"] = "both"  # attention within and across modalities
+    modulation: bool = True  # text gates the visual maps (Eq. 5)
+    multi_scale: bool = True  # three visual maps are merged, else the last one alone
+    heads: int = 8
+    vision_layers: int = 3
+    decoder_layers: int = 3
+    dropout: float = 0.09
+    dtype: Literal["float32", "bfloat16"] = "float32"  # CLIP's computation and its frozen weights
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a training run."""
+
+    data: DataConfig = DataConfig()
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
+    epochs: int = 1
+    max_steps: int = 0  # updates after which to end; 0: after all epochs
+    checkpoint_every: int = 100  # updates between checkpoints; the last update always gets one
+    evaluate_every: int = 100  # updates between validations, after which the best checkpoint may change
+    batch_size: int = 16  # studies of one update, over all devices
+    micro_batch: int = 16  # studies that one device takes at a time; the rest is accumulation
+    max_length: int = 60  # tokens of a report with its start and end; a longer one is cut, and counted
+    loss_chunk: int = 128  # positions of each row whose logits exist at one time
+    beams: int = 3  # of generation; 1: greedy
+    seed: int = 0
+    tensorboard: bool = True  # write TensorBoard event files
+    wandb_project: str = ""  # Weights & Biases project to send numbers to; "": none
+
+
+PAPER = OptimConfig(
+    optimizer="amsgrad", learning_rate=1e-5, schedule="constant", warmup_ratio=0.0, weight_decay=5e-5,
+    clip_norm=0.0, clip_value=0.1,
+)  # fmt: skip
+
+PRESETS: dict[str, RunConfig] = {
+    "demo": RunConfig(
+        data=DataConfig(cleaning="r2gen-iu", resize=144),
+        model=ModelConfig(heads=4, vision_layers=1, decoder_layers=2, dropout=0.1),
+        optim=OptimConfig(learning_rate=1.5e-3, warmup_ratio=0.05, weight_decay=0.01),
+        epochs=12,
+        checkpoint_every=50,
+        evaluate_every=50,
+        batch_size=32,
+        micro_batch=32,
+        beams=1,
+    ),
+    "iu-xray": RunConfig(
+        data=DataConfig(layout="annotation", cleaning="r2gen-iu"),
+        model=ModelConfig(clip=""),
+        optim=PAPER,
+        epochs=25,
+    ),
+    "mimic-cxr": RunConfig(
+        data=DataConfig(layout="prepared", cleaning="r2gen-mimic"),
+        vocabulary=VocabularyConfig(minimum_count=10),
+        model=ModelConfig(clip="", vision_layers=6, decoder_layers=6, dropout=0.1),
+        optim=dataclasses.replace(PAPER, weight_decay=4e-5),
+        epochs=2,
+        checkpoint_every=1000,
+        evaluate_every=1000,
+        max_length=78,
+    ),
+}

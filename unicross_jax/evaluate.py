@@ -1,0 +1,191 @@
+"""Scoring a trained run on held-out studies, beside the baselines that any reader should ask for.
+
+Systems: the model; the report of the training study whose images CLIP finds most alike; one constant report. Scores:
+text metrics, and for phantoms precision, recall and F1 over the CheXpert labels that the reports state or suspect. All
+with bootstrap intervals over studies.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from common.config import to_json
+from common.data.phantom_labels import label_report, positive_labels
+from common.data.records import Quarantine
+from common.errors import UserError
+from common.jsonl import write_rows
+from common.logs import METRICS_FILE, read_rows
+from common.metrics.baselines import constant_report
+from common.metrics.bootstrap import summarize
+from common.metrics.codes import code_measure
+from common.metrics.text import evaluate_texts
+from common.models.clip import ModifiedResNet, normalise
+from common.report.environment import environment
+from common.report.page import Example as Shown
+from common.report.page import Page, write_report
+from unicross_jax.data import Example, Part, encode_studies, load_parts, still_view
+from unicross_jax.report import Trained, Written, attention_of, load_trained, studies_of, write_reports
+
+MODEL, NEAREST, CONSTANT = "this run", "nearest training study", "constant report"
+SHOWN = 12
+EMBEDDED_AT_ONCE = 64  # images
+
+Scores = dict[str, Mapping[str, float | None]]
+
+
+def evaluate_run(
+    run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32, beams: int | None = None
+) -> dict[str, Scores]:
+    """Score a run on its test or validation part; writes predictions.jsonl, metrics.json and report.html there.
+
+    `limit` studies at most, if positive. `beams` other than those of the config, if given. Returns scores by system.
+    Raises UserError.
+    """
+    trained = load_trained(run_dir)
+    parts = load_parts(trained.config.data, Quarantine())
+    if split not in parts:
+        raise UserError(f"{run_dir}: the data has no {split} part")
+    train, part = parts["train"], first(parts[split], limit)
+    examples = encoded(trained, part)
+    written = list(write_reports(trained, examples, part.images, batch_size=batch_size, beams=beams))
+    outputs = {
+        MODEL: [report.text for report in written],
+        NEAREST: nearest_reports(trained, train, part),
+        CONSTANT: [constant_report([study.report for study in train.studies])] * len(part.studies),
+    }
+    labelled = trained.config.data.layout == "phantom"
+    systems = {name: score(texts, part, labelled) for name, texts in outputs.items()}
+    write_rows(
+        run_dir / "predictions.jsonl",
+        [
+            {"id": study.id, "prediction": text, "reference": study.report}
+            for study, text in zip(part.studies, outputs[MODEL], strict=True)
+        ],
+    )
+    result = {"split": split, "studies": len(part.studies), "step": trained.step, "systems": systems}
+    (run_dir / "metrics.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_report(run_dir, page(trained, run_dir, part, examples, written, outputs, systems, split))
+    return systems
+
+
+def first(part: Part, limit: int) -> Part:
+    """The first `limit` studies, or all. Raises UserError where there is none."""
+    count = min(limit, len(part.studies)) if limit else len(part.studies)
+    if not count:
+        raise UserError("there is no study to evaluate on")
+    return Part(part.studies[:count], part.images)
+
+
+def encoded(trained: Trained, part: Part) -> list[Example]:
+    """The part as the model is given it."""
+    task, config = trained.task, trained.config
+    prompt, length = config.model.prompt, config.max_length
+    return encode_studies(part.studies, task.tokenizer, task.backbone.tokenizer, prompt, length)[0]
+
+
+def nearest_reports(trained: Trained, train: Part, part: Part) -> list[str]:
+    """For each study the report of the training study with the largest cosine of CLIP's image embeddings."""
+    known, asked = embedded(trained, train), embedded(trained, part)
+    return [train.studies[place].report for place in np.asarray((asked @ known.T).argmax(1))]
+
+
+def embedded(trained: Trained, part: Part) -> Float[np.ndarray, "N E"]:
+    """The mean over a study's views of CLIP's image embeddings, each of length 1."""
+    clip, params = trained.task.model.clip, trained.task.frozen["clip"]["visual"]
+    view = still_view(trained.config.data, clip.image_size)
+
+    @jax.jit
+    def embed(images: Array) -> Array:
+        found: Any = ModifiedResNet(clip).apply({"params": params}, normalise(images))
+        found = found.astype(jnp.float32)
+        return found / jnp.linalg.norm(found, axis=-1, keepdims=True)
+
+    sums = np.zeros((len(part.studies), clip.embed_dim), np.float32)
+    waiting = [(place, image) for place in range(len(sums)) for image in part.images[place]]
+    for start in range(0, len(waiting), EMBEDDED_AT_ONCE):
+        batch = waiting[start : start + EMBEDDED_AT_ONCE]
+        stacked = np.zeros((EMBEDDED_AT_ONCE, clip.image_size, clip.image_size), np.uint8)
+        stacked[: len(batch)] = [view(image) for _, image in batch]
+        np.add.at(sums, [place for place, _ in batch], np.asarray(embed(stacked))[: len(batch)])
+    return sums / np.linalg.norm(sums, axis=-1, keepdims=True)
+
+
+def score(texts: Sequence[str], part: Part, labelled: bool) -> Scores:
+    """All scores of one system: value, low and high by name."""
+    scores: Scores = {}
+    if labelled:
+        stated = [frozenset(positive_labels(label_report(text))) for text in texts]
+        measure = code_measure("labels", stated, [frozenset(study.labels) for study in part.studies])
+        scores |= summarize([measure])
+    measured = evaluate_texts([one_line(text) for text in texts], [one_line(study.report) for study in part.studies])
+    del measured["notes"]  # METEOR without WordNet is None, and shown as absent
+    measured["distinct_outputs"] = {"value": measured["distinct_outputs"]}
+    return scores | {name: {"value": None} if value is None else value for name, value in measured.items()}
+
+
+def one_line(text: str) -> str:
+    """Text with every white space a single space, because the published metrics split on single spaces."""
+    return " ".join(text.split())
+
+
+def page(
+    trained: Trained,
+    run_dir: Path,
+    part: Part,
+    examples: Sequence[Example],
+    written: Sequence[Written],
+    outputs: dict[str, list[str]],
+    systems: dict[str, Scores],
+    split: str,
+) -> Page:
+    """The run page of an evaluation."""
+    name = "labels/F1" if "labels/F1" in systems[MODEL] else "coco/BLEU-4"
+    title = "F1 over the findings that reports state" if name == "labels/F1" else "BLEU-4"
+    shown = {system: f"{scores[name]['value']:.3f}" for system, scores in systems.items()}
+    verdict = (
+        f"{title}: {shown[MODEL]}; {shown[NEAREST]} for the report of the nearest training study, "
+        f"{shown[CONSTANT]} for a constant report."
+    )
+    count = len(part.studies)
+    places = list(range(0, count, count // SHOWN | 1)[:SHOWN])
+    studies = studies_of(trained, examples, part.images, places, len(places))
+    attention = attention_of(trained, studies, [written[place] for place in places])
+    phantoms = trained.config.data.layout == "phantom"
+    notes = [
+        f"{count} {split} studies; best checkpoint: step {trained.step}.",
+        f"Conditioning: {trained.config.model.conditioning}. Attention is that of the decoder to the images, a mean "
+        "over layers and heads; it shows where the model looked, not why it wrote a word.",
+    ]
+    if phantoms:
+        notes.append("The images are drawn, not taken: no number on this page says how a model does on patients.")
+    return Page(
+        title=f"UniCrossAdapter: {'phantom radiographs' if phantoms else trained.config.data.layout}",
+        verdict=verdict,
+        command=shlex.join(["unicross", *sys.argv[1:]]),
+        config=to_json(trained.config),
+        environment=environment(),
+        rows=read_rows(run_dir / METRICS_FILE),
+        systems=systems,
+        headline=[known for known in ("labels/F1", "coco/BLEU-4", "coco/ROUGE-L") if known in systems[MODEL]],
+        examples=[
+            Shown(
+                part.studies[place].id,
+                "",
+                part.studies[place].report,
+                {system: outputs[system][place] for system in (MODEL, NEAREST)},
+                part.studies[place].language,
+                images=list(studies.images[row][studies.view_mask[row]]),
+                attention=attention[row],
+            )
+            for row, place in enumerate(places)
+        ],
+        notes=notes,
+    )

@@ -1,0 +1,111 @@
+"""Reports for one's own images: `unicross report`."""
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.data.images import GreyImage, read_image, resize_shorter
+from common.data.studies import ImageStudy
+from common.errors import UserError
+from common.jsonl import row_writer
+from common.report.environment import environment
+from common.report.page import Example as Shown
+from common.report.page import Page, render
+from common.weights import writing
+from unicross_jax.config import EMBEDDED_RUN
+from unicross_jax.data import encode_studies
+from unicross_jax.report import Trained, attention_of, load_trained, studies_of, write_reports
+
+PHANTOMS_ONLY = (
+    "warning: these weights were trained on drawn phantoms alone and know nothing of patients; "
+    "name a run of your own with --checkpoint"
+)
+
+
+def group_images(images: Sequence[str], study: str) -> list[tuple[str, ...]]:
+    """The images of each study: each image alone, or all in one ("one"), or by what their names have in common.
+
+    `study` is then a regular expression; images in whose paths it finds the same text are one study, in the order
+    given. Raises UserError where it finds nothing.
+    """
+    if not images:
+        raise UserError("unicross report: no image; name one or more PNG or JPEG files")
+    if study == "each":
+        return [(image,) for image in images]
+    if study == "one":
+        return [tuple(images)]
+    groups: dict[str, list[str]] = {}
+    try:
+        pattern = re.compile(study)
+    except re.error as error:
+        raise UserError(f"--study {study}: no regular expression ({error}); expected each, one or one") from error
+    for image in images:
+        found = pattern.search(image)
+        if found is None:
+            raise UserError(f"{image}: --study {study} finds nothing in it; expected what names the study")
+        groups.setdefault(found[0], []).append(image)
+    return [tuple(group) for group in groups.values()]
+
+
+def report_images(
+    images: Sequence[str], study: str, checkpoint: Path | None, indication: str, output: Path | None, page: Path
+) -> None:
+    """Write a row {"images", "report"} for each study, and a page with them. Raises UserError before writing a row."""
+    groups = group_images(images, study)
+    for group in groups:
+        for image in group:
+            if not Path(image).is_file():
+                raise UserError(f"{image}: no such file; expected a PNG or JPEG image")
+    if output is not None and output.exists():
+        raise UserError(f"{output}: exists already; remove it, or give another --output")
+    trained = load_trained(EMBEDDED_RUN if checkpoint is None else checkpoint)
+    if checkpoint is None:
+        print(PHANTOMS_ONLY, file=sys.stderr, flush=True)
+    resize = trained.config.data.resize
+    read: list[tuple[GreyImage, ...]] = [
+        tuple(resize_shorter(read_image(image), resize) for image in group) for group in groups
+    ]
+    task, config = trained.task, trained.config
+    studies = [ImageStudy(" ".join(group), (), "", indication) for group in groups]
+    examples, _ = encode_studies(
+        studies, task.tokenizer, task.backbone.tokenizer, config.model.prompt, config.max_length
+    )
+    written = list(write_reports(trained, examples, read))
+    with row_writer(output) as write:
+        for group, report in zip(groups, written, strict=True):
+            write({"images": list(group), "report": report.text})
+    batch = studies_of(trained, examples, read, range(len(groups)), len(groups))
+    attention = attention_of(trained, batch, written)
+    shown = [
+        Shown(
+            ", ".join(Path(image).name for image in group),
+            "",
+            "",
+            {"report": report.text},
+            images=list(batch.images[row][np.asarray(batch.view_mask[row])]),
+            attention=attention[row],
+        )
+        for row, (group, report) in enumerate(zip(groups, written, strict=True))
+    ]
+    html = render(_page(trained, checkpoint, shown))
+    with writing(page.parent):
+        page.write_text(html, encoding="utf-8")
+    print(f"page: {page.absolute()}", file=sys.stderr, flush=True)
+
+
+def _page(trained: Trained, checkpoint: Path | None, shown: Sequence[Shown]) -> Page:
+    notes = ["Written by a model, not by a physician. It shows where the model looked, not why it wrote a word."]
+    if checkpoint is None:
+        notes.append(PHANTOMS_ONLY.removeprefix("warning: ").capitalize() + ".")
+    return Page(
+        title="Reports by UniCrossAdapter",
+        verdict=f"{len(shown)} {'study' if len(shown) == 1 else 'studies'}.",
+        command=shlex.join(["unicross", *sys.argv[1:]]),
+        environment=environment(),
+        examples=shown,
+        notes=notes,
+    )

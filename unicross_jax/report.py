@@ -1,0 +1,157 @@
+"""Reports for images with a trained model, and where it looked as it wrote each word."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from common.checkpoint import open_checkpoints, restore_trainable
+from common.config import read_config
+from common.data.images import GreyImage
+from common.errors import UserError
+from common.generate import DecodeSettings, row_keys
+from common.parallel import make_layout, place
+from common.types import PyTree
+from common.weights import load_tree, open_tensors
+from unicross_jax.backbone import ReportTokenizer, checkpoint_note, load_backbone, load_words, without_dropout
+from unicross_jax.config import RunConfig
+from unicross_jax.data import Example, stack_studies, still_view
+from unicross_jax.generate import make_generator
+from unicross_jax.model import Net, Studies, init_trainable, run_report
+from unicross_jax.train import VOCABULARY_FILE, Task, make_task, own_names
+
+
+class Trained(NamedTuple):
+    """A model whose weights have been read; `step` is that of the best checkpoint, None of an exported model."""
+
+    config: RunConfig
+    task: Task
+    trainable: PyTree
+    step: int | None
+
+
+class Written(NamedTuple):
+    """A generated report; `complete` is false where it ran into the limit on tokens."""
+
+    text: str
+    token_ids: list[int]
+    complete: bool
+
+
+def load_trained(directory: Path) -> Trained:
+    """The best weights of a run directory, or an exported model. Raises UserError where they do not fit."""
+    config = dataclasses.replace(read_config(RunConfig, directory), parallel="jit")
+    backbone = load_backbone(config.model, config.seed)
+    tokenizer: ReportTokenizer = backbone.tokenizer
+    if config.vocabulary.kind == "words":
+        tokenizer = load_words(directory / VOCABULARY_FILE)
+    task = make_task(config, backbone, tokenizer)
+    key = jax.random.key(config.seed)
+    if (directory / "checkpoints").is_dir():
+        checkpoints = open_checkpoints(directory, dict(checkpoint_note(backbone, task.frozen)))
+        step, trainable = restore_trainable(checkpoints, place(init_trainable(task.model, key), make_layout("jit")))
+        checkpoints.close()
+        return Trained(config, task, trainable, step)
+    if not (directory / "model.safetensors").is_file():
+        raise UserError(f"{directory}: holds no checkpoint and no model.safetensors; train first")
+    shapes = jax.eval_shape(lambda: init_trainable(task.model, key))
+    return Trained(config, task, load_tree(open_tensors(directory), shapes, own_names(shapes), where=directory), None)
+
+
+def write_reports(
+    trained: Trained,
+    examples: Sequence[Example],
+    images: Sequence[tuple[GreyImage, ...]],
+    *,
+    batch_size: int = 32,
+    beams: int | None = None,
+) -> Iterator[Written]:
+    """A report for each study, in order; every batch has the same shape."""
+    task, tokenizer = trained.task, trained.task.tokenizer
+    settings = DecodeSettings(
+        max_new_tokens=trained.config.max_length - 1,
+        beams=trained.config.beams if beams is None else beams,
+        stop_ids=(tokenizer.eos_id,),
+        forbidden_ids=tuple({tokenizer.pad_id, tokenizer.bos_id} - {tokenizer.eos_id}),
+    )
+    generator = make_generator(without_dropout(task.model), settings, tokenizer.bos_id)
+    rows = max(min(batch_size, len(examples)), 1)
+    for start in range(0, len(examples), rows):
+        studies = studies_of(trained, examples, images, range(start, min(start + rows, len(examples))), rows)
+        generated = generator(trained.trainable, task.frozen, studies, row_keys(0, range(start, start + rows)))
+        tokens, lengths = np.asarray(generated.tokens)[:, 0], np.asarray(generated.lengths)[:, 0]
+        for row in range(min(rows, len(examples) - start)):
+            ids = tokens[row, : lengths[row]].tolist()
+            complete = bool(ids) and ids[-1] == tokenizer.eos_id
+            ids = ids[:-1] if complete else ids
+            yield Written(tokenizer.decode(ids), ids, complete)
+
+
+def studies_of(
+    trained: Trained,
+    examples: Sequence[Example],
+    images: Sequence[tuple[GreyImage, ...]],
+    places: Sequence[int],
+    rows: int,
+) -> Studies:
+    """The studies at some places as a batch of `rows`, the rest of them empty."""
+    config = trained.config.data
+    side = trained.task.model.clip.image_size
+    chosen = [*([place] for place in places), *([] for _ in range(rows - len(places)))]
+    views = max(config.views, *(len(images[place]) for place in places))
+    return stack_studies(chosen, examples, images, still_view(config, side), side=side, views=views)
+
+
+def attention_of(
+    trained: Trained, studies: Studies, written: Sequence[Written]
+) -> list[list[tuple[str, Float[np.ndarray, "V h w"]]]]:
+    """For each study the words of its report, and how much the model looked at each place of each view for them.
+
+    The decoder's attention to the images as it wrote the word, a mean over layers and heads and over the pieces of a
+    word; the class token's share is left out.
+    """
+    tokenizer, side = trained.task.tokenizer, trained.task.model.clip.image_size
+    longest = max(1, *(len(report.token_ids) for report in written))
+    tokens = np.full((len(written), longest), tokenizer.pad_id, np.int32)
+    tokens[:, 0] = tokenizer.bos_id
+    for row, report in enumerate(written):
+        tokens[row, 1 : len(report.token_ids)] = report.token_ids[:-1]
+    weights = np.asarray(_memory_attention(trained, studies, tokens))
+    grid = side // 16
+    maps = weights.reshape(*weights.shape[:2], -1, grid, grid)
+    found = []
+    for row, report in enumerate(written):
+        views = np.asarray(studies.view_mask[row])
+        found.append([(word, maps[row, start:end].mean(0)[views]) for word, start, end in words_of(tokenizer, report)])
+    return found
+
+
+def words_of(tokenizer: ReportTokenizer, report: Written) -> Iterator[tuple[str, int, int]]:
+    """The words of a report, each with the range of its tokens. A token continues a word unless a space parts them."""
+    start, before = 0, ""
+    for number in range(len(report.token_ids)):
+        after = tokenizer.decode(report.token_ids[: number + 2])
+        now = tokenizer.decode(report.token_ids[: number + 1])
+        ends = number + 1 == len(report.token_ids) or after[len(now) :].startswith(" ")
+        if ends:
+            if word := now[len(before) :].strip():
+                yield word, start, number + 1
+            start, before = number + 1, now
+
+
+def _memory_attention(trained: Trained, studies: Studies, tokens: Int[np.ndarray, "B T"]) -> Float[Array, "B T V*N"]:
+    config = without_dropout(trained.task.model)
+
+    @jax.jit
+    def run(trainable, frozen, studies, tokens):
+        net = Net(trainable, frozen, config, record="decoder")
+        run_report(net, studies, tokens, jnp.ones(tokens.shape, bool))
+        (weights,) = net.recorded["layers"]["cross_attention"]["weights"]  # [L B H T M]
+        return weights.mean((0, 2))[..., 1:]
+
+    return run(trained.trainable, trained.task.frozen, studies, tokens)

@@ -1,0 +1,237 @@
+"""Training UniCrossAdapter: `train_run` puts the engine around `unicross_jax.model.loss`."""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from flax.traverse_util import flatten_dict
+from jaxtyping import Array
+
+from common.checkpoint import open_checkpoints, restore_trainable
+from common.config import check_run_directory, claim_run_directory, to_json
+from common.data.packing import plan_epochs, plan_in_order
+from common.data.pipeline import make_iterator
+from common.data.records import Quarantine
+from common.data.tokenizers import WordTokenizer, save_words
+from common.errors import UserError
+from common.optim import make_optimizer, make_schedule
+from common.parallel import Layout, check_rows, compile_evaluation, compile_step, make_layout, place, place_batch
+from common.step import init_state, make_train_step
+from common.train_loop import train
+from common.types import LossSum, PyTree, TrainState
+from common.weights import NameMap, Published, published_tensors, write_json, write_tensors, written_whole
+from unicross_jax.backbone import (
+    Backbone,
+    ReportTokenizer,
+    checkpoint_note,
+    frozen_tree,
+    load_backbone,
+    model_config,
+    without_dropout,
+)
+from unicross_jax.config import RunConfig
+from unicross_jax.data import (
+    Example,
+    Part,
+    build_vocabulary,
+    encode_studies,
+    load_parts,
+    report_batch,
+    still_view,
+    training_view,
+)
+from unicross_jax.model import ReportBatch, UniCrossConfig, init_trainable, loss
+
+POSITIVE = ("epochs", "checkpoint_every", "evaluate_every", "batch_size", "micro_batch", "loss_chunk", "beams")
+VOCABULARY_FILE = "vocabulary.json"
+
+
+class Task(NamedTuple):
+    """A run's model before training: the CLIP it stands on, its sizes, the tokens of reports, and the frozen tree."""
+
+    backbone: Backbone
+    model: UniCrossConfig
+    tokenizer: ReportTokenizer
+    frozen: PyTree
+
+
+def check_config(config: RunConfig) -> None:
+    """Raise UserError for a number that makes no sense, before it does harm elsewhere."""
+    least = {name: 1 for name in POSITIVE} | {"max_length": 3, "max_steps": 0}
+    values = {name: getattr(config, name) for name in least}
+    values |= {f"data.{name}": getattr(config.data, name) for name in ("views", "resize", "train_size")}
+    values |= {f"model.{name}": getattr(config.model, name) for name in ("heads", "vision_layers", "decoder_layers")}
+    for name, value in values.items():
+        if value < least.get(name, 1):
+            raise UserError(f"{name}: {value} makes no sense; expected at least {least.get(name, 1)}")
+    if not 0 <= config.model.dropout < 1:
+        raise UserError(f"model.dropout: {config.model.dropout} makes no sense; expected from 0 to below 1")
+
+
+def check_sizes(config: RunConfig, backbone: Backbone) -> None:
+    """Raise UserError where the config does not fit the CLIP."""
+    sizes = backbone.config
+    if config.data.resize < sizes.image_size:
+        raise UserError(
+            f"data.resize: {config.data.resize} pixels, and this CLIP sees {sizes.image_size}; give at least as many"
+        )
+    if config.max_length - 1 > sizes.context_length:
+        raise UserError(
+            f"max_length: {config.max_length} tokens, and this CLIP reads at most {sizes.context_length} and an end; "
+            f"give at most {sizes.context_length + 1}"
+        )
+    if sizes.text_width % (4 * config.model.heads) or sizes.text_width % config.model.heads:
+        raise UserError(
+            f"model.heads: {config.model.heads} heads do not divide the width {sizes.text_width} into multiples of 4"
+        )
+
+
+def make_task(config: RunConfig, backbone: Backbone, tokenizer: ReportTokenizer) -> Task:
+    """The model of a config. Raises UserError where vocabulary and CLIP do not fit."""
+    model = model_config(config, backbone, tokenizer)
+    return Task(backbone, model, tokenizer, frozen_tree(backbone, tokenizer, model))
+
+
+def batch_maker(
+    config: RunConfig, task: Task, examples: Sequence[Example], part: Part, view: Callable
+) -> Callable[..., ReportBatch]:
+    """What turns planned rows into arrays."""
+    return functools.partial(
+        report_batch,
+        examples=examples,
+        images=part.images,
+        view=view,
+        side=task.model.clip.image_size,
+        views=config.data.views,
+        pad_id=task.tokenizer.pad_id,
+    )
+
+
+def make_validation(
+    config: RunConfig, task: Task, examples: Sequence[Example], part: Part, frozen: PyTree, layout: Layout
+) -> Callable[[TrainState], float]:
+    """A function of the state: mean cross-entropy of the reports of `examples`, without dropout or augmentation."""
+    still = without_dropout(task.model)
+
+    def sums(trainable: PyTree, frozen: PyTree, batch: ReportBatch, rng: Array) -> LossSum:
+        return loss(trainable, frozen, batch, rng, config=still, chunk=config.loss_chunk)[0]
+
+    evaluate = compile_evaluation(sums, layout)
+    rng = place(jax.random.key(0), layout)
+    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    lengths, rows = [len(example.tokens) - 1 for example in examples], layout.row_shards * config.micro_batch
+    plan = plan_in_order(lengths, batch_rows=rows, buckets=(config.max_length - 1,))
+    to_arrays = batch_maker(config, task, examples, part, still_view(config.data, task.model.clip.image_size))
+
+    def validation_loss(state: TrainState) -> float:
+        parts = [
+            evaluate(state.trainable, frozen, place_batch(batch, layout), rng)
+            for batch in make_iterator(plan, to_arrays, **here)
+        ]
+        return float(sum(part.total for part in parts) / sum(part.weight for part in parts))
+
+    return validation_loss
+
+
+def export(config: RunConfig, task: Task, trainable: PyTree, directory: Path) -> None:
+    """Write what `unicross report` needs beside CLIP: config, vocabulary and trained weights (safetensors)."""
+    with written_whole(directory) as aside:
+        if jax.process_index() == 0:
+            write_json(aside / "config.json", to_json(config))
+            if isinstance(task.tokenizer, WordTokenizer):
+                save_words(aside / VOCABULARY_FILE, task.tokenizer)
+        write_tensors(aside, published_tensors(trainable, own_names(trainable)))
+
+
+def own_names(trainable: PyTree) -> NameMap:
+    """Tensors named as the leaves of the tree are."""
+    return {path: Published((path,)) for path in flatten_dict(trainable, sep="/")}
+
+
+def train_run(config: RunConfig, run_dir: Path) -> PyTree:
+    """Train, or continue, the run in `run_dir`, and export its best weights there. Returns them.
+
+    Raises UserError for bad input before anything is written.
+    """
+    check_config(config)
+    first_process = jax.process_index() == 0
+    if first_process:
+        check_run_directory(run_dir, config)
+    layout = make_layout(config.parallel, config.mesh)
+    accumulate = max(config.batch_size // (layout.row_shards * config.micro_batch), 1)
+    check_rows(config.batch_size, accumulate, layout)
+    backbone = load_backbone(config.model, config.seed)
+    check_sizes(config, backbone)
+    quarantine = Quarantine()
+    parts = load_parts(config.data, quarantine)
+    for name in ("train", "validation"):
+        if name not in parts:
+            raise UserError(f"data: there is no {name} part; expected at least one study there")
+    tokenizer: ReportTokenizer = backbone.tokenizer
+    if config.vocabulary.kind == "words":
+        tokenizer = build_vocabulary(config.vocabulary, [study.report for study in parts["train"].studies])
+    task = make_task(config, backbone, tokenizer)
+    encode = functools.partial(
+        encode_studies,
+        report_tokenizer=tokenizer,
+        clip_tokenizer=backbone.tokenizer,
+        prompt=config.model.prompt,
+        max_length=config.max_length,
+    )
+    examples, cut = encode(parts["train"].studies)
+    held_out, _ = encode(parts["validation"].studies)
+    plan = plan_epochs(
+        [len(example.tokens) - 1 for example in examples],
+        batch_rows=config.batch_size,
+        epochs=config.epochs,
+        max_length=config.max_length - 1,
+        packing=False,
+        seed=config.seed,
+    )
+    total_steps = min(len(plan), config.max_steps or len(plan))
+    tx = make_optimizer(config.optim, total_steps)
+    note = checkpoint_note(backbone, task.frozen)
+    frozen = place(task.frozen, layout)
+    trainable = place(init_trainable(task.model, jax.random.key(config.seed)), layout)
+    if first_process:
+        claim_run_directory(run_dir, config)
+        quarantine.write(run_dir / "quarantine.jsonl")
+        if isinstance(tokenizer, WordTokenizer):
+            save_words(run_dir / VOCABULARY_FILE, tokenizer)
+        if quarantine:
+            print(quarantine.summary(), flush=True)
+        if cut:
+            print(f"{cut} of {len(examples)} reports were cut at {config.max_length} tokens", flush=True)
+    train_loss = functools.partial(loss, config=task.model, chunk=config.loss_chunk)
+    view = training_view(config.data, task.model.clip.image_size, config.seed)
+    checkpoints = open_checkpoints(run_dir, dict(note))
+    state = train(
+        place(init_state(trainable, tx), layout),
+        frozen,
+        make_iterator(
+            plan,
+            batch_maker(config, task, examples, parts["train"], view),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=min(os.cpu_count() or 1, 16),
+        ),
+        compile_step(lambda axis: make_train_step(train_loss, tx, accumulate, axis), layout),
+        run_dir=run_dir,
+        total_steps=total_steps,
+        rng=place(jax.random.key(config.seed), layout),
+        layout=layout,
+        checkpoints=checkpoints,
+        schedule=make_schedule(config.optim, total_steps),
+        validation_loss=make_validation(config, task, held_out, parts["validation"], frozen, layout),
+        checkpoint_every=config.checkpoint_every,
+        evaluate_every=config.evaluate_every,
+        tensorboard=config.tensorboard,
+        wandb_project=config.wandb_project,
+    )
+    _, best = restore_trainable(checkpoints, state.trainable)
+    checkpoints.close()
+    export(config, task, best, run_dir / "model")
+    return best
