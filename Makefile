@@ -22,6 +22,7 @@ dev: .venv/.dev
 
 demo: setup
 	@$(BIN)/retsta demo --run-dir runs/demo
+	@$(BIN)/unicross demo --run-dir runs/unicross-demo
 
 lint: dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -35,9 +36,11 @@ test: lint types
 bench: dev
 	@$(BIN)/python -m launch bench sft --peer
 	@$(BIN)/python -m launch bench decode --peer
+	@$(BIN)/python -m launch bench unicross --peer
 
 assets: setup
 	@$(BIN)/python -m retsta_jax.make_assets
+	@$(BIN)/python -m unicross_jax.pretrain
 
 format: dev
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

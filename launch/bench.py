@@ -1,19 +1,18 @@
-"""`python -m launch bench sft|decode [--peer]`: how fast this device trains LoRA adapters and generates, as JSON.
+"""`python -m launch bench sft|decode|unicross [--peer]`: how fast this device trains and generates, as JSON.
 
 Without `--peer` nothing beyond jax, flax, optax and numpy is imported, so it runs on a bare image. With `--peer` the
-same work is done by PyTorch (transformers and peft, `launch.peer`) in a child process, in turns with ours, and the
-ratios of the medians are printed. Weights are random: the speed does not depend on them.
+same work is done by PyTorch in a child process, in turns with ours, and the ratios of the medians are printed. Weights
+are random: the speed does not depend on them. `sft` and `decode` are LoRA adapters of a Qwen2 (`launch.peer_qwen2`:
+transformers and peft); `unicross` is `launch.bench_unicross`.
 """
 
 import dataclasses
 import functools
 import json
 import math
-import resource
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ import numpy as np
 from common.data.encode import Example
 from common.data.packing import assemble, first_fit
 from common.errors import Parser
-from common.flops import attended_pairs, forward_flops, sft_flops, utilisation
+from common.flops import attended_pairs, forward_flops, sft_flops
 from common.generate import DecodeSettings, make_generator, padded, row_keys
 from common.lora import LoraConfig, init_lora
 from common.models.attention import choose_implementation
@@ -33,6 +32,8 @@ from common.sampling import GREEDY, Sampling
 from common.sft import sft_loss
 from common.step import init_state, make_train_step
 from common.types import PyTree, TextBatch
+from launch import bench_unicross
+from launch.timing import Timed, about, add_flags, against_goals, compared, in_turns, peak_bytes
 
 GOALS = {"equal_shapes": 1.2, "mixed_lengths": 2.0, "greedy": 3.0, "top_p": 8.0, "samples": 4.0}
 
@@ -83,49 +84,42 @@ CPU = Shape(
     rows=4, length=256, segment=256, examples=32, prompt=64, new_tokens=64, shared_prompt=320, repetitions=2,
 )  # fmt: skip
 LORA = LoraConfig(rank=16, alpha=32.0, dropout=0.0)
-Timed = Callable[[], float]  # does the work once and returns its seconds
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure and print one JSON object. Raises UserError where the peer cannot run."""
-    default = CPU if jax.default_backend() == "cpu" else Shape()
+    on_cpu = jax.default_backend() == "cpu"
     parser = Parser("python -m launch bench", description=__doc__)
-    parser.add_argument("work", choices=("sft", "decode"))
-    parser.add_argument("--peer", action="store_true", help="measure PyTorch beside it, in turns")
-    for field in dataclasses.fields(Shape):
-        value = getattr(default, field.name)
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(value), default=value, help="(%(default)s)")
+    named = cast(Any, lambda prog, **options: Parser(prog, **options))  # argparse gives the name by keyword
+    works = parser.add_subparsers(dest="work", required=True, metavar="sft|decode|unicross", parser_class=named)
+    for work in ("sft", "decode"):
+        add_flags(works.add_parser(work), CPU if on_cpu else Shape())
+    add_flags(works.add_parser("unicross"), bench_unicross.CPU if on_cpu else bench_unicross.Shape())
     options = vars(parser.parse_args(list(arguments)))
     work, with_peer = options.pop("work"), options.pop("peer")
-    print(json.dumps(measure(work, Shape(**options), with_peer), indent=2))
+    if work == "unicross":
+        result = bench_unicross.measure(bench_unicross.Shape(**options), with_peer)
+    else:
+        result = measure(work, Shape(**options), with_peer)
+    print(json.dumps(result, indent=2))
     return 0
 
 
 def measure(work: str, shape: Shape, with_peer: bool) -> dict[str, Any]:
     """What `main` prints: every case with its rates, and where a peer ran its rates and the ratio of the medians."""
-    device, config = jax.devices()[0], shape.config()
-    result: dict[str, Any] = {
-        "work": work,
-        "device": device.device_kind,
-        "devices": len(jax.devices()),
-        "jax": jax.__version__,
-        "shape": dataclasses.asdict(shape),
-        "attention": choose_implementation(shape.attention, shape.length, config.head_dim, jnp.dtype(shape.dtype)),
-    }
+    config = shape.config()
+    result = about(work, shape)
+    result["attention"] = choose_implementation(shape.attention, shape.length, config.head_dim, jnp.dtype(shape.dtype))
     if not with_peer:
         result["cases"] = _cases(work, shape, None)
     else:
         from launch.peer import Peer
 
-        with Peer(dataclasses.asdict(shape), dataclasses.asdict(LORA)) as peer:
+        with Peer("launch.peer_qwen2", {"shape": dataclasses.asdict(shape), "lora": dataclasses.asdict(LORA)}) as peer:
             result["peer"] = peer.versions
             result["cases"] = _cases(work, shape, peer)
-        ratios = {name: case["ratio"] for name, case in result["cases"].items()}
-        result["ratios"] = ratios
-        result["goals"] = {
-            name: {"at_least": GOALS[name], "met": ratio >= GOALS[name]} for name, ratio in ratios.items()
-        }
-    result["peak_bytes"] = _peak_bytes(device)
+        result |= against_goals({name: case["ratio"] for name, case in result["cases"].items()}, GOALS)
+    result["peak_bytes"] = peak_bytes()
     return result
 
 
@@ -228,37 +222,11 @@ def _decode_flops(config: Qwen2Config, lengths: list[int], group: int, new: int)
 
 
 def _in_turns(ours: Timed, theirs: dict[str, Timed], tokens: int, flops: float, repetitions: int) -> dict[str, Any]:
-    """Rates of ours and of the peer's variants, each run once to compile and then in turns A B A B.
-
-    `ratio` is to the first variant, which does what a trainer does by default.
-    """
+    """Rates of ours and of the peer's variants, each run once to compile and then in turns."""
     works = {"ours": ours, **theirs}
-    for work in works.values():
-        work()
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repetitions):
-        for name, work in works.items():
-            seconds[name].append(work())
-    median = statistics.median(seconds["ours"])
-    result: dict[str, Any] = {
-        **_rates(seconds["ours"], tokens),
-        "model_tflops": flops / median / 1e12,
-        "utilisation": utilisation(flops, median, jax.devices()),
-    }
-    if theirs:
-        result["peer"] = {name: _rates(seconds[name], tokens) for name in theirs}
-        ratios = [result["tokens_per_second"] / variant["tokens_per_second"] for variant in result["peer"].values()]
-        result["ratio"], result["ratio_to_best"] = ratios[0], min(ratios)
-    return result
-
-
-def _rates(seconds: list[float], tokens: int) -> dict[str, Any]:
-    return {
-        "tokens_per_second": tokens / statistics.median(seconds),
-        "lowest": tokens / max(seconds),
-        "highest": tokens / min(seconds),
-        "seconds": statistics.median(seconds),
-    }
+    in_turns(works, 1)
+    seconds = in_turns(works, repetitions)
+    return compared(seconds.pop("ours"), seconds, tokens, "tokens", flops, jax.devices())
 
 
 def make_update(shape: Shape) -> Callable[[TextBatch], None]:
@@ -318,11 +286,3 @@ def _padded_batches(examples: list[Example], rows: int) -> list[dict[str, list[l
             labels[i, example.answer_start : n] = example.tokens[example.answer_start :]
         batches.append({"tokens": tokens.tolist(), "labels": labels.tolist(), "mask": mask.tolist()})
     return batches
-
-
-def _peak_bytes(device: jax.Device) -> int:
-    """Most bytes in use on an accelerator; on a CPU, the most this process has held."""
-    statistics_of_device = device.memory_stats() or {}
-    if "peak_bytes_in_use" in statistics_of_device:
-        return int(statistics_of_device["peak_bytes_in_use"])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

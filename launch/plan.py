@@ -37,6 +37,7 @@ from common.parallel import Layout, Rules, batch_sharding, make_layout, sharding
 from common.sft import sft_loss
 from common.step import init_state, make_train_step
 from common.types import PyTree, TextBatch
+from launch import plan_unicross
 from retsta_jax.config import EMBEDDED_BASE, PRESETS, RetstaConfig
 
 GIB = 2**30
@@ -73,7 +74,8 @@ class Compiled(NamedTuple):
 def main(arguments: Sequence[str]) -> int:
     """Print the plan as one JSON object. Raises UserError for an unknown preset or topology, or without libtpu."""
     parser = Parser("python -m launch plan", description=__doc__)
-    parser.add_argument("--preset", required=True, help="one of " + ", ".join(PRESETS))
+    names = [*PRESETS, *plan_unicross.PLANNED]
+    parser.add_argument("--preset", required=True, help="one of " + ", ".join(names))
     parser.add_argument("--topology", required=True, help="v5e:2x4, v6e:4x8, v5p:2x2x1, ...")
     parser.add_argument("--micro-batch", type=int, help="rows of one device; given, no other is tried (preset's)")
     parser.add_argument("--sequence", type=int, help="tokens of a row (preset's)")
@@ -84,7 +86,13 @@ def main(arguments: Sequence[str]) -> int:
     # Three times faster to compile; where both efforts were compared, this one took 13% more memory.
     jax.config.update("jax_exec_time_optimization_effort", -1.0)
 
-    config = choose_preset(PRESETS, options.preset)
+    if options.preset in plan_unicross.PLANNED:
+        if options.remat or options.sequence:
+            raise UserError(f"--preset {options.preset}: --remat and --sequence are for text models; leave them out")
+        found = plan_unicross.make_plan(options.preset, options.topology, options.micro_batch, options.loss_chunk)
+        print(json.dumps({"preset": options.preset, **found}, indent=2))
+        return 0
+    config = choose_preset(PRESETS | dict.fromkeys(plan_unicross.PLANNED, RetstaConfig()), options.preset)
     changes = {"remat": options.remat, "loss_chunk": options.loss_chunk}
     model = dataclasses.replace(config.model, **{name: value for name, value in changes.items() if value})
     config = dataclasses.replace(
@@ -240,18 +248,23 @@ def compile_step_for(config: RetstaConfig, sizes: Qwen2Config, layout: Layout) -
     loss = functools.partial(sft_loss, config=sizes, lora=config.lora, chunk=config.model.loss_chunk)
     kept = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(make_train_step(loss, tx, batch["accumulate"]), donate_argnums=0, out_shardings=(kept, None))
-    arguments = (state, abstract(frozen, layout, SHARDING_RULES), TextBatch(*arrays), key)
+    return compile_abstract(step, (state, abstract(frozen, layout, SHARDING_RULES), TextBatch(*arrays), key), layout)[0]
+
+
+def compile_abstract(step: Any, arguments: Sequence[PyTree], layout: Layout) -> tuple[Compiled, Any]:
+    """What the compiler says of a jitted step for abstract arguments; and the program, None where it does not fit."""
     started = time.perf_counter()
     with layout.context():
         lowered = step.lower(*arguments)
         try:
             with quiet_stderr():
-                memory = lowered.compile().memory_analysis()
+                program = lowered.compile()
+                memory = program.memory_analysis()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             placed, temporary = device_bytes(arguments), temporaries_refused(str(error))
-            return Compiled(False, placed + temporary, placed, temporary, time.perf_counter() - started)
+            return Compiled(False, placed + temporary, placed, temporary, time.perf_counter() - started), None
     if memory is None:
         raise UserError("plan: this libtpu reports no memory; install the version of uv.lock")
     total = (
@@ -262,7 +275,7 @@ def compile_step_for(config: RetstaConfig, sizes: Qwen2Config, layout: Layout) -
         + memory.generated_code_size_in_bytes
     )
     seconds = time.perf_counter() - started
-    return Compiled(True, total, memory.argument_size_in_bytes, memory.temp_size_in_bytes, seconds)
+    return Compiled(True, total, memory.argument_size_in_bytes, memory.temp_size_in_bytes, seconds), program
 
 
 def temporaries_refused(message: str) -> int:

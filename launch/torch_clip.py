@@ -1,4 +1,7 @@
-"""OpenAI's CLIP with a ResNet in plain PyTorch, by the published architecture: the independent side of parity tests."""
+"""OpenAI's CLIP with a ResNet in plain PyTorch, by the published architecture and with its names.
+
+The independent side of the parity tests and of `launch bench unicross --peer`.
+"""
 
 import math
 
@@ -8,6 +11,8 @@ from torch.nn import functional
 
 
 class TorchBottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions with a residual; strides are average pools."""
+
     def __init__(self, inputs, planes, stride):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(inputs, planes, 1, bias=False), nn.BatchNorm2d(planes)
@@ -25,6 +30,8 @@ class TorchBottleneck(nn.Module):
 
 
 class TorchAttentionPool(nn.Module):
+    """Attention over the positions of the last map: of their mean (`forward`), or of each of them (`dense`)."""
+
     def __init__(self, grid, width, heads, embed_dim):
         super().__init__()
         self.heads = heads
@@ -37,6 +44,7 @@ class TorchAttentionPool(nn.Module):
         self.c_proj = nn.Linear(width, embed_dim)
 
     def attend(self, queries, keys):
+        """Of [positions B width] to such."""
         out, _ = functional.multi_head_attention_forward(
             queries, keys, keys, queries.shape[-1], self.heads, None,
             torch.cat([self.q_proj.bias, self.k_proj.bias, self.v_proj.bias]), None, None, False, 0.0,
@@ -51,6 +59,7 @@ class TorchAttentionPool(nn.Module):
         return self.attend(x[:1], x)[0]
 
     def dense(self, x):
+        """Every position of a map [B width h w] attends to all; without the mean token."""
         batch, width, height, columns = x.shape
         grid = math.isqrt(len(self.positional_embedding) - 1)
         positions = self.positional_embedding[1:].T.reshape(1, width, grid, grid)
@@ -61,6 +70,8 @@ class TorchAttentionPool(nn.Module):
 
 
 class TorchResNet(nn.Module):
+    """The image side: NCHW images to embeddings."""
+
     def __init__(self, config):
         super().__init__()
         width = config.vision_width
@@ -78,42 +89,48 @@ class TorchResNet(nn.Module):
         self.attnpool = TorchAttentionPool(config.image_size // 32, inputs, inputs // 64, config.embed_dim)
 
     def stem(self, x):
-        for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
+        """Images to the input of layer1."""
+        for number in (1, 2, 3):
+            conv, norm = self.get_submodule(f"conv{number}"), self.get_submodule(f"bn{number}")
             x = functional.relu(norm(conv(x)))
         return functional.avg_pool2d(x, 2)
 
     def forward(self, x):
-        return self.attnpool(self.layer4(self.layer3(self.layer2(self.layer1(self.stem(x))))))
+        x = self.stem(x)
+        for number in (1, 2, 3, 4):
+            x = self.get_submodule(f"layer{number}")(x)
+        return self.attnpool(x)
 
 
 class TorchTextBlock(nn.Module):
+    """A causal pre-norm layer with QuickGELU, on [T B D]."""
+
     def __init__(self, width, heads, length):
         super().__init__()
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = nn.MultiheadAttention(width, heads)
-        self.mlp = nn.Sequential()
-        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
-        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
-        self.attn_mask = torch.full((length, length), -torch.inf).triu(1)
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
+        self.attn_mask: torch.Tensor
+        self.register_buffer("attn_mask", torch.full((length, length), -torch.inf).triu(1), persistent=False)
 
-    def forward(self, x):  # [T B D]
+    def forward(self, x):
         y = self.ln_1(x)
         x = x + self.attn(y, y, y, need_weights=False, attn_mask=self.attn_mask[: len(x), : len(x)])[0]
-        y = self.mlp.c_fc(self.ln_2(x))
-        return x + self.mlp.c_proj(y * torch.sigmoid(1.702 * y))
+        y = self.mlp["c_fc"](self.ln_2(x))
+        return x + self.mlp["c_proj"](y * torch.sigmoid(1.702 * y))
 
 
 class TorchClip(nn.Module):
+    """Both sides; `config` has the sizes of `common.models.clip.ClipConfig`."""
+
     def __init__(self, config):
         super().__init__()
         self.visual = TorchResNet(config)
-        self.transformer = nn.Module()
-        self.transformer.resblocks = nn.Sequential(
-            *(
-                TorchTextBlock(config.text_width, config.text_heads, config.context_length)
-                for _ in range(config.text_layers)
-            )
+        blocks = (
+            TorchTextBlock(config.text_width, config.text_heads, config.context_length)
+            for _ in range(config.text_layers)
         )
+        self.transformer = nn.ModuleDict({"resblocks": nn.Sequential(*blocks)})
         self.token_embedding = nn.Embedding(config.vocab_size, config.text_width)
         self.positional_embedding = nn.Parameter(torch.randn(config.context_length, config.text_width))
         self.ln_final = nn.LayerNorm(config.text_width)
@@ -123,10 +140,11 @@ class TorchClip(nn.Module):
             self.register_buffer(name, torch.tensor(getattr(config, name, config.image_size)))
 
     def embed(self, ids):
+        """Tokens [B T] to the input of the blocks [T B D]."""
         return (self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]).transpose(0, 1)
 
     def forward(self, images, ids):
-        x = self.ln_final(self.transformer.resblocks(self.embed(ids)).transpose(0, 1))
+        x = self.ln_final(self.transformer["resblocks"](self.embed(ids)).transpose(0, 1))
         return self.visual(images), x[torch.arange(len(ids)), ids.argmax(-1)] @ self.text_projection
 
 
@@ -134,6 +152,8 @@ def randomise(model: nn.Module) -> nn.Module:
     """The model in evaluation mode with random normalisations, BatchNorm's statistics included."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
             nn.init.normal_(module.running_mean, std=0.3)

@@ -1,8 +1,8 @@
-"""UniCrossAdapter in plain PyTorch: the independent side of the parity tests.
+"""UniCrossAdapter in plain PyTorch: the independent side of the parity tests and of `launch bench unicross --peer`.
 
 Built from the equations of the paper as restated in the project's notes, Eq. 3 as printed (cross-attention reads the
-other modality after its self-attention). It is slow, explicit and float32: it computes the forward pass of evaluation
-mode, so it has no dropout, and every BatchNorm is a folded scale and bias.
+other modality after its self-attention). It is explicit: it has no dropout, and every BatchNorm outside CLIP is a
+folded scale and bias.
 
 Letters of the shapes: B batch, V views, S text positions, N visual tokens (row-major), D width, C channels, h w grid.
 "Grid" is the grid of CLIP's layer3 (14 x 14 at 224); layer2 has twice its side and layer4 half.
@@ -62,7 +62,7 @@ class UniCrossAdapter(nn.Module):
         end: Int[Tensor, "B"] | None = None,
         causal: bool = False,
     ) -> dict[str, Any]:
-        """Logits [B S vocabulary] and what leads to them; "views" holds one dict per view (see `encode_view`).
+        """Logits [B S vocabulary] and what leads to them; "views" holds one dict per view (see `encode_images`).
 
         mask is True at real tokens; position 0 must be real, or the first causal query would have no key. end replaces
         the position of the global text feature; causal makes the self-attention of the text adapters causal. It does
@@ -73,21 +73,26 @@ class UniCrossAdapter(nn.Module):
         mask = mask.bool()
         if not mask[:, 0].all():
             raise ValueError("a text starts with padding: pad on the right")
-        views = [self.encode_view(image, ids, mask, end, causal) for image in images.unbind(1)]
+        # Published: the largest id stands for "end of text", whatever the vocabulary; the first one if it repeats.
+        end = ids.argmax(-1) if end is None else end
+        count = images.shape[1]
+        own, real, last = (x.repeat_interleave(count, 0) for x in (ids, mask, end))  # the text of each image
+        read = self.encode_images(images.flatten(0, 1), own, real, last, causal)
+        views = [by_view(read, count, view) for view in range(count)]
         memory = self.encoder([view["fused"] for view in views])
         text = torch.stack([view["text"] for view in views]).sum(0)
         hidden = self.decoder(text, memory, mask)
         return {"views": views, "memory": memory, "text": text, "hidden": hidden, "logits": self.logits(hidden)}
 
-    def encode_view(self, image: Float[Tensor, "B 3 H W"], ids, mask, end, causal) -> dict[str, Any]:
-        """CLIP with adapters, then fusion (Eq. 1-6).
+    def encode_images(self, images: Float[Tensor, "B 3 H W"], ids, mask, end, causal) -> dict[str, Any]:
+        """CLIP with adapters, then fusion (Eq. 1-6), of single images with their texts.
 
         Lists of three, by stage: reduced_visual, reduced_text, interacted_visual, interacted_text [B N adapter_width];
         adapted_visual [B C h w], adapted_text [B S D] (the recovered sums); projected, modulated [B D h w].
         Single: pooled [B embed h w], text [B S D], global_text [B embed], fused [B D h w].
         """
         clip = self.clip
-        visual = clip.layer1(clip.stem(image))
+        visual = clip.layer1(clip.stem(images))
         text = clip.token_embedding(ids) + clip.positional_embedding[: ids.shape[1]]
         group = len(clip.blocks) // 3
         stages: list[dict[str, Tensor]] = []
@@ -99,8 +104,6 @@ class UniCrossAdapter(nn.Module):
             visual, text = stages[-1]["adapted_visual"], stages[-1]["adapted_text"]
 
         text = clip.ln_final(text)
-        # Published: the largest id stands for "end of text", whatever the vocabulary; the first one if it repeats.
-        end = ids.argmax(-1) if end is None else end
         global_text = text[torch.arange(len(text), device=text.device), end] @ clip.text_projection
         pooled = clip.dense_pool(visual)
         maps = [stages[0]["adapted_visual"], stages[1]["adapted_visual"], pooled]
@@ -295,6 +298,14 @@ def from_grid(stage: int, inputs: int, outputs: int) -> nn.Module:
     """The convolution that takes the common grid back to the side of stage 0, 1 or 2."""
     kind, size = ((nn.ConvTranspose2d, 2), (nn.ConvTranspose2d, 1), (nn.Conv2d, 2))[stage]
     return kind(inputs, outputs, size, stride=size, bias=False)
+
+
+def by_view(read: dict[str, Any], count: int, view: int) -> dict[str, Any]:
+    """What was read of every `count`-th image, from image `view` on; leaves are tensors or lists of tensors."""
+    return {
+        name: [part[view::count] for part in leaf] if isinstance(leaf, list) else leaf[view::count]
+        for name, leaf in read.items()
+    }
 
 
 def tokens(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B N C"]:

@@ -26,7 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no-modulation": {"modulation": False},
     "single-scale": {"multi_scale": False},
 }
-SHOWN = ("labels/F1", "coco/BLEU-1", "coco/BLEU-2", "coco/BLEU-3", "coco/BLEU-4", "coco/ROUGE-L", "distinct_outputs")
+SHOWN = ("findings/F1", "coco/BLEU-1", "coco/BLEU-2", "coco/BLEU-3", "coco/BLEU-4", "coco/ROUGE-L", "distinct_outputs")
 
 
 def variant(config: RunConfig, name: str) -> RunConfig:

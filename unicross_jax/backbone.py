@@ -78,7 +78,11 @@ def load_words(file: Path) -> WordTokenizer:
 def model_config(config: RunConfig, backbone: Backbone, tokenizer: ReportTokenizer) -> UniCrossConfig:
     """Sizes of the whole model, and what its ablation leaves out."""
     model = config.model
-    parts = {"within": model.adapters in ("both", "within"), "across": model.adapters in ("both", "across")}
+    adapters = AdapterConfig(
+        dropout=model.adapter_dropout,
+        within=model.adapters in ("both", "within"),
+        across=model.adapters in ("both", "across"),
+    )
     return UniCrossConfig(
         clip=backbone.config,
         vocabulary=tokenizer.vocab_size,
@@ -87,7 +91,7 @@ def model_config(config: RunConfig, backbone: Backbone, tokenizer: ReportTokeniz
         vision_layers=model.vision_layers,
         decoder_layers=model.decoder_layers,
         dropout=model.dropout,
-        adapters=None if model.adapters == "none" else AdapterConfig(**parts),
+        adapters=None if model.adapters == "none" else adapters,
         modulation=model.modulation,
         multi_scale=model.multi_scale,
     )

@@ -80,7 +80,7 @@ def evaluate_in(
     from unicross_jax.evaluate import evaluate_run
 
     systems = evaluate_run(run_dir, split, limit, batch_size, beams)
-    shown = ("labels/F1", "coco/BLEU-1", "coco/BLEU-4", "coco/ROUGE-L", "distinct_outputs")
+    shown = ("findings/F1", "coco/BLEU-1", "coco/BLEU-4", "coco/ROUGE-L", "distinct_outputs")
     for system, scores in systems.items():
         values = (f"{name} {scores[name]['value'] or 0:.3f}" for name in shown if name in scores)
         print(f"{system:>24}  " + "  ".join(values))

@@ -64,7 +64,8 @@ class ModelConfig:
     heads: int = 8
     vision_layers: int = 3
     decoder_layers: int = 3
-    dropout: float = 0.09
+    dropout: float = 0.09  # of vision Transformer and decoder
+    adapter_dropout: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"  # CLIP's computation and its frozen weights
 
 
@@ -99,8 +100,8 @@ PAPER = OptimConfig(
 
 PRESETS: dict[str, RunConfig] = {
     "demo": RunConfig(
-        data=DataConfig(cleaning="r2gen-iu", resize=144),
-        model=ModelConfig(heads=4, vision_layers=1, decoder_layers=2, dropout=0.1),
+        data=DataConfig(cleaning="r2gen-iu", resize=72),
+        model=ModelConfig(heads=4, vision_layers=1, decoder_layers=2, dropout=0.0, adapter_dropout=0.0),
         optim=OptimConfig(learning_rate=1.5e-3, warmup_ratio=0.05, weight_decay=0.01),
         epochs=12,
         checkpoint_every=50,

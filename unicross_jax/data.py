@@ -183,13 +183,20 @@ def annotation_reports(annotation: str) -> list[str]:
 
 
 def encode_studies(
-    studies: Sequence[ImageStudy], report_tokenizer: CanEncode, clip_tokenizer: CanEncode, prompt: str, max_length: int
+    studies: Sequence[ImageStudy],
+    report_tokenizer: CanEncode,
+    clip_tokenizer: CanEncode,
+    *,
+    prompt: str,
+    max_length: int,
+    condition_length: int,
 ) -> tuple[list[Example], int]:
     """Examples, and how many reports were cut because they have more than `max_length` tokens, start and end included.
 
     A report that is cut has no end token: it would teach to stop too early.
     """
-    conditions, ends = token_rows(clip_tokenizer, [study.indication or prompt for study in studies], CONDITION_TOKENS)
+    known = [study.indication or prompt for study in studies]
+    conditions, ends = token_rows(clip_tokenizer, known, condition_length)
     examples, cut = [], 0
     for study, condition, end in zip(studies, conditions, ends, strict=True):
         tokens = [report_tokenizer.bos_id, *report_tokenizer.encode(study.report), report_tokenizer.eos_id]
@@ -258,7 +265,7 @@ def stack_studies(
     """The images and conditions of rows of at most one study, as numpy."""
     stacked = np.zeros((len(rows), views, side, side), np.uint8)
     mask = np.zeros((len(rows), views), bool)
-    conditions = np.zeros((len(rows), CONDITION_TOKENS), np.int32)
+    conditions = np.zeros((len(rows), len(examples[0].condition)), np.int32)
     ends = np.zeros(len(rows), np.int32)
     for place, row in enumerate(rows):
         for index in row:

@@ -18,6 +18,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from common.config import to_json
+from common.data.images import GreyImage, resize_crop
+from common.data.phantom import make_phantom
 from common.data.phantom_labels import label_report, positive_labels
 from common.data.records import Quarantine
 from common.errors import UserError
@@ -31,11 +33,13 @@ from common.models.clip import ModifiedResNet, normalise
 from common.report.environment import environment
 from common.report.page import Example as Shown
 from common.report.page import Page, write_report
-from unicross_jax.data import Example, Part, encode_studies, load_parts, still_view
+from unicross_jax.data import PHANTOM_PLACES, Example, Part, load_parts, still_view
 from unicross_jax.report import Trained, Written, attention_of, load_trained, studies_of, write_reports
+from unicross_jax.train import encode
 
 MODEL, NEAREST, CONSTANT = "this run", "nearest training study", "constant report"
-SHOWN = 12
+NO_FINDING = "No Finding"
+SHOWN, SHOWN_SIDE = 12, 256  # examples on the page; pixels of their images, at least where they can be drawn
 EMBEDDED_AT_ONCE = 64  # images
 
 Scores = dict[str, Mapping[str, float | None]]
@@ -54,7 +58,7 @@ def evaluate_run(
     if split not in parts:
         raise UserError(f"{run_dir}: the data has no {split} part")
     train, part = parts["train"], first(parts[split], limit)
-    examples = encoded(trained, part)
+    examples, _ = encode(trained.config, trained.task, part.studies)
     written = list(write_reports(trained, examples, part.images, batch_size=batch_size, beams=beams))
     outputs = {
         MODEL: [report.text for report in written],
@@ -76,19 +80,22 @@ def evaluate_run(
     return systems
 
 
+def shown_images(trained: Trained, part: Part, split: str, place: int) -> list[GreyImage]:
+    """The squares that the model saw of a study, to look at: phantoms are drawn again, larger."""
+    config, side = trained.config.data, trained.task.model.clip.image_size
+    if config.layout != "phantom" or side >= SHOWN_SIDE:
+        return [resize_crop(image, config.resize, side) for image in part.images[place]]
+    resize = config.resize * SHOWN_SIDE // side
+    phantom = make_phantom(config.phantom_seed, PHANTOM_PLACES[split] + place, resize)
+    return [resize_crop(image, resize, SHOWN_SIDE) for image in (phantom.frontal, phantom.lateral)[: config.views]]
+
+
 def first(part: Part, limit: int) -> Part:
     """The first `limit` studies, or all. Raises UserError where there is none."""
     count = min(limit, len(part.studies)) if limit else len(part.studies)
     if not count:
         raise UserError("there is no study to evaluate on")
     return Part(part.studies[:count], part.images)
-
-
-def encoded(trained: Trained, part: Part) -> list[Example]:
-    """The part as the model is given it."""
-    task, config = trained.task, trained.config
-    prompt, length = config.model.prompt, config.max_length
-    return encode_studies(part.studies, task.tokenizer, task.backbone.tokenizer, prompt, length)[0]
 
 
 def nearest_reports(trained: Trained, train: Part, part: Part) -> list[str]:
@@ -122,9 +129,10 @@ def score(texts: Sequence[str], part: Part, labelled: bool) -> Scores:
     """All scores of one system: value, low and high by name."""
     scores: Scores = {}
     if labelled:
-        stated = [frozenset(positive_labels(label_report(text))) for text in texts]
-        measure = code_measure("labels", stated, [frozenset(study.labels) for study in part.studies])
-        scores |= summarize([measure])
+        # Without "No Finding", which a report that never finds anything would get right often.
+        stated = [frozenset(positive_labels(label_report(text))) - {NO_FINDING} for text in texts]
+        known = [frozenset(study.labels) - {NO_FINDING} for study in part.studies]
+        scores |= summarize([code_measure("findings", stated, known)])
     measured = evaluate_texts([one_line(text) for text in texts], [one_line(study.report) for study in part.studies])
     del measured["notes"]  # METEOR without WordNet is None, and shown as absent
     measured["distinct_outputs"] = {"value": measured["distinct_outputs"]}
@@ -147,8 +155,8 @@ def page(
     split: str,
 ) -> Page:
     """The run page of an evaluation."""
-    name = "labels/F1" if "labels/F1" in systems[MODEL] else "coco/BLEU-4"
-    title = "F1 over the findings that reports state" if name == "labels/F1" else "BLEU-4"
+    name = "findings/F1" if "findings/F1" in systems[MODEL] else "coco/BLEU-4"
+    title = "F1 over the findings that reports state" if name == "findings/F1" else "BLEU-4"
     shown = {system: f"{scores[name]['value']:.3f}" for system, scores in systems.items()}
     verdict = (
         f"{title}: {shown[MODEL]}; {shown[NEAREST]} for the report of the nearest training study, "
@@ -174,7 +182,7 @@ def page(
         environment=environment(),
         rows=read_rows(run_dir / METRICS_FILE),
         systems=systems,
-        headline=[known for known in ("labels/F1", "coco/BLEU-4", "coco/ROUGE-L") if known in systems[MODEL]],
+        headline=[known for known in ("findings/F1", "coco/BLEU-4", "coco/ROUGE-L") if known in systems[MODEL]],
         examples=[
             Shown(
                 part.studies[place].id,
@@ -182,7 +190,7 @@ def page(
                 part.studies[place].report,
                 {system: outputs[system][place] for system in (MODEL, NEAREST)},
                 part.studies[place].language,
-                images=list(studies.images[row][studies.view_mask[row]]),
+                images=shown_images(trained, part, split, place),
                 attention=attention[row],
             )
             for row, place in enumerate(places)

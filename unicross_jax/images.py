@@ -17,8 +17,8 @@ from common.report.page import Example as Shown
 from common.report.page import Page, render
 from common.weights import writing
 from unicross_jax.config import EMBEDDED_RUN
-from unicross_jax.data import encode_studies
 from unicross_jax.report import Trained, attention_of, load_trained, studies_of, write_reports
+from unicross_jax.train import encode
 
 PHANTOMS_ONLY = (
     "warning: these weights were trained on drawn phantoms alone and know nothing of patients; "
@@ -69,11 +69,8 @@ def report_images(
     read: list[tuple[GreyImage, ...]] = [
         tuple(resize_shorter(read_image(image), resize) for image in group) for group in groups
     ]
-    task, config = trained.task, trained.config
     studies = [ImageStudy(" ".join(group), (), "", indication) for group in groups]
-    examples, _ = encode_studies(
-        studies, task.tokenizer, task.backbone.tokenizer, config.model.prompt, config.max_length
-    )
+    examples, _ = encode(trained.config, trained.task, studies)
     written = list(write_reports(trained, examples, read))
     with row_writer(output) as write:
         for group, report in zip(groups, written, strict=True):

@@ -228,7 +228,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output", type=Path, default=EMBEDDED_CLIP, help="directory of the finished CLIP")
     parser.add_argument("--work", type=Path, default=Path("runs/clip"), help="run directory; continues if interrupted")
     parser.add_argument("--studies", type=int, default=6_000, help="phantom studies to learn from")
-    parser.add_argument("--steps", type=int, default=2400, help="updates")
+    parser.add_argument("--steps", type=int, default=1400, help="updates")
     parser.add_argument("--rows", type=int, default=64, help="studies of an update; each is compared with the others")
     options = parser.parse_args(arguments)
     make(options.output, options.work, options.studies, options.steps, options.rows)

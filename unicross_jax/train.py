@@ -15,6 +15,7 @@ from common.config import check_run_directory, claim_run_directory, to_json
 from common.data.packing import plan_epochs, plan_in_order
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
+from common.data.studies import ImageStudy
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
 from common.optim import make_optimizer, make_schedule
@@ -34,6 +35,7 @@ from unicross_jax.backbone import (
 )
 from unicross_jax.config import RunConfig
 from unicross_jax.data import (
+    CONDITION_TOKENS,
     Example,
     Part,
     build_vocabulary,
@@ -67,8 +69,9 @@ def check_config(config: RunConfig) -> None:
     for name, value in values.items():
         if value < least.get(name, 1):
             raise UserError(f"{name}: {value} makes no sense; expected at least {least.get(name, 1)}")
-    if not 0 <= config.model.dropout < 1:
-        raise UserError(f"model.dropout: {config.model.dropout} makes no sense; expected from 0 to below 1")
+    for name in ("dropout", "adapter_dropout"):
+        if not 0 <= (rate := getattr(config.model, name)) < 1:
+            raise UserError(f"model.{name}: {rate} makes no sense; expected from 0 to below 1")
 
 
 def check_sizes(config: RunConfig, backbone: Backbone) -> None:
@@ -93,6 +96,18 @@ def make_task(config: RunConfig, backbone: Backbone, tokenizer: ReportTokenizer)
     """The model of a config. Raises UserError where vocabulary and CLIP do not fit."""
     model = model_config(config, backbone, tokenizer)
     return Task(backbone, model, tokenizer, frozen_tree(backbone, tokenizer, model))
+
+
+def encode(config: RunConfig, task: Task, studies: Sequence[ImageStudy]) -> tuple[list[Example], int]:
+    """Examples for the model of a config, and how many reports were cut."""
+    return encode_studies(
+        studies,
+        task.tokenizer,
+        task.backbone.tokenizer,
+        prompt=config.model.prompt,
+        max_length=config.max_length,
+        condition_length=min(CONDITION_TOKENS, task.model.clip.context_length),
+    )
 
 
 def batch_maker(
@@ -174,15 +189,8 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
     if config.vocabulary.kind == "words":
         tokenizer = build_vocabulary(config.vocabulary, [study.report for study in parts["train"].studies])
     task = make_task(config, backbone, tokenizer)
-    encode = functools.partial(
-        encode_studies,
-        report_tokenizer=tokenizer,
-        clip_tokenizer=backbone.tokenizer,
-        prompt=config.model.prompt,
-        max_length=config.max_length,
-    )
-    examples, cut = encode(parts["train"].studies)
-    held_out, _ = encode(parts["validation"].studies)
+    examples, cut = encode(config, task, parts["train"].studies)
+    held_out, _ = encode(config, task, parts["validation"].studies)
     plan = plan_epochs(
         [len(example.tokens) - 1 for example in examples],
         batch_rows=config.batch_size,

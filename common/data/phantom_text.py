@@ -25,6 +25,7 @@ from common.data.phantom_words import (
     DENIALS,
     DENIED,
     HEDGED,
+    INTACT_BONES,
     LABEL_OF,
     MAYBE_PNEUMONIA,
     NORMAL_BOTH,
@@ -93,7 +94,7 @@ def write_report(study: Study) -> tuple[str, Labels]:
     draft.labels |= {"Support Devices": POSITIVE} if any(finding.is_device for finding in study.findings) else {}
     _add_normal(draft, study, clear, rng)
     while len(draft.sentences) < 2:
-        draft.offer(choose(rng, ASIDE))
+        draft.offer(_aside(draft, rng))
     sentences = draft.sentences
     if rng.random() < 0.35:  # what is normal first
         sentences = sentences[found:] + sentences[:found]
@@ -197,4 +198,10 @@ def _add_normal(draft: _Draft, study: Study, clear: bool, rng: np.random.Generat
     if study.body.aorta > 0.75 and rng.random() < 0.5:
         draft.offer(choose(rng, TORTUOUS))
     elif rng.random() < 0.25:
-        draft.offer(choose(rng, ASIDE))
+        draft.offer(_aside(draft, rng))
+
+
+def _aside(draft: _Draft, rng: np.random.Generator) -> str:
+    """Something said in passing; not that bones are intact beside a fracture."""
+    said = [text for text in ASIDE if draft.labels.get("Fracture", NEGATIVE) == NEGATIVE or text not in INTACT_BONES]
+    return choose(rng, said)

@@ -244,6 +244,11 @@ ASIDE = (
     "Age-appropriate skeletal changes.",
     "Bony thorax appears normal for age.",
 )
+INTACT_BONES = (
+    "Bony structures are intact.",
+    "The osseous structures are unremarkable.",
+    "Bony thorax appears normal for age.",
+)
 TORTUOUS = ("The aorta is mildly tortuous.", "Prominent, tortuous thoracic aorta.", "Aortic knob is prominent.")
 OPENINGS = (
     "PA and lateral views of the chest were obtained.",

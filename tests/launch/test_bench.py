@@ -71,7 +71,7 @@ def test_a_peer_that_cannot_start_is_one_clear_line(monkeypatch, tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(UserError, match=r"requirements-parity\.txt"):
-        Peer(dataclasses.asdict(TOY), dataclasses.asdict(bench.LORA))
+        Peer("launch.peer_qwen2", {"shape": dataclasses.asdict(TOY), "lora": dataclasses.asdict(bench.LORA)})
 
 
 def test_padded_batches_hold_the_same_examples_and_answers():

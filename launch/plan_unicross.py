@@ -1,0 +1,94 @@
+"""`python -m launch plan` for UniCrossAdapter: the true training step of a preset, compiled for a TPU slice."""
+
+import functools
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from common.flops import peak_flops
+from common.models.clip import RN101
+from common.models.clip_weights import param_shapes
+from common.optim import make_optimizer
+from common.parallel import batch_sharding, make_layout
+from common.step import init_state, make_train_step
+from unicross_jax.adapters import AdapterConfig
+from unicross_jax.config import PRESETS
+from unicross_jax.data import CONDITION_TOKENS
+from unicross_jax.model import ReportBatch, Studies, UniCrossConfig, init_trainable, loss
+
+PLANNED = ("iu-xray", "mimic-cxr")  # presets with CLIP RN101
+WORDS = 4348  # tokens of the merged vocabulary of both corpora in the authors' code, about
+
+
+def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: int | None) -> dict[str, Any]:
+    """Compile the step for the slice; a device takes its share of the preset's batch, or `micro_batch` studies."""
+    from launch.plan import CHIPS, USABLE, abstract, compile_abstract, topology_devices
+
+    started = time.perf_counter()
+    config = PRESETS[preset]
+    devices = topology_devices(topology)
+    layout = make_layout("mesh", config.mesh, devices)
+    model = UniCrossConfig(
+        clip=RN101,
+        vocabulary=WORDS,
+        conditioning=config.model.conditioning,
+        heads=config.model.heads,
+        vision_layers=config.model.vision_layers,
+        decoder_layers=config.model.decoder_layers,
+        dropout=config.model.dropout,
+        adapters=AdapterConfig(dropout=config.model.adapter_dropout),
+    )
+    rows_of_device = micro_batch or max(config.batch_size // layout.row_shards, 1)
+    accumulate = max(config.batch_size // (layout.row_shards * rows_of_device), 1)
+    rows = layout.row_shards * rows_of_device * accumulate
+    tx = make_optimizer(config.optim, 1000)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    trainable = jax.eval_shape(functools.partial(init_trainable, model), key)
+    state = abstract(jax.eval_shape(lambda tree: init_state(tree, tx), trainable), layout, ())
+    embedding = jax.ShapeDtypeStruct((WORDS, model.width), jnp.float32)
+    frozen = abstract({"clip": param_shapes(RN101), "report_embedding": embedding}, layout, ())
+    batch = report_batch_shapes(rows, config.data.views, RN101.image_size, config.max_length - 1, layout)
+    train_loss = functools.partial(loss, config=model, chunk=loss_chunk or config.loss_chunk)
+    kept = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = jax.jit(make_train_step(train_loss, tx, accumulate), donate_argnums=0, out_shardings=(kept, None))
+    found, program = compile_abstract(step, (state, frozen, batch, abstract(key, layout, ())), layout)
+    hbm = int(CHIPS[topology.partition(":")[0]].hbm)
+    flops = 0.0 if program is None else program.cost_analysis()["flops"]  # of one device
+    peak = peak_flops(devices[0])
+    return {
+        "topology": topology,
+        "device_kind": devices[0].device_kind,
+        "devices": len(devices),
+        "mesh": dict(layout.mesh.shape),
+        "batch": {"studies": rows, "micro_batch": rows_of_device, "accumulate": accumulate, "views": config.data.views},
+        "trainable_parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trainable)),
+        "frozen_parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(frozen)),
+        "fits": found.fits and found.total <= USABLE * hbm,
+        "bytes_per_device": found.total,
+        "argument_bytes": found.arguments,
+        "temp_bytes": found.temporary,
+        "hbm_bytes": hbm,
+        "flops_per_device": flops,
+        "compute_seconds_at_least": flops * accumulate / peak if peak else None,
+        "compile_seconds": round(found.seconds, 1),
+        "plan_seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def report_batch_shapes(rows: int, views: int, side: int, length: int, layout: Any) -> ReportBatch:
+    """A batch as shapes, split by rows."""
+
+    def array(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=batch_sharding(layout))
+
+    studies = Studies(
+        array(jnp.uint8, views, side, side),
+        array(jnp.bool_, views),
+        array(jnp.int32, CONDITION_TOKENS),
+        array(jnp.int32),
+    )
+    tokens = array(jnp.int32, length)
+    return ReportBatch(studies, tokens, tokens, array(jnp.float32, length))

@@ -1,0 +1,211 @@
+"""`unicross train | evaluate | report` end to end on phantoms, killed and continued, and refused by bad input."""
+
+import json
+import signal
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.data.phantom import make_phantom
+from common.metrics.text import evaluate_texts
+from common.models.clip_weights import load_clip
+from tests.unicross_jax.runs import arguments, log, make_clip, start, unicross
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    return make_clip(tmp_path_factory.mktemp("clip") / "clip")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, clip) -> Path:
+    """A run of six steps, evaluated."""
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    assert unicross(arguments(run_dir, clip)) == 0
+    assert unicross(["evaluate", "--run-dir", str(run_dir)]) == 0
+    return run_dir
+
+
+@pytest.fixture
+def images(tmp_path) -> list[str]:
+    """Two phantom studies of two images, in forms that people have."""
+    files = []
+    for number in (1, 2):
+        phantom = make_phantom(9, number, 48)
+        frontal, lateral = tmp_path / f"s{number}_a.png", tmp_path / f"s{number}_b.jpg"
+        Image.fromarray(phantom.frontal[:, 4:-4].astype(np.uint16) * 100).save(frontal)  # portrait, 16 bits
+        Image.fromarray(phantom.lateral).convert("RGB").save(lateral)
+        files += [str(frontal), str(lateral)]
+    return files
+
+
+def test_an_embedded_layout_of_clip_is_read_back_as_it_was_written(clip, tmp_path):
+    config, params = load_clip(clip)
+    from common.models.clip_weights import save_clip
+
+    save_clip(tmp_path / "again", config, params)
+    again = load_clip(tmp_path / "again")[1]
+    np.testing.assert_allclose(again["visual"]["conv1"]["scale"], params["visual"]["conv1"]["scale"], rtol=1e-6)
+    np.testing.assert_array_equal(again["text"]["token_embedding"], params["text"]["token_embedding"])
+
+
+def test_training_lowers_the_loss_and_leaves_what_others_need(trained):
+    losses = [row["loss"] for row in log(trained)]
+    assert losses[-1] < 0.8 * losses[0]
+    assert {file.name for file in (trained / "model").iterdir()} == {
+        "config.json",
+        "vocabulary.json",
+        "model.safetensors",
+    }
+
+
+def test_an_evaluation_stands_beside_its_baselines_and_scores_what_it_wrote_down(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert list(metrics["systems"]) == ["this run", "nearest training study", "constant report"]
+    rows = [json.loads(line) for line in (trained / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == metrics["studies"] == 4
+    again = evaluate_texts([row["prediction"] for row in rows], [row["reference"] for row in rows])
+    assert metrics["systems"]["this run"]["coco/BLEU-1"]["value"] == pytest.approx(again["coco/BLEU-1"]["value"])
+    assert metrics["systems"]["constant report"]["distinct_outputs"]["value"] == 0.25
+    page = (trained / "report.html").read_text()
+    assert "Where the model looked" in page
+    assert "<script" not in page
+
+
+def test_a_killed_run_continues_to_the_same_bits(trained, clip, tmp_path):
+    process = start(arguments(tmp_path / "run", clip))
+    deadline = time.monotonic() + 300
+    while len(log(tmp_path / "run")) < 3:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "the run makes no progress"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(log(tmp_path / "run")) < 6
+    assert unicross(arguments(tmp_path / "run", clip)) == 0
+    assert log(tmp_path / "run") == log(trained)
+    assert log(trained)[-1]["weights_sha256"]
+
+
+@pytest.mark.parametrize(("study", "groups"), [("each", 4), ("one", 1), (r"s\d", 2)])
+def test_reports_for_ones_own_images(trained, images, tmp_path, study, groups):
+    output = tmp_path / "out.jsonl"
+    options = ["--checkpoint", str(trained), "--output", str(output), "--study", study]
+    assert unicross(["report", *images, *options]) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == groups
+    assert [image for row in rows for image in row["images"]] == images
+    assert all(isinstance(row["report"], str) for row in rows)
+    page = (tmp_path / "out.html").read_text()
+    seen: list[str] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: seen.append(tag)
+    parser.feed(page)
+    assert "script" not in seen
+
+
+def test_an_exported_model_writes_what_its_run_writes(trained, images, tmp_path):
+    texts = []
+    for number, checkpoint in enumerate((trained, trained / "model")):
+        output = tmp_path / f"{number}.jsonl"
+        assert unicross(["report", *images, "--checkpoint", str(checkpoint), "--output", str(output)]) == 0
+        texts.append(output.read_text())
+    assert texts[0] == texts[1]
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run the command; it must end with exit code 2 and one line, which is returned."""
+
+    def check(words: list[str]) -> str:
+        capsys.readouterr()
+        code = unicross(words)
+        error = capsys.readouterr().err
+        assert code == 2, error
+        assert error.startswith("error: "), error
+        assert error.count("\n") == 1, error
+        return error
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"modell__heads": 3}, ["modell.heads", "model.heads"]),
+        ({"max_length": 60}, ["max_length", "60", "at most 25"]),
+        ({"data__resize": 20}, ["data.resize", "20", "32"]),
+        ({"model__heads": 5}, ["model.heads", "5", "64"]),
+        ({"model__dropout": 1.0}, ["model.dropout"]),
+        ({"data__views": 0}, ["data.views", "at least 1"]),
+        ({"data__layout": "annotation"}, ["data.source", "not given"]),
+        ({"data__layout": "prepared", "data__source": "nowhere"}, ["nowhere", "no data set"]),
+        ({"data__validation_size": 0}, ["validation", "at least one"]),
+        ({"model__clip": "missing.pt", "model__clip_vocabulary": "missing.gz"}, ["missing.gz", "cannot be read"]),
+        ({"model__clip": "missing.pt"}, ["model.clip_vocabulary", "bpe_simple_vocab"]),
+        ({"model__clip": ""}, ["model.clip", "RN101.pt"]),
+        ({"vocabulary__minimum_count": 10_000}, ["10000 times"]),
+        ({"batch_size": 7, "micro_batch": 2}, ["batch_size", "7"]),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused_before_anything_is_written(refused, clip, tmp_path, changed, words):
+    error = refused(arguments(tmp_path / "run", clip, **changed))
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_clip_than_the_run_was_trained_on_is_refused_by_name(refused, trained, tmp_path):
+    config = json.loads((trained / "config.json").read_text())
+    other = make_clip(tmp_path / "other-clip", seed=1)
+    config["model"]["clip"] = str(other)
+    saved = (trained / "config.json").read_text()
+    try:
+        (trained / "config.json").write_text(json.dumps(config))
+        error = refused(["evaluate", "--run-dir", str(trained)])
+    finally:
+        (trained / "config.json").write_text(saved)
+    assert "other-clip" in error
+    assert "sha256" in error
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "cut", "animated", "pattern"])
+def test_images_that_cannot_be_read_are_named_and_nothing_is_written(refused, trained, images, tmp_path, damage):
+    bad, options = tmp_path / "bad.png", []
+    content = Path(images[0]).read_bytes()
+    if damage == "animated":
+        frames = [Image.new("L", (40, 40), shade) for shade in (0, 255)]
+        frames[0].save(bad, save_all=True, append_images=frames[1:])
+    elif damage == "pattern":
+        bad.write_bytes(content)
+        options = ["--study", "patient"]
+    elif damage != "missing":
+        bad.write_bytes({"empty": b"", "text": b"no image", "cut": content[: len(content) // 2]}[damage])
+    output = tmp_path / "out.jsonl"
+    words = ["report", str(bad), *images, "--checkpoint", str(trained), "--output", str(output), *options]
+    assert "bad.png" in refused(words)
+    assert not output.exists()
+    assert not (tmp_path / "out.html").exists()
+
+
+def test_unreadable_images_of_a_data_set_are_counted_and_left_out(clip, images, tmp_path, capsys):
+    (tmp_path / "cut.png").write_bytes(Path(images[0]).read_bytes()[:200])
+    report = "The heart is large. No effusion."
+    rows = [
+        {"id": str(number), "images": [image], "report": report, "split": split}
+        for number, (image, split) in enumerate(
+            [(images[0], "train"), (images[2], "train"), (images[1], "val"), (str(tmp_path / "cut.png"), "train")]
+        )
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"data__layout": "rows", "data__source": tmp_path / "rows.jsonl", "data__images": "/"}
+    run = arguments(tmp_path / "run", clip, **options, vocabulary__minimum_count=1, max_steps=1)
+    assert unicross(run) == 0
+    assert "1 record quarantined" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "quarantine.jsonl").read_text()) == {
+        "id": "3",
+        "reason": "image cannot be read",
+    }
