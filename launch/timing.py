@@ -51,7 +51,8 @@ def compared(
     }
     if theirs:
         result["peer"] = {name: _rates(seconds, amount, unit) for name, seconds in theirs.items()}
-        ratios = [statistics.median(seconds) / median for seconds in theirs.values()]
+        rate = f"{unit}_per_second"
+        ratios = [result[rate] / variant[rate] for variant in result["peer"].values()]
         result["ratio"], result["ratio_to_best"] = ratios[0], min(ratios)
     return result
 

@@ -102,12 +102,10 @@ PRESETS: dict[str, RunConfig] = {
     "demo": RunConfig(
         data=DataConfig(cleaning="r2gen-iu", resize=72),
         model=ModelConfig(heads=4, vision_layers=1, decoder_layers=2, dropout=0.0, adapter_dropout=0.0),
-        optim=OptimConfig(learning_rate=1.5e-3, warmup_ratio=0.05, weight_decay=0.01),
-        epochs=12,
-        checkpoint_every=50,
-        evaluate_every=50,
-        batch_size=32,
-        micro_batch=32,
+        optim=OptimConfig(learning_rate=2e-3, warmup_ratio=0.05, weight_decay=0.01),
+        epochs=5,
+        checkpoint_every=75,
+        evaluate_every=75,  # an epoch
         beams=1,
     ),
     "iu-xray": RunConfig(

@@ -301,7 +301,7 @@ def output_head(trainable: PyTree) -> Float[Array, "V D+1"]:
 
 def init_trainable(config: UniCrossConfig, key: Array) -> PyTree:
     """Random adapters, fusion, vision Transformer and decoder (see `random_params`)."""
-    return random_params(jax.eval_shape(functools.partial(_init_parts, config), key), key)
+    return random_params(jax.eval_shape(functools.partial(_init_parts, config), key), key, by_fan_in=True)
 
 
 def _init_parts(config: UniCrossConfig, key: Array) -> PyTree:

@@ -1,8 +1,10 @@
-"""Make the small CLIP that the demo builds on: contrastive training from scratch on phantom studies.
+"""Make the small CLIP that the demo builds on: contrastive and language training from scratch on phantom studies.
 
 Image and caption of a study are brought together and those of different studies apart (arXiv:2103.00020, Fig. 3). The
 image is the frontal or the lateral view; half of the time the caption is a few of the report's sentences, in any order,
-so that single findings count. The result plays the part that CLIP RN101 has in the paper.
+so that single findings count. The text side also learns to tell each caption's next word (arXiv:2205.01917): from the
+features of a CLIP as small as this one, trained by contrast alone, a decoder could hardly read the words. The result
+plays the part that CLIP RN101 has in the paper.
 """
 
 import functools
@@ -49,7 +51,8 @@ SIZES = ClipConfig(
     text_heads=2,
     text_layers=3,
 )
-OPTIM = OptimConfig(learning_rate=5e-4, warmup_ratio=0.07, weight_decay=0.05, b2=0.98)
+OPTIM = OptimConfig(learning_rate=1e-3, warmup_ratio=0.07, weight_decay=0.05, b2=0.98)
+WORD_SCALE = 10.0  # of the products of features and word embeddings
 FIRST_SCALE = 5.0  # of similarities; CLIP's 14 is too much for embeddings that mean nothing yet
 
 
@@ -66,32 +69,44 @@ class CaptionBatch(flax.struct.PyTreeNode):
         return int((self.ends + 1).sum())
 
 
-def contrastive_loss(
+def pretraining_loss(
     trainable: PyTree, frozen: PyTree, batch: CaptionBatch, rng: Array, *, config: ClipConfig
 ) -> tuple[LossSum, dict[str, LossSum]]:
-    """Cross-entropy of which caption belongs to each image and which image to each caption, over this batch.
+    """Cross-entropy of which caption belongs to each image and which image to each caption, and of the next words.
 
     Every study of the batch is compared with every other, so a batch must not be cut into micro-batches.
     """
     clip, variables = Clip(config), {"params": trainable}
     images: Any = clip.apply(variables, normalise(batch.images), method=lambda module, x: module.visual(x))
-    captions: Any = clip.apply(variables, batch.captions, batch.ends, method=text_embedding)
+    read: Any = clip.apply(variables, batch.captions, batch.ends, method=text_embedding)
+    captions, words = read
     images, captions = unit(images), unit(captions)
     similarity = jnp.exp(jnp.minimum(trainable["logit_scale"], np.log(100))) * images @ captions.T
     total, right = jnp.zeros(()), jnp.zeros(())
     for axis in (0, 1):
         total -= jnp.diagonal(jax.nn.log_softmax(similarity, axis)).sum() / 2
         right += (similarity.argmax(axis) == jnp.arange(len(similarity))).sum() / 2
+    logp = jax.nn.log_softmax(WORD_SCALE * words[:, :-1] @ trainable["text"]["token_embedding"].T)
+    logp = jnp.take_along_axis(logp, batch.captions[:, 1:, None], axis=-1)[..., 0]
+    counts = jnp.arange(logp.shape[1]) < batch.ends[:, None]
+    language = LossSum(-(logp * counts).sum(), counts.sum().astype(jnp.float32))
     weight = jnp.float32(len(similarity))
-    return LossSum(total, weight), {"found": LossSum(right, weight)}
+    parts = {"contrast": LossSum(total, weight), "found": LossSum(right, weight), "next_word": language}
+    return LossSum(total + weight * language.total / language.weight, weight), parts
 
 
-def text_embedding(clip: Clip, ids: Int[Array, "B T"], ends: Int[Array, "B"]) -> Float[Array, "B embed"]:
-    """The embedding at a known end token: `Clip` looks for the largest id, which is another word here."""
+def text_embedding(
+    clip: Clip, ids: Int[Array, "B T"], ends: Int[Array, "B"]
+) -> tuple[Float[Array, "B embed"], Float[Array, "B T D"]]:
+    """The embedding at a known end token, and every token's feature.
+
+    `Clip` itself looks for the largest id, which is another word here.
+    """
     x = clip.text.embed(ids)
     for number in range(3):
         x = clip.text.group(number, x)
-    return clip.text.pooled(clip.text.finish(x), ends)
+    finished = clip.text.finish(x)
+    return clip.text.pooled(finished, ends), finished
 
 
 def unit(x: Float[Array, "... E"]) -> Float[Array, "... E"]:
@@ -147,7 +162,7 @@ def initial_params(config: ClipConfig, batch: CaptionBatch) -> PyTree:
     @jax.jit
     def statistics(params: PyTree) -> tuple[PyTree, Array, Array]:
         def both(module: Clip) -> tuple[Array, Array]:
-            return module.visual(normalise(batch.images)), text_embedding(module, batch.captions, batch.ends)
+            return module.visual(normalise(batch.images)), text_embedding(module, batch.captions, batch.ends)[0]
 
         (images, captions), seen = clip.apply(
             {"params": params},
@@ -188,7 +203,7 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
     )
     config = ClipConfig(**{**vars(SIZES), "vocab_size": words.vocab_size})
     layout = make_layout("jit")
-    loss = functools.partial(contrastive_loss, config=config)
+    loss = functools.partial(pretraining_loss, config=config)
     tx = make_optimizer(OPTIM, steps)
     rng = place(jax.random.key(SEED), layout)
     unseen = [evaluation_batch(held_out[start : start + rows], words) for start in range(0, HELD_OUT, rows)]
@@ -228,7 +243,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output", type=Path, default=EMBEDDED_CLIP, help="directory of the finished CLIP")
     parser.add_argument("--work", type=Path, default=Path("runs/clip"), help="run directory; continues if interrupted")
     parser.add_argument("--studies", type=int, default=6_000, help="phantom studies to learn from")
-    parser.add_argument("--steps", type=int, default=1400, help="updates")
+    parser.add_argument("--steps", type=int, default=2000, help="updates")
     parser.add_argument("--rows", type=int, default=64, help="studies of an update; each is compared with the others")
     options = parser.parse_args(arguments)
     make(options.output, options.work, options.studies, options.steps, options.rows)

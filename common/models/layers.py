@@ -124,11 +124,11 @@ class RMSNorm(nn.Module):
         return wide.astype(x.dtype) * scale.astype(x.dtype)
 
 
-def random_params(shapes: PyTree, key: Array) -> PyTree:
+def random_params(shapes: PyTree, key: Array, by_fan_in: bool = False) -> PyTree:
     """Random parameters of these shapes (from `jax.eval_shape` of an `init`), for training from scratch.
 
     Scales are 1 and biases 0; convolutions (at least four axes) are normal with variance 2 / fan-in, other weights
-    normal with 0.02. All come from one draw: XLA for CPUs takes seconds to compile one, and there are a hundred leaves.
+    normal with 0.02, or matrices with variance 1 / fan-in, which learns sooner where models are small. All come from one draw: XLA for CPUs takes seconds to compile one, and there are a hundred leaves.
     """
     leaves = flatten_dict(shapes, sep="/")
     drawn = {path: leaf.size for path, leaf in leaves.items() if not path.endswith(("scale", "bias"))}
@@ -136,7 +136,11 @@ def random_params(shapes: PyTree, key: Array) -> PyTree:
     params = {path: jnp.full(leaf.shape, path.endswith("scale"), leaf.dtype) for path, leaf in leaves.items()}
     for path, values in zip(drawn, numbers, strict=True):
         shape = leaves[path].shape
-        spread = math.sqrt(2 / math.prod(shape[-4:-1])) if len(shape) >= 4 else 0.02
+        spread = 0.02
+        if len(shape) >= 4:
+            spread = math.sqrt(2 / math.prod(shape[-4:-1]))
+        elif by_fan_in and len(shape) >= 2:
+            spread = math.sqrt(1 / shape[-2])
         params[path] = (values * spread).reshape(shape).astype(leaves[path].dtype)
     return unflatten_dict(params, sep="/")
 
