@@ -22,7 +22,6 @@ dev: .venv/.dev
 
 demo: setup
 	@$(BIN)/retsta demo --run-dir runs/demo
-	@$(BIN)/unicross demo --run-dir runs/unicross-demo
 
 lint: dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

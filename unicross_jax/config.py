@@ -13,9 +13,7 @@ from common.optim import OptimConfig
 from common.parallel import MeshConfig, Mode
 from unicross_jax.model import Conditioning
 
-ASSETS = Path(__file__).parent / "assets"
-EMBEDDED_CLIP = ASSETS / "clip"  # made by `python -m unicross_jax.pretrain`
-EMBEDDED_RUN = ASSETS / "demo"  # the model of a demo, for `unicross report` where no run is named
+EMBEDDED_CLIP = Path(__file__).parent / "assets" / "clip"  # made by `python -m unicross_jax.pretrain`
 
 
 @dataclasses.dataclass(frozen=True)
