@@ -128,7 +128,8 @@ def random_params(shapes: PyTree, key: Array, by_fan_in: bool = False) -> PyTree
     """Random parameters of these shapes (from `jax.eval_shape` of an `init`), for training from scratch.
 
     Scales are 1 and biases 0; convolutions (at least four axes) are normal with variance 2 / fan-in, other weights
-    normal with 0.02, or matrices with variance 1 / fan-in, which learns sooner where models are small. All come from one draw: XLA for CPUs takes seconds to compile one, and there are a hundred leaves.
+    normal with 0.02, or matrices (`by_fan_in`) with variance 1 / fan-in, which learns sooner where models are small.
+    All come from one draw: XLA for CPUs takes seconds to compile one, and there are a hundred leaves.
     """
     leaves = flatten_dict(shapes, sep="/")
     drawn = {path: leaf.size for path, leaf in leaves.items() if not path.endswith(("scale", "bias"))}
