@@ -86,7 +86,7 @@ class Shape:
         )
 
 
-CPU = Shape(dtype="float32", rows=2, reports=1, updates=2, repetitions=3)
+CPU = Shape(dtype="float32", rows=2, reports=1, updates=2, repetitions=2)
 
 
 def measure(shape: Shape, with_peer: bool) -> dict[str, Any]:

@@ -22,12 +22,19 @@ from PIL import Image, ImageDraw
 
 from common.data.phantom_frontal import draw_frontal
 from common.data.phantom_lateral import draw_lateral
-from common.data.phantom_study import Finding, sample_study
-from common.data.phantom_text import Labels, write_report
+from common.data.phantom_study import Finding, Study, sample_study
+from common.data.phantom_text import CHEXPERT, Labels, write_report
 from common.errors import Parser, UserError, run_cli
 
 __all__ = [
-    *("CHEXPERT", "Finding", "Phantom", "Study", "draw_frontal", "draw_lateral", "make_phantom", "make_phantoms"),
+    "CHEXPERT",
+    "Finding",
+    "Phantom",
+    "Study",
+    "draw_frontal",
+    "draw_lateral",
+    "make_phantom",
+    "make_phantoms",
     "sample_study",
 ]
 
