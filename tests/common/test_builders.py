@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -97,7 +98,8 @@ def test_a_split_without_a_readable_study_leaves_no_data_set(tmp_path, splits):
 
 
 def test_report_text_stays_out_of_what_is_logged(tmp_path, splits, capfd, caplog):
-    prepare(splits, tmp_path / "data", "tiny", Quarantine())
+    with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, logger="absl"):  # others turn absl down
+        prepare(splits, tmp_path / "data", "tiny", Quarantine())
     captured = capfd.readouterr()
     assert caplog.text
     assert "effusion" not in captured.out + captured.err + caplog.text

@@ -40,7 +40,7 @@ def phantom_studies():
 
 
 def arguments(run_dir: Path, clip: Path, **changed: object) -> list[str]:
-    """Arguments of `unicross` for a run of 6 small steps; `data__views=1` stands for `--data.views 1`.
+    """Arguments of `unicross` for a run of 12 small steps; `data__views=1` stands for `--data.views 1`.
 
     Without adapters, which take most of the time to compile.
     """
@@ -55,13 +55,13 @@ def arguments(run_dir: Path, clip: Path, **changed: object) -> list[str]:
         "model__decoder_layers": 1,
         "optim__learning_rate": 1e-2,
         "parallel": "jit",
-        "epochs": 6,
-        "max_steps": 6,
+        "epochs": 12,
+        "max_steps": 12,
         "batch_size": 8,
         "micro_batch": 8,
         "max_length": 20,
-        "checkpoint_every": 2,
-        "evaluate_every": 3,
+        "checkpoint_every": 4,
+        "evaluate_every": 6,
         "tensorboard": False,
         **changed,
     }

@@ -23,7 +23,7 @@ def clip(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, clip) -> Path:
-    """A run of six steps, evaluated."""
+    """A run of twelve steps, evaluated."""
     run_dir = tmp_path_factory.mktemp("runs") / "run"
     assert unicross(arguments(run_dir, clip)) == 0
     assert unicross(["evaluate", "--run-dir", str(run_dir)]) == 0
