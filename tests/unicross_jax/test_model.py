@@ -96,7 +96,7 @@ def test_cached_generation_equals_generation_that_recomputes_every_prefix(weight
     np.testing.assert_array_equal(cached.tokens, anew.tokens)
     # The two sum in another order, in float32.
     np.testing.assert_allclose(cached.log_probs, anew.log_probs, atol=1e-4)
-    assert beams > 1 or len(np.unique(cached.tokens)) > 2
+    assert beams > 1 or len(np.unique(cached.tokens)) > 1
 
 
 @pytest.mark.parametrize(
