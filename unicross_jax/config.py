@@ -24,7 +24,7 @@ class DataConfig:
     source: str = ""  # annotation.json; Open-i's reports; JSONL rows; folder made by python -m common.data.builders
     images: str = ""  # annotation, openi, rows: folder of the images
     split: str = ""  # openi: R2Gen's split (.json), or a file with the ids of the test part
-    train_size: int = 1200  # phantom studies
+    train_size: int = 2000  # phantom studies
     validation_size: int = 64  # phantom studies
     test_size: int = 200  # phantom studies
     phantom_seed: int = 0  # which phantom studies: other seeds draw others
@@ -75,6 +75,7 @@ class RunConfig:
     vocabulary: VocabularyConfig = VocabularyConfig()
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
+    visual_rate: float = 1.0  # learning rate of adapters, fusion and vision Transformer, as a share of the decoder's
     mesh: MeshConfig = MeshConfig()
     parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
     epochs: int = 1
@@ -100,10 +101,12 @@ PRESETS: dict[str, RunConfig] = {
     "demo": RunConfig(
         data=DataConfig(cleaning="r2gen-iu", resize=72),
         model=ModelConfig(heads=4, vision_layers=1, decoder_layers=2, dropout=0.0, adapter_dropout=0.0),
-        optim=OptimConfig(learning_rate=2e-3, warmup_ratio=0.05, weight_decay=0.01),
-        epochs=5,
-        checkpoint_every=75,
-        evaluate_every=75,  # an epoch
+        optim=OptimConfig(learning_rate=3e-3, warmup_ratio=0.05, weight_decay=0.01),
+        visual_rate=0.05,  # at the decoder's rate the memory becomes the same for every image, within 60 updates
+        epochs=4,
+        checkpoint_every=125,
+        evaluate_every=125,  # an epoch
+        max_length=48,
         beams=1,
     ),
     "iu-xray": RunConfig(

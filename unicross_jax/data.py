@@ -197,6 +197,7 @@ def encode_studies(
     """
     known = [study.indication or prompt for study in studies]
     conditions, ends = token_rows(clip_tokenizer, known, condition_length)
+    conditions = conditions[:, : -(-int(ends.max() + 1) // 8) * 8]  # short indications cost what they are
     examples, cut = [], 0
     for study, condition, end in zip(studies, conditions, ends, strict=True):
         tokens = [report_tokenizer.bos_id, *report_tokenizer.encode(study.report), report_tokenizer.eos_id]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import optax
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array
 
@@ -110,6 +111,15 @@ def encode(config: RunConfig, task: Task, studies: Sequence[ImageStudy]) -> tupl
     )
 
 
+def slower_images(rate: float) -> optax.GradientTransformation:
+    """Updates of all that comes before the decoder, times `rate`."""
+
+    def before_decoder(updates: PyTree) -> PyTree:
+        return {part: jax.tree.map(lambda _: part not in ("decoder", "logits"), tree) for part, tree in updates.items()}
+
+    return optax.masked(optax.scale(rate), before_decoder)
+
+
 def batch_maker(
     config: RunConfig, task: Task, examples: Sequence[Example], part: Part, view: Callable
 ) -> Callable[..., ReportBatch]:
@@ -200,7 +210,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
         seed=config.seed,
     )
     total_steps = min(len(plan), config.max_steps or len(plan))
-    tx = make_optimizer(config.optim, total_steps)
+    tx = optax.chain(make_optimizer(config.optim, total_steps), slower_images(config.visual_rate))
     note = checkpoint_note(backbone, task.frozen)
     frozen = place(task.frozen, layout)
     trainable = place(init_trainable(task.model, jax.random.key(config.seed)), layout)

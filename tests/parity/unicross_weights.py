@@ -45,20 +45,15 @@ def ours_from(theirs):
 
     def conv(path, name, transposed=False):
         kernel = theirs[f"{name}.weight"]
-        # A transposed convolution is stored [in out h w], and ours runs over its kernel from the other end.
-        tree[f"{path}/kernel"] = (
-            kernel.transpose(2, 3, 0, 1)[::-1, ::-1] if transposed else kernel.transpose(2, 3, 1, 0)
-        )
+        tree[f"{path}/kernel"] = kernel.transpose((2, 3, 0, 1) if transposed else (2, 3, 1, 0))  # stored [in out h w]
 
     def affine(path, name):
         tree[f"{path}/scale"], tree[f"{path}/bias"] = theirs[f"{name}.scale"], theirs[f"{name}.bias"]
 
     for k in range(3):
         path, name = f"adapter{k}", f"adapters.{k}"
-        conv(f"{path}/reduce_visual/conv", f"{name}.reduce_visual", transposed=k == 2)
-        conv(f"{path}/recover_visual/conv", f"{name}.recover_visual", transposed=k == 0)
-        if k == 1:  # PyTorch's is a transposed convolution of size 1, stored [in out 1 1]
-            tree[f"{path}/recover_visual/conv/kernel"] = theirs[f"{name}.recover_visual.weight"].transpose(2, 3, 0, 1)
+        conv(f"{path}/reduce_visual", f"{name}.reduce_visual", transposed=k == 2)
+        conv(f"{path}/recover_visual", f"{name}.recover_visual", transposed=k < 2)
         linear(f"{path}/reduce_text", f"{name}.reduce_text")
         linear(f"{path}/recover_text", f"{name}.recover_text")
         for modality in ("visual", "text"):
@@ -70,7 +65,7 @@ def ours_from(theirs):
             feed_forward(f"{own}/feed_forward", f"{name}.{modality}.ffn")
             for number, part in enumerate(("self_norm", "cross_norm", "ffn_norm"), 1):
                 norm(f"{own}/norm{number}", f"{name}.{modality}.{part}")
-        conv(f"fusion/project{k}/conv", f"fusion.project.{k}", transposed=k == 2)
+        conv(f"fusion/project{k}", f"fusion.project.{k}", transposed=k == 2)
         affine(f"fusion/affine{k}", f"fusion.project_affine.{k}")
         attention(f"fusion/modulate{k}", f"fusion.modulate.{k}")
     linear("fusion/text", "fusion.text")
