@@ -24,7 +24,7 @@ class DataConfig:
     source: str = ""  # annotation.json; Open-i's reports; JSONL rows; folder made by python -m common.data.builders
     images: str = ""  # annotation, openi, rows: folder of the images
     split: str = ""  # openi: R2Gen's split (.json), or a file with the ids of the test part
-    train_size: int = 2000  # phantom studies
+    train_size: int = 1600  # phantom studies
     validation_size: int = 64  # phantom studies
     test_size: int = 200  # phantom studies
     phantom_seed: int = 0  # which phantom studies: other seeds draw others
@@ -104,8 +104,8 @@ PRESETS: dict[str, RunConfig] = {
         optim=OptimConfig(learning_rate=3e-3, warmup_ratio=0.05, weight_decay=0.01),
         visual_rate=0.05,  # at the decoder's rate the memory becomes the same for every image, within 60 updates
         epochs=4,
-        checkpoint_every=125,
-        evaluate_every=125,  # an epoch
+        checkpoint_every=100,
+        evaluate_every=100,  # an epoch
         max_length=48,
         beams=1,
     ),

@@ -1,6 +1,7 @@
 """From studies to batches: the parts of a data set, the tokens of its reports, its images as CLIP sees them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +77,7 @@ def load_parts(config: DataConfig, quarantine: Quarantine) -> dict[str, Part]:
     return {name: in_memory(config, name, studies, quarantine) for name, studies in splits.items()}
 
 
+@functools.lru_cache(maxsize=len(PHANTOM_PLACES))  # training and its evaluation draw the same
 def phantom_part(config: DataConfig, name: str) -> Part:
     """Phantom studies, drawn at the size to which images are resized."""
     start = PHANTOM_PLACES[name]

@@ -33,6 +33,8 @@ from common.types import LossSum, PyTree
 from unicross_jax.adapters import RESAMPLINGS, AdapterConfig, Coupled, Stage
 from unicross_jax.fusion import Fusion, VisionTransformer
 
+ADAPTERS_BEGIN = 0.01  # times the usual spread of weights
+
 Conditioning = Literal["causal", "published"]
 
 
@@ -300,8 +302,15 @@ def output_head(trainable: PyTree) -> Float[Array, "V D+1"]:
 
 
 def init_trainable(config: UniCrossConfig, key: Array) -> PyTree:
-    """Random adapters, fusion, vision Transformer and decoder (see `random_params`)."""
-    return random_params(jax.eval_shape(functools.partial(_init_parts, config), key), key, by_fan_in=True)
+    """Random adapters, fusion, vision Transformer and decoder (see `random_params`).
+
+    What adapters add to CLIP's features begins small, so that training starts from CLIP (arXiv:1902.00751, 2.1).
+    """
+    tree = random_params(jax.eval_shape(functools.partial(_init_parts, config), key), key, by_fan_in=True)
+    for number in range(TEXT_GROUPS if config.adapters is not None else 0):
+        for name in ("recover_visual", "recover_text"):
+            tree[f"adapter{number}"][name]["kernel"] *= ADAPTERS_BEGIN
+    return tree
 
 
 def _init_parts(config: UniCrossConfig, key: Array) -> PyTree:
