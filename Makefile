@@ -22,6 +22,7 @@ dev: .venv/.dev
 
 demo: setup
 	@$(BIN)/retsta demo --run-dir runs/demo
+	@$(BIN)/unicross demo --run-dir runs/unicross-demo
 
 lint: dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -40,6 +41,7 @@ bench: dev
 assets: setup
 	@$(BIN)/python -m retsta_jax.make_assets
 	@$(BIN)/python -m unicross_jax.pretrain
+	@$(BIN)/python -m unicross_jax.make_assets
 
 format: dev
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

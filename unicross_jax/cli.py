@@ -11,7 +11,7 @@ USAGE = """usage: unicross COMMAND ...
 
   train     train on studies:            unicross train --preset NAME --run-dir DIR [any field of the config]
   evaluate  score a run, with baselines: unicross evaluate --run-dir DIR
-  report    write reports for images:    unicross report IMAGE... --checkpoint DIR [--output FILE.jsonl]
+  report    write reports for images:    unicross report IMAGE... [--checkpoint DIR] [--output FILE.jsonl]
   ablation  train without each part:     unicross ablation --preset NAME --directory DIR [any field of the config]
   demo      train and evaluate on phantom radiographs with a small CLIP, in minutes
 
@@ -91,7 +91,7 @@ def report(arguments: list[str]) -> None:
     """Write reports for images."""
     options = Parser("unicross report", description='Write a report for images, as JSONL rows {"images", "report"}.')
     options.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG radiographs")
-    options.add_argument("--checkpoint", type=Path, required=True, help="run directory, or the model/ in one")
+    options.add_argument("--checkpoint", type=Path, help="run directory, or its model/ (default: the shipped demo)")
     options.add_argument("--output", type=Path, help="JSONL file to write; default: standard output")
     options.add_argument("--page", type=Path, help="HTML page to write (default: beside the output)")
     options.add_argument(

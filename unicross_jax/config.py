@@ -13,7 +13,9 @@ from common.optim import OptimConfig
 from common.parallel import MeshConfig, Mode
 from unicross_jax.model import Conditioning
 
-EMBEDDED_CLIP = Path(__file__).parent / "assets" / "clip"  # made by `python -m unicross_jax.pretrain`
+ASSETS = Path(__file__).parent / "assets"
+EMBEDDED_CLIP = ASSETS / "clip"  # made by `python -m unicross_jax.pretrain`
+EMBEDDED_RUN = ASSETS / "demo"  # the model of a demo, for `unicross report` where no run is named
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,14 @@ from common.report.environment import environment
 from common.report.page import Example as Shown
 from common.report.page import Page, render
 from common.weights import writing
+from unicross_jax.config import EMBEDDED_RUN
 from unicross_jax.report import Trained, attention_of, load_trained, studies_of, write_reports
 from unicross_jax.train import encode
+
+PHANTOMS_ONLY = (
+    "warning: these weights were trained on drawn phantoms alone and know nothing of patients; "
+    "name a run of your own with --checkpoint"
+)
 
 
 def group_images(images: Sequence[str], study: str) -> list[tuple[str, ...]]:
@@ -46,7 +52,7 @@ def group_images(images: Sequence[str], study: str) -> list[tuple[str, ...]]:
 
 
 def report_images(
-    images: Sequence[str], study: str, checkpoint: Path, indication: str, output: Path | None, page: Path
+    images: Sequence[str], study: str, checkpoint: Path | None, indication: str, output: Path | None, page: Path
 ) -> None:
     """Write a row {"images", "report"} for each study, and a page with them. Raises UserError before writing a row."""
     groups = group_images(images, study)
@@ -56,7 +62,9 @@ def report_images(
                 raise UserError(f"{image}: no such file; expected a PNG or JPEG image")
     if output is not None and output.exists():
         raise UserError(f"{output}: exists already; remove it, or give another --output")
-    trained = load_trained(checkpoint)
+    trained = load_trained(EMBEDDED_RUN if checkpoint is None else checkpoint)
+    if checkpoint is None:
+        print(PHANTOMS_ONLY, file=sys.stderr, flush=True)
     resize = trained.config.data.resize
     read: list[tuple[GreyImage, ...]] = [
         tuple(resize_shorter(read_image(image), resize) for image in group) for group in groups

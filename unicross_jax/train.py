@@ -114,10 +114,11 @@ def encode(config: RunConfig, task: Task, studies: Sequence[ImageStudy]) -> tupl
 def slower_images(rate: float) -> optax.GradientTransformation:
     """Updates of all that comes before the decoder, times `rate`."""
 
-    def before_decoder(updates: PyTree) -> PyTree:
-        return {part: jax.tree.map(lambda _: part not in ("decoder", "logits"), tree) for part, tree in updates.items()}
+    def scaled(updates: PyTree, _: PyTree) -> PyTree:
+        after = ("decoder", "logits")
+        return {part: tree if part in after else optax.tree.scale(rate, tree) for part, tree in updates.items()}
 
-    return optax.masked(optax.scale(rate), before_decoder)
+    return optax.stateless(scaled)
 
 
 def batch_maker(

@@ -6,12 +6,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from common.generate import DecodeSettings, row_keys
 from common.models.clip import ClipConfig, init_params
 from unicross_jax import generate, model
 from unicross_jax.model import Studies, UniCrossConfig, init_trainable, report_hidden
+from unicross_jax.train import slower_images
 
 CLIP = ClipConfig(
     image_size=32, vision_layers=(1, 1, 1, 1), vision_width=4, embed_dim=12, context_length=16, vocab_size=50,
@@ -134,3 +136,31 @@ def test_only_adapters_fusion_vision_and_decoder_are_trained():
     adapters = sum(leaf.size for k in range(3) for leaf in jax.tree.leaves(trainable[f"adapter{k}"]))
     assert adapters == 1_942_080  # that of the independent PyTorch build at the paper's sizes
     assert model.UniCrossConfig().width == 512
+
+
+def test_training_starts_from_what_clip_sees():
+    random = {"clip": init_params(CLIP, jax.random.key(0))}
+    random["report_embedding"] = random["clip"]["text"]["token_embedding"][:40]
+    trainable = init_trainable(CAUSAL, jax.random.key(1))
+    without = dataclasses.replace(CAUSAL, adapters=None)
+    maps = []
+    for config in (CAUSAL, without):
+        net = model.Net(trainable, random, config)
+        text = net.text("embed", studies().condition)
+        yes = jnp.ones((2, 1, 4), bool)
+        maps.append(model.read_images(net, studies().images[:, 0], text, studies().condition_end, yes, yes).maps)
+    for adapted, plain in zip(*maps, strict=True):
+        assert 0 < jnp.abs(adapted - plain).max() < 0.1 * jnp.abs(plain).max()
+
+
+def test_images_can_learn_slower_than_the_decoder():
+    parameters = {name: {"w": jnp.ones(2)} for name in ("adapter0", "fusion", "vision", "decoder", "logits")}
+    plain, slower = (
+        optax.adamw(0.1, weight_decay=0.3),
+        optax.chain(optax.adamw(0.1, weight_decay=0.3), slower_images(0.25)),
+    )
+    same, updates = (tx.update(parameters, tx.init(parameters), parameters)[0] for tx in (plain, slower))
+    for name, tree in updates.items():
+        share = 1 if name in ("decoder", "logits") else 0.25
+        np.testing.assert_array_equal(tree["w"], share * same[name]["w"])
+        assert (tree["w"] < 0).all()
