@@ -37,7 +37,8 @@ def parse(config_class: type[Config], default: Config, arguments: Sequence[str],
     except SystemExit as stop:
         if not stop.code:
             raise
-        lines = [line.strip(" -│╭╰╮╯─") for line in complaint.getvalue().splitlines()]
+        boxed = [line for line in complaint.getvalue().splitlines() if not line.startswith("╭")]  # the box has a title
+        lines = [line.strip(" -│╰╯─") for line in boxed]
         text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
         raise UserError(f"{program}: {text}; see {program} --help") from None
 
