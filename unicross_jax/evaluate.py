@@ -1,8 +1,8 @@
 """Scoring a trained run on held-out studies, beside the baselines that any reader should ask for.
 
 Systems: the model; the report of the training study whose images CLIP finds most alike; one constant report. Scores:
-text metrics, and for phantoms precision, recall and F1 over the CheXpert labels that the reports state or suspect. All
-with bootstrap intervals over studies.
+text metrics, and for phantoms precision, recall and F1 over the CheXpert labels that the reports state or suspect, and
+clinical F1 by each convention (`common.metrics.clinical`). All with bootstrap intervals over studies.
 """
 
 import json
@@ -27,6 +27,7 @@ from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_report
 from common.metrics.bootstrap import summarize
+from common.metrics.clinical import evaluate_labels
 from common.metrics.codes import code_measure
 from common.metrics.text import evaluate_texts
 from common.models.clip import ModifiedResNet, normalise
@@ -130,9 +131,12 @@ def score(texts: Sequence[str], part: Part, labelled: bool) -> Scores:
     scores: Scores = {}
     if labelled:
         # Without "No Finding", which a report that never finds anything would get right often.
-        stated = [frozenset(positive_labels(label_report(text))) - {NO_FINDING} for text in texts]
+        classes = [label_report(text) for text in texts]
+        stated = [frozenset(positive_labels(labels)) - {NO_FINDING} for labels in classes]
         known = [frozenset(study.labels) - {NO_FINDING} for study in part.studies]
         scores |= summarize([code_measure("findings", stated, known)])
+        references = [label_report(study.report) for study in part.studies]
+        scores |= evaluate_labels(np.stack(classes), np.stack(references))
     measured = evaluate_texts([one_line(text) for text in texts], [one_line(study.report) for study in part.studies])
     del measured["notes"]  # METEOR without WordNet is None, and shown as absent
     measured["distinct_outputs"] = {"value": measured["distinct_outputs"]}

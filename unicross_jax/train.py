@@ -70,6 +70,8 @@ def check_config(config: RunConfig) -> None:
     for name, value in values.items():
         if value < least.get(name, 1):
             raise UserError(f"{name}: {value} makes no sense; expected at least {least.get(name, 1)}")
+    if not 0 <= config.visual_rate < float("inf"):
+        raise UserError(f"visual_rate: {config.visual_rate} makes no sense; expected a finite number from 0")
     for name in ("dropout", "adapter_dropout"):
         if not 0 <= (rate := getattr(config.model, name)) < 1:
             raise UserError(f"model.{name}: {rate} makes no sense; expected from 0 to below 1")
@@ -78,6 +80,8 @@ def check_config(config: RunConfig) -> None:
 def check_sizes(config: RunConfig, backbone: Backbone) -> None:
     """Raise UserError where the config does not fit the CLIP."""
     sizes = backbone.config
+    if sizes.image_size % 32:
+        raise UserError(f"{backbone.name}: sees {sizes.image_size} pixels; the adapters' grids need a multiple of 32")
     if config.data.resize < sizes.image_size:
         raise UserError(
             f"data.resize: {config.data.resize} pixels, and this CLIP sees {sizes.image_size}; give at least as many"

@@ -23,11 +23,12 @@ from PIL import Image, ImageDraw
 from common.data.phantom_frontal import draw_frontal
 from common.data.phantom_lateral import draw_lateral
 from common.data.phantom_study import Finding, Study, sample_study
-from common.data.phantom_text import CHEXPERT, Labels, write_report
+from common.data.phantom_text import Labels, write_report
 from common.errors import Parser, UserError, run_cli
+from common.metrics.clinical import FINDINGS
 
 __all__ = [
-    "CHEXPERT",
+    "FINDINGS",
     "Finding",
     "Phantom",
     "Study",
@@ -45,7 +46,7 @@ FEW = 64  # studies that are drawn sooner than processes start
 
 @dataclass(frozen=True)
 class Phantom:
-    """A drawn study. labels: CheXbert's classes (0 blank, 1 positive, 2 negative, 3 uncertain), ordered as CHEXPERT."""
+    """A drawn study. labels: CheXbert's classes (0 blank, 1 positive, 2 negative, 3 uncertain), ordered as FINDINGS."""
 
     id: str
     frontal: UInt8[np.ndarray, "size size"]

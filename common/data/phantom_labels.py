@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from common.data.phantom_text import BLANK, CHEXPERT, NEGATIVE, POSITIVE, UNCERTAIN, Labels
+from common.data.phantom_text import Labels
+from common.metrics.clinical import BLANK, FINDINGS, NEGATIVE, POSITIVE, UNCERTAIN
 
 _SENTENCE_END = re.compile(r"[;!?]|\.(?!\d)")  # not the point in 2.5 cm
 _STUTTER = re.compile(r"\b(\w+)(?: \1\b)+")
@@ -65,9 +66,9 @@ _CUES = {
     "aside": r"(?<!consistent )(?<!compatible )with\b|as well as\b",
     "comma": r",(?!.* or )",
 }
-_MENTION = {CHEXPERT.index(name): re.compile(pattern) for name, pattern in _NAMES.items()}
+_MENTION = {FINDINGS.index(name): re.compile(pattern) for name, pattern in _NAMES.items()}
 _OF_SIZE = {
-    CHEXPERT.index(name): [re.compile(pattern.replace("SUBJECT", subject)) for pattern in (_STATEMENT, _NORMAL)]
+    FINDINGS.index(name): [re.compile(pattern.replace("SUBJECT", subject)) for pattern in (_STATEMENT, _NORMAL)]
     for name, subject in {"Enlarged Cardiomediastinum": _MEDIASTINUM, "Cardiomegaly": _HEART}.items()
 }
 _CUE = re.compile(r"\b(?=[a-z,])(?:" + "|".join(f"(?P<{kind}>{pattern})" for kind, pattern in _CUES.items()) + ")")
@@ -75,18 +76,18 @@ _LINK = re.compile(r"\b(?:and|or|nor)\b")
 
 
 def label_report(text: str) -> Labels:
-    """The classes of a report's text in the order of CHEXPERT; a stated label beats a hedged and that a denied one.
+    """The classes of a report's text in the order of FINDINGS; a stated label beats a hedged and that a denied one.
 
     Case and spacing do not matter. An empty text mentions nothing, so that its No Finding is positive.
     """
     plain = _STUTTER.sub(r"\1", " ".join(text.lower().replace("/", " or ").split()).replace(" ,", ","))
-    labels = np.full(len(CHEXPERT), BLANK, np.int8)
+    labels = np.full(len(FINDINGS), BLANK, np.int8)
     for sentence in _SENTENCE_END.split(plain):
         for label, value in _read(sentence.strip()):
             labels[label] = max(int(labels[label]), value, key=_RANK.index)
     abnormal = (labels == POSITIVE) | (labels == UNCERTAIN)
-    abnormal[CHEXPERT.index("Support Devices")] = False
-    labels[CHEXPERT.index("No Finding")] = BLANK if abnormal.any() else POSITIVE
+    abnormal[FINDINGS.index("Support Devices")] = False
+    labels[FINDINGS.index("No Finding")] = BLANK if abnormal.any() else POSITIVE
     return labels
 
 
@@ -151,4 +152,4 @@ def _read(sentence: str) -> list[tuple[int, int]]:
 
 def positive_labels(labels: Labels) -> tuple[str, ...]:
     """The names of what is stated or suspected: classes positive and uncertain."""
-    return tuple(name for name, label in zip(CHEXPERT, labels, strict=True) if label in (POSITIVE, UNCERTAIN))
+    return tuple(name for name, label in zip(FINDINGS, labels, strict=True) if label in (POSITIVE, UNCERTAIN))

@@ -40,24 +40,8 @@ from common.data.phantom_words import (
     STATED,
     TORTUOUS,
 )
+from common.metrics.clinical import BLANK, FINDINGS, NEGATIVE, POSITIVE, UNCERTAIN
 
-CHEXPERT = (
-    "Enlarged Cardiomediastinum",
-    "Cardiomegaly",
-    "Lung Opacity",
-    "Lung Lesion",
-    "Edema",
-    "Consolidation",
-    "Pneumonia",
-    "Atelectasis",
-    "Pneumothorax",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Fracture",
-    "Support Devices",
-    "No Finding",
-)
-BLANK, POSITIVE, NEGATIVE, UNCERTAIN = range(4)  # CheXbert's classes
 MOST_WORDS = 56
 MOST_SENTENCES = 6
 
@@ -85,7 +69,7 @@ class _Draft:
 
 
 def write_report(study: Study) -> tuple[str, Labels]:
-    """The report of a study and its labels, in the order of CHEXPERT. Every finding is mentioned."""
+    """The report of a study and its labels, in the order of FINDINGS. Every finding is mentioned."""
     rng = study.rng("report")
     draft = _Draft()
     _add_findings(draft, study.findings, rng)
@@ -108,10 +92,10 @@ def write_report(study: Study) -> tuple[str, Labels]:
 
 
 def _labels(mentioned: dict[str, int]) -> Labels:
-    labels = np.array([mentioned.get(name, BLANK) for name in CHEXPERT], np.int8)
+    labels = np.array([mentioned.get(name, BLANK) for name in FINDINGS], np.int8)
     abnormal = (labels == POSITIVE) | (labels == UNCERTAIN)
-    abnormal[CHEXPERT.index("Support Devices")] = False
-    labels[CHEXPERT.index("No Finding")] = BLANK if abnormal.any() else POSITIVE
+    abnormal[FINDINGS.index("Support Devices")] = False
+    labels[FINDINGS.index("No Finding")] = BLANK if abnormal.any() else POSITIVE
     return labels
 
 

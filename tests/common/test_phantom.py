@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from common.data.phantom import CHEXPERT, Phantom, draw_frontal, draw_lateral, main, make_phantom
+from common.data.phantom import FINDINGS, Phantom, draw_frontal, draw_lateral, main, make_phantom
 from common.data.phantom_study import (
     AIRSPACE,
     COMPANIONS,
@@ -230,7 +230,7 @@ def read_labels(report: str) -> dict[str, int]:
 def test_labels_are_what_a_simple_reader_finds_in_the_text():
     for report, labels in reports():
         read = read_labels(report)
-        for label, value in zip(CHEXPERT[:-1], labels, strict=False):
+        for label, value in zip(FINDINGS[:-1], labels, strict=False):
             assert read.get(label, 0) == value, f"{label}: {value} in {report}"
 
 
@@ -280,7 +280,7 @@ def test_a_quarter_is_normal_and_the_rest_shows_one_to_three_findings():
 
 def test_every_label_occurs_in_every_class_it_can_have():
     labels = np.stack([labels for _, labels in reports()])
-    for column, name in enumerate(CHEXPERT):
+    for column, name in enumerate(FINDINGS):
         expected = {"Support Devices": {0, 1}, "No Finding": {0, 1}}.get(name, {0, 1, 2, 3})
         assert set(labels[:, column]) == expected, name
 

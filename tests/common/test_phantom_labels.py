@@ -9,10 +9,11 @@ import pytest
 from common.data.cleaning import r2gen_clean_iu, r2gen_clean_mimic
 from common.data.phantom_labels import label_report
 from common.data.phantom_study import sample_study
-from common.data.phantom_text import CHEXPERT, write_report
+from common.data.phantom_text import write_report
+from common.metrics.clinical import FINDINGS
 
 REPORTS = 3000
-NO_FINDING = CHEXPERT.index("No Finding")
+NO_FINDING = FINDINGS.index("No Finding")
 RANK = np.array([0, 3, 1, 2])  # blank, positive, negative, uncertain: which of two mentions counts
 
 # Classes as in "Edema+ Pneumonia? Fracture-", every other label blank.
@@ -27,7 +28,7 @@ def expected(marks: str) -> dict[str, int]:
 def read(text: str) -> dict[str, int]:
     """Labels that are not blank, without No Finding."""
     labels = label_report(text)
-    return {name: int(value) for name, value in zip(CHEXPERT[:-1], labels, strict=False) if value}
+    return {name: int(value) for name, value in zip(FINDINGS[:-1], labels, strict=False) if value}
 
 
 @cache

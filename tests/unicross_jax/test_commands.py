@@ -143,6 +143,7 @@ def refused(capsys):
         ({"data__resize": 20}, ["data.resize", "20", "32"]),
         ({"model__heads": 5}, ["model.heads", "5", "64"]),
         ({"model__dropout": 1.0}, ["model.dropout"]),
+        ({"visual_rate": -1.0}, ["visual_rate", "from 0"]),
         ({"data__views": 0}, ["data.views", "at least 1"]),
         ({"data__layout": "annotation"}, ["data.source", "not given"]),
         ({"data__layout": "prepared", "data__source": "nowhere"}, ["nowhere", "no data set"]),
