@@ -309,14 +309,17 @@ def by_view(read: dict[str, Any], count: int, view: int) -> dict[str, Any]:
 
 
 def tokens(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B N C"]:
+    """The places of a map as a sequence, row by row."""
     return x.flatten(2).transpose(1, 2)
 
 
 def as_map(x: Float[Tensor, "B N C"], like: Float[Tensor, "B _ h w"]) -> Float[Tensor, "B C h w"]:
+    """A sequence as a map of the height and width of `like`."""
     return x.transpose(1, 2).unflatten(2, like.shape[2:])
 
 
 def causal_mask(x: Float[Tensor, "B S D"]) -> Bool[Tensor, "S S"]:
+    """True where a position may look: at itself and at what comes before it."""
     return torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
 
 

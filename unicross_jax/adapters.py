@@ -44,7 +44,7 @@ class Coupled(NamedTuple):
 class Resample(nn.Module):
     """A convolution of stride 2 without overlap, one of 1 x 1, or the transposed form of the former; no bias.
 
-    As matrix products: on a CPU the gradient of a strided convolution takes ten times as long.
+    As matrix products: XLA for CPUs has slow gradients of strided convolutions.
     """
 
     features: int

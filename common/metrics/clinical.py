@@ -9,8 +9,8 @@ Labels are CheXbert's classes (0 blank, 1 positive, 2 negative, 3 uncertain), on
 - `f1chexbert`: positive is class 1 or 3; micro, macro and weighted by support, over the 14 and over CheXpert's 5.
 - `macro`: positive is class 1; macro over the 14. DEER on CheXpert Plus.
 
-Where nothing is divided by nothing the result is 0, as in the code of all of them: a report without findings that
-is predicted to have none lowers `promptmrg`.
+Where nothing is divided by nothing the result is 0, as in PromptMRG's code and as scikit-learn can be told: a report
+without findings that is predicted to have none lowers `promptmrg`.
 """
 
 import functools
