@@ -5,20 +5,27 @@ import json
 from PIL import Image
 
 from common.data.phantom import make_phantom
+from common.data.phantom_labels import label_report, positive_labels
 from tests.unicross_jax.runs import unicross
 from unicross_jax.config import EMBEDDED_CLIP, EMBEDDED_RUN
 
 
-def test_the_shipped_model_reports_a_phantom_and_warns(tmp_path, capsys):
-    phantom = make_phantom(123, 7, 128)
-    files = [str(tmp_path / "frontal.png"), str(tmp_path / "lateral.png")]
-    for file, image in zip(files, (phantom.frontal, phantom.lateral), strict=True):
-        Image.fromarray(image).save(file)
+def test_the_shipped_model_sees_effusions_in_phantoms_and_warns(tmp_path, capsys):
+    files, known = [], []
+    for index in range(8):  # no study of these seeds was trained on
+        phantom = make_phantom(123, index, 128)
+        known.append("Pleural Effusion" in positive_labels(phantom.labels))
+        for view, image in (("frontal", phantom.frontal), ("lateral", phantom.lateral)):
+            files.append(str(tmp_path / f"{index}-{view}.png"))
+            Image.fromarray(image).save(files[-1])
+    assert 0 < sum(known) < len(known)
     output = tmp_path / "out.jsonl"
-    assert unicross(["report", *files, "--study", "one", "--output", str(output)]) == 0
-    (row,) = [json.loads(line) for line in output.read_text().splitlines()]
-    assert row["images"] == files
-    assert len(row["report"].split()) > 5
+    assert unicross(["report", *files, "--study", r"\d(?=-(frontal|lateral))", "--output", str(output)]) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["images"] for row in rows] == [files[start : start + 2] for start in range(0, 16, 2)]
+    found = ["Pleural Effusion" in positive_labels(label_report(row["report"])) for row in rows]
+    assert sum(stated == true for stated, true in zip(found, known, strict=True)) >= 7
+    assert any(found)
     assert "know nothing of patients" in capsys.readouterr().err
     assert "Where the model looked" in (tmp_path / "out.html").read_text()
 
