@@ -7,6 +7,7 @@ trained head, which may be the tied embedding, the backward pass recomputes each
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +27,14 @@ def token_logprobs(
     wanted: Bool[Array, "B S"] | None = None,
     chunk: int = 128,
     head_trained: bool = False,
+    forbidden: Bool[Array, "V"] | None = None,
 ) -> Float[Array, "B S"]:
     """log softmax(hidden @ head.T)[target] of every position, in float32; of those `wanted`, and 0 elsewhere.
 
     `chunk` positions of each row are expanded to a tile of the vocabulary at a time. Wanted positions are brought
     together first, so that prompts and padding cost nothing: over all rows of a device, or under a mesh, which may
     split rows, within each. With `head_trained` false the gradient with respect to `head` is zero, whatever is asked.
+    The softmax leaves out what is `forbidden`, as sampling does; a forbidden target's value means nothing.
     """
     rows, length = targets.shape
     chunk = min(chunk, length)
@@ -55,7 +58,7 @@ def token_logprobs(
     if padding:
         hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
         targets = jnp.pad(targets, ((0, 0), (0, padding)))
-    logp = (_with_trained_head if head_trained else _with_frozen_head)(hidden, head, targets, used, chunk)
+    logp = (_with_trained_head if head_trained else _with_frozen_head)(hidden, head, targets, used, forbidden, chunk)
     if wanted is None:
         return logp[:, :length]
     logp = _reorder(logp[:, : order.shape[1]], inverse, order).reshape(rows, length)
@@ -103,28 +106,37 @@ def _by_chunks(one, used, chunk, carry, *inputs):
     return jax.lax.fori_loop(0, used, body, (carry, empty))
 
 
-def _tiles(head: Array) -> Float[Array, "rows tiles D"]:
+class _Tiles(NamedTuple):
     """The head cut into tiles of at least `TILE` tokens: tile i holds every tiles-th token, from i on.
 
     A vocabulary that is split over devices (`tensor`) is so split evenly within each tile.
     """
+
+    head: Float[Array, "rows tiles D"]
+    forbidden: Bool[Array, "rows tiles"] | None
+
+
+def _tiles(head: Array, forbidden: Array | None) -> _Tiles:
     vocabulary = head.shape[0]
     count = max((n for n in range(1, vocabulary // TILE + 1) if vocabulary % n == 0), default=1)
-    return constrain(head.reshape(-1, count, head.shape[1]), "tensor", None, None)
+    tiles = constrain(head.reshape(-1, count, head.shape[1]), "tensor", None, None)
+    return _Tiles(tiles, None if forbidden is None else forbidden.reshape(-1, count))
 
 
-def _over_tiles(one, tiles, carry):
+def _over_tiles(one, tiles: _Tiles, carry):
     """Fold `carry = one(i, tile i, carry)` over all tiles."""
 
     def body(i, carry):
-        return one(i, jax.lax.dynamic_index_in_dim(tiles, i, axis=1, keepdims=False), carry)
+        tile = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, axis=1, keepdims=False), tiles)
+        return one(i, tile, carry)
 
-    return jax.lax.fori_loop(0, tiles.shape[1], body, carry)
+    return jax.lax.fori_loop(0, tiles.head.shape[1], body, carry)
 
 
-def _logits(hidden: Array, head: Array) -> Float[Array, "B chunk V"]:
-    logits = jnp.einsum("bsd,vd->bsv", hidden, head, preferred_element_type=jnp.float32)
-    return constrain(logits, BATCH_AXES, None, "tensor")
+def _logits(hidden: Array, tile: _Tiles) -> Float[Array, "B chunk V"]:
+    logits = jnp.einsum("bsd,vd->bsv", hidden, tile.head, preferred_element_type=jnp.float32)
+    logits = constrain(logits, BATCH_AXES, None, "tensor")
+    return logits if tile.forbidden is None else jnp.where(tile.forbidden, -jnp.inf, logits)
 
 
 def _expected(weights: Array, head: Array) -> Float[Array, "B chunk D"]:
@@ -136,7 +148,7 @@ def _chosen(hidden: Array, head: Array, targets: Array) -> Float[Array, "B chunk
     return jnp.einsum("bsd,bsd->bs", hidden, head[targets], preferred_element_type=jnp.float32)
 
 
-def _normaliser(hidden: Array, tiles: Array, expect: bool) -> tuple[Array, Array | None]:
+def _normaliser(hidden: Array, tiles: _Tiles, expect: bool) -> tuple[Array, Array | None]:
     """log sum exp of the logits, and with `expect` also softmax(logits) @ head, in one visit to each tile.
 
     Both are kept relative to the largest logit so far, and shrink when a larger one appears.
@@ -149,7 +161,7 @@ def _normaliser(hidden: Array, tiles: Array, expect: bool) -> tuple[Array, Array
         now = jnp.maximum(largest, logits.max(-1))
         shrink, scaled = jnp.exp(largest - now), jnp.exp(logits - now[..., None])
         if expect:
-            expected = expected * shrink[..., None] + _expected(scaled, tile)
+            expected = expected * shrink[..., None] + _expected(scaled, tile.head)
         return now, total * shrink + scaled.sum(-1), expected
 
     expected = jnp.zeros(hidden.shape, jnp.float32) if expect else None
@@ -158,8 +170,8 @@ def _normaliser(hidden: Array, tiles: Array, expect: bool) -> tuple[Array, Array
     return largest + jnp.log(total), expected / total[..., None] if expect else None
 
 
-def _primal(hidden, head, targets, used, chunk):
-    tiles = _tiles(head)
+def _primal(hidden, head, targets, used, forbidden, chunk):
+    tiles = _tiles(head, forbidden)
 
     def one(_, hidden, targets):
         return None, _chosen(hidden, head, targets) - _normaliser(hidden, tiles, False)[0]
@@ -167,12 +179,12 @@ def _primal(hidden, head, targets, used, chunk):
     return _by_chunks(one, used, chunk, None, hidden, targets)[1]
 
 
-_with_frozen_head = jax.custom_vjp(_primal, nondiff_argnums=(4,))
-_with_trained_head = jax.custom_vjp(_primal, nondiff_argnums=(4,))
+_with_frozen_head = jax.custom_vjp(_primal, nondiff_argnums=(5,))
+_with_trained_head = jax.custom_vjp(_primal, nondiff_argnums=(5,))
 
 
-def _frozen_forward(hidden, head, targets, used, chunk):
-    tiles = _tiles(head)
+def _frozen_forward(hidden, head, targets, used, forbidden, chunk):
+    tiles = _tiles(head, forbidden)
 
     def one(_, hidden, targets):
         normaliser, expected = _normaliser(hidden, tiles, True)
@@ -182,18 +194,18 @@ def _frozen_forward(hidden, head, targets, used, chunk):
 
 
 def _frozen_backward(chunk, jacobian, cotangent):
-    return (cotangent[..., None] * jacobian).astype(jacobian.dtype), None, None, None
+    return (cotangent[..., None] * jacobian).astype(jacobian.dtype), None, None, None, None
 
 
-def _trained_forward(hidden, head, targets, used, chunk):
-    logp = _primal(hidden, head, targets, used, chunk)
-    return logp, (hidden, head, targets, used, logp)
+def _trained_forward(hidden, head, targets, used, forbidden, chunk):
+    logp = _primal(hidden, head, targets, used, forbidden, chunk)
+    return logp, (hidden, head, targets, used, forbidden, logp)
 
 
 def _trained_backward(chunk, residuals, cotangent):
-    hidden, head, targets, used, logp = residuals
-    tiles = _tiles(head)
-    rows, count, _ = tiles.shape
+    hidden, head, targets, used, forbidden, logp = residuals
+    tiles = _tiles(head, forbidden)
+    rows, count, _ = tiles.head.shape
 
     def one(head_gradient, hidden, targets, logp, cotangent):
         normaliser = _chosen(hidden, head, targets) - logp
@@ -204,13 +216,13 @@ def _trained_backward(chunk, residuals, cotangent):
             error = jax.nn.one_hot(here, rows) - jnp.exp(_logits(hidden, tile) - normaliser[..., None])
             error = (cotangent[..., None] * error).astype(head.dtype)
             add = jnp.einsum("bsv,bsd->vd", error, hidden, preferred_element_type=jnp.float32)
-            return head_gradient.at[:, i].add(add), gradient + _expected(error, tile)
+            return head_gradient.at[:, i].add(add), gradient + _expected(error, tile.head)
 
         return _over_tiles(of_tile, tiles, (head_gradient, jnp.zeros(hidden.shape, jnp.float32)))
 
-    zeros = jnp.zeros(tiles.shape, jnp.float32)
+    zeros = jnp.zeros(tiles.head.shape, jnp.float32)
     head_gradient, gradient = _by_chunks(one, used, chunk, zeros, hidden, targets, logp, cotangent)
-    return gradient.astype(hidden.dtype), head_gradient.reshape(head.shape).astype(head.dtype), None, None
+    return gradient.astype(hidden.dtype), head_gradient.reshape(head.shape).astype(head.dtype), None, None, None
 
 
 _with_frozen_head.defvjp(_frozen_forward, _frozen_backward)

@@ -167,6 +167,38 @@ def compile_evaluation(sums: Callable[..., PyTree], layout: Layout) -> Callable[
     return run
 
 
+def compile_rows(rows: Callable[..., PyTree], layout: Layout) -> Callable[..., PyTree]:
+    """Run `rows(trainable, frozen, batch, step)`, whose leaves are [rows, ...], on batches of `place_batch`.
+
+    What comes out is split as the batch is. `step` is the same for all.
+    """
+    if layout.mode == "pmap":
+        return jax.pmap(
+            rows, axis_name=PMAP_AXIS, in_axes=(None, None, 0, None), devices=list(layout.mesh.devices.flat)
+        )
+    compiled = jax.jit(rows, out_shardings=batch_sharding(layout) if layout.mode == "mesh" else None)
+
+    def run(*args: PyTree) -> PyTree:
+        with layout.context():
+            return compiled(*args)
+
+    return run
+
+
+def fetch_rows(tree: PyTree, layout: Layout) -> PyTree:
+    """This process's rows as numpy [rows, ...]: the inverse of `place_batch`."""
+
+    def one(leaf: jax.Array) -> np.ndarray:
+        if leaf.is_fully_addressable:
+            rows = np.asarray(leaf)
+        else:
+            parts = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
+            rows = np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+        return rows.reshape(-1, *rows.shape[2:]) if layout.mode == "pmap" else rows
+
+    return jax.tree.map(one, tree)
+
+
 def check_rows(rows: int, accumulate: int, layout: Layout) -> None:
     """Raise UserError where the rows of a step cannot be cut evenly over devices and micro-batches."""
     parts = layout.row_shards * accumulate

@@ -24,6 +24,7 @@ from common.step import TrainStep
 from common.types import Batch, PyTree, TrainState
 from common.weights import fingerprint
 
+SECONDS = "seconds/"  # metrics of this name depend on the clock: they go to the timings
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: SIGTERM came, the state is saved, the same command continues
 
 
@@ -87,6 +88,7 @@ def train(
         seconds, started = time.perf_counter() - started, time.perf_counter()
         tokens = batch.real_tokens * jax.process_count()
         timings = {"step_seconds": seconds, "tokens_per_second": tokens / seconds}
+        timings |= {name: values.pop(name) for name in [*values] if name.startswith(SECONDS)}
         if flops_per_batch is not None:
             rate = flops_per_batch(batch) * jax.process_count() / seconds
             timings["model_tflops"] = rate / 1e12

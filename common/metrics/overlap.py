@@ -39,6 +39,11 @@ def coco_bleu(statistics: Float[np.ndarray, "N 10"], convention: str = "coco") -
     return Measure(_bleu_names(convention), statistics, _coco_bleu_score)
 
 
+def sentence_bleu(statistics: Float[np.ndarray, "N 10"]) -> Float[np.ndarray, "N 4"]:
+    """BLEU-1..4 of each report by itself, with the additive constants of `coco`, where a corpus has one score."""
+    return _coco_bleu_score(statistics)
+
+
 def nltk_bleu(statistics: Float[np.ndarray, "N 10"]) -> Measure:
     """nltk/BLEU-1 .. nltk/BLEU-4: uniform weights, no smoothing."""
     statistics = statistics.copy()

@@ -1,4 +1,5 @@
-"""The one attention of all models: `attend` on whole sequences, `attend_to` on others, `attend_cached` on new tokens.
+"""The one attention of all models: `attend` on whole sequences, `attend_to` on others, `attend_cached` on new tokens,
+`attend_shared_prompt` on a prompt with several continuations.
 
 Implementations of `attend`: `xla` runs everywhere; `cudnn` is the fused kernel of NVIDIA GPUs; `splash` the Pallas
 kernel of TPUs, which skips the blocks above the diagonal and never forms the score matrix. `choose_implementation`
@@ -9,6 +10,7 @@ import functools
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -61,6 +63,53 @@ def attend(
     if chosen == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation="cudnn")
     return _plain(q, k, v, visible)
+
+
+class SharedPrompt(flax.struct.PyTreeNode):
+    """Rows that hold a prompt once and then G continuations of it, P + G * T tokens, in place of segments.
+
+    A continuation attends to the prompt and to itself, never to its siblings. The masks are true on tokens.
+    """
+
+    prompt: Bool[Array, "B P"]
+    continuations: Bool[Array, "B G T"]
+
+
+@functools.partial(jax.named_call, name="attend_shared_prompt")
+def attend_shared_prompt(
+    q: Float[Array, "B P+G*T H dim"],
+    k: Float[Array, "B P+G*T K dim"],
+    v: Float[Array, "B P+G*T K dim"],
+    rows: SharedPrompt,
+    implementation: Implementation = "auto",
+) -> Float[Array, "B P+G*T H dim"]:
+    """Causal attention of prompts to themselves, and of continuations to their prompt and themselves.
+
+    The prompt's keys and values are read once for the whole group, and nothing is scored that would be masked whole.
+    """
+    batch, group, length = rows.continuations.shape
+    prompt = rows.prompt.shape[1]
+    heads, dim, shared = q.shape[2], q.shape[3], k.shape[2]
+    read = attend(
+        q[:, :prompt], k[:, :prompt], v[:, :prompt], rows.prompt.astype(jnp.int32), implementation=implementation
+    )
+
+    def grouped(x: Array) -> Array:
+        return x[:, prompt:].reshape(batch, group, length, *x.shape[2:])
+
+    own_q = (grouped(q) * dim**-0.5).reshape(batch, group, length, shared, heads // shared, dim)
+    own_k, own_v = grouped(k), grouped(v)
+    scores = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    lowest = jnp.finfo(jnp.float32).min
+    to_prompt = scores("bgtkhd,bpkd->bkhgtp", own_q, k[:, :prompt])
+    to_prompt = jnp.where(rows.prompt[:, None, None, None, None], to_prompt, lowest)
+    to_own = scores("bgtkhd,bgskd->bkhgts", own_q, own_k)
+    visible = jnp.tril(jnp.ones((length, length), bool)) & rows.continuations[:, :, None]
+    to_own = jnp.where(visible[:, None, None], to_own, lowest)
+    weights = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1)).astype(v.dtype)
+    out = jnp.einsum("bkhgtp,bpkd->bgtkhd", weights[..., :prompt], v[:, :prompt])
+    out += jnp.einsum("bkhgts,bgskd->bgtkhd", weights[..., prompt:], own_v)
+    return jnp.concatenate([read, out.reshape(batch, group * length, heads, dim)], axis=1)
 
 
 def attend_to(

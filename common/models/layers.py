@@ -147,11 +147,18 @@ def random_params(shapes: PyTree, key: Array, by_fan_in: bool = False) -> PyTree
 
 
 def rotary_angles(
-    positions: Int[Array, "B S"], head_dim: int, theta: float
+    positions: Int[Array, "B S"] | Int[Array, "3 B S"], head_dim: int, theta: float, sections: tuple[int, ...] = ()
 ) -> tuple[Float[Array, "B S half"], Float[Array, "B S half"]]:
-    """Cosine and sine of position x frequency, in float32 (RoFormer, Eq. 15)."""
+    """Cosine and sine of position x frequency, in float32 (RoFormer, Eq. 15).
+
+    Positions [3 B S] count time, height and width; `sections` says how many frequencies, from the highest on, turn by
+    each (M-RoPE, arXiv:2409.12191, section 2.1). Three equal positions give what [B S] gives.
+    """
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
+    of_frequency = positions[..., None]
+    if positions.ndim == 3:
+        of_frequency = jnp.moveaxis(positions, 0, -1)[..., np.repeat(np.arange(len(sections)) % 3, sections)]
+    angles = of_frequency.astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 

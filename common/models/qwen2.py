@@ -14,7 +14,16 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
 
-from common.models.attention import PAST_AXES, Implementation, KeyValues, Past, attend, attend_cached
+from common.models.attention import (
+    PAST_AXES,
+    Implementation,
+    KeyValues,
+    Past,
+    SharedPrompt,
+    attend,
+    attend_cached,
+    attend_shared_prompt,
+)
 from common.models.layers import BATCH_AXES, Dense, RMSNorm, constrain, rotary_angles, rotate
 from common.types import PyTree
 
@@ -33,6 +42,7 @@ class Qwen2Config:
     num_key_value_heads: int = 4
     head_dim: int = 128
     rope_theta: float = 1e6
+    mrope_section: tuple[int, ...] = ()  # Qwen2-VL: frequencies of time, height and width (`rotary_angles`)
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     dtype: str = "float32"  # of the computation
@@ -60,10 +70,12 @@ class Attention(nn.Module):
         q = rotate(project("q_proj", config.num_attention_heads), *rotary)
         k = rotate(project("k_proj", config.num_key_value_heads), *rotary)
         v = project("v_proj", config.num_key_value_heads)
-        if past is None:
-            out = attend(q, k, v, segments, implementation=config.attention)
-        else:
+        if past is not None:
             out = attend_cached(q, k, v, past)
+        elif isinstance(segments, SharedPrompt):
+            out = attend_shared_prompt(q, k, v, segments, config.attention)
+        else:
+            out = attend(q, k, v, segments, implementation=config.attention)
         out = out.reshape(*x.shape[:2], -1)
         return dense(config, config.hidden_size, "o_proj", self.lora_dropout)(out), KeyValues(k, v)
 
@@ -111,13 +123,16 @@ class Qwen2(nn.Module):
         self,
         tokens: Int[Array, "B S"],
         positions: Int[Array, "B S"],
-        segments: Int[Array, "B S"] | None = None,
+        segments: Int[Array, "B S"] | SharedPrompt | None = None,
         past: Past | None = None,
         keep: bool = False,
+        embeddings: Float[Array, "B S D"] | None = None,
     ) -> tuple[Float[Array, "B S D"], KeyValues | None]:
-        """With `segments`: whole rows (training, prefill). With `past` (stacked over layers): decode, S = group.
+        """With `segments`: whole rows (training, prefill), or prompts with their continuations (`SharedPrompt`).
+        With `past` (stacked over layers): decode, S = group.
 
-        `keep` also returns the keys and values of these tokens, stacked [L B S K dim].
+        `keep` also returns the keys and values of these tokens, stacked [L B S K dim]. `embeddings` take the place of
+        those of the tokens. Where the config has `mrope_section`, positions may be [3 B S].
         """
         config = self.config
         embedding = self.param(
@@ -133,8 +148,9 @@ class Qwen2(nn.Module):
                 (config.vocab_size, config.hidden_size),
                 config.param_dtype,
             )
-        x = constrain(embedding[tokens].astype(config.dtype), BATCH_AXES, None, None)
-        rotary = rotary_angles(positions, config.head_dim, config.rope_theta)
+        x = embedding[tokens] if embeddings is None else embeddings
+        x = constrain(x.astype(config.dtype), BATCH_AXES, None, None)
+        rotary = rotary_angles(positions, config.head_dim, config.rope_theta, config.mrope_section)
         layers = nn.scan(
             remat(Block, config.remat) if past is None else Block,
             variable_axes={"params": 0, "lora": 0},
@@ -156,8 +172,8 @@ def bind(config: Qwen2Config, variables: PyTree):
     model = Qwen2(config)
     if jax.default_backend() == "tpu":
 
-        def stacked(tokens, positions, segments=None, past=None):
-            return model.apply(variables, tokens, positions, segments, past, keep=True)
+        def stacked(tokens, positions, segments=None, past=None, embeddings=None):
+            return model.apply(variables, tokens, positions, segments, past, keep=True, embeddings=embeddings)
 
         return stacked
 
@@ -167,9 +183,9 @@ def bind(config: Qwen2Config, variables: PyTree):
     ]
     params = variables["params"]
 
-    def unrolled(tokens, positions, segments=None, past=None):
+    def unrolled(tokens, positions, segments=None, past=None, embeddings=None):
         if past is None:
-            hidden, stacked = model.apply(variables, tokens, positions, segments, keep=True)
+            hidden, stacked = model.apply(variables, tokens, positions, segments, keep=True, embeddings=embeddings)
             return hidden, [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(config.num_hidden_layers)]
         x = constrain(params["embed_tokens"][tokens].astype(config.dtype), BATCH_AXES, None, None)
         rotary = rotary_angles(positions, config.head_dim, config.rope_theta)

@@ -47,12 +47,17 @@ def config_from_directory(directory: str | Path) -> Qwen2Config:
     """
     file = Path(directory) / "config.json"
     published = read_json(file)
+    if published.get("model_type") != "qwen2":
+        raise UserError(f"{file}: model_type is {published.get('model_type')!r}, expected 'qwen2' (Qwen2 or Qwen2.5)")
+    return decoder_config(published, file)
+
+
+def decoder_config(published: dict[str, Any], file: Path) -> Qwen2Config:
+    """The config of the decoder that `published`, read from `file`, describes. Raises UserError."""
 
     def refuse(what: str) -> UserError:
         return UserError(f"{file}: {what}")
 
-    if published.get("model_type") != "qwen2":
-        raise refuse(f"model_type is {published.get('model_type')!r}, expected 'qwen2' (Qwen2 or Qwen2.5)")
     if published.get("use_sliding_window") or "sliding_attention" in (published.get("layer_types") or ()):
         raise refuse("use_sliding_window is not implemented; expected full attention in every layer")
     if published.get("hidden_act", "silu") != "silu":
@@ -61,7 +66,7 @@ def config_from_directory(directory: str | Path) -> Qwen2Config:
         raise refuse("the checkpoint is quantized; export it as full weights first")
     rope = {**(published.get("rope_scaling") or {}), **(published.get("rope_parameters") or {})}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
+    if kind != "default" and not (kind == "mrope" and "mrope_section" in rope):
         raise refuse(f"rotary scaling {kind!r} is not implemented; expected 'default'")
     sizes: dict[str, Any] = {}
     for name in SIZES:
@@ -80,6 +85,7 @@ def config_from_directory(directory: str | Path) -> Qwen2Config:
         num_key_value_heads=key_value_heads,
         head_dim=published.get("head_dim") or sizes["hidden_size"] // heads,
         rope_theta=float(rope.get("rope_theta", published.get("rope_theta", 10_000.0))),
+        mrope_section=tuple(rope.get("mrope_section", ())),
         rms_norm_eps=float(published.get("rms_norm_eps", 1e-6)),
         tie_word_embeddings=bool(published.get("tie_word_embeddings", False)),
         dtype=dtype,
@@ -104,7 +110,7 @@ def load_qwen2(
     stored = open_tensors(directory)
     names, shapes = name_map(config), param_shapes(config)
     if config.tie_word_embeddings and "lm_head.weight" in stored:
-        _check_tied(stored)
+        check_tied(stored)
     ignored = r".*\.rotary_emb\.inv_freq" + (r"|lm_head\.weight" if config.tie_word_embeddings else "")
     return config, load_tree(stored, shapes, names, where=directory, shardings=shardings, ignored=ignored)
 
@@ -184,9 +190,9 @@ PROJECTIONS = {
 }
 
 
-def _check_tied(stored: dict[str, StoredTensor], rows: int = 8192) -> None:
-    """A tied checkpoint may hold its head again; it must not hold another one."""
-    head, embedding = stored["lm_head.weight"], stored.get("model.embed_tokens.weight")
+def check_tied(stored: dict[str, StoredTensor], name: str = "model.embed_tokens.weight", rows: int = 8192) -> None:
+    """A tied checkpoint may hold its head again; it must not hold another one than the embedding `name`."""
+    head, embedding = stored["lm_head.weight"], stored.get(name)
     if embedding is None:
         return  # load_tree says that it is missing
     same = head.shape == embedding.shape and head.dtype == embedding.dtype
@@ -195,6 +201,6 @@ def _check_tied(stored: dict[str, StoredTensor], rows: int = 8192) -> None:
         same = same and np.array_equal(head.read(part), embedding.read(part))
     if not same:
         raise UserError(
-            f"{head.file}: tensor lm_head.weight differs from model.embed_tokens.weight, but config.json has "
-            "tie_word_embeddings true; set it to false"
+            f"{head.file}: tensor lm_head.weight differs from {name}, but config.json has tie_word_embeddings true; "
+            "set it to false"
         )

@@ -127,3 +127,26 @@ def test_no_logits_of_the_whole_sequence_at_the_vocabulary_of_qwen2(head_trained
     expected = 4 * (batch * chunk * vocabulary // 16 + batch * length * width) * 4
     assert used < expected < logits_bytes / 100
     assert temporary_bytes(lambda *arguments: dense(*arguments).sum(), argnums) > logits_bytes
+
+
+@pytest.mark.parametrize("head_trained", [False, True])
+def test_forbidden_tokens_are_left_out_of_the_softmax(case, head_trained):
+    hidden, head, targets, cotangent = case
+    forbidden = jnp.zeros(V, bool).at[jnp.array([0, 7, V - 1])].set(True)
+    targets = jnp.where(forbidden[targets], 1, targets)
+
+    def chunked(hidden, head):
+        return (
+            token_logprobs(hidden, head, targets, chunk=4, head_trained=head_trained, forbidden=forbidden) * cotangent
+        ).sum()
+
+    def reference(hidden, head):
+        logits = jax.nn.log_softmax(jnp.where(forbidden, -jnp.inf, hidden @ head.T))
+        return (jnp.take_along_axis(logits, targets[..., None], -1)[..., 0] * cotangent).sum()
+
+    value, gradients = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1)))(hidden, head)
+    expected, wanted = jax.value_and_grad(reference, argnums=(0, 1))(hidden, head)
+    np.testing.assert_allclose(value, expected, atol=1e-4)
+    np.testing.assert_allclose(gradients[0], wanted[0], atol=1e-5, rtol=1e-5)
+    if head_trained:
+        np.testing.assert_allclose(gradients[1], wanted[1], atol=1e-5, rtol=1e-5)

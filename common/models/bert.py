@@ -1,0 +1,213 @@
+"""BERT (arXiv:1810.04805) in Linen, and classification heads on it as CheXbert has them (arXiv:2004.09167).
+
+The encoder takes word embeddings in the place of ids, so that their gradient is that of an argument. Module and
+parameter names follow the published checkpoints, with the layers stacked on a leading axis [L, ...];
+`common.models.bert_weights` holds the map. Dropout is active exactly when `apply` is given a "dropout" random key.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from common.errors import UserError
+from common.metrics.clinical import FINDINGS
+from common.models.attention import attend, attention_weights
+from common.models.layers import Dense, dropout, random_params
+from common.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """Sizes of the published `config.json` (default: bert-base-uncased), and how to compute."""
+
+    vocab_size: int = 30_522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    dtype: str = "float32"  # of the computation
+    param_dtype: str = "float32"  # of the stored weights
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierConfig:
+    """An encoder and a linear head for each of `labels`, with `classes` outputs. Default: CheXbert."""
+
+    encoder: BertConfig = BertConfig()
+    labels: tuple[str, ...] = FINDINGS
+    classes: tuple[int, ...] = (*(4,) * 13, 2)
+
+    def __post_init__(self):
+        if len(self.labels) != len(self.classes) or not self.labels or min(self.classes) < 2:
+            raise UserError(
+                f"{len(self.labels)} labels and {len(self.classes)} numbers of classes; expected as many, each at "
+                "least 2"
+            )
+
+
+class Embeddings(nn.Module):
+    """Word + position + token type (0 everywhere), normalised."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, words: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        config = self.config
+
+        def table(name: str, rows: int) -> Array:
+            return self.param(name, nn.initializers.normal(0.02), (rows, config.hidden_size), config.param_dtype)
+
+        table("word_embeddings", config.vocab_size)  # looked up by `word_embeddings`
+        positions = table("position_embeddings", config.max_position_embeddings)[: words.shape[1]]
+        x = words.astype(config.dtype) + (positions + table("token_type_embeddings", config.type_vocab_size)[0])
+        return dropped(self, layer_norm(config)(x).astype(config.dtype), config.hidden_dropout_prob)
+
+
+class AddNorm(nn.Module):
+    """LayerNorm(residual + dropout(dense(x))): the end of both halves of a post-norm layer."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S I"], residual: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        config = self.config
+        x = dropped(self, dense(config, config.hidden_size, "dense")(x), config.hidden_dropout_prob)
+        return layer_norm(config)(residual + x).astype(config.dtype)
+
+
+class Attention(nn.Module):
+    """Self-attention in both directions; padding is not seen."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"]) -> Float[Array, "B S D"]:
+        config = self.config
+
+        def heads(name: str) -> Array:
+            return dense(config, config.hidden_size, name)(x).reshape(*x.shape[:2], config.num_attention_heads, -1)
+
+        q, k, v = heads("query"), heads("key"), heads("value")
+        if config.attention_probs_dropout_prob > 0 and self.has_rng("dropout"):
+            weights = dropped(self, attention_weights(q, k, mask[:, None]), config.attention_probs_dropout_prob)
+            attended = jnp.einsum("bhsm,bmhd->bshd", weights.astype(v.dtype), v)
+        else:
+            attended = attend(q, k, v, mask.astype(jnp.int32), causal=False)
+        return AddNorm(config, name="output")(attended.reshape(x.shape), x)
+
+
+class Layer(nn.Module):
+    """One post-norm layer, in the form `nn.scan` wants."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"]) -> tuple[Float[Array, "B S D"], None]:
+        x = Attention(self.config, name="attention")(x, mask)
+        inner = nn.gelu(dense(self.config, self.config.intermediate_size, "intermediate")(x), approximate=False)
+        return AddNorm(self.config, name="output")(inner, x), None
+
+
+class Bert(nn.Module):
+    """Word embeddings (`word_embeddings`) to hidden states. S is at most `max_position_embeddings`."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, words: Float[Array, "B S D"], mask: Bool[Array, "B S"]) -> Float[Array, "B S D"]:
+        """`mask` is True on tokens and False on padding, whose outputs are finite and meaningless."""
+        layers = nn.scan(
+            Layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=self.config.num_hidden_layers,
+        )(self.config, name="layer")
+        return layers(Embeddings(self.config, name="embeddings")(words), mask)[0]
+
+
+class Classifier(nn.Module):
+    """Linear heads on the last hidden state of [CLS], the first token; the pooler plays no part."""
+
+    config: ClassifierConfig
+
+    @nn.compact
+    def __call__(self, words: Float[Array, "B S D"], mask: Bool[Array, "B S"]) -> Float[Array, "B N C"]:
+        """Logits of N labels in C classes, the largest number; -inf beyond the classes of a label."""
+        encoder = self.config.encoder
+        first = Bert(encoder, name="bert")(words, mask)[:, 0]
+        first = dropped(self, first, encoder.hidden_dropout_prob)
+        columns = []
+        for number, classes in enumerate(self.config.classes):
+            logits = dense(encoder, classes, f"linear_heads_{number}")(first).astype(jnp.float32)
+            missing = max(self.config.classes) - classes
+            columns.append(jnp.pad(logits, ((0, 0), (0, missing)), constant_values=-jnp.inf))
+        return jnp.stack(columns, axis=1)
+
+
+def word_embeddings(params: PyTree, ids: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+    """Rows of the word table of a `Classifier`'s parameters: the input whose gradient is a token's saliency."""
+    return params["bert"]["embeddings"]["word_embeddings"][ids]
+
+
+def chexbert_logits(
+    config: ClassifierConfig,
+    params: PyTree,
+    words: Float[Array, "B S D"],
+    mask: Bool[Array, "B S"],
+    dropout_key: Array | None = None,
+) -> Float[Array, "B N C"]:
+    """Logits of texts given by their word embeddings; without `dropout_key` in evaluation mode.
+
+    With CheXbert's heads [B 14 4]: 0 blank, 1 positive, 2 negative, 3 uncertain. "No Finding" has two classes, 1 being
+    positive; its logits 2 and 3 are -inf, so that they are never the largest and add nothing to a softmax. Do not sum
+    over classes. Words at padding have no influence and a gradient of 0.
+    """
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    logits: Any = Classifier(config).apply({"params": params}, words, mask, rngs=rngs)
+    return logits
+
+
+def init_classifier(config: ClassifierConfig, key: Array) -> PyTree:
+    """Random parameters (normal, 0.02), for tests, benchmarks and training from scratch."""
+    words = jnp.zeros((1, 2, config.encoder.hidden_size))
+    shapes = jax.eval_shape(Classifier(config).init, key, words, jnp.ones((1, 2), bool))["params"]
+    return random_params(shapes, key)
+
+
+def classifier_shapes(config: ClassifierConfig) -> PyTree:
+    """Shapes and dtypes of the parameters, without making them."""
+    return jax.eval_shape(functools.partial(init_classifier, config), jax.random.key(0))
+
+
+def dense(config: BertConfig, features: int, name: str) -> Dense:
+    """A dense layer with bias in the config's dtypes."""
+    return Dense(features, use_bias=True, dtype=config.dtype, param_dtype=config.param_dtype, name=name)
+
+
+def layer_norm(config: BertConfig) -> nn.LayerNorm:
+    """LayerNorm in float32, whatever the dtype of the computation."""
+    return nn.LayerNorm(
+        config.layer_norm_eps, jnp.float32, config.param_dtype, use_fast_variance=False, name="LayerNorm"
+    )
+
+
+def dropped(module: nn.Module, x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:
+    """`x` after dropout where `module` was given a key for it, else `x`."""
+    return dropout(x, rate, module.make_rng("dropout")) if rate > 0 and module.has_rng("dropout") else x

@@ -1,0 +1,42 @@
+"""`deer sft | sample | select | rl | label | weights | evaluate | ...`: the command line of reinforcement learning."""
+
+import importlib
+
+from common.errors import UserError, run_cli
+
+USAGE = """usage: deer COMMAND ...
+
+  label          CheXbert labels of reports:        deer label FILE.jsonl --labeler PATH [--output FILE.jsonl]
+  train-labeler  train a labeler from labelled text
+  select         choose diverse studies:            deer select LABELS.jsonl --fraction 0.2 --seed S
+  weights        token weights of rollouts:         deer weights FILE.jsonl --method gradient --labeler PATH --tokenizer DIR
+  evaluate       score anybody's outputs:           deer evaluate --predictions FILE.jsonl --labeler PATH
+
+Each command has --help."""
+
+COMMANDS = {
+    "label": "label",
+    "train-labeler": "train_labeler",
+    "select": "select",
+    "weights": "weights",
+    "evaluate": "evaluate",
+}  # each is the module of deer_jax whose `main` takes the arguments
+
+
+def main() -> None:
+    """The console script."""
+    run_cli(dispatch)
+
+
+def dispatch(arguments: list[str]) -> None:
+    """Run the named command. Raises UserError where there is none of that name."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    if arguments[0] not in COMMANDS:
+        raise UserError(f"deer {arguments[0]}: unknown command; expected {', '.join(COMMANDS)}")
+    importlib.import_module(f"deer_jax.{COMMANDS[arguments[0]]}").main(arguments[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The host's part of a step of reinforcement learning: rewards and token weights of sampled texts."""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from common.errors import UserError
+from common.metrics.clinical import POSITIVE
+from deer_jax.labeler import Labeler, label_texts
+from deer_jax.rewards import Reward, bleu2, checked_rewards, label_f1
+from deer_jax.rl import Judge, Judged
+from deer_jax.token_weights import (
+    STRENGTH,
+    Group,
+    Rollout,
+    ScoreFunction,
+    checked_scores,
+    gradient_scores,
+    tfidf_scores,
+    uniform_scores,
+    weights_of,
+)
+
+LABEL_BATCH = 64
+
+
+def score_function(
+    method: str, labeler: Labeler | None, stop_ids: Sequence[int], uncertain: bool = False
+) -> ScoreFunction:
+    """The score function named `uniform`, `tfidf` or `gradient`. Raises UserError for another name."""
+    if method == "gradient":
+        if labeler is None:
+            raise UserError("gradient weights: need a labeler; name one with --labeler")
+        return functools.partial(gradient_scores, labeler=labeler, uncertain=uncertain)
+    if method == "tfidf":
+        return functools.partial(tfidf_scores, stop_ids=frozenset(stop_ids))
+    if method == "uniform":
+        return uniform_scores
+    raise UserError(f"token weights {method!r}: unknown; expected {', '.join(STRENGTH)} or module:function")
+
+
+def make_judge(
+    references: Sequence[str],
+    labeler: Labeler | None,
+    scores: ScoreFunction,
+    strength: float,
+    *,
+    gamma: Callable[[int], float] = lambda step: 0.0,
+    reward: Reward | None = None,
+    names: tuple[str, str] = ("reward", "weights"),
+) -> Judge:
+    """Judges rollouts of studies by their number in `references`.
+
+    The reward is `reward` where given, else label F1 + gamma(step) x BLEU-2 (Eq. 1), which takes a labeler. Token
+    weights are 1 + strength x score. `names` are those of the two functions, for what is said when they misbehave.
+    """
+    if reward is None and labeler is None:
+        raise UserError("rewards: label F1 needs a labeler; name one with --labeler, or another reward")
+    expected = np.zeros((len(references), 0), np.int8)
+    if labeler is not None:
+        expected = label_texts(labeler, references, LABEL_BATCH).classes
+
+    def judge(studies: Int[np.ndarray, "B"], groups: Sequence[Sequence[Rollout]], step: int) -> Judged:
+        started = time.perf_counter()
+        shape = len(groups), len(groups[0])
+        texts = [rollout.text for group in groups for rollout in group]
+        of_text = np.repeat(studies, shape[1])
+        against = [references[study] for study in of_text]
+        measured = {"bleu2": bleu2(texts, against)}
+        if labeler is not None:
+            found = label_texts(labeler, texts, LABEL_BATCH)
+            measured["label_f1"] = label_f1(found.classes, expected[of_text])
+            measured["no_positive_reference"] = ~(expected[of_text] == POSITIVE).any(-1)
+            measured["beyond_labeler_window"] = np.full(len(texts), found.cut / len(texts))
+        if reward is not None:
+            rewards = checked_rewards(reward(texts, against), len(texts), names[0])
+        else:
+            rewards = measured["label_f1"] + gamma(step) * measured["bleu2"]
+        judged = time.perf_counter()
+        batch = [Group(references[study], group, expected[study]) for study, group in zip(studies, groups, strict=True)]
+        weights = weights_of(checked_scores(scores(batch), batch, names[1]), strength)
+        seconds = {"labels": judged - started, "token_weights": time.perf_counter() - judged}
+        shaped = {name: np.asarray(values, np.float32).reshape(shape) for name, values in measured.items()}
+        return Judged(rewards.reshape(shape), weights, shaped, seconds)
+
+    return judge

@@ -1,0 +1,216 @@
+"""The clinical labeler: CheXbert (arXiv:2004.09167), or a smaller one of the same make, from text to classes.
+
+Text is treated as CheXbert treats it: stripped, each run of white space made one space, WordPiece in lower case, and
+what does not fit into the window cut off at the end. Spans of tokens are characters of the text as it was given.
+"""
+
+import functools
+import re
+import string
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from common.errors import UserError
+from common.generate import batches, padded
+from common.models.bert import ClassifierConfig, chexbert_logits, word_embeddings
+from common.models.bert_weights import load_classifier
+from common.parallel import Layout, place_batch
+from common.types import PyTree
+from common.weights import writing
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PHANTOM = Path(__file__).parent / "assets" / "labeler"  # for phantom reports; `--labeler phantom`
+IN_RUN = "labeler"  # where a run of `deer train-labeler` has its labeler
+START, END, UNKNOWN = "[CLS]", "[SEP]", "[UNK]"
+SPECIAL = ("[PAD]", UNKNOWN, START, END, "[MASK]")  # in the order of bert-base-uncased
+WORD = re.compile(r"\S+")
+
+Span = tuple[int, int]
+
+
+class Labeler(NamedTuple):
+    """A labeler that has been read. `tokenizer` is one of the tokenizers library."""
+
+    config: ClassifierConfig
+    params: PyTree
+    tokenizer: "Tokenizer"
+
+    @property
+    def window(self) -> int:
+        """The most tokens that it reads, [CLS] and [SEP] among them."""
+        return self.config.encoder.max_position_embeddings
+
+
+class Encoded(NamedTuple):
+    """Tokens of texts: `spans[n][t]` is what token `ids[n][t]` stands for, as (start, end) in characters of text n.
+
+    The empty span (0, 0) belongs to [CLS] and [SEP]. `cut[n]` tells whether text n did not fit into the window.
+    """
+
+    ids: list[list[int]]
+    spans: list[list[Span]]
+    cut: list[bool]
+
+
+class Labels(NamedTuple):
+    """What a labeler says of N texts: the likeliest class of each label, all logits, and how many texts were cut.
+
+    Logits are -inf beyond the classes of a label.
+    """
+
+    classes: Int[np.ndarray, "N K"]
+    logits: Float[np.ndarray, "N K C"]
+    cut: int
+
+
+def load_labeler(path: str | Path, tokenizer: str | Path | None = None) -> Labeler:
+    """The labeler at `path`: `chexbert.pth`, the output of `deer train-labeler`, or "phantom" for the one shipped.
+
+    `tokenizer` is a directory with the `vocab.txt` of bert-base-uncased; a directory of ours holds its own. Raises
+    UserError for what is missing or does not fit together.
+    """
+    path = PHANTOM if str(path) == "phantom" else Path(path)
+    path = path / IN_RUN if (path / IN_RUN).is_dir() else path
+    if tokenizer is None and not path.is_dir():
+        raise UserError(
+            f"{path}: holds no vocabulary; give the directory of bert-base-uncased (with vocab.txt) as --tokenizer"
+            if path.exists()
+            else f"{path}: no such labeler; expected chexbert.pth, the --output of deer train-labeler, or 'phantom'"
+        )
+    loaded = load_tokenizer(path if tokenizer is None else Path(tokenizer))
+    config, params = load_classifier(path, sizes=tokenizer)
+    if loaded.get_vocab_size() > config.encoder.vocab_size:
+        raise UserError(
+            f"{tokenizer or path}: the tokenizer has {loaded.get_vocab_size()} words, but {path} has embeddings for "
+            f"{config.encoder.vocab_size}; give the tokenizer that the labeler was trained with"
+        )
+    return Labeler(config, params, loaded)
+
+
+def load_tokenizer(directory: Path) -> "Tokenizer":
+    """BERT's lower-casing WordPiece tokenizer: `vocab.txt`, one word a line, or `tokenizer.json`. Raises UserError."""
+    file, whole = directory / "vocab.txt", directory / "tokenizer.json"
+    if whole.is_file() and not file.is_file():
+        return _whole_tokenizer(whole)
+    try:
+        words = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file}: cannot be read ({error}); expected the vocabulary of the labeler, for CheXbert that of "
+            "bert-base-uncased"
+        ) from error
+    vocabulary = {word: number for number, word in enumerate(words)}
+    if missing := {START, END, UNKNOWN} - vocabulary.keys():
+        raise UserError(f"{file}: {min(missing)} is missing; expected a WordPiece vocabulary, one word a line")
+    return make_tokenizer(vocabulary)
+
+
+def _whole_tokenizer(file: Path) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer: Tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # what the tokenizers library raises has no type of its own
+        raise UserError(f"{file}: is no tokenizer ({error}); expected that of the labeler") from error
+    if missing := [mark for mark in (START, END) if tokenizer.token_to_id(mark) is None]:
+        raise UserError(f"{file}: {missing[0]} is missing; expected a tokenizer of BERT")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def make_tokenizer(vocabulary: dict[str, int]) -> "Tokenizer":
+    """BERT's tokenizer (uncased) over a vocabulary."""
+    from tokenizers.implementations import BertWordPieceTokenizer
+
+    tokenizer: Any = BertWordPieceTokenizer(vocabulary, lowercase=True)
+    return tokenizer
+
+
+def train_tokenizer(texts: Sequence[str], size: int) -> "Tokenizer":
+    """A WordPiece vocabulary of these texts. Printable ASCII is always in it, so that no English word is unknown.
+
+    The characters are given beforehand because the library numbers them in the order of a hash table, which made
+    another vocabulary in each process.
+    """
+    from tokenizers.implementations import BertWordPieceTokenizer
+
+    characters = [*string.digits, *string.ascii_lowercase, *string.punctuation]
+    special = [*SPECIAL, *characters, *(f"##{character}" for character in characters)]
+    trainer: Any = BertWordPieceTokenizer(lowercase=True)
+    trainer.train_from_iterator(texts, vocab_size=size, show_progress=False, special_tokens=special)
+    return make_tokenizer(trainer.get_vocab())
+
+
+def save_vocabulary(file: Path, tokenizer: "Tokenizer") -> None:
+    """Write `vocab.txt` as `load_tokenizer` reads it. Raises UserError."""
+    words = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    with writing(file.parent):
+        file.write_text("".join(f"{word}\n" for word, _ in words), encoding="utf-8")
+
+
+def clean_text(text: str) -> tuple[str, Int[np.ndarray, "n"]]:
+    """The text as CheXbert reads it, and the place in `text` of each of its characters."""
+    words = list(WORD.finditer(text))
+    places = [place for word in words for place in (*range(*word.span()), word.end())]
+    return " ".join(word[0] for word in words), np.array(places[:-1], np.int64)
+
+
+def encode(labeler: Labeler, texts: Sequence[str]) -> Encoded:
+    """Tokens and spans of texts: [CLS], at most `window - 2` tokens, [SEP]. An empty text is [CLS] [SEP]."""
+    cleaned = [clean_text(text) for text in texts]
+    encodings = labeler.tokenizer.encode_batch([text for text, _ in cleaned], add_special_tokens=False)
+    start, end = marks(labeler.tokenizer)
+    most = labeler.window - 2
+    result = Encoded([], [], [])
+    for (_, places), encoding in zip(cleaned, encodings, strict=True):
+        spans = [(int(places[first]), int(places[last - 1]) + 1) for first, last in encoding.offsets[:most]]
+        result.ids.append([start, *encoding.ids[:most], end])
+        result.spans.append([(0, 0), *spans, (0, 0)])
+        result.cut.append(len(encoding.ids) > most)
+    return result
+
+
+def marks(tokenizer: "Tokenizer") -> tuple[int, int]:
+    """The ids of [CLS] and [SEP], which every loaded tokenizer has."""
+    start, end = tokenizer.token_to_id(START), tokenizer.token_to_id(END)
+    assert start is not None
+    assert end is not None
+    return start, end
+
+
+def label_texts(labeler: Labeler, texts: Sequence[str], batch_size: int = 32, layout: Layout | None = None) -> Labels:
+    """Classes and logits of texts, in batches of one length bucket each; a row does not depend on its neighbours.
+
+    With a `layout` of this process's devices, on which the parameters have been placed, batches are split over them.
+    """
+    encoded = encode(labeler, texts)
+    config = labeler.config
+    logits = np.full((len(texts), len(config.labels), max(config.classes)), -np.inf, np.float32)
+    for rows, ids, mask in token_batches(labeler, encoded, batch_size):
+        placed = (ids, mask) if layout is None else place_batch((ids, mask), layout)
+        logits[rows] = np.asarray(_jitted_logits(config, labeler.params, *placed))
+    return Labels(logits.argmax(-1).astype(np.int8), logits, sum(encoded.cut))
+
+
+def token_batches(
+    labeler: Labeler, encoded: Encoded, batch_size: int
+) -> Iterator[tuple[list[int], Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]]:
+    """(rows, ids [B S], mask [B S]) of texts of one length bucket; the last row fills up a batch."""
+    for rows, length in batches([len(ids) for ids in encoded.ids], batch_size):
+        batch = padded([encoded.ids[row] for row in rows], min(length, labeler.window), left=False)
+        yield rows, np.asarray(batch.tokens), np.asarray(batch.mask)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _jitted_logits(
+    config: ClassifierConfig, params: PyTree, ids: Int[Array, "B S"], mask: Bool[Array, "B S"]
+) -> Float[Array, "B K C"]:
+    return chexbert_logits(config, params, word_embeddings(params, ids), mask)

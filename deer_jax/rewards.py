@@ -1,0 +1,72 @@
+"""Rewards of sampled reports (DEER Eq. 1): F1 of the labels that a labeler finds, and BLEU-2.
+
+A reward is a pure function of texts and references, `(texts, references) -> floats`, so that another one can be
+passed by its import path (`load_function`).
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from common.errors import UserError
+from common.metrics.clinical import POSITIVE
+from common.metrics.overlap import ngram_statistics, sentence_bleu
+
+Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float] | Float[np.ndarray, "N"]]
+Classes = Int[np.ndarray, "N 14"]
+
+
+def label_f1(predicted: Classes, expected: Classes) -> Float[np.ndarray, "N"]:
+    """F1 of the positive labels (class 1) of each report over the 14; 0 where neither side has any (`promptmrg`)."""
+    said, true = predicted == POSITIVE, expected == POSITIVE
+    right = (said & true).sum(-1)
+    return 2 * right / np.maximum(said.sum(-1) + true.sum(-1), 1)
+
+
+def bleu2(texts: Sequence[str], references: Sequence[str]) -> Float[np.ndarray, "N"]:
+    """BLEU-2 of each text by itself, on white-space tokens, with the additive constants of COCO captions."""
+    return sentence_bleu(ngram_statistics([*map(str.split, texts)], [*map(str.split, references)]))[:, 1]
+
+
+def mixed_reward(predicted: Classes, expected: Classes, bleu: Float[np.ndarray, "N"], gamma: float) -> np.ndarray:
+    """Eq. 1: F1(C(o), C(y)) + gamma * BLEU-2(o, y)."""
+    return label_f1(predicted, expected) + gamma * bleu
+
+
+def phase_gamma(gammas: Sequence[float], ends: Sequence[float], progress: float) -> float:
+    """gamma at `progress` (0 to 1) through the run: `gammas[i]` up to `ends[i]`, the last one to the end.
+
+    The paper's two phases are gammas (0, 0.25); it does not say where the first ends.
+    """
+    for gamma, end in zip(gammas, ends, strict=False):
+        if progress < end:
+            return gamma
+    return gammas[-1]
+
+
+def load_function(path: str, option: str) -> Callable[..., Any]:
+    """The function at `module:name`. Raises UserError, which names `option`, where there is none."""
+    module, separator, name = path.partition(":")
+    if not separator or not module or not name:
+        raise UserError(f"{option}: {path!r} is no import path; expected module:function")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{option}: {path} cannot be imported ({error}); is its folder in PYTHONPATH?") from error
+    if not callable(found):
+        raise UserError(f"{option}: {path} is no function")
+    return found
+
+
+def checked_rewards(values: Any, count: int, where: str) -> Float[np.ndarray, "N"]:
+    """The values as float64. Raises UserError where there are not `count` numbers; NaN and infinity pass."""
+    try:
+        rewards = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: returned no numbers ({error})") from error
+    if rewards.shape != (count,):
+        raise UserError(f"{where}: returned values of shape {rewards.shape} for {count} texts; expected one each")
+    return rewards

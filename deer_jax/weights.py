@@ -1,0 +1,135 @@
+"""`deer weights`: the token weights of given rollouts, outside training."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data.tokenizers import load_tokenizer
+from common.errors import Parser, UserError
+from common.jsonl import read_rows, row_writer, rows_done
+from deer_jax import labeler as wordpiece
+from deer_jax.judge import score_function
+from deer_jax.labeler import Labeler, label_texts, load_labeler
+from deer_jax.rewards import load_function
+from deer_jax.token_weights import (
+    STRENGTH,
+    Group,
+    Rollout,
+    ScoreFunction,
+    checked_scores,
+    read_rollout,
+    weights_of,
+)
+
+TOGETHER = 16  # rows whose rollouts go through the labeler at once
+VOCABULARY = "vocab.txt"
+
+DESCRIPTION = """Token weights w = 1 + strength * score of rollouts (DEER Eq. 8 and 12). Rows {"id", "reference",
+"rollouts": [text, ...]} become, in order, rows {"id", "rollouts": [{"text", "tokens", "token_ids", "spans", "scores",
+"weights"}, ...]}: lists with an entry for each token, spans being [start, end) in characters of "text"."""
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command. Raises UserError for whatever is wrong with its input."""
+    parser = Parser("deer weights", description=DESCRIPTION)
+    parser.add_argument("file", type=Path, metavar="FILE.jsonl")
+    parser.add_argument(
+        "--method",
+        default="gradient",
+        help=f"{', '.join(STRENGTH)} (default: %(default)s), or module:function of your own scores",
+    )
+    parser.add_argument("--labeler", metavar="PATH", help="for gradient: chexbert.pth, a labeler's directory, phantom")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", required=True, help="of the policy")
+    parser.add_argument(
+        "--labeler-tokenizer",
+        type=Path,
+        metavar="DIR",
+        help="with the labeler's vocab.txt; default: beside it, or in the --tokenizer directory",
+    )
+    parser.add_argument("--strength", type=float, help="default: 4 for tfidf, 1 for gradient and for your own")
+    parser.add_argument("--uncertain", action="store_true", help="gradient: add the logits of the uncertain class")
+    parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="file to write or resume; default: stdout")
+    chosen = parser.parse_args(arguments)
+    rows = read_rows(chosen.file, {"id": str | int, "reference": str, "rollouts": list})
+    for row in rows:
+        if not row["rollouts"] or not all(isinstance(text, str) for text in row["rollouts"]):
+            raise UserError(f"{chosen.file}, id {row['id']!r}: 'rollouts' must be a list of texts, at least one")
+    strength = STRENGTH.get(chosen.method, 1.0) if chosen.strength is None else chosen.strength
+    if not np.isfinite(strength):
+        raise UserError(f"deer weights: --strength {strength} is not finite")
+    labeler = None
+    if chosen.labeler is not None:
+        vocabulary = chosen.labeler_tokenizer or vocabulary_directory(Path(chosen.labeler), chosen.tokenizer)
+        labeler = load_labeler(chosen.labeler, vocabulary)
+    read, stop_ids = rollout_reader(chosen.tokenizer)
+    if ":" in chosen.method:
+        scores: ScoreFunction = load_function(chosen.method, "--method")
+    else:
+        scores = score_function(chosen.method, labeler, stop_ids, chosen.uncertain)
+    done = 0
+    if chosen.output is not None:
+        done = rows_done(chosen.output, [row["id"] for row in rows], {"rollouts": list})
+    with row_writer(chosen.output) as write:
+        for start in range(done, len(rows), TOGETHER):
+            for result in weigh(rows[start : start + TOGETHER], read, labeler, scores, strength, chosen.method):
+                write(result)
+
+
+def weigh(
+    rows: Sequence[dict[str, Any]],
+    read: Callable[[str], Rollout],
+    labeler: Labeler | None,
+    scores: ScoreFunction,
+    strength: float,
+    method: str,
+) -> Iterator[dict[str, Any]]:
+    """The result of each row."""
+    expected: Any = [()] * len(rows)
+    if labeler is not None:
+        expected = label_texts(labeler, [row["reference"] for row in rows]).classes
+    groups = [
+        Group(row["reference"], [read(text) for text in row["rollouts"]], classes)
+        for row, classes in zip(rows, expected, strict=True)
+    ]
+    found = checked_scores(scores(groups), groups, f"--method {method}")
+    for row, group, values, weights in zip(rows, groups, found, weights_of(found, strength), strict=True):
+        rollouts = zip(group.rollouts, values, weights, strict=True)
+        yield {"id": row["id"], "rollouts": [_shown(*rollout) for rollout in rollouts]}
+
+
+def _shown(rollout: Rollout, scores: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    spans = np.asarray(rollout.spans).tolist()
+    return {
+        "text": rollout.text,
+        "tokens": [rollout.text[start:end] for start, end in spans],
+        "token_ids": list(rollout.tokens),
+        "spans": spans,
+        "scores": scores.tolist(),
+        "weights": weights.tolist(),
+    }
+
+
+def rollout_reader(directory: Path) -> tuple[Callable[[str], Rollout], tuple[int, ...]]:
+    """What tokenises a text as the policy's tokenizer does, and the ids that end a report.
+
+    A directory with nothing but a WordPiece vocabulary is read as the labeler reads it. Raises UserError.
+    """
+    if (directory / VOCABULARY).is_file() and not (directory / "tokenizer.json").is_file():
+        pieces = wordpiece.load_tokenizer(directory)
+
+        def read_pieces(text: str) -> Rollout:
+            encoding = pieces.encode(text, add_special_tokens=False)
+            return Rollout(encoding.ids, text, np.array(encoding.offsets, np.int64).reshape(-1, 2))
+
+        return read_pieces, ()
+    tokenizer = load_tokenizer(directory)
+    return lambda text: read_rollout(tokenizer.encode(text), tokenizer), tokenizer.stop_ids
+
+
+def vocabulary_directory(labeler: Path, tokenizer: Path) -> Path | None:
+    """Where the vocabulary of a labeler that is a single file lies: beside it, else with the policy's tokenizer."""
+    if not labeler.is_file():
+        return None
+    return next((place for place in (labeler.parent, tokenizer) if (place / VOCABULARY).is_file()), None)

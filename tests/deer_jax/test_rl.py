@@ -1,0 +1,182 @@
+"""Reinforcement learning end to end on a tiny model: a toy reward is learnt, and credit goes to the right tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common.checkpoint import open_checkpoints
+from common.data.pipeline import make_iterator
+from common.data.tokenizers import WordTokenizer
+from common.decode import Prompts
+from common.generate import DecodeSettings
+from common.optim import OptimConfig, make_optimizer, make_schedule
+from common.parallel import MeshConfig, make_layout, place
+from common.sampling import Sampling
+from common.step import init_state
+from common.train_loop import train
+from deer_jax.ditpo import Objective
+from deer_jax.judge import make_judge, score_function
+from deer_jax.policy import text_policy
+from deer_jax.rl import StudyBatch, make_rl_step, plan_studies, reward_measures
+from tests import tiny
+
+WORDS = WordTokenizer(tuple(f"word{number}" for number in range(tiny.CONFIG.vocab_size - 4)))
+SETTINGS = DecodeSettings(
+    max_new_tokens=5, sampling=Sampling(temperature=1.0), stop_ids=WORDS.stop_ids, forbidden_ids=(0, 1, 3)
+)
+POLICY = text_policy(tiny.CONFIG, SETTINGS, chunk=8)
+STUDIES, GROUP = 8, 6
+REFERENCES = [f"word{number} word{number}" for number in range(STUDIES)]
+
+
+def to_batch(plan) -> StudyBatch:
+    studies = np.array([row[0] for row in plan.rows], np.int32)
+    tokens = np.stack([studies + 10, studies + 20], axis=1).astype(np.int32)
+    return StudyBatch(Prompts(tokens, np.ones(tokens.shape, bool)), studies)
+
+
+def wanted_words(texts, references):
+    """The share of words from the first half of the vocabulary."""
+    early = {f"word{number}" for number in range(46)}
+    return [sum(word in early for word in text.split()) / max(len(text.split()), 1) for text in texts]
+
+
+def run(run_dir, steps: int, layout, *, scores="tfidf", reward=wanted_words, objective=None, updates=1, rate=3e-3):
+    optim = OptimConfig(learning_rate=rate, schedule="constant", warmup_ratio=0.0)
+    tx = make_optimizer(optim, steps)
+    judge = make_judge(REFERENCES, None, score_function(scores, None, WORDS.stop_ids), 1.0, reward=reward)
+    objective = objective or Objective()
+    trainable = place(tiny.params(), layout)
+    step = make_rl_step(
+        POLICY, objective, tx, judge, WORDS, layout, group=GROUP, updates=updates,
+        reference=place(tiny.params(), layout) if objective.kl else None,
+    )  # fmt: skip
+    rows = []
+
+    def watched(state, frozen, batch, rng):
+        state, metrics = step(state, frozen, batch, rng)
+        rows.append({name: float(value) for name, value in metrics.items()})
+        return state, metrics
+
+    checkpoints = open_checkpoints(run_dir, {"base": {"name": "tiny", "sha256": "0"}})
+    state = train(
+        place(init_state(trainable, tx), layout),
+        {},
+        make_iterator(plan_studies(STUDIES, 8, steps, seed=0), to_batch),
+        watched,
+        run_dir=run_dir,
+        total_steps=steps,
+        rng=place(jax.random.key(0), layout),
+        layout=layout,
+        checkpoints=checkpoints,
+        schedule=make_schedule(optim, steps),
+        validation_loss=lambda state: 0.0,
+        checkpoint_every=2,
+        evaluate_every=steps,
+        tensorboard=False,
+    )
+    checkpoints.close()
+    return state, rows
+
+
+def test_a_toy_reward_is_learnt(tmp_path):
+    _, rows = run(tmp_path, 25, make_layout("jit"))
+    assert abs(rows[0]["reward"] - 0.5) < 0.15  # 48 rollouts of random words
+    assert np.mean([row["reward"] for row in rows[-3:]]) > 0.7
+    assert {"seconds/rollout", "seconds/labels", "seconds/token_weights", "seconds/update", "seconds/host"} <= {
+        *rows[0]
+    }
+    assert max(row["log_prob_gap"] for row in rows) < 1e-4  # sampling and scoring agree all along
+
+
+@pytest.mark.parametrize("mode", ["pmap", "mesh"])
+def test_devices_change_neither_rollouts_nor_updates(tmp_path, mode):
+    alone, first = run(tmp_path / "jit", 2, make_layout("jit"))
+    layout = make_layout(mode, MeshConfig(data=4, fsdp=2))
+    several, second = run(tmp_path / mode, 2, layout)
+    for one, other in zip(first, second, strict=True):
+        for name in ("reward", "loss", "new_tokens", "grad_norm", "unique_rewards"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6)
+    for one, other in zip(jax.tree.leaves(alone.trainable), jax.tree.leaves(several.trainable), strict=True):
+        np.testing.assert_allclose(one, other, atol=3e-5)  # Adam turns rounding into up to a rate of 3e-3
+
+
+def test_an_interrupted_run_continues_bit_for_bit(tmp_path):
+    run(tmp_path / "whole", 5, make_layout("jit"))
+
+    class Killed(Exception):
+        pass
+
+    def killing(texts, references):
+        killing.calls += 1
+        if killing.calls == 4:
+            raise Killed
+        return wanted_words(texts, references)
+
+    killing.calls = 0
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", 5, make_layout("jit"), reward=killing)
+    run(tmp_path / "cut", 5, make_layout("jit"))
+    whole, cut = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut"))
+    assert b"weights_sha256" in whole
+    assert whole == cut
+
+
+def test_several_updates_on_the_same_rollouts_move_away_from_the_policy_that_sampled(tmp_path):
+    state, rows = run(tmp_path, 2, make_layout("jit"), updates=3, objective=Objective(kl=0.1))
+    assert int(state.step) == 2
+    assert rows[0]["log_prob_gap"] > 1e-3
+    assert rows[0]["kl"] > 0
+
+
+def test_only_rewarded_tokens_are_pushed_when_their_weight_says_so(tmp_path):
+    """With a weight of 0 on all words but "word0", only its probability is moved by the update."""
+    from deer_jax.ditpo import PolicyParams, Rollouts, make_loss
+
+    tokens = jnp.array([[[4, 9, 2], [9, 9, 2]]])  # word0 word5; word5 word5
+    weights = jnp.where(tokens == 4, 1.0, 0.0)
+    batch = Rollouts(
+        prompts=Prompts(jnp.array([[10, 20]]), jnp.ones((1, 2), bool)),
+        tokens=tokens,
+        mask=jnp.ones(tokens.shape, bool),
+        old_log_probs=jnp.full(tokens.shape, -4.5),
+        advantages=jnp.array([[1.0, -1.0]]),
+        token_weights=weights,
+    )
+    params = tiny.params()
+    gradient = jax.grad(lambda tree: make_loss(POLICY, Objective())(tree, {}, batch, jax.random.key(0))[0].total)(
+        params
+    )
+    moved = jax.tree.map(lambda leaf, change: leaf - 0.5 * change, params, gradient)
+    before, after = (
+        POLICY.token_logprobs(PolicyParams(tree, {}), batch.prompts, tokens, batch.mask) for tree in (params, moved)
+    )
+    change = np.asarray(after - before)[0]
+    assert change[0, 0] > 0.05
+    assert change[0, 0] > 5 * np.abs(change[1]).max()
+
+
+@pytest.mark.parametrize(
+    ("rewards", "expected"),
+    [
+        ([[1, 1, 1, 1]], {"reward": 1, "zero_variance_groups": 1, "unique_rewards": 1, "reward_deviation": 0}),
+        ([[0, 1, 0, 1]], {"reward": 0.5, "zero_variance_groups": 0, "unique_rewards": 2, "reward_deviation": 0.5}),
+        ([[0, np.nan, 1, 1]], {"reward": 2 / 3, "rewards_not_finite": 0.25, "unique_rewards": 2}),
+        ([[np.nan] * 4], {"reward": 0, "rewards_not_finite": 1, "zero_variance_groups": 1, "unique_rewards": 0}),
+    ],
+)
+def test_rewards_are_told_as_in_table_7(rewards, expected):
+    measured = reward_measures(np.array(rewards, float))
+    for name, value in expected.items():
+        assert measured[name].mean() == pytest.approx(value)
+
+
+def test_a_reward_of_nan_and_empty_reports_do_no_harm(tmp_path):
+    def odd(texts, references):
+        return [float("nan") if number % 3 == 0 else len(text) for number, text in enumerate(texts)]
+
+    state, rows = run(tmp_path, 2, make_layout("jit"), reward=odd)
+    assert rows[0]["rewards_not_finite"] == pytest.approx(1 / 3, abs=0.01)
+    assert rows[-1]["skipped"] == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trainable))

@@ -1,0 +1,184 @@
+"""Token weights: TF-IDF written out, saliency by finite differences, and functions from outside the package."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common.data.tokenizers import WordTokenizer, save_words
+from common.errors import UserError
+from common.jsonl import write_rows
+from common.models.bert import BertConfig, ClassifierConfig, chexbert_logits, init_classifier, word_embeddings
+from deer_jax.cli import dispatch
+from deer_jax.labeler import Labeler, make_tokenizer
+from deer_jax.saliency import saliency, token_saliency
+from deer_jax.token_weights import (
+    Group,
+    checked_scores,
+    gradient_scores,
+    read_rollout,
+    tfidf_scores,
+    uniform_scores,
+    weights_of,
+)
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "no", "pleural", "eff", "##usion", "heart", "edema", "."]
+CONFIG = ClassifierConfig(
+    BertConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=12,
+    )  # fmt: skip
+)
+
+
+@pytest.fixture(scope="module")
+def labeler() -> Labeler:
+    params = jax.tree.map(lambda leaf: leaf * 10 if leaf.ndim > 1 else leaf, init_classifier(CONFIG, jax.random.key(0)))
+    return Labeler(CONFIG, params, make_tokenizer({word: place for place, word in enumerate(VOCABULARY)}))
+
+
+WORDS = WordTokenizer(("no", "pleural", "effusion", "heart", "edema", "."))
+
+
+def group(*texts: str, classes=(), stop: bool = False) -> Group:
+    rollouts = [read_rollout([*WORDS.encode(text), *([WORDS.eos_id] if stop else [])], WORDS) for text in texts]
+    return Group("reference", rollouts, classes)
+
+
+def test_tfidf_is_the_share_of_the_report_times_the_log_of_rarity():
+    texts = ["no edema . no effusion", "edema", "no edema ."]
+    (scores,) = tfidf_scores([group(*texts)])
+    for text, own in zip(texts, scores, strict=True):
+        words = text.split()
+        expected = [
+            words.count(word) / len(words) * math.log(3 / sum(word in other.split() for other in texts))
+            for word in words
+        ]
+        np.testing.assert_allclose(own, expected, rtol=1e-12)
+    assert scores[1][0] == 0  # every report says "edema"
+    np.testing.assert_array_equal(weights_of([scores], 4.0)[0][1], [1.0])
+
+
+def test_the_end_of_a_report_weighs_1_and_is_not_counted():
+    plain = tfidf_scores([group("no edema", "edema heart .")])[0]
+    stopped = tfidf_scores([group("no edema", "edema heart .", stop=True)], WORDS.stop_ids)[0]
+    for one, other in zip(plain, stopped, strict=True):
+        np.testing.assert_array_equal([*one, 0.0], other)
+
+
+def test_empty_reports_have_no_scores():
+    assert [len(own) for own in tfidf_scores([group("", "edema")])[0]] == [0, 1]
+    assert [len(own) for own in uniform_scores([group("", "edema")])[0]] == [0, 1]
+
+
+@pytest.mark.parametrize("uncertain", [False, True])
+def test_saliency_is_the_length_of_the_gradient_by_finite_differences(labeler, uncertain):
+    ids, mask = jnp.array([[2, 4, 5, 3]]), jnp.ones((1, 4), bool)
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), labeler.params)
+        config = ClassifierConfig(BertConfig(**{**vars(CONFIG.encoder), "dtype": "float64", "param_dtype": "float64"}))
+        targets = np.zeros((1, 14), bool)
+        targets[0, [1, 5, 13]] = True
+        words = np.asarray(word_embeddings(params, ids), np.float64)
+
+        @jax.jit
+        def target(words):
+            logits = chexbert_logits(config, params, words, mask)[0]
+            total = logits[1, 1] + logits[5, 1] + logits[13, 1]
+            return total + logits[1, 3] + logits[5, 3] if uncertain else total
+
+        gradient = np.zeros(words.shape)
+        for place in np.ndindex(words.shape):
+            step = np.zeros(words.shape)
+            step[place] = 1e-3
+            gradient[place] = (target(words + step) - target(words - step)) / 2e-3
+    found = saliency(CONFIG, labeler.params, ids, mask, jnp.asarray(targets), uncertain)
+    np.testing.assert_allclose(found[0], np.linalg.norm(gradient[0], axis=-1), rtol=2e-3)
+
+
+def test_saliency_does_not_depend_on_the_batch(labeler):
+    texts = ["no effusion", "heart edema . pleural", "", "no edema"]
+    targets = np.random.default_rng(0).random((4, 14)) < 0.4
+    targets[3] = False
+    together = token_saliency(labeler, texts, targets)
+    for text, own, (values, spans) in zip(texts, targets, together, strict=True):
+        alone, _ = token_saliency(labeler, [text], own[None])[0]
+        np.testing.assert_allclose(values, alone, rtol=1e-4, atol=1e-7)
+        assert [text[start:end] for start, end in spans[1:-1]] == text.replace("effusion", "eff usion").split()
+    assert not together[3][0].any()
+
+
+def test_no_positive_finding_in_the_reference_leaves_all_weights_at_1(labeler):
+    normal = group("no edema", "heart", classes=[0] * 14)
+    ill = group("no edema", "heart", classes=[1, *[2] * 13])
+    zero, some = gradient_scores([normal, ill], labeler)
+    assert not any(own.any() for own in zero)
+    assert all(own.all() for own in some)
+    assert all((own == 1).all() for own in weights_of([zero], 1.0)[0])
+
+
+def test_words_beyond_the_labelers_window_have_no_score(labeler):
+    ill = group("edema " * 20, classes=[1] * 14)
+    ((own,),) = gradient_scores([ill], labeler)
+    assert (own[:10] > 0).all()
+    assert not own[10:].any()
+
+
+def by_length(groups):
+    return [[np.arange(len(rollout.tokens)) for rollout in group.rollouts] for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (lambda groups: [[np.zeros(99)]], "expected scores of 1 groups"),
+        (lambda groups: [[np.zeros(9), np.zeros(1)]], "shape"),
+        (lambda groups: [[np.array([np.nan, 0]), np.zeros(1)]], "not finite"),
+        (lambda groups: "no", "no lists"),
+    ],
+)
+def test_scores_that_do_not_fit_are_refused(bad, said):
+    groups = [group("no edema", "heart")]
+    with pytest.raises(UserError, match=said):
+        checked_scores(bad(groups), groups, "mine:scores")
+
+
+def test_the_command_takes_a_function_of_ones_own(tmp_path, capsys, monkeypatch):
+    (tmp_path / "my_scores.py").write_text(
+        "def late(groups):\n    return [[list(range(len(r.tokens))) for r in g.rollouts] for g in groups]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    save_words(tmp_path / "words.json", WORDS)
+    write_rows(tmp_path / "rows.jsonl", [{"id": 1, "reference": "", "rollouts": ["no edema .", ""]}])
+    command = ["weights", str(tmp_path / "rows.jsonl"), "--tokenizer", str(tmp_path / "words.json")]
+    dispatch([*command, "--method", "my_scores:late", "--strength", "0.5"])
+    first, second = json.loads(capsys.readouterr().out)["rollouts"]
+    assert first["tokens"] == ["no", " edema", " ."]
+    assert first["weights"] == [1, 1.5, 2]
+    assert second["weights"] == []
+    dispatch([*command, "--method", "tfidf"])
+    first = json.loads(capsys.readouterr().out)["rollouts"][0]
+    np.testing.assert_allclose(first["weights"], 1 + 4 * np.log(2) / 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method", "nosuch"], "uniform, tfidf, gradient"),
+        (["--method", "nosuch:function"], "--method"),
+        (["--method", "gradient"], "--labeler"),
+        (["--method", "tfidf", "--strength", "nan"], "finite"),
+    ],
+)
+def test_wrong_options_are_told_in_one_line(tmp_path, options, said):
+    save_words(tmp_path / "words.json", WORDS)
+    write_rows(tmp_path / "rows.jsonl", [{"id": 1, "reference": "", "rollouts": ["no edema ."]}])
+    with pytest.raises(UserError, match=said):
+        dispatch(["weights", str(tmp_path / "rows.jsonl"), "--tokenizer", str(tmp_path / "words.json"), *options])
