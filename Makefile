@@ -37,6 +37,7 @@ bench: dev
 	@$(BIN)/python -m launch bench sft --peer
 	@$(BIN)/python -m launch bench decode --peer
 	@$(BIN)/python -m launch bench unicross --peer
+	@$(BIN)/python -m launch bench rl --peer
 
 assets: setup
 	@$(BIN)/python -m retsta_jax.make_assets

@@ -6,18 +6,24 @@ from common.errors import UserError, run_cli
 
 USAGE = """usage: deer COMMAND ...
 
+  sft            learn to report, supervised:       deer sft --preset NAME --run-dir DIR [any field of the config]
+  sample         reports of a model for studies:    deer sample --preset NAME --output FILE.jsonl
+  select         choose diverse studies:            deer select LABELS.jsonl --fraction 0.2 --seed S
+  rl             reinforcement learning:            deer rl --preset NAME --run-dir DIR [any field of the config]
   label          CheXbert labels of reports:        deer label FILE.jsonl --labeler PATH [--output FILE.jsonl]
   train-labeler  train a labeler from labelled text
-  select         choose diverse studies:            deer select LABELS.jsonl --fraction 0.2 --seed S
-  weights        token weights of rollouts:         deer weights FILE.jsonl --method gradient --labeler PATH --tokenizer DIR
+  weights        token weights of rollouts:         deer weights FILE.jsonl --labeler PATH --tokenizer DIR
   evaluate       score anybody's outputs:           deer evaluate --predictions FILE.jsonl --labeler PATH
 
 Each command has --help."""
 
 COMMANDS = {
+    "sft": "sft",
+    "sample": "sample",
+    "select": "select",
+    "rl": "rl_run",
     "label": "label",
     "train-labeler": "train_labeler",
-    "select": "select",
     "weights": "weights",
     "evaluate": "evaluate",
 }  # each is the module of deer_jax whose `main` takes the arguments

@@ -4,7 +4,9 @@ import sys
 
 from common.errors import UserError, run_cli
 
-USAGE = "usage: python -m launch plan|bench sft|bench decode|bench unicross ...; add --help to any for its options"
+USAGE = (
+    "usage: python -m launch plan|bench sft|bench decode|bench unicross|bench rl ...; add --help to any for its options"
+)
 
 
 def main(arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from common.data.source import StudySource
 from common.optim import OptimConfig
 from common.parallel import MeshConfig, Mode
 from unicross_jax.model import Conditioning
@@ -19,19 +20,9 @@ EMBEDDED_RUN = ASSETS / "demo"  # the model of a demo, for `unicross report` whe
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(StudySource):
     """Which studies to learn from, and what a model sees of them."""
 
-    layout: Literal["phantom", "annotation", "openi", "rows", "prepared"] = "phantom"  # drawn; R2Gen; Open-i; your own
-    source: str = ""  # annotation.json; Open-i's reports; JSONL rows; folder made by python -m common.data.builders
-    images: str = ""  # annotation, openi, rows: folder of the images
-    split: str = ""  # openi: R2Gen's split (.json), or a file with the ids of the test part
-    train_size: int = 1600  # phantom studies
-    validation_size: int = 64  # phantom studies
-    test_size: int = 200  # phantom studies
-    phantom_seed: int = 0  # which phantom studies: other seeds draw others
-    views: int = 2  # images of a study that are used, at most
-    cleaning: Literal["lossless", "r2gen-iu", "r2gen-mimic"] = "lossless"  # of reports
     resize: int = 256  # pixels of the shorter side, before a square of CLIP's image size is cut out
     degrees: float = 5.0  # training images are turned by at most so much
     brightness: float = 0.1  # and made brighter or darker by at most this share

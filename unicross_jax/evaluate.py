@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from common.config import to_json
 from common.data.images import GreyImage, resize_crop
+from common.data.parts import PHANTOM_PLACES, Part
 from common.data.phantom import make_phantom
 from common.data.phantom_labels import label_report, positive_labels
 from common.data.records import Quarantine
@@ -34,7 +35,7 @@ from common.models.clip import ModifiedResNet, normalise
 from common.report.environment import environment
 from common.report.page import Example as Shown
 from common.report.page import Page, write_report
-from unicross_jax.data import PHANTOM_PLACES, Example, Part, load_parts, still_view
+from unicross_jax.data import Example, read_parts, still_view
 from unicross_jax.report import Trained, Written, attention_of, load_trained, studies_of, write_reports
 from unicross_jax.train import encode
 
@@ -55,7 +56,7 @@ def evaluate_run(
     Raises UserError.
     """
     trained = load_trained(run_dir)
-    parts = load_parts(trained.config.data, Quarantine())
+    parts = read_parts(trained.config.data, Quarantine())
     if split not in parts:
         raise UserError(f"{run_dir}: the data has no {split} part")
     train, part = parts["train"], first(parts[split], limit)

@@ -14,6 +14,7 @@ from jaxtyping import Array
 from common.checkpoint import open_checkpoints, restore_trainable
 from common.config import check_run_directory, claim_run_directory, to_json
 from common.data.packing import plan_epochs, plan_in_order
+from common.data.parts import Part
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
 from common.data.studies import ImageStudy
@@ -38,10 +39,9 @@ from unicross_jax.config import RunConfig
 from unicross_jax.data import (
     CONDITION_TOKENS,
     Example,
-    Part,
     build_vocabulary,
     encode_studies,
-    load_parts,
+    read_parts,
     report_batch,
     still_view,
     training_view,
@@ -196,7 +196,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
     backbone = load_backbone(config.model, config.seed)
     check_sizes(config, backbone)
     quarantine = Quarantine()
-    parts = load_parts(config.data, quarantine)
+    parts = read_parts(config.data, quarantine)
     for name in ("train", "validation"):
         if name not in parts:
             raise UserError(f"data: there is no {name} part; expected at least one study there")

@@ -69,11 +69,11 @@ def read_mimic_cxr(root: str | Path, quarantine: Quarantine, *, reports: str | P
     split_file = _csv_file(root, "mimic-cxr-2.0.0-split.csv")
     views = {
         row["dicom_id"]: row["ViewPosition"]
-        for _, row in _csv_rows(_csv_file(root, "mimic-cxr-2.0.0-metadata.csv"), ("dicom_id", "ViewPosition"))
+        for _, row in csv_rows(_csv_file(root, "mimic-cxr-2.0.0-metadata.csv"), ("dicom_id", "ViewPosition"))
     }
     images: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     split_of_subject: dict[str, str] = {}
-    for line, row in _csv_rows(split_file, ("dicom_id", "study_id", "subject_id", "split")):
+    for line, row in csv_rows(split_file, ("dicom_id", "study_id", "subject_id", "split")):
         split = SPLIT_NAMES.get(row["split"])
         where = f"{split_file}, line {line}"
         if split is None:
@@ -133,7 +133,7 @@ def _csv_file(root: Path, name: str) -> Path:
     raise UserError(f"{root}: no {name} or {name}.gz; expected the root of MIMIC-CXR-JPG 2.0.0")
 
 
-def _csv_rows(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_rows(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line numbers and rows; of a row only `columns`, which it must have."""
     try:
         with (

@@ -26,16 +26,11 @@ from deer_jax.token_weights import (
 )
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "no", "pleural", "eff", "##usion", "heart", "edema", "."]
-CONFIG = ClassifierConfig(
-    BertConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=12,
-    )  # fmt: skip
-)
+ENCODER = BertConfig(
+    vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+    max_position_embeddings=12,
+)  # fmt: skip
+CONFIG = ClassifierConfig(ENCODER)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +78,7 @@ def test_saliency_is_the_length_of_the_gradient_by_finite_differences(labeler, u
     ids, mask = jnp.array([[2, 4, 5, 3]]), jnp.ones((1, 4), bool)
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), labeler.params)
-        config = ClassifierConfig(BertConfig(**{**vars(CONFIG.encoder), "dtype": "float64", "param_dtype": "float64"}))
+        config = ClassifierConfig(BertConfig(**{**vars(ENCODER), "dtype": "float64", "param_dtype": "float64"}))
         targets = np.zeros((1, 14), bool)
         targets[0, [1, 5, 13]] = True
         words = np.asarray(word_embeddings(params, ids), np.float64)

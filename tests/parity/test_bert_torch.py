@@ -1,7 +1,5 @@
 """BERT and CheXbert's heads against transformers' PyTorch model with random weights: logits, gradients, tokens."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,7 +94,9 @@ def test_logits(published, labeler):
     ids, mask = random_batch()
     with torch.no_grad():
         expected = published(torch.tensor(mask).long(), input_ids=torch.tensor(ids))
-    found = chexbert_logits(labeler.config, labeler.params, word_embeddings(labeler.params, ids), mask)
+    found = jax.jit(chexbert_logits, static_argnums=0)(
+        labeler.config, labeler.params, word_embeddings(labeler.params, ids), mask
+    )
     assert found.shape == (len(ids), 14, 4)
     for number, logits in enumerate(expected):
         np.testing.assert_allclose(found[:, number, : logits.shape[1]], logits, atol=TOLERANCE, rtol=0)
@@ -113,7 +113,7 @@ def test_gradients_with_respect_to_input_embeddings(published, labeler):
         logits = chexbert_logits(labeler.config, labeler.params, words, mask)
         return positive_logits(jnp.moveaxis(logits, 1, 0))
 
-    found = jax.grad(total)(word_embeddings(labeler.params, ids))
+    found = jax.jit(jax.grad(total))(word_embeddings(labeler.params, ids))
     assert float(jnp.abs(found).max()) > 0.1
     np.testing.assert_allclose(found, words.grad, atol=TOLERANCE, rtol=0)
     assert np.all(np.asarray(found)[~mask] == 0)
@@ -155,7 +155,7 @@ def test_hidden_states_of_hub_directories_in_each_layout(published, tmp_path):
     for name in ("plain", "gamma", "archive"):
         config, params = load_encoder(tmp_path / name)
         words = params["embeddings"]["word_embeddings"][ids]
-        found = functools.partial(Bert(config).apply, {"params": params})(words, mask)
+        found = jax.jit(Bert(config).apply)({"params": params}, words, mask)
         np.testing.assert_allclose(np.asarray(found)[mask], expected.numpy()[mask], atol=TOLERANCE)
 
 
@@ -168,5 +168,5 @@ def test_a_saved_classifier_is_the_same_again_and_one_that_transformers_reads(la
     ids, mask = random_batch()
     with torch.no_grad():
         expected = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask).long())[0]
-    found = Bert(config.encoder).apply({"params": params["bert"]}, word_embeddings(params, ids), mask)
+    found = jax.jit(Bert(config.encoder).apply)({"params": params["bert"]}, word_embeddings(params, ids), mask)
     np.testing.assert_allclose(np.asarray(found)[mask], expected.numpy()[mask], atol=TOLERANCE)

@@ -13,11 +13,7 @@ transformers = pytest.importorskip("transformers")
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] no pleural eff ##usion ##s heart is en ##larged , . edema mild the a 2 5 cm"
 ROWS = [
-    {
-        "id": "a",
-        "reference": "The heart is enlarged.",
-        "rollouts": ["Mild  pleural effusions.", "heart 🫀, 2.5 cm", ""],
-    },
+    {"id": "a", "reference": "The heart is enlarged.", "rollouts": ["Mild  pleural effusions.", "a 🫀, 2.5 cm", ""]},
     {"id": 7, "reference": "no edema", "rollouts": ["Pleural effusion " * 3]},
     {"id": "c", "reference": "edema, mild", "rollouts": ["no edema.", "the edema is mild\nheart épanchement"]},
 ]

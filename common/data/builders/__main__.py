@@ -4,21 +4,30 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import get_args
 
 import tensorflow_datasets as tfds
 
 from common.data.builders import prepare
+from common.data.chexpert_plus import Sections, read_chexpert_plus
 from common.data.mimic import read_mimic_cxr
 from common.data.records import Quarantine
 from common.data.studies import Splits, read_annotation, read_image_rows, read_openi_images
 from common.errors import Parser, UserError, run_cli
 
-DESCRIPTION = """Read studies with images in one of four layouts and store them for training.
+DESCRIPTION = """Read studies with images in one of five layouts and store them for training.
 
 annotation: R2Gen's annotation.json. openi: IU X-ray as Open-i publishes it. mimic: MIMIC-CXR-JPG as PhysioNet publishes
-it. rows: JSONL or JSON rows of any number of images. Studies that cannot be used are counted, and listed in
+it. chexpert-plus: its table and PNG folder, by its own split or MambaXray-VL's (--split). rows: JSONL or JSON rows of
+any number of images. Studies that cannot be used are counted, and listed in
 quarantine.jsonl beside the data."""
-NEEDS = {"annotation": ("images",), "mimic": (), "openi": ("images", "split"), "rows": ("images",)}
+NEEDS: dict[str, tuple[str, ...]] = {
+    "annotation": ("images",),
+    "chexpert-plus": (),
+    "mimic": (),
+    "openi": ("images", "split"),
+    "rows": ("images",),
+}
 
 
 def main(argv: list[str]) -> None:
@@ -46,11 +55,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser("python -m common.data.builders", description=DESCRIPTION)
     parser.add_argument("--layout", required=True, choices=sorted(NEEDS), help="how the source is laid out")
     parser.add_argument(
-        "--source", required=True, type=Path, help="annotation, reports, rows, or the root of MIMIC-CXR"
+        "--source",
+        required=True,
+        type=Path,
+        help="annotation, reports, rows; root of MIMIC-CXR, CheXpert Plus",
     )
     parser.add_argument("--output", required=True, type=Path, help="folder for data sets")
-    parser.add_argument("--images", type=Path, help="folder of images (all but mimic)")
-    parser.add_argument("--split", type=Path, help="R2Gen's split (.json) or test ids (openi)")
+    parser.add_argument("--images", type=Path, help="folder of images (all but mimic; chexpert-plus: if not PNG)")
+    parser.add_argument("--split", type=Path, help="R2Gen's or MambaXray-VL's split (.json), or test ids (openi)")
+    parser.add_argument(
+        "--sections", choices=get_args(Sections), default="findings", help="what makes the report (chexpert-plus)"
+    )
     parser.add_argument("--reports", type=Path, help="root of the reports, if apart from the images (mimic)")
     parser.add_argument("--maximum-images", type=_positive, help="images of a study (rows; all if not given)")
     parser.add_argument("--name", help="name of the data set (the layout if not given)")
@@ -68,6 +83,8 @@ def _read(arguments: argparse.Namespace, quarantine: Quarantine) -> Splits:
         raise UserError(f"--layout {layout} also needs {' and '.join(missing)}; add it")
     if layout == "annotation":
         return read_annotation(source, images, quarantine)
+    if layout == "chexpert-plus":
+        return read_chexpert_plus(source, quarantine, images=images, split=arguments.split, report=arguments.sections)
     if layout == "openi":
         return read_openi_images(source, images, arguments.split, quarantine)
     if layout == "rows":

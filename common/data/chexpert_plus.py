@@ -1,0 +1,174 @@
+"""CheXpert Plus as Stanford AIMI publishes it: one CSV table of images and report sections, and PNG files.
+
+Under one root: `df_chexpert_plus_240401.csv`, a row an image, whose `path_to_image` is
+`train/patient42142/study5/view1_frontal.jpg`, and a folder `PNG` with the files of these names that end in `.png`.
+Source: Chambon et al., arXiv:2405.19538. The published split has no test part, so papers use that of MambaXray-VL
+(arXiv:2410.00379): a JSON file as R2Gen's, `{train, val, test: [{id, image_path: [...], report}]}`. Whether it keeps
+patients apart is not said; `without_shared_patients` does.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from common.data.cleaning import clean_report
+from common.data.mimic import csv_rows
+from common.data.records import Quarantine
+from common.data.studies import ImageStudy, Splits, annotation_entries, checked_splits, is_usable
+from common.errors import UserError
+
+TABLE = "df_chexpert_plus_240401.csv"
+PNG_FOLDERS = ("PNG/PNG", "PNG", "PNGs")  # as unpacked, as its archives name it, and as MambaXray-VL does
+PARTS = {"train": "train", "valid": "validation", "test": "test"}
+COLUMNS = (
+    *("path_to_image", "frontal_lateral", "deid_patient_id", "split", "section_findings", "section_impression"),
+    *("section_clinical_history", "section_history"),
+)
+
+Sections = Literal["findings", "impression", "findings+impression"]
+
+
+class _Image(NamedTuple):
+    """A row of the table: where the image is, whose it is, and the texts of its study."""
+
+    path: str
+    lateral: bool
+    patient: str
+    split: str
+    report: str
+    indication: str
+
+
+_Study = tuple[str, list[_Image]]  # id, and the images in the order in which a model sees them
+
+
+def read_chexpert_plus(
+    root: str | Path,
+    quarantine: Quarantine,
+    *,
+    images: str | Path | None = None,
+    split: str | Path | None = None,
+    report: Sections = "findings",
+) -> Splits:
+    """Studies of the published split (train and validation), or of MambaXray-VL's `split` file.
+
+    `report` says which sections make the report; of "findings+impression" what there is. `images` is the folder that
+    holds `train/` and `valid/`, if it is not `PNG` under the root. The published studies have ids such as
+    `patient42142_study5` and all their images, frontal ones first; those of a split file have its ids and images. Texts
+    come from the table in either case (`common.data.studies.read_annotation` takes those of the split file). Studies
+    without the report or an image are quarantined: three studies of four have no findings.
+
+    Raises UserError for a missing, damaged or unrelated table or split file, a patient in two parts of the published
+    split, an id in two parts of a split file, or a part without a usable study.
+    """
+    root = Path(root)
+    folder = _image_folder(root) if images is None else Path(images)
+    rows = _rows(root / TABLE, report)
+    found = _published(rows) if split is None else _listed(rows, split, quarantine)
+    splits: Splits = {part: [] for part in found}
+    for part, studies in found.items():
+        for id, views in studies:
+            study = ImageStudy(
+                id, tuple(_file(folder, view.path) for view in views), views[0].report, views[0].indication
+            )
+            if not study.report:
+                quarantine.add(id, f"no {report}")
+            elif is_usable(study, quarantine):
+                splits[part].append(study)
+    return checked_splits(splits, root / TABLE if split is None else split, quarantine)
+
+
+def without_shared_patients(splits: Splits, quarantine: Quarantine) -> Splits:
+    """The splits with each patient in one part: test, else validation, else training; the rest is quarantined.
+
+    Raises UserError where a part is left empty.
+    """
+    taken: set[str] = set()
+    kept: Splits = {}
+    for part in ("test", "validation", "train"):
+        studies = splits.get(part, [])
+        for study in studies:
+            if _patient(study) in taken:
+                quarantine.add(study.id, f"patient of the {part} part is in a later part too")
+        kept[part] = [study for study in studies if _patient(study) not in taken]
+        taken |= {_patient(study) for study in studies}
+    return checked_splits({part: kept[part] for part in splits}, "after taking patients apart", quarantine)
+
+
+def _published(rows: Iterable[tuple[str, _Image]]) -> dict[str, list[_Study]]:
+    """The studies of each part, by their ids, each with its images."""
+    studies: dict[str, dict[str, list[_Image]]] = defaultdict(lambda: defaultdict(list))
+    part_of_patient: dict[str, str] = {}
+    for where, image in rows:
+        part = PARTS.get(image.split)
+        if part is None:
+            raise UserError(f"{where}: expected the split train or valid; restore the published file")
+        if part_of_patient.setdefault(image.patient, part) != part:
+            raise UserError(f"{where}: {image.patient} is also in another split; restore the published file")
+        studies[part]["_".join(_key(image.path).split("/")[-3:-1])].append(image)
+    return {
+        part: [(id, sorted(views, key=lambda view: (view.lateral, view.path))) for id, views in of_part.items()]
+        for part, of_part in studies.items()
+    }
+
+
+def _listed(rows: Iterable[tuple[str, _Image]], split: str | Path, quarantine: Quarantine) -> dict[str, list[_Study]]:
+    """The entries of each part of a split file, each with its id and its images."""
+    table = {_key(image.path): image for _, image in rows}
+    found: dict[str, list[_Study]] = {}
+    for part, entries in annotation_entries(split, {"id": str | int, "image_path": list}).items():
+        found[part] = []
+        for entry in entries:
+            keys = [_key(str(path)) for path in entry["image_path"]]
+            if keys and all(key in table for key in keys):
+                found[part].append((str(entry["id"]), [table[key] for key in keys]))
+            else:
+                quarantine.add(str(entry["id"]), f"image not in {TABLE}" if keys else "no image")
+    return found
+
+
+def _rows(file: Path, report: Sections) -> Iterator[tuple[str, _Image]]:
+    """Where each row stands, and what it says."""
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; expected the root of CheXpert Plus")
+    sections = [f"section_{name}" for name in report.split("+")]
+    for line, row in csv_rows(file, COLUMNS):
+        text = " ".join(filter(None, (_one_line(row[section]) for section in sections)))
+        indication = _one_line(row["section_clinical_history"]) or _one_line(row["section_history"])
+        lateral = row["frontal_lateral"] == "Lateral"
+        yield (
+            f"{file}, line {line}",
+            _Image(row["path_to_image"], lateral, row["deid_patient_id"], row["split"], text, indication),
+        )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(clean_report(text).split())
+
+
+def _key(path: str) -> str:
+    """What the paths of one image have in common: train/patient42142/study5/view1_frontal."""
+    return "/".join(_stem(path).split("/")[-4:])
+
+
+def _stem(path: str) -> str:
+    return re.sub(r"\.\w+$", "", path)
+
+
+def _patient(study: ImageStudy) -> str:
+    return Path(str(study.images[0])).parts[-3]
+
+
+def _file(folder: Path, path: str) -> Path:
+    """The PNG file of an image, or the JPEG of CheXpert where that is what there is."""
+    png = folder / f"{_stem(path)}.png"
+    return folder / path if not png.is_file() and (folder / path).is_file() else png
+
+
+def _image_folder(root: Path) -> Path:
+    for name in PNG_FOLDERS:
+        if (root / name / "train").is_dir():
+            return root / name
+    raise UserError(f"{root}: no folder {' or '.join(PNG_FOLDERS)} with train in it; name the folder of the images")

@@ -1,0 +1,152 @@
+"""The parts of a data set of images and reports, whatever its layout: drawn, in files, or prepared once.
+
+Reports are cleaned as the config says. Images are grey and small: `shrink` makes of each image what a model needs to
+see of it, when it is read.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+
+from common.data.builders import open_split
+from common.data.cleaning import clean_report, r2gen_clean_iu, r2gen_clean_mimic
+from common.data.images import GreyImage, read_image
+from common.data.phantom import make_phantoms
+from common.data.phantom_labels import positive_labels
+from common.data.records import Quarantine
+from common.data.source import StudySource
+from common.data.studies import ImageStudy, Splits, read_annotation, read_image_rows, read_openi_images
+from common.errors import UserError
+
+CLEANING: dict[str, Callable[[str], str]] = {
+    "lossless": clean_report,
+    "r2gen-iu": r2gen_clean_iu,
+    "r2gen-mimic": r2gen_clean_mimic,
+}
+PHANTOM_PLACES = {"train": 0, "validation": 1_000_000, "test": 2_000_000}  # index of each part's first study
+MOST_IN_MEMORY = 20_000  # studies
+
+Shrink = Callable[[GreyImage], GreyImage]
+
+
+class Part(NamedTuple):
+    """The studies of a split with cleaned reports, and apart from them their images, by the same index."""
+
+    studies: list[ImageStudy]
+    images: Sequence[tuple[GreyImage, ...]]
+
+
+def load_parts(config: StudySource, side: int, shrink: Shrink, quarantine: Quarantine) -> dict[str, Part]:
+    """The parts of the data set that a config names: train, validation and test, as far as it has them.
+
+    Phantoms are drawn at `side` pixels; other images go through `shrink` as they are read. Studies with an image that
+    cannot be read are quarantined. Raises UserError for whatever makes the data unusable.
+    """
+    if config.layout == "phantom":
+        return {name: phantom_part(config, side, name) for name in PHANTOM_PLACES if getattr(config, f"{name}_size")}
+    for field in ("source",) if config.layout == "prepared" else ("source", "images"):
+        if not getattr(config, field):
+            raise UserError(f"data.{field}: not given; the {config.layout} layout needs --data.{field} PATH")
+    if config.layout == "prepared":
+        return {name: prepared_part(config, shrink, name) for name in prepared_names(config.source)}
+    splits = read_splits(config, quarantine)
+    count = sum(map(len, splits.values()))
+    if count > MOST_IN_MEMORY:
+        raise UserError(
+            f"{config.source}: {count} studies are too many to hold their images in memory; prepare them once with "
+            "python -m common.data.builders and use --data.layout prepared"
+        )
+    return {name: in_memory(config, shrink, name, studies, quarantine) for name, studies in splits.items()}
+
+
+@functools.lru_cache(maxsize=len(PHANTOM_PLACES))  # training and its evaluation draw the same
+def phantom_part(config: StudySource, side: int, name: str) -> Part:
+    """Phantom studies, drawn at `side` pixels."""
+    start = PHANTOM_PLACES[name]
+    drawn = make_phantoms(config.phantom_seed, range(start, start + getattr(config, f"{name}_size")), size=side)
+    studies = [
+        ImageStudy(
+            phantom.id,
+            (),
+            CLEANING[config.cleaning](phantom.report),
+            phantom.indication,
+            positive_labels(phantom.labels),
+        )
+        for phantom in drawn
+    ]
+    return Part(studies, [(phantom.frontal, phantom.lateral)[: config.views] for phantom in drawn])
+
+
+def read_splits(config: StudySource, quarantine: Quarantine) -> Splits:
+    """The studies of the layouts whose images are files."""
+    if config.layout == "annotation":
+        return read_annotation(config.source, config.images, quarantine)
+    if config.layout == "rows":
+        return read_image_rows(config.source, config.images, quarantine, maximum_images=config.views)
+    if not config.split:
+        raise UserError("data.split: not given; the openi layout needs --data.split FILE")
+    return read_openi_images(config.source, config.images, config.split, quarantine)
+
+
+def in_memory(
+    config: StudySource, shrink: Shrink, name: str, studies: Sequence[ImageStudy], quarantine: Quarantine
+) -> Part:
+    """Studies whose images are decoded once and kept, small."""
+
+    def read(study: ImageStudy) -> tuple[GreyImage, ...] | None:
+        try:
+            return tuple(shrink(read_image(image)) for image in study.images[: config.views])
+        except UserError:
+            return None
+
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
+        images = list(pool.map(read, studies))
+    kept = Part([], [])
+    found: list[tuple[GreyImage, ...]] = []
+    for study, views in zip(studies, images, strict=True):
+        if views is None:
+            quarantine.add(study.id, "image cannot be read")
+        else:
+            kept.studies.append(cleaned(study, config))
+            found.append(views)
+    if not found:
+        raise UserError(f"{config.source}: no study of the {name} split has images that can be read")
+    return Part(kept.studies, found)
+
+
+def prepared_names(folder: str) -> list[str]:
+    """The splits of a prepared data set. Raises UserError where there is none."""
+    names = [name for name in PHANTOM_PLACES if any(Path(folder).glob(f"*-{name}.array_record*"))]
+    if not names:
+        raise UserError(f"{folder}: no data set there; make it by python -m common.data.builders")
+    return names
+
+
+def prepared_part(config: StudySource, shrink: Shrink, name: str) -> Part:
+    """A split of a prepared data set, its images read when they are needed."""
+    stored = open_split(config.source, name)
+    studies = [cleaned(stored[place], config) for place in range(len(stored))]
+    return Part(studies, PreparedImages(stored, shrink, config.views))
+
+
+class PreparedImages(Sequence[tuple[GreyImage, ...]]):
+    """The images of a prepared split, by the index of their study."""
+
+    def __init__(self, stored: grain.MapDataset[ImageStudy], shrink: Shrink, views: int):
+        self._stored, self._shrink, self._views = stored, shrink, views
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, place: Any) -> Any:
+        return tuple(self._shrink(read_image(image)) for image in self._stored[place].images[: self._views])
+
+
+def cleaned(study: ImageStudy, config: StudySource) -> ImageStudy:
+    """The study with its report cleaned and without its images."""
+    return dataclasses.replace(study, images=(), report=CLEANING[config.cleaning](study.report))

@@ -1,0 +1,208 @@
+"""Qwen2.5-VL in the layouts of Hugging Face: `config.json` and safetensors <-> Qwen2VLConfig and parameters.
+
+On the hub tensors are named `visual.*`, `model.*` and `lm_head.weight`, and config.json keeps the language model's
+sizes at its top; in transformers' memory, and in files written from it, they are `model.visual.*` and
+`model.language_model.*`, and the sizes stand in `text_config`. Both are read; the hub's layout is written.
+"""
+
+import dataclasses
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Sharding
+
+from common.errors import UserError
+from common.models import qwen2_weights
+from common.models.qwen2_vl import Qwen2VLConfig, init_params
+from common.models.qwen2_vl_vision import VisionConfig
+from common.models.qwen2_weights import check_tied, decoder_config
+from common.types import PyTree
+from common.weights import (
+    SHARD_BYTES,
+    NameMap,
+    Published,
+    layered,
+    load_tree,
+    open_tensors,
+    published_tensors,
+    read_json,
+    write_json,
+    write_tensors,
+    writing,
+    written_whole,
+)
+
+HUB = ("visual.", "model.")  # how names of the tower and of the decoder begin
+MEMORY = ("model.visual.", "model.language_model.")
+# What an entry that config.json leaves out stands for, where it differs from Qwen2.
+TEXT_DEFAULTS = {"rope_theta": 1e6, "rms_norm_eps": 1e-5}
+MROPE_SECTION = (16, 24, 24)
+VISION_SIZES = (
+    *("depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size", "patch_size"),
+    *("temporal_patch_size", "spatial_merge_size", "window_size"),
+)
+SPECIAL_IDS = {  # ours -> in config.json
+    "vision_start_token_id": "vision_start_token_id",
+    "vision_end_token_id": "vision_end_token_id",
+    "vision_pad_token_id": "vision_token_id",
+    "image_token_id": "image_token_id",
+    "video_token_id": "video_token_id",
+}
+COMPANIONS = (
+    *qwen2_weights.COMPANIONS,
+    *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "chat_template.json"),
+)
+
+
+def config_from_directory(directory: str | Path) -> Qwen2VLConfig:
+    """The config of a published Qwen2.5-VL, computing in the dtype its weights are stored in.
+
+    Raises UserError for another architecture and for variants that are not implemented.
+    """
+    file = Path(directory) / "config.json"
+    published = read_json(file)
+    if published.get("model_type") != "qwen2_5_vl":
+        raise UserError(f"{file}: model_type is {published.get('model_type')!r}, expected 'qwen2_5_vl'")
+    seen = published.get("vision_config")
+    if not isinstance(seen, dict):
+        raise UserError(f"{file}: no vision_config; expected a config.json of Qwen2.5-VL")
+    if seen.get("hidden_act", "silu") != "silu":
+        raise UserError(f"{file}: vision_config hidden_act is {seen['hidden_act']!r}, expected 'silu'")
+    language = decoder_config(_text_config(published), file)
+    defaults = dataclasses.asdict(VisionConfig())
+    sizes = {name: seen.get(name, defaults[name]) for name in VISION_SIZES}
+    sizes["in_channels"] = seen.get("in_channels", seen.get("in_chans", defaults["in_channels"]))
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"{file}: vision_config {name} is {size!r}, expected a positive whole number")
+    try:
+        vision = VisionConfig(
+            **sizes,
+            fullatt_block_indexes=tuple(seen.get("fullatt_block_indexes", defaults["fullatt_block_indexes"])),
+            dtype=language.dtype,
+            param_dtype=language.param_dtype,
+        )
+        ids = {ours: published[name] for ours, name in SPECIAL_IDS.items() if name in published}
+        return Qwen2VLConfig(language, vision, **ids)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+
+
+def load_qwen2_vl(
+    directory: str | Path,
+    *,
+    dtype: str | None = None,
+    param_dtype: str | None = None,
+    shardings: PyTree | Sharding | None = None,
+) -> tuple[Qwen2VLConfig, PyTree]:
+    """Config and parameters of a published model, straight into `shardings` (of the tree `param_shapes` gives).
+
+    Computes in `dtype` and stores `param_dtype`; default: as the checkpoint is stored. Raises UserError as
+    `config_from_directory` and `load_tree` do.
+    """
+    config = config_from_directory(directory)
+    dtype, param_dtype = dtype or config.language.dtype, param_dtype or config.language.param_dtype
+    config = dataclasses.replace(
+        config,
+        language=dataclasses.replace(config.language, dtype=dtype, param_dtype=param_dtype),
+        vision=dataclasses.replace(config.vision, dtype=dtype, param_dtype=param_dtype),
+    )
+    stored = open_tensors(directory)
+    prefixes = MEMORY if any(name.startswith(MEMORY) for name in stored) else HUB
+    tied = config.language.tie_word_embeddings
+    if tied and "lm_head.weight" in stored:
+        check_tied(stored, f"{prefixes[1]}embed_tokens.weight")
+    ignored = r".*\.inv_freq" + (r"|lm_head\.weight" if tied else "")
+    names = name_map(config, prefixes)
+    return config, load_tree(stored, param_shapes(config), names, where=directory, shardings=shardings, ignored=ignored)
+
+
+def save_qwen2_vl(
+    directory: str | Path,
+    config: Qwen2VLConfig,
+    params: PyTree,
+    *,
+    source: str | Path | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a directory that transformers' `Qwen2_5_VLForConditionalGeneration.from_pretrained` loads.
+
+    In the dtype of `params` and the hub's layout. `source` is the directory of the model that `params` descends from:
+    the rest of its `config.json`, its generation config, tokenizer and image processor go along. The directory appears
+    whole or not at all (`written_whole`).
+    """
+    companions = [] if source is None else [Path(source) / name for name in COMPANIONS]
+    original = {} if source is None else read_json(Path(source) / "config.json")
+    with written_whole(directory) as aside:
+        write_tensors(aside, published_tensors(params, name_map(config)), max_bytes=max_shard_bytes)
+        if jax.process_index() == 0:
+            write_json(aside / "config.json", published_config(config, original))
+            with writing(aside):
+                for companion in filter(Path.is_file, companions):
+                    shutil.copyfile(companion, aside / companion.name)
+
+
+def published_config(config: Qwen2VLConfig, original: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`config.json` of the hub for `config`, over the other entries of `original`."""
+    text = qwen2_weights.published_config(config.language, _text_config(original or {}))
+    for name in ("head_dim", "rope_parameters"):  # not of this architecture; rope_scaling and rope_theta say it
+        del text[name]
+    seen = (original or {}).get("vision_config") or {}
+    vision = {
+        **{name: value for name, value in seen.items() if name not in ("dtype", "torch_dtype")},
+        "model_type": "qwen2_5_vl",
+        "hidden_act": "silu",
+        **{name: getattr(config.vision, name) for name in (*VISION_SIZES, "in_channels")},
+        "in_chans": config.vision.in_channels,
+        "fullatt_block_indexes": list(config.vision.fullatt_block_indexes),
+    }
+    return {
+        **text,
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "rope_scaling": {"type": "mrope", "mrope_section": list(config.language.mrope_section)},
+        **{name: getattr(config, ours) for ours, name in SPECIAL_IDS.items()},
+        "vision_config": vision,
+    }
+
+
+def param_shapes(config: Qwen2VLConfig) -> PyTree:
+    """Shapes and dtypes of the parameters, without making them."""
+    return jax.eval_shape(partial(init_params, config), jax.random.key(0))
+
+
+def name_map(config: Qwen2VLConfig, prefixes: tuple[str, str] = HUB) -> NameMap:
+    """Our leaves -> published names, which begin with `prefixes` for the tower and for the decoder."""
+    visual, decoder = prefixes
+    names = {
+        "visual/patch_embed/kernel": Published((f"{visual}patch_embed.proj.weight",), (1, 2, 3, 4, 0)),
+        "visual/merger/ln_q/scale": Published((f"{visual}merger.ln_q.weight",)),
+    }
+    for number in (0, 2):
+        names[f"visual/merger/mlp_{number}/kernel"] = Published((f"{visual}merger.mlp.{number}.weight",), (1, 0))
+        names[f"visual/merger/mlp_{number}/bias"] = Published((f"{visual}merger.mlp.{number}.bias",))
+    blocks, depth = f"{visual}blocks.{{}}.", config.vision.depth
+    for norm in ("norm1", "norm2"):
+        names[f"visual/blocks/{norm}/scale"] = layered(f"{blocks}{norm}.weight", depth)
+    for module, projections in {"attn": ("qkv", "proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}.items():
+        for name in projections:
+            published = f"{blocks}{module}.{name}"
+            names[f"visual/blocks/{module}/{name}/kernel"] = layered(f"{published}.weight", depth, axes=(1, 0))
+            names[f"visual/blocks/{module}/{name}/bias"] = layered(f"{published}.bias", depth)
+    for path, place in qwen2_weights.name_map(config.language).items():
+        own = tuple(name and name.replace("model.", decoder, 1) for name in place.names)
+        names[f"language/{path}"] = dataclasses.replace(place, names=own)
+    return names
+
+
+def _text_config(published: dict[str, Any]) -> dict[str, Any]:
+    """The entries that describe the decoder, at the top of config.json or in its `text_config`, all at the top."""
+    top = {name: value for name, value in published.items() if name not in ("text_config", "vision_config")}
+    nested = {name: value for name, value in (published.get("text_config") or {}).items() if value is not None}
+    text = {**TEXT_DEFAULTS, **top, **nested}
+    rope = {**(text.pop("rope_scaling", None) or {}), **(text.get("rope_parameters") or {})}
+    tied = bool(top.get("tie_word_embeddings") or nested.get("tie_word_embeddings"))
+    return {**text, "rope_parameters": {"mrope_section": MROPE_SECTION, **rope}, "tie_word_embeddings": tied}

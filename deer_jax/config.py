@@ -1,0 +1,189 @@
+"""Configuration of DEER's two training stages, and their presets.
+
+The paper gives Qwen2.5-VL-3B; SFT with the language model frozen, learning rate 1e-5, batch 64; RL on all parameters,
+learning rate 1e-6, batch 64, 8 rollouts; gamma 0, then 0.25; alpha 4, beta 1. It does not give prompt, resolution,
+epochs, temperature, clip range, KL or lengths; docs/deer.md says what is chosen here and why.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from common.data.source import StudySource
+from common.lora import LoraConfig
+from common.models.attention import Implementation
+from common.models.qwen2 import Remat
+from common.optim import OptimConfig
+from common.parallel import MeshConfig, Mode
+from deer_jax.ditpo import Objective
+
+EMBEDDED_BASE = Path(__file__).parent / "assets" / "base"  # made by `python -m deer_jax.make_assets`
+INSTRUCTION = "Write the findings section of the radiology report for this study."
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(StudySource):
+    """Which studies to learn from, and what the model sees of them."""
+
+    side: int = 448  # pixels of the square that images are resized to; a multiple of 112 fills every attention window
+    ids: str = ""  # JSON of `deer select`, whose ids are the training studies that are used; "": all
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The base model, and what of it is trained."""
+
+    base: str = ""  # directory of Qwen2.5-VL, or of an earlier stage's model/; "embedded": the small shipped one
+    tuning: Literal["vision", "full", "lora"] = "full"  # vision: tower and projector; lora: adapters of the language
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of stored weights that are not trained
+    attention: Implementation = "auto"
+    remat: Remat = "none"
+    loss_chunk: int = 128  # positions of each row whose logits exist at one time
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """How reports are sampled."""
+
+    group: int = 8  # reports of each study
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0  # log-probabilities are those before it
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """What reports are judged by."""
+
+    labeler: str = ""  # chexbert.pth, a labeler's directory, or "phantom"
+    labeler_tokenizer: str = ""  # directory with the vocab.txt of chexbert.pth
+    function: str = ""  # module:function of another reward (texts, references) -> floats; "": label F1 + gamma * BLEU-2
+    gammas: tuple[float, ...] = (0.0, 0.25)  # one for each phase
+    phase_ends: tuple[float, ...] = (0.5,)  # shares of the run at which phases end, but for the last
+    weights: str = "gradient"  # of tokens: uniform (GRPO), tfidf, gradient, or module:function of your own scores
+    strength: float = -1.0  # w = 1 + strength * score; -1: the paper's 4 for tfidf and 1 for gradient
+    uncertain: bool = False  # gradient: also the logits of the uncertain class
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What both stages share."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
+    instruction: str = INSTRUCTION
+    batch_size: int = 64  # studies of one update, over all devices
+    micro_batch: int = 8  # studies that one device takes at a time; the rest is accumulation
+    checkpoint_every: int = 100  # updates between checkpoints; the last update always gets one
+    evaluate_every: int = 100  # updates between validations, after which the best checkpoint may change
+    seed: int = 0
+    tensorboard: bool = True  # write TensorBoard event files
+    wandb_project: str = ""  # Weights & Biases project to send numbers to; "": none
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig(RunConfig):
+    """Everything that decides a supervised run."""
+
+    epochs: int = 1
+    max_steps: int = 0  # updates after which to end; 0: after all epochs
+    max_length: int = 256  # tokens of a report with its end; a longer one is cut, and counted
+
+
+@dataclasses.dataclass(frozen=True)
+class RlConfig(RunConfig):
+    """Everything that decides a run of reinforcement learning."""
+
+    steps: int = 1000  # rollouts of a batch of studies
+    updates: int = 1  # updates on each rollout
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    objective: Objective = Objective()
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """Everything that decides which reports `deer sample` writes."""
+
+    data: DataConfig = DataConfig(layout="phantom")
+    model: ModelConfig = ModelConfig()
+    rollout: RolloutConfig = RolloutConfig(group=10, top_p=0.9)  # DDSampling; temperature 0: the likeliest report
+    mesh: MeshConfig = MeshConfig()
+    parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
+    instruction: str = INSTRUCTION
+    split: Literal["train", "validation", "test"] = "train"
+    limit: int = 0  # studies at most; 0: all
+    labeler: str = ""  # chexbert.pth, a labeler's directory, or "phantom": adds the labels that deer select reads
+    labeler_tokenizer: str = ""  # directory with the vocab.txt of chexbert.pth
+    batch_size: int = 16  # studies at a time, over all devices
+    seed: int = 0
+
+
+PAPER_SFT = OptimConfig(learning_rate=1e-5)
+PAPER_RL = OptimConfig(learning_rate=1e-6, schedule="constant", warmup_ratio=0.0)
+LARGE = ModelConfig(dtype="bfloat16", frozen_dtype="bfloat16", remat="full")
+DEMO_DATA = DataConfig(cleaning="r2gen-iu", side=112, views=1, train_size=1600, validation_size=64)
+DEMO_MODEL = ModelConfig(base="embedded")
+
+SFT_PRESETS: dict[str, SftConfig] = {
+    "demo": SftConfig(
+        data=DEMO_DATA,
+        model=dataclasses.replace(DEMO_MODEL, tuning="vision"),
+        optim=OptimConfig(learning_rate=1e-3),
+        batch_size=16,
+        micro_batch=16,
+        max_length=64,
+    ),
+    "mimic-cxr": SftConfig(
+        data=DataConfig(layout="prepared", cleaning="r2gen-mimic", views=1),
+        model=dataclasses.replace(LARGE, tuning="vision"),
+        optim=PAPER_SFT,
+    ),
+    "chexpert-plus": SftConfig(
+        data=DataConfig(layout="prepared", views=1),
+        model=dataclasses.replace(LARGE, tuning="vision"),
+        optim=PAPER_SFT,
+    ),
+}
+
+RL_PRESETS: dict[str, RlConfig] = {
+    "demo": RlConfig(
+        data=DEMO_DATA,
+        model=DEMO_MODEL,
+        optim=OptimConfig(learning_rate=1e-4, schedule="constant", warmup_ratio=0.0),
+        rollout=RolloutConfig(max_new_tokens=64),
+        reward=RewardConfig(labeler="phantom"),
+        batch_size=8,
+        steps=60,
+        checkpoint_every=20,
+        evaluate_every=20,
+    ),
+    "mimic-cxr": RlConfig(
+        data=DataConfig(layout="prepared", cleaning="r2gen-mimic", views=1),
+        model=LARGE,
+        optim=PAPER_RL,
+    ),
+    "chexpert-plus": RlConfig(
+        data=DataConfig(layout="prepared", views=1),
+        model=LARGE,
+        optim=PAPER_RL,
+    ),
+}
+
+SAMPLE_PRESETS: dict[str, SampleConfig] = {
+    "demo": SampleConfig(
+        data=DEMO_DATA,
+        model=DEMO_MODEL,
+        rollout=RolloutConfig(group=10, top_p=0.9, max_new_tokens=64),
+        labeler="phantom",
+    ),
+    **{
+        name: SampleConfig(data=RL_PRESETS[name].data, model=dataclasses.replace(LARGE, tuning="lora"))
+        for name in ("mimic-cxr", "chexpert-plus")
+    },
+}

@@ -1,0 +1,143 @@
+"""`deer evaluate`: score anybody's reports, clinically and as text, with intervals and beside a constant report.
+
+Clinical scores follow each convention of `common.metrics.clinical` by its name; text scores are those of `python -m
+common.metrics` (DEER's Tables 1-3). Scorers with an environment of their own, such as GREEN and RadGraph, are commands
+of the user's (`common.metrics.external`).
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from common.errors import Parser, UserError
+from common.jsonl import read_rows
+from common.metrics.__main__ import evaluate as evaluate_as_texts
+from common.metrics.baselines import constant_report
+from common.metrics.bootstrap import mean_measure, summarize
+from common.metrics.clinical import FINDINGS, POSITIVE, evaluate_labels, finding_measure
+from common.metrics.external import Scorer, parse_scorers, run_scorers
+
+if TYPE_CHECKING:
+    from deer_jax.labeler import Labeler
+
+DESCRIPTION = """Score reports against their references. Prints one JSON object: each metric under its name and
+convention, then `intervals` (95%, bootstrap over reports), `constant_report` (one report for all, chosen from the
+references, scored the same way), `distinct_outputs`, `count`, and `notes` on what is absent or was cut, and why."""
+
+Classes = Int[np.ndarray, "N 14"]
+Summary = Mapping[str, Mapping[str, float]]
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command. Raises UserError for whatever is wrong with its input."""
+    parser = Parser("deer evaluate", description=DESCRIPTION)
+    parser.add_argument(
+        "--predictions", type=Path, required=True, metavar="FILE.jsonl", help='rows {"id", "prediction", "reference"}'
+    )
+    parser.add_argument(
+        "--labeler", required=True, metavar="PATH",
+        help="chexbert.pth, a directory of deer train-labeler, or 'phantom' for the one shipped for phantom reports",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="with vocab.txt; of bert-base-uncased for CheXbert"
+    )
+    parser.add_argument("--language", choices=("en", "zh"), default="en", help="of the text metrics")
+    parser.add_argument(
+        "--external", action="append", default=[], metavar="NAME=COMMAND",
+        help='a scorer: reads those rows on standard input, writes rows {"id", "scores": {name: number}}; repeatable',
+    )  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="of the labeler; default: %(default)s")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="file to write the object to as well")
+    chosen = parser.parse_args(arguments)
+    if chosen.batch_size < 1:
+        raise UserError("deer evaluate: --batch-size: expected at least 1")
+    rows = read_rows(chosen.predictions, {"id": str | int, "prediction": str, "reference": str})
+    scorers = parse_scorers(chosen.external)
+    if scorers:
+        # JAX would take most of the accelerator's memory, and leave none for the scorers.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from deer_jax.labeler import load_labeler  # JAX reads the variable above when it is first used
+
+    labeler = load_labeler(chosen.labeler, chosen.tokenizer)
+    result = evaluate_predictions(rows, labeler, chosen.language, scorers=scorers, batch_size=chosen.batch_size)
+    for name, reason in result["notes"].items():
+        print(f"note: {name}: {reason}", file=sys.stderr)
+    if chosen.output is not None:
+        from common.weights import write_json
+
+        write_json(chosen.output, result)
+    print(json.dumps(result, indent=2, ensure_ascii=False))
+
+
+def evaluate_predictions(
+    rows: Sequence[Mapping[str, Any]],
+    labeler: "Labeler",
+    language: Literal["en", "zh"] = "en",
+    *,
+    scorers: Sequence[Scorer] = (),
+    batch_size: int = 32,
+) -> dict[str, Any]:
+    """The object that the command prints, of rows with "id", "prediction" and "reference".
+
+    A scorer that fails, and GREEN and RadGraph where they are not given, are None under their names, with the reason in
+    the notes. Raises UserError for a labeler of other labels than CheXbert's.
+    """
+    result = evaluate_as_texts([dict(row) for row in rows], language, "all")
+    predictions, references = [row["prediction"] for row in rows], [row["reference"] for row in rows]
+    constant = [constant_report(references, language=language)] * len(rows)
+    (predicted, expected, always), cut = label_each(labeler, (predictions, references, constant), batch_size)
+    _add(result, clinical_summary(predicted, expected))
+    baseline = clinical_summary(always, expected, intervals=False)
+    result["constant_report"] |= {name: score["value"] for name, score in baseline.items()}
+    external, absent = run_scorers(scorers, rows)
+    for scorer, scores in external.items():
+        _add(result, summarize([mean_measure(f"{scorer}/{name}", values) for name, values in scores.items()]))
+    result |= dict.fromkeys(absent)
+    result["without_positive_label"] = {
+        "predictions": _share_without(predicted),
+        "references": _share_without(expected),
+    }
+    result["notes"] |= absent
+    if cut:
+        result["notes"]["labeler"] = (
+            f"{cut} different texts were longer than the labeler's {labeler.window} tokens and were cut"
+        )
+    return {name: result[name] for name in sorted(result, key=lambda name: "/" not in name)}  # the metrics first
+
+
+def clinical_summary(predicted: Classes, expected: Classes, *, intervals: bool = True) -> dict[str, dict[str, float]]:
+    """Every clinical convention and the F1 of each finding: {name: {"value": v, "low": l, "high": h}}."""
+    by_finding = summarize([finding_measure(predicted, expected)], with_intervals=intervals)
+    return evaluate_labels(predicted, expected, intervals=intervals) | by_finding
+
+
+def label_each(labeler: "Labeler", lists: Sequence[Sequence[str]], batch_size: int = 32) -> tuple[list[Classes], int]:
+    """The classes of several lists of texts, each different text labelled once; and how many of these were cut.
+
+    Raises UserError for a labeler of other labels than CheXbert's 14.
+    """
+    from deer_jax.labeler import label_texts
+
+    if labeler.config.labels != FINDINGS:
+        raise UserError(
+            f"the labeler names {', '.join(labeler.config.labels)}; clinical scores are of CheXbert's 14 labels, so "
+            "give CheXbert, or a labeler trained on its labels"
+        )
+    place = {text: number for number, text in enumerate(dict.fromkeys(text for texts in lists for text in texts))}
+    found = label_texts(labeler, list(place), batch_size)
+    return [found.classes[[place[text] for text in texts]] for texts in lists], found.cut
+
+
+def _add(result: dict[str, Any], summary: Summary) -> None:
+    result |= {name: score["value"] for name, score in summary.items()}
+    result["intervals"] |= {name: [score["low"], score["high"]] for name, score in summary.items()}
+
+
+def _share_without(classes: Classes) -> float:
+    return float((classes != POSITIVE).all(axis=1).mean())

@@ -1,0 +1,133 @@
+"""`deer label`: the classes of each report of a JSONL file, on any number of hosts."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from common.errors import Parser, UserError
+from common.jsonl import read_rows, row_writer, rows_done
+from common.parallel import make_layout, place
+from deer_jax.labeler import Labeler, Labels, label_texts, load_labeler
+
+BATCHES_AT_ONCE = 32  # of each process, sorted into length buckets together before their rows are written
+
+DESCRIPTION = """Label the reports of a JSONL file as CheXbert does.
+
+Rows {"id", "report"} become rows {"id", "labels"} in input order: the class of each label (0 blank, 1 positive,
+2 negative, 3 uncertain) in the order of CheXbert, or of the labels that a labeler of another make has. --logits adds
+"logits", a list for each label. Where --output holds rows already, they are kept and the rest is done. Of several
+processes (jax.distributed.initialize) each reads the whole file and labels its share; the first one writes."""
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command. Raises UserError for whatever is wrong with its input, before anything is written."""
+    chosen = parse(arguments)
+    rows = read_rows(chosen.file, {"id": str | int, "report": str})
+    done = _rows_done(chosen, [row["id"] for row in rows])
+    if done == len(rows):
+        return
+    results = label_rows(load_labeler(chosen.labeler, chosen.tokenizer), rows, done, chosen.batch_size, chosen.logits)
+    if jax.process_index() == 0:
+        with row_writer(chosen.output) as write:
+            for result in results:
+                write(result)
+    else:
+        for _ in results:
+            pass
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line. Raises UserError for values that make no sense."""
+    parser = Parser("deer label", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, metavar="FILE.jsonl", help='rows {"id", "report"}')
+    parser.add_argument(
+        "--labeler",
+        required=True,
+        metavar="PATH",
+        help="chexbert.pth, a directory of deer train-labeler, or 'phantom' for the one shipped for phantom reports",
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="with vocab.txt; of bert-base-uncased for CheXbert"
+    )
+    parser.add_argument("--logits", action="store_true", help="add the logits of all classes to each row")
+    parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="file to write or resume; default: stdout")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: %(default)s")
+    chosen = parser.parse_args(arguments)
+    if chosen.batch_size < 1:
+        raise UserError("deer label: --batch-size: expected at least 1")
+    return chosen
+
+
+def label_rows(
+    labeler: Labeler, rows: Sequence[dict[str, Any]], done: int, batch_size: int, logits: bool
+) -> Iterator[dict[str, Any]]:
+    """Results of the rows from `done` on; at the end a line on standard error says how many reports were cut.
+
+    Under several processes all must exhaust it.
+    """
+    layout = make_layout("auto", devices=jax.local_devices())
+    labeler = labeler._replace(params=place(labeler.params, layout))
+    local_batch = -(-min(batch_size, len(rows)) // layout.row_shards) * layout.row_shards
+    cut = 0
+    for chunk in _chunks(len(rows), done, local_batch * BATCHES_AT_ONCE * jax.process_count()):
+        share = -(-len(chunk) // jax.process_count())
+        mine = chunk[jax.process_index() * share :][:share]
+        found = label_texts(labeler, [rows[number]["report"] for number in mine], local_batch, layout)
+        whole = _gathered(found, share)
+        cut += whole.cut
+        for place_, number in enumerate(chunk):
+            result = {"id": rows[number]["id"], "labels": whole.classes[place_].tolist()}
+            yield result | ({"logits": logit_lists(labeler, whole.logits[place_])} if logits else {})
+    if cut and jax.process_index() == 0:
+        shown = (
+            f"{cut} of {len(rows) - done} reports were longer than the labeler's {labeler.window} tokens and were cut"
+        )
+        print(shown, file=sys.stderr)
+
+
+def logit_lists(labeler: Labeler, logits: np.ndarray) -> list[list[float]]:
+    """The logits of one text, for each label as many as it has classes."""
+    pairs = zip(logits, labeler.config.classes, strict=True)
+    return [values[:classes].tolist() for values, classes in pairs]
+
+
+def _gathered(found: Labels, share: int) -> Labels:
+    """What all processes found, in the order of their shares; the last of these may be shorter than `share`."""
+    if jax.process_count() == 1:
+        return found
+    missing = share - len(found.classes)
+    classes, logits = (np.pad(part, [(0, missing)] + [(0, 0)] * (part.ndim - 1)) for part in found[:2])
+    classes, logits, cut = multihost_utils.process_allgather((classes, logits, np.int64(found.cut)))
+    return Labels(classes.reshape(-1, *classes.shape[2:]), logits.reshape(-1, *logits.shape[2:]), int(cut.sum()))
+
+
+def _rows_done(chosen: argparse.Namespace, ids: Sequence[str | int]) -> int:
+    """How many rows the first process finds in --output. Raises UserError in all where it cannot be continued."""
+    done, problem = 0, None
+    if chosen.output is not None and jax.process_index() == 0:
+        try:
+            done = rows_done(chosen.output, ids, {"labels": list} | ({"logits": list} if chosen.logits else {}))
+        except UserError as error:
+            done, problem = -1, error
+    if jax.process_count() > 1:
+        done = int(multihost_utils.broadcast_one_to_all(np.int64(done)))
+    if done < 0:
+        raise problem or UserError(f"{chosen.output}: cannot be continued; the first process says why")
+    return done
+
+
+def _chunks(rows: int, done: int, size: int) -> Iterator[range]:
+    """The rows still to do, some at a time; with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    hidden = not console.is_terminal or jax.process_index() > 0
+    for start in track(range(done, rows, size), "label", console=console, disable=hidden):
+        yield range(start, min(start + size, rows))

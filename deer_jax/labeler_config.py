@@ -1,0 +1,91 @@
+"""Configuration of labeler training, and the presets: phantoms, Open-i's gold labels, CheXbert's own recipe."""
+
+import dataclasses
+from typing import Literal
+
+from common.errors import UserError
+from common.models.bert import BertConfig
+from common.optim import OptimConfig
+from common.parallel import MeshConfig, Mode
+
+POSITIVE = ("epochs", "checkpoint_every", "evaluate_every", "batch_size", "validation_size", "train_size", "test_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelerRunConfig:
+    """Everything that decides the training of a labeler."""
+
+    data: str = "phantom"  # phantom, openi, or a JSONL file of rows {"id", "report", "labels"}
+    validation: str = ""  # JSONL; without it a tenth of the rows is held out
+    test: str = ""  # JSONL
+    archive: str = ""  # openi: NLMCXR_reports.tgz
+    gold: str = ""  # openi: openi_gld_std14.csv
+    test_ids: str = ""  # openi: openi-testset.txt
+    train_size: int = 48_000  # phantom reports
+    validation_size: int = 500  # phantom reports, or Open-i reports set aside from the training part
+    test_size: int = 1000  # phantom reports
+    damaged: float = 0.5  # share of phantom reports that are cut, repeated, mixed, scrambled
+    init: str = ""  # directory of bert-base-uncased, weights and vocab.txt; without it training is from scratch
+    encoder: BertConfig = BertConfig()  # from scratch; vocab_size is then the most that the vocabulary may hold
+    shuffle: bool = False  # sentences of a training report change places in each epoch
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
+    epochs: int = 1
+    max_steps: int = 0  # updates after which to end; 0: after all epochs
+    checkpoint_every: int = 100  # updates between checkpoints; the last update always gets one
+    evaluate_every: int = 100  # updates between validations, after which the best checkpoint may change
+    batch_size: int = 16  # reports of one update, over all devices
+    buckets: tuple[int, ...] = (64, 128, 256, 512)  # tokens that rows are padded to
+    export_dtype: Literal["float32", "float16"] = "float32"  # of the labeler's weights as they are written
+    seed: int = 0
+    tensorboard: bool = True  # write TensorBoard event files
+    wandb_project: str = ""  # Weights & Biases project to send numbers to; "": none
+
+
+PRESETS = {
+    "phantom": LabelerRunConfig(
+        encoder=BertConfig(
+            vocab_size=900, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
+            max_position_embeddings=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        ),
+        optim=OptimConfig(learning_rate=1e-3, warmup_ratio=0.05, weight_decay=0.01),
+        batch_size=32,
+        checkpoint_every=250,
+        evaluate_every=250,
+        buckets=(32, 64),
+        export_dtype="float16",
+    ),
+    "openi": LabelerRunConfig(
+        data="openi",
+        validation_size=300,
+        encoder=BertConfig(
+            vocab_size=2000, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
+            max_position_embeddings=320,
+        ),
+        shuffle=True,
+        optim=OptimConfig(learning_rate=1e-3, warmup_ratio=0.1, weight_decay=0.01),
+        epochs=20,
+        batch_size=32,
+        evaluate_every=90,
+        buckets=(48, 64, 96, 128, 320),
+    ),
+    # The authors' fine-tuning: Adam at 2e-5 without decay, batch 18, 8 epochs, dropout 0.1.
+    "chexbert": LabelerRunConfig(
+        data="",
+        optim=OptimConfig(optimizer="adam", learning_rate=2e-5, schedule="constant", warmup_ratio=0, clip_norm=0),
+        epochs=8,
+        batch_size=18,
+    ),
+}  # fmt: skip
+
+
+def check_config(config: LabelerRunConfig) -> None:
+    """Raise UserError for a number that makes no sense, before it does harm elsewhere."""
+    for name in POSITIVE:
+        if getattr(config, name) < 1:
+            raise UserError(f"{name}: {getattr(config, name)} makes no sense; expected at least 1")
+    if config.max_steps < 0:
+        raise UserError(f"max_steps: {config.max_steps} makes no sense; expected at least 1, or 0 for all epochs")
+    if not 0 <= config.damaged <= 1:
+        raise UserError(f"damaged: {config.damaged} is not a share between 0 and 1")

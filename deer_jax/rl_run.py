@@ -1,0 +1,210 @@
+"""`deer rl`: reinforcement learning of report generation, GRPO or DiTPO by the token weights that are chosen."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from common.checkpoint import open_checkpoints, restore_trainable
+from common.config import check_run_directory, claim_run_directory
+from common.data.packing import GlobalBatch
+from common.data.parts import Part
+from common.data.pipeline import make_iterator
+from common.data.records import Quarantine
+from common.errors import UserError
+from common.models.qwen2_vl import SHARDING_RULES
+from common.optim import make_optimizer, make_schedule
+from common.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
+from common.step import init_state
+from common.train_loop import train
+from common.types import PyTree, TrainState
+from deer_jax.config import RL_PRESETS, RewardConfig, RlConfig, RolloutConfig
+from deer_jax.ditpo import PolicyParams
+from deer_jax.judge import make_judge, score_function
+from deer_jax.labeler import Labeler, load_labeler
+from deer_jax.rewards import Reward, load_function, phase_gamma
+from deer_jax.rl import Judge, StudyBatch, make_rl_step, plan_studies, read_groups
+from deer_jax.stage import (
+    Base,
+    accumulation,
+    check_numbers,
+    checkpoint_note,
+    decode_settings,
+    export,
+    initial_trees,
+    load_base,
+    load_studies,
+    run_options,
+)
+from deer_jax.studies import prompt_length, study_prompts
+from deer_jax.token_weights import STRENGTH
+from deer_jax.vision_policy import vision_policy
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    config, run_dir = run_options("deer rl", RL_PRESETS, arguments)
+    train_run(config, run_dir)
+    print(f"trained: {run_dir}; next: deer sample --model {run_dir / 'model'}", flush=True)
+
+
+def check_config(config: RlConfig) -> None:
+    """Raise UserError for a number that makes no sense, before it does harm elsewhere."""
+    check_numbers(config, "steps", "updates")
+    rollout, reward = config.rollout, config.reward
+    if rollout.group < 2:
+        raise UserError(f"rollout.group: {rollout.group} reports have no group to be compared with; expected 2 or more")
+    if rollout.max_new_tokens < 1 or rollout.temperature <= 0 or not 0 < rollout.top_p <= 1:
+        raise UserError(
+            "rollout: expected max_new_tokens of at least 1, a temperature above 0, and top_p above 0 up to 1"
+        )
+    if len(reward.phase_ends) != len(reward.gammas) - 1 or sorted(reward.phase_ends) != list(reward.phase_ends):
+        raise UserError("reward: expected an end in phase_ends for each phase of gammas but the last, in rising order")
+
+
+def make_scores(reward: RewardConfig, labeler: Labeler | None, stop_ids: tuple[int, ...]):
+    """The score function of the token weights, and the strength by which they are multiplied. Raises UserError."""
+    strength = STRENGTH.get(reward.weights, 1.0) if reward.strength < 0 else reward.strength
+    if ":" in reward.weights:
+        return load_function(reward.weights, "--reward.weights"), strength
+    return score_function(reward.weights, labeler, stop_ids, reward.uncertain), strength
+
+
+def judge_of(config: RlConfig, part: Part, labeler: Labeler | None, stop_ids: tuple[int, ...]) -> Judge:
+    """What gives rewards and weights to rollouts of the studies of a part. Raises UserError."""
+    reward = config.reward
+    own: Reward | None = load_function(reward.function, "--reward.function") if reward.function else None
+    scores, strength = make_scores(reward, labeler, stop_ids)
+    return make_judge(
+        [study.report for study in part.studies],
+        labeler,
+        scores,
+        strength,
+        gamma=lambda step: phase_gamma(reward.gammas, reward.phase_ends, step / config.steps),
+        reward=own,
+        names=(f"--reward.function {reward.function}", f"--reward.weights {reward.weights}"),
+    )
+
+
+def batch_maker(config: RlConfig, base: Base, part: Part) -> Callable[[GlobalBatch], StudyBatch]:
+    """What turns planned studies into prompts."""
+    length = prompt_length(base.encoder, config.data.views)
+
+    def make(batch: GlobalBatch) -> StudyBatch:
+        studies: Any = np.array([row[0] for row in batch.rows], np.int32)  # numpy until placed on devices
+        return StudyBatch(study_prompts(studies, part.images, base.encoder, config.data.views, length), studies)
+
+    return make
+
+
+def make_validation(
+    config: RlConfig, base: Base, part: Part, frozen: PyTree, judge: Judge, layout: Layout
+) -> Callable[[TrainState], float]:
+    """A function of the state: 1 minus the mean reward of the greedy reports of a part, by the last phase's reward."""
+    greedy = RolloutConfig(max_new_tokens=config.rollout.max_new_tokens, temperature=0.0)
+    policy = vision_policy(base.config, base.layout, decode_settings(base, greedy), config.lora)
+
+    def write(trainable: PyTree, frozen: PyTree, batch: StudyBatch, keys: jax.Array):
+        params = PolicyParams(trainable, frozen)
+        return policy.sample(params, batch.prompts, jax.random.split(keys, batch.study.shape[0]), 1)
+
+    run = compile_rows(write, layout)
+    rng = place(jax.random.key(0), layout)
+    rows = layout.row_shards * config.micro_batch
+    make = batch_maker(config, base, part)
+    count = len(part.studies)
+    local = rows // jax.process_count()
+
+    def validation_loss(state: TrainState) -> float:
+        rewards = []
+        for start in range(0, count, rows):
+            first = start + jax.process_index() * local
+            studies = [[min(place, count - 1)] for place in range(first, first + local)]
+            batch = make(GlobalBatch(1, studies, local, 0))
+            written = fetch_rows(run(state.trainable, frozen, place_batch(batch, layout), rng), layout)
+            judged = judge(np.asarray(batch.study), read_groups(written, base.tokenizer), config.steps)
+            real = np.arange(first, first + local) < count
+            rewards.append(np.where(np.isfinite(judged.rewards[:, 0]), judged.rewards[:, 0], 0)[real])
+        total = np.array([np.concatenate(rewards).sum()])
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            total = multihost_utils.process_allgather(total)
+        return 1 - float(total.sum() / count)
+
+    return validation_loss
+
+
+def train_run(config: RlConfig, run_dir: Path) -> PyTree:
+    """Train, or continue, the run in `run_dir`, and export its best weights there. Returns what was trained.
+
+    Raises UserError for bad input before anything is written.
+    """
+    check_config(config)
+    first_process = jax.process_index() == 0
+    if first_process:
+        check_run_directory(run_dir, config)
+    layout = make_layout(config.parallel, config.mesh)
+    accumulate = accumulation(config, layout)
+    labeler = None
+    if config.reward.labeler:
+        labeler = load_labeler(config.reward.labeler, config.reward.labeler_tokenizer or None)
+    quarantine = Quarantine()
+    parts = load_studies(config.data, quarantine)
+    base = load_base(config.model, config.data.side, config.instruction, layout)
+    note = checkpoint_note(base.directory)
+    stop_ids = base.tokenizer.stop_ids
+    judge, held_out = (judge_of(config, parts[name], labeler, stop_ids) for name in ("train", "validation"))
+    policy = vision_policy(
+        base.config, base.layout, decode_settings(base, config.rollout), config.lora, config.model.loss_chunk
+    )
+    tx = make_optimizer(config.optim, config.steps * config.updates)
+    trainable, frozen = initial_trees(config, base, layout)
+    reference = jax.tree.map(lambda leaf: leaf.copy(), trainable) if config.objective.kl else None
+    plan = plan_studies(len(parts["train"].studies), config.batch_size, config.steps, config.seed)
+    if first_process:
+        claim_run_directory(run_dir, config)
+        quarantine.write(run_dir / "quarantine.jsonl")
+        if quarantine:
+            print(quarantine.summary(), flush=True)
+    checkpoints = open_checkpoints(run_dir, note)
+    schedule = make_schedule(config.optim, config.steps * config.updates)
+    state = train(
+        place(init_state(trainable, tx), layout, SHARDING_RULES),
+        frozen,
+        make_iterator(
+            plan,
+            batch_maker(config, base, parts["train"]),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
+        make_rl_step(
+            policy,
+            config.objective,
+            tx,
+            judge,
+            base.tokenizer,
+            layout,
+            group=config.rollout.group,
+            updates=config.updates,
+            accumulate=accumulate,
+            reference=reference,
+        ),
+        run_dir=run_dir,
+        total_steps=config.steps,
+        rng=place(jax.random.key(config.seed), layout),
+        layout=layout,
+        checkpoints=checkpoints,
+        schedule=lambda step: schedule(step * config.updates),
+        validation_loss=make_validation(config, base, parts["validation"], frozen, held_out, layout),
+        checkpoint_every=config.checkpoint_every,
+        evaluate_every=config.evaluate_every,
+        tensorboard=config.tensorboard,
+        wandb_project=config.wandb_project,
+    )
+    _, best = restore_trainable(checkpoints, state.trainable)
+    checkpoints.close()
+    export(config, base, best, frozen, run_dir)
+    return best

@@ -1,0 +1,124 @@
+"""`deer sample`: reports of a model for the studies of a data set, several of each or the likeliest one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from common.config import choose_preset, parse
+from common.data.parts import Part
+from common.data.records import Quarantine
+from common.errors import Parser, UserError
+from common.jsonl import row_writer, rows_done
+from common.metrics.clinical import POSITIVE
+from common.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
+from deer_jax.config import SAMPLE_PRESETS, SampleConfig
+from deer_jax.ditpo import PolicyParams
+from deer_jax.labeler import Labeler, label_texts, load_labeler
+from deer_jax.rl import StudyBatch, read_groups
+from deer_jax.stage import Base, decode_settings, load_base
+from deer_jax.studies import prompt_length, read_parts, study_prompts
+from deer_jax.vision_policy import vision_policy
+
+PROGRAM = "deer sample"
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    first = Parser(PROGRAM, add_help=False)
+    first.add_argument("--preset", default="demo")
+    first.add_argument("--output", type=Path)
+    chosen, rest = first.parse_known_args(arguments)
+    if {"-h", "--help"} & set(rest):
+        print(
+            f"{PROGRAM} --output FILE.jsonl [--preset {'|'.join(SAMPLE_PRESETS)}] [any field of the config]\n\n"
+            'Rows {"id", "reference", "rollouts": [text, ...]}, with a labeler also "labels" for deer select; of one '
+            'report a study {"id", "reference", "prediction"}, for deer evaluate. What is written already is kept.\n'
+        )
+    default = choose_preset(SAMPLE_PRESETS, chosen.preset)
+    config = parse(SampleConfig, default, rest, f"{PROGRAM} --preset {chosen.preset}")
+    if chosen.output is None:
+        raise UserError(f"{PROGRAM}: --output FILE.jsonl is missing; name a file for the reports")
+    sample_run(config, chosen.output)
+    print(f"reports: {chosen.output}", flush=True)
+
+
+def sample_run(config: SampleConfig, output: Path) -> None:
+    """Write, or go on writing, the reports of a split. Raises UserError."""
+    rollout = config.rollout
+    if min(rollout.group, rollout.max_new_tokens, config.batch_size) < 1 or config.limit < 0:
+        raise UserError(f"{PROGRAM}: group, max_new_tokens and batch_size are at least 1, limit at least 0")
+    if rollout.temperature < 0 or not 0 < rollout.top_p <= 1:
+        raise UserError(f"{PROGRAM}: expected a temperature of at least 0, and top_p above 0 up to 1")
+    if rollout.temperature == 0 and rollout.group > 1:
+        raise UserError(f"{PROGRAM}: temperature 0 gives one report; set --rollout.group 1, or a temperature")
+    parts = read_parts(config.data, Quarantine())
+    if config.split not in parts:
+        raise UserError(f"data: there is no {config.split} part; it has {', '.join(parts)}")
+    part = parts[config.split]
+    count = min(len(part.studies), config.limit or len(part.studies))
+    text = "prediction" if rollout.group == 1 else "rollouts"
+    required: dict[str, Any] = {"reference": str, text: str if rollout.group == 1 else list}
+    ids = [study.id for study in part.studies[:count]]
+    done = rows_done(output, ids, required) if jax.process_index() == 0 else 0
+    if jax.process_count() > 1:
+        done = int(multihost_utils.broadcast_one_to_all(np.int64(done)))
+    if done == count:
+        return
+    layout = make_layout(config.parallel, config.mesh)
+    if config.batch_size % layout.row_shards:
+        raise UserError(f"batch_size: {config.batch_size} studies do not split over {layout.row_shards} devices")
+    labeler = None
+    if config.labeler:
+        labeler = load_labeler(config.labeler, config.labeler_tokenizer or None)
+    base = load_base(config.model, config.data.side, config.instruction, layout)
+    found = sampled_texts(config, base, part, range(done, count), layout)
+    if jax.process_index() > 0:
+        for _ in found:
+            pass
+        return
+    with row_writer(output) as write:
+        for study, texts in found:
+            write(row_of(part, study, texts, labeler))
+
+
+def row_of(part: Part, study: int, texts: Sequence[str], labeler: Labeler | None) -> dict[str, Any]:
+    """What is written of a study."""
+    row: dict[str, Any] = {"id": part.studies[study].id, "reference": part.studies[study].report}
+    row |= {"prediction": texts[0]} if len(texts) == 1 else {"rollouts": list(texts)}
+    if labeler is not None:
+        row["labels"] = (label_texts(labeler, texts).classes == POSITIVE).astype(int).tolist()
+    return row
+
+
+def sampled_texts(
+    config: SampleConfig, base: Base, part: Part, studies: range, layout: Layout
+) -> Iterator[tuple[int, list[str]]]:
+    """Each study and its reports, in order. A study's reports depend on its number and the seed alone.
+
+    Under several processes all must exhaust it.
+    """
+    policy = vision_policy(base.config, base.layout, decode_settings(base, config.rollout))
+    length = prompt_length(base.encoder, config.data.views)
+
+    def write(_: Any, params: Any, batch: StudyBatch, rng: jax.Array):
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, batch.study)
+        return policy.sample(PolicyParams({}, params), batch.prompts, keys, config.rollout.group)
+
+    run: Callable[..., Any] = compile_rows(write, layout)
+    rng = place(jax.random.key(config.seed), layout)
+    local = config.batch_size // jax.process_count()
+    for start in range(studies.start, studies.stop, config.batch_size):
+        first = start + jax.process_index() * local
+        mine: Any = np.minimum(np.arange(first, first + local), studies.stop - 1).astype(np.int32)
+        batch = StudyBatch(study_prompts(mine, part.images, base.encoder, config.data.views, length), mine)
+        written = fetch_rows(run({}, base.params, place_batch(batch, layout), rng), layout)
+        if jax.process_count() > 1:
+            gathered = multihost_utils.process_allgather(written)
+            written = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), gathered)
+        groups = read_groups(written, base.tokenizer)
+        for study, group in zip(range(start, min(start + config.batch_size, studies.stop)), groups, strict=False):
+            yield study, [rollout.text for rollout in group]

@@ -1,0 +1,137 @@
+"""`deer sft`: the supervised stage. The language model is frozen; vision tower and projector learn to report."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from jaxtyping import Array
+
+from common.checkpoint import open_checkpoints, restore_trainable
+from common.config import check_run_directory, claim_run_directory
+from common.data.packing import plan_epochs, plan_in_order
+from common.data.parts import Part
+from common.data.pipeline import make_iterator
+from common.data.records import Quarantine
+from common.errors import UserError
+from common.models.qwen2_vl import SHARDING_RULES
+from common.optim import make_optimizer, make_schedule
+from common.parallel import Layout, compile_evaluation, compile_step, make_layout, place, place_batch
+from common.step import LossFn, init_state, make_train_step
+from common.train_loop import train
+from common.types import LossSum, PyTree, TrainState
+from deer_jax.config import SFT_PRESETS, SftConfig
+from deer_jax.stage import (
+    Base,
+    accumulation,
+    check_numbers,
+    checkpoint_note,
+    export,
+    initial_trees,
+    load_base,
+    load_studies,
+    run_options,
+)
+from deer_jax.studies import ReportRows, prompt_length, report_rows, report_tokens
+from deer_jax.vision_policy import sft_loss
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    config, run_dir = run_options("deer sft", SFT_PRESETS, arguments)
+    train_run(config, run_dir)
+    print(f"trained: {run_dir}; next: deer sample, or deer rl --model.base {run_dir / 'model'}", flush=True)
+
+
+def batch_maker(config: SftConfig, base: Base, part: Part) -> tuple[Callable[..., ReportRows], int]:
+    """What turns planned rows into arrays, and how many reports were cut."""
+    found = [report_tokens(base.encoder, study.report, config.max_length) for study in part.studies]
+    length = prompt_length(base.encoder, config.data.views) + config.max_length
+    reports = [tokens for tokens, _ in found]
+    make = functools.partial(
+        report_rows, images=part.images, reports=reports, encoder=base.encoder, views=config.data.views, length=length
+    )
+    return make, sum(cut for _, cut in found)
+
+
+def make_validation(
+    config: SftConfig, base: Base, part: Part, frozen: PyTree, loss: LossFn, layout: Layout
+) -> Callable[[TrainState], float]:
+    """A function of the state: mean cross-entropy of the reports of a part."""
+
+    def sums(trainable: PyTree, frozen: PyTree, batch: ReportRows, rng: Array) -> LossSum:
+        return loss(trainable, frozen, batch, rng)[0]
+
+    evaluate = compile_evaluation(sums, layout)
+    rng = place(jax.random.key(0), layout)
+    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    plan = plan_in_order([1] * len(part.studies), batch_rows=layout.row_shards * config.micro_batch, buckets=(1,))
+    make, _ = batch_maker(config, base, part)
+
+    def validation_loss(state: TrainState) -> float:
+        parts = [
+            evaluate(state.trainable, frozen, place_batch(batch, layout), rng)
+            for batch in make_iterator(plan, make, **here)
+        ]
+        return float(sum(part.total for part in parts) / sum(part.weight for part in parts))
+
+    return validation_loss
+
+
+def train_run(config: SftConfig, run_dir: Path) -> PyTree:
+    """Train, or continue, the run in `run_dir`, and export its best weights there. Returns what was trained.
+
+    Raises UserError for bad input before anything is written.
+    """
+    check_numbers(config, "epochs", "max_length")
+    if config.max_steps < 0:
+        raise UserError(f"max_steps: {config.max_steps} makes no sense; expected at least 1, or 0 for all epochs")
+    first_process = jax.process_index() == 0
+    if first_process:
+        check_run_directory(run_dir, config)
+    layout = make_layout(config.parallel, config.mesh)
+    accumulate = accumulation(config, layout)
+    quarantine = Quarantine()
+    parts = load_studies(config.data, quarantine)
+    base = load_base(config.model, config.data.side, config.instruction, layout)
+    note = checkpoint_note(base.directory)
+    make, cut = batch_maker(config, base, parts["train"])
+    plan = plan_epochs(
+        [1] * len(parts["train"].studies), batch_rows=config.batch_size, epochs=config.epochs, max_length=1,
+        packing=False, seed=config.seed,
+    )  # fmt: skip
+    total_steps = min(len(plan), config.max_steps or len(plan))
+    loss = functools.partial(
+        sft_loss, config=base.config, layout=base.layout, lora=config.lora, chunk=config.model.loss_chunk
+    )
+    tx = make_optimizer(config.optim, total_steps)
+    trainable, frozen = initial_trees(config, base, layout)
+    if first_process:
+        claim_run_directory(run_dir, config)
+        quarantine.write(run_dir / "quarantine.jsonl")
+        if quarantine:
+            print(quarantine.summary(), flush=True)
+        if cut:
+            print(f"{cut} of {len(parts['train'].studies)} reports were cut at {config.max_length} tokens", flush=True)
+    checkpoints = open_checkpoints(run_dir, note)
+    state = train(
+        place(init_state(trainable, tx), layout, SHARDING_RULES),
+        frozen,
+        make_iterator(plan, make, process_index=jax.process_index(), process_count=jax.process_count()),
+        compile_step(lambda axis: make_train_step(loss, tx, accumulate, axis), layout),
+        run_dir=run_dir,
+        total_steps=total_steps,
+        rng=place(jax.random.key(config.seed), layout),
+        layout=layout,
+        checkpoints=checkpoints,
+        schedule=make_schedule(config.optim, total_steps),
+        validation_loss=make_validation(config, base, parts["validation"], frozen, loss, layout),
+        checkpoint_every=config.checkpoint_every,
+        evaluate_every=config.evaluate_every,
+        tensorboard=config.tensorboard,
+        wandb_project=config.wandb_project,
+    )
+    _, best = restore_trainable(checkpoints, state.trainable)
+    checkpoints.close()
+    export(config, base, best, frozen, run_dir)
+    return best

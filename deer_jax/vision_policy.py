@@ -1,0 +1,126 @@
+"""Qwen2.5-VL as a policy, and the supervised loss of its first stage.
+
+The trees: `frozen` and `trainable` are parts of {"visual", "language"}; what both have, training has. Adapters of the
+language model stand under "lora". Images of a study are read once for its whole group of reports.
+"""
+
+import dataclasses
+from typing import Literal
+
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from common.decode import Generated, continue_prompts
+from common.generate import DecodeSettings
+from common.lora import LoraConfig, scaled
+from common.losses import answer_loss, token_logprobs
+from common.models import qwen2
+from common.models.qwen2_vl import (
+    Qwen2VLConfig,
+    hidden_states,
+    output_head,
+    prefill_study,
+    vision_features,
+    with_continuations,
+)
+from common.models.qwen2_vl_vision import VisionLayout, grey_patches
+from common.types import LossSum, PyTree
+from deer_jax.ditpo import Policy, PolicyParams
+from deer_jax.policy import group_logprobs, hidden_before
+from deer_jax.studies import ReportRows, StudyPrompts
+
+Tuning = Literal["vision", "full", "lora"]
+
+
+def split_params(params: PyTree, tuning: Tuning) -> tuple[PyTree, PyTree]:
+    """(trainable, frozen) of a model's parameters; under "lora" the adapters are added by the caller."""
+    trained = {"vision": ("visual",), "full": ("visual", "language"), "lora": ()}[tuning]
+    return (
+        {part: params[part] for part in trained},
+        {part: tree for part, tree in params.items() if part not in trained},
+    )
+
+
+def model_params(params: PolicyParams, lora: LoraConfig) -> tuple[PyTree, PyTree | None]:
+    """The whole model's parameters, and its scaled adapters where it has some."""
+    whole = {**params.frozen, **params.trainable}
+    adapters = whole.pop("lora", None)
+    return whole, None if adapters is None else scaled(adapters, lora)
+
+
+def image_features(
+    config: Qwen2VLConfig, params: PyTree, prompts: StudyPrompts, layout: VisionLayout
+) -> Float[Array, "B M T D"]:
+    """Features of the images, all of one size (`layout` is that of one of them)."""
+    return vision_features(config, params, grey_patches(config.vision, prompts.images), layout)
+
+
+def vision_policy(
+    config: Qwen2VLConfig,
+    layout: VisionLayout,
+    settings: DecodeSettings,
+    lora: LoraConfig | None = None,
+    chunk: int = 128,
+) -> Policy:
+    """A Qwen2.5-VL that reports studies (`StudyPrompts`). It never emits the ids of images.
+
+    `settings` gives temperature, stop ids and forbidden ids, for sampling and scoring alike; its `group` is not used.
+    """
+    adapters = lora or LoraConfig()
+    settings = dataclasses.replace(settings, forbidden_ids=(*settings.forbidden_ids, *config.forbidden_ids))
+
+    def sample(params: PolicyParams, prompts: StudyPrompts, keys: Key[Array, "B"], group: int) -> Generated:
+        own, adapter = model_params(params, adapters)
+        features = image_features(config, own, prompts, layout)
+        variables = {"params": own["language"]} | ({} if adapter is None else {"lora": adapter})
+        forward = qwen2.bind(config.language, variables)
+        head = output_head(own)
+        return continue_prompts(
+            forward,
+            head,
+            prefill_study(config, own, prompts.rows, features, forward),
+            keys,
+            max_new_tokens=settings.max_new_tokens,
+            stop_ids=settings.stop_ids,
+            sampling=settings.sampling,
+            group=group,
+            forbidden=settings.forbidden(head.shape[0]),
+        )
+
+    def logprobs(
+        params: PolicyParams, prompts: StudyPrompts, tokens: Int[Array, "B G T"], mask: Bool[Array, "B G T"]
+    ) -> Float[Array, "B G T"]:
+        own, adapter = model_params(params, adapters)
+        features = image_features(config, own, prompts, layout)
+        rows, segments = with_continuations(prompts.rows, tokens, mask)
+        read = hidden_states(config, own, rows, features, segments, adapter)
+        before = hidden_before(read, prompts.rows.tokens.shape[1], tokens.shape)
+        trained = "language" in params.trainable
+        return group_logprobs(before, output_head(own), tokens, mask, settings, chunk, trained)
+
+    return Policy(sample, logprobs)
+
+
+def sft_loss(
+    trainable: PyTree,
+    frozen: PyTree,
+    batch: ReportRows,
+    rng: Array,
+    *,
+    config: Qwen2VLConfig,
+    layout: VisionLayout,
+    lora: LoraConfig,
+    chunk: int,
+) -> tuple[LossSum, dict[str, LossSum]]:
+    """Cross-entropy of the reports' tokens. No dropout."""
+    own, adapter = model_params(PolicyParams(trainable, frozen), lora)
+    features = image_features(config, own, batch.prompts, layout)
+    hidden = hidden_states(config, own, batch.prompts.rows, features, lora=adapter)
+    logp = token_logprobs(
+        hidden,
+        output_head(own),
+        batch.targets,
+        wanted=batch.weights != 0,
+        chunk=chunk,
+        head_trained="language" in trainable,
+    )
+    return answer_loss(logp, batch.weights), {}

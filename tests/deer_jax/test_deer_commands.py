@@ -1,0 +1,113 @@
+"""The stages of DEER through their commands, on phantoms with a tiny model: sft, sample, select, rl, evaluate."""
+
+import json
+
+import jax
+import pytest
+
+from common.errors import UserError
+from common.logs import read_rows
+from common.models.qwen2_vl import init_params
+from common.models.qwen2_vl_weights import config_from_directory, save_qwen2_vl
+from deer_jax import make_assets
+from deer_jax.cli import dispatch
+from deer_jax.config import INSTRUCTION
+
+DATA = ["--data.train-size", "12", "--data.validation-size", "4", "--data.test-size", "4", "--data.side", "56"]
+SMALL = ["--tensorboard", "False", "--batch-size", "4", "--micro-batch", "2"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A tiny Qwen2.5-VL with random weights and a tokenizer of its own."""
+    from common.data.tokenizers import QWEN2_SPECIAL, load_tokenizer
+
+    folder = tmp_path_factory.mktemp("deer")
+    make_assets.train_tokenizer(
+        folder / "tokenizer", [INSTRUCTION, "no pleural effusion . the heart is enlarged ."] * 9
+    )
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    ids = {mark: tokenizer.encode(mark)[0] for mark in QWEN2_SPECIAL}
+    config = make_assets.sizes(tokenizer.vocab_size, ids)
+    save_qwen2_vl(folder / "base", config, init_params(config, jax.random.key(0)))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / "base" / name).write_bytes((folder / "tokenizer" / name).read_bytes())
+    return folder / "base"
+
+
+@pytest.fixture(scope="module")
+def supervised(base, tmp_path_factory):
+    run = tmp_path_factory.mktemp("sft") / "run"
+    command = ["sft", "--run-dir", str(run), "--model.base", str(base), *DATA, *SMALL]
+    dispatch([*command, "--max-steps", "2", "--max-length", "24", "--evaluate-every", "2"])
+    return run
+
+
+def rows_of(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_sft_writes_a_model_that_the_next_stage_reads(supervised, base):
+    rows = read_rows(supervised / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert "val/loss" in rows[-1]
+    assert config_from_directory(supervised / "model") == config_from_directory(base)
+
+
+def test_sampled_reports_are_selected_and_learnt_from(supervised, tmp_path, capsys):
+    model = ["--model.base", str(supervised / "model"), *DATA]
+    output = tmp_path / "rollouts.jsonl"
+    options = ["--output", str(output), *model, "--rollout.group", "3", "--rollout.max-new-tokens", "6"]
+    dispatch(["sample", *options, "--batch-size", "4"])
+    rows = rows_of(output)
+    assert len(rows) == 12
+    assert all(len(row["rollouts"]) == 3 and len(row["labels"][0]) == 14 for row in rows)
+    output.write_text("".join(line + "\n" for line in output.read_text(encoding="utf-8").splitlines()[:5]))
+    dispatch(["sample", *options, "--batch-size", "2"])  # goes on, and batches change nothing
+    assert rows_of(output) == rows
+
+    capsys.readouterr()
+    dispatch(["select", str(output), "--fraction", "0.5", "--seed", "1", "--output", str(tmp_path / "chosen.json")])
+    assert len(json.loads(capsys.readouterr().out)["ids"]) == 6
+    run = tmp_path / "rl"
+    command = ["rl", "--run-dir", str(run), *model, *SMALL, "--data.ids", str(tmp_path / "chosen.json")]
+    command += ["--steps", "3", "--rollout.group", "3", "--rollout.max-new-tokens", "6", "--objective.kl", "0.1"]
+    dispatch([*command, "--evaluate-every", "3", "--checkpoint-every", "1"])
+    rows = read_rows(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    wanted = {"reward", "label_f1", "bleu2", "zero_variance_groups", "unfinished", "kl", "no_positive_reference"}
+    assert wanted <= rows[0].keys()
+    assert rows[0]["log_prob_gap"] < 1e-4
+    assert "seconds/token_weights" in read_rows(run / "timings.jsonl")[0]
+
+    dispatch([
+        "sample", "--output", str(tmp_path / "reports.jsonl"), "--model.base", str(run / "model"), *DATA,
+        "--split", "test", "--rollout.group", "1", "--rollout.temperature", "0", "--rollout.max-new-tokens", "6",
+    ])  # fmt: skip
+    capsys.readouterr()
+    dispatch(["evaluate", "--predictions", str(tmp_path / "reports.jsonl"), "--labeler", "phantom"])
+    assert json.loads(capsys.readouterr().out)["count"] == 4
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["rl", "--run-dir", "x", "--rollout.group", "1"], "rollout.group"),
+        (["rl", "--run-dir", "x", "--reward.gammas", "0", "0.1", "0.2"], "phase_ends"),
+        (["rl", "--run-dir", "x", "--data.side", "100"], "data.side"),
+        (["rl", "--run-dir", "x", "--reward.weights", "nosuch"], "uniform, tfidf, gradient"),
+        (["rl", "--run-dir", "x", "--reward.labeler", ""], "labeler"),
+        (["rl", "--run-dir", "x", "--data.ids", "nowhere.json"], "data.ids"),
+        (["sft", "--run-dir", "x", "--model.base", ""], "model.base"),
+        (["sft"], "--run-dir"),
+        (["sample", "--output", "x.jsonl", "--rollout.temperature", "0"], "one report"),
+        (["reinforce"], "unknown command"),
+    ],
+)
+def test_bad_options_are_told_before_anything_is_written(base, tmp_path, monkeypatch, command, said):
+    monkeypatch.chdir(tmp_path)
+    given = [] if "--model.base" in command or len(command) < 2 else ["--model.base", str(base)]
+    small = DATA if len(command) > 1 and "--data.side" not in command else []
+    with pytest.raises(UserError, match=said):
+        dispatch([*command, *given, *small])
+    assert not list(tmp_path.iterdir())
