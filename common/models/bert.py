@@ -20,6 +20,11 @@ from common.models.attention import attend, attention_weights
 from common.models.layers import Dense, dropout, random_params
 from common.types import PyTree
 
+SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("max_position_embeddings", "type_vocab_size"),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
@@ -39,6 +44,9 @@ class BertConfig:
     param_dtype: str = "float32"  # of the stored weights
 
     def __post_init__(self):
+        for name in SIZES:
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from common.errors import UserError
-from common.models.bert import BertConfig, ClassifierConfig, classifier_shapes
+from common.models.bert import SIZES, BertConfig, ClassifierConfig, classifier_shapes
 from common.torch_archive import read_archive
 from common.types import PyTree
 from common.weights import (
@@ -31,10 +31,6 @@ from common.weights import (
     write_tensors,
 )
 
-SIZES = (
-    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-    *("max_position_embeddings", "type_vocab_size"),
-)
 RATES = ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob")
 HEAD_DIM = 64  # of every BERT that Google published; shapes do not tell it
 IGNORED = r"cls\..+|(bert\.)?pooler\..+|(bert\.)?embeddings\.(position|token_type)_ids"

@@ -162,9 +162,10 @@ def output_head(params: PyTree) -> Float[Array, "V D"]:
 def init_params(config: Qwen2VLConfig, key: Array) -> PyTree:
     """Random parameters (normal, 0.02), for tests, benchmarks and training from scratch."""
     vision, language = jax.random.split(key)
+    few_tokens = dataclasses.replace(config.language, attention="xla")
     return {
         "visual": qwen2_vl_vision.init_params(config.vision, vision),
-        "language": qwen2.init_params(config.language, language),
+        "language": qwen2.init_params(few_tokens, language),
     }
 
 

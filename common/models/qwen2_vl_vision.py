@@ -6,6 +6,7 @@ so that windows are rows of a batch whatever the image's size.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from common.errors import UserError
-from common.models.attention import Implementation, attend
+from common.models.attention import Implementation, attend, choose_implementation
 from common.models.clip import CLIP_MEAN, CLIP_STD
 from common.models.layers import BATCH_AXES, Dense, RMSNorm, constrain, matmul, rotary_angles, rotate
 from common.models.qwen2 import Remat, remat
@@ -112,20 +113,44 @@ class VisionAttention(nn.Module):
         q, k = rotate(q, *rotary), rotate(k, *rotary)
 
         def over_image(q, k, v):
-            return attend(q, k, v, segments, causal=False, implementation=config.attention)
+            return attend_over_image(q, k, v, segments, config.attention)
 
         def over_windows(q, k, v):
             def windows(x):
                 return x.reshape(-1, config.window_patches, *x.shape[2:])
 
-            own = windows(jnp.broadcast_to(segments, x.shape[:2]))
-            out = attend(windows(q), windows(k), windows(v), own, causal=False, implementation=config.attention)
+            few = "xla" if config.attention == "splash" else config.attention  # splash takes at least 128 tokens
+            out = attend(windows(q), windows(k), windows(v), windows(segments), causal=False, implementation=few)
             return out.reshape(q.shape)
 
         # Without the checkpoints the backward pass would keep the scores of both branches for every block.
         branches = [jax.checkpoint(branch, prevent_cse=False) for branch in (over_image, over_windows)]
         attended = jax.lax.cond(full, *branches, q, k, v)
         return dense(config, config.hidden_size, "proj")(attended.reshape(x.shape))
+
+
+def attend_over_image(
+    q: Float[Array, "I N H dim"],
+    k: Float[Array, "I N H dim"],
+    v: Float[Array, "I N H dim"],
+    segments: Int[Array, "I N"],
+    implementation: Implementation,
+) -> Float[Array, "I N H dim"]:
+    """Attention of each patch to all of its image. Where splash is to be had, heads are padded to its 128 channels."""
+    dim = q.shape[-1]
+    padding = -dim % 128
+    if choose_implementation(implementation, q.shape[1], dim + padding, q.dtype) != "splash":
+        return attend(q, k, v, segments, causal=False, implementation=implementation)
+    q, k, v = pad_heads(q, k, v, padding)
+    return attend(q, k, v, segments, causal=False, implementation="splash")[..., :dim]
+
+
+def pad_heads(q: Array, k: Array, v: Array, padding: int) -> tuple[Array, Array, Array]:
+    """Heads with channels of 0 after their own; queries are scaled so that scores stay what they were."""
+    dim = q.shape[-1]
+    q = (q * math.sqrt((dim + padding) / dim)).astype(q.dtype)  # `attend` divides by the root of the padded size
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, padding))) for x in (q, k, v))
+    return q, k, v
 
 
 class VisionMLP(nn.Module):
@@ -232,7 +257,8 @@ def init_params(config: VisionConfig, key: Array) -> PyTree:
     tokens = jnp.arange(window // config.spatial_merge_size**2)[None]
     layout = VisionLayout(tokens, tokens, jnp.zeros((1, window, 2), jnp.int32), jnp.ones((1, window), bool))
     patches = jnp.zeros((1, window, config.patch_features))
-    return VisionTower(config).init({"params": key}, patches, layout)["params"]
+    one_window = dataclasses.replace(config, attention="xla")  # shapes do not depend on it, and splash takes no so few
+    return VisionTower(one_window).init({"params": key}, patches, layout)["params"]
 
 
 SHARDING_RULES: list[tuple[str, tuple[str | None, ...]]] = [

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from common.decode import continue_prompts
 from common.errors import UserError
 from common.losses import token_logprobs
+from common.models.attention import attend
 from common.models.qwen2 import bind
 from common.models.qwen2_vl import (
     SHARDING_RULES,
@@ -29,6 +30,7 @@ from common.models.qwen2_vl_layout import (
     study_rows,
     vision_layout,
 )
+from common.models.qwen2_vl_vision import pad_heads
 from common.models.qwen2_vl_weights import (
     MEMORY,
     config_from_directory,
@@ -190,6 +192,15 @@ def test_images_of_one_size_need_one_layout(published):
     np.testing.assert_allclose(static, padded_features, atol=1e-5)
     with pytest.raises(UserError, match="do not fit"):
         image_batch(config.vision, [[(pixels[0, 0], ALIGNED)]], largest=(8, 8))
+
+
+def test_heads_padded_for_splash_attend_alike():
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 12, 3, 20)).astype(np.float32)
+    segments = jnp.array([[1] * 12, [1] * 9 + [0] * 3])
+    expected = attend(q, k, v, segments, causal=False)
+    padded = attend(*pad_heads(q, k, v, 12), segments, causal=False)
+    np.testing.assert_allclose(padded[..., :20], expected, atol=1e-5)
+    assert not padded[..., 20:].any()
 
 
 @pytest.mark.parametrize("left", [True, False])
