@@ -13,6 +13,7 @@ USAGE = """usage: deer COMMAND ...
   label          CheXbert labels of reports:        deer label FILE.jsonl --labeler PATH [--output FILE.jsonl]
   train-labeler  train a labeler from labelled text
   weights        token weights of rollouts:         deer weights FILE.jsonl --labeler PATH --tokenizer DIR
+  analyse        masking, rewards or a page:        deer analyse masking FILE.jsonl --labeler PATH --tokenizer DIR
   evaluate       score anybody's outputs:           deer evaluate --predictions FILE.jsonl --labeler PATH
 
 Each command has --help."""
@@ -25,6 +26,7 @@ COMMANDS = {
     "label": "label",
     "train-labeler": "train_labeler",
     "weights": "weights",
+    "analyse": "analyse",
     "evaluate": "evaluate",
 }  # each is the module of deer_jax whose `main` takes the arguments
 

@@ -146,7 +146,7 @@ def label_statistics(
     }
 
 
-def reward_statistics(rewards: Iterable[Sequence[float]]) -> dict[str, float]:
+def reward_statistics(rewards: Iterable[Sequence[float] | Float[np.ndarray, "K"]]) -> dict[str, float]:
     """Table 7 over groups of rewards: share of groups whose rewards are all equal, different rewards, and deviation.
 
     Rewards count as equal to nine decimals; the deviation is that of a group's rewards, without Bessel's correction.

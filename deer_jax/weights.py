@@ -86,17 +86,22 @@ def weigh(
     method: str,
 ) -> Iterator[dict[str, Any]]:
     """The result of each row."""
-    expected: Any = [()] * len(rows)
-    if labeler is not None:
-        expected = label_texts(labeler, [row["reference"] for row in rows]).classes
-    groups = [
-        Group(row["reference"], [read(text) for text in row["rollouts"]], classes)
-        for row, classes in zip(rows, expected, strict=True)
-    ]
+    groups = read_groups(rows, read, labeler)
     found = checked_scores(scores(groups), groups, f"--method {method}")
     for row, group, values, weights in zip(rows, groups, found, weights_of(found, strength), strict=True):
         rollouts = zip(group.rollouts, values, weights, strict=True)
         yield {"id": row["id"], "rollouts": [_shown(*rollout) for rollout in rollouts]}
+
+
+def read_groups(rows: Sequence[dict[str, Any]], read: Callable[[str], Rollout], labeler: Labeler | None) -> list[Group]:
+    """The rows' rollouts as groups, with the labels of their references where there is a labeler."""
+    expected: Any = [()] * len(rows)
+    if labeler is not None:
+        expected = label_texts(labeler, [row["reference"] for row in rows]).classes
+    return [
+        Group(row["reference"], [read(text) for text in row["rollouts"]], classes)
+        for row, classes in zip(rows, expected, strict=True)
+    ]
 
 
 def _shown(rollout: Rollout, scores: np.ndarray, weights: np.ndarray) -> dict[str, Any]:

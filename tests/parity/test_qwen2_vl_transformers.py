@@ -194,6 +194,21 @@ def test_images_of_one_size_need_one_layout(published):
         image_batch(config.vision, [[(pixels[0, 0], ALIGNED)]], largest=(8, 8))
 
 
+def test_bfloat16(published):
+    model, directory = published
+    config, params = load_qwen2_vl(directory, dtype="bfloat16", param_dtype="bfloat16")
+    pixels, layout = image_batch(config.vision, [[(patches(grid), grid) for grid in CUT]])
+    features = jitted_features(config, params, pixels, layout)
+    assert features.dtype == jnp.bfloat16
+    thw = torch.tensor([(1, *grid) for grid in CUT])
+    flat = torch.tensor(np.concatenate([patches(grid) for grid in CUT]))
+    with torch.no_grad():
+        expected = model.model.get_image_features(flat, thw).pooler_output
+    for found, reference in zip(features[0].astype(jnp.float32), expected, strict=True):
+        error = np.abs(found[: len(reference)] - reference.numpy())
+        assert error.mean() < 0.02 * np.abs(reference.numpy()).mean()
+
+
 def test_heads_padded_for_splash_attend_alike():
     q, k, v = np.random.default_rng(0).normal(size=(3, 2, 12, 3, 20)).astype(np.float32)
     segments = jnp.array([[1] * 12, [1] * 9 + [0] * 3])

@@ -1,0 +1,218 @@
+"""`deer analyse masking | rewards | page`: what token weights find, and what a selection of studies changes.
+
+All read rollouts, rows {"id", "reference", "rollouts": [text, ...]} as `deer sample` writes them. `masking` is the
+paper's Table 6, `rewards` its Table 7, `page` its Figure 3.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from common.errors import Parser, UserError
+from common.jsonl import read_rows
+from common.metrics.bootstrap import mean_measure, summarize
+from common.metrics.clinical import BLANK, POSITIVE
+from common.weights import writing
+from deer_jax.ddsampling import reward_statistics
+from deer_jax.judge import score_function
+from deer_jax.labeler import Labeler, label_texts, load_labeler
+from deer_jax.rewards import bleu2, label_f1
+from deer_jax.token_weights import STRENGTH, Group, Rollout, weights_of
+from deer_jax.weights import read_groups, rollout_reader, vocabulary_directory
+
+PROGRAM = "deer analyse"
+SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?\n]+|$)")
+MASK = "[MASK]"
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    parser = Parser(PROGRAM, description=__doc__)
+    parser.add_argument("what", choices=("masking", "rewards", "page"))
+    parser.add_argument("file", type=Path, metavar="FILE.jsonl")
+    parser.add_argument("--labeler", required=True, metavar="PATH")
+    parser.add_argument("--labeler-tokenizer", type=Path, metavar="DIR", help="with the vocab.txt of chexbert.pth")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the policy (masking, page)")
+    parser.add_argument("--share", type=float, default=0.1, help="masking: of each report's tokens (%(default)s)")
+    parser.add_argument("--selected", type=Path, help="rewards: what deer select printed")
+    parser.add_argument("--gamma", type=float, default=0.0, help="rewards: weight of BLEU-2 (%(default)s)")
+    parser.add_argument("--method", choices=("tfidf", "gradient"), default="gradient", help="page: the weights shown")
+    parser.add_argument("--limit", type=int, default=20, help="page: studies shown (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="file to write; default: standard output, token_weights.html")
+    chosen = parser.parse_args(arguments)
+    if not 0 < chosen.share <= 1 or chosen.limit < 1:
+        raise UserError(f"{PROGRAM}: --share is above 0 up to 1, --limit at least 1")
+    if chosen.what != "rewards" and chosen.tokenizer is None:
+        raise UserError(f"{PROGRAM} {chosen.what}: --tokenizer DIR is missing; name the policy's")
+    rows = read_rows(chosen.file, {"id": str | int, "reference": str, "rollouts": list})
+    vocabulary = chosen.labeler_tokenizer
+    if vocabulary is None:
+        vocabulary = vocabulary_directory(Path(chosen.labeler), chosen.tokenizer or chosen.file.parent)
+    labeler = load_labeler(chosen.labeler, vocabulary)
+    if chosen.what == "rewards":
+        table = rewards(rows, labeler, chosen.gamma, selected_ids(chosen.selected))
+        write_out(json.dumps(table, indent=2), chosen.output)
+        return
+    read, stop_ids = rollout_reader(chosen.tokenizer)
+    if chosen.what == "masking":
+        groups = read_groups(rows, read, labeler)
+        write_out(json.dumps(masking(groups, labeler, stop_ids, chosen.share, chosen.seed), indent=2), chosen.output)
+        return
+    groups = read_groups(rows[: chosen.limit], read, labeler)
+    page = chosen.output or Path("token_weights.html")
+    write_out(token_page(groups, [row["id"] for row in rows], labeler, stop_ids, chosen.method), page)
+    print(f"page: {page.absolute()}", flush=True)
+
+
+def write_out(text: str, file: Path | None) -> None:
+    """Print a text, or write it to a file. Raises UserError."""
+    if file is None:
+        print(text)
+        return
+    with writing(file.parent):
+        file.write_text(text + "\n", encoding="utf-8")
+
+
+def masking(
+    groups: Sequence[Group], labeler: Labeler, stop_ids: Sequence[int], share: float, seed: int
+) -> dict[str, Any]:
+    """Table 6: how far the labels change where the tokens of largest weight are masked.
+
+    `label_modification` is the share of reports whose positive labels change; `F1_after` the mean F1 of the labels
+    after against those before, 1 where there are none on both sides. Of a report's tokens the `share`, rounded up, is
+    replaced by "[MASK]"; ties are broken by chance.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    before = label_texts(labeler, [rollout.text for rollout in rollouts]).classes == POSITIVE
+    rng = np.random.default_rng(seed)
+    result: dict[str, Any] = {"reports": len(rollouts), "share": share}
+    for method in ("random", "tfidf", "gradient"):
+        scores = score_function("uniform" if method == "random" else method, labeler, stop_ids)(groups)
+        flat = [values for group in scores for values in group]
+        texts = [masked(rollout, top(values, share, rng)) for rollout, values in zip(rollouts, flat, strict=True)]
+        after = label_texts(labeler, texts).classes == POSITIVE
+        same = ~(before | after).any(-1)
+        f1 = np.where(same, 1.0, label_f1(after.astype(int), before.astype(int)))
+        changed = (before != after).any(-1).astype(float)
+        result[method] = summarize(
+            [mean_measure("label_modification", changed), mean_measure("F1_after", f1)], with_intervals=True, seed=seed
+        )
+    return result
+
+
+def top(scores: Float[np.ndarray, "T"], share: float, rng: np.random.Generator) -> Bool[np.ndarray, "T"]:
+    """True on the `share` of tokens, rounded up, of largest score."""
+    order = np.lexsort((rng.random(len(scores)), -scores))
+    chosen = np.zeros(len(scores), bool)
+    chosen[order[: int(np.ceil(share * len(scores)))]] = True
+    return chosen
+
+
+def masked(rollout: Rollout, chosen: Bool[np.ndarray, "T"]) -> str:
+    """The text with each chosen token's characters, but for the space before them, replaced by [MASK]."""
+    pieces, done = [], 0
+    for (start, end), wanted in zip(rollout.spans, chosen, strict=True):
+        if not wanted or start >= end:
+            continue
+        word = rollout.text[start:end]
+        start += len(word) - len(word.lstrip())
+        pieces += [rollout.text[done:start], MASK if word.strip() else ""]
+        done = max(done, end)
+    return "".join([*pieces, rollout.text[done:]])
+
+
+def selected_ids(file: Path | None) -> set[str] | None:
+    """The ids that `deer select` wrote. Raises UserError."""
+    if file is None:
+        return None
+    try:
+        return {str(id_) for id_ in json.loads(file.read_text(encoding="utf-8"))["ids"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); expected what deer select prints") from error
+
+
+def rewards(
+    rows: Sequence[dict[str, Any]], labeler: Labeler, gamma: float, selected: set[str] | None
+) -> dict[str, Any]:
+    """Table 7: the rewards of Eq. 1 within groups, of all studies and of the selected ones."""
+    expected = label_texts(labeler, [row["reference"] for row in rows]).classes
+    found = []
+    for row, classes in zip(rows, expected, strict=True):
+        own = label_texts(labeler, row["rollouts"]).classes
+        f1 = label_f1(own, np.broadcast_to(classes, own.shape))
+        found.append(f1 + gamma * bleu2(row["rollouts"], [row["reference"]] * len(own)))
+    result: dict[str, Any] = {"studies": len(rows), "all": reward_statistics(found)}
+    if selected is not None:
+        chosen = [group for row, group in zip(rows, found, strict=True) if str(row["id"]) in selected]
+        if not chosen:
+            raise UserError(f"{PROGRAM} rewards: none of the selected ids is in the rollouts")
+        result |= {"selected_studies": len(chosen), "selected": reward_statistics(chosen)}
+    return result
+
+
+def token_page(
+    groups: Sequence[Group], ids: Sequence[Any], labeler: Labeler, stop_ids: Sequence[int], method: str
+) -> str:
+    """Figure 3: references and rollouts, sentences of the same finding in matching colours, weights as red."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    scores = score_function(method, labeler, stop_ids)(groups)
+    weights = weights_of(scores, STRENGTH[method])
+    most = max((float(own.max(initial=1)) for group in weights for own in group), default=1.0)
+    studies = []
+    for id_, group, own in zip(ids, groups, weights, strict=False):
+        shown = [tokens_of(rollout, values, most) for rollout, values in zip(group.rollouts, own, strict=True)]
+        texts = [group.reference, *(rollout.text for rollout in group.rollouts)]
+        reference, *reports = [sentences(text, labeler) for text in texts]
+        rollouts = [with_tokens(*pair) for pair in zip(reports, shown, strict=True)]
+        studies.append({"id": id_, "reference": reference, "rollouts": rollouts})
+    names = {finding for study in studies for part in study["reference"] for finding in part["findings"]}
+    names |= {name for study in studies for report in study["rollouts"] for part in report for name in part["findings"]}
+    colours = {name: place for place, name in enumerate(label for label in labeler.config.labels if label in names)}
+    environment = Environment(
+        loader=PackageLoader("deer_jax", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    template = environment.get_template("token_page.html.j2")
+    return template.render(studies=studies, colours=colours, method=method, most=most, count=max(len(colours), 1))
+
+
+def sentences(text: str, labeler: Labeler) -> list[dict[str, Any]]:
+    """The sentences of a text with their places, and what the labeler finds mentioned in each."""
+    found = list(SENTENCE.finditer(text))
+    if not found:
+        return []
+    classes = label_texts(labeler, [sentence[0] for sentence in found]).classes
+    return [
+        {
+            "text": sentence[0],
+            "start": sentence.start(),
+            "end": sentence.end(),
+            "findings": [labeler.config.labels[place] for place in np.flatnonzero(own != BLANK)],
+        }
+        for sentence, own in zip(found, classes, strict=True)
+    ]
+
+
+def tokens_of(rollout: Rollout, weights: Float[np.ndarray, "T"], most: float) -> list[dict[str, Any]]:
+    """Tokens as texts with their weight, and how red they are: 0 at weight 1, 1 at the largest of the page."""
+    scale = max(most - 1, 1e-9)
+    return [
+        {"text": rollout.text[start:end], "start": int(start), "weight": weight, "red": (weight - 1) / scale}
+        for (start, end), weight in zip(rollout.spans, weights.tolist(), strict=True)
+        if start < end
+    ]
+
+
+def with_tokens(parts: Sequence[dict[str, Any]], tokens: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sentences with the tokens that begin in them."""
+    return [
+        {**part, "tokens": [token for token in tokens if part["start"] <= token["start"] < part["end"]]}
+        for part in parts
+    ]

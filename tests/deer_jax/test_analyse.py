@@ -1,0 +1,107 @@
+"""Masking, reward tables and the token page, on a labeler that is known to look for two words."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common.data.tokenizers import WordTokenizer
+from common.errors import UserError
+from common.models.bert import BertConfig, ClassifierConfig, init_classifier
+from deer_jax.analyse import masked, masking, rewards, token_page, top
+from deer_jax.labeler import Labeler, make_tokenizer
+from deer_jax.token_weights import Group, read_rollout
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "effusion", "edema", "heart", "is", "seen", "."]
+ENCODER = BertConfig(
+    vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4,
+    max_position_embeddings=24,
+)  # fmt: skip
+CONFIG = ClassifierConfig(ENCODER)
+EFFUSION, EDEMA = 9, 4
+
+
+@pytest.fixture(scope="module")
+def labeler() -> Labeler:
+    """Attention from [CLS] brings the words' first two features to it; a head is positive where one is large."""
+    params = jax.tree.map(jnp.zeros_like, init_classifier(CONFIG, jax.random.key(0)))
+    bert = params["bert"]
+    words = np.zeros((len(VOCABULARY), 16), np.float32)
+    words[:, 14], words[:, 15] = 40, -40  # LayerNorm divides gradients by the size of a word: the two are the smallest
+    for word, place in (("effusion", 0), ("edema", 1)):
+        words[VOCABULARY.index(word), [place, 14, 15]] = 6, 6, -6
+    bert["embeddings"]["word_embeddings"] = jnp.asarray(words)
+    norms = [bert["embeddings"]["LayerNorm"]]
+    norms += [bert["layer"][part]["LayerNorm"] for part in ("attention",) if "LayerNorm" in bert["layer"][part]]
+    norms += [bert["layer"]["attention"]["output"]["LayerNorm"], bert["layer"]["output"]["LayerNorm"]]
+    for norm in norms:
+        norm["scale"] = jnp.ones_like(norm["scale"])
+    eye = jnp.eye(16)
+    bert["layer"]["attention"]["value"]["kernel"] = eye[None] * 8
+    bert["layer"]["attention"]["output"]["dense"]["kernel"] = eye[None]
+    for finding, place in ((EFFUSION, 0), (EDEMA, 1)):
+        head = params[f"linear_heads_{finding}"]
+        head["kernel"] = jnp.zeros((16, 4)).at[place, 1].set(5.0)
+        head["bias"] = jnp.array([0.0, -0.5, -9.0, -9.0])
+    return Labeler(CONFIG, params, make_tokenizer({word: place for place, word in enumerate(VOCABULARY)}))
+
+
+WORDS = WordTokenizer(tuple(VOCABULARY[5:]))
+
+
+def group(reference_classes, *texts: str) -> Group:
+    return Group("edema is seen .", [read_rollout(WORDS.encode(text), WORDS) for text in texts], reference_classes)
+
+
+def classes(*positive: int) -> list[int]:
+    return [int(place in positive) for place in range(14)]
+
+
+def test_gradient_masking_finds_the_words_that_decide(labeler):
+    texts = ["heart is seen . edema is seen . no heart .", "no heart is seen . is seen edema . no heart"]
+    groups = [group(classes(EDEMA), *texts)] * 20
+    table = masking(groups, labeler, (), 0.05, seed=0)
+    assert table["gradient"]["label_modification"]["value"] == 1
+    assert table["gradient"]["F1_after"]["value"] == 0
+    assert table["random"]["label_modification"]["value"] < 0.5
+    assert table["reports"] == 40
+
+
+def test_masking_replaces_words_and_keeps_the_rest():
+    rollout = read_rollout(WORDS.encode("heart is seen ."), WORDS)
+    assert masked(rollout, np.array([False, True, False, True])) == "heart [MASK] seen [MASK]"
+
+
+def test_the_top_share_is_rounded_up_and_ties_are_broken_by_chance():
+    rng = np.random.default_rng(0)
+    assert top(np.array([0.1, 0.9, 0.5, 0.2]), 0.3, rng).tolist() == [False, True, True, False]
+    drawn = sum(top(np.zeros(5), 0.2, rng) for _ in range(500))
+    assert drawn.sum() == 500
+    assert drawn.min() > 60
+    assert top(np.zeros(0), 0.1, rng).tolist() == []
+
+
+def test_rewards_are_those_of_the_groups_and_of_the_selected_ones(labeler):
+    rows = [
+        {"id": 1, "reference": "edema is seen .", "rollouts": ["edema .", "no heart .", "edema effusion ."]},
+        {"id": 2, "reference": "heart .", "rollouts": ["heart ."] * 3},
+    ]
+    table = rewards(rows, labeler, 0.0, {"1"})
+    assert table["all"]["zero_variance_share"] == 0.5
+    assert table["selected"]["unique_rewards"] == 3
+    np.testing.assert_allclose(table["selected"]["mean_std"], np.std([1, 0, 2 / 3]))
+    with pytest.raises(UserError, match="none of the selected"):
+        rewards(rows, labeler, 0.0, {"7"})
+
+
+def test_the_page_marks_weights_and_findings_and_escapes_text(labeler):
+    words = WordTokenizer(("<b>", *VOCABULARY[5:]))
+    rollouts = [read_rollout(words.encode("edema is seen . <b> heart ."), words)]
+    page = token_page([Group("edema .", rollouts, classes(EDEMA))], ["study <1>"], labeler, (), "gradient")
+    assert "study &lt;1&gt;" in page
+    assert "<b>" not in page
+    assert page.count("finding-0") >= 4  # style, key, reference, report
+    assert 'rgb(214 40 40 / 0.750)" title="' in page  # the heaviest token
+    assert json.dumps("Edema")[1:-1] in page
