@@ -65,6 +65,10 @@ def read_parts(config: DataConfig, quarantine: Quarantine) -> dict[str, Part]:
 
     Raises UserError.
     """
+    if config.side < 1 or config.side % ImageProcessor().token_size:
+        raise UserError(
+            f"data.side: {config.side} pixels; expected a multiple of {ImageProcessor().token_size}, best of 112"
+        )
     processor = ImageProcessor(fixed=(config.side, config.side))
     parts = load_parts(config, config.side, functools.partial(resize, processor), quarantine)
     if config.ids and "train" in parts:

@@ -14,6 +14,7 @@ from deer_jax.cli import dispatch
 from deer_jax.config import INSTRUCTION
 
 DATA = ["--data.train-size", "12", "--data.validation-size", "4", "--data.test-size", "4", "--data.side", "56"]
+DATA += ["--parallel", "jit"]
 SMALL = ["--tensorboard", "False", "--batch-size", "4", "--micro-batch", "2"]
 
 
