@@ -6,7 +6,6 @@ epochs, temperature, clip range, KL or lengths; docs/deer.md says what is chosen
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Literal
 
 from common.data.source import StudySource
@@ -17,7 +16,6 @@ from common.optim import OptimConfig
 from common.parallel import MeshConfig, Mode
 from deer_jax.ditpo import Objective
 
-EMBEDDED_BASE = Path(__file__).parent / "assets" / "base"  # made by `python -m deer_jax.make_assets`
 INSTRUCTION = "Write the findings section of the radiology report for this study."
 
 
@@ -33,7 +31,7 @@ class DataConfig(StudySource):
 class ModelConfig:
     """The base model, and what of it is trained."""
 
-    base: str = ""  # directory of Qwen2.5-VL, or of an earlier stage's model/; "embedded": the small shipped one
+    base: str = ""  # directory of Qwen2.5-VL, or the model/ of an earlier stage
     tuning: Literal["vision", "full", "lora"] = "full"  # vision: tower and projector; lora: adapters of the language
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of stored weights that are not trained
@@ -128,12 +126,11 @@ PAPER_SFT = OptimConfig(learning_rate=1e-5)
 PAPER_RL = OptimConfig(learning_rate=1e-6, schedule="constant", warmup_ratio=0.0)
 LARGE = ModelConfig(dtype="bfloat16", frozen_dtype="bfloat16", remat="full")
 DEMO_DATA = DataConfig(cleaning="r2gen-iu", side=112, views=1, train_size=1600, validation_size=64)
-DEMO_MODEL = ModelConfig(base="embedded")
 
 SFT_PRESETS: dict[str, SftConfig] = {
     "demo": SftConfig(
         data=DEMO_DATA,
-        model=dataclasses.replace(DEMO_MODEL, tuning="vision"),
+        model=ModelConfig(tuning="vision"),
         optim=OptimConfig(learning_rate=1e-3),
         batch_size=16,
         micro_batch=16,
@@ -154,7 +151,6 @@ SFT_PRESETS: dict[str, SftConfig] = {
 RL_PRESETS: dict[str, RlConfig] = {
     "demo": RlConfig(
         data=DEMO_DATA,
-        model=DEMO_MODEL,
         optim=OptimConfig(learning_rate=1e-4, schedule="constant", warmup_ratio=0.0),
         rollout=RolloutConfig(max_new_tokens=64),
         reward=RewardConfig(labeler="phantom"),
@@ -178,7 +174,6 @@ RL_PRESETS: dict[str, RlConfig] = {
 SAMPLE_PRESETS: dict[str, SampleConfig] = {
     "demo": SampleConfig(
         data=DEMO_DATA,
-        model=DEMO_MODEL,
         rollout=RolloutConfig(group=10, top_p=0.9, max_new_tokens=64),
         labeler="phantom",
     ),

@@ -24,7 +24,7 @@ from common.peft import save_peft
 from common.sampling import Sampling
 from common.types import PyTree
 from common.weights import fingerprint_directory
-from deer_jax.config import EMBEDDED_BASE, DataConfig, ModelConfig, RolloutConfig, RunConfig
+from deer_jax.config import DataConfig, ModelConfig, RolloutConfig, RunConfig
 from deer_jax.studies import Encoder, read_parts
 from deer_jax.vision_policy import split_params
 
@@ -63,8 +63,6 @@ def run_options(program: str, presets: Mapping[str, Config], arguments: list[str
 
 def base_directory(model: ModelConfig) -> Path:
     """Where the base model lies. Raises UserError where none is named."""
-    if model.base == "embedded":
-        return EMBEDDED_BASE
     if not model.base:
         raise UserError("model.base: not given; name the directory of Qwen2.5-VL with --model.base DIR")
     return Path(model.base)
