@@ -1,4 +1,4 @@
-"""`deer sft | sample | select | rl | label | weights | evaluate | ...`: the command line of reinforcement learning."""
+"""`deer sft | sample | select | rl | label | weights | analyse | ...: the command line of reinforcement learning."""
 
 import importlib
 
@@ -14,6 +14,8 @@ USAGE = """usage: deer COMMAND ...
   train-labeler  train a labeler from labelled text
   weights        token weights of rollouts:         deer weights FILE.jsonl --labeler PATH --tokenizer DIR
   analyse        masking, rewards or a page:        deer analyse masking FILE.jsonl --labeler PATH --tokenizer DIR
+  ablation       Tables 4 and 5, Figure 1a:       deer ablation components --directory DIR --seeds 0 1 2
+  demo           a short run on drawn radiographs: deer demo --run-dir DIR
   evaluate       score anybody's outputs:           deer evaluate --predictions FILE.jsonl --labeler PATH
 
 Each command has --help."""
@@ -27,6 +29,8 @@ COMMANDS = {
     "train-labeler": "train_labeler",
     "weights": "weights",
     "analyse": "analyse",
+    "ablation": "ablation",
+    "demo": "demo",
     "evaluate": "evaluate",
 }  # each is the module of deer_jax whose `main` takes the arguments
 

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
     """The command line."""
     config, run_dir = run_options("deer rl", RL_PRESETS, arguments)
     train_run(config, run_dir)
-    print(f"trained: {run_dir}; next: deer sample --model {run_dir / 'model'}", flush=True)
+    print(f"trained: {run_dir}; next: deer sample --model.base {run_dir / 'model'}", flush=True)
 
 
 def check_config(config: RlConfig) -> None:

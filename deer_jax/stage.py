@@ -14,7 +14,7 @@ from common.data.records import Quarantine
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.errors import Parser, UserError
 from common.generate import DecodeSettings
-from common.lora import init_lora
+from common.lora import init_lora, merge
 from common.models.qwen2_vl import SHARDING_RULES, Qwen2VLConfig
 from common.models.qwen2_vl_layout import vision_layout
 from common.models.qwen2_vl_vision import VisionLayout
@@ -138,8 +138,10 @@ def checkpoint_note(directory: Path) -> dict[str, Any]:
 
 
 def export(config: RunConfig, base: Base, trainable: PyTree, frozen: PyTree, run_dir: Path) -> None:
-    """Write what was trained for others to use: `adapter/` as PEFT does, or the whole model in `model/`."""
+    """Write what was trained for others to use: the whole model in `model/`, adapters in `adapter/` as well."""
+    whole = {**frozen, **trainable}
     if config.model.tuning == "lora":
-        save_peft(run_dir / "adapter", trainable["lora"], config.lora, str(base.directory))
-    else:
-        save_qwen2_vl(run_dir / "model", base.config, {**frozen, **trainable}, source=base.directory)
+        adapters = whole.pop("lora")
+        save_peft(run_dir / "adapter", adapters, config.lora, str(base.directory))
+        whole["language"] = merge(whole["language"], adapters, config.lora)
+    save_qwen2_vl(run_dir / "model", base.config, whole, source=base.directory)

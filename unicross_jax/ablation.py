@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from common.errors import UserError
+from common.metrics.studies import Scores
 from unicross_jax.config import ModelConfig, RunConfig
-from unicross_jax.evaluate import CONSTANT, MODEL, NEAREST, Scores, evaluate_run
+from unicross_jax.evaluate import CONSTANT, MODEL, NEAREST, evaluate_run
 from unicross_jax.train import train_run
 
 FULL = "full model"
@@ -61,26 +60,3 @@ def run_ablation(
             table |= {baseline: [systems[baseline]] for baseline in (NEAREST, CONSTANT)}
     (directory / "ablation.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     return table
-
-
-def as_markdown(table: dict[str, list[Scores]]) -> str:
-    """The table: means over seeds, and behind them the 95% interval.
-
-    Of several seeds that is the t interval of their mean; of one, the bootstrap interval over studies.
-    """
-    names = [name for name in SHOWN if any(name in scores for rows in table.values() for scores in rows)]
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for system, rows in table.items():
-        lines.append(f"| {system} | " + " | ".join(_cell([row[name] for row in rows]) for name in names) + " |")
-    return "\n".join(lines)
-
-
-def _cell(scores: Sequence[Any]) -> str:
-    values = np.array([score["value"] for score in scores], float)
-    if len(values) == 1:
-        low, high = scores[0].get("low"), scores[0].get("high")
-        return f"{values[0]:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
-    from scipy.stats import t
-
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{values.mean():.3f} ± {half:.3f}"

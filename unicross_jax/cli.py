@@ -110,7 +110,8 @@ def report(arguments: list[str]) -> None:
 
 def ablation(arguments: list[str]) -> None:
     """Train and evaluate without each part, and print the table."""
-    from unicross_jax.ablation import VARIANTS, as_markdown, run_ablation
+    from common.report.table import as_markdown
+    from unicross_jax.ablation import SHOWN, VARIANTS, run_ablation
 
     first = Parser("unicross ablation", add_help=False)
     first.add_argument("--preset", default="demo")
@@ -126,7 +127,7 @@ def ablation(arguments: list[str]) -> None:
     )
     if chosen.directory is None:
         raise UserError("unicross ablation: --directory DIR is missing; name a directory for the runs")
-    print(as_markdown(run_ablation(config, chosen.directory, chosen.variants, chosen.seeds)), flush=True)
+    print(as_markdown(run_ablation(config, chosen.directory, chosen.variants, chosen.seeds), SHOWN), flush=True)
 
 
 def demo(arguments: list[str]) -> None:

@@ -8,7 +8,7 @@ clinical F1 by each convention (`common.metrics.clinical`). All with bootstrap i
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,12 @@ from common.config import to_json
 from common.data.images import GreyImage, resize_crop
 from common.data.parts import PHANTOM_PLACES, Part
 from common.data.phantom import make_phantom
-from common.data.phantom_labels import label_report, positive_labels
 from common.data.records import Quarantine
 from common.errors import UserError
 from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_report
-from common.metrics.bootstrap import summarize
-from common.metrics.clinical import evaluate_labels
-from common.metrics.codes import code_measure
-from common.metrics.text import evaluate_texts
+from common.metrics.studies import Scores, score_reports
 from common.models.clip import ModifiedResNet, normalise
 from common.report.environment import environment
 from common.report.page import Example as Shown
@@ -40,11 +36,8 @@ from unicross_jax.report import Trained, Written, attention_of, load_trained, st
 from unicross_jax.train import encode
 
 MODEL, NEAREST, CONSTANT = "this run", "nearest training study", "constant report"
-NO_FINDING = "No Finding"
 SHOWN, SHOWN_SIDE = 12, 256  # examples on the page; pixels of their images, at least where they can be drawn
 EMBEDDED_AT_ONCE = 64  # images
-
-Scores = dict[str, Mapping[str, float | None]]
 
 
 def evaluate_run(
@@ -67,8 +60,8 @@ def evaluate_run(
         NEAREST: nearest_reports(trained, train, part),
         CONSTANT: [constant_report([study.report for study in train.studies])] * len(part.studies),
     }
-    labelled = trained.config.data.layout == "phantom"
-    systems = {name: score(texts, part, labelled) for name, texts in outputs.items()}
+    phantoms = trained.config.data.layout == "phantom"
+    systems = {name: score_reports(texts, part.studies, phantoms) for name, texts in outputs.items()}
     write_rows(
         run_dir / "predictions.jsonl",
         [
@@ -125,28 +118,6 @@ def embedded(trained: Trained, part: Part) -> Float[np.ndarray, "N E"]:
         stacked[: len(batch)] = [view(image) for _, image in batch]
         np.add.at(sums, [place for place, _ in batch], np.asarray(embed(stacked))[: len(batch)])
     return sums / np.linalg.norm(sums, axis=-1, keepdims=True)
-
-
-def score(texts: Sequence[str], part: Part, labelled: bool) -> Scores:
-    """All scores of one system: value, low and high by name."""
-    scores: Scores = {}
-    if labelled:
-        # Without "No Finding", which a report that never finds anything would get right often.
-        classes = [label_report(text) for text in texts]
-        stated = [frozenset(positive_labels(labels)) - {NO_FINDING} for labels in classes]
-        known = [frozenset(study.labels) - {NO_FINDING} for study in part.studies]
-        scores |= summarize([code_measure("findings", stated, known)])
-        references = [label_report(study.report) for study in part.studies]
-        scores |= evaluate_labels(np.stack(classes), np.stack(references))
-    measured = evaluate_texts([one_line(text) for text in texts], [one_line(study.report) for study in part.studies])
-    del measured["notes"]  # METEOR without WordNet is None, and shown as absent
-    measured["distinct_outputs"] = {"value": measured["distinct_outputs"]}
-    return scores | {name: {"value": None} if value is None else value for name, value in measured.items()}
-
-
-def one_line(text: str) -> str:
-    """Text with every white space a single space, because the published metrics split on single spaces."""
-    return " ".join(text.split())
 
 
 def page(

@@ -259,10 +259,12 @@ class WordTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(self.token_bytes(ids)).decode("utf-8", "replace")
 
+    @functools.cached_property
+    def _bytes(self) -> list[bytes]:
+        return [b"", b"", b"", b" <unk>", *(f" {word}".encode() for word in self.words)]
+
     def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
-        texts = (*("", "", "", "<unk>"), *self.words)
-        written = [texts[id_] if id_ < len(texts) else "" for id_ in ids]
-        return _without_first_space([f" {text}".encode() if text else b"" for text in written])
+        return _without_first_space([self._bytes[id_] if id_ < self.vocab_size else b"" for id_ in ids])
 
     def chat(self, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
         return _chat(self, messages, add_generation_prompt, [])

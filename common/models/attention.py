@@ -94,21 +94,28 @@ def attend_shared_prompt(
         q[:, :prompt], k[:, :prompt], v[:, :prompt], rows.prompt.astype(jnp.int32), implementation=implementation
     )
 
-    def grouped(x: Array) -> Array:
-        return x[:, prompt:].reshape(batch, group, length, *x.shape[2:])
-
-    own_q = (grouped(q) * dim**-0.5).reshape(batch, group, length, shared, heads // shared, dim)
-    own_k, own_v = grouped(k), grouped(v)
+    # Heads and groups first: each product below is then one batched matrix product without transposed copies.
+    own_q = (q[:, prompt:] * dim**-0.5).reshape(batch, group, length, shared, heads // shared, dim)
+    own_q = own_q.transpose(0, 3, 1, 4, 2, 5)  # [B K G H/K T dim]
+    own_k, own_v = (x[:, prompt:].reshape(batch, group, length, shared, dim).transpose(0, 3, 1, 2, 4) for x in (k, v))
+    prompt_k, prompt_v = (x[:, :prompt].transpose(0, 2, 1, 3) for x in (k, v))
     scores = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     lowest = jnp.finfo(jnp.float32).min
-    to_prompt = scores("bgtkhd,bpkd->bkhgtp", own_q, k[:, :prompt])
-    to_prompt = jnp.where(rows.prompt[:, None, None, None, None], to_prompt, lowest)
-    to_own = scores("bgtkhd,bgskd->bkhgts", own_q, own_k)
+    to_prompt = scores("bkqd,bkpd->bkqp", own_q.reshape(batch, shared, -1, dim), prompt_k)
+    to_prompt = jnp.where(rows.prompt[:, None, None], to_prompt, lowest)
+    to_own = scores("bkgqd,bkgsd->bkgqs", own_q.reshape(batch, shared, group, -1, dim), own_k)
     visible = jnp.tril(jnp.ones((length, length), bool)) & rows.continuations[:, :, None]
-    to_own = jnp.where(visible[:, None, None], to_own, lowest)
-    weights = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1)).astype(v.dtype)
-    out = jnp.einsum("bkhgtp,bpkd->bgtkhd", weights[..., :prompt], v[:, :prompt])
-    out += jnp.einsum("bkhgts,bgskd->bgtkhd", weights[..., prompt:], own_v)
+    visible = jnp.tile(visible, (1, 1, heads // shared, 1))  # [B G H/K*T T]
+    to_own = jnp.where(visible[:, None], to_own, lowest).reshape(batch, shared, -1, length)
+
+    # One softmax over both blocks, which are never joined: they share the maximum and the sum.
+    highest = jax.lax.stop_gradient(jnp.maximum(to_prompt.max(-1), to_own.max(-1)))[..., None]
+    to_prompt, to_own = jnp.exp(to_prompt - highest), jnp.exp(to_own - highest)
+    total = (to_prompt.sum(-1) + to_own.sum(-1))[..., None]
+    out = scores("bkqp,bkpd->bkqd", to_prompt.astype(v.dtype), prompt_v)
+    own = scores("bkgqs,bkgsd->bkgqd", to_own.astype(v.dtype).reshape(batch, shared, group, -1, length), own_v)
+    out = ((out + own.reshape(out.shape)) / total).astype(q.dtype)
+    out = out.reshape(batch, shared, group, heads // shared, length, dim).transpose(0, 2, 4, 1, 3, 5)
     return jnp.concatenate([read, out.reshape(batch, group * length, heads, dim)], axis=1)
 
 

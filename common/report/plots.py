@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 SERIES_COLOURS = 6
 _LINE, _INK = "#0b0b01", "#0b0b02"
 _SERIES = [f"#0a0a0{index}" for index in range(SERIES_COLOURS)]
-_NOISY = ("loss", "grad_norm")
+_NOISY = ("loss", "grad_norm", "reward", "label_f1", "bleu2")
 _SMOOTH_FROM = 60  # points; a shorter curve is shown as it is
 _MARK_UP_TO = 40
 
@@ -51,10 +51,11 @@ class Chart:
 
 
 def training_charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Loss, validation, learning rate and gradient norm from the rows of `metrics.jsonl`; those there are."""
+    """Loss, reward, validation, learning rate and gradient norm from the rows of `metrics.jsonl`; those there are."""
     scores = sorted({name for row in rows for name in row if name.startswith("val/")} - {"val/loss"})
     wanted = [
         ("Loss", {"training": "loss", "validation": "val/loss"}),
+        ("Reward", {"reward": "reward", "label F1": "label_f1", "BLEU-2": "bleu2"}),
         ("Validation", {name.removeprefix("val/"): name for name in scores}),
         ("Learning rate", {"learning rate": "learning_rate"}),
         ("Gradient norm", {"gradient norm": "grad_norm"}),

@@ -1,5 +1,6 @@
 """The stages of DEER through their commands, on phantoms with a tiny model: sft, sample, select, rl, evaluate."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,7 +12,8 @@ from common.models.qwen2_vl import init_params
 from common.models.qwen2_vl_weights import config_from_directory, save_qwen2_vl
 from deer_jax import make_assets
 from deer_jax.cli import dispatch
-from deer_jax.config import INSTRUCTION
+from deer_jax.config import INSTRUCTION, RL_PRESETS
+from deer_jax.demo import demo
 
 DATA = ["--data.train-size", "12", "--data.validation-size", "4", "--data.test-size", "4", "--data.side", "56"]
 DATA += ["--parallel", "jit"]
@@ -90,6 +92,46 @@ def test_sampled_reports_are_selected_and_learnt_from(supervised, tmp_path, caps
     assert json.loads(capsys.readouterr().out)["count"] == 4
 
 
+def test_an_ablation_is_a_table_of_runs_from_one_supervised_model_and_none_is_done_twice(base, tmp_path, capsys):
+    command = ["ablation", "components", "--directory", str(tmp_path), "--model.base", str(base), *DATA, *SMALL]
+    command += ["--rows", "GRPO", "DEER, gradient, 20%", "--sft-steps", "1", "--steps", "1", "--rollout.group", "2"]
+    command += ["--rollout.max-new-tokens", "4", "--model.tuning", "lora"]
+    dispatch(command)
+    table = capsys.readouterr().out.partition("| |")[2]
+    for name in ("SFT", "GRPO", "DEER, gradient, 20%", "nearest training study", "constant report"):
+        assert f"| {name} |" in table
+    assert len(json.loads((tmp_path / "chosen-log-rank-0.2.json").read_text())["ids"]) == 2
+    found = json.loads((tmp_path / "components.json").read_text())
+    assert found["nearest training study"][0]["distinct_outputs"]["value"] > 0.25  # of four studies
+    assert (tmp_path / "GRPO-0" / "adapter").is_dir()
+    assert config_from_directory(tmp_path / "GRPO-0" / "model") == config_from_directory(base)
+
+    before = (tmp_path / "GRPO-0" / "reports.jsonl").stat().st_mtime_ns
+    dispatch(command)
+    assert capsys.readouterr().out.partition("| |")[2] == table
+    assert (tmp_path / "GRPO-0" / "reports.jsonl").stat().st_mtime_ns == before
+
+
+def test_the_demo_ends_with_its_two_pages(base, tmp_path):
+    preset = RL_PRESETS["demo"]
+    config = dataclasses.replace(
+        preset,
+        data=dataclasses.replace(preset.data, train_size=12, validation_size=4, test_size=4, side=56),
+        model=dataclasses.replace(preset.model, base=str(base)),
+        rollout=dataclasses.replace(preset.rollout, max_new_tokens=4),
+        parallel="jit",
+        batch_size=2,
+        micro_batch=2,
+        steps=2,
+    )
+    systems = demo(config, tmp_path)
+    assert list(systems) == ["after RL", "before RL", "nearest training study", "constant report"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Reward" in page
+    assert page.count("data:image/png") >= 4
+    assert "class=" in (tmp_path / "token_weights.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
@@ -101,6 +143,8 @@ def test_sampled_reports_are_selected_and_learnt_from(supervised, tmp_path, caps
         (["rl", "--run-dir", "x", "--data.ids", "nowhere.json"], "data.ids"),
         (["sft", "--run-dir", "x", "--model.base", ""], "model.base"),
         (["sft"], "--run-dir"),
+        (["ablation"], "--directory"),
+        (["ablation", "--rows", "PPO", "--directory", "x"], "PPO"),
         (["sample", "--output", "x.jsonl", "--rollout.temperature", "0"], "one report"),
         (["reinforce"], "unknown command"),
     ],

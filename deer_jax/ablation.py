@@ -1,0 +1,182 @@
+"""`deer ablation`: the paper's comparisons of reinforcement learning, each of them one command and one table.
+
+`components` is Table 4 (SFT, GRPO, DiTPO by rule and by gradient, DEER), `rewards` Table 5 (the schedule of gamma),
+`proportion` Figure 1a (GRPO and DEER on shares of the data). All rows start from one supervised run and take the same
+number of steps.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from common.config import choose_preset, parse
+from common.data.parts import Part
+from common.data.records import Quarantine
+from common.errors import Parser, UserError
+from common.metrics.studies import Scores
+from common.parallel import make_layout
+from common.report.table import as_markdown
+from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, SFT_PRESETS, RlConfig, SftConfig
+from deer_jax.ddsampling import Strategy
+from deer_jax.held_out import baselines, greedy_reports, sampling, score_systems
+from deer_jax.labeler import Labeler, load_labeler
+from deer_jax.rl_run import train_run as run_rl
+from deer_jax.sample import sample_run
+from deer_jax.select import choose, read_studies
+from deer_jax.sft import train_run as run_sft
+from deer_jax.stage import load_base
+from deer_jax.studies import read_parts
+
+PROGRAM = "deer ablation"
+SFT = "SFT"
+SHOWN = (
+    "findings/precision", "findings/recall", "findings/F1", "promptmrg/precision", "promptmrg/recall", "promptmrg/F1",
+    "coco/BLEU-4", "coco/ROUGE-L", "distinct_outputs",
+)  # fmt: skip
+
+
+class Variant(NamedTuple):
+    """What a row of a table has of its own: token weights, share of the studies and how it is chosen, gammas."""
+
+    weights: str = "gradient"
+    fraction: float = 1.0
+    strategy: Strategy = "log-rank"
+    gammas: tuple[float, ...] = (0.0, 0.25)
+
+
+PROPORTIONS: tuple[tuple[str, str, Strategy], ...] = (("GRPO", "uniform", "random"), ("DEER", "gradient", "log-rank"))
+
+TABLES: dict[str, dict[str, Variant]] = {
+    "components": {
+        "GRPO": Variant("uniform"),
+        "DiTPO, rule": Variant("tfidf"),
+        "DiTPO, gradient": Variant("gradient"),
+        "DEER, rule, 20%": Variant("tfidf", 0.2),
+        "DEER, gradient, 20%": Variant("gradient", 0.2),
+    },
+    "rewards": {
+        "F1": Variant(fraction=0.2, gammas=(0.0,)),
+        "F1 + BLEU-2": Variant(fraction=0.2, gammas=(0.25,)),
+        "F1, then F1 + BLEU-2": Variant(fraction=0.2),
+    },
+    "proportion": {
+        f"{name}, {share:.0%}": Variant(weights, share, strategy)
+        for name, weights, strategy in PROPORTIONS
+        for share in (0.1, 0.2, 0.5, 1.0)
+    },
+}
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    first = Parser(PROGRAM, add_help=False)
+    first.add_argument("table", choices=TABLES, nargs="?", default="components")
+    first.add_argument("--preset", default="demo")
+    first.add_argument("--directory", type=Path)
+    first.add_argument("--rows", nargs="+")
+    first.add_argument("--seeds", nargs="+", type=int, default=[0])
+    first.add_argument("--sft-steps", type=int, default=0)
+    chosen, rest = first.parse_known_args(arguments)
+    if {"-h", "--help"} & set(rest):
+        print(
+            f"{PROGRAM} {'|'.join(TABLES)} --directory DIR [--preset {'|'.join(RL_PRESETS)}] [--seeds 0 1 2]\n"
+            "    [--rows 'GRPO' ...: only these] [--sft-steps N: supervised updates, 0: all epochs of the preset]\n"
+            "    [any field of the config of deer rl]\n\nWhat is finished in the directory is not done again.\n"
+        )
+    config = parse(RlConfig, choose_preset(RL_PRESETS, chosen.preset), rest, f"{PROGRAM} --preset {chosen.preset}")
+    if chosen.directory is None:
+        raise UserError(f"{PROGRAM}: --directory DIR is missing; name a directory for the runs")
+    sft = dataclasses.replace(SFT_PRESETS[chosen.preset], max_steps=chosen.sft_steps)
+    rows = dict(TABLES[chosen.table])
+    if chosen.rows is not None:
+        if unknown := [name for name in chosen.rows if name not in rows]:
+            raise UserError(f"{PROGRAM}: --rows {unknown[0]!r}: unknown; expected some of {', '.join(rows)}")
+        rows = {name: rows[name] for name in chosen.rows}
+    table = run_ablation(config, sft, chosen.preset, chosen.directory, rows, chosen.seeds)
+    (chosen.directory / f"{chosen.table}.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    print(as_markdown(table, SHOWN), flush=True)
+
+
+def run_ablation(
+    config: RlConfig, sft: SftConfig, preset: str, directory: Path, rows: Mapping[str, Variant], seeds: Sequence[int]
+) -> dict[str, list[Scores]]:
+    """Train and evaluate every row with every seed in `directory`; what is finished already is not done again.
+
+    The supervised run, and the choice of studies, have the first seed. Returns the scores of each system, one for each
+    seed; the baselines and SFT stand first. Raises UserError.
+    """
+    shared = {name: getattr(config, name) for name in ("data", "mesh", "parallel", "instruction")}
+    sft_model = dataclasses.replace(config.model, tuning=sft.model.tuning)
+    sft = dataclasses.replace(sft, model=sft_model, seed=seeds[0], tensorboard=config.tensorboard, **shared)
+    start = directory / "sft" / "model"
+    if not start.is_dir():
+        run_sft(sft, directory / "sft")
+    labeler = None
+    if config.reward.labeler:
+        labeler = load_labeler(config.reward.labeler, config.reward.labeler_tokenizer or None)
+    parts = read_parts(dataclasses.replace(config.data, ids=""), Quarantine())
+    if "test" not in parts:
+        raise UserError(f"{PROGRAM}: the data has no test part, on which the rows would be compared")
+    part = parts["test"]
+    texts = {SFT: greedy_reports(config, start, directory / "sft" / "reports.jsonl")}
+    texts |= nearest(config, start, parts["train"], part)
+    table = {name: [scores] for name, scores in score_systems(texts, part, config.data.layout, labeler).items()}
+    for seed in seeds:
+        for name, variant in rows.items():
+            run_dir = directory / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
+            chosen = ""
+            if variant.fraction < 1:
+                chosen = select_studies(config, preset, start, directory, variant, seeds[0])
+            print(run_dir, flush=True)
+            reports = rl_reports(with_variant(config, variant, start, chosen, seed), run_dir)
+            table.setdefault(name, []).append(scored(reports, part, config.data.layout, labeler))
+    return table
+
+
+def with_variant(config: RlConfig, variant: Variant, start: Path, chosen: str, seed: int) -> RlConfig:
+    """The config of one run."""
+    ends = config.reward.phase_ends[: len(variant.gammas) - 1]
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, ids=chosen),
+        model=dataclasses.replace(config.model, base=str(start)),
+        reward=dataclasses.replace(config.reward, weights=variant.weights, gammas=variant.gammas, phase_ends=ends),
+        seed=seed,
+    )
+
+
+def rl_reports(config: RlConfig, run_dir: Path) -> list[str]:
+    """The reports for the test studies after a run, which is done, continued or already there."""
+    if not (run_dir / "model").is_dir():
+        run_rl(config, run_dir)
+    return greedy_reports(config, run_dir / "model", run_dir / "reports.jsonl")
+
+
+def select_studies(config: RlConfig, preset: str, model: Path, directory: Path, variant: Variant, seed: int) -> str:
+    """The file with the ids that DDSampling, or chance, chooses by what `model` samples for the training studies."""
+    file = directory / f"chosen-{variant.strategy}-{variant.fraction}.json"
+    if file.is_file():
+        return str(file)
+    samples = directory / "sft" / "rollouts.jsonl"
+    reward = config.reward
+    rollout = dataclasses.replace(SAMPLE_PRESETS[preset].rollout, max_new_tokens=config.rollout.max_new_tokens)
+    labels = {"labeler": reward.labeler, "labeler_tokenizer": reward.labeler_tokenizer}
+    sample_run(sampling(config, model, rollout, seed=seed, **labels), samples)
+    chosen = choose(read_studies(samples), variant.fraction, seed, variant.strategy)
+    file.write_text(json.dumps(chosen), encoding="utf-8")
+    return str(file)
+
+
+def scored(reports: list[str], part: Part, layout: str, labeler: Labeler | None) -> Scores:
+    """The scores of one system."""
+    return score_systems({"": reports}, part, layout, labeler)[""]
+
+
+def nearest(config: RlConfig, model: Path, train: Part, part: Part) -> dict[str, list[str]]:
+    """The baselines, with the features of the model in a directory."""
+    layout = make_layout(config.parallel, config.mesh)
+    own = dataclasses.replace(config.model, base=str(model))
+    base = load_base(own, config.data.side, config.instruction, layout)
+    return baselines(base, train, part, config.data.views, layout)

@@ -1,0 +1,142 @@
+"""`deer demo`: the last two stages of DEER on drawn radiographs, from the small shipped model to a page, in minutes.
+
+The shipped model writes reports already, as after the supervised stage. It samples ten reports of each training study,
+DDSampling keeps the fifth of the studies on which these differ, and DiTPO with gradient weights learns from them. Held
+out studies are reported before and after.
+"""
+
+import dataclasses
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from common.config import to_json
+from common.data.parts import PHANTOM_PLACES, Part
+from common.data.phantom import make_phantom
+from common.data.records import Quarantine
+from common.errors import Parser
+from common.jsonl import read_rows as read_jsonl
+from common.jsonl import write_rows
+from common.logs import METRICS_FILE, read_rows
+from common.metrics.studies import Scores
+from common.parallel import make_layout
+from common.report.environment import environment
+from common.report.page import REPORT_FILE, Example, Page, write_report
+from deer_jax.analyse import token_page
+from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, RlConfig
+from deer_jax.held_out import NEAREST, baselines, greedy_reports, sampling, score_systems
+from deer_jax.labeler import Labeler, load_labeler
+from deer_jax.rl_run import train_run
+from deer_jax.sample import sample_run
+from deer_jax.select import choose, read_studies
+from deer_jax.stage import base_directory, load_base
+from deer_jax.studies import read_parts
+from deer_jax.weights import read_groups, rollout_reader
+
+AFTER, BEFORE = "after RL", "before RL"
+FRACTION = 0.2  # of the training studies, chosen by DDSampling
+SHOWN, SHOWN_SIDE = 12, 256  # examples on the page, and pixels of their images
+HEADLINE = ["findings/F1", "coco/BLEU-4", "coco/ROUGE-L"]
+TOKEN_PAGE = "token_weights.html"
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    parser = Parser("deer demo", description=__doc__)
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/deer-demo"))
+    parser.add_argument("--fresh", action="store_true", help="start again even where the run is already there")
+    chosen = parser.parse_args(arguments)
+    if chosen.fresh and (chosen.run_dir / "rl" / "config.json").exists():
+        shutil.rmtree(chosen.run_dir)
+    demo(RL_PRESETS["demo"], chosen.run_dir)
+
+
+def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
+    """Sample, choose, learn, evaluate; writes report.html and token_weights.html. Returns the scores by system."""
+    print("DEER demo: reinforcement learning of reports for drawn radiographs, with token-level credit", flush=True)
+    parts = read_parts(config.data, Quarantine())
+    base = base_directory(config.model)
+    labeler = load_labeler(config.reward.labeler)
+    before = greedy_reports(config, base, run_dir / "before.jsonl")
+    samples = run_dir / "rollouts.jsonl"
+    rollout = SAMPLE_PRESETS["demo"].rollout
+    print(f"sampling {rollout.group} reports of each of {len(parts['train'].studies)} studies", flush=True)
+    sample_run(sampling(config, base, rollout, labeler=config.reward.labeler), samples)
+    selection = choose(read_studies(samples), FRACTION, config.seed)
+    write_rows(run_dir / "chosen.json", [selection])
+    print(f"learning from the {len(selection['ids'])} on which they differ most", flush=True)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, ids=str(run_dir / "chosen.json")))
+    train_run(config, run_dir / "rl")
+    texts = {AFTER: greedy_reports(config, run_dir / "rl" / "model", run_dir / "after.jsonl"), BEFORE: before}
+    layout = make_layout(config.parallel, config.mesh)
+    loaded = load_base(config.model, config.data.side, config.instruction, layout)
+    texts |= baselines(loaded, parts["train"], parts["test"], config.data.views, layout)
+    systems = score_systems(texts, parts["test"], config.data.layout, labeler)
+    (run_dir / "metrics.json").write_text(json.dumps({"systems": systems}, indent=2) + "\n", encoding="utf-8")
+    write_token_page(samples, selection["ids"], base, labeler, run_dir / TOKEN_PAGE)
+    write_report(run_dir, page(config, run_dir, parts["test"], texts, systems, selection))
+    for system, scores in systems.items():
+        values = (f"{name} {scores[name]['value'] or 0:.3f}" for name in HEADLINE)
+        print(f"{system:>24}  " + "  ".join(values))
+    print(f"token weights: {(run_dir / TOKEN_PAGE).absolute()}")
+    print(f"page: {(run_dir / REPORT_FILE).absolute()}", flush=True)
+    return systems
+
+
+def write_token_page(samples: Path, ids: Sequence[str], tokenizer: Path, labeler: Labeler, file: Path) -> None:
+    """The page of gradient weights of some chosen studies."""
+    wanted = set(ids[:SHOWN])
+    rows = [row for row in read_jsonl(samples, {"id": str, "reference": str, "rollouts": list}) if row["id"] in wanted]
+    rows = [{**row, "rollouts": row["rollouts"][:3]} for row in rows]
+    read, stop_ids = rollout_reader(tokenizer)
+    groups = read_groups(rows, read, labeler)
+    html = token_page(groups, [row["id"] for row in rows], labeler, stop_ids, "gradient")
+    file.write_text(html + "\n", encoding="utf-8")
+
+
+def page(
+    config: RlConfig,
+    run_dir: Path,
+    part: Part,
+    texts: Mapping[str, Sequence[str]],
+    systems: dict[str, Scores],
+    selection: dict,
+) -> Page:
+    """The run page."""
+    f1 = {system: scores["findings/F1"]["value"] or 0 for system, scores in systems.items()}
+    others = "; ".join(f"{value:.3f} {system}" for system, value in f1.items() if system != AFTER)
+    count = len(part.studies)
+    places = range(0, count, count // SHOWN | 1)[:SHOWN]
+    drawn = [
+        make_phantom(config.data.phantom_seed, PHANTOM_PLACES["test"] + place, SHOWN_SIDE).frontal for place in places
+    ]
+    rewards = selection["statistics"]["labels"]
+    return Page(
+        title="DEER: phantom radiographs",
+        verdict=f"F1 over the findings that reports state: {f1[AFTER]:.3f} after reinforcement learning; {others}.",
+        command=shlex.join(["deer", *sys.argv[1:]]),
+        config=to_json(config),
+        environment=environment(),
+        rows=read_rows(run_dir / "rl" / METRICS_FILE),
+        systems=systems,
+        headline=HEADLINE,
+        examples=[
+            Example(
+                part.studies[place].id,
+                "",
+                part.studies[place].report,
+                {system: texts[system][place] for system in (AFTER, BEFORE, NEAREST)},
+                images=(image,),
+            )
+            for place, image in zip(places, drawn, strict=True)
+        ],
+        notes=[
+            f"{count} held-out studies. DDSampling chose {len(selection['ids'])} training studies, on which the "
+            f"labels of ten reports differ by {rewards['selected']} (all: {rewards['all']}).",
+            f"Which words the policy gradient presses, and which it leaves: {TOKEN_PAGE}, beside this page.",
+            "The images are drawn, not taken: no number on this page says how a model does on patients.",
+        ],
+    )

@@ -1,0 +1,88 @@
+"""What a model writes for the held-out studies of a data set, scored beside a constant and the nearest report."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from common.data.parts import Part
+from common.jsonl import read_rows
+from common.metrics.baselines import constant_report
+from common.metrics.studies import Scores, score_reports
+from common.parallel import Layout, compile_rows, fetch_rows, place_batch
+from deer_jax.config import RlConfig, RolloutConfig, SampleConfig
+from deer_jax.evaluate import clinical_summary, label_each
+from deer_jax.labeler import Labeler
+from deer_jax.rl import StudyBatch
+from deer_jax.sample import sample_run
+from deer_jax.stage import Base
+from deer_jax.studies import prompt_length, study_prompts
+from deer_jax.vision_policy import image_features
+
+NEAREST, CONSTANT = "nearest training study", "constant report"
+AT_ONCE = 32  # studies
+
+
+def sampling(config: RlConfig, model: Path, rollout: RolloutConfig, **more: Any) -> SampleConfig:
+    """How the model in a directory is sampled on the data that `config` trains on."""
+    return SampleConfig(
+        data=dataclasses.replace(config.data, ids=""),
+        model=dataclasses.replace(config.model, base=str(model)),
+        rollout=rollout,
+        mesh=config.mesh,
+        parallel=config.parallel,
+        instruction=config.instruction,
+        **more,
+    )
+
+
+def greedy_reports(config: RlConfig, model: Path, output: Path) -> list[str]:
+    """The likeliest reports of the model in a directory for the test studies; they are kept in `output`."""
+    greedy = RolloutConfig(group=1, max_new_tokens=config.rollout.max_new_tokens, temperature=0.0)
+    sample_run(sampling(config, model, greedy, split="test", batch_size=AT_ONCE), output)
+    return [row["prediction"] for row in read_rows(output, {"id": str, "prediction": str, "reference": str})]
+
+
+def score_systems(
+    texts: Mapping[str, Sequence[str]], part: Part, layout: str, labeler: Labeler | None
+) -> dict[str, Scores]:
+    """Scores of each system's reports: on phantoms by what was drawn, else by what the labeler finds."""
+    phantoms = layout == "phantom"
+    systems = {name: score_reports(reports, part.studies, phantoms) for name, reports in texts.items()}
+    if labeler is not None and not phantoms:
+        references = [study.report for study in part.studies]
+        (expected, *found), _ = label_each(labeler, [references, *texts.values()])
+        for name, own in zip(texts, found, strict=True):
+            systems[name] |= clinical_summary(own, expected)
+    return systems
+
+
+def baselines(base: Base, train: Part, part: Part, views: int, layout: Layout) -> dict[str, list[str]]:
+    """A constant report, and for each study the report of the training study most alike by the tower's features."""
+    constant = constant_report([study.report for study in train.studies])
+    known, asked = (features(base, one, views, layout) for one in (train, part))
+    nearest = [train.studies[place].report for place in (asked @ known.T).argmax(1)]
+    return {NEAREST: nearest, CONSTANT: [constant] * len(part.studies)}
+
+
+def features(base: Base, part: Part, views: int, layout: Layout) -> np.ndarray:
+    """The mean of the tower's features of each study [N, D], centred over the part and of length 1."""
+    length = prompt_length(base.encoder, views)
+
+    def mean(_: Any, params: Any, batch: StudyBatch, rng: Any) -> jax.Array:
+        return image_features(base.config, params, batch.prompts, base.layout).mean((1, 2))
+
+    run: Callable[..., Any] = compile_rows(mean, layout)
+    count, rows = len(part.studies), AT_ONCE * layout.row_shards
+    found = []
+    for start in range(0, count, rows):
+        studies: Any = np.minimum(np.arange(start, start + rows), count - 1).astype(np.int32)
+        batch = StudyBatch(study_prompts(studies, part.images, base.encoder, views, length), studies)
+        own = fetch_rows(run({}, base.params, place_batch(batch, layout), jax.random.key(0)), layout)
+        found.append(np.asarray(own, np.float32)[: count - start])
+    stacked = np.concatenate(found)
+    stacked -= stacked.mean(0)
+    return stacked / np.linalg.norm(stacked, axis=-1, keepdims=True)
