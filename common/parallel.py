@@ -13,9 +13,11 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from common.errors import UserError
-from common.models.layers import BATCH_AXES
+from common.models.layers import BATCH_AXES, constrain
 from common.step import TrainStep
 from common.types import PyTree
 
@@ -89,9 +91,7 @@ def shardings(tree: PyTree, layout: Layout, rules: Rules) -> PyTree:
     def one(path, leaf) -> NamedSharding:
         if layout.mode != "mesh":
             return NamedSharding(layout.mesh, PartitionSpec())
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        spec = next((spec for pattern, spec in rules if re.search(pattern, name)), ())[: len(leaf.shape)]
-        pairs = zip(spec, leaf.shape, strict=False)
+        pairs = zip(_spec(path, rules), leaf.shape, strict=False)
         fits = [axis if axis and size % layout.mesh.shape[axis] == 0 else None for axis, size in pairs]
         return NamedSharding(layout.mesh, PartitionSpec(*fits))
 
@@ -101,6 +101,27 @@ def shardings(tree: PyTree, layout: Layout, rules: Rules) -> PyTree:
 def place(tree: PyTree, layout: Layout, rules: Rules = ()) -> PyTree:
     """Put a tree on the devices, once, in the shardings of `rules`."""
     return jax.device_put(tree, shardings(tree, layout, rules))
+
+
+def gathered(tree: PyTree, dtype: DTypeLike, rules: Rules) -> PyTree:
+    """Inside a program: weights in `dtype`, split over the axis "tensor" alone.
+
+    For a loop that reads them at every turn: what fsdp splits is gathered and converted once, before it.
+    """
+    tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+
+    def one(path, leaf: Array) -> Array:
+        pairs = zip(_spec(path, rules), leaf.shape, strict=False)
+        kept = ["tensor" if axis == "tensor" and size % tensor == 0 else None for axis, size in pairs]
+        return constrain(leaf.astype(dtype), *kept)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _spec(path: Any, rules: Rules) -> tuple[str | None, ...]:
+    """That of the first rule whose pattern is found in the path of a leaf."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return next((spec for pattern, spec in rules if re.search(pattern, name)), ())
 
 
 def batch_sharding(layout: Layout) -> NamedSharding:

@@ -124,6 +124,7 @@ class SampleConfig:
 
 PAPER_SFT = OptimConfig(learning_rate=1e-5)
 PAPER_RL = OptimConfig(learning_rate=1e-6, schedule="constant", warmup_ratio=0.0)
+SPLIT = MeshConfig(data=1, fsdp=-1)  # parameters and optimizer state are split over all devices
 LARGE = ModelConfig(dtype="bfloat16", frozen_dtype="bfloat16", remat="full")
 DEMO_DATA = DataConfig(cleaning="r2gen-iu", side=112, views=1, train_size=1600, validation_size=64)
 
@@ -139,11 +140,13 @@ SFT_PRESETS: dict[str, SftConfig] = {
     "mimic-cxr": SftConfig(
         data=DataConfig(layout="prepared", cleaning="r2gen-mimic", views=1),
         model=dataclasses.replace(LARGE, tuning="vision"),
+        mesh=SPLIT,
         optim=PAPER_SFT,
     ),
     "chexpert-plus": SftConfig(
         data=DataConfig(layout="prepared", views=1),
         model=dataclasses.replace(LARGE, tuning="vision"),
+        mesh=SPLIT,
         optim=PAPER_SFT,
     ),
 }
@@ -162,11 +165,13 @@ RL_PRESETS: dict[str, RlConfig] = {
     "mimic-cxr": RlConfig(
         data=DataConfig(layout="prepared", cleaning="r2gen-mimic", views=1),
         model=LARGE,
+        mesh=SPLIT,
         optim=PAPER_RL,
     ),
     "chexpert-plus": RlConfig(
         data=DataConfig(layout="prepared", views=1),
         model=LARGE,
+        mesh=SPLIT,
         optim=PAPER_RL,
     ),
 }
@@ -178,7 +183,7 @@ SAMPLE_PRESETS: dict[str, SampleConfig] = {
         labeler="phantom",
     ),
     **{
-        name: SampleConfig(data=RL_PRESETS[name].data, model=dataclasses.replace(LARGE, tuning="lora"))
+        name: SampleConfig(data=RL_PRESETS[name].data, model=dataclasses.replace(LARGE, tuning="lora"), mesh=SPLIT)
         for name in ("mimic-cxr", "chexpert-plus")
     },
 }

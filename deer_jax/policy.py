@@ -10,7 +10,8 @@ from common.generate import DecodeSettings, decode
 from common.lora import LoraConfig
 from common.losses import token_logprobs
 from common.models.attention import SharedPrompt
-from common.models.qwen2 import Qwen2, Qwen2Config, bind, output_head
+from common.models.qwen2 import SHARDING_RULES, Qwen2, Qwen2Config, bind, output_head
+from common.parallel import gathered
 from common.sft import model_variables
 from common.types import PyTree
 from deer_jax.ditpo import Policy, PolicyParams
@@ -31,6 +32,7 @@ def text_policy(
 
     def sample(params: PolicyParams, prompts: Prompts, keys: Key[Array, "B"], group: int) -> Generated:
         own = variables(params)
+        own = {**own, "params": gathered(own["params"], config.dtype, SHARDING_RULES)}
         head, each = output_head(own["params"]), dataclasses.replace(settings, group=group)
         return decode(bind(config, own), head, prompts, keys, each)
 

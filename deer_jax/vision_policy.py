@@ -23,6 +23,7 @@ from common.models.qwen2_vl import (
     with_continuations,
 )
 from common.models.qwen2_vl_vision import VisionLayout, grey_patches
+from common.parallel import gathered
 from common.types import LossSum, PyTree
 from deer_jax.ditpo import Policy, PolicyParams
 from deer_jax.policy import group_logprobs, hidden_before
@@ -71,6 +72,7 @@ def vision_policy(
     def sample(params: PolicyParams, prompts: StudyPrompts, keys: Key[Array, "B"], group: int) -> Generated:
         own, adapter = model_params(params, adapters)
         features = image_features(config, own, prompts, layout)
+        own["language"] = gathered(own["language"], config.language.dtype, qwen2.SHARDING_RULES)
         variables = {"params": own["language"]} | ({} if adapter is None else {"lora": adapter})
         forward = qwen2.bind(config.language, variables)
         head = output_head(own)

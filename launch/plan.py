@@ -37,7 +37,7 @@ from common.parallel import Layout, Rules, batch_sharding, make_layout, sharding
 from common.sft import sft_loss
 from common.step import init_state, make_train_step
 from common.types import PyTree, TextBatch
-from launch import plan_unicross
+from launch import plan_deer, plan_unicross
 from retsta_jax.config import EMBEDDED_BASE, PRESETS, RetstaConfig
 
 GIB = 2**30
@@ -74,7 +74,8 @@ class Compiled(NamedTuple):
 def main(arguments: Sequence[str]) -> int:
     """Print the plan as one JSON object. Raises UserError for an unknown preset or topology, or without libtpu."""
     parser = Parser("python -m launch plan", description=__doc__)
-    names = [*PRESETS, *plan_unicross.PLANNED]
+    others: dict[str, Any] = {name: module for module in (plan_unicross, plan_deer) for name in module.PLANNED}
+    names = [*PRESETS, *others]
     parser.add_argument("--preset", required=True, help="one of " + ", ".join(names))
     parser.add_argument("--topology", required=True, help="v5e:2x4, v6e:4x8, v5p:2x2x1, ...")
     parser.add_argument("--micro-batch", type=int, help="rows of one device; given, no other is tried (preset's)")
@@ -86,13 +87,14 @@ def main(arguments: Sequence[str]) -> int:
     # Three times faster to compile; where both efforts were compared, this one took 13% more memory.
     jax.config.update("jax_exec_time_optimization_effort", -1.0)
 
-    if options.preset in plan_unicross.PLANNED:
+    if options.preset in others:
         if options.remat or options.sequence:
             raise UserError(f"--preset {options.preset}: --remat and --sequence are for text models; leave them out")
-        found = plan_unicross.make_plan(options.preset, options.topology, options.micro_batch, options.loss_chunk)
+        planner = others[options.preset]
+        found = planner.make_plan(options.preset, options.topology, options.micro_batch, options.loss_chunk)
         print(json.dumps({"preset": options.preset, **found}, indent=2))
         return 0
-    config = choose_preset(PRESETS | dict.fromkeys(plan_unicross.PLANNED, RetstaConfig()), options.preset)
+    config = choose_preset(PRESETS | dict.fromkeys(others, RetstaConfig()), options.preset)
     changes = {"remat": options.remat, "loss_chunk": options.loss_chunk}
     model = dataclasses.replace(config.model, **{name: value for name, value in changes.items() if value})
     config = dataclasses.replace(
@@ -296,7 +298,7 @@ def abstract(tree: PyTree, layout: Layout, rules: Rules) -> PyTree:
     def one(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    if jax.tree_util.treedef_is_leaf(jax.tree.structure(tree)):
+    if isinstance(tree, jax.ShapeDtypeStruct):
         return one(tree, NamedSharding(layout.mesh, PartitionSpec()))
     return jax.tree.map(one, tree, shardings(tree, layout, rules))
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from common.models import layers
 from common.models.layers import BATCH_AXES
 from common.types import PyTree
 
@@ -32,7 +33,7 @@ def choose_implementation(
     """The implementation `auto` stands for on this platform and at this shape; any other name is itself."""
     if implementation != "auto":
         return implementation
-    platform = platform or jax.default_backend()
+    platform = platform or layers.platform()
     if platform == "tpu" and sequence % 128 == 0 and head_dim % 128 == 0:
         return "splash"
     if platform == "gpu" and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:

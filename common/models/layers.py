@@ -179,6 +179,12 @@ def rotate(
     return rotated.astype(x.dtype)
 
 
+def platform() -> str:
+    """The platform that a program is traced for: that of the current mesh, which may not be of this machine."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def constrain(x: Array, *spec: str | tuple[str, ...] | None) -> Array:
     """Ask for a sharding of `x` under the current mesh (`jax.set_mesh`); without such a mesh, `x` itself."""
     mesh = jax.sharding.get_abstract_mesh()

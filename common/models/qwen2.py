@@ -24,7 +24,7 @@ from common.models.attention import (
     attend_cached,
     attend_shared_prompt,
 )
-from common.models.layers import BATCH_AXES, Dense, RMSNorm, constrain, rotary_angles, rotate
+from common.models.layers import BATCH_AXES, Dense, RMSNorm, constrain, platform, rotary_angles, rotate
 from common.types import PyTree
 
 Remat = Literal["none", "dots", "full"]
@@ -170,7 +170,7 @@ def bind(config: Qwen2Config, variables: PyTree):
     the slice is part of the multiplication.
     """
     model = Qwen2(config)
-    if jax.default_backend() == "tpu":
+    if platform() == "tpu":
 
         def stacked(tokens, positions, segments=None, past=None, embeddings=None):
             return model.apply(variables, tokens, positions, segments, past, keep=True, embeddings=embeddings)

@@ -32,6 +32,10 @@ def base(tmp_path_factory):
     tokenizer = load_tokenizer(folder / "tokenizer")
     ids = {mark: tokenizer.encode(mark)[0] for mark in QWEN2_SPECIAL}
     config = make_assets.sizes(tokenizer.vocab_size, ids)
+    vision = dataclasses.replace(config.vision, depth=2, fullatt_block_indexes=(1,))
+    config = dataclasses.replace(
+        config, vision=vision, language=dataclasses.replace(config.language, num_hidden_layers=1)
+    )
     save_qwen2_vl(folder / "base", config, init_params(config, jax.random.key(0)))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / "base" / name).write_bytes((folder / "tokenizer" / name).read_bytes())
@@ -128,7 +132,7 @@ def test_the_demo_ends_with_its_two_pages(base, tmp_path):
     assert list(systems) == ["after RL", "before RL", "nearest training study", "constant report"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Reward" in page
-    assert page.count("data:image/png") >= 4
+    assert page.count("data:image/") >= 4
     assert "class=" in (tmp_path / "token_weights.html").read_text(encoding="utf-8")
 
 

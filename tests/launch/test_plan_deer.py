@@ -1,0 +1,73 @@
+"""The plan of DEER's step: both programs compile for a slice at toy size, and its bounds count what is computed."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from common.models.qwen2 import Qwen2Config
+from common.models.qwen2_vl import Qwen2VLConfig
+from common.models.qwen2_vl_layout import vision_layout
+from common.models.qwen2_vl_vision import VisionConfig, VisionTower, init_params
+from deer_jax.config import RL_PRESETS
+from launch.plan_deer import QWEN2_5_VL_3B, plan_step, vision_flops
+from launch.traced_flops import traced_flops
+
+VISION = VisionConfig(
+    depth=3, hidden_size=64, intermediate_size=96, num_heads=4, out_hidden_size=64, fullatt_block_indexes=(2,)
+)
+SIZES = Qwen2VLConfig(
+    Qwen2Config(
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, tie_word_embeddings=True, mrope_section=(2, 3, 3),
+    ),
+    VISION, 500, 501, 502, 503, 504,
+)  # fmt: skip
+PRESET = RL_PRESETS["mimic-cxr"]
+CONFIG = dataclasses.replace(
+    PRESET,
+    data=dataclasses.replace(PRESET.data, side=112),
+    rollout=dataclasses.replace(PRESET.rollout, group=2, max_new_tokens=8),
+    batch_size=16,
+    micro_batch=1,
+)
+
+
+def test_the_sizes_are_those_of_the_published_3b_model():
+    from common.models.qwen2_vl_weights import param_shapes
+
+    leaves = jax.tree.leaves(param_shapes(QWEN2_5_VL_3B))
+    assert sum(leaf.size for leaf in leaves) == 3_754_622_976
+
+
+def test_the_towers_flops_are_those_of_its_products():
+    side, patches = 224, (224 // 14) ** 2
+    layout = vision_layout(VISION, (16, 16))
+    params = jax.eval_shape(lambda: init_params(VISION, jax.random.key(0)))
+    images = jnp.zeros((1, patches, VISION.patch_features))
+    rows = jax.tree.map(lambda leaf: leaf[None], layout)
+    traced = traced_flops(lambda p, x: VisionTower(VISION).apply({"params": p}, x, rows), params, images)
+    per_pair = 4 * VISION.hidden_size
+    both_branches = VISION.depth * per_pair * patches * (patches + 64)  # the trace has both in every block
+    taken = per_pair * patches * (1 * patches + 2 * 64)
+    assert vision_flops(VISION, side) == pytest.approx(traced - both_branches + taken, rel=1e-6)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed")
+def test_a_tiny_step_compiles_for_a_slice():
+    found = plan_step(CONFIG, SIZES, "v5e:2x4")
+    assert found["fits"] is True
+    assert found["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert found["batch"] == {
+        "studies": 16, "group": 2, "new_tokens": 8, "micro_batch": 1, "accumulate": 2, "prompt": 64,
+    }  # fmt: skip
+    assert found["programs"].keys() == {"rollout", "update"}
+    bounds = found["bounds"]
+    parts = [bounds[f"{part}_seconds"] for part in ("prefill", "decode", "update")]
+    assert min(parts) > 0
+    assert bounds["step_seconds_at_least"] == pytest.approx(sum(parts))
+    assert bounds["decode_bound_by"] == "hbm"
+    json.dumps(found)
