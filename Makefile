@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 UV := UV_PROJECT_ENVIRONMENT=.venv VIRTUAL_ENV= $(BIN)/uv
 export TF_CPP_MIN_LOG_LEVEL := 2
+# Where this is set, every process compiles all it imports anew: 10 seconds in place of 3.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup dev demo test lint types bench assets format
 

@@ -148,7 +148,7 @@ def test_the_demo_ends_with_its_two_pages(base, tmp_path):
         (["sft", "--run-dir", "x", "--model.base", ""], "model.base"),
         (["sft"], "--run-dir"),
         (["ablation"], "--directory"),
-        (["ablation", "--rows", "PPO", "--directory", "x"], "PPO"),
+        (["ablation", "--directory", "x", "--rows", "PPO"], "PPO"),
         (["sample", "--output", "x.jsonl", "--rollout.temperature", "0"], "one report"),
         (["reinforce"], "unknown command"),
     ],
