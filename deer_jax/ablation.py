@@ -72,30 +72,33 @@ TABLES: dict[str, dict[str, Variant]] = {
 def main(arguments: list[str]) -> None:
     """The command line."""
     first = Parser(PROGRAM, add_help=False)
-    first.add_argument("table", choices=TABLES, nargs="?", default="components")
     first.add_argument("--preset", default="demo")
     first.add_argument("--directory", type=Path)
     first.add_argument("--rows", nargs="+")
     first.add_argument("--seeds", nargs="+", type=int, default=[0])
     first.add_argument("--sft-steps", type=int, default=0)
-    chosen, rest = first.parse_known_args(arguments)
-    if {"-h", "--help"} & set(rest):
+    chosen, rest = first.parse_known_args(arguments[1:])
+    if {"-h", "--help"} & set(arguments):
         print(
             f"{PROGRAM} {'|'.join(TABLES)} --directory DIR [--preset {'|'.join(RL_PRESETS)}] [--seeds 0 1 2]\n"
             "    [--rows 'GRPO' ...: only these] [--sft-steps N: supervised updates, 0: all epochs of the preset]\n"
             "    [any field of the config of deer rl]\n\nWhat is finished in the directory is not done again.\n"
         )
+        if arguments[0] not in TABLES:
+            return
+    if not arguments or arguments[0] not in TABLES:
+        raise UserError(f"{PROGRAM}: expected the table first, one of {', '.join(TABLES)}")
     config = parse(RlConfig, choose_preset(RL_PRESETS, chosen.preset), rest, f"{PROGRAM} --preset {chosen.preset}")
     if chosen.directory is None:
         raise UserError(f"{PROGRAM}: --directory DIR is missing; name a directory for the runs")
     sft = dataclasses.replace(SFT_PRESETS[chosen.preset], max_steps=chosen.sft_steps)
-    rows = dict(TABLES[chosen.table])
+    rows = dict(TABLES[arguments[0]])
     if chosen.rows is not None:
         if unknown := [name for name in chosen.rows if name not in rows]:
             raise UserError(f"{PROGRAM}: --rows {unknown[0]!r}: unknown; expected some of {', '.join(rows)}")
         rows = {name: rows[name] for name in chosen.rows}
     table = run_ablation(config, sft, chosen.preset, chosen.directory, rows, chosen.seeds)
-    (chosen.directory / f"{chosen.table}.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    (chosen.directory / f"{arguments[0]}.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     print(as_markdown(table, SHOWN), flush=True)
 
 

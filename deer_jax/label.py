@@ -12,8 +12,7 @@ from jax.experimental import multihost_utils
 
 from common.errors import Parser, UserError
 from common.jsonl import read_rows, row_writer, rows_done
-from common.parallel import make_layout, place
-from deer_jax.labeler import Labeler, Labels, label_texts, load_labeler
+from deer_jax.labeler import Labeler, Labels, label_texts, load_labeler, spread
 
 BATCHES_AT_ONCE = 32  # of each process, sorted into length buckets together before their rows are written
 
@@ -71,14 +70,12 @@ def label_rows(
 
     Under several processes all must exhaust it.
     """
-    layout = make_layout("auto", devices=jax.local_devices())
-    labeler = labeler._replace(params=place(labeler.params, layout))
-    local_batch = -(-min(batch_size, len(rows)) // layout.row_shards) * layout.row_shards
+    labeler, local_batch = spread(labeler), min(batch_size, len(rows))
     cut = 0
     for chunk in _chunks(len(rows), done, local_batch * BATCHES_AT_ONCE * jax.process_count()):
         share = -(-len(chunk) // jax.process_count())
         mine = chunk[jax.process_index() * share :][:share]
-        found = label_texts(labeler, [rows[number]["report"] for number in mine], local_batch, layout)
+        found = label_texts(labeler, [rows[number]["report"] for number in mine], local_batch)
         whole = _gathered(found, share)
         cut += whole.cut
         for place_, number in enumerate(chunk):

@@ -19,7 +19,7 @@ from common.errors import UserError
 from common.generate import batches, padded
 from common.models.bert import ClassifierConfig, chexbert_logits, word_embeddings
 from common.models.bert_weights import load_classifier
-from common.parallel import Layout, place_batch
+from common.parallel import Layout, make_layout, place, place_batch
 from common.types import PyTree
 from common.weights import writing
 
@@ -36,16 +36,26 @@ Span = tuple[int, int]
 
 
 class Labeler(NamedTuple):
-    """A labeler that has been read. `tokenizer` is one of the tokenizers library."""
+    """A labeler that has been read. `tokenizer` is one of the tokenizers library.
+
+    With a `layout`, on whose devices the parameters stand, batches are split over them (`spread`).
+    """
 
     config: ClassifierConfig
     params: PyTree
     tokenizer: "Tokenizer"
+    layout: Layout | None = None
 
     @property
     def window(self) -> int:
         """The most tokens that it reads, [CLS] and [SEP] among them."""
         return self.config.encoder.max_position_embeddings
+
+
+def spread(labeler: Labeler) -> Labeler:
+    """The labeler on all devices of this process."""
+    layout = make_layout("auto", devices=jax.local_devices())
+    return labeler._replace(params=place(labeler.params, layout), layout=layout)
 
 
 class Encoded(NamedTuple):
@@ -186,27 +196,29 @@ def marks(tokenizer: "Tokenizer") -> tuple[int, int]:
     return start, end
 
 
-def label_texts(labeler: Labeler, texts: Sequence[str], batch_size: int = 32, layout: Layout | None = None) -> Labels:
-    """Classes and logits of texts, in batches of one length bucket each; a row does not depend on its neighbours.
-
-    With a `layout` of this process's devices, on which the parameters have been placed, batches are split over them.
-    """
+def label_texts(labeler: Labeler, texts: Sequence[str], batch_size: int = 32) -> Labels:
+    """Classes and logits of texts, in batches of one length bucket each; a row does not depend on its neighbours."""
     encoded = encode(labeler, texts)
     config = labeler.config
     logits = np.full((len(texts), len(config.labels), max(config.classes)), -np.inf, np.float32)
     for rows, ids, mask in token_batches(labeler, encoded, batch_size):
-        placed = (ids, mask) if layout is None else place_batch((ids, mask), layout)
-        logits[rows] = np.asarray(_jitted_logits(config, labeler.params, *placed))
+        logits[rows] = np.asarray(_jitted_logits(config, labeler.params, ids, mask))
     return Labels(logits.argmax(-1).astype(np.int8), logits, sum(encoded.cut))
 
 
 def token_batches(
     labeler: Labeler, encoded: Encoded, batch_size: int
-) -> Iterator[tuple[list[int], Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]]:
-    """(rows, ids [B S], mask [B S]) of texts of one length bucket; the last row fills up a batch."""
+) -> Iterator[tuple[list[int], Int[Array, "B S"], Bool[Array, "B S"]]]:
+    """(rows, ids [B S], mask [B S]) of texts of one length bucket, where the labeler is; the last row fills up a batch.
+
+    Over several devices a batch has the next multiple of their number.
+    """
+    if labeler.layout is not None:
+        batch_size = -(-batch_size // labeler.layout.row_shards) * labeler.layout.row_shards
     for rows, length in batches([len(ids) for ids in encoded.ids], batch_size):
         batch = padded([encoded.ids[row] for row in rows], min(length, labeler.window), left=False)
-        yield rows, np.asarray(batch.tokens), np.asarray(batch.mask)
+        arrays = np.asarray(batch.tokens), np.asarray(batch.mask)
+        yield rows, *(arrays if labeler.layout is None else place_batch(arrays, labeler.layout))
 
 
 @functools.partial(jax.jit, static_argnums=0)

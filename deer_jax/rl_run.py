@@ -23,7 +23,7 @@ from common.types import PyTree, TrainState
 from deer_jax.config import RL_PRESETS, RewardConfig, RlConfig, RolloutConfig
 from deer_jax.ditpo import PolicyParams
 from deer_jax.judge import make_judge, score_function
-from deer_jax.labeler import Labeler, load_labeler
+from deer_jax.labeler import Labeler, load_labeler, spread
 from deer_jax.rewards import Reward, load_function, phase_gamma
 from deer_jax.rl import Judge, StudyBatch, make_rl_step, plan_studies, read_groups
 from deer_jax.stage import (
@@ -150,7 +150,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
     accumulate = accumulation(config, layout)
     labeler = None
     if config.reward.labeler:
-        labeler = load_labeler(config.reward.labeler, config.reward.labeler_tokenizer or None)
+        labeler = spread(load_labeler(config.reward.labeler, config.reward.labeler_tokenizer or None))
     quarantine = Quarantine()
     parts = load_studies(config.data, quarantine)
     base = load_base(config.model, config.data.side, config.instruction, layout)

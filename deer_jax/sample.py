@@ -17,7 +17,7 @@ from common.metrics.clinical import POSITIVE
 from common.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
 from deer_jax.config import SAMPLE_PRESETS, SampleConfig
 from deer_jax.ditpo import PolicyParams
-from deer_jax.labeler import Labeler, label_texts, load_labeler
+from deer_jax.labeler import Labeler, label_texts, load_labeler, spread
 from deer_jax.rl import StudyBatch, read_groups
 from deer_jax.stage import Base, decode_settings, load_base
 from deer_jax.studies import prompt_length, read_parts, study_prompts
@@ -73,7 +73,7 @@ def sample_run(config: SampleConfig, output: Path) -> None:
         raise UserError(f"batch_size: {config.batch_size} studies do not split over {layout.row_shards} devices")
     labeler = None
     if config.labeler:
-        labeler = load_labeler(config.labeler, config.labeler_tokenizer or None)
+        labeler = spread(load_labeler(config.labeler, config.labeler_tokenizer or None))
     base = load_base(config.model, config.data.side, config.instruction, layout)
     found = sampled_texts(config, base, part, range(done, count), layout)
     if jax.process_index() > 0:

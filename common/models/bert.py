@@ -5,6 +5,7 @@ parameter names follow the published checkpoints, with the layers stacked on a l
 `common.models.bert_weights` holds the map. Dropout is active exactly when `apply` is given a "dropout" random key.
 """
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -185,10 +186,12 @@ def chexbert_logits(
 
     With CheXbert's heads [B 14 4]: 0 blank, 1 positive, 2 negative, 3 uncertain. "No Finding" has two classes, 1 being
     positive; its logits 2 and 3 are -inf, so that they are never the largest and add nothing to a softmax. Do not sum
-    over classes. Words at padding have no influence and a gradient of 0.
+    over classes. Words at padding have no influence and a gradient of 0. In evaluation products of float32 are whole,
+    also on a TPU, which would round their factors to bfloat16 and turn labels that are near to a tie.
     """
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    logits: Any = Classifier(config).apply({"params": params}, words, mask, rngs=rngs)
+    with contextlib.nullcontext() if rngs else jax.default_matmul_precision("float32"):
+        logits: Any = Classifier(config).apply({"params": params}, words, mask, rngs=rngs)
     return logits
 
 
