@@ -25,6 +25,7 @@ dev: .venv/.dev
 demo: setup
 	@$(BIN)/retsta demo --run-dir runs/demo
 	@$(BIN)/unicross demo --run-dir runs/unicross-demo
+	@$(BIN)/deer demo --run-dir runs/deer-demo
 
 lint: dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -45,6 +46,7 @@ assets: setup
 	@$(BIN)/python -m retsta_jax.make_assets
 	@$(BIN)/python -m unicross_jax.pretrain
 	@$(BIN)/python -m unicross_jax.make_assets
+	@$(BIN)/python -m deer_jax.make_assets
 
 format: dev
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

@@ -6,6 +6,7 @@ epochs, temperature, clip range, KL or lengths; docs/deer.md says what is chosen
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 from common.data.source import StudySource
@@ -16,6 +17,7 @@ from common.optim import OptimConfig
 from common.parallel import MeshConfig, Mode
 from deer_jax.ditpo import Objective
 
+EMBEDDED_BASE = Path(__file__).parent / "assets" / "base"
 INSTRUCTION = "Write the findings section of the radiology report for this study."
 
 
@@ -31,7 +33,7 @@ class DataConfig(StudySource):
 class ModelConfig:
     """The base model, and what of it is trained."""
 
-    base: str = ""  # directory of Qwen2.5-VL, or the model/ of an earlier stage
+    base: str = ""  # directory of Qwen2.5-VL, the model/ of an earlier stage, or "embedded": small, for phantoms
     tuning: Literal["vision", "full", "lora"] = "full"  # vision: tower and projector; lora: adapters of the language
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of stored weights that are not trained
@@ -126,16 +128,18 @@ PAPER_SFT = OptimConfig(learning_rate=1e-5)
 PAPER_RL = OptimConfig(learning_rate=1e-6, schedule="constant", warmup_ratio=0.0)
 SPLIT = MeshConfig(data=1, fsdp=-1)  # parameters and optimizer state are split over all devices
 LARGE = ModelConfig(dtype="bfloat16", frozen_dtype="bfloat16", remat="full")
-DEMO_DATA = DataConfig(cleaning="r2gen-iu", side=112, views=1, train_size=1600, validation_size=64)
+DEMO_DATA = DataConfig(side=112, views=1, train_size=1600, validation_size=64)
+DEMO_MODEL = ModelConfig(base="embedded")
+DEMO_TOKENS = 80  # of a report
 
 SFT_PRESETS: dict[str, SftConfig] = {
     "demo": SftConfig(
         data=DEMO_DATA,
-        model=ModelConfig(tuning="vision"),
+        model=dataclasses.replace(DEMO_MODEL, tuning="vision"),
         optim=OptimConfig(learning_rate=1e-3),
         batch_size=16,
         micro_batch=16,
-        max_length=64,
+        max_length=DEMO_TOKENS,
     ),
     "mimic-cxr": SftConfig(
         data=DataConfig(layout="prepared", cleaning="r2gen-mimic", views=1),
@@ -154,8 +158,9 @@ SFT_PRESETS: dict[str, SftConfig] = {
 RL_PRESETS: dict[str, RlConfig] = {
     "demo": RlConfig(
         data=DEMO_DATA,
+        model=DEMO_MODEL,
         optim=OptimConfig(learning_rate=1e-4, schedule="constant", warmup_ratio=0.0),
-        rollout=RolloutConfig(max_new_tokens=64),
+        rollout=RolloutConfig(max_new_tokens=DEMO_TOKENS),
         reward=RewardConfig(labeler="phantom"),
         batch_size=8,
         steps=60,
@@ -179,7 +184,8 @@ RL_PRESETS: dict[str, RlConfig] = {
 SAMPLE_PRESETS: dict[str, SampleConfig] = {
     "demo": SampleConfig(
         data=DEMO_DATA,
-        rollout=RolloutConfig(group=10, top_p=0.9, max_new_tokens=64),
+        model=DEMO_MODEL,
+        rollout=RolloutConfig(group=10, top_p=0.9, max_new_tokens=DEMO_TOKENS),
         labeler="phantom",
     ),
     **{

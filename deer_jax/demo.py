@@ -37,6 +37,7 @@ from deer_jax.studies import read_parts
 from deer_jax.weights import read_groups, rollout_reader
 
 AFTER, BEFORE = "after RL", "before RL"
+TRAIN_SIZE = 480  # studies: ten reports are sampled of each
 FRACTION = 0.2  # of the training studies, chosen by DDSampling
 SHOWN, SHOWN_SIDE = 12, 256  # examples on the page, and pixels of their images
 HEADLINE = ["findings/F1", "coco/BLEU-4", "coco/ROUGE-L"]
@@ -51,7 +52,8 @@ def main(arguments: list[str]) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.fresh and (chosen.run_dir / "rl" / "config.json").exists():
         shutil.rmtree(chosen.run_dir)
-    demo(RL_PRESETS["demo"], chosen.run_dir)
+    preset = RL_PRESETS["demo"]
+    demo(dataclasses.replace(preset, data=dataclasses.replace(preset.data, train_size=TRAIN_SIZE)), chosen.run_dir)
 
 
 def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
@@ -113,7 +115,8 @@ def page(
     drawn = [
         make_phantom(config.data.phantom_seed, PHANTOM_PLACES["test"] + place, SHOWN_SIDE).frontal for place in places
     ]
-    rewards = selection["statistics"]["labels"]
+    found = selection["statistics"]["labels"]
+    vectors = {part: found[part]["unique_vectors"] for part in ("all", "selected")}
     return Page(
         title="DEER: phantom radiographs",
         verdict=f"F1 over the findings that reports state: {f1[AFTER]:.3f} after reinforcement learning; {others}.",
@@ -134,8 +137,8 @@ def page(
             for place, image in zip(places, drawn, strict=True)
         ],
         notes=[
-            f"{count} held-out studies. DDSampling chose {len(selection['ids'])} training studies, on which the "
-            f"labels of ten reports differ by {rewards['selected']} (all: {rewards['all']}).",
+            f"{count} held-out studies. DDSampling chose {len(selection['ids'])} training studies, whose ten reports have "
+            f"{vectors['selected']:.2f} different sets of labels; those of all studies have {vectors['all']:.2f}.",
             f"Which words the policy gradient presses, and which it leaves: {TOKEN_PAGE}, beside this page.",
             "The images are drawn, not taken: no number on this page says how a model does on patients.",
         ],

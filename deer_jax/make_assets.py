@@ -1,4 +1,4 @@
-"""Make a small Qwen2.5-VL that the preset `demo` can start from: `python -m deer_jax.make_assets --output DIR`.
+"""Make the small Qwen2.5-VL that is shipped, where the preset `demo` starts: `python -m deer_jax.make_assets`.
 
 About two million parameters and a byte-level tokenizer of its own, trained from scratch on phantom studies to tell the
 next word of the report and, from the mean of the image's features, which labels are positive; the second is what makes
@@ -37,7 +37,7 @@ from common.parallel import compile_evaluation, compile_step, make_layout, place
 from common.step import init_state, make_train_step
 from common.train_loop import train
 from common.types import LossSum, PyTree
-from deer_jax.config import INSTRUCTION
+from deer_jax.config import EMBEDDED_BASE, INSTRUCTION
 from deer_jax.studies import Encoder, ReportRows, prompt_length, report_rows
 from deer_jax.vision_policy import image_features, sft_loss
 
@@ -212,7 +212,7 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
 def main(arguments: list[str]) -> None:
     """Command line of `python -m deer_jax.make_assets`."""
     parser = Parser("python -m deer_jax.make_assets", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="directory of the finished model")
+    parser.add_argument("--output", type=Path, default=EMBEDDED_BASE, help="directory of the finished model")
     parser.add_argument("--work", type=Path, default=Path("runs/deer-base"), help="run directory; can be continued")
     parser.add_argument("--studies", type=int, default=5_000, help="phantom studies to learn from")
     parser.add_argument("--steps", type=int, default=3_000, help="updates")

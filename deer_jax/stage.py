@@ -24,7 +24,7 @@ from common.peft import save_peft
 from common.sampling import Sampling
 from common.types import PyTree
 from common.weights import fingerprint_directory
-from deer_jax.config import DataConfig, ModelConfig, RolloutConfig, RunConfig
+from deer_jax.config import EMBEDDED_BASE, DataConfig, ModelConfig, RolloutConfig, RunConfig
 from deer_jax.studies import Encoder, read_parts
 from deer_jax.vision_policy import split_params
 
@@ -65,7 +65,7 @@ def base_directory(model: ModelConfig) -> Path:
     """Where the base model lies. Raises UserError where none is named."""
     if not model.base:
         raise UserError("model.base: not given; name the directory of Qwen2.5-VL with --model.base DIR")
-    return Path(model.base)
+    return EMBEDDED_BASE if model.base == "embedded" else Path(model.base)
 
 
 def check_numbers(config: RunConfig, *more: str) -> None:
