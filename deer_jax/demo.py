@@ -137,7 +137,7 @@ def page(
             for place, image in zip(places, drawn, strict=True)
         ],
         notes=[
-            f"{count} held-out studies. DDSampling chose {len(selection['ids'])} training studies, whose ten reports have "
+            f"{count} held-out studies. DDSampling chose {len(selection['ids'])} for training, whose ten reports have "
             f"{vectors['selected']:.2f} different sets of labels; those of all studies have {vectors['all']:.2f}.",
             f"Which words the policy gradient presses, and which it leaves: {TOKEN_PAGE}, beside this page.",
             "The images are drawn, not taken: no number on this page says how a model does on patients.",
