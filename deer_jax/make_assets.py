@@ -37,6 +37,7 @@ from common.parallel import compile_evaluation, compile_step, make_layout, place
 from common.step import init_state, make_train_step
 from common.train_loop import train
 from common.types import LossSum, PyTree
+from common.weights import read_json, write_json
 from deer_jax.config import EMBEDDED_BASE, INSTRUCTION
 from deer_jax.studies import Encoder, ReportRows, prompt_length, report_rows
 from deer_jax.vision_policy import image_features, sft_loss
@@ -205,6 +206,8 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
     if directory.exists():
         shutil.rmtree(directory)
     save_qwen2_vl(directory, config, half)
+    ends = {"bos_token_id": tokenizer.encode("<|endoftext|>")[0], "eos_token_id": tokenizer.eos_id}
+    write_json(directory / "config.json", read_json(directory / "config.json") | ends)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(work / "tokenizer" / name, directory)
 
