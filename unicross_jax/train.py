@@ -80,8 +80,6 @@ def check_config(config: RunConfig) -> None:
 def check_sizes(config: RunConfig, backbone: Backbone) -> None:
     """Raise UserError where the config does not fit the CLIP."""
     sizes = backbone.config
-    if sizes.image_size % 32:
-        raise UserError(f"{backbone.name}: sees {sizes.image_size} pixels; the adapters' grids need a multiple of 32")
     if config.data.resize < sizes.image_size:
         raise UserError(
             f"data.resize: {config.data.resize} pixels, and this CLIP sees {sizes.image_size}; give at least as many"

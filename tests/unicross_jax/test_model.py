@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from common.errors import UserError
 from common.generate import DecodeSettings, row_keys
 from common.models.clip import ClipConfig, init_params
 from unicross_jax import generate, model
@@ -164,3 +165,8 @@ def test_images_can_learn_slower_than_the_decoder():
         share = 1 if name in ("decoder", "logits") else 0.25
         np.testing.assert_array_equal(tree["w"], share * same[name]["w"])
         assert (tree["w"] < 0).all()
+
+
+def test_a_clip_on_whose_images_the_adapters_grids_do_not_fit_is_refused():
+    with pytest.raises(UserError, match="image_size 48, expected multiples of 2 and 32"):
+        dataclasses.replace(CLIP, image_size=48)
