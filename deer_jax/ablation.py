@@ -6,6 +6,7 @@ number of steps.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +21,8 @@ from common.parallel import make_layout
 from common.report.table import as_markdown
 from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, SFT_PRESETS, RlConfig, SftConfig
 from deer_jax.ddsampling import Strategy
-from deer_jax.held_out import baselines, greedy_reports, sampling, score_systems
-from deer_jax.labeler import Labeler, load_labeler
+from deer_jax.held_out import Reports, baselines, held_out_reports, sampling, score_model, score_systems
+from deer_jax.labeler import load_labeler
 from deer_jax.rl_run import train_run as run_rl
 from deer_jax.sample import sample_run
 from deer_jax.select import choose, read_studies
@@ -32,8 +33,8 @@ from deer_jax.studies import read_parts
 PROGRAM = "deer ablation"
 SFT = "SFT"
 SHOWN = (
-    "findings/precision", "findings/recall", "findings/F1", "promptmrg/precision", "promptmrg/recall", "promptmrg/F1",
-    "coco/BLEU-4", "coco/ROUGE-L", "distinct_outputs",
+    "findings/precision", "findings/recall", "findings/F1", "sampled/findings/F1", "promptmrg/precision",
+    "promptmrg/recall", "promptmrg/F1", "sampled/promptmrg/F1", "coco/BLEU-4", "coco/ROUGE-L", "distinct_outputs",
 )  # fmt: skip
 
 
@@ -123,9 +124,10 @@ def run_ablation(
     if "test" not in parts:
         raise UserError(f"{PROGRAM}: the data has no test part, on which the rows would be compared")
     part = parts["test"]
-    texts = {SFT: greedy_reports(config, start, directory / "sft" / "reports.jsonl")}
-    texts |= nearest(config, start, parts["train"], part)
-    table = {name: [scores] for name, scores in score_systems(texts, part, config.data.layout, labeler).items()}
+    score = functools.partial(score_model, part=part, layout=config.data.layout, labeler=labeler)
+    table = {SFT: [score(held_out_reports(config, start, directory / "sft"))]}
+    others = nearest(config, start, parts["train"], part)
+    table |= {name: [scores] for name, scores in score_systems(others, part, config.data.layout, labeler).items()}
     for seed in seeds:
         for name, variant in rows.items():
             run_dir = directory / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
@@ -134,7 +136,7 @@ def run_ablation(
                 chosen = select_studies(config, preset, start, directory, variant, seeds[0])
             print(run_dir, flush=True)
             reports = rl_reports(with_variant(config, variant, start, chosen, seed), run_dir)
-            table.setdefault(name, []).append(scored(reports, part, config.data.layout, labeler))
+            table.setdefault(name, []).append(score(reports))
     return table
 
 
@@ -150,11 +152,11 @@ def with_variant(config: RlConfig, variant: Variant, start: Path, chosen: str, s
     )
 
 
-def rl_reports(config: RlConfig, run_dir: Path) -> list[str]:
+def rl_reports(config: RlConfig, run_dir: Path) -> Reports:
     """The reports for the test studies after a run, which is done, continued or already there."""
     if not (run_dir / "model").is_dir():
         run_rl(config, run_dir)
-    return greedy_reports(config, run_dir / "model", run_dir / "reports.jsonl")
+    return held_out_reports(config, run_dir / "model", run_dir)
 
 
 def select_studies(config: RlConfig, preset: str, model: Path, directory: Path, variant: Variant, seed: int) -> str:
@@ -170,11 +172,6 @@ def select_studies(config: RlConfig, preset: str, model: Path, directory: Path, 
     chosen = choose(read_studies(samples), variant.fraction, seed, variant.strategy)
     file.write_text(json.dumps(chosen), encoding="utf-8")
     return str(file)
-
-
-def scored(reports: list[str], part: Part, layout: str, labeler: Labeler | None) -> Scores:
-    """The scores of one system."""
-    return score_systems({"": reports}, part, layout, labeler)[""]
 
 
 def nearest(config: RlConfig, model: Path, train: Part, part: Part) -> dict[str, list[str]]:

@@ -159,11 +159,11 @@ RL_PRESETS: dict[str, RlConfig] = {
     "demo": RlConfig(
         data=DEMO_DATA,
         model=DEMO_MODEL,
-        optim=OptimConfig(learning_rate=1e-4, schedule="constant", warmup_ratio=0.0),
+        optim=OptimConfig(learning_rate=3e-4, schedule="constant", warmup_ratio=0.0),
         rollout=RolloutConfig(max_new_tokens=DEMO_TOKENS),
         reward=RewardConfig(labeler="phantom"),
         batch_size=8,
-        steps=60,
+        steps=40,
         checkpoint_every=20,
         evaluate_every=20,
     ),

@@ -27,7 +27,7 @@ from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, write_report
 from deer_jax.analyse import token_page
 from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, RlConfig
-from deer_jax.held_out import NEAREST, baselines, greedy_reports, sampling, score_systems
+from deer_jax.held_out import NEAREST, baselines, held_out_reports, sampling, score_model, score_systems
 from deer_jax.labeler import Labeler, load_labeler
 from deer_jax.rl_run import train_run
 from deer_jax.sample import sample_run
@@ -37,10 +37,10 @@ from deer_jax.studies import read_parts
 from deer_jax.weights import read_groups, rollout_reader
 
 AFTER, BEFORE = "after RL", "before RL"
-TRAIN_SIZE = 480  # studies: ten reports are sampled of each
+TRAIN_SIZE, TEST_SIZE = 240, 100  # studies; ten reports are sampled of each of the first
 FRACTION = 0.2  # of the training studies, chosen by DDSampling
 SHOWN, SHOWN_SIDE = 12, 256  # examples on the page, and pixels of their images
-HEADLINE = ["findings/F1", "coco/BLEU-4", "coco/ROUGE-L"]
+HEADLINE = ["findings/F1", "sampled/findings/F1", "sampled/promptmrg/F1"]
 TOKEN_PAGE = "token_weights.html"
 
 
@@ -53,7 +53,8 @@ def main(arguments: list[str]) -> None:
     if chosen.fresh and (chosen.run_dir / "rl" / "config.json").exists():
         shutil.rmtree(chosen.run_dir)
     preset = RL_PRESETS["demo"]
-    demo(dataclasses.replace(preset, data=dataclasses.replace(preset.data, train_size=TRAIN_SIZE)), chosen.run_dir)
+    data = dataclasses.replace(preset.data, train_size=TRAIN_SIZE, test_size=TEST_SIZE)
+    demo(dataclasses.replace(preset, data=data), chosen.run_dir)
 
 
 def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
@@ -62,7 +63,7 @@ def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
     parts = read_parts(config.data, Quarantine())
     base = base_directory(config.model)
     labeler = load_labeler(config.reward.labeler)
-    before = greedy_reports(config, base, run_dir / "before.jsonl")
+    before = held_out_reports(config, base, run_dir / "before")
     samples = run_dir / "rollouts.jsonl"
     rollout = SAMPLE_PRESETS["demo"].rollout
     print(f"sampling {rollout.group} reports of each of {len(parts['train'].studies)} studies", flush=True)
@@ -72,16 +73,18 @@ def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
     print(f"learning from the {len(selection['ids'])} on which they differ most", flush=True)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, ids=str(run_dir / "chosen.json")))
     train_run(config, run_dir / "rl")
-    texts = {AFTER: greedy_reports(config, run_dir / "rl" / "model", run_dir / "after.jsonl"), BEFORE: before}
+    written = {AFTER: held_out_reports(config, run_dir / "rl" / "model", run_dir / "after"), BEFORE: before}
     layout = make_layout(config.parallel, config.mesh)
     loaded = load_base(config.model, config.data.side, config.instruction, layout)
-    texts |= baselines(loaded, parts["train"], parts["test"], config.data.views, layout)
-    systems = score_systems(texts, parts["test"], config.data.layout, labeler)
+    others = baselines(loaded, parts["train"], parts["test"], config.data.views, layout)
+    about = parts["test"], config.data.layout, labeler
+    systems = {name: score_model(reports, *about) for name, reports in written.items()} | score_systems(others, *about)
+    texts = {name: reports.greedy for name, reports in written.items()} | others
     (run_dir / "metrics.json").write_text(json.dumps({"systems": systems}, indent=2) + "\n", encoding="utf-8")
     write_token_page(samples, selection["ids"], base, labeler, run_dir / TOKEN_PAGE)
     write_report(run_dir, page(config, run_dir, parts["test"], texts, systems, selection))
     for system, scores in systems.items():
-        values = (f"{name} {scores[name]['value'] or 0:.3f}" for name in HEADLINE)
+        values = (f"{name} {scores[name]['value'] or 0:.3f}" for name in HEADLINE if name in scores)
         print(f"{system:>24}  " + "  ".join(values))
     print(f"token weights: {(run_dir / TOKEN_PAGE).absolute()}")
     print(f"page: {(run_dir / REPORT_FILE).absolute()}", flush=True)
@@ -108,8 +111,10 @@ def page(
     selection: dict,
 ) -> Page:
     """The run page."""
-    f1 = {system: scores["findings/F1"]["value"] or 0 for system, scores in systems.items()}
-    others = "; ".join(f"{value:.3f} {system}" for system, value in f1.items() if system != AFTER)
+
+    def shown(name: str) -> str:
+        return ", ".join(f"{scores[name]['value'] or 0:.3f} {who}" for who, scores in systems.items() if name in scores)
+
     count = len(part.studies)
     places = range(0, count, count // SHOWN | 1)[:SHOWN]
     drawn = [
@@ -119,7 +124,8 @@ def page(
     vectors = {part: found[part]["unique_vectors"] for part in ("all", "selected")}
     return Page(
         title="DEER: phantom radiographs",
-        verdict=f"F1 over the findings that reports state: {f1[AFTER]:.3f} after reinforcement learning; {others}.",
+        verdict=f"Label F1 of a report drawn by chance, the reward's: {shown('sampled/promptmrg/F1')}. F1 over the "
+        f"findings of the likeliest report: {shown('findings/F1')}.",
         command=shlex.join(["deer", *sys.argv[1:]]),
         config=to_json(config),
         environment=environment(),

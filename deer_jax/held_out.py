@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from common.jsonl import read_rows
 from common.metrics.baselines import constant_report
 from common.metrics.studies import Scores, score_reports
 from common.parallel import Layout, compile_rows, fetch_rows, place_batch
+from common.weights import writing
 from deer_jax.config import RlConfig, RolloutConfig, SampleConfig
 from deer_jax.evaluate import clinical_summary, label_each
 from deer_jax.labeler import Labeler
@@ -24,6 +25,7 @@ from deer_jax.vision_policy import image_features
 
 NEAREST, CONSTANT = "nearest training study", "constant report"
 AT_ONCE = 32  # studies
+F1 = ("findings/F1", "promptmrg/F1")
 
 
 def sampling(config: RlConfig, model: Path, rollout: RolloutConfig, **more: Any) -> SampleConfig:
@@ -39,11 +41,31 @@ def sampling(config: RlConfig, model: Path, rollout: RolloutConfig, **more: Any)
     )
 
 
-def greedy_reports(config: RlConfig, model: Path, output: Path) -> list[str]:
-    """The likeliest reports of the model in a directory for the test studies; they are kept in `output`."""
-    greedy = RolloutConfig(group=1, max_new_tokens=config.rollout.max_new_tokens, temperature=0.0)
-    sample_run(sampling(config, model, greedy, split="test", batch_size=AT_ONCE), output)
-    return [row["prediction"] for row in read_rows(output, {"id": str, "prediction": str, "reference": str})]
+class Reports(NamedTuple):
+    """What a model writes for each test study: the likeliest report, and one drawn at temperature 1, as RL draws."""
+
+    greedy: list[str]
+    sampled: list[str]
+
+
+def held_out_reports(config: RlConfig, model: Path, directory: Path) -> Reports:
+    """The reports of the model in `model`; they are kept in `directory`, and not written twice."""
+    found = []
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    for name, temperature in zip(Reports._fields, (0.0, 1.0), strict=True):
+        rollout = RolloutConfig(group=1, max_new_tokens=config.rollout.max_new_tokens, temperature=temperature)
+        output = directory / f"{name}.jsonl"
+        sample_run(sampling(config, model, rollout, split="test", batch_size=AT_ONCE), output)
+        rows = read_rows(output, {"id": str, "prediction": str, "reference": str})
+        found.append([row["prediction"] for row in rows])
+    return Reports(*found)
+
+
+def score_model(reports: Reports, part: Part, layout: str, labeler: Labeler | None) -> Scores:
+    """Scores of the greedy reports, and beside them the F1 of the sampled ones, named "sampled/..."."""
+    both = score_systems(reports._asdict(), part, layout, labeler)
+    return both["greedy"] | {f"sampled/{name}": both["sampled"][name] for name in F1 if name in both["sampled"]}
 
 
 def score_systems(

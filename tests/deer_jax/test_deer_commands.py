@@ -110,10 +110,10 @@ def test_an_ablation_is_a_table_of_runs_from_one_supervised_model_and_none_is_do
     assert (tmp_path / "GRPO-0" / "adapter").is_dir()
     assert config_from_directory(tmp_path / "GRPO-0" / "model") == config_from_directory(base)
 
-    before = (tmp_path / "GRPO-0" / "reports.jsonl").stat().st_mtime_ns
+    before = (tmp_path / "GRPO-0" / "greedy.jsonl").stat().st_mtime_ns
     dispatch(command)
     assert capsys.readouterr().out.partition("| |")[2] == table
-    assert (tmp_path / "GRPO-0" / "reports.jsonl").stat().st_mtime_ns == before
+    assert (tmp_path / "GRPO-0" / "greedy.jsonl").stat().st_mtime_ns == before
 
 
 def test_the_demo_ends_with_its_two_pages(base, tmp_path):
