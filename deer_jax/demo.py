@@ -40,7 +40,7 @@ AFTER, BEFORE = "after RL", "before RL"
 TRAIN_SIZE, TEST_SIZE = 240, 100  # studies; ten reports are sampled of each of the first
 FRACTION = 0.2  # of the training studies, chosen by DDSampling
 SHOWN, SHOWN_SIDE = 12, 256  # examples on the page, and pixels of their images
-HEADLINE = ["findings/F1", "sampled/findings/F1", "sampled/promptmrg/F1"]
+HEADLINE = ["sampled/promptmrg/F1", "promptmrg/F1", "findings/F1"]
 TOKEN_PAGE = "token_weights.html"
 
 
