@@ -1,4 +1,4 @@
-"""`deer sft | sample | select | rl | label | weights | analyse | ...: the command line of reinforcement learning."""
+"""`deer sft | sample | select | rl | label | weights | analyse | ...`: the command line of reinforcement learning."""
 
 import importlib
 

@@ -19,7 +19,7 @@ from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_report, nearest_reports
 from common.metrics.codes import evaluate_codes
-from common.metrics.text import evaluate_texts
+from common.metrics.text import evaluate_texts, one_line
 from common.report.environment import environment
 from common.report.page import Example, Page, write_report
 from retsta_jax.codes import parse_codes, terminology, terminology_validity
@@ -126,11 +126,6 @@ def statements(text: str, pair: ReportPair, codes: bool) -> frozenset[str]:
     details = [dataclasses.asdict(finding) for finding in parsed.findings]
     stated = ["/".join([row.pop("term"), *(str(value) for value in row.values())]) for row in details]
     return frozenset([*stated, *parsed.unparsed])
-
-
-def one_line(text: str) -> str:
-    """Text with every white space a single space, because the published metrics split on single spaces."""
-    return " ".join(text.split())
 
 
 def page(

@@ -9,7 +9,7 @@ from common.data.studies import ImageStudy
 from common.metrics.bootstrap import summarize
 from common.metrics.clinical import evaluate_labels
 from common.metrics.codes import code_measure
-from common.metrics.text import evaluate_texts
+from common.metrics.text import evaluate_texts, one_line
 
 NO_FINDING = "No Finding"
 
@@ -35,8 +35,3 @@ def score_reports(texts: Sequence[str], studies: Sequence[ImageStudy], phantoms:
     del measured["notes"]  # METEOR without WordNet is None, and shown as absent
     measured["distinct_outputs"] = {"value": measured["distinct_outputs"]}
     return scores | {name: {"value": None} if value is None else value for name, value in measured.items()}
-
-
-def one_line(text: str) -> str:
-    """Text with every white space a single space, because the published metrics split on single spaces."""
-    return " ".join(text.split())

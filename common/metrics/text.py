@@ -88,6 +88,11 @@ def text_measures(
     return measures, notes
 
 
+def one_line(text: str) -> str:
+    """Text with every white space a single space, because the published metrics split on single spaces."""
+    return " ".join(text.split())
+
+
 def distinct_outputs(predictions: Sequence[str]) -> float:
     """Share of different texts among the predictions: near 0 for a model that always says the same."""
     return len(set(predictions)) / len(predictions)

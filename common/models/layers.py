@@ -97,22 +97,15 @@ def _matmul_backward(saved, gradient):
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-FEW_ROWS = 24
-
-
 def matmul_few_rows(
     x: Float[Array, "... I"], transposed: Float[Array, "O I"], dtype: DTypeLike | None = None
 ) -> Float[Array, "... O"]:
     """x @ transposed.T for a handful of rows, as in decoding, with the weights as the left factor.
 
     XLA for CPUs copies the right factor into another order at each product; with so few rows that takes up to as long
-    as the product itself. The barrier keeps XLA from changing the order back. From `FEW_ROWS` on the plain product is
-    the faster.
+    as the product itself. The barrier keeps XLA from changing the order back.
     """
     rows = x.reshape(-1, x.shape[-1])
-    if len(rows) >= FEW_ROWS:
-        plain = jnp.einsum("ni,oi->no", rows, transposed, preferred_element_type=dtype)
-        return plain.reshape(*x.shape[:-1], transposed.shape[0])
     columns = jnp.einsum("oi,ni->on", transposed, rows, preferred_element_type=dtype)
     return jax.lax.optimization_barrier(columns).T.reshape(*x.shape[:-1], transposed.shape[0])
 

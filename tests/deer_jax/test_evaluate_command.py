@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from common.data.parts import Part
+from common.data.studies import ImageStudy
 from common.errors import UserError
 from common.metrics.__main__ import evaluate as evaluate_as_texts
 from common.metrics.baselines import constant_report
@@ -17,7 +19,8 @@ from common.metrics.clinical import COMPETITION, FINDINGS
 from common.models.bert import BertConfig, ClassifierConfig, init_classifier
 from common.models.bert_weights import save_classifier
 from deer_jax.evaluate import evaluate_predictions, label_each, main
-from deer_jax.labeler import Labeler, label_texts, save_vocabulary, train_tokenizer
+from deer_jax.held_out import score_systems
+from deer_jax.labeler import Labeler, label_texts, load_labeler, save_vocabulary, train_tokenizer
 
 WORDS = [
     "small",
@@ -197,3 +200,12 @@ def test_the_command_ends_with_one_line_and_code_2_on_bad_rows(files, tmp_path):
     assert done.stderr == (
         f"error: {path}, line 2: key 'reference' is missing; expected 'id', 'prediction', 'reference'\n"
     )
+
+
+def test_without_known_findings_systems_are_scored_by_the_labeler():
+    reports = ["There is a large left pleural effusion.", "The heart is enlarged."]
+    part = Part([ImageStudy(str(number), (), text) for number, text in enumerate(reports)], [(), ()])
+    systems = score_systems({"right": reports, "swapped": reports[::-1]}, part, "rows", load_labeler("phantom"))
+    assert systems["right"]["promptmrg/F1"]["value"] == 1
+    assert systems["swapped"]["promptmrg/F1"]["value"] == 0
+    assert not any(name.startswith("findings/") for name in systems["right"])
