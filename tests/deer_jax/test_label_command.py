@@ -21,6 +21,7 @@ from deer_jax.cli import dispatch
 from deer_jax.labeler import Labeler, encode, label_texts, load_labeler, save_vocabulary, train_tokenizer
 from deer_jax.labeler_data import phantom_corpus
 from deer_jax.labeler_loss import label_batch, labeler_loss, shuffled_sentences
+from tests.compile_flags import QUICK
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["no", "mild", "edema", "effusion", "the", "heart", "is", "enlarged", "."]
@@ -117,7 +118,7 @@ def test_two_processes_write_the_file_that_one_writes(directory, reports, labell
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     command = ["label", str(reports), "--labeler", str(directory), "--logits", "--batch-size", "4"]
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT)}
     outputs = [output, tmp_path / "never.jsonl"]  # as where the hosts share no disk
     processes = [
         subprocess.Popen(

@@ -25,6 +25,7 @@ from deer_jax.ditpo import Objective, PolicyParams, Rollouts, make_loss
 from deer_jax.labeler import encode, label_texts
 from deer_jax.saliency import token_saliency
 from launch import bench_labeler, bench_rl
+from tests.compile_flags import QUICK
 from tests.launch.test_bench import BARE_IMAGE
 
 TOY = dataclasses.replace(
@@ -48,7 +49,7 @@ def result():
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},  # one device
+        env={**os.environ, "XLA_FLAGS": QUICK},  # one device
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -15,6 +15,7 @@ import pytest
 from common.errors import UserError
 from common.generate import DecodeSettings, row_keys
 from launch import bench_unicross
+from tests.compile_flags import QUICK
 from tests.launch.test_bench import BARE_IMAGE
 from unicross_jax.generate import make_generator
 from unicross_jax.model import init_trainable, loss
@@ -43,7 +44,7 @@ def result():
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},  # one device
+        env={**os.environ, "XLA_FLAGS": QUICK},  # one device
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
