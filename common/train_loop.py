@@ -61,8 +61,9 @@ def train(
 ) -> TrainState:
     """Train `state` until step `total_steps`, from the latest checkpoint where there is one.
 
-    `state`, `frozen` and `rng` are placed; `step` is compiled. `validation_loss` decides the best checkpoint. Raises
-    UserError after too many non-finite updates in a row; on SIGTERM saves and exits with STOPPED_EXIT_CODE.
+    `state`, `frozen` and `rng` are placed; `step` is compiled; where it makes the tokens that it learns from, its
+    metric `tokens` is their number. `validation_loss` decides the best checkpoint. Raises UserError after too many
+    non-finite updates in a row; on SIGTERM saves and exits with STOPPED_EXIT_CODE.
     """
     resumed = restore_latest(checkpoints, state)
     if resumed is not None:
@@ -86,7 +87,7 @@ def train(
         index, metrics, batch = row
         values: dict[str, Any] = {name: np.asarray(value).item() for name, value in metrics.items()}  # waits
         seconds, started = time.perf_counter() - started, time.perf_counter()
-        tokens = batch.real_tokens * jax.process_count()
+        tokens = values.pop("tokens", batch.real_tokens * jax.process_count())
         timings = {"step_seconds": seconds, "tokens_per_second": tokens / seconds}
         timings |= {name: values.pop(name) for name in [*values] if name.startswith(SECONDS)}
         if flops_per_batch is not None:

@@ -176,7 +176,9 @@ def make_rl_step(
             state = count_once(state)
         jax.block_until_ready(metrics)
         clock.stop("update")
-        return state, {**metrics, **{SECONDS + name: np.float64(spent) for name, spent in clock.spent.items()}}
+        new_tokens = float(metrics["new_tokens"]) * judged.rewards.size * jax.process_count()
+        spent = {SECONDS + name: np.float64(seconds) for name, seconds in clock.spent.items()}
+        return state, {**metrics, "tokens": np.int64(round(new_tokens)), **spent}
 
     return step
 

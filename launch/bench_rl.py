@@ -3,7 +3,7 @@
 - `step`: one step of DiTPO with uniform weights, which is GRPO, on LoRA adapters of a Qwen2: groups of samples, a
   reward of their texts, one update. Nothing stops a sample, so that all have the same length. `parts` are the seconds
   of rollout, host and update.
-- `labels`, `saliency`: `launch.bench_labeler`.
+- `rollout`: `launch.bench_rollout`; `labels`, `saliency`: `launch.bench_labeler`.
 
 The peer (`launch.peer_rl`) is a plain loop of transformers and peft, and for the labeler BertModel on tokens. `--trl`
 adds one step of TRL's GRPOTrainer (`launch.peer_trl`), which takes minutes on a CPU. Weights are random.
@@ -34,6 +34,7 @@ from common.parallel import MeshConfig, check_rows, make_layout, place, place_ba
 from common.sampling import Sampling
 from common.step import init_state
 from launch.bench_labeler import labeler_cases
+from launch.bench_rollout import rollout_case
 from launch.timing import Timed, about, against_goals, compared, in_turns, peak_bytes
 
 GOALS = {"step": 3.0, "step_to_trl": 3.0, "labels": 1.0, "saliency": 1.0}
@@ -123,13 +124,14 @@ def measure(shape: Shape, with_peer: bool, with_trl: bool = False) -> dict[str, 
             result["peer"] = peer.versions
             cases = _cases(shape, peer, with_trl)
     ratios = {name: case["ratio"] for name, case in cases.items() if "ratio" in case}
+    ratios["shared_to_repeated"] = ratios.pop("rollout")
     if with_trl:
         ratios["step_to_trl"] = cases["step"]["peer"]["trl"]["seconds"] / cases["step"]["seconds"]
     return result | {"cases": cases} | against_goals(ratios, GOALS) | {"peak_bytes": peak_bytes()}
 
 
 def _cases(shape: Shape, peer: Any, with_trl: bool) -> dict[str, Any]:
-    return {"step": _step_case(shape, peer, with_trl), **labeler_cases(shape, peer)}
+    return {"step": _step_case(shape, peer, with_trl), "rollout": rollout_case(shape), **labeler_cases(shape, peer)}
 
 
 def _step_case(shape: Shape, peer: Any, with_trl: bool) -> dict[str, Any]:

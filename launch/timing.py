@@ -45,19 +45,20 @@ def compared(
     """
     median = statistics.median(ours)
     result: dict[str, Any] = {
-        **_rates(ours, amount, unit),
+        **rates(ours, amount, unit),
         "model_tflops": flops / median / 1e12,
         "utilisation": utilisation(flops, median, devices),
     }
     if theirs:
-        result["peer"] = {name: _rates(seconds, amount, unit) for name, seconds in theirs.items()}
+        result["peer"] = {name: rates(seconds, amount, unit) for name, seconds in theirs.items()}
         rate = f"{unit}_per_second"
         ratios = [result[rate] / variant[rate] for variant in result["peer"].values()]
         result["ratio"], result["ratio_to_best"] = ratios[0], min(ratios)
     return result
 
 
-def _rates(seconds: list[float], amount: int, unit: str) -> dict[str, float]:
+def rates(seconds: list[float], amount: int, unit: str) -> dict[str, float]:
+    """Median rate of `amount` things in these seconds, the lowest and highest, and the median of the seconds."""
     return {
         f"{unit}_per_second": amount / statistics.median(seconds),
         "lowest": amount / max(seconds),

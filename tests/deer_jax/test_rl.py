@@ -1,5 +1,7 @@
 """Reinforcement learning end to end on a tiny model: a toy reward is learnt, and credit goes to the right tokens."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +88,8 @@ def test_a_toy_reward_is_learnt(tmp_path):
     assert np.mean([row["reward"] for row in rows[-3:]]) > 0.7
     assert {f"seconds/{name}" for name in ("rollout", "labels", "token_weights", "update", "host")} <= {*rows[0]}
     assert max(row["log_prob_gap"] for row in rows) < 1e-4  # sampling and scoring agree all along
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["tokens"] for row in logged] == [round(row["new_tokens"] * 8 * GROUP) for row in rows]
 
 
 @pytest.mark.parametrize("mode", ["pmap", "mesh"])
@@ -94,7 +98,7 @@ def test_devices_change_neither_rollouts_nor_updates(tmp_path, mode):
     layout = make_layout(mode, MeshConfig(data=4, fsdp=2))
     several, second = run(tmp_path / mode, 2, layout)
     for one, other in zip(first, second, strict=True):
-        for name in ("reward", "loss", "new_tokens", "grad_norm", "unique_rewards"):
+        for name in ("reward", "loss", "new_tokens", "tokens", "grad_norm", "unique_rewards"):
             assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6)
     for one, other in zip(jax.tree.leaves(alone.trainable), jax.tree.leaves(several.trainable), strict=True):
         np.testing.assert_allclose(one, other, atol=3e-5)  # Adam turns rounding into up to a rate of 3e-3

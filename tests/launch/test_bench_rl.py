@@ -56,12 +56,20 @@ def result():
 
 
 def test_runs_on_a_bare_image_and_prints_one_json_object(result):
-    assert result["cases"].keys() == CASES.keys()
-    for name, case in result["cases"].items():
+    assert result["cases"].keys() == {*CASES, "rollout"}
+    for name in CASES:
+        case = result["cases"][name]
         assert 0 < case["lowest"] <= case[f"{CASES[name]}_per_second"] <= case["highest"]
         assert case["model_tflops"] > 0
         assert case["utilisation"] is None  # the peak of a CPU is not known
     assert result["peak_bytes"] > 1e6
+
+
+def test_a_group_that_shares_its_prompt_stands_beside_one_that_repeats_it(result):
+    case = result["cases"]["rollout"]
+    shared, repeated = case["shared"], case["repeated"]
+    assert result["ratios"]["shared_to_repeated"] == shared["samples_per_second"] / repeated["samples_per_second"]
+    assert 0 < shared["bytes"] < repeated["bytes"]
 
 
 def test_a_step_is_split_into_parts_that_make_it_up(result):
@@ -74,7 +82,8 @@ def test_a_step_is_split_into_parts_that_make_it_up(result):
 def test_ratios_to_the_peers_and_goals(result):
     pytest.importorskip("trl", reason="trl is not installed (make dev)")
     assert {"torch", "transformers", "peft", "trl"} <= result["peer"].keys()
-    assert result["ratios"].keys() == result["goals"].keys() == bench_rl.GOALS.keys()
+    assert result["goals"].keys() == bench_rl.GOALS.keys()
+    assert result["ratios"].keys() == {*bench_rl.GOALS, "shared_to_repeated"}
     for name, goal in result["goals"].items():
         assert goal["met"] == (result["ratios"][name] >= goal["at_least"])
     step = result["cases"]["step"]
