@@ -7,12 +7,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from common.decode import Generated, Prompts
 from common.lora import init_lora
 from common.models.qwen2 import init_params
-from launch.timing import in_turns, rates
+from launch.timing import Timed, in_turns, rates
 
 if TYPE_CHECKING:
     from launch.bench_rl import Shape
@@ -30,13 +31,14 @@ def rollout_case(shape: "Shape") -> dict[str, Any]:
 
     base = jax.jit(functools.partial(init_params, shape.config()))(jax.random.key(0))
     params = PolicyParams(init_lora(base, LORA, jax.random.key(1)), {"params": base})
-    works, needed = {}, {}
+    works: dict[str, Timed] = {}
+    needed = {}
     for name, group in (("shared", shape.group), ("repeated", 1)):
-        rows = np.repeat(tokens, shape.group // group, axis=0)
-        given = params, Prompts(rows, np.ones(rows.shape, bool)), jax.random.split(jax.random.key(2), len(rows))
+        rows = jnp.asarray(np.repeat(tokens, shape.group // group, axis=0))
+        given = params, Prompts(rows, jnp.ones(rows.shape, bool)), jax.random.split(jax.random.key(2), len(rows))
         program = jax.jit(sample, static_argnames="group").lower(*given, group=group).compile()
         works[name] = functools.partial(_timed, functools.partial(program, *given))
-        memory = program.memory_analysis()
+        memory: Any = program.memory_analysis()
         needed[name] = memory.temp_size_in_bytes + memory.output_size_in_bytes
     in_turns(works, 1)
     seconds = in_turns(works, shape.repetitions)
