@@ -8,7 +8,7 @@ import pytest
 from common.errors import UserError
 from common.models.qwen2 import SHARDING_RULES
 from common.optim import OptimConfig, make_optimizer
-from common.parallel import MeshConfig, check_rows, compile_step, make_layout, place, place_batch
+from common.parallel import MeshConfig, check_rows, compile_step, gathered, make_layout, place, place_batch
 from common.step import init_state, make_train_step
 from tests import tiny
 
@@ -107,3 +107,16 @@ def test_rows_that_do_not_split_evenly_are_refused():
     with pytest.raises(UserError, match="multiple of 16"):
         check_rows(24, 2, layout)
     check_rows(32, 2, layout)
+
+
+def test_weights_of_a_loop_are_gathered_over_fsdp_and_stay_split_over_tensor():
+    layout = make_layout("mesh", MeshConfig(data=1, fsdp=4, tensor=2))
+    base = tiny.params()
+    placed = place(base, layout, SHARDING_RULES)
+    with jax.set_mesh(layout.mesh):
+        read = jax.jit(lambda tree: gathered(tree, jnp.bfloat16, SHARDING_RULES))(placed)
+    for before, after, whole in zip(*map(jax.tree.leaves, (placed, read, base)), strict=True):
+        split = [axis for axis in before.sharding.spec if axis == "tensor"]
+        assert [axis for axis in after.sharding.spec if axis] == split
+        np.testing.assert_array_equal(after, whole.astype(jnp.bfloat16))
+    assert any("fsdp" in leaf.sharding.spec for leaf in jax.tree.leaves(placed))
