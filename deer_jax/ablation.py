@@ -130,7 +130,7 @@ def run_ablation(
     table |= {name: [scores] for name, scores in score_systems(others, part, config.data.layout, labeler).items()}
     for seed in seeds:
         for name, variant in rows.items():
-            run_dir = directory / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
+            run_dir = directory / run_name(variant, seed)
             chosen = ""
             if variant.fraction < 1:
                 chosen = select_studies(config, preset, start, directory, variant, seeds[0])
@@ -138,6 +138,12 @@ def run_ablation(
             reports = rl_reports(with_variant(config, variant, start, chosen, seed), run_dir)
             table.setdefault(name, []).append(score(reports))
     return table
+
+
+def run_name(variant: Variant, seed: int) -> str:
+    """The directory of a run; tables share the runs that they have in common."""
+    share = [] if variant.fraction == 1 else [str(variant.fraction), variant.strategy]
+    return "-".join([variant.weights, *share, "gamma", *map(str, variant.gammas), "seed", str(seed)])
 
 
 def with_variant(config: RlConfig, variant: Variant, start: Path, chosen: str, seed: int) -> RlConfig:

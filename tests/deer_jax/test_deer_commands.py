@@ -97,9 +97,9 @@ def test_sampled_reports_are_selected_and_learnt_from(supervised, tmp_path, caps
 
 
 def test_an_ablation_is_a_table_of_runs_from_one_supervised_model_and_none_is_done_twice(base, tmp_path, capsys):
-    command = ["ablation", "components", "--directory", str(tmp_path), "--model.base", str(base), *DATA, *SMALL]
-    command += ["--rows", "GRPO", "DEER, gradient, 20%", "--sft-steps", "1", "--steps", "1", "--rollout.group", "2"]
-    command += ["--rollout.max-new-tokens", "4", "--model.tuning", "lora"]
+    options = ["--directory", str(tmp_path), "--model.base", str(base), *DATA, *SMALL, "--sft-steps", "1"]
+    options += ["--steps", "1", "--rollout.group", "2", "--rollout.max-new-tokens", "4", "--model.tuning", "lora"]
+    command = ["ablation", "components", *options, "--rows", "GRPO", "DEER, gradient, 20%"]
     dispatch(command)
     table = capsys.readouterr().out.partition("| |")[2]
     for name in ("SFT", "GRPO", "DEER, gradient, 20%", "nearest training study", "constant report"):
@@ -107,13 +107,18 @@ def test_an_ablation_is_a_table_of_runs_from_one_supervised_model_and_none_is_do
     assert len(json.loads((tmp_path / "chosen-log-rank-0.2.json").read_text())["ids"]) == 2
     found = json.loads((tmp_path / "components.json").read_text())
     assert found["nearest training study"][0]["distinct_outputs"]["value"] > 0.25  # of four studies
-    assert (tmp_path / "GRPO-0" / "adapter").is_dir()
-    assert config_from_directory(tmp_path / "GRPO-0" / "model") == config_from_directory(base)
+    grpo, deer = tmp_path / "uniform-gamma-0.0-0.25-seed-0", tmp_path / "gradient-0.2-log-rank-gamma-0.0-0.25-seed-0"
+    assert (grpo / "adapter").is_dir()
+    assert config_from_directory(grpo / "model") == config_from_directory(base)
 
-    before = (tmp_path / "GRPO-0" / "greedy.jsonl").stat().st_mtime_ns
+    before = [(run / "greedy.jsonl").stat().st_mtime_ns for run in (grpo, deer)]
     dispatch(command)
     assert capsys.readouterr().out.partition("| |")[2] == table
-    assert (tmp_path / "GRPO-0" / "greedy.jsonl").stat().st_mtime_ns == before
+    row = "F1, then F1 + BLEU-2"  # the same run in another table
+    dispatch(["ablation", "rewards", *options, "--rows", row])
+    scores = json.loads((tmp_path / "rewards.json").read_text())
+    assert scores[row] == found["DEER, gradient, 20%"]
+    assert [(run / "greedy.jsonl").stat().st_mtime_ns for run in (grpo, deer)] == before
 
 
 def test_the_demo_ends_with_its_two_pages(base, tmp_path):
