@@ -100,7 +100,7 @@ def restore_latest(checkpoints: Checkpoints, like: TrainState) -> tuple[TrainSta
         rest=ocp.args.StandardRestore(_abstract(rest)),
         data=ocp.args.JsonRestore(),
     )
-    restored = checkpoints.latest.restore(step, args=items)
+    restored = _restored(checkpoints.latest, step, items)
     return TrainState(trainable=restored["trainable"], **restored["rest"]), restored["data"]
 
 
@@ -115,7 +115,18 @@ def restore_trainable(checkpoints: Checkpoints, like: PyTree) -> tuple[int, PyTr
         raise UserError(f"{manager.directory.parent}: holds no checkpoint; train first")
     _check_note(manager, step, checkpoints.note)
     items = ocp.args.Composite(trainable=ocp.args.StandardRestore(_abstract(like)))
-    return step, manager.restore(step, args=items)["trainable"]
+    return step, _restored(manager, step, items)["trainable"]
+
+
+def _restored(manager: ocp.CheckpointManager, step: int, items: ocp.args.Composite) -> Any:
+    """What was saved, in the shapes that `items` ask for. Raises UserError where it has others."""
+    try:
+        return manager.restore(step, args=items)
+    except (ValueError, KeyError, TypeError) as error:  # Orbax's, by how the trees differ
+        raise UserError(
+            f"{manager.directory / str(step)}: holds weights of other names or shapes than its config gives; was "
+            "config.json, or the directory, changed since?"
+        ) from error
 
 
 def _split(state: TrainState) -> tuple[PyTree, dict[str, PyTree]]:

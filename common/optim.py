@@ -29,8 +29,12 @@ class OptimConfig:
 
 def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     """Learning rate by step: linear warm-up over ceil(warmup_ratio x total), then the named decay to 0."""
-    if not 0 <= config.learning_rate < float("inf"):
-        raise UserError(f"optim.learning_rate: {config.learning_rate} makes no sense; expected a finite number from 0")
+    for name in ("learning_rate", "weight_decay", "clip_norm", "clip_value", "eps"):
+        if not 0 <= (value := getattr(config, name)) < float("inf"):
+            raise UserError(f"optim.{name}: {value} makes no sense; expected a finite number from 0")
+    for name in ("b1", "b2"):
+        if not 0 <= (value := getattr(config, name)) < 1:
+            raise UserError(f"optim.{name}: {value} makes no sense; expected from 0 to below 1")
     if not 0 <= config.warmup_ratio <= 1:
         raise UserError(f"optim.warmup_ratio: {config.warmup_ratio} is not a share between 0 and 1")
     warmup = -int(-config.warmup_ratio * total_steps // 1)

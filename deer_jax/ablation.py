@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from common.config import choose_preset, parse
+from common.config import check_run_directory, choose_preset, parse
 from common.data.parts import Part
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
@@ -115,6 +115,7 @@ def run_ablation(
     sft_model = dataclasses.replace(config.model, tuning=sft.model.tuning)
     sft = dataclasses.replace(sft, model=sft_model, seed=seeds[0], tensorboard=config.tensorboard, **shared)
     start = directory / "sft" / "model"
+    check_run_directory(directory / "sft", sft)
     if not start.is_dir():
         run_sft(sft, directory / "sft")
     labeler = None
@@ -160,6 +161,7 @@ def with_variant(config: RlConfig, variant: Variant, start: Path, chosen: str, s
 
 def rl_reports(config: RlConfig, run_dir: Path) -> Reports:
     """The reports for the test studies after a run, which is done, continued or already there."""
+    check_run_directory(run_dir, config)
     if not (run_dir / "model").is_dir():
         run_rl(config, run_dir)
     return held_out_reports(config, run_dir / "model", run_dir)

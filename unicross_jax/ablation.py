@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.config import check_run_directory
 from common.errors import UserError
 from common.metrics.studies import Scores
 from unicross_jax.config import ModelConfig, RunConfig
@@ -25,7 +26,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no-modulation": {"modulation": False},
     "single-scale": {"multi_scale": False},
 }
-SHOWN = ("findings/F1", "coco/BLEU-1", "coco/BLEU-2", "coco/BLEU-3", "coco/BLEU-4", "coco/ROUGE-L", "distinct_outputs")
+SHOWN = (
+    "findings/F1", "coco/BLEU-1", "coco/BLEU-2", "coco/BLEU-3", "coco/BLEU-4", "nltk/METEOR", "coco/ROUGE-L",
+    "distinct_outputs",
+)  # fmt: skip
 
 
 def variant(config: RunConfig, name: str) -> RunConfig:
@@ -48,6 +52,7 @@ def run_ablation(
     table: dict[str, list[Scores]] = {}
     for (name, seed), chosen in runs.items():
         run_dir = directory / f"{name.replace(' ', '-')}-{seed}"
+        check_run_directory(run_dir, chosen)
         done = run_dir / "metrics.json"
         if done.is_file():
             systems = json.loads(done.read_text(encoding="utf-8"))["systems"]

@@ -77,12 +77,13 @@ def evaluate_in(
     run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32, beams: int | None = None
 ) -> None:
     """Evaluate and print the headline scores of every system."""
+    from unicross_jax.ablation import SHOWN
     from unicross_jax.evaluate import evaluate_run
 
     systems = evaluate_run(run_dir, split, limit, batch_size, beams)
-    shown = ("findings/F1", "coco/BLEU-1", "coco/BLEU-4", "coco/ROUGE-L", "distinct_outputs")
     for system, scores in systems.items():
-        values = (f"{name} {scores[name]['value'] or 0:.3f}" for name in shown if name in scores)
+        known = [name for name in SHOWN if name in scores and scores[name]["value"] is not None]
+        values = (f"{name} {scores[name]['value']:.3f}" for name in known)
         print(f"{system:>24}  " + "  ".join(values))
     print(f"page: {(run_dir / 'report.html').absolute()}", flush=True)
 

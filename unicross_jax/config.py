@@ -80,6 +80,7 @@ class RunConfig:
     max_length: int = 60  # tokens of a report with its start and end; a longer one is cut, and counted
     loss_chunk: int = 128  # positions of each row whose logits exist at one time
     beams: int = 3  # of generation; 1: greedy
+    length_penalty: float = 0.0  # of beams: log-probabilities are divided by length ** this; 0, the code's: their sum
     seed: int = 0
     tensorboard: bool = True  # write TensorBoard event files
     wandb_project: str = ""  # Weights & Biases project to send numbers to; "": none
@@ -109,7 +110,7 @@ PRESETS: dict[str, RunConfig] = {
         epochs=25,
     ),
     "mimic-cxr": RunConfig(
-        data=DataConfig(layout="prepared", cleaning="r2gen-mimic"),
+        data=DataConfig(layout="prepared", cleaning="r2gen-mimic", views=1),
         vocabulary=VocabularyConfig(minimum_count=10),
         model=ModelConfig(clip="", vision_layers=6, decoder_layers=6, dropout=0.1),
         optim=dataclasses.replace(PAPER, weight_decay=4e-5),

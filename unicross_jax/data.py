@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from common.data.cleaning import r2gen_clean_iu
 from common.data.clip_tokenizer import CanEncode, token_rows
 from common.data.images import GreyImage, augment, resize_crop, resize_shorter
 from common.data.packing import GlobalBatch
@@ -70,6 +71,8 @@ def encode_studies(
     A report that is cut has no end token: it would teach to stop too early.
     """
     known = [study.indication or prompt for study in studies]
+    if isinstance(clip_tokenizer, WordTokenizer):  # whose words are lower case, without full stops
+        known = [r2gen_clean_iu(text).removesuffix(" .") for text in known]
     conditions, ends = token_rows(clip_tokenizer, known, condition_length)
     conditions = conditions[:, : -(-int(ends.max() + 1) // 8) * 8]  # short indications cost what they are
     examples, cut = [], 0

@@ -2,9 +2,11 @@
 
 Systems: the model; the report of the training study whose images CLIP finds most alike; one constant report. Scores:
 text metrics, and for phantoms precision, recall and F1 over the CheXpert labels that the reports state or suspect, and
-clinical F1 by each convention (`common.metrics.clinical`). All with bootstrap intervals over studies.
+clinical F1 by each convention (`common.metrics.clinical`). All with bootstrap intervals over studies. Text metrics
+stand twice: against whole references, and against references cut as published figures cut them.
 """
 
+import itertools
 import json
 import shlex
 import sys
@@ -27,12 +29,13 @@ from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_report
 from common.metrics.studies import Scores, score_reports
+from common.metrics.text import evaluate_texts, one_line
 from common.models.clip import ModifiedResNet, normalise
 from common.report.environment import environment
 from common.report.page import Example as Shown
 from common.report.page import Page, write_report
 from unicross_jax.data import Example, read_parts, still_view
-from unicross_jax.report import Trained, Written, attention_of, load_trained, studies_of, write_reports
+from unicross_jax.report import Trained, Written, attention_of, load_trained, write_reports
 from unicross_jax.train import encode
 
 MODEL, NEAREST, CONSTANT = "this run", "nearest training study", "constant report"
@@ -61,7 +64,11 @@ def evaluate_run(
         CONSTANT: [constant_report([study.report for study in train.studies])] * len(part.studies),
     }
     phantoms = trained.config.data.layout == "phantom"
-    systems = {name: score_reports(texts, part.studies, phantoms) for name, texts in outputs.items()}
+    cut = cut_references(trained, examples)
+    systems = {
+        name: {**score_reports(texts, part.studies, phantoms), **cut_scores(texts, cut)}
+        for name, texts in outputs.items()
+    }
     write_rows(
         run_dir / "predictions.jsonl",
         [
@@ -73,6 +80,18 @@ def evaluate_run(
     (run_dir / "metrics.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_report(run_dir, page(trained, run_dir, part, examples, written, outputs, systems, split))
     return systems
+
+
+def cut_references(trained: Trained, examples: Sequence[Example]) -> list[str]:
+    """Reports as R2Gen's code and those that follow it score them: rare words unknown, ends cut at `max_length`."""
+    tokenizer = trained.task.tokenizer
+    return [one_line(tokenizer.decode([*example.tokens[1:], tokenizer.eos_id])) for example in examples]
+
+
+def cut_scores(texts: Sequence[str], references: Sequence[str]) -> Scores:
+    """BLEU and ROUGE-L against cut references, as "coco-cut/..."; higher than "coco/..." for reports that are cut."""
+    found = evaluate_texts([one_line(text) for text in texts], references, convention="coco")
+    return {f"coco-cut/{name.removeprefix('coco/')}": found[name] for name in found if name.startswith("coco/")}
 
 
 def shown_images(trained: Trained, part: Part, split: str, place: int) -> list[GreyImage]:
@@ -111,11 +130,10 @@ def embedded(trained: Trained, part: Part) -> Float[np.ndarray, "N E"]:
         return found / jnp.linalg.norm(found, axis=-1, keepdims=True)
 
     sums = np.zeros((len(part.studies), clip.embed_dim), np.float32)
-    waiting = [(place, image) for place in range(len(sums)) for image in part.images[place]]
-    for start in range(0, len(waiting), EMBEDDED_AT_ONCE):
-        batch = waiting[start : start + EMBEDDED_AT_ONCE]
+    each = ((place, view(image)) for place in range(len(sums)) for image in part.images[place])  # read as needed
+    while batch := list(itertools.islice(each, EMBEDDED_AT_ONCE)):
         stacked = np.zeros((EMBEDDED_AT_ONCE, clip.image_size, clip.image_size), np.uint8)
-        stacked[: len(batch)] = [view(image) for _, image in batch]
+        stacked[: len(batch)] = [image for _, image in batch]
         np.add.at(sums, [place for place, _ in batch], np.asarray(embed(stacked))[: len(batch)])
     return sums / np.linalg.norm(sums, axis=-1, keepdims=True)
 
@@ -140,8 +158,12 @@ def page(
     )
     count = len(part.studies)
     places = list(range(0, count, count // SHOWN | 1)[:SHOWN])
-    studies = studies_of(trained, examples, part.images, places, len(places))
-    attention = attention_of(trained, studies, [written[place] for place in places])
+    attention = attention_of(
+        trained,
+        [examples[place] for place in places],
+        [part.images[place] for place in places],
+        [written[place] for place in places],
+    )
     phantoms = trained.config.data.layout == "phantom"
     notes = [
         f"{count} {split} studies; best checkpoint: step {trained.step}.",

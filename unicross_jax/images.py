@@ -6,8 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from common.data.images import GreyImage, read_image, resize_shorter
 from common.data.studies import ImageStudy
 from common.errors import UserError
@@ -17,7 +15,8 @@ from common.report.page import Example as Shown
 from common.report.page import Page, render
 from common.weights import writing
 from unicross_jax.config import EMBEDDED_RUN
-from unicross_jax.report import Trained, attention_of, load_trained, studies_of, write_reports
+from unicross_jax.data import still_view
+from unicross_jax.report import Trained, Written, attention_of, load_trained, write_reports
 from unicross_jax.train import encode
 
 PHANTOMS_ONLY = (
@@ -60,8 +59,9 @@ def report_images(
         for image in group:
             if not Path(image).is_file():
                 raise UserError(f"{image}: no such file; expected a PNG or JPEG image")
-    if output is not None and output.exists():
-        raise UserError(f"{output}: exists already; remove it, or give another --output")
+            if image.encode(errors="replace").decode() != image:
+                raise UserError(f"{image!a}: its name is not UTF-8; rename the file")
+    check_outputs(output, page)
     trained = load_trained(EMBEDDED_RUN if checkpoint is None else checkpoint)
     if checkpoint is None:
         print(PHANTOMS_ONLY, file=sys.stderr, flush=True)
@@ -71,19 +71,20 @@ def report_images(
     ]
     studies = [ImageStudy(" ".join(group), (), "", indication) for group in groups]
     examples, _ = encode(trained.config, trained.task, studies)
-    written = list(write_reports(trained, examples, read))
+    written: list[Written] = []
     with row_writer(output) as write:
-        for group, report in zip(groups, written, strict=True):
+        for group, report in zip(groups, write_reports(trained, examples, read), strict=True):
             write({"images": list(group), "report": report.text})
-    batch = studies_of(trained, examples, read, range(len(groups)), len(groups))
-    attention = attention_of(trained, batch, written)
+            written.append(report)
+    attention = attention_of(trained, examples, read, written)
+    view = still_view(trained.config.data, trained.task.model.clip.image_size)
     shown = [
         Shown(
             ", ".join(Path(image).name for image in group),
             "",
             "",
             {"report": report.text},
-            images=list(batch.images[row][np.asarray(batch.view_mask[row])]),
+            images=[view(image) for image in read[row]],
             attention=attention[row],
         )
         for row, (group, report) in enumerate(zip(groups, written, strict=True))
@@ -92,6 +93,17 @@ def report_images(
     with writing(page.parent):
         page.write_text(html, encoding="utf-8")
     print(f"page: {page.absolute()}", file=sys.stderr, flush=True)
+
+
+def check_outputs(output: Path | None, page: Path) -> None:
+    """Raise UserError for files that could not be written in the end."""
+    if output is not None and output.exists():
+        raise UserError(f"{output}: exists already; remove it, or give another --output")
+    for file in (page, *([] if output is None else [output])):
+        if not file.parent.is_dir() or file.is_dir():
+            raise UserError(f"{file}: cannot be written; expected a file in a folder that exists")
+    if output is not None and output.absolute() == page.absolute():
+        raise UserError(f"{output}: --output and the page are the same file; give another --page")
 
 
 def _page(trained: Trained, shown: Sequence[Shown]) -> Page:

@@ -1,7 +1,7 @@
 """Reports for images with a trained model, and where it looked as it wrote each word."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from unicross_jax.backbone import ReportTokenizer, checkpoint_note, load_backbon
 from unicross_jax.config import RunConfig
 from unicross_jax.data import Example, stack_studies, still_view
 from unicross_jax.generate import make_generator
-from unicross_jax.model import Net, Studies, init_trainable, run_report
+from unicross_jax.model import Net, Studies, UniCrossConfig, init_trainable, run_report
 from unicross_jax.train import VOCABULARY_FILE, Task, make_task, own_names
 
 
@@ -76,8 +76,10 @@ def write_reports(
     settings = DecodeSettings(
         max_new_tokens=trained.config.max_length - 1,
         beams=trained.config.beams if beams is None else beams,
+        length_penalty=trained.config.length_penalty,
         stop_ids=(tokenizer.eos_id,),
-        forbidden_ids=tuple({tokenizer.pad_id, tokenizer.bos_id} - {tokenizer.eos_id}),
+        # CLIP pads with a token that is also a word.
+        forbidden_ids=tuple(id_ for id_ in {tokenizer.pad_id, tokenizer.bos_id} if not tokenizer.decode([id_])),
     )
     generator = make_generator(without_dropout(task.model), settings, tokenizer.bos_id)
     rows = max(min(batch_size, len(examples)), 1)
@@ -108,26 +110,36 @@ def studies_of(
 
 
 def attention_of(
-    trained: Trained, studies: Studies, written: Sequence[Written]
+    trained: Trained,
+    examples: Sequence[Example],
+    images: Sequence[tuple[GreyImage, ...]],
+    written: Sequence[Written],
+    batch_size: int = 32,
 ) -> list[list[tuple[str, Float[np.ndarray, "V h w"]]]]:
     """For each study the words of its report, and how much the model looked at each place of each view for them.
 
     The decoder's attention to the images as it wrote the word, a mean over layers and heads and over the pieces of a
     word; the class token's share is left out.
     """
-    tokenizer, side = trained.task.tokenizer, trained.task.model.clip.image_size
+    tokenizer, grid = trained.task.tokenizer, trained.task.model.clip.image_size // 16
     longest = max(1, *(len(report.token_ids) for report in written))
-    tokens = np.full((len(written), longest), tokenizer.pad_id, np.int32)
-    tokens[:, 0] = tokenizer.bos_id
-    for row, report in enumerate(written):
-        tokens[row, 1 : len(report.token_ids)] = report.token_ids[:-1]
-    weights = np.asarray(_memory_attention(trained, studies, tokens))
-    grid = side // 16
-    maps = weights.reshape(*weights.shape[:2], -1, grid, grid)
+    rows = min(batch_size, len(written))
+    program = _memory_attention(without_dropout(trained.task.model))
     found = []
-    for row, report in enumerate(written):
-        views = np.asarray(studies.view_mask[row])
-        found.append([(word, maps[row, start:end].mean(0)[views]) for word, start, end in words_of(tokenizer, report)])
+    for start in range(0, len(written), rows):
+        chosen = range(start, min(start + rows, len(written)))
+        studies = studies_of(trained, examples, images, chosen, rows)
+        tokens = np.full((rows, longest), tokenizer.pad_id, np.int32)
+        tokens[:, 0] = tokenizer.bos_id
+        reports = [written[number] for number in chosen]
+        for row, report in enumerate(reports):
+            tokens[row, 1 : len(report.token_ids)] = report.token_ids[:-1]
+        weights = np.asarray(program(trained.trainable, trained.task.frozen, studies, tokens))
+        maps = weights.reshape(*weights.shape[:2], -1, grid, grid)
+        for row, report in enumerate(reports):
+            views = np.asarray(studies.view_mask[row])
+            words = words_of(tokenizer, report)
+            found.append([(word, maps[row, first:end].mean(0)[views]) for word, first, end in words])
     return found
 
 
@@ -144,14 +156,14 @@ def words_of(tokenizer: ReportTokenizer, report: Written) -> Iterator[tuple[str,
             start, before = number + 1, now
 
 
-def _memory_attention(trained: Trained, studies: Studies, tokens: Int[np.ndarray, "B T"]) -> Float[Array, "B T V*N"]:
-    config = without_dropout(trained.task.model)
+def _memory_attention(config: UniCrossConfig) -> Callable[..., Float[Array, "B T V*N"]]:
+    """The decoder's attention to each place of the images, for trainable and frozen trees, studies and tokens."""
 
     @jax.jit
-    def run(trainable, frozen, studies, tokens):
+    def run(trainable: PyTree, frozen: PyTree, studies: Studies, tokens: Int[Array, "B T"]) -> Array:
         net = Net(trainable, frozen, config, record="decoder")
         run_report(net, studies, tokens, jnp.ones(tokens.shape, bool))
         (weights,) = net.recorded["layers"]["cross_attention"]["weights"]  # [L B H T M]
         return weights.mean((0, 2))[..., 1:]
 
-    return run(trained.trainable, trained.task.frozen, studies, tokens)
+    return run

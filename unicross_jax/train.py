@@ -1,6 +1,7 @@
 """Training UniCrossAdapter: `train_run` puts the engine around `unicross_jax.model.loss`."""
 
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,15 +64,20 @@ class Task(NamedTuple):
 
 def check_config(config: RunConfig) -> None:
     """Raise UserError for a number that makes no sense, before it does harm elsewhere."""
-    least = {name: 1 for name in POSITIVE} | {"max_length": 3, "max_steps": 0}
+    least = {name: 1 for name in POSITIVE} | {"max_length": 3, "max_steps": 0, "data.test_size": 0}
     values = {name: getattr(config, name) for name in least}
-    values |= {f"data.{name}": getattr(config.data, name) for name in ("views", "resize", "train_size")}
+    values |= {f"data.{name}": getattr(config.data, name) for name in ("views", "resize", "train_size", "test_size")}
     values |= {f"model.{name}": getattr(config.model, name) for name in ("heads", "vision_layers", "decoder_layers")}
     for name, value in values.items():
         if value < least.get(name, 1):
             raise UserError(f"{name}: {value} makes no sense; expected at least {least.get(name, 1)}")
+    if not math.isfinite(config.length_penalty):
+        raise UserError(f"length_penalty: {config.length_penalty} makes no sense; expected a finite number")
     if not 0 <= config.visual_rate < float("inf"):
         raise UserError(f"visual_rate: {config.visual_rate} makes no sense; expected a finite number from 0")
+    for name, highest in (("degrees", 180), ("brightness", 1)):
+        if not 0 <= (value := getattr(config.data, name)) <= highest:
+            raise UserError(f"data.{name}: {value} makes no sense; expected from 0 to {highest}")
     for name in ("dropout", "adapter_dropout"):
         if not 0 <= (rate := getattr(config.model, name)) < 1:
             raise UserError(f"model.{name}: {rate} makes no sense; expected from 0 to below 1")

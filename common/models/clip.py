@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import path_aware_map
 from jaxtyping import Array, Float, Int, UInt8
 
 from common.errors import UserError
@@ -349,8 +350,19 @@ def halved(x: Float[Array, "B H W C"]) -> Float[Array, "B H/2 W/2 C"]:
 
 
 def init_params(config: ClipConfig, key: Array) -> PyTree:
-    """Random parameters, for tests, benchmarks and training from scratch (see `random_params`)."""
+    """Random parameters, for tests, benchmarks and training from scratch (see `random_params`).
+
+    A residual block adds a tenth of what it could (nothing in OpenAI's start), or each would double the variance of the
+    features: there is no normalisation that takes it away.
+    """
     images = jnp.zeros((1, config.image_size, config.image_size, 3))
     shapes = jax.eval_shape(Clip(config).init, key, images, jnp.zeros((1, 2), jnp.int32))["params"]
     logit_scale = jnp.full((), math.log(1 / 0.07), config.param_dtype)
-    return {**random_params(shapes, key), "logit_scale": logit_scale}
+    params = random_params(shapes, key)
+
+    def started(path: tuple[Any, ...], leaf: Array) -> Array:
+        adds = path[-2:] == ("conv3", "scale") and len(path) > 3  # not the stem's
+        return 0.1 * leaf if adds else leaf
+
+    params = path_aware_map(started, params)
+    return {**params, "logit_scale": logit_scale}

@@ -4,6 +4,7 @@ A LoRA adapter is a variable collection of its own (`lora`) that mirrors the pat
 `Dense` adds it where it finds one, so a model runs with any subset of its layers adapted, or with none.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -131,6 +132,10 @@ def random_params(shapes: PyTree, key: Array, by_fan_in: bool = False) -> PyTree
     normal with 0.02, or matrices (`by_fan_in`) with variance 1 / fan-in, which learns sooner where models are small.
     All come from one draw: XLA for CPUs takes seconds to compile one, and there are a hundred leaves.
     """
+    return jax.jit(functools.partial(_drawn, shapes, by_fan_in))(key)
+
+
+def _drawn(shapes: PyTree, by_fan_in: bool, key: Array) -> PyTree:
     leaves = flatten_dict(shapes, sep="/")
     drawn = {path: leaf.size for path, leaf in leaves.items() if not path.endswith(("scale", "bias"))}
     numbers = jnp.split(jax.random.normal(key, (sum(drawn.values()),)), np.cumsum([*drawn.values()])[:-1])

@@ -12,12 +12,16 @@ def as_markdown(table: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequenc
     Means over seeds, and behind them the 95% interval: of several seeds the t interval of their mean; of one, that
     which came with the score. Scores that no system has are left out.
     """
-    names = [name for name in names if any(name in scores for rows in table.values() for scores in rows)]
+    names = [name for name in names if any(_known(scores, name) for rows in table.values() for scores in rows)]
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for system, rows in table.items():
-        cells = [_cell([row[name] for row in rows if name in row]) for name in names]
+        cells = [_cell([row[name] for row in rows if _known(row, name)]) for name in names]
         lines.append(f"| {system} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _known(scores: Mapping[str, Any], name: str) -> bool:
+    return name in scores and scores[name]["value"] is not None
 
 
 def _cell(scores: Sequence[Any]) -> str:

@@ -1,6 +1,8 @@
 """`unicross train | evaluate | report` end to end on phantoms, killed and continued, and refused by bad input."""
 
 import json
+import os
+import shutil
 import signal
 import time
 from html.parser import HTMLParser
@@ -11,9 +13,12 @@ import pytest
 from PIL import Image
 
 from common.data.phantom import make_phantom
+from common.data.studies import ImageStudy
+from common.data.tokenizers import build_word_tokenizer
 from common.metrics.text import evaluate_texts
 from common.models.clip_weights import load_clip
 from tests.unicross_jax.runs import arguments, log, make_clip, start, unicross
+from unicross_jax.data import encode_studies
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +76,14 @@ def test_an_evaluation_stands_beside_its_baselines_and_scores_what_it_wrote_down
     again = evaluate_texts([row["prediction"] for row in rows], [row["reference"] for row in rows])
     assert metrics["systems"]["this run"]["coco/BLEU-1"]["value"] == pytest.approx(again["coco/BLEU-1"]["value"])
     assert metrics["systems"]["constant report"]["distinct_outputs"]["value"] == 0.25
+    known = {*json.loads((trained / "vocabulary.json").read_text())["words"]}
+    cut = [  # 20 tokens are start and 19 words
+        " ".join(word if word in known else "<unk>" for word in row["reference"].split()[:19]) for row in rows
+    ]
+    again = evaluate_texts([row["prediction"] for row in rows], cut)
+    for name in ("BLEU-1", "BLEU-4", "ROUGE-L"):
+        found = metrics["systems"]["this run"][f"coco-cut/{name}"]["value"]
+        assert found == pytest.approx(again[f"coco/{name}"]["value"])
     page = (trained / "report.html").read_text()
     assert "Where the model looked" in page
     assert "<script" not in page
@@ -145,6 +158,12 @@ def refused(capsys):
         ({"model__dropout": 1.0}, ["model.dropout"]),
         ({"visual_rate": -1.0}, ["visual_rate", "from 0"]),
         ({"data__views": 0}, ["data.views", "at least 1"]),
+        ({"data__degrees": -5.0}, ["data.degrees", "from 0 to 180"]),
+        ({"data__brightness": "nan"}, ["data.brightness", "from 0 to 1"]),
+        ({"optim__b1": 2.0}, ["optim.b1", "below 1"]),
+        ({"optim__weight_decay": "nan"}, ["optim.weight_decay", "finite"]),
+        ({"length_penalty": "inf"}, ["length_penalty", "finite"]),
+        ({"data__test_size": -1}, ["data.test_size", "at least 0"]),
         ({"data__layout": "annotation"}, ["data.source", "not given"]),
         ({"data__layout": "prepared", "data__source": "nowhere"}, ["nowhere", "no data set"]),
         ({"data__validation_size": 0}, ["validation", "at least one"]),
@@ -173,6 +192,60 @@ def test_another_clip_than_the_run_was_trained_on_is_refused_by_name(refused, tr
         (trained / "config.json").write_text(saved)
     assert "other-clip" in error
     assert "sha256" in error
+
+
+def test_a_checkpoint_of_another_shape_than_the_config_is_refused_by_name(refused, trained):
+    saved = (trained / "config.json").read_text()
+    config = json.loads(saved)
+    config["model"]["decoder_layers"] += 1
+    try:
+        (trained / "config.json").write_text(json.dumps(config))
+        error = refused(["evaluate", "--run-dir", str(trained)])
+    finally:
+        (trained / "config.json").write_text(saved)
+    assert str(trained / "checkpoints") in error
+    assert "shapes" in error
+
+
+def test_an_ablation_takes_no_result_of_another_config(refused, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "full-model-0")
+    words = ["ablation", "--preset", "iu-xray", "--data.source", "none", "--directory", str(tmp_path)]
+    assert "another config" in refused(words)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["--output", "nowhere/out.jsonl"], ["nowhere", "folder"]),
+        (["--output", "out.jsonl", "--page", "nowhere/out.html"], ["nowhere", "folder"]),
+        (["--output", "out.html"], ["out.html", "the same file"]),
+    ],
+)
+def test_outputs_that_could_not_be_written_are_refused_first(refused, images, tmp_path, monkeypatch, files, words):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    error = refused(["report", *images, *files])
+    assert all(word in error for word in words), error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_file_name_that_is_no_text_is_refused(refused, images, tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    shutil.copy(images[0], name)
+    assert "not UTF-8" in refused(["report", name, "--output", str(tmp_path / "out.jsonl")])
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_an_indication_is_read_as_the_words_that_clip_knows():
+    words = build_word_tokenizer(["shortness of breath"], 1)
+
+    def condition(indication):
+        study = ImageStudy("1", (), "clear .", indication)
+        (example,), _ = encode_studies([study], words, words, prompt="", max_length=9, condition_length=8)
+        return example.condition.tolist()
+
+    assert condition("Shortness of breath.") == condition("shortness of breath")
+    assert words.unk_id not in condition("Shortness of breath.")
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "cut", "animated", "pattern"])
