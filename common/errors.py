@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from common.devices import prefer_what_is_there
+from common.devices import join_hosts, prefer_what_is_there
 
 
 class UserError(Exception):
@@ -23,9 +23,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
-    """Run a command; a UserError becomes one line on standard error and exit code 2."""
+    """Run a command, with other hosts if the environment names some.
+
+    A UserError becomes one line on standard error and exit code 2.
+    """
     prefer_what_is_there()
     try:
+        try:
+            join_hosts()
+        except (ValueError, RuntimeError) as error:
+            raise UserError(str(error)) from error
         code = main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)

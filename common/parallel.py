@@ -99,8 +99,20 @@ def shardings(tree: PyTree, layout: Layout, rules: Rules) -> PyTree:
 
 
 def place(tree: PyTree, layout: Layout, rules: Rules = ()) -> PyTree:
-    """Put a tree on the devices, once, in the shardings of `rules`."""
-    return jax.device_put(tree, shardings(tree, layout, rules))
+    """Put a tree, the same in every process, on the devices, once, in the shardings of `rules`."""
+    where = shardings(tree, layout, rules)
+    return jax.device_put(tree, where) if jax.process_count() == 1 else jax.tree.map(_place_global, tree, where)
+
+
+def _place_global(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """Each process puts its part on its devices; `device_put` would ask it to reach those of others."""
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        words = _place_global(jax.random.key_data(leaf), NamedSharding(sharding.mesh, PartitionSpec()))
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
 
 
 def gathered(tree: PyTree, dtype: DTypeLike, rules: Rules) -> PyTree:
@@ -148,7 +160,7 @@ def place_batch(batch: PyTree, layout: Layout) -> PyTree:
 def compile_step(make_step: Callable[[str | None], TrainStep], layout: Layout) -> TrainStep:
     """The step as it runs: `make_step` is given the axis name to reduce over (pmap) or None. The state is donated."""
     if layout.mode == "pmap":
-        return jax.pmap(
+        step = jax.pmap(
             make_step(PMAP_AXIS),
             axis_name=PMAP_AXIS,
             in_axes=(None, None, 0, None),
@@ -156,6 +168,7 @@ def compile_step(make_step: Callable[[str | None], TrainStep], layout: Layout) -
             devices=list(layout.mesh.devices.flat),
             donate_argnums=0,
         )
+        return step if jax.process_count() == 1 else _with_global_state(step, layout)
     compiled: dict[tuple, TrainStep] = {}
 
     def run(state: PyTree, frozen: PyTree, batch: PyTree, rng: jax.Array):
@@ -165,6 +178,21 @@ def compile_step(make_step: Callable[[str | None], TrainStep], layout: Layout) -
             compiled[()] = jax.jit(make_step(None), donate_argnums=0, out_shardings=(kept, None))
         with layout.context():
             return compiled[()](state, frozen, batch, rng)
+
+    return run
+
+
+def _with_global_state(step: TrainStep, layout: Layout) -> TrainStep:
+    """Of several hosts, pmap gives each its own copies; checkpoints need arrays that belong to all of them."""
+    everywhere = NamedSharding(layout.mesh, PartitionSpec())
+
+    def one(leaf: jax.Array) -> jax.Array:
+        copies = [shard.data for shard in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, everywhere, copies)
+
+    def run(state: PyTree, frozen: PyTree, batch: PyTree, rng: jax.Array):
+        state, metrics = step(state, frozen, batch, rng)
+        return jax.tree.map(one, state), metrics
 
     return run
 

@@ -64,10 +64,11 @@ class Task(NamedTuple):
 
 def check_config(config: RunConfig) -> None:
     """Raise UserError for a number that makes no sense, before it does harm elsewhere."""
-    least = {name: 1 for name in POSITIVE} | {"max_length": 3, "max_steps": 0, "data.test_size": 0}
+    least = {name: 1 for name in POSITIVE} | {"max_length": 3, "max_steps": 0}
     values = {name: getattr(config, name) for name in least}
     values |= {f"data.{name}": getattr(config.data, name) for name in ("views", "resize", "train_size", "test_size")}
     values |= {f"model.{name}": getattr(config.model, name) for name in ("heads", "vision_layers", "decoder_layers")}
+    least["data.test_size"] = 0
     for name, value in values.items():
         if value < least.get(name, 1):
             raise UserError(f"{name}: {value} makes no sense; expected at least {least.get(name, 1)}")
