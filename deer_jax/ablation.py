@@ -23,6 +23,7 @@ from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, SFT_PRESETS, RlConfig, S
 from deer_jax.ddsampling import Strategy
 from deer_jax.held_out import Reports, baselines, held_out_reports, sampling, score_model, score_systems
 from deer_jax.labeler import load_labeler
+from deer_jax.proportion import draw_proportions
 from deer_jax.rl_run import train_run as run_rl
 from deer_jax.sample import sample_run
 from deer_jax.select import choose, read_studies
@@ -101,6 +102,10 @@ def main(arguments: list[str]) -> None:
     table = run_ablation(config, sft, chosen.preset, chosen.directory, rows, chosen.seeds)
     (chosen.directory / f"{arguments[0]}.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     print(as_markdown(table, SHOWN), flush=True)
+    if arguments[0] == "proportion":
+        curve = chosen.directory / "proportion.svg"
+        draw_proportions(table, curve, level=SFT)
+        print(f"curve: {curve}", flush=True)
 
 
 def run_ablation(

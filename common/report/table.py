@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 
 def as_markdown(table: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) -> str:
@@ -24,14 +25,19 @@ def _known(scores: Mapping[str, Any], name: str) -> bool:
     return name in scores and scores[name]["value"] is not None
 
 
+def mean_interval(scores: Sequence[Mapping[str, float]]) -> tuple[float, float, float]:
+    """(mean, low, high) of one score, once a seed: the 95% t interval of several, of one its own."""
+    values = np.array([score["value"] for score in scores], float)
+    if len(values) == 1:
+        return values[0], scores[0].get("low", np.nan), scores[0].get("high", np.nan)
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return values.mean(), values.mean() - half, values.mean() + half
+
+
 def _cell(scores: Sequence[Any]) -> str:
     if not scores:
         return ""
-    values = np.array([score["value"] for score in scores], float)
-    if len(values) == 1:
-        low, high = scores[0].get("low"), scores[0].get("high")
-        return f"{values[0]:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
-    from scipy.stats import t
-
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{values.mean():.3f} ± {half:.3f}"
+    mean, low, high = mean_interval(scores)
+    if len(scores) > 1:
+        return f"{mean:.3f} ± {high - mean:.3f}"
+    return f"{mean:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
