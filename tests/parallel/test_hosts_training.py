@@ -15,25 +15,28 @@ STEPS = 4
 OPTIONS = {"pmap": {"parallel": "pmap"}, "mesh": {"parallel": "mesh", "mesh__data": 1, "mesh__fsdp": -1}}
 
 
-def start(material, run_dir, devices: int, hosts: str, mode: str) -> subprocess.Popen[str]:
+def trained(material, run_dir, mode: str, devices: int, hosts: list[str]) -> list[dict]:
+    """The log of a run of one process for each of `hosts`."""
     words = material.train(run_dir, max_steps=STEPS, micro_batch=1, evaluate_every=STEPS, **OPTIONS[mode])
-    environment = {**os.environ, "XLA_FLAGS": QUICK, "JAX_NUM_CPU_DEVICES": str(devices), "MEDREPORT_HOSTS": hosts}
-    return subprocess.Popen(
-        [sys.executable, "-m", "retsta_jax.cli", *words],
-        cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def finished(process: subprocess.Popen[str]) -> None:
-    _, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
+    environment = {**os.environ, "XLA_FLAGS": QUICK, "JAX_NUM_CPU_DEVICES": str(devices)}
+    processes, errors = [], [run_dir.with_name(f"{number}.err") for number in range(len(hosts))]
+    for host, file in zip(hosts, errors, strict=True):
+        with file.open("w") as error:
+            command = [sys.executable, "-m", "retsta_jax.cli", *words]
+            own = {**environment, "MEDREPORT_HOSTS": host}
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=own, stdout=subprocess.DEVNULL, stderr=error))
+    try:
+        for process, file in zip(processes, errors, strict=True):
+            assert process.wait(timeout=300) == 0, file.read_text()
+    finally:
+        for process in processes:
+            process.kill()
+    return read_rows(run_dir / "metrics.jsonl")
 
 
 @pytest.fixture(scope="module")
 def alone(material, tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("alone") / "run"
-    finished(start(material, run_dir, 4, "", "pmap"))
-    return read_rows(run_dir / "metrics.jsonl")
+    return trained(material, tmp_path_factory.mktemp("alone") / "run", "pmap", 4, [""])
 
 
 @pytest.mark.parametrize("mode", OPTIONS)
@@ -41,9 +44,7 @@ def test_two_processes_train_one_run(material, alone, tmp_path, mode):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    for process in [start(material, tmp_path / "run", 2, f"{address},2,{number}", mode) for number in (0, 1)]:
-        finished(process)
-    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    rows = trained(material, tmp_path / "run", mode, 2, [f"{address},2,{number}" for number in (0, 1)])
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     for row, expected in zip(rows, alone, strict=True):
         for name in ("loss", "grad_norm", "weight"):
