@@ -115,6 +115,8 @@ def train(
             evaluate = last or index % evaluate_every == 0
             if not (evaluate or stop or index % checkpoint_every == 0):
                 continue
+            # What follows compiles programs. On CPUs a step that waits for other hosts holds the threads that compile.
+            jax.block_until_ready(metrics)
             extra: dict[str, Any] = {}
             if evaluate:
                 extra["val/loss"] = validation_loss(state)
