@@ -22,7 +22,7 @@ from common.report.table import as_markdown
 from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, SFT_PRESETS, RlConfig, SftConfig
 from deer_jax.ddsampling import Strategy
 from deer_jax.held_out import Reports, baselines, held_out_reports, sampling, score_model, score_systems
-from deer_jax.labeler import load_labeler
+from deer_jax.rl_run import reward_labeler
 from deer_jax.rl_run import train_run as run_rl
 from deer_jax.sample import sample_run
 from deer_jax.select import choose, read_studies
@@ -118,9 +118,7 @@ def run_ablation(
     check_run_directory(directory / "sft", sft)
     if not start.is_dir():
         run_sft(sft, directory / "sft")
-    labeler = None
-    if config.reward.labeler:
-        labeler = load_labeler(config.reward.labeler, config.reward.labeler_tokenizer or None)
+    labeler = reward_labeler(config.reward)
     parts = read_parts(dataclasses.replace(config.data, ids=""), Quarantine())
     if "test" not in parts:
         raise UserError(f"{PROGRAM}: the data has no test part, on which the rows would be compared")

@@ -23,7 +23,7 @@ from deer_jax.judge import score_function
 from deer_jax.labeler import Labeler, label_texts, load_labeler
 from deer_jax.rewards import bleu2, label_f1
 from deer_jax.token_weights import STRENGTH, Group, Rollout, weights_of
-from deer_jax.weights import read_groups, rollout_reader, vocabulary_directory
+from deer_jax.weights import read_groups, rollout_reader
 
 PROGRAM = "deer analyse"
 SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?\n]+|$)")
@@ -51,10 +51,9 @@ def main(arguments: list[str]) -> None:
     if chosen.what != "rewards" and chosen.tokenizer is None:
         raise UserError(f"{PROGRAM} {chosen.what}: --tokenizer DIR is missing; name the policy's")
     rows = read_rows(chosen.file, {"id": str | int, "reference": str, "rollouts": list})
-    vocabulary = chosen.labeler_tokenizer
-    if vocabulary is None:
-        vocabulary = vocabulary_directory(Path(chosen.labeler), chosen.tokenizer or chosen.file.parent)
-    labeler = load_labeler(chosen.labeler, vocabulary)
+    labeler = load_labeler(
+        chosen.labeler, chosen.labeler_tokenizer, option="--labeler-tokenizer", policy=chosen.tokenizer
+    )
     if chosen.what == "rewards":
         table = rewards(rows, labeler, chosen.gamma, selected_ids(chosen.selected))
         write_out(json.dumps(table, indent=2), chosen.output)

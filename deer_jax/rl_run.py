@@ -64,12 +64,19 @@ def check_config(config: RlConfig) -> None:
         raise UserError("reward: expected an end in phase_ends for each phase of gammas but the last, in rising order")
 
 
+def reward_labeler(reward: RewardConfig) -> Labeler | None:
+    """The labeler that rewards are given by, where one is named. Raises UserError."""
+    if not reward.labeler:
+        return None
+    return load_labeler(reward.labeler, reward.labeler_tokenizer or None, option="--reward.labeler-tokenizer")
+
+
 def make_scores(reward: RewardConfig, labeler: Labeler | None, stop_ids: tuple[int, ...]):
     """The score function of the token weights, and the strength by which they are multiplied. Raises UserError."""
     strength = STRENGTH.get(reward.weights, 1.0) if reward.strength < 0 else reward.strength
     if ":" in reward.weights:
         return load_function(reward.weights, "--reward.weights"), strength
-    return score_function(reward.weights, labeler, stop_ids, reward.uncertain), strength
+    return score_function(reward.weights, labeler, stop_ids, reward.uncertain, option="--reward.labeler"), strength
 
 
 def judge_of(config: RlConfig, part: Part, labeler: Labeler | None, stop_ids: tuple[int, ...]) -> Judge:
@@ -85,6 +92,7 @@ def judge_of(config: RlConfig, part: Part, labeler: Labeler | None, stop_ids: tu
         gamma=lambda step: phase_gamma(reward.gammas, reward.phase_ends, step / config.steps),
         reward=own,
         names=(f"--reward.function {reward.function}", f"--reward.weights {reward.weights}"),
+        option="--reward.labeler",
     )
 
 
@@ -148,9 +156,8 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         check_run_directory(run_dir, config)
     layout = make_layout(config.parallel, config.mesh)
     accumulate = accumulation(config, layout)
-    labeler = None
-    if config.reward.labeler:
-        labeler = spread(load_labeler(config.reward.labeler, config.reward.labeler_tokenizer or None))
+    labeler = reward_labeler(config.reward)
+    labeler = None if labeler is None else spread(labeler)
     quarantine = Quarantine()
     parts = load_studies(config.data, quarantine)
     base = load_base(config.model, config.data.side, config.instruction, layout)

@@ -73,7 +73,8 @@ def sample_run(config: SampleConfig, output: Path) -> None:
         raise UserError(f"batch_size: {config.batch_size} studies do not split over {layout.row_shards} devices")
     labeler = None
     if config.labeler:
-        labeler = spread(load_labeler(config.labeler, config.labeler_tokenizer or None))
+        vocabulary = config.labeler_tokenizer or None
+        labeler = spread(load_labeler(config.labeler, vocabulary, option="--labeler-tokenizer"))
     base = load_base(config.model, config.data.side, config.instruction, layout)
     found = sampled_texts(config, base, part, range(done, count), layout)
     if jax.process_index() > 0:

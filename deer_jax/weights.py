@@ -11,7 +11,7 @@ from common.errors import Parser, UserError
 from common.jsonl import read_rows, row_writer, rows_done
 from deer_jax import labeler as wordpiece
 from deer_jax.judge import score_function
-from deer_jax.labeler import Labeler, label_texts, load_labeler
+from deer_jax.labeler import VOCABULARY, WHOLE, Labeler, label_texts, load_labeler
 from deer_jax.rewards import load_function
 from deer_jax.token_weights import (
     STRENGTH,
@@ -24,7 +24,6 @@ from deer_jax.token_weights import (
 )
 
 TOGETHER = 16  # rows whose rollouts go through the labeler at once
-VOCABULARY = "vocab.txt"
 
 DESCRIPTION = """Token weights w = 1 + strength * score of rollouts (DEER Eq. 8 and 12). Rows {"id", "reference",
 "rollouts": [text, ...]} become, in order, rows {"id", "rollouts": [{"text", "tokens", "token_ids", "spans", "scores",
@@ -61,8 +60,9 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"deer weights: --strength {strength} is not finite")
     labeler = None
     if chosen.labeler is not None:
-        vocabulary = chosen.labeler_tokenizer or vocabulary_directory(Path(chosen.labeler), chosen.tokenizer)
-        labeler = load_labeler(chosen.labeler, vocabulary)
+        labeler = load_labeler(
+            chosen.labeler, chosen.labeler_tokenizer, option="--labeler-tokenizer", policy=chosen.tokenizer
+        )
     read, stop_ids = rollout_reader(chosen.tokenizer)
     if ":" in chosen.method:
         scores: ScoreFunction = load_function(chosen.method, "--method")
@@ -121,7 +121,7 @@ def rollout_reader(directory: Path) -> tuple[Callable[[str], Rollout], tuple[int
 
     A directory with nothing but a WordPiece vocabulary is read as the labeler reads it. Raises UserError.
     """
-    if (directory / VOCABULARY).is_file() and not (directory / "tokenizer.json").is_file():
+    if (directory / VOCABULARY).is_file() and not (directory / WHOLE).is_file():
         pieces = wordpiece.load_tokenizer(directory)
 
         def read_pieces(text: str) -> Rollout:
@@ -131,10 +131,3 @@ def rollout_reader(directory: Path) -> tuple[Callable[[str], Rollout], tuple[int
         return read_pieces, ()
     tokenizer = load_tokenizer(directory)
     return lambda text: read_rollout(tokenizer.encode(text), tokenizer), tokenizer.stop_ids
-
-
-def vocabulary_directory(labeler: Path, tokenizer: Path) -> Path | None:
-    """Where the vocabulary of a labeler that is a single file lies: beside it, else with the policy's tokenizer."""
-    if not labeler.is_file():
-        return None
-    return next((place for place in (labeler.parent, tokenizer) if (place / VOCABULARY).is_file()), None)

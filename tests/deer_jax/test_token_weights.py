@@ -168,7 +168,8 @@ def test_the_command_takes_a_function_of_ones_own(tmp_path, capsys, monkeypatch)
     [
         (["--method", "nosuch"], "uniform, tfidf, gradient"),
         (["--method", "nosuch:function"], "--method"),
-        (["--method", "gradient"], "--labeler"),
+        (["--method", "gradient"], "name one with --labeler"),
+        (["--method", "gradient", "--labeler", __file__], "with --labeler-tokenizer"),
         (["--method", "tfidf", "--strength", "nan"], "finite"),
     ],
 )
