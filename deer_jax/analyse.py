@@ -4,6 +4,7 @@ All read rollouts, rows {"id", "reference", "rollouts": [text, ...]} as `deer sa
 paper's Table 6, `rewards` its Table 7, `page` its Figure 3.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -14,19 +15,19 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from common.errors import Parser, UserError
-from common.jsonl import read_rows
 from common.metrics.bootstrap import mean_measure, summarize
 from common.metrics.clinical import BLANK, POSITIVE
 from common.weights import writing
 from deer_jax.ddsampling import reward_statistics
 from deer_jax.judge import score_function
-from deer_jax.labeler import Labeler, label_texts, load_labeler
+from deer_jax.labeler import Labeler, classes_of_groups, label_texts, load_labeler
 from deer_jax.rewards import bleu2, label_f1
 from deer_jax.token_weights import STRENGTH, Group, Rollout, weights_of
-from deer_jax.weights import read_groups, rollout_reader
+from deer_jax.weights import read_groups, read_rollout_rows, rollout_reader
 
 PROGRAM = "deer analyse"
-SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?\n]+|$)")
+# Up to [.!?] before white space, or a newline; marks and spaces at either end of a text belong to the sentence there.
+SENTENCE = re.compile(r"[\s.!?]*[^\s.!?].*?(?:[.!?]+(?=\s|\Z)|\n+|\Z)(?:[\s.!?]+\Z)?|[\s.!?]+", re.DOTALL)
 MASK = "[MASK]"
 
 
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{PROGRAM}: --share is above 0 up to 1, --limit at least 1")
     if chosen.what != "rewards" and chosen.tokenizer is None:
         raise UserError(f"{PROGRAM} {chosen.what}: --tokenizer DIR is missing; name the policy's")
-    rows = read_rows(chosen.file, {"id": str | int, "reference": str, "rollouts": list})
+    rows = read_rollout_rows(chosen.file)
     labeler = load_labeler(
         chosen.labeler, chosen.labeler_tokenizer, option="--labeler-tokenizer", policy=chosen.tokenizer
     )
@@ -142,8 +143,8 @@ def rewards(
     """Table 7: the rewards of Eq. 1 within groups, of all studies and of the selected ones."""
     expected = label_texts(labeler, [row["reference"] for row in rows]).classes
     found = []
-    for row, classes in zip(rows, expected, strict=True):
-        own = label_texts(labeler, row["rollouts"]).classes
+    each = classes_of_groups(labeler, [row["rollouts"] for row in rows])
+    for row, classes, own in zip(rows, expected, each, strict=True):
         f1 = label_f1(own, np.broadcast_to(classes, own.shape))
         found.append(f1 + gamma * bleu2(row["rollouts"], [row["reference"]] * len(own)))
     result: dict[str, Any] = {"studies": len(rows), "all": reward_statistics(found)}
@@ -165,10 +166,11 @@ def token_page(
     weights = weights_of(scores, STRENGTH[method])
     most = max((float(own.max(initial=1)) for group in weights for own in group), default=1.0)
     studies = []
+    texts = [text for group in groups for text in (group.reference, *(rollout.text for rollout in group.rollouts))]
+    parts = iter(sentences(texts, labeler))
     for id_, group, own in zip(ids, groups, weights, strict=False):
         shown = [tokens_of(rollout, values, most) for rollout, values in zip(group.rollouts, own, strict=True)]
-        texts = [group.reference, *(rollout.text for rollout in group.rollouts)]
-        reference, *reports = [sentences(text, labeler) for text in texts]
+        reference, *reports = itertools.islice(parts, 1 + len(group.rollouts))
         rollouts = [with_tokens(*pair) for pair in zip(reports, shown, strict=True)]
         studies.append({"id": id_, "reference": reference, "rollouts": rollouts})
     names = {finding for study in studies for part in study["reference"] for finding in part["findings"]}
@@ -182,20 +184,21 @@ def token_page(
     return template.render(studies=studies, colours=colours, method=method, most=most, count=max(len(colours), 1))
 
 
-def sentences(text: str, labeler: Labeler) -> list[dict[str, Any]]:
-    """The sentences of a text with their places, and what the labeler finds mentioned in each."""
-    found = list(SENTENCE.finditer(text))
-    if not found:
-        return []
-    classes = label_texts(labeler, [sentence[0] for sentence in found]).classes
+def sentences(texts: Sequence[str], labeler: Labeler) -> list[list[dict[str, Any]]]:
+    """The sentences of each text with their places, and what the labeler finds mentioned in each."""
+    found = [list(SENTENCE.finditer(text)) for text in texts]
+    classes = classes_of_groups(labeler, [[sentence[0] for sentence in own] for own in found])
     return [
-        {
-            "text": sentence[0],
-            "start": sentence.start(),
-            "end": sentence.end(),
-            "findings": [labeler.config.labels[place] for place in np.flatnonzero(own != BLANK)],
-        }
-        for sentence, own in zip(found, classes, strict=True)
+        [
+            {
+                "text": sentence[0],
+                "start": sentence.start(),
+                "end": sentence.end(),
+                "findings": [labeler.config.labels[place] for place in np.flatnonzero(own != BLANK)],
+            }
+            for sentence, own in zip(*pair, strict=True)
+        ]
+        for pair in zip(found, classes, strict=True)
     ]
 
 

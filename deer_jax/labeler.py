@@ -223,6 +223,12 @@ def label_texts(labeler: Labeler, texts: Sequence[str], batch_size: int = 32) ->
     return Labels(logits.argmax(-1).astype(np.int8), logits, sum(encoded.cut))
 
 
+def classes_of_groups(labeler: Labeler, groups: Sequence[Sequence[str]]) -> list[Int[np.ndarray, "G K"]]:
+    """The classes of the texts of each group, all of them labelled together: full batches, whatever the groups."""
+    classes = label_texts(labeler, [text for group in groups for text in group]).classes
+    return np.split(classes, np.cumsum([len(group) for group in groups])[:-1]) if groups else []
+
+
 def token_batches(
     labeler: Labeler, encoded: Encoded, batch_size: int
 ) -> Iterator[tuple[list[int], Int[Array, "B S"], Bool[Array, "B S"]]]:

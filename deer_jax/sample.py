@@ -17,7 +17,7 @@ from common.metrics.clinical import POSITIVE
 from common.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
 from deer_jax.config import SAMPLE_PRESETS, SampleConfig
 from deer_jax.ditpo import PolicyParams
-from deer_jax.labeler import Labeler, label_texts, load_labeler, spread
+from deer_jax.labeler import Labeler, classes_of_groups, load_labeler, spread
 from deer_jax.rl import StudyBatch, read_groups
 from deer_jax.stage import Base, decode_settings, load_base
 from deer_jax.studies import prompt_length, read_parts, study_prompts
@@ -82,23 +82,27 @@ def sample_run(config: SampleConfig, output: Path) -> None:
             pass
         return
     with row_writer(output) as write:
-        for study, texts in found:
-            write(row_of(part, study, texts, labeler))
+        for sampled in found:
+            for row in rows_of(part, sampled, labeler):
+                write(row)
 
 
-def row_of(part: Part, study: int, texts: Sequence[str], labeler: Labeler | None) -> dict[str, Any]:
-    """What is written of a study."""
-    row: dict[str, Any] = {"id": part.studies[study].id, "reference": part.studies[study].report}
-    row |= {"prediction": texts[0]} if len(texts) == 1 else {"rollouts": list(texts)}
+def rows_of(part: Part, sampled: Sequence[tuple[int, list[str]]], labeler: Labeler | None) -> list[dict[str, Any]]:
+    """What is written of the studies of a batch."""
+    rows: list[dict[str, Any]] = []
+    for study, texts in sampled:
+        row: dict[str, Any] = {"id": part.studies[study].id, "reference": part.studies[study].report}
+        rows.append(row | ({"prediction": texts[0]} if len(texts) == 1 else {"rollouts": texts}))
     if labeler is not None:
-        row["labels"] = (label_texts(labeler, texts).classes == POSITIVE).astype(int).tolist()
-    return row
+        for row, classes in zip(rows, classes_of_groups(labeler, [texts for _, texts in sampled]), strict=True):
+            row["labels"] = (classes == POSITIVE).astype(int).tolist()
+    return rows
 
 
 def sampled_texts(
     config: SampleConfig, base: Base, part: Part, studies: range, layout: Layout
-) -> Iterator[tuple[int, list[str]]]:
-    """Each study and its reports, in order. A study's reports depend on its number and the seed alone.
+) -> Iterator[list[tuple[int, list[str]]]]:
+    """Of each batch the studies and their reports, in order. These depend on a study's number and the seed alone.
 
     Under several processes all must exhaust it.
     """
@@ -121,5 +125,6 @@ def sampled_texts(
             gathered = multihost_utils.process_allgather(written)
             written = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), gathered)
         groups = read_groups(written, base.tokenizer)
-        for study, group in zip(range(start, min(start + config.batch_size, studies.stop)), groups, strict=False):
-            yield study, [rollout.text for rollout in group]
+        numbers = range(start, min(start + config.batch_size, studies.stop))  # what fills up the last batch falls off
+        texts = ([rollout.text for rollout in group] for group in groups)
+        yield list(zip(numbers, texts, strict=False))

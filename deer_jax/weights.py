@@ -51,10 +51,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--uncertain", action="store_true", help="gradient: add the logits of the uncertain class")
     parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="file to write or resume; default: stdout")
     chosen = parser.parse_args(arguments)
-    rows = read_rows(chosen.file, {"id": str | int, "reference": str, "rollouts": list})
-    for row in rows:
-        if not row["rollouts"] or not all(isinstance(text, str) for text in row["rollouts"]):
-            raise UserError(f"{chosen.file}, id {row['id']!r}: 'rollouts' must be a list of texts, at least one")
+    rows = read_rollout_rows(chosen.file)
     strength = STRENGTH.get(chosen.method, 1.0) if chosen.strength is None else chosen.strength
     if not np.isfinite(strength):
         raise UserError(f"deer weights: --strength {strength} is not finite")
@@ -75,6 +72,15 @@ def main(arguments: list[str]) -> None:
         for start in range(done, len(rows), TOGETHER):
             for result in weigh(rows[start : start + TOGETHER], read, labeler, scores, strength, chosen.method):
                 write(result)
+
+
+def read_rollout_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows {"id", "reference", "rollouts"} of a file, each with a rollout at least. Raises UserError."""
+    rows = read_rows(file, {"id": str | int, "reference": str, "rollouts": list})
+    for row in rows:
+        if not row["rollouts"] or not all(isinstance(text, str) for text in row["rollouts"]):
+            raise UserError(f"{file}, id {row['id']!r}: 'rollouts' must be a list of texts, at least one")
+    return rows
 
 
 def weigh(

@@ -14,7 +14,7 @@ from common.jsonl import write_rows
 from common.models.bert import BertConfig, ClassifierConfig, chexbert_logits, init_classifier, word_embeddings
 from deer_jax.cli import dispatch
 from deer_jax.labeler import Labeler, make_tokenizer
-from deer_jax.saliency import saliency, token_saliency
+from deer_jax.saliency import saliency, target_score, token_saliency
 from deer_jax.token_weights import (
     Group,
     checked_scores,
@@ -96,6 +96,11 @@ def test_saliency_is_the_length_of_the_gradient_by_finite_differences(labeler, u
             gradient[place] = (target(words + step) - target(words - step)) / 2e-3
     found = saliency(CONFIG, labeler.params, ids, mask, jnp.asarray(targets), uncertain)
     np.testing.assert_allclose(found[0], np.linalg.norm(gradient[0], axis=-1), rtol=2e-3)
+
+
+def test_a_labeler_without_an_uncertain_class_has_no_score_of_it():
+    logits, targets = jnp.array([[[1.0, 2.0], [3.0, 5.0]]]), jnp.array([[True, True]])
+    assert target_score(logits, targets, uncertain=True).tolist() == target_score(logits, targets).tolist() == [7.0]
 
 
 def test_saliency_does_not_depend_on_the_batch(labeler):
