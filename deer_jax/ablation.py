@@ -27,7 +27,7 @@ from deer_jax.rl_run import train_run as run_rl
 from deer_jax.sample import sample_run
 from deer_jax.select import choose, read_studies
 from deer_jax.sft import train_run as run_sft
-from deer_jax.stage import load_base
+from deer_jax.stage import check_seed, load_base
 from deer_jax.studies import read_parts
 
 PROGRAM = "deer ablation"
@@ -92,6 +92,8 @@ def main(arguments: list[str]) -> None:
     config = parse(RlConfig, choose_preset(RL_PRESETS, chosen.preset), rest, f"{PROGRAM} --preset {chosen.preset}")
     if chosen.directory is None:
         raise UserError(f"{PROGRAM}: --directory DIR is missing; name a directory for the runs")
+    for seed in chosen.seeds:
+        check_seed(seed)
     sft = dataclasses.replace(SFT_PRESETS[chosen.preset], max_steps=chosen.sft_steps)
     rows = dict(TABLES[arguments[0]])
     if chosen.rows is not None:

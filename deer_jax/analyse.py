@@ -22,6 +22,8 @@ from deer_jax.ddsampling import reward_statistics
 from deer_jax.judge import score_function
 from deer_jax.labeler import Labeler, classes_of_groups, label_texts, load_labeler
 from deer_jax.rewards import bleu2, label_f1
+from deer_jax.select import read_ids
+from deer_jax.stage import check_seed
 from deer_jax.token_weights import STRENGTH, Group, Rollout, weights_of
 from deer_jax.weights import read_groups, read_rollout_rows, rollout_reader
 
@@ -49,14 +51,18 @@ def main(arguments: list[str]) -> None:
     chosen = parser.parse_args(arguments)
     if not 0 < chosen.share <= 1 or chosen.limit < 1:
         raise UserError(f"{PROGRAM}: --share is above 0 up to 1, --limit at least 1")
+    if not np.isfinite(chosen.gamma):
+        raise UserError(f"{PROGRAM}: --gamma {chosen.gamma} is not finite")
+    check_seed(chosen.seed)
     if chosen.what != "rewards" and chosen.tokenizer is None:
         raise UserError(f"{PROGRAM} {chosen.what}: --tokenizer DIR is missing; name the policy's")
     rows = read_rollout_rows(chosen.file)
+    selected = None if chosen.selected is None else set(read_ids(chosen.selected))
     labeler = load_labeler(
         chosen.labeler, chosen.labeler_tokenizer, option="--labeler-tokenizer", policy=chosen.tokenizer
     )
     if chosen.what == "rewards":
-        table = rewards(rows, labeler, chosen.gamma, selected_ids(chosen.selected))
+        table = rewards(rows, labeler, chosen.gamma, selected)
         write_out(json.dumps(table, indent=2), chosen.output)
         return
     read, stop_ids = rollout_reader(chosen.tokenizer)
@@ -125,16 +131,6 @@ def masked(rollout: Rollout, chosen: Bool[np.ndarray, "T"]) -> str:
         pieces += [rollout.text[done:start], MASK if word.strip() else ""]
         done = max(done, end)
     return "".join([*pieces, rollout.text[done:]])
-
-
-def selected_ids(file: Path | None) -> set[str] | None:
-    """The ids that `deer select` wrote. Raises UserError."""
-    if file is None:
-        return None
-    try:
-        return {str(id_) for id_ in json.loads(file.read_text(encoding="utf-8"))["ids"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); expected what deer select prints") from error
 
 
 def rewards(

@@ -1,5 +1,6 @@
 """`deer rl`: reinforcement learning of report generation, GRPO or DiTPO by the token weights that are chosen."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ from deer_jax.studies import prompt_length, study_prompts
 from deer_jax.token_weights import STRENGTH
 from deer_jax.vision_policy import vision_policy
 
+PAPERS = -1  # the strength that stands for the paper's
+
 
 def main(arguments: list[str]) -> None:
     """The command line."""
@@ -56,12 +59,23 @@ def check_config(config: RlConfig) -> None:
     rollout, reward = config.rollout, config.reward
     if rollout.group < 2:
         raise UserError(f"rollout.group: {rollout.group} reports have no group to be compared with; expected 2 or more")
-    if rollout.max_new_tokens < 1 or rollout.temperature <= 0 or not 0 < rollout.top_p <= 1:
+    if rollout.max_new_tokens < 1 or not 0 < rollout.temperature < math.inf or not 0 < rollout.top_p <= 1:
         raise UserError(
             "rollout: expected max_new_tokens of at least 1, a temperature above 0, and top_p above 0 up to 1"
         )
     if len(reward.phase_ends) != len(reward.gammas) - 1 or sorted(reward.phase_ends) != list(reward.phase_ends):
         raise UserError("reward: expected an end in phase_ends for each phase of gammas but the last, in rising order")
+    if not all(0 <= end <= 1 for end in reward.phase_ends):
+        raise UserError(f"reward.phase_ends: {reward.phase_ends}; expected shares of the run, from 0 to 1")
+    if not all(map(math.isfinite, reward.gammas)):
+        raise UserError(f"reward.gammas: {reward.gammas}; expected finite numbers")
+    if reward.strength != PAPERS and not 0 <= reward.strength < math.inf:
+        raise UserError(
+            f"reward.strength: {reward.strength}; expected a finite number of at least 0, or {PAPERS} for the paper's"
+        )
+    for name in ("clip_low", "clip_high", "kl"):
+        if not 0 <= (value := getattr(config.objective, name)) < math.inf:
+            raise UserError(f"objective.{name}: {value}; expected a finite number of at least 0")
 
 
 def reward_labeler(reward: RewardConfig) -> Labeler | None:
@@ -73,7 +87,7 @@ def reward_labeler(reward: RewardConfig) -> Labeler | None:
 
 def make_scores(reward: RewardConfig, labeler: Labeler | None, stop_ids: tuple[int, ...]):
     """The score function of the token weights, and the strength by which they are multiplied. Raises UserError."""
-    strength = STRENGTH.get(reward.weights, 1.0) if reward.strength < 0 else reward.strength
+    strength = STRENGTH.get(reward.weights, 1.0) if reward.strength == PAPERS else reward.strength
     if ":" in reward.weights:
         return load_function(reward.weights, "--reward.weights"), strength
     return score_function(reward.weights, labeler, stop_ids, reward.uncertain, option="--reward.labeler"), strength

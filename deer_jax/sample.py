@@ -1,5 +1,6 @@
 """`deer sample`: reports of a model for the studies of a data set, several of each or the likeliest one."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from deer_jax.config import SAMPLE_PRESETS, SampleConfig
 from deer_jax.ditpo import PolicyParams
 from deer_jax.labeler import Labeler, classes_of_groups, load_labeler, spread
 from deer_jax.rl import StudyBatch, read_groups
-from deer_jax.stage import Base, decode_settings, load_base
+from deer_jax.stage import Base, check_seed, decode_settings, load_base
 from deer_jax.studies import prompt_length, read_parts, study_prompts
 from deer_jax.vision_policy import vision_policy
 
@@ -51,7 +52,8 @@ def sample_run(config: SampleConfig, output: Path) -> None:
     rollout = config.rollout
     if min(rollout.group, rollout.max_new_tokens, config.batch_size) < 1 or config.limit < 0:
         raise UserError(f"{PROGRAM}: group, max_new_tokens and batch_size are at least 1, limit at least 0")
-    if rollout.temperature < 0 or not 0 < rollout.top_p <= 1:
+    check_seed(config.seed)
+    if not 0 <= rollout.temperature < math.inf or not 0 < rollout.top_p <= 1:
         raise UserError(f"{PROGRAM}: expected a temperature of at least 0, and top_p above 0 up to 1")
     if rollout.temperature == 0 and rollout.group > 1:
         raise UserError(f"{PROGRAM}: temperature 0 gives one report; set --rollout.group 1, or a temperature")

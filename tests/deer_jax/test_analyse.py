@@ -109,6 +109,16 @@ def test_rollouts_that_are_no_texts_are_refused(tmp_path, command, rollouts):
         dispatch([*command.split(), str(tmp_path / "rows.jsonl"), *options])
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [("rewards --gamma nan", "--gamma nan is not finite"), ("masking --seed -1", "seed: -1")],
+)
+def test_numbers_that_make_no_sense_are_refused(tmp_path, command, said):
+    what, *options = command.split()
+    with pytest.raises(UserError, match=said):
+        dispatch(["analyse", what, "rows.jsonl", "--labeler", "phantom", "--tokenizer", str(tmp_path), *options])
+
+
 def test_texts_of_all_groups_are_labelled_together(labeler, monkeypatch):
     groups = [["edema .", "no heart ."], [], ["effusion edema .", "heart", "edema"]]
     calls = []

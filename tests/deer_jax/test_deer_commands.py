@@ -6,14 +6,17 @@ import json
 import jax
 import pytest
 
+from common.data.parts import Part
 from common.errors import UserError
 from common.logs import read_rows
 from common.models.qwen2_vl import init_params
 from common.models.qwen2_vl_weights import config_from_directory, save_qwen2_vl
 from deer_jax import make_assets
 from deer_jax.cli import dispatch
-from deer_jax.config import INSTRUCTION, RL_PRESETS
+from deer_jax.config import INSTRUCTION, RL_PRESETS, RewardConfig
 from deer_jax.demo import demo
+from deer_jax.rl_run import make_scores
+from deer_jax.studies import chosen_part
 
 DATA = ["--data.train-size", "12", "--data.validation-size", "4", "--data.test-size", "4", "--data.side", "56"]
 DATA += ["--parallel", "jit"]
@@ -141,6 +144,18 @@ def test_the_demo_ends_with_its_two_pages(base, tmp_path):
     assert "class=" in (tmp_path / "token_weights.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("ids", [None, "12", [None], [["1"]]])
+def test_ids_that_are_no_list_of_ids_are_refused(tmp_path, ids):
+    (tmp_path / "ids.json").write_text(json.dumps({"ids": ids}))
+    with pytest.raises(UserError, match=r"data\.ids: .*ids\.json: 'ids' must be a list"):
+        chosen_part(Part([], []), str(tmp_path / "ids.json"))
+
+
+def test_only_the_strength_of_minus_1_is_the_papers():
+    assert make_scores(RewardConfig(weights="tfidf"), None, ())[1] == 4
+    assert make_scores(RewardConfig(weights="tfidf", strength=0.0), None, ())[1] == 0
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
@@ -152,6 +167,21 @@ def test_the_demo_ends_with_its_two_pages(base, tmp_path):
         (["rl", "--run-dir", "x", "--reward.labeler", "", "--reward.weights", "tfidf"], "with --reward.labeler"),
         (["rl", "--run-dir", "x", "--reward.labeler", __file__], "with --reward.labeler-tokenizer"),
         (["rl", "--run-dir", "x", "--data.ids", "nowhere.json"], "data.ids"),
+        (["rl", "--run-dir", "x", "--seed", "-1"], "seed: -1"),
+        (["sft", "--run-dir", "x", "--seed", str(2**32)], "seed: 4294967296"),
+        (["rl", "--run-dir", "x", "--reward.strength", "-0.5"], "reward.strength"),
+        (["rl", "--run-dir", "x", "--reward.strength", "nan"], "reward.strength"),
+        (["rl", "--run-dir", "x", "--reward.strength", "inf"], "reward.strength"),
+        (["rl", "--run-dir", "x", "--reward.gammas", "0", "nan"], "reward.gammas"),
+        (["rl", "--run-dir", "x", "--reward.phase-ends", "1.5"], "reward.phase_ends"),
+        (["rl", "--run-dir", "x", "--reward.phase-ends", "nan"], "reward.phase_ends"),
+        (["rl", "--run-dir", "x", "--rollout.temperature", "nan"], "temperature"),
+        (["rl", "--run-dir", "x", "--objective.clip-low", "-0.1"], "objective.clip_low"),
+        (["rl", "--run-dir", "x", "--objective.clip-high", "inf"], "objective.clip_high"),
+        (["rl", "--run-dir", "x", "--objective.kl", "nan"], "objective.kl"),
+        (["sample", "--output", "x.jsonl", "--rollout.temperature", "nan"], "temperature"),
+        (["sample", "--output", "x.jsonl", "--seed", "-1"], "seed: -1"),
+        (["ablation", "components", "--directory", "x", "--seeds", "0", "-1"], "seed: -1"),
         (["sft", "--run-dir", "x", "--model.base", ""], "model.base"),
         (["sft"], "--run-dir"),
         (["ablation", "rewards"], "--directory"),

@@ -180,6 +180,16 @@ def test_a_tokenizer_with_more_or_fewer_words_than_the_labeler_is_refused(saved,
         load_labeler(saved)
 
 
+@pytest.mark.parametrize("heads", ["x", 0, 2.5, [4]])
+def test_a_config_beside_a_single_file_must_make_sense(labeler, saved, heads):
+    state = {name: torch.from_numpy(values) for name, values in load_file(saved / "model.safetensors").items()}
+    torch.save(state, saved / "chexbert.pth")
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"num_attention_heads": heads}))
+    with pytest.raises(UserError, match=r"config\.json: num_attention_heads is .*, expected a positive whole number"):
+        load_labeler(saved / "chexbert.pth")
+
+
 @pytest.mark.parametrize("kind", ["vocab.txt", "tokenizer.json", "with the policy"])
 def test_the_vocabulary_of_a_single_file_lies_beside_it_or_with_the_policys_tokenizer(labeler, saved, tmp_path, kind):
     state = {name: torch.from_numpy(values) for name, values in load_file(saved / "model.safetensors").items()}

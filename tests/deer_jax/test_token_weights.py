@@ -14,6 +14,7 @@ from common.jsonl import write_rows
 from common.models.bert import BertConfig, ClassifierConfig, chexbert_logits, init_classifier, word_embeddings
 from deer_jax.cli import dispatch
 from deer_jax.labeler import Labeler, make_tokenizer
+from deer_jax.rewards import load_function
 from deer_jax.saliency import saliency, target_score, token_saliency
 from deer_jax.token_weights import (
     Group,
@@ -166,6 +167,27 @@ def test_the_command_takes_a_function_of_ones_own(tmp_path, capsys, monkeypatch)
     dispatch([*command, "--method", "tfidf"])
     first = json.loads(capsys.readouterr().out)["rollouts"][0]
     np.testing.assert_allclose(first["weights"], 1 + 4 * np.log(2) / 3)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("wrong_syntax:f", "its module raises SyntaxError"),
+        ("raises_at_import:f", "its module raises ZeroDivisionError: division by zero"),
+        ("ends_at_import:f", "its module raises SystemExit"),
+        ("..:f", "is no import path"),
+        (".scores:f", "is no import path"),
+        ("json:nosuch", "PYTHONPATH"),
+        ("json:__name__", "is no function"),
+    ],
+)
+def test_a_function_that_cannot_be_imported_is_told_in_words(tmp_path, monkeypatch, path, said):
+    (tmp_path / "wrong_syntax.py").write_text("def f(:\n")
+    (tmp_path / "raises_at_import.py").write_text("1 / 0\n")
+    (tmp_path / "ends_at_import.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=f"^--mine: .*{said}"):
+        load_function(path, "--mine")
 
 
 @pytest.mark.parametrize(
