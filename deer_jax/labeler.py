@@ -90,8 +90,7 @@ def load_labeler(
     Where none is given, a directory of ours holds its own, and that of a single file lies beside it, or with the
     tokenizer of the `policy`. Raises UserError for what is missing or does not fit together.
     """
-    path = PHANTOM if str(path) == "phantom" else Path(path)
-    path = path / IN_RUN if (path / IN_RUN).is_dir() else path
+    path = labeler_path(path)
     if tokenizer is None:
         tokenizer = path if path.is_dir() else _vocabulary_directory(path, option, policy)
     loaded = load_tokenizer(Path(tokenizer))
@@ -104,12 +103,19 @@ def load_labeler(
     return Labeler(config, params, loaded)
 
 
+def labeler_path(path: str | Path) -> Path:
+    """The file or directory of the labeler that `path` names. Raises UserError where there is none."""
+    path = PHANTOM if str(path) == "phantom" else Path(path)
+    path = path / IN_RUN if (path / IN_RUN).is_dir() else path
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such labeler; expected chexbert.pth, the --output of deer train-labeler, or 'phantom'"
+        )
+    return path
+
+
 def _vocabulary_directory(file: Path, option: str, policy: Path | None) -> Path:
     """Where the vocabulary of a labeler that is a single file lies. Raises UserError."""
-    if not file.exists():
-        raise UserError(
-            f"{file}: no such labeler; expected chexbert.pth, the --output of deer train-labeler, or 'phantom'"
-        )
     # A policy's tokenizer.json is that of its language model.
     places = [(file.parent, VOCABULARY), (file.parent, WHOLE), *([] if policy is None else [(policy, VOCABULARY)])]
     for directory, name in places:

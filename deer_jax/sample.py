@@ -1,5 +1,6 @@
 """`deer sample`: reports of a model for the studies of a data set, several of each or the likeliest one."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,18 +10,19 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from common.config import choose_preset, parse
+from common.config import choose_preset, parse, to_json
 from common.data.parts import Part
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
-from common.jsonl import row_writer, rows_done
 from common.metrics.clinical import POSITIVE
 from common.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
+from common.weights import fingerprint_directory
 from deer_jax.config import SAMPLE_PRESETS, SampleConfig
+from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept
 from deer_jax.ditpo import PolicyParams
 from deer_jax.labeler import Labeler, classes_of_groups, load_labeler, spread
 from deer_jax.rl import StudyBatch, read_groups
-from deer_jax.stage import Base, check_seed, decode_settings, load_base
+from deer_jax.stage import Base, base_directory, check_seed, decode_settings, load_base
 from deer_jax.studies import prompt_length, read_parts, study_prompts
 from deer_jax.vision_policy import vision_policy
 
@@ -65,9 +67,8 @@ def sample_run(config: SampleConfig, output: Path) -> None:
     text = "prediction" if rollout.group == 1 else "rollouts"
     required: dict[str, Any] = {"reference": str, text: str if rollout.group == 1 else list}
     ids = [study.id for study in part.studies[:count]]
-    done = rows_done(output, ids, required) if jax.process_index() == 0 else 0
-    if jax.process_count() > 1:
-        done = int(multihost_utils.broadcast_one_to_all(np.int64(done)))
+    options = functools.cache(functools.partial(row_options, config))
+    done = rows_kept(output, ids, required | ({"labels": list} if config.labeler else {}), options)
     if done == count:
         return
     layout = make_layout(config.parallel, config.mesh)
@@ -83,10 +84,23 @@ def sample_run(config: SampleConfig, output: Path) -> None:
         for _ in found:
             pass
         return
-    with row_writer(output) as write:
+    with continued_writer(output, options) as write:
         for sampled in found:
             for row in rows_of(part, sampled, labeler):
                 write(row)
+
+
+def row_options(config: SampleConfig) -> dict[str, Any]:
+    """The options that decide what is written of a study. Which studies these are, their ids tell."""
+    options = to_json(config)
+    for name in ("mesh", "parallel", "batch_size", "limit", "labeler_tokenizer"):
+        del options[name]
+    for name in ("ids", "train_size", "validation_size", "test_size"):
+        del options["data"][name]
+    for name in ("base", "attention", "remat", "loss_chunk"):
+        del options["model"][name]
+    options["model"]["weights"] = fingerprint_directory(base_directory(config.model))
+    return options | {"labeler": labeler_fingerprint(config.labeler) if config.labeler else ""}
 
 
 def rows_of(part: Part, sampled: Sequence[tuple[int, list[str]]], labeler: Labeler | None) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """`deer weights`: the token weights of given rollouts, outside training."""
 
+import argparse
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,9 @@ import numpy as np
 
 from common.data.tokenizers import load_tokenizer
 from common.errors import Parser, UserError
-from common.jsonl import read_rows, row_writer, rows_done
+from common.jsonl import read_rows
 from deer_jax import labeler as wordpiece
+from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept
 from deer_jax.judge import score_function
 from deer_jax.labeler import VOCABULARY, WHOLE, Labeler, label_texts, load_labeler
 from deer_jax.rewards import load_function
@@ -65,13 +68,21 @@ def main(arguments: list[str]) -> None:
         scores: ScoreFunction = load_function(chosen.method, "--method")
     else:
         scores = score_function(chosen.method, labeler, stop_ids, chosen.uncertain)
-    done = 0
-    if chosen.output is not None:
-        done = rows_done(chosen.output, [row["id"] for row in rows], {"rollouts": list})
-    with row_writer(chosen.output) as write:
+    options = functools.cache(functools.partial(row_options, chosen, strength))
+    done = rows_kept(chosen.output, [row["id"] for row in rows], {"rollouts": list}, options)
+    if done == len(rows):
+        return
+    with continued_writer(chosen.output, options) as write:
         for start in range(done, len(rows), TOGETHER):
             for result in weigh(rows[start : start + TOGETHER], read, labeler, scores, strength, chosen.method):
                 write(result)
+
+
+def row_options(chosen: argparse.Namespace, strength: float) -> dict[str, Any]:
+    """The options that decide what is written of a row."""
+    labeler = "" if chosen.labeler is None else labeler_fingerprint(chosen.labeler)
+    own = {name: getattr(chosen, name) for name in ("method", "uncertain")}
+    return own | {"strength": strength, "labeler": labeler, "tokenizer": str(chosen.tokenizer)}
 
 
 def read_rollout_rows(file: Path) -> list[dict[str, Any]]:

@@ -64,7 +64,7 @@ def test_sft_writes_a_model_that_the_next_stage_reads(supervised, base):
     assert config_from_directory(supervised / "model") == config_from_directory(base)
 
 
-def test_sampled_reports_are_selected_and_learnt_from(supervised, tmp_path, capsys):
+def test_sampled_reports_are_selected_and_learnt_from(supervised, base, tmp_path, capsys):
     model = ["--model.base", str(supervised / "model"), *DATA]
     output = tmp_path / "rollouts.jsonl"
     options = ["--output", str(output), *model, "--rollout.group", "3", "--rollout.max-new-tokens", "6"]
@@ -75,6 +75,16 @@ def test_sampled_reports_are_selected_and_learnt_from(supervised, tmp_path, caps
     output.write_text("".join(line + "\n" for line in output.read_text(encoding="utf-8").splitlines()[:5]))
     dispatch(["sample", *options, "--batch-size", "2"])  # goes on, and batches change nothing
     assert rows_of(output) == rows
+    for other in (["--seed", "1"], ["--rollout.temperature", "0.5"], ["--labeler", ""], ["--model.base", str(base)]):
+        with pytest.raises(UserError, match="made under other options"):
+            dispatch(["sample", *options, *other])
+    assert rows_of(output) == rows
+    (tmp_path / "rollouts.jsonl.config.json").unlink()
+    dispatch(["sample", *options])
+    output.write_text("".join(json.dumps(row | {"labels": None}) + "\n" for row in rows))
+    with pytest.raises(UserError, match="'labels' must be list"):
+        dispatch(["sample", *options])
+    output.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     capsys.readouterr()
     dispatch(["select", str(output), "--fraction", "0.5", "--seed", "1", "--output", str(tmp_path / "chosen.json")])
