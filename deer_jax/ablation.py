@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from common.config import check_run_directory, choose_preset, parse
+from common.config import check_run_directory, choose_preset, differences, parse
 from common.data.parts import Part
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
+from common.jsonl import write_rows
 from common.metrics.studies import Scores
 from common.parallel import make_layout
 from common.report.table import as_markdown
+from common.weights import read_json
 from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, SFT_PRESETS, RlConfig, SftConfig
 from deer_jax.ddsampling import Strategy
 from deer_jax.held_out import Reports, baselines, held_out_reports, sampling, score_model, score_systems
@@ -170,7 +172,13 @@ def rl_reports(config: RlConfig, run_dir: Path) -> Reports:
 def select_studies(config: RlConfig, preset: str, model: Path, directory: Path, variant: Variant, seed: int) -> str:
     """The file with the ids that DDSampling, or chance, chooses by what `model` samples for the training studies."""
     file = directory / f"chosen-{variant.strategy}-{variant.fraction}.json"
+    of = {"fraction": variant.fraction, "strategy": variant.strategy, "seed": seed, "model": str(model)}
     if file.is_file():
+        if found := differences(read_json(file).get("of"), of):
+            raise UserError(
+                f"{file}: its studies were chosen otherwise ({'; '.join(found)}); choose another --directory, or "
+                "remove the file and the runs that learn from it"
+            )
         return str(file)
     samples = directory / "sft" / "rollouts.jsonl"
     reward = config.reward
@@ -178,7 +186,7 @@ def select_studies(config: RlConfig, preset: str, model: Path, directory: Path, 
     labels = {"labeler": reward.labeler, "labeler_tokenizer": reward.labeler_tokenizer}
     sample_run(sampling(config, model, rollout, seed=seed, **labels), samples)
     chosen = choose(read_studies(samples), variant.fraction, seed, variant.strategy)
-    file.write_text(json.dumps(chosen), encoding="utf-8")
+    write_rows(file, [chosen | {"of": of}])
     return str(file)
 
 

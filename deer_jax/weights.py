@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from common.jsonl import read_rows
 from deer_jax import labeler as wordpiece
 from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept
 from deer_jax.judge import score_function
-from deer_jax.labeler import VOCABULARY, WHOLE, Labeler, label_texts, load_labeler
+from deer_jax.labeler import VOCABULARY, WHOLE, Labeler, encode, label_texts, load_labeler
 from deer_jax.rewards import load_function
 from deer_jax.token_weights import (
     STRENGTH,
@@ -59,12 +60,13 @@ def main(arguments: list[str]) -> None:
     if not np.isfinite(strength):
         raise UserError(f"deer weights: --strength {strength} is not finite")
     labeler = None
-    if chosen.labeler is not None:
+    own = ":" in chosen.method
+    if chosen.labeler is not None and (own or chosen.method == "gradient"):
         labeler = load_labeler(
             chosen.labeler, chosen.labeler_tokenizer, option="--labeler-tokenizer", policy=chosen.tokenizer
         )
     read, stop_ids = rollout_reader(chosen.tokenizer)
-    if ":" in chosen.method:
+    if own:
         scores: ScoreFunction = load_function(chosen.method, "--method")
     else:
         scores = score_function(chosen.method, labeler, stop_ids, chosen.uncertain)
@@ -76,11 +78,14 @@ def main(arguments: list[str]) -> None:
         for start in range(done, len(rows), TOGETHER):
             for result in weigh(rows[start : start + TOGETHER], read, labeler, scores, strength, chosen.method):
                 write(result)
+    if labeler is not None:
+        say_cut(labeler, rows[done:], rollouts=not own)
 
 
 def row_options(chosen: argparse.Namespace, strength: float) -> dict[str, Any]:
     """The options that decide what is written of a row."""
-    labeler = "" if chosen.labeler is None else labeler_fingerprint(chosen.labeler)
+    reads = chosen.labeler is not None and chosen.method not in ("tfidf", "uniform")
+    labeler = labeler_fingerprint(chosen.labeler) if reads else ""
     own = {name: getattr(chosen, name) for name in ("method", "uncertain")}
     return own | {"strength": strength, "labeler": labeler, "tokenizer": str(chosen.tokenizer)}
 
@@ -92,6 +97,17 @@ def read_rollout_rows(file: Path) -> list[dict[str, Any]]:
         if not row["rollouts"] or not all(isinstance(text, str) for text in row["rollouts"]):
             raise UserError(f"{file}, id {row['id']!r}: 'rollouts' must be a list of texts, at least one")
     return rows
+
+
+def say_cut(labeler: Labeler, rows: Sequence[dict[str, Any]], rollouts: bool) -> None:
+    """Say on standard error how many texts were longer than the labeler's window; of rollouts where it reads them."""
+    texts = {"references": [row["reference"] for row in rows]}
+    if rollouts:
+        texts["rollouts"] = [text for row in rows for text in row["rollouts"]]
+    counts = {name: sum(encode(labeler, own).cut) for name, own in texts.items()}
+    if any(counts.values()):
+        shown = " and ".join(f"{cut} of {len(texts[name])} {name}" for name, cut in counts.items())
+        print(f"{shown} were longer than the labeler's {labeler.window} tokens and were cut", file=sys.stderr)
 
 
 def weigh(

@@ -12,6 +12,7 @@ from common.logs import read_rows
 from common.models.qwen2_vl import init_params
 from common.models.qwen2_vl_weights import config_from_directory, save_qwen2_vl
 from deer_jax import make_assets
+from deer_jax.ablation import Variant, select_studies
 from deer_jax.cli import dispatch
 from deer_jax.config import INSTRUCTION, RL_PRESETS, RewardConfig
 from deer_jax.demo import demo
@@ -152,6 +153,19 @@ def test_the_demo_ends_with_its_two_pages(base, tmp_path):
     assert "Reward" in page
     assert page.count("data:image/") >= 4
     assert "class=" in (tmp_path / "token_weights.html").read_text(encoding="utf-8")
+
+
+def test_studies_that_were_chosen_otherwise_are_not_taken(tmp_path):
+    variant, model = Variant(fraction=0.2), tmp_path / "sft" / "model"
+    file = tmp_path / "chosen-log-rank-0.2.json"
+    of = {"fraction": 0.2, "strategy": "log-rank", "seed": 3, "model": str(model)}
+    file.write_text(json.dumps({"ids": ["1"], "of": of}))
+    assert select_studies(RL_PRESETS["demo"], "demo", model, tmp_path, variant, 3) == str(file)
+    with pytest.raises(UserError, match=r"chosen otherwise \(seed was 3 and is now 4\)"):
+        select_studies(RL_PRESETS["demo"], "demo", model, tmp_path, variant, 4)
+    file.write_text(json.dumps({"ids": ["1"]}))
+    with pytest.raises(UserError, match="chosen otherwise"):
+        select_studies(RL_PRESETS["demo"], "demo", model, tmp_path, variant, 3)
 
 
 @pytest.mark.parametrize("ids", [None, "12", [None], [["1"]]])

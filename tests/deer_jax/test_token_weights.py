@@ -12,8 +12,9 @@ from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
 from common.jsonl import write_rows
 from common.models.bert import BertConfig, ClassifierConfig, chexbert_logits, init_classifier, word_embeddings
+from common.models.bert_weights import save_classifier
 from deer_jax.cli import dispatch
-from deer_jax.labeler import Labeler, make_tokenizer
+from deer_jax.labeler import Labeler, make_tokenizer, save_vocabulary
 from deer_jax.rewards import load_function
 from deer_jax.saliency import saliency, target_score, token_saliency
 from deer_jax.token_weights import (
@@ -167,6 +168,28 @@ def test_the_command_takes_a_function_of_ones_own(tmp_path, capsys, monkeypatch)
     dispatch([*command, "--method", "tfidf"])
     first = json.loads(capsys.readouterr().out)["rollouts"][0]
     np.testing.assert_allclose(first["weights"], 1 + 4 * np.log(2) / 3)
+
+
+def test_only_weights_that_read_the_labeler_load_it_and_what_it_cuts_is_told(labeler, tmp_path, capsys):
+    save_classifier(tmp_path, labeler.config, labeler.params)
+    save_vocabulary(tmp_path / "vocab.txt", labeler.tokenizer)
+    save_words(tmp_path / "words.json", WORDS)
+    rows = [{"id": number, "reference": "edema " * 20 * number, "rollouts": ["heart " * 11, "no"]} for number in (0, 1)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    command = ["weights", str(tmp_path / "rows.jsonl"), "--tokenizer", str(tmp_path / "words.json"), "--labeler"]
+    dispatch([*command, str(tmp_path)])
+    assert "1 of 2 references and 2 of 4 rollouts were longer than the labeler's 12 tokens" in capsys.readouterr().err
+    for method in ("tfidf", "uniform"):
+        dispatch([*command, "nowhere", "--method", method])
+        assert capsys.readouterr().err == ""
+
+    output = ["--method", "tfidf", "--output", str(tmp_path / "out.jsonl")]
+    dispatch([*command, "nowhere", *output])
+    written = (tmp_path / "out.jsonl").read_bytes()
+    dispatch([*command, "nowhere", *output])
+    assert (tmp_path / "out.jsonl").read_bytes() == written
+    with pytest.raises(UserError, match=r"options \(strength was 4.0 and is now 2.0\)"):
+        dispatch([*command, "nowhere", *output, "--strength", "2"])
 
 
 @pytest.mark.parametrize(
