@@ -169,7 +169,7 @@ def _config_from_tensors(stored: Mapping[str, StoredTensor], path: Path, folders
         return stored[name].shape
 
     files = [folder / "config.json" for folder in folders if (folder / "config.json").is_file()]
-    published = {file: config for file in files if (config := read_json(file)).get("model_type") == "bert"}
+    published = {file: own for file in files if (own := read_json(file)).get("model_type") == "bert"}
     file, sizes = next(iter(published.items()), (path, {}))
     vocab_size, hidden = shape("bert.embeddings.word_embeddings.weight")
     heads = sizes.get("num_attention_heads") if sizes.get("hidden_size") == hidden else None
