@@ -110,7 +110,7 @@ def check_run_directory(run_dir: Path, config: Any) -> None:
         return
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); give another --run-dir") from error
-    if different := _differences(found, to_json(config)):
+    if different := differences(found, to_json(config)):
         raise UserError(
             f"{run_dir}: holds a run of another config ({'; '.join(different[:3])}); "
             "give the same options to continue it, or another --run-dir"
@@ -144,10 +144,11 @@ def read_config(config_class: type[Config], run_dir: Path) -> Config:
         raise UserError(f"{path}: cannot be read as a config ({error})") from None
 
 
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Of two trees of JSON values each field that differs, in words."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = sorted(old.keys() | new.keys())
-        return [line for key in names for line in _differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))]
+        return [line for key in names for line in differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))]
     return [] if old == new else [f"{name} was {old!r} and is now {new!r}"]
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from types import UnionType
 from typing import Any, TextIO
 
 from common.errors import UserError
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_rows(path: str | Path, required: Mapping[str, type | UnionType]) -> list[dict[str, Any]]:
@@ -52,9 +55,17 @@ def check_row(row: Any, required: Mapping[str, type | UnionType], where: str) ->
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             name = getattr(kind, "__name__", kind)
             raise UserError(f"{where}: {key!r} must be {name}, found {type(value).__name__}")
-        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        if _holds_surrogate(value):
             raise UserError(f"{where}: {key!r} holds an unpaired surrogate escape; expected Unicode text")
     return row
+
+
+def _holds_surrogate(value: Any) -> bool:
+    if isinstance(value, str):
+        return SURROGATE.search(value) is not None
+    if isinstance(value, dict):
+        return any(map(_holds_surrogate, (*value, *value.values())))
+    return isinstance(value, list) and any(map(_holds_surrogate, value))
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -246,7 +246,11 @@ def fingerprint_directory(directory: str | Path, stem: str = "model") -> str:
     in all, of larger ones. Training changes every tensor all over, so it changes this; an edit of a few numbers inside
     one large tensor may not.
     """
-    stored = open_tensors(directory, stem)
+    return fingerprint_stored(open_tensors(directory, stem))
+
+
+def fingerprint_stored(stored: Mapping[str, StoredTensor]) -> str:
+    """`fingerprint_directory` of tensors that are open already."""
     digest = hashlib.sha256()
     for name in sorted(stored):
         tensor = stored[name]

@@ -12,23 +12,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from common.config import check_run_directory, choose_preset, parse
+from common.config import check_run_directory, choose_preset, differences, parse
 from common.data.parts import Part
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
+from common.jsonl import write_rows
 from common.metrics.studies import Scores
 from common.parallel import make_layout
 from common.report.table import as_markdown
+from common.weights import read_json
 from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, SFT_PRESETS, RlConfig, SftConfig
 from deer_jax.ddsampling import Strategy
 from deer_jax.held_out import Reports, baselines, held_out_reports, sampling, score_model, score_systems
-from deer_jax.labeler import load_labeler
 from deer_jax.proportion import draw_proportions
+from deer_jax.rl_run import reward_labeler
 from deer_jax.rl_run import train_run as run_rl
 from deer_jax.sample import sample_run
 from deer_jax.select import choose, read_studies
 from deer_jax.sft import train_run as run_sft
-from deer_jax.stage import load_base
+from deer_jax.stage import check_seed, load_base
 from deer_jax.studies import read_parts
 
 PROGRAM = "deer ablation"
@@ -93,6 +95,8 @@ def main(arguments: list[str]) -> None:
     config = parse(RlConfig, choose_preset(RL_PRESETS, chosen.preset), rest, f"{PROGRAM} --preset {chosen.preset}")
     if chosen.directory is None:
         raise UserError(f"{PROGRAM}: --directory DIR is missing; name a directory for the runs")
+    for seed in chosen.seeds:
+        check_seed(seed)
     sft = dataclasses.replace(SFT_PRESETS[chosen.preset], max_steps=chosen.sft_steps)
     rows = dict(TABLES[arguments[0]])
     if chosen.rows is not None:
@@ -123,9 +127,7 @@ def run_ablation(
     check_run_directory(directory / "sft", sft)
     if not start.is_dir():
         run_sft(sft, directory / "sft")
-    labeler = None
-    if config.reward.labeler:
-        labeler = load_labeler(config.reward.labeler, config.reward.labeler_tokenizer or None)
+    labeler = reward_labeler(config.reward)
     parts = read_parts(dataclasses.replace(config.data, ids=""), Quarantine())
     if "test" not in parts:
         raise UserError(f"{PROGRAM}: the data has no test part, on which the rows would be compared")
@@ -175,7 +177,13 @@ def rl_reports(config: RlConfig, run_dir: Path) -> Reports:
 def select_studies(config: RlConfig, preset: str, model: Path, directory: Path, variant: Variant, seed: int) -> str:
     """The file with the ids that DDSampling, or chance, chooses by what `model` samples for the training studies."""
     file = directory / f"chosen-{variant.strategy}-{variant.fraction}.json"
+    of = {"fraction": variant.fraction, "strategy": variant.strategy, "seed": seed, "model": str(model)}
     if file.is_file():
+        if found := differences(read_json(file).get("of"), of):
+            raise UserError(
+                f"{file}: its studies were chosen otherwise ({'; '.join(found)}); choose another --directory, or "
+                "remove the file and the runs that learn from it"
+            )
         return str(file)
     samples = directory / "sft" / "rollouts.jsonl"
     reward = config.reward
@@ -183,7 +191,7 @@ def select_studies(config: RlConfig, preset: str, model: Path, directory: Path, 
     labels = {"labeler": reward.labeler, "labeler_tokenizer": reward.labeler_tokenizer}
     sample_run(sampling(config, model, rollout, seed=seed, **labels), samples)
     chosen = choose(read_studies(samples), variant.fraction, seed, variant.strategy)
-    file.write_text(json.dumps(chosen), encoding="utf-8")
+    write_rows(file, [chosen | {"of": of}])
     return str(file)
 
 

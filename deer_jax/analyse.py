@@ -4,6 +4,7 @@ All read rollouts, rows {"id", "reference", "rollouts": [text, ...]} as `deer sa
 paper's Table 6, `rewards` its Table 7, `page` its Figure 3.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -14,19 +15,21 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from common.errors import Parser, UserError
-from common.jsonl import read_rows
 from common.metrics.bootstrap import mean_measure, summarize
 from common.metrics.clinical import BLANK, POSITIVE
 from common.weights import writing
 from deer_jax.ddsampling import reward_statistics
 from deer_jax.judge import score_function
-from deer_jax.labeler import Labeler, label_texts, load_labeler
+from deer_jax.labeler import Labeler, classes_of_groups, label_texts, load_labeler
 from deer_jax.rewards import bleu2, label_f1
+from deer_jax.select import read_ids
+from deer_jax.stage import check_seed
 from deer_jax.token_weights import STRENGTH, Group, Rollout, weights_of
-from deer_jax.weights import read_groups, rollout_reader, vocabulary_directory
+from deer_jax.weights import read_groups, read_rollout_rows, rollout_reader
 
 PROGRAM = "deer analyse"
-SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?\n]+|$)")
+# Up to [.!?] before white space, or a newline; marks and spaces at either end of a text belong to the sentence there.
+SENTENCE = re.compile(r"[\s.!?]*[^\s.!?].*?(?:[.!?]+(?=\s|\Z)|\n+|\Z)(?:[\s.!?]+\Z)?|[\s.!?]+", re.DOTALL)
 MASK = "[MASK]"
 
 
@@ -48,15 +51,18 @@ def main(arguments: list[str]) -> None:
     chosen = parser.parse_args(arguments)
     if not 0 < chosen.share <= 1 or chosen.limit < 1:
         raise UserError(f"{PROGRAM}: --share is above 0 up to 1, --limit at least 1")
+    if not np.isfinite(chosen.gamma):
+        raise UserError(f"{PROGRAM}: --gamma {chosen.gamma} is not finite")
+    check_seed(chosen.seed)
     if chosen.what != "rewards" and chosen.tokenizer is None:
         raise UserError(f"{PROGRAM} {chosen.what}: --tokenizer DIR is missing; name the policy's")
-    rows = read_rows(chosen.file, {"id": str | int, "reference": str, "rollouts": list})
-    vocabulary = chosen.labeler_tokenizer
-    if vocabulary is None:
-        vocabulary = vocabulary_directory(Path(chosen.labeler), chosen.tokenizer or chosen.file.parent)
-    labeler = load_labeler(chosen.labeler, vocabulary)
+    rows = read_rollout_rows(chosen.file)
+    selected = None if chosen.selected is None else set(read_ids(chosen.selected))
+    labeler = load_labeler(
+        chosen.labeler, chosen.labeler_tokenizer, option="--labeler-tokenizer", policy=chosen.tokenizer
+    )
     if chosen.what == "rewards":
-        table = rewards(rows, labeler, chosen.gamma, selected_ids(chosen.selected))
+        table = rewards(rows, labeler, chosen.gamma, selected)
         write_out(json.dumps(table, indent=2), chosen.output)
         return
     read, stop_ids = rollout_reader(chosen.tokenizer)
@@ -127,24 +133,14 @@ def masked(rollout: Rollout, chosen: Bool[np.ndarray, "T"]) -> str:
     return "".join([*pieces, rollout.text[done:]])
 
 
-def selected_ids(file: Path | None) -> set[str] | None:
-    """The ids that `deer select` wrote. Raises UserError."""
-    if file is None:
-        return None
-    try:
-        return {str(id_) for id_ in json.loads(file.read_text(encoding="utf-8"))["ids"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); expected what deer select prints") from error
-
-
 def rewards(
     rows: Sequence[dict[str, Any]], labeler: Labeler, gamma: float, selected: set[str] | None
 ) -> dict[str, Any]:
     """Table 7: the rewards of Eq. 1 within groups, of all studies and of the selected ones."""
     expected = label_texts(labeler, [row["reference"] for row in rows]).classes
     found = []
-    for row, classes in zip(rows, expected, strict=True):
-        own = label_texts(labeler, row["rollouts"]).classes
+    each = classes_of_groups(labeler, [row["rollouts"] for row in rows])
+    for row, classes, own in zip(rows, expected, each, strict=True):
         f1 = label_f1(own, np.broadcast_to(classes, own.shape))
         found.append(f1 + gamma * bleu2(row["rollouts"], [row["reference"]] * len(own)))
     result: dict[str, Any] = {"studies": len(rows), "all": reward_statistics(found)}
@@ -166,10 +162,11 @@ def token_page(
     weights = weights_of(scores, STRENGTH[method])
     most = max((float(own.max(initial=1)) for group in weights for own in group), default=1.0)
     studies = []
+    texts = [text for group in groups for text in (group.reference, *(rollout.text for rollout in group.rollouts))]
+    parts = iter(sentences(texts, labeler))
     for id_, group, own in zip(ids, groups, weights, strict=False):
         shown = [tokens_of(rollout, values, most) for rollout, values in zip(group.rollouts, own, strict=True)]
-        texts = [group.reference, *(rollout.text for rollout in group.rollouts)]
-        reference, *reports = [sentences(text, labeler) for text in texts]
+        reference, *reports = itertools.islice(parts, 1 + len(group.rollouts))
         rollouts = [with_tokens(*pair) for pair in zip(reports, shown, strict=True)]
         studies.append({"id": id_, "reference": reference, "rollouts": rollouts})
     names = {finding for study in studies for part in study["reference"] for finding in part["findings"]}
@@ -183,20 +180,21 @@ def token_page(
     return template.render(studies=studies, colours=colours, method=method, most=most, count=max(len(colours), 1))
 
 
-def sentences(text: str, labeler: Labeler) -> list[dict[str, Any]]:
-    """The sentences of a text with their places, and what the labeler finds mentioned in each."""
-    found = list(SENTENCE.finditer(text))
-    if not found:
-        return []
-    classes = label_texts(labeler, [sentence[0] for sentence in found]).classes
+def sentences(texts: Sequence[str], labeler: Labeler) -> list[list[dict[str, Any]]]:
+    """The sentences of each text with their places, and what the labeler finds mentioned in each."""
+    found = [list(SENTENCE.finditer(text)) for text in texts]
+    classes = classes_of_groups(labeler, [[sentence[0] for sentence in own] for own in found])
     return [
-        {
-            "text": sentence[0],
-            "start": sentence.start(),
-            "end": sentence.end(),
-            "findings": [labeler.config.labels[place] for place in np.flatnonzero(own != BLANK)],
-        }
-        for sentence, own in zip(found, classes, strict=True)
+        [
+            {
+                "text": sentence[0],
+                "start": sentence.start(),
+                "end": sentence.end(),
+                "findings": [labeler.config.labels[place] for place in np.flatnonzero(own != BLANK)],
+            }
+            for sentence, own in zip(*pair, strict=True)
+        ]
+        for pair in zip(found, classes, strict=True)
     ]
 
 

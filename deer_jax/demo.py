@@ -18,7 +18,6 @@ from common.data.parts import PHANTOM_PLACES, Part
 from common.data.phantom import make_phantom
 from common.data.records import Quarantine
 from common.errors import Parser
-from common.jsonl import read_rows as read_jsonl
 from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.studies import Scores
@@ -34,7 +33,7 @@ from deer_jax.sample import sample_run
 from deer_jax.select import choose, read_studies
 from deer_jax.stage import base_directory, load_base
 from deer_jax.studies import read_parts
-from deer_jax.weights import read_groups, rollout_reader
+from deer_jax.weights import read_groups, read_rollout_rows, rollout_reader
 
 AFTER, BEFORE = "after RL", "before RL"
 TRAIN_SIZE, TEST_SIZE = 240, 100  # studies; ten reports are sampled of each of the first
@@ -94,7 +93,7 @@ def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
 def write_token_page(samples: Path, ids: Sequence[str], tokenizer: Path, labeler: Labeler, file: Path) -> None:
     """The page of gradient weights of some chosen studies."""
     wanted = set(ids[:SHOWN])
-    rows = [row for row in read_jsonl(samples, {"id": str, "reference": str, "rollouts": list}) if row["id"] in wanted]
+    rows = [row for row in read_rollout_rows(samples) if row["id"] in wanted]
     rows = [{**row, "rollouts": row["rollouts"][:3]} for row in rows]
     read, stop_ids = rollout_reader(tokenizer)
     groups = read_groups(rows, read, labeler)

@@ -28,12 +28,19 @@ LABEL_BATCH = 64
 
 
 def score_function(
-    method: str, labeler: Labeler | None, stop_ids: Sequence[int], uncertain: bool = False
+    method: str,
+    labeler: Labeler | None,
+    stop_ids: Sequence[int],
+    uncertain: bool = False,
+    option: str = "--labeler",
 ) -> ScoreFunction:
-    """The score function named `uniform`, `tfidf` or `gradient`. Raises UserError for another name."""
+    """The score function named `uniform`, `tfidf` or `gradient`. Raises UserError for another name.
+
+    `option` is what names the labeler on the command line.
+    """
     if method == "gradient":
         if labeler is None:
-            raise UserError("gradient weights: need a labeler; name one with --labeler")
+            raise UserError(f"gradient weights: need a labeler; name one with {option}")
         return functools.partial(gradient_scores, labeler=labeler, uncertain=uncertain)
     if method == "tfidf":
         return functools.partial(tfidf_scores, stop_ids=frozenset(stop_ids))
@@ -51,14 +58,16 @@ def make_judge(
     gamma: Callable[[int], float] = lambda step: 0.0,
     reward: Reward | None = None,
     names: tuple[str, str] = ("reward", "weights"),
+    option: str = "--labeler",
 ) -> Judge:
     """Judges rollouts of studies by their number in `references`.
 
     The reward is `reward` where given, else label F1 + gamma(step) x BLEU-2 (Eq. 1), which takes a labeler. Token
-    weights are 1 + strength x score. `names` are those of the two functions, for what is said when they misbehave.
+    weights are 1 + strength x score. `names` are those of the two functions, for what is said when they misbehave, and
+    `option` names the labeler on the command line.
     """
     if reward is None and labeler is None:
-        raise UserError("rewards: label F1 needs a labeler; name one with --labeler, or another reward")
+        raise UserError(f"rewards: label F1 needs a labeler; name one with {option}, or another reward")
     expected = np.zeros((len(references), 0), np.int8)
     if labeler is not None:
         expected = label_texts(labeler, references, LABEL_BATCH).classes

@@ -1,6 +1,7 @@
 """`deer label`: the classes of each report of a JSONL file, on any number of hosts."""
 
 import argparse
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from common.errors import Parser, UserError
-from common.jsonl import read_rows, row_writer, rows_done
+from common.jsonl import read_rows
+from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept
 from deer_jax.labeler import Labeler, Labels, label_texts, load_labeler, spread
 
 BATCHES_AT_ONCE = 32  # of each process, sorted into length buckets together before their rows are written
@@ -28,12 +30,14 @@ def main(arguments: list[str]) -> None:
     """Run the command. Raises UserError for whatever is wrong with its input, before anything is written."""
     chosen = parse(arguments)
     rows = read_rows(chosen.file, {"id": str | int, "report": str})
-    done = _rows_done(chosen, [row["id"] for row in rows])
+    required = {"labels": list} | ({"logits": list} if chosen.logits else {})
+    options = functools.cache(lambda: {"labeler": labeler_fingerprint(chosen.labeler), "logits": chosen.logits})
+    done = rows_kept(chosen.output, [row["id"] for row in rows], required, options)
     if done == len(rows):
         return
     results = label_rows(load_labeler(chosen.labeler, chosen.tokenizer), rows, done, chosen.batch_size, chosen.logits)
     if jax.process_index() == 0:
-        with row_writer(chosen.output) as write:
+        with continued_writer(chosen.output, options) as write:
             for result in results:
                 write(result)
     else:
@@ -102,21 +106,6 @@ def _gathered(found: Labels, share: int) -> Labels:
     classes, logits = (np.pad(part, [(0, missing)] + [(0, 0)] * (part.ndim - 1)) for part in found[:2])
     classes, logits, cut = multihost_utils.process_allgather((classes, logits, np.int64(found.cut)))
     return Labels(classes.reshape(-1, *classes.shape[2:]), logits.reshape(-1, *logits.shape[2:]), int(cut.sum()))
-
-
-def _rows_done(chosen: argparse.Namespace, ids: Sequence[str | int]) -> int:
-    """How many rows the first process finds in --output. Raises UserError in all where it cannot be continued."""
-    done, problem = 0, None
-    if chosen.output is not None and jax.process_index() == 0:
-        try:
-            done = rows_done(chosen.output, ids, {"labels": list} | ({"logits": list} if chosen.logits else {}))
-        except UserError as error:
-            done, problem = -1, error
-    if jax.process_count() > 1:
-        done = int(multihost_utils.broadcast_one_to_all(np.int64(done)))
-    if done < 0:
-        raise problem or UserError(f"{chosen.output}: cannot be continued; the first process says why")
-    return done
 
 
 def _chunks(rows: int, done: int, size: int) -> Iterator[range]:

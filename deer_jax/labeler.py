@@ -30,6 +30,7 @@ PHANTOM = Path(__file__).parent / "assets" / "labeler"  # for phantom reports; `
 IN_RUN = "labeler"  # where a run of `deer train-labeler` has its labeler
 START, END, UNKNOWN = "[CLS]", "[SEP]", "[UNK]"
 SPECIAL = ("[PAD]", UNKNOWN, START, END, "[MASK]")  # in the order of bert-base-uncased
+VOCABULARY, WHOLE = "vocab.txt", "tokenizer.json"  # of the directory of a tokenizer
 WORD = re.compile(r"\S+")
 
 Span = tuple[int, int]
@@ -80,33 +81,55 @@ class Labels(NamedTuple):
     cut: int
 
 
-def load_labeler(path: str | Path, tokenizer: str | Path | None = None) -> Labeler:
+def load_labeler(
+    path: str | Path, tokenizer: str | Path | None = None, *, option: str = "--tokenizer", policy: Path | None = None
+) -> Labeler:
     """The labeler at `path`: `chexbert.pth`, the output of `deer train-labeler`, or "phantom" for the one shipped.
 
-    `tokenizer` is a directory with the `vocab.txt` of bert-base-uncased; a directory of ours holds its own. Raises
-    UserError for what is missing or does not fit together.
+    `tokenizer` is a directory with the `vocab.txt` of bert-base-uncased, `option` what names it on the command line.
+    Where none is given, a directory of ours holds its own, and that of a single file lies beside it, or with the
+    tokenizer of the `policy`. Raises UserError for what is missing or does not fit together.
     """
-    path = PHANTOM if str(path) == "phantom" else Path(path)
-    path = path / IN_RUN if (path / IN_RUN).is_dir() else path
-    if tokenizer is None and not path.is_dir():
-        raise UserError(
-            f"{path}: holds no vocabulary; give the directory of bert-base-uncased (with vocab.txt) as --tokenizer"
-            if path.exists()
-            else f"{path}: no such labeler; expected chexbert.pth, the --output of deer train-labeler, or 'phantom'"
-        )
-    loaded = load_tokenizer(path if tokenizer is None else Path(tokenizer))
+    path = labeler_path(path)
+    if tokenizer is None:
+        tokenizer = path if path.is_dir() else _vocabulary_directory(path, option, policy)
+    loaded = load_tokenizer(Path(tokenizer))
     config, params = load_classifier(path, sizes=tokenizer)
-    if loaded.get_vocab_size() > config.encoder.vocab_size:
+    if loaded.get_vocab_size() != config.encoder.vocab_size:
         raise UserError(
-            f"{tokenizer or path}: the tokenizer has {loaded.get_vocab_size()} words, but {path} has embeddings for "
+            f"{tokenizer}: the tokenizer has {loaded.get_vocab_size()} words, but {path} has embeddings for "
             f"{config.encoder.vocab_size}; give the tokenizer that the labeler was trained with"
         )
     return Labeler(config, params, loaded)
 
 
+def labeler_path(path: str | Path) -> Path:
+    """The file or directory of the labeler that `path` names. Raises UserError where there is none."""
+    path = PHANTOM if str(path) == "phantom" else Path(path)
+    path = path / IN_RUN if (path / IN_RUN).is_dir() else path
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such labeler; expected chexbert.pth, the --output of deer train-labeler, or 'phantom'"
+        )
+    return path
+
+
+def _vocabulary_directory(file: Path, option: str, policy: Path | None) -> Path:
+    """Where the vocabulary of a labeler that is a single file lies. Raises UserError."""
+    # A policy's tokenizer.json is that of its language model.
+    places = [(file.parent, VOCABULARY), (file.parent, WHOLE), *([] if policy is None else [(policy, VOCABULARY)])]
+    for directory, name in places:
+        if (directory / name).is_file():
+            return directory
+    raise UserError(
+        f"{file}: holds no vocabulary; put the vocab.txt of bert-base-uncased beside it, or name its directory with "
+        f"{option}"
+    )
+
+
 def load_tokenizer(directory: Path) -> "Tokenizer":
     """BERT's lower-casing WordPiece tokenizer: `vocab.txt`, one word a line, or `tokenizer.json`. Raises UserError."""
-    file, whole = directory / "vocab.txt", directory / "tokenizer.json"
+    file, whole = directory / VOCABULARY, directory / WHOLE
     if whole.is_file() and not file.is_file():
         return _whole_tokenizer(whole)
     try:
@@ -204,6 +227,12 @@ def label_texts(labeler: Labeler, texts: Sequence[str], batch_size: int = 32) ->
     for rows, ids, mask in token_batches(labeler, encoded, batch_size):
         logits[rows] = np.asarray(_jitted_logits(config, labeler.params, ids, mask))
     return Labels(logits.argmax(-1).astype(np.int8), logits, sum(encoded.cut))
+
+
+def classes_of_groups(labeler: Labeler, groups: Sequence[Sequence[str]]) -> list[Int[np.ndarray, "G K"]]:
+    """The classes of the texts of each group, all of them labelled together: full batches, whatever the groups."""
+    classes = label_texts(labeler, [text for group in groups for text in group]).classes
+    return np.split(classes, np.cumsum([len(group) for group in groups])[:-1]) if groups else []
 
 
 def token_batches(

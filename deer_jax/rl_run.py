@@ -1,5 +1,6 @@
 """`deer rl`: reinforcement learning of report generation, GRPO or DiTPO by the token weights that are chosen."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ from deer_jax.studies import prompt_length, study_prompts
 from deer_jax.token_weights import STRENGTH
 from deer_jax.vision_policy import vision_policy
 
+PAPERS = -1  # the strength that stands for the paper's
+
 
 def main(arguments: list[str]) -> None:
     """The command line."""
@@ -56,20 +59,38 @@ def check_config(config: RlConfig) -> None:
     rollout, reward = config.rollout, config.reward
     if rollout.group < 2:
         raise UserError(f"rollout.group: {rollout.group} reports have no group to be compared with; expected 2 or more")
-    if rollout.max_new_tokens < 1 or rollout.temperature <= 0 or not 0 < rollout.top_p <= 1:
+    if rollout.max_new_tokens < 1 or not 0 < rollout.temperature < math.inf or not 0 < rollout.top_p <= 1:
         raise UserError(
             "rollout: expected max_new_tokens of at least 1, a temperature above 0, and top_p above 0 up to 1"
         )
     if len(reward.phase_ends) != len(reward.gammas) - 1 or sorted(reward.phase_ends) != list(reward.phase_ends):
         raise UserError("reward: expected an end in phase_ends for each phase of gammas but the last, in rising order")
+    if not all(0 <= end <= 1 for end in reward.phase_ends):
+        raise UserError(f"reward.phase_ends: {reward.phase_ends}; expected shares of the run, from 0 to 1")
+    if not all(map(math.isfinite, reward.gammas)):
+        raise UserError(f"reward.gammas: {reward.gammas}; expected finite numbers")
+    if reward.strength != PAPERS and not 0 <= reward.strength < math.inf:
+        raise UserError(
+            f"reward.strength: {reward.strength}; expected a finite number of at least 0, or {PAPERS} for the paper's"
+        )
+    for name in ("clip_low", "clip_high", "kl"):
+        if not 0 <= (value := getattr(config.objective, name)) < math.inf:
+            raise UserError(f"objective.{name}: {value}; expected a finite number of at least 0")
+
+
+def reward_labeler(reward: RewardConfig) -> Labeler | None:
+    """The labeler that rewards are given by, where one is named. Raises UserError."""
+    if not reward.labeler:
+        return None
+    return load_labeler(reward.labeler, reward.labeler_tokenizer or None, option="--reward.labeler-tokenizer")
 
 
 def make_scores(reward: RewardConfig, labeler: Labeler | None, stop_ids: tuple[int, ...]):
     """The score function of the token weights, and the strength by which they are multiplied. Raises UserError."""
-    strength = STRENGTH.get(reward.weights, 1.0) if reward.strength < 0 else reward.strength
+    strength = STRENGTH.get(reward.weights, 1.0) if reward.strength == PAPERS else reward.strength
     if ":" in reward.weights:
         return load_function(reward.weights, "--reward.weights"), strength
-    return score_function(reward.weights, labeler, stop_ids, reward.uncertain), strength
+    return score_function(reward.weights, labeler, stop_ids, reward.uncertain, option="--reward.labeler"), strength
 
 
 def judge_of(config: RlConfig, part: Part, labeler: Labeler | None, stop_ids: tuple[int, ...]) -> Judge:
@@ -85,6 +106,7 @@ def judge_of(config: RlConfig, part: Part, labeler: Labeler | None, stop_ids: tu
         gamma=lambda step: phase_gamma(reward.gammas, reward.phase_ends, step / config.steps),
         reward=own,
         names=(f"--reward.function {reward.function}", f"--reward.weights {reward.weights}"),
+        option="--reward.labeler",
     )
 
 
@@ -148,9 +170,8 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         check_run_directory(run_dir, config)
     layout = make_layout(config.parallel, config.mesh)
     accumulate = accumulation(config, layout)
-    labeler = None
-    if config.reward.labeler:
-        labeler = spread(load_labeler(config.reward.labeler, config.reward.labeler_tokenizer or None))
+    labeler = reward_labeler(config.reward)
+    labeler = None if labeler is None else spread(labeler)
     quarantine = Quarantine()
     parts = load_studies(config.data, quarantine)
     base = load_base(config.model, config.data.side, config.instruction, layout)

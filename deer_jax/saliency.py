@@ -16,7 +16,7 @@ from deer_jax.labeler import Labeler, encode, token_batches
 
 
 def target_score(
-    logits: Float[Array, "N C 4"], targets: Bool[Array, "N C"], uncertain: bool = False
+    logits: Float[Array, "N L C"], targets: Bool[Array, "N L"], uncertain: bool = False
 ) -> Float[Array, "N"]:
     """S_target: the sum of the positive logits of the target findings (Eq. 9).
 
@@ -24,7 +24,7 @@ def target_score(
     finding has one.
     """
     score = jnp.where(targets, logits[..., POSITIVE], 0).sum(-1)
-    if uncertain:
+    if uncertain and logits.shape[-1] > UNCERTAIN:  # JAX takes the last class for one that is not there
         maybe = logits[..., UNCERTAIN]
         score += jnp.where(targets & jnp.isfinite(maybe), maybe, 0).sum(-1)
     return score

@@ -1,5 +1,7 @@
 """`deer sample`: reports of a model for the studies of a data set, several of each or the likeliest one."""
 
+import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,18 +10,19 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from common.config import choose_preset, parse
+from common.config import choose_preset, parse, to_json
 from common.data.parts import Part
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
-from common.jsonl import row_writer, rows_done
 from common.metrics.clinical import POSITIVE
 from common.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
+from common.weights import fingerprint_directory
 from deer_jax.config import SAMPLE_PRESETS, SampleConfig
+from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept
 from deer_jax.ditpo import PolicyParams
-from deer_jax.labeler import Labeler, label_texts, load_labeler, spread
+from deer_jax.labeler import Labeler, classes_of_groups, load_labeler, spread
 from deer_jax.rl import StudyBatch, read_groups
-from deer_jax.stage import Base, decode_settings, load_base
+from deer_jax.stage import Base, base_directory, check_seed, decode_settings, load_base
 from deer_jax.studies import prompt_length, read_parts, study_prompts
 from deer_jax.vision_policy import vision_policy
 
@@ -51,7 +54,8 @@ def sample_run(config: SampleConfig, output: Path) -> None:
     rollout = config.rollout
     if min(rollout.group, rollout.max_new_tokens, config.batch_size) < 1 or config.limit < 0:
         raise UserError(f"{PROGRAM}: group, max_new_tokens and batch_size are at least 1, limit at least 0")
-    if rollout.temperature < 0 or not 0 < rollout.top_p <= 1:
+    check_seed(config.seed)
+    if not 0 <= rollout.temperature < math.inf or not 0 < rollout.top_p <= 1:
         raise UserError(f"{PROGRAM}: expected a temperature of at least 0, and top_p above 0 up to 1")
     if rollout.temperature == 0 and rollout.group > 1:
         raise UserError(f"{PROGRAM}: temperature 0 gives one report; set --rollout.group 1, or a temperature")
@@ -63,9 +67,8 @@ def sample_run(config: SampleConfig, output: Path) -> None:
     text = "prediction" if rollout.group == 1 else "rollouts"
     required: dict[str, Any] = {"reference": str, text: str if rollout.group == 1 else list}
     ids = [study.id for study in part.studies[:count]]
-    done = rows_done(output, ids, required) if jax.process_index() == 0 else 0
-    if jax.process_count() > 1:
-        done = int(multihost_utils.broadcast_one_to_all(np.int64(done)))
+    options = functools.cache(functools.partial(row_options, config))
+    done = rows_kept(output, ids, required | ({"labels": list} if config.labeler else {}), options)
     if done == count:
         return
     layout = make_layout(config.parallel, config.mesh)
@@ -73,31 +76,49 @@ def sample_run(config: SampleConfig, output: Path) -> None:
         raise UserError(f"batch_size: {config.batch_size} studies do not split over {layout.row_shards} devices")
     labeler = None
     if config.labeler:
-        labeler = spread(load_labeler(config.labeler, config.labeler_tokenizer or None))
+        vocabulary = config.labeler_tokenizer or None
+        labeler = spread(load_labeler(config.labeler, vocabulary, option="--labeler-tokenizer"))
     base = load_base(config.model, config.data.side, config.instruction, layout)
     found = sampled_texts(config, base, part, range(done, count), layout)
     if jax.process_index() > 0:
         for _ in found:
             pass
         return
-    with row_writer(output) as write:
-        for study, texts in found:
-            write(row_of(part, study, texts, labeler))
+    with continued_writer(output, options) as write:
+        for sampled in found:
+            for row in rows_of(part, sampled, labeler):
+                write(row)
 
 
-def row_of(part: Part, study: int, texts: Sequence[str], labeler: Labeler | None) -> dict[str, Any]:
-    """What is written of a study."""
-    row: dict[str, Any] = {"id": part.studies[study].id, "reference": part.studies[study].report}
-    row |= {"prediction": texts[0]} if len(texts) == 1 else {"rollouts": list(texts)}
+def row_options(config: SampleConfig) -> dict[str, Any]:
+    """The options that decide what is written of a study. Which studies these are, their ids tell."""
+    options = to_json(config)
+    for name in ("mesh", "parallel", "batch_size", "limit", "labeler_tokenizer"):
+        del options[name]
+    for name in ("ids", "train_size", "validation_size", "test_size"):
+        del options["data"][name]
+    for name in ("base", "attention", "remat", "loss_chunk"):
+        del options["model"][name]
+    options["model"]["weights"] = fingerprint_directory(base_directory(config.model))
+    return options | {"labeler": labeler_fingerprint(config.labeler) if config.labeler else ""}
+
+
+def rows_of(part: Part, sampled: Sequence[tuple[int, list[str]]], labeler: Labeler | None) -> list[dict[str, Any]]:
+    """What is written of the studies of a batch."""
+    rows: list[dict[str, Any]] = []
+    for study, texts in sampled:
+        row: dict[str, Any] = {"id": part.studies[study].id, "reference": part.studies[study].report}
+        rows.append(row | ({"prediction": texts[0]} if len(texts) == 1 else {"rollouts": texts}))
     if labeler is not None:
-        row["labels"] = (label_texts(labeler, texts).classes == POSITIVE).astype(int).tolist()
-    return row
+        for row, classes in zip(rows, classes_of_groups(labeler, [texts for _, texts in sampled]), strict=True):
+            row["labels"] = (classes == POSITIVE).astype(int).tolist()
+    return rows
 
 
 def sampled_texts(
     config: SampleConfig, base: Base, part: Part, studies: range, layout: Layout
-) -> Iterator[tuple[int, list[str]]]:
-    """Each study and its reports, in order. A study's reports depend on its number and the seed alone.
+) -> Iterator[list[tuple[int, list[str]]]]:
+    """Of each batch the studies and their reports, in order. These depend on a study's number and the seed alone.
 
     Under several processes all must exhaust it.
     """
@@ -120,5 +141,6 @@ def sampled_texts(
             gathered = multihost_utils.process_allgather(written)
             written = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), gathered)
         groups = read_groups(written, base.tokenizer)
-        for study, group in zip(range(start, min(start + config.batch_size, studies.stop)), groups, strict=False):
-            yield study, [rollout.text for rollout in group]
+        numbers = range(start, min(start + config.batch_size, studies.stop))  # what fills up the last batch falls off
+        texts = ([rollout.text for rollout in group] for group in groups)
+        yield list(zip(numbers, texts, strict=False))

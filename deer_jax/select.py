@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import json
-import math
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -111,7 +111,19 @@ def read_studies(file: str | Path) -> Studies:
         raise UserError(f"{file}: id {without} has no rewards, others have; expected them in all rows or in none")
     for row, samples in zip(with_rewards, labels, strict=False):
         _check_rewards(row["rewards"], len(samples), f"{file}: id {row['id']}")
-    return Studies([row["id"] for row in rows], labels, [row["rewards"] for row in with_rewards] or None)
+    rewards = [[float(reward) for reward in row["rewards"]] for row in with_rewards]
+    return Studies([row["id"] for row in rows], labels, rewards or None)
+
+
+def read_ids(file: str | Path) -> list[str]:
+    """The ids of the studies that the command chose. Raises UserError."""
+    try:
+        ids = json.loads(Path(file).read_text(encoding="utf-8"))["ids"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); expected what deer select prints") from error
+    if not isinstance(ids, list) or not all(type(id_) in (str, int) for id_ in ids):
+        raise UserError(f"{file}: 'ids' must be a list of texts or whole numbers; expected what deer select prints")
+    return [str(id_) for id_ in ids]
 
 
 def _labels(found: list[Any], where: str) -> Int[np.ndarray, "K 14"]:
@@ -131,7 +143,8 @@ def _labels(found: list[Any], where: str) -> Int[np.ndarray, "K 14"]:
 
 
 def _check_rewards(found: Any, samples: int, where: str) -> None:
-    numbers = isinstance(found, list) and all(type(value) in (int, float) and math.isfinite(value) for value in found)
+    largest = sys.float_info.max  # an int may be larger, and NaN is not smaller
+    numbers = isinstance(found, list) and all(type(value) in (int, float) and abs(value) <= largest for value in found)
     if not numbers or len(found) != samples:
         raise UserError(f"{where}: expected rewards as a list of {samples} finite numbers, one a sample")
 

@@ -69,10 +69,17 @@ def base_directory(model: ModelConfig) -> Path:
 
 
 def check_numbers(config: RunConfig, *more: str) -> None:
-    """Raise UserError for a number below 1 where that makes no sense."""
+    """Raise UserError for a number below 1 where that makes no sense, and for a seed that is none."""
+    check_seed(config.seed)
     for name in ("batch_size", "micro_batch", "checkpoint_every", "evaluate_every", *more):
         if (value := getattr(config, name)) < 1:
             raise UserError(f"{name}: {value} makes no sense; expected at least 1")
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError for a seed that JAX and NumPy would not both take as it is."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed: {seed}; expected a whole number from 0 to {2**32 - 1}")
 
 
 def accumulation(config: RunConfig, layout: Layout) -> int:

@@ -1,9 +1,7 @@
 """From studies to the arrays that Qwen2.5-VL reads: images at one size, prompts, and reports to learn from."""
 
 import functools
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -20,6 +18,7 @@ from common.errors import UserError
 from common.models.qwen2_vl import Qwen2VLConfig, StudyRows
 from common.models.qwen2_vl_layout import Grid, expand_images, image_tokens, study_rows
 from deer_jax.config import DataConfig
+from deer_jax.select import read_ids
 
 IMAGE_MARKS = "<|vision_start|><|image_pad|><|vision_end|>"
 MULTIPLE = 16  # of the length of prompts, so that few programs are compiled
@@ -79,13 +78,13 @@ def read_parts(config: DataConfig, quarantine: Quarantine) -> dict[str, Part]:
 def chosen_part(part: Part, file: str) -> Part:
     """The studies whose ids `deer select` wrote. Raises UserError where the file or one of its ids is not there."""
     try:
-        wanted = json.loads(Path(file).read_text(encoding="utf-8"))["ids"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"data.ids: {file}: cannot be read ({error}); expected what deer select prints") from error
+        wanted = read_ids(file)
+    except UserError as error:
+        raise UserError(f"data.ids: {error}") from error
     place_of = {study.id: place for place, study in enumerate(part.studies)}
-    if missing := [id_ for id_ in wanted if str(id_) not in place_of]:
+    if missing := [id_ for id_ in wanted if id_ not in place_of]:
         raise UserError(f"data.ids: {file}: {len(missing)} ids, such as {missing[0]!r}, are not in the training part")
-    places = sorted(place_of[str(id_)] for id_ in wanted)
+    places = sorted(place_of[id_] for id_ in wanted)
     return Part([part.studies[place] for place in places], Chosen(part.images, places))
 
 

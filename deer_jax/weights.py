@@ -1,5 +1,8 @@
 """`deer weights`: the token weights of given rollouts, outside training."""
 
+import argparse
+import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +11,11 @@ import numpy as np
 
 from common.data.tokenizers import load_tokenizer
 from common.errors import Parser, UserError
-from common.jsonl import read_rows, row_writer, rows_done
+from common.jsonl import read_rows
 from deer_jax import labeler as wordpiece
+from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept
 from deer_jax.judge import score_function
-from deer_jax.labeler import Labeler, label_texts, load_labeler
+from deer_jax.labeler import VOCABULARY, WHOLE, Labeler, encode, label_texts, load_labeler
 from deer_jax.rewards import load_function
 from deer_jax.token_weights import (
     STRENGTH,
@@ -24,7 +28,6 @@ from deer_jax.token_weights import (
 )
 
 TOGETHER = 16  # rows whose rollouts go through the labeler at once
-VOCABULARY = "vocab.txt"
 
 DESCRIPTION = """Token weights w = 1 + strength * score of rollouts (DEER Eq. 8 and 12). Rows {"id", "reference",
 "rollouts": [text, ...]} become, in order, rows {"id", "rollouts": [{"text", "tokens", "token_ids", "spans", "scores",
@@ -52,29 +55,59 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--uncertain", action="store_true", help="gradient: add the logits of the uncertain class")
     parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="file to write or resume; default: stdout")
     chosen = parser.parse_args(arguments)
-    rows = read_rows(chosen.file, {"id": str | int, "reference": str, "rollouts": list})
-    for row in rows:
-        if not row["rollouts"] or not all(isinstance(text, str) for text in row["rollouts"]):
-            raise UserError(f"{chosen.file}, id {row['id']!r}: 'rollouts' must be a list of texts, at least one")
+    rows = read_rollout_rows(chosen.file)
     strength = STRENGTH.get(chosen.method, 1.0) if chosen.strength is None else chosen.strength
     if not np.isfinite(strength):
         raise UserError(f"deer weights: --strength {strength} is not finite")
     labeler = None
-    if chosen.labeler is not None:
-        vocabulary = chosen.labeler_tokenizer or vocabulary_directory(Path(chosen.labeler), chosen.tokenizer)
-        labeler = load_labeler(chosen.labeler, vocabulary)
+    own = ":" in chosen.method
+    if chosen.labeler is not None and (own or chosen.method == "gradient"):
+        labeler = load_labeler(
+            chosen.labeler, chosen.labeler_tokenizer, option="--labeler-tokenizer", policy=chosen.tokenizer
+        )
     read, stop_ids = rollout_reader(chosen.tokenizer)
-    if ":" in chosen.method:
+    if own:
         scores: ScoreFunction = load_function(chosen.method, "--method")
     else:
         scores = score_function(chosen.method, labeler, stop_ids, chosen.uncertain)
-    done = 0
-    if chosen.output is not None:
-        done = rows_done(chosen.output, [row["id"] for row in rows], {"rollouts": list})
-    with row_writer(chosen.output) as write:
+    options = functools.cache(functools.partial(row_options, chosen, strength))
+    done = rows_kept(chosen.output, [row["id"] for row in rows], {"rollouts": list}, options)
+    if done == len(rows):
+        return
+    with continued_writer(chosen.output, options) as write:
         for start in range(done, len(rows), TOGETHER):
             for result in weigh(rows[start : start + TOGETHER], read, labeler, scores, strength, chosen.method):
                 write(result)
+    if labeler is not None:
+        say_cut(labeler, rows[done:], rollouts=not own)
+
+
+def row_options(chosen: argparse.Namespace, strength: float) -> dict[str, Any]:
+    """The options that decide what is written of a row."""
+    reads = chosen.labeler is not None and chosen.method not in ("tfidf", "uniform")
+    labeler = labeler_fingerprint(chosen.labeler) if reads else ""
+    own = {name: getattr(chosen, name) for name in ("method", "uncertain")}
+    return own | {"strength": strength, "labeler": labeler, "tokenizer": str(chosen.tokenizer)}
+
+
+def read_rollout_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows {"id", "reference", "rollouts"} of a file, each with a rollout at least. Raises UserError."""
+    rows = read_rows(file, {"id": str | int, "reference": str, "rollouts": list})
+    for row in rows:
+        if not row["rollouts"] or not all(isinstance(text, str) for text in row["rollouts"]):
+            raise UserError(f"{file}, id {row['id']!r}: 'rollouts' must be a list of texts, at least one")
+    return rows
+
+
+def say_cut(labeler: Labeler, rows: Sequence[dict[str, Any]], rollouts: bool) -> None:
+    """Say on standard error how many texts were longer than the labeler's window; of rollouts where it reads them."""
+    texts = {"references": [row["reference"] for row in rows]}
+    if rollouts:
+        texts["rollouts"] = [text for row in rows for text in row["rollouts"]]
+    counts = {name: sum(encode(labeler, own).cut) for name, own in texts.items()}
+    if any(counts.values()):
+        shown = " and ".join(f"{cut} of {len(texts[name])} {name}" for name, cut in counts.items())
+        print(f"{shown} were longer than the labeler's {labeler.window} tokens and were cut", file=sys.stderr)
 
 
 def weigh(
@@ -121,7 +154,7 @@ def rollout_reader(directory: Path) -> tuple[Callable[[str], Rollout], tuple[int
 
     A directory with nothing but a WordPiece vocabulary is read as the labeler reads it. Raises UserError.
     """
-    if (directory / VOCABULARY).is_file() and not (directory / "tokenizer.json").is_file():
+    if (directory / VOCABULARY).is_file() and not (directory / WHOLE).is_file():
         pieces = wordpiece.load_tokenizer(directory)
 
         def read_pieces(text: str) -> Rollout:
@@ -131,10 +164,3 @@ def rollout_reader(directory: Path) -> tuple[Callable[[str], Rollout], tuple[int
         return read_pieces, ()
     tokenizer = load_tokenizer(directory)
     return lambda text: read_rollout(tokenizer.encode(text), tokenizer), tokenizer.stop_ids
-
-
-def vocabulary_directory(labeler: Path, tokenizer: Path) -> Path | None:
-    """Where the vocabulary of a labeler that is a single file lies: beside it, else with the policy's tokenizer."""
-    if not labeler.is_file():
-        return None
-    return next((place for place in (labeler.parent, tokenizer) if (place / VOCABULARY).is_file()), None)

@@ -169,9 +169,12 @@ def _config_from_tensors(stored: Mapping[str, StoredTensor], path: Path, folders
         return stored[name].shape
 
     files = [folder / "config.json" for folder in folders if (folder / "config.json").is_file()]
-    published = next(filter(lambda config: config.get("model_type") == "bert", map(read_json, files)), {})
+    published = {file: own for file in files if (own := read_json(file)).get("model_type") == "bert"}
+    file, sizes = next(iter(published.items()), (path, {}))
     vocab_size, hidden = shape("bert.embeddings.word_embeddings.weight")
-    heads = published.get("num_attention_heads") if published.get("hidden_size") == hidden else None
+    heads = sizes.get("num_attention_heads") if sizes.get("hidden_size") == hidden else None
+    if heads is not None and (type(heads) is not int or heads < 1):
+        raise UserError(f"{file}: num_attention_heads is {heads!r}, expected a positive whole number")
     if heads is None and hidden % HEAD_DIM:
         raise UserError(
             f"{path}: hidden size {hidden} is no multiple of {HEAD_DIM}, so the number of attention heads cannot be "

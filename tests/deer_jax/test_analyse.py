@@ -7,11 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common.data.parts import Part
+from common.data.studies import ImageStudy
 from common.data.tokenizers import WordTokenizer
 from common.errors import UserError
 from common.models.bert import BertConfig, ClassifierConfig, init_classifier
-from deer_jax.analyse import masked, masking, rewards, token_page, top
-from deer_jax.labeler import Labeler, make_tokenizer
+from deer_jax.analyse import masked, masking, rewards, sentences, token_page, top
+from deer_jax.cli import dispatch
+from deer_jax.labeler import Labeler, classes_of_groups, label_texts, make_tokenizer
+from deer_jax.sample import rows_of
 from deer_jax.token_weights import Group, read_rollout
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "effusion", "edema", "heart", "is", "seen", "."]
@@ -94,6 +98,65 @@ def test_rewards_are_those_of_the_groups_and_of_the_selected_ones(labeler):
     np.testing.assert_allclose(table["selected"]["mean_std"], np.std([1, 0, 2 / 3]))
     with pytest.raises(UserError, match="none of the selected"):
         rewards(rows, labeler, 0.0, {"7"})
+
+
+@pytest.mark.parametrize("rollouts", ["[1, null]", "[]", '["\\ud800"]', '[["text"]]', '"text"'])
+@pytest.mark.parametrize("command", ["weights", "analyse rewards"])
+def test_rollouts_that_are_no_texts_are_refused(tmp_path, command, rollouts):
+    (tmp_path / "rows.jsonl").write_text(f'{{"id": 1, "reference": "", "rollouts": {rollouts}}}')
+    options = ["--labeler", "nowhere", "--tokenizer", str(tmp_path)]
+    with pytest.raises(UserError, match=r"rows\.jsonl.*'rollouts'"):
+        dispatch([*command.split(), str(tmp_path / "rows.jsonl"), *options])
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [("rewards --gamma nan", "--gamma nan is not finite"), ("masking --seed -1", "seed: -1")],
+)
+def test_numbers_that_make_no_sense_are_refused(tmp_path, command, said):
+    what, *options = command.split()
+    with pytest.raises(UserError, match=said):
+        dispatch(["analyse", what, "rows.jsonl", "--labeler", "phantom", "--tokenizer", str(tmp_path), *options])
+
+
+def test_texts_of_all_groups_are_labelled_together(labeler, monkeypatch):
+    groups = [["edema .", "no heart ."], [], ["effusion edema .", "heart", "edema"]]
+    calls = []
+
+    def counting(labeler, texts, *more):
+        calls.append(len(texts))
+        return label_texts(labeler, texts, *more)
+
+    monkeypatch.setattr("deer_jax.labeler.label_texts", counting)
+    for texts, own in zip(groups, classes_of_groups(labeler, groups), strict=True):
+        np.testing.assert_array_equal(own, label_texts(labeler, texts).classes)
+    assert classes_of_groups(labeler, []) == []
+    part = Part([ImageStudy(str(number), (), "edema .") for number in range(3)], [()] * 3)
+    rows = rows_of(part, [(1, groups[0]), (2, groups[2][:1])], labeler)
+    assert [row["id"] for row in rows] == ["1", "2"]
+    assert (rows[0]["rollouts"], rows[1]["prediction"]) == (groups[0], "effusion edema .")
+    assert [[sum(labels) for labels in row["labels"]] for row in rows] == [[1, 0], [2]]
+    assert "labels" not in rows_of(part, [(0, ["a", "b"])], None)[0]
+    rewards([{"id": row["id"], "reference": "", "rollouts": ["edema"] * 3} for row in rows], labeler, 0.0, None)
+    assert calls == [5, 0, 3, 6]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["Effusion of 2.5 cm.", " Heart is seen?!", " No edema"],
+        ["... edema.", " is seen .", " . no heart.  \n"],
+        ["edema\n", "heart is seen .", "\n no edema."],
+        ["\n\n1.", " edema"],
+        ["..."],
+        [],
+    ],
+)
+def test_sentences_end_at_marks_before_white_space_and_lose_no_character(labeler, parts):
+    first, second = sentences(["".join(parts), "edema . heart ."], labeler)
+    assert [part["text"] for part in first] == parts
+    assert ["".join(parts)[part["start"] : part["end"]] for part in first] == parts
+    assert [part["findings"] for part in second] == [["Edema"], []]
 
 
 def test_the_page_marks_weights_and_findings_and_escapes_text(labeler):

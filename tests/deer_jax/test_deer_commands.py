@@ -6,14 +6,18 @@ import json
 import jax
 import pytest
 
+from common.data.parts import Part
 from common.errors import UserError
 from common.logs import read_rows
 from common.models.qwen2_vl import init_params
 from common.models.qwen2_vl_weights import config_from_directory, save_qwen2_vl
 from deer_jax import make_assets
+from deer_jax.ablation import Variant, select_studies
 from deer_jax.cli import dispatch
-from deer_jax.config import INSTRUCTION, RL_PRESETS
+from deer_jax.config import INSTRUCTION, RL_PRESETS, RewardConfig
 from deer_jax.demo import demo
+from deer_jax.rl_run import make_scores
+from deer_jax.studies import chosen_part
 
 DATA = ["--data.train-size", "12", "--data.validation-size", "4", "--data.test-size", "4", "--data.side", "56"]
 DATA += ["--parallel", "jit"]
@@ -61,7 +65,7 @@ def test_sft_writes_a_model_that_the_next_stage_reads(supervised, base):
     assert config_from_directory(supervised / "model") == config_from_directory(base)
 
 
-def test_sampled_reports_are_selected_and_learnt_from(supervised, tmp_path, capsys):
+def test_sampled_reports_are_selected_and_learnt_from(supervised, base, tmp_path, capsys):
     model = ["--model.base", str(supervised / "model"), *DATA]
     output = tmp_path / "rollouts.jsonl"
     options = ["--output", str(output), *model, "--rollout.group", "3", "--rollout.max-new-tokens", "6"]
@@ -72,6 +76,16 @@ def test_sampled_reports_are_selected_and_learnt_from(supervised, tmp_path, caps
     output.write_text("".join(line + "\n" for line in output.read_text(encoding="utf-8").splitlines()[:5]))
     dispatch(["sample", *options, "--batch-size", "2"])  # goes on, and batches change nothing
     assert rows_of(output) == rows
+    for other in (["--seed", "1"], ["--rollout.temperature", "0.5"], ["--labeler", ""], ["--model.base", str(base)]):
+        with pytest.raises(UserError, match="made under other options"):
+            dispatch(["sample", *options, *other])
+    assert rows_of(output) == rows
+    (tmp_path / "rollouts.jsonl.config.json").unlink()
+    dispatch(["sample", *options])
+    output.write_text("".join(json.dumps(row | {"labels": None}) + "\n" for row in rows))
+    with pytest.raises(UserError, match="'labels' must be list"):
+        dispatch(["sample", *options])
+    output.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     capsys.readouterr()
     dispatch(["select", str(output), "--fraction", "0.5", "--seed", "1", "--output", str(tmp_path / "chosen.json")])
@@ -141,6 +155,31 @@ def test_the_demo_ends_with_its_two_pages(base, tmp_path):
     assert "class=" in (tmp_path / "token_weights.html").read_text(encoding="utf-8")
 
 
+def test_studies_that_were_chosen_otherwise_are_not_taken(tmp_path):
+    variant, model = Variant(fraction=0.2), tmp_path / "sft" / "model"
+    file = tmp_path / "chosen-log-rank-0.2.json"
+    of = {"fraction": 0.2, "strategy": "log-rank", "seed": 3, "model": str(model)}
+    file.write_text(json.dumps({"ids": ["1"], "of": of}))
+    assert select_studies(RL_PRESETS["demo"], "demo", model, tmp_path, variant, 3) == str(file)
+    with pytest.raises(UserError, match=r"chosen otherwise \(seed was 3 and is now 4\)"):
+        select_studies(RL_PRESETS["demo"], "demo", model, tmp_path, variant, 4)
+    file.write_text(json.dumps({"ids": ["1"]}))
+    with pytest.raises(UserError, match="chosen otherwise"):
+        select_studies(RL_PRESETS["demo"], "demo", model, tmp_path, variant, 3)
+
+
+@pytest.mark.parametrize("ids", [None, "12", [None], [["1"]]])
+def test_ids_that_are_no_list_of_ids_are_refused(tmp_path, ids):
+    (tmp_path / "ids.json").write_text(json.dumps({"ids": ids}))
+    with pytest.raises(UserError, match=r"data\.ids: .*ids\.json: 'ids' must be a list"):
+        chosen_part(Part([], []), str(tmp_path / "ids.json"))
+
+
+def test_only_the_strength_of_minus_1_is_the_papers():
+    assert make_scores(RewardConfig(weights="tfidf"), None, ())[1] == 4
+    assert make_scores(RewardConfig(weights="tfidf", strength=0.0), None, ())[1] == 0
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
@@ -148,8 +187,25 @@ def test_the_demo_ends_with_its_two_pages(base, tmp_path):
         (["rl", "--run-dir", "x", "--reward.gammas", "0", "0.1", "0.2"], "phase_ends"),
         (["rl", "--run-dir", "x", "--data.side", "100"], "data.side"),
         (["rl", "--run-dir", "x", "--reward.weights", "nosuch"], "uniform, tfidf, gradient"),
-        (["rl", "--run-dir", "x", "--reward.labeler", ""], "labeler"),
+        (["rl", "--run-dir", "x", "--reward.labeler", ""], "name one with --reward.labeler"),
+        (["rl", "--run-dir", "x", "--reward.labeler", "", "--reward.weights", "tfidf"], "with --reward.labeler"),
+        (["rl", "--run-dir", "x", "--reward.labeler", __file__], "with --reward.labeler-tokenizer"),
         (["rl", "--run-dir", "x", "--data.ids", "nowhere.json"], "data.ids"),
+        (["rl", "--run-dir", "x", "--seed", "-1"], "seed: -1"),
+        (["sft", "--run-dir", "x", "--seed", str(2**32)], "seed: 4294967296"),
+        (["rl", "--run-dir", "x", "--reward.strength", "-0.5"], "reward.strength"),
+        (["rl", "--run-dir", "x", "--reward.strength", "nan"], "reward.strength"),
+        (["rl", "--run-dir", "x", "--reward.strength", "inf"], "reward.strength"),
+        (["rl", "--run-dir", "x", "--reward.gammas", "0", "nan"], "reward.gammas"),
+        (["rl", "--run-dir", "x", "--reward.phase-ends", "1.5"], "reward.phase_ends"),
+        (["rl", "--run-dir", "x", "--reward.phase-ends", "nan"], "reward.phase_ends"),
+        (["rl", "--run-dir", "x", "--rollout.temperature", "nan"], "temperature"),
+        (["rl", "--run-dir", "x", "--objective.clip-low", "-0.1"], "objective.clip_low"),
+        (["rl", "--run-dir", "x", "--objective.clip-high", "inf"], "objective.clip_high"),
+        (["rl", "--run-dir", "x", "--objective.kl", "nan"], "objective.kl"),
+        (["sample", "--output", "x.jsonl", "--rollout.temperature", "nan"], "temperature"),
+        (["sample", "--output", "x.jsonl", "--seed", "-1"], "seed: -1"),
+        (["ablation", "components", "--directory", "x", "--seeds", "0", "-1"], "seed: -1"),
         (["sft", "--run-dir", "x", "--model.base", ""], "model.base"),
         (["sft"], "--run-dir"),
         (["ablation", "rewards"], "--directory"),

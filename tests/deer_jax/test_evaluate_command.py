@@ -8,6 +8,8 @@ import sys
 import jax
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import load_file
 from sklearn.metrics import f1_score
 
 from common.data.parts import Part
@@ -174,6 +176,15 @@ def test_the_command_prints_one_object_with_the_scores_of_scorers(files, tmp_pat
     assert "radgraph" not in result["notes"]
     assert "note: other: " in printed.err
     assert "note: green: no --external green=COMMAND was given" in printed.err
+
+
+def test_a_labeler_in_one_file_needs_no_option_where_its_vocabulary_is_beside_it(files, tmp_path, capsys):
+    state = load_file(tmp_path / "labeler" / "model.safetensors")
+    torch.save({name: torch.from_numpy(own) for name, own in state.items()}, tmp_path / "labeler" / "chexbert.pth")
+    main(files)
+    expected = capsys.readouterr().out
+    main([*files[:-1], str(tmp_path / "labeler" / "chexbert.pth")])
+    assert capsys.readouterr().out == expected
 
 
 @pytest.mark.parametrize(

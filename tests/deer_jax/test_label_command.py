@@ -91,6 +91,24 @@ def test_an_interrupted_file_is_completed(directory, reports, labelled, tmp_path
     assert "'logits' is missing" in capsys.readouterr().err
 
 
+def test_rows_of_another_labeler_are_not_continued(directory, reports, labelled, tmp_path, capsys):
+    output = tmp_path / "out.jsonl"
+    command = ["label", str(reports), "--output", str(output), "--labeler"]
+    assert deer([*command, str(directory)]) == 0
+    whole = output.read_bytes()
+    capsys.readouterr()
+    for content in (whole, whole[: len(whole) // 2]):
+        output.write_bytes(content)
+        assert deer([*command, "phantom"]) == 2
+        err = capsys.readouterr().err
+        assert "out.jsonl: holds rows made under other options (labeler was" in err
+        assert err.count("\n") == 1
+    copied = tmp_path / "copied"  # where it lies does not matter
+    shutil.copytree(directory, copied)
+    assert deer([*command, str(copied)]) == 0
+    assert output.read_bytes() == whole
+
+
 def test_standard_output_and_what_was_cut(directory, reports, labelled, capsys):
     assert deer(["label", str(reports), "--labeler", str(directory)]) == 0
     out, err = capsys.readouterr()
@@ -111,15 +129,13 @@ run_cli(dispatch, sys.argv[3:])
 """
 
 
-def test_two_processes_write_the_file_that_one_writes(directory, reports, labelled, tmp_path):
-    output = tmp_path / "out.jsonl"
-    write_rows(output, [labelled[0]])  # continued
+def in_two_processes(command: list[str], output: Path) -> tuple[list[int], list[str]]:
+    """Exit codes and standard errors of a command whose second process has an --output of its own, "never.jsonl"."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = ["label", str(reports), "--labeler", str(directory), "--logits", "--batch-size", "4"]
     environment = {**os.environ, "XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT)}
-    outputs = [output, tmp_path / "never.jsonl"]  # as where the hosts share no disk
+    outputs = [output, output.with_name("never.jsonl")]  # as where the hosts share no disk
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, address, str(number), *command, "--output", str(outputs[number])],
@@ -127,13 +143,38 @@ def test_two_processes_write_the_file_that_one_writes(directory, reports, labell
         )
         for number in range(2)
     ]  # fmt: skip
-    ends = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], ends
+    try:
+        ends = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], [error for _, error in ends]
+
+
+@pytest.mark.parametrize("command", ["label", "sample"])
+def test_what_the_first_process_cannot_continue_ends_the_others_too(directory, reports, tmp_path, command):
+    write_rows(tmp_path / "out.jsonl", [{"id": "other", "reference": "", "rollouts": [], "labels": []}])
+    options = {
+        "label": [str(reports), "--labeler", str(directory)],
+        "sample": ["--data.train-size", "2", "--data.side", "56"],
+    }
+    codes, errors = in_two_processes([command, *options[command]], tmp_path / "out.jsonl")
+    assert codes == [2, 2], errors
+    assert "out.jsonl: its ids are not the first of the input's" in errors[0]
+    assert "never.jsonl: cannot be continued; the first process says why" in errors[1]
+
+
+def test_two_processes_write_the_file_that_one_writes(directory, reports, labelled, tmp_path):
+    output = tmp_path / "out.jsonl"
+    write_rows(output, [labelled[0]])  # continued
+    command = ["label", str(reports), "--labeler", str(directory), "--logits", "--batch-size", "4"]
+    codes, errors = in_two_processes(command, output)
+    assert codes == [0, 0], errors
+    assert not list(tmp_path.glob("never*"))
     found = read_rows(output, {"id": str | int, "labels": list, "logits": list})
     assert [(row["id"], row["labels"]) for row in found] == [(row["id"], row["labels"]) for row in labelled]
     for row, expected in zip(found, labelled, strict=True):
         np.testing.assert_allclose(np.concatenate(row["logits"]), np.concatenate(expected["logits"]), atol=1e-4)
-    assert not outputs[1].exists()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import load_file
 
 from common.data.phantom_labels import label_report
 from common.data.phantom_study import sample_study
@@ -170,11 +172,40 @@ def test_what_is_no_labeler_is_refused_in_words(tmp_path, files, message):
         load_labeler(path)
 
 
-def test_a_tokenizer_with_more_words_than_the_labeler_is_refused(saved):
-    with (saved / "vocab.txt").open("a") as file:
-        file.write("anotherword\n")
-    with pytest.raises(UserError, match="has 153 words"):
+@pytest.mark.parametrize("change", [1, -1])
+def test_a_tokenizer_with_more_or_fewer_words_than_the_labeler_is_refused(saved, change):
+    words = (saved / "vocab.txt").read_text().splitlines()
+    (saved / "vocab.txt").write_text("\n".join([*words, "anotherword"][: len(words) + change]) + "\n")
+    with pytest.raises(UserError, match=f"has {len(words) + change} words, but .* for {len(words)}"):
         load_labeler(saved)
+
+
+@pytest.mark.parametrize("heads", ["x", 0, 2.5, [4]])
+def test_a_config_beside_a_single_file_must_make_sense(labeler, saved, heads):
+    state = {name: torch.from_numpy(values) for name, values in load_file(saved / "model.safetensors").items()}
+    torch.save(state, saved / "chexbert.pth")
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"num_attention_heads": heads}))
+    with pytest.raises(UserError, match=r"config\.json: num_attention_heads is .*, expected a positive whole number"):
+        load_labeler(saved / "chexbert.pth")
+
+
+@pytest.mark.parametrize("kind", ["vocab.txt", "tokenizer.json", "with the policy"])
+def test_the_vocabulary_of_a_single_file_lies_beside_it_or_with_the_policys_tokenizer(labeler, saved, tmp_path, kind):
+    state = {name: torch.from_numpy(values) for name, values in load_file(saved / "model.safetensors").items()}
+    torch.save({"model_state_dict": state}, saved / "chexbert.pth")
+    policy = tmp_path / "policy"
+    policy.mkdir()
+    if kind == "tokenizer.json":
+        (saved / "vocab.txt").unlink()
+        labeler.tokenizer.save(str(saved / "tokenizer.json"))
+    if kind == "with the policy":
+        (saved / "vocab.txt").rename(policy / "vocab.txt")
+        with pytest.raises(UserError, match=r"holds no vocabulary.* --mine"):
+            load_labeler(saved / "chexbert.pth", option="--mine")
+    again = load_labeler(saved / "chexbert.pth", policy=policy)
+    assert again.config == labeler.config
+    assert encode(again, TEXTS) == encode(labeler, TEXTS)
 
 
 @pytest.mark.parametrize(

@@ -123,11 +123,17 @@ def test_bad_rows_are_refused_by_name(tmp_path, capsys, row, message):
         run(tmp_path, capsys, made, "--fraction", "0.5", "--seed", "0")
 
 
-@pytest.mark.parametrize("rewards", [[1], [0, 1, 2], ["1", 0], [float("nan"), 0], [True, 0], 1])
+@pytest.mark.parametrize("rewards", [[1], [0, 1, 2], ["1", 0], [float("nan"), 0], [True, 0], [10**400, 0], 1])
 def test_bad_rewards_are_refused(tmp_path, capsys, rewards):
     made = [{"id": "s", "labels": [SAMPLE, SAMPLE], "rewards": rewards}]
     with pytest.raises(UserError, match="id s: expected rewards as a list of 2 finite numbers"):
         run(tmp_path, capsys, made, "--fraction", "0.5", "--seed", "0")
+
+
+def test_rewards_may_be_large_whole_numbers(tmp_path, capsys):
+    made = [{"id": "s", "labels": [SAMPLE, SAMPLE], "rewards": [10**30, 0]}]
+    found = run(tmp_path, capsys, made, "--fraction", "1", "--seed", "0")["statistics"]["rewards"]["all"]
+    assert found["mean_std"] == pytest.approx(5e29)
 
 
 @pytest.mark.parametrize(

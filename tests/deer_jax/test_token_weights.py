@@ -12,9 +12,11 @@ from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
 from common.jsonl import write_rows
 from common.models.bert import BertConfig, ClassifierConfig, chexbert_logits, init_classifier, word_embeddings
+from common.models.bert_weights import save_classifier
 from deer_jax.cli import dispatch
-from deer_jax.labeler import Labeler, make_tokenizer
-from deer_jax.saliency import saliency, token_saliency
+from deer_jax.labeler import Labeler, make_tokenizer, save_vocabulary
+from deer_jax.rewards import load_function
+from deer_jax.saliency import saliency, target_score, token_saliency
 from deer_jax.token_weights import (
     Group,
     checked_scores,
@@ -98,6 +100,11 @@ def test_saliency_is_the_length_of_the_gradient_by_finite_differences(labeler, u
     np.testing.assert_allclose(found[0], np.linalg.norm(gradient[0], axis=-1), rtol=2e-3)
 
 
+def test_a_labeler_without_an_uncertain_class_has_no_score_of_it():
+    logits, targets = jnp.array([[[1.0, 2.0], [3.0, 5.0]]]), jnp.array([[True, True]])
+    assert target_score(logits, targets, uncertain=True).tolist() == target_score(logits, targets).tolist() == [7.0]
+
+
 def test_saliency_does_not_depend_on_the_batch(labeler):
     texts = ["no effusion", "heart edema . pleural", "", "no edema"]
     targets = np.random.default_rng(0).random((4, 14)) < 0.4
@@ -163,12 +170,56 @@ def test_the_command_takes_a_function_of_ones_own(tmp_path, capsys, monkeypatch)
     np.testing.assert_allclose(first["weights"], 1 + 4 * np.log(2) / 3)
 
 
+def test_only_weights_that_read_the_labeler_load_it_and_what_it_cuts_is_told(labeler, tmp_path, capsys):
+    save_classifier(tmp_path, labeler.config, labeler.params)
+    save_vocabulary(tmp_path / "vocab.txt", labeler.tokenizer)
+    save_words(tmp_path / "words.json", WORDS)
+    rows = [{"id": number, "reference": "edema " * 20 * number, "rollouts": ["heart " * 11, "no"]} for number in (0, 1)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    command = ["weights", str(tmp_path / "rows.jsonl"), "--tokenizer", str(tmp_path / "words.json"), "--labeler"]
+    dispatch([*command, str(tmp_path)])
+    assert "1 of 2 references and 2 of 4 rollouts were longer than the labeler's 12 tokens" in capsys.readouterr().err
+    for method in ("tfidf", "uniform"):
+        dispatch([*command, "nowhere", "--method", method])
+        assert capsys.readouterr().err == ""
+
+    output = ["--method", "tfidf", "--output", str(tmp_path / "out.jsonl")]
+    dispatch([*command, "nowhere", *output])
+    written = (tmp_path / "out.jsonl").read_bytes()
+    dispatch([*command, "nowhere", *output])
+    assert (tmp_path / "out.jsonl").read_bytes() == written
+    with pytest.raises(UserError, match=r"options \(strength was 4.0 and is now 2.0\)"):
+        dispatch([*command, "nowhere", *output, "--strength", "2"])
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("wrong_syntax:f", "its module raises SyntaxError"),
+        ("raises_at_import:f", "its module raises ZeroDivisionError: division by zero"),
+        ("ends_at_import:f", "its module raises SystemExit"),
+        ("..:f", "is no import path"),
+        (".scores:f", "is no import path"),
+        ("json:nosuch", "PYTHONPATH"),
+        ("json:__name__", "is no function"),
+    ],
+)
+def test_a_function_that_cannot_be_imported_is_told_in_words(tmp_path, monkeypatch, path, said):
+    (tmp_path / "wrong_syntax.py").write_text("def f(:\n")
+    (tmp_path / "raises_at_import.py").write_text("1 / 0\n")
+    (tmp_path / "ends_at_import.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=f"^--mine: .*{said}"):
+        load_function(path, "--mine")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--method", "nosuch"], "uniform, tfidf, gradient"),
         (["--method", "nosuch:function"], "--method"),
-        (["--method", "gradient"], "--labeler"),
+        (["--method", "gradient"], "name one with --labeler"),
+        (["--method", "gradient", "--labeler", __file__], "with --labeler-tokenizer"),
         (["--method", "tfidf", "--strength", "nan"], "finite"),
     ],
 )
