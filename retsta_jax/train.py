@@ -18,7 +18,7 @@ from common.data.records import Quarantine
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.errors import UserError
 from common.flops import peak_flops, sft_flops
-from common.lora import init_lora
+from common.lora import check_lora, init_lora
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, load_qwen2, param_shapes, save_qwen2
 from common.optim import make_optimizer, make_schedule
@@ -124,14 +124,13 @@ def checkpoint_note(directory: Path) -> dict[str, Any]:
 def check_config(config: RetstaConfig) -> None:
     """Raise UserError for a number that makes no sense, before it does harm elsewhere."""
     positive = {name: getattr(config, name) for name in POSITIVE}
-    positive |= {"model.loss_chunk": config.model.loss_chunk, "lora.rank": config.lora.rank}
+    positive |= {"model.loss_chunk": config.model.loss_chunk}
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"{name}: {value} makes no sense; expected at least 1")
     if config.max_steps < 0:
         raise UserError(f"max_steps: {config.max_steps} makes no sense; expected at least 1, or 0 for all epochs")
-    if not 0 <= config.lora.dropout < 1:
-        raise UserError(f"lora.dropout: {config.lora.dropout} makes no sense; expected from 0 to below 1")
+    check_lora(config.lora)
 
 
 def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:

@@ -68,6 +68,8 @@ def refused(capsys):
         ({"max_steps": -1}, ["max_steps: -1"]),
         ({"seed": -1}, ["seed"]),
         ({"lora__rank": 0}, ["lora.rank: 0"]),
+        ({"lora__alpha": "nan"}, ["lora.alpha: nan", "finite number above 0"]),
+        ({"optim__eps": 0}, ["optim.eps: 0", "above 0"]),
         ({"lora__dropout": 1}, ["lora.dropout: 1.0"]),
         ({"lora__targets": "qkv"}, ["lora.targets: 'qkv' matches no", "q_proj"]),
         ({"lora__targets": "("}, ["lora.targets: '('"]),
