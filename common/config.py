@@ -110,9 +110,9 @@ def check_run_directory(run_dir: Path, config: Any) -> None:
         return
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); give another --run-dir") from error
-    if different := _differences(found, to_json(config)):
+    if different := differences(found, to_json(config)):
         raise UserError(
-            f"{run_dir}: holds a run of another config ({'; '.join(different[:3])}); "
+            f"{run_dir}: holds a run of another config ({'; '.join(map(str, different[:3]))}); "
             "give the same options to continue it, or another --run-dir"
         )
 
@@ -144,11 +144,23 @@ def read_config(config_class: type[Config], run_dir: Path) -> Config:
         raise UserError(f"{path}: cannot be read as a config ({error})") from None
 
 
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+class Difference(typing.NamedTuple):
+    """A field of a config, by its path, that two configs have different values of."""
+
+    field: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.field} was {self.old!r} and is now {self.new!r}"
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[Difference]:
+    """What differs between two configs as `to_json` gives them, in the order of the fields' names."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = sorted(old.keys() | new.keys())
-        return [line for key in names for line in _differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))]
-    return [] if old == new else [f"{name} was {old!r} and is now {new!r}"]
+        return [found for key in names for found in differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))]
+    return [] if old == new else [Difference(name, old, new)]
 
 
 def _nearest(name: str, names: typing.Iterable[str]) -> str:

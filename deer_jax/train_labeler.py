@@ -157,7 +157,7 @@ def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
         claim_run_directory(run_dir, config)
         if cut:
             print(f"{cut} of {len(ids)} reports were cut at {labeler.window} tokens", flush=True)
-    checkpoints = open_checkpoints(run_dir, note)
+    checkpoints = open_checkpoints(run_dir, note, config)
     loss = functools.partial(labeler_loss, config=labeler.config, dropout=True)
     state = train(
         place(init_state(labeler.params, tx), layout),

@@ -49,7 +49,7 @@ def load_trained(run_dir: Path) -> Trained:
     layout = make_layout("jit")
     base = load_base(config, layout)
     start, frozen = initial_trees(config, base, layout)
-    checkpoints = open_checkpoints(run_dir, checkpoint_note(base_directory(config)))
+    checkpoints = open_checkpoints(run_dir, checkpoint_note(base_directory(config)), config)
     step, trainable = restore_trainable(checkpoints, start)
     checkpoints.close()
     lora = dataclasses.replace(config.lora, dropout=0.0)

@@ -172,7 +172,7 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
         quarantine.write(run_dir / "quarantine.jsonl")
         if quarantine:
             print(quarantine.summary(), flush=True)
-    checkpoints = open_checkpoints(run_dir, note)
+    checkpoints = open_checkpoints(run_dir, note, config)
     state = train(
         place(init_state(trainable, tx), layout, SHARDING_RULES),
         frozen,

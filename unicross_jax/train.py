@@ -235,7 +235,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
             print(f"{cut} of {len(examples)} reports were cut at {config.max_length} tokens", flush=True)
     train_loss = functools.partial(loss, config=task.model, chunk=config.loss_chunk)
     view = training_view(config.data, task.model.clip.image_size, config.seed)
-    checkpoints = open_checkpoints(run_dir, dict(note))
+    checkpoints = open_checkpoints(run_dir, dict(note), config)
     state = train(
         place(init_state(trainable, tx), layout),
         frozen,
