@@ -7,7 +7,6 @@ number of steps.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from common.errors import Parser, UserError
 from common.metrics.studies import Scores
 from common.parallel import make_layout
 from common.report.table import as_markdown
+from common.weights import write_json
 from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, SFT_PRESETS, RlConfig, SftConfig
 from deer_jax.ddsampling import Strategy
 from deer_jax.held_out import Reports, baselines, held_out_reports, sampling, score_model, score_systems
@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"{PROGRAM}: --rows {unknown[0]!r}: unknown; expected some of {', '.join(rows)}")
         rows = {name: rows[name] for name in chosen.rows}
     table = run_ablation(config, sft, chosen.preset, chosen.directory, rows, chosen.seeds)
-    (chosen.directory / f"{arguments[0]}.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    write_json(chosen.directory / f"{arguments[0]}.json", table)
     print(as_markdown(table, SHOWN), flush=True)
 
 
@@ -178,7 +178,7 @@ def select_studies(config: RlConfig, preset: str, model: Path, directory: Path, 
     labels = {"labeler": reward.labeler, "labeler_tokenizer": reward.labeler_tokenizer}
     sample_run(sampling(config, model, rollout, seed=seed, **labels), samples)
     chosen = choose(read_studies(samples), variant.fraction, seed, variant.strategy)
-    file.write_text(json.dumps(chosen), encoding="utf-8")
+    write_json(file, chosen)
     return str(file)
 
 

@@ -6,7 +6,6 @@ out studies are reported before and after.
 """
 
 import dataclasses
-import json
 import shlex
 import shutil
 import sys
@@ -25,6 +24,7 @@ from common.metrics.studies import Scores
 from common.parallel import make_layout
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, write_report
+from common.weights import write_json
 from deer_jax.analyse import token_page
 from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, RlConfig
 from deer_jax.held_out import NEAREST, baselines, held_out_reports, sampling, score_model, score_systems
@@ -80,7 +80,7 @@ def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
     about = parts["test"], config.data.layout, labeler
     systems = {name: score_model(reports, *about) for name, reports in written.items()} | score_systems(others, *about)
     texts = {name: reports.greedy for name, reports in written.items()} | others
-    (run_dir / "metrics.json").write_text(json.dumps({"systems": systems}, indent=2) + "\n", encoding="utf-8")
+    write_json(run_dir / "metrics.json", {"systems": systems})
     write_token_page(samples, selection["ids"], base, labeler, run_dir / TOKEN_PAGE)
     write_report(run_dir, page(config, run_dir, parts["test"], texts, systems, selection))
     for system, scores in systems.items():
