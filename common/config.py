@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import shutil
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,15 @@ from common.errors import UserError
 Config = TypeVar("Config")
 
 _ASIDE = "config.json.partial"
+
+# What training and evaluation write into a run directory.
+RUN_NAMES = frozenset(
+    {
+        *("config.json", "checkpoints", "metrics.jsonl", "timings.jsonl", "tensorboard", "wandb", "quarantine.jsonl"),
+        *("adapter", "model", "vocabulary.json", "metrics.json", "predictions.jsonl", "evaluation_quarantine.jsonl"),
+        "report.html",
+    }
+)
 
 
 def parse(config_class: type[Config], default: Config, arguments: Sequence[str], program: str) -> Config:
@@ -142,6 +152,29 @@ def read_config(config_class: type[Config], run_dir: Path) -> Config:
         raise UserError(f"{run_dir}: no config.json there; expected the --run-dir of a training run") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a config ({error})") from None
+
+
+def remove_run(run_dir: Path, config_class: type, names: frozenset[str] = RUN_NAMES, inside: str = "") -> None:
+    """Remove a run, so that it starts again; nothing is done where there is none, without a config.json.
+
+    `inside` is the folder of `run_dir` that is the run itself, where others stand beside it under `names`. Raises
+    UserError, and removes nothing, unless the config is one of `config_class` and all entries have names of ours.
+    """
+    run = run_dir / inside
+    if not (run / "config.json").exists():
+        return
+    read_config(config_class, run)
+    for folder, known in ((run_dir, names), (run, RUN_NAMES if inside else names)):
+        own = re.compile(rf"\.?({'|'.join(map(re.escape, known))})(\.\d+)?(\.partial|\.old)?")
+        foreign = sorted(entry.name for entry in folder.iterdir() if not own.fullmatch(entry.name))
+        if foreign:
+            raise UserError(
+                f"{folder}: holds {foreign[0]}, which no run writes; move it elsewhere, or give another --run-dir"
+            )
+    try:
+        shutil.rmtree(run_dir)
+    except OSError as error:
+        raise UserError(f"{run_dir}: cannot be removed ({error.strerror or error}); give another --run-dir") from error
 
 
 class Difference(typing.NamedTuple):

@@ -7,12 +7,11 @@ out studies are reported before and after.
 
 import dataclasses
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.config import to_json
+from common.config import remove_run, to_json
 from common.data.parts import PHANTOM_PLACES, Part
 from common.data.phantom import make_phantom
 from common.data.records import Quarantine
@@ -42,6 +41,9 @@ FRACTION = 0.2  # of the training studies, chosen by DDSampling
 SHOWN, SHOWN_SIDE = 12, 256  # examples on the page, and pixels of their images
 HEADLINE = ["sampled/promptmrg/F1", "promptmrg/F1", "findings/F1"]
 TOKEN_PAGE = "token_weights.html"
+DEMO_NAMES = frozenset(
+    ["before", "rollouts.jsonl", "chosen.json", "rl", "after", "metrics.json", TOKEN_PAGE, REPORT_FILE]
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -50,8 +52,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--run-dir", type=Path, default=Path("runs/deer-demo"))
     parser.add_argument("--fresh", action="store_true", help="start again even where the run is already there")
     chosen = parser.parse_args(arguments)
-    if chosen.fresh and (chosen.run_dir / "rl" / "config.json").exists():
-        shutil.rmtree(chosen.run_dir)
+    if chosen.fresh:
+        remove_run(chosen.run_dir, RlConfig, DEMO_NAMES, "rl")
     preset = RL_PRESETS["demo"]
     data = dataclasses.replace(preset.data, train_size=TRAIN_SIZE, test_size=TEST_SIZE)
     demo(dataclasses.replace(preset, data=data), chosen.run_dir)
