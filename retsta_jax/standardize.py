@@ -46,6 +46,8 @@ class Standardized(NamedTuple):
 def load_trained(run_dir: Path) -> Trained:
     """The best weights of a run directory on one device. Raises UserError where they are missing or do not fit."""
     config = dataclasses.replace(read_config(RetstaConfig, run_dir), parallel="jit")
+    # This machine may not have the attention of the one that trained.
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"{run_dir}: holds no checkpoint; train first")
     layout = make_layout("jit")

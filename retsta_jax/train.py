@@ -18,7 +18,9 @@ from common.data.records import Quarantine
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.errors import UserError
 from common.flops import peak_flops, sft_flops
+from common.logs import check_wandb
 from common.lora import check_lora, init_lora
+from common.models.attention import attention_line, check_implementation
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, load_qwen2, param_shapes, save_qwen2
 from common.optim import make_optimizer, make_schedule
@@ -66,6 +68,7 @@ def base_directory(config: RetstaConfig) -> Path:
 def load_base(config: RetstaConfig, layout: Layout) -> Base:
     """The base model and its tokenizer, read straight into the shardings of `layout`. Raises UserError."""
     directory = base_directory(config)
+    check_implementation(config.model.attention)
     sizes = config_from_directory(directory)
     tokenizer = load_tokenizer(directory)
     check_vocabulary(tokenizer, sizes)
@@ -131,6 +134,7 @@ def check_config(config: RetstaConfig) -> None:
     if config.max_steps < 0:
         raise UserError(f"max_steps: {config.max_steps} makes no sense; expected at least 1, or 0 for all epochs")
     check_lora(config.lora)
+    check_wandb(config.wandb_project)
 
 
 def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
@@ -172,6 +176,8 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
         quarantine.write(run_dir / "quarantine.jsonl")
         if quarantine:
             print(quarantine.summary(), flush=True)
+        lengths = {*config.buckets, config.max_length}
+        print(attention_line(base.config.attention, lengths, base.config.head_dim, base.config.dtype), flush=True)
     checkpoints = open_checkpoints(run_dir, note, config)
     state = train(
         place(init_state(trainable, tx), layout, SHARDING_RULES),

@@ -83,6 +83,8 @@ def refused(capsys):
         ({"optim__learning_rate": "nan"}, ["optim.learning_rate: nan"]),
         ({"buckets": 512}, ["buckets [512]", "from 1 to 256"]),
         ({"max_length": 8, "buckets": 8}, ["24 records quarantined (longer than 8 tokens: 24)", "max"]),
+        ({"model__attention": "splash"}, ["model.attention: splash runs on a TPU", "found cpu", "auto"]),
+        ({"model__attention": "cudnn"}, ["model.attention: cudnn runs on a GPU", "found cpu"]),
         ({"model__base": "nowhere/at-all"}, ["nowhere/at-all"]),
         ({"model__base": ""}, ["model.base: not given", "--model.base DIR"]),
         ({"data__train": "nowhere.jsonl"}, ["nowhere.jsonl", "No such file"]),
