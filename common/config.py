@@ -163,7 +163,10 @@ def remove_run(run_dir: Path, config_class: type, names: frozenset[str] = RUN_NA
     run = run_dir / inside
     if not (run / "config.json").exists():
         return
-    read_config(config_class, run)
+    try:
+        read_config(config_class, run)
+    except UserError as error:
+        raise UserError(f"{error}; so it is not known as a run of this command: remove {run_dir} yourself") from error
     for folder, known in ((run_dir, names), (run, RUN_NAMES if inside else names)):
         own = re.compile(rf"\.?({'|'.join(map(re.escape, known))})(\.\d+)?(\.partial|\.old)?")
         foreign = sorted(entry.name for entry in folder.iterdir() if not own.fullmatch(entry.name))
