@@ -7,6 +7,7 @@ it belongs to. Orbax writes aside and renames, so a checkpoint that exists is wh
 import contextlib
 import dataclasses
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,18 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from common.config import differences, to_json
 from common.errors import UserError
 from common.types import PyTree, TrainState
 
 METADATA_BYTES = 1_000_000  # of one checkpoint, generously
+
+# Fields of a config that do not decide the weights: where things lie, how they are spread, what is written meanwhile.
+# The base weights are compared by their contents, and data that moved may be named anew.
+FREE = re.compile(
+    r"parallel|mesh\..*|tensorboard|wandb_project|checkpoint_every|max_new_tokens|beams|length_penalty|init|data|"
+    r"(data\.)?(archive|source|images|split|ids|gold|test_ids|train|validation|test|test_size)|model\.(base|clip|clip_vocabulary|attention|remat)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Checkpoints:
 
     latest: ocp.CheckpointManager
     best: ocp.CheckpointManager
-    note: dict[str, Any]  # {"base": {"name", "sha256"}, ...}
+    note: dict[str, Any]  # {"base": {"name", "sha256"}, "config"}
 
     def close(self) -> None:
         """Wait for what is being written. Raises UserError where it could not be."""
@@ -36,8 +45,10 @@ class Checkpoints:
             self.best.close()
 
 
-def open_checkpoints(run_dir: Path, note: dict[str, Any]) -> Checkpoints:
-    """The checkpoints of a run directory, made if there are none yet."""
+def open_checkpoints(run_dir: Path, note: dict[str, Any], config: Any = None) -> Checkpoints:
+    """The checkpoints of a run directory, made if there are none yet; `config`, if given, goes into their note."""
+    if config is not None:
+        note = {**note, "config": to_json(config)}
     for name in ("absl", "asyncio"):  # what writes in the background logs what it also raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
     root = run_dir.absolute() / "checkpoints"
@@ -88,7 +99,7 @@ def save_best(checkpoints: Checkpoints, state: TrainState, value: float) -> None
 def restore_latest(checkpoints: Checkpoints, like: TrainState) -> tuple[TrainState, dict[str, int]] | None:
     """The newest state, in the shardings of `like`, and its position in the data; None where there is none.
 
-    Raises UserError where it belongs to other base weights.
+    Raises UserError where it belongs to other base weights or another config.
     """
     step = checkpoints.latest.latest_step()
     if step is None:
@@ -107,7 +118,7 @@ def restore_latest(checkpoints: Checkpoints, like: TrainState) -> tuple[TrainSta
 def restore_trainable(checkpoints: Checkpoints, like: PyTree) -> tuple[int, PyTree]:
     """(step, trainable tree) of the best checkpoint, or of the latest where no best was kept.
 
-    Raises UserError where there is no checkpoint, or it belongs to other base weights.
+    Raises UserError where there is no checkpoint, or it belongs to other base weights or another config.
     """
     manager = checkpoints.latest if checkpoints.best.best_step() is None else checkpoints.best
     step = manager.best_step() if manager is checkpoints.best else manager.latest_step()
@@ -161,6 +172,14 @@ def _check_note(manager: ocp.CheckpointManager, step: int, note: dict[str, Any])
             f"(sha256 {found['base']['sha256'][:12]}) and the base given is {note['base']['name']} "
             f"(sha256 {note['base']['sha256'][:12]}); give the base it was trained on"
         )
+    # A note without a config is of an earlier version.
+    if "config" in found and "config" in note:
+        different = [line for line in differences(found["config"], note["config"]) if not FREE.fullmatch(line.field)]
+        if different:
+            raise UserError(
+                f"{manager.directory / str(step)}: belongs to another config: {different[0]}; restore config.json, or "
+                "give the run directory that this config trained"
+            )
 
 
 @contextlib.contextmanager

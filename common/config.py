@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import shutil
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,15 @@ from common.errors import UserError
 Config = TypeVar("Config")
 
 _ASIDE = "config.json.partial"
+
+# What training and evaluation write into a run directory.
+RUN_NAMES = frozenset(
+    {
+        *("config.json", "checkpoints", "metrics.jsonl", "timings.jsonl", "tensorboard", "wandb", "quarantine.jsonl"),
+        *("adapter", "model", "vocabulary.json", "metrics.json", "predictions.jsonl", "evaluation_quarantine.jsonl"),
+        "report.html",
+    }
+)
 
 
 def parse(config_class: type[Config], default: Config, arguments: Sequence[str], program: str) -> Config:
@@ -112,7 +122,7 @@ def check_run_directory(run_dir: Path, config: Any) -> None:
         raise UserError(f"{path}: cannot be read as JSON ({error}); give another --run-dir") from error
     if different := differences(found, to_json(config)):
         raise UserError(
-            f"{run_dir}: holds a run of another config ({'; '.join(different[:3])}); "
+            f"{run_dir}: holds a run of another config ({'; '.join(map(str, different[:3]))}); "
             "give the same options to continue it, or another --run-dir"
         )
 
@@ -144,12 +154,49 @@ def read_config(config_class: type[Config], run_dir: Path) -> Config:
         raise UserError(f"{path}: cannot be read as a config ({error})") from None
 
 
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Of two trees of JSON values each field that differs, in words."""
+def remove_run(run_dir: Path, config_class: type, names: frozenset[str] = RUN_NAMES, inside: str = "") -> None:
+    """Remove a run, so that it starts again; nothing is done where there is none, without a config.json.
+
+    `inside` is the folder of `run_dir` that is the run itself, where others stand beside it under `names`. Raises
+    UserError, and removes nothing, unless the config is one of `config_class` and all entries have names of ours.
+    """
+    run = run_dir / inside
+    if not (run / "config.json").exists():
+        return
+    try:
+        read_config(config_class, run)
+    except UserError as error:
+        raise UserError(f"{error}; so it is not known as a run of this command: remove {run_dir} yourself") from error
+    for folder, known in ((run_dir, names), (run, RUN_NAMES if inside else names)):
+        own = re.compile(rf"\.?({'|'.join(map(re.escape, known))})(\.\d+)?(\.partial|\.old)?")
+        foreign = sorted(entry.name for entry in folder.iterdir() if not own.fullmatch(entry.name))
+        if foreign:
+            raise UserError(
+                f"{folder}: holds {foreign[0]}, which no run writes; move it elsewhere, or give another --run-dir"
+            )
+    try:
+        shutil.rmtree(run_dir)
+    except OSError as error:
+        raise UserError(f"{run_dir}: cannot be removed ({error.strerror or error}); give another --run-dir") from error
+
+
+class Difference(typing.NamedTuple):
+    """A field of a config, by its path, that two configs have different values of."""
+
+    field: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.field} was {self.old!r} and is now {self.new!r}"
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[Difference]:
+    """What differs between two configs as `to_json` gives them, in the order of the fields' names."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = sorted(old.keys() | new.keys())
-        return [line for key in names for line in differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))]
-    return [] if old == new else [f"{name} was {old!r} and is now {new!r}"]
+        return [found for key in names for found in differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))]
+    return [] if old == new else [Difference(name, old, new)]
 
 
 def _nearest(name: str, names: typing.Iterable[str]) -> str:

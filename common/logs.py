@@ -6,6 +6,7 @@ depends on the clock, so a run that was killed and continued ends with the same 
 never report text.
 """
 
+import importlib.util
 import json
 import math
 import os
@@ -115,6 +116,15 @@ def open_logs(
         return Logs(tuple(sinks), stack.pop_all(), last_step)
 
 
+def check_wandb(project: str | None) -> None:
+    """Raise UserError where numbers are to go to a Weights & Biases project and it is not installed."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"wandb_project: {project}: Weights & Biases is not installed: pip install 'medreport-jax[wandb]', "
+            "or leave the project name out"
+        )
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines log, [] if there is no file; a last line cut off by a kill is left out.
 
@@ -194,13 +204,9 @@ def _tensorboard_sink(stack: ExitStack, directory: Path, last_step: int) -> Sink
 
 
 def _wandb_sink(stack: ExitStack, run_dir: Path, project: str) -> Sink:
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError(
-            "Weights & Biases was asked for and is not installed: pip install 'medreport-jax[wandb]', "
-            "or leave the project name out"
-        ) from error
+    check_wandb(project)
+    import wandb
+
     run = wandb.init(project=project, name=run_dir.name, id=run_dir.name, dir=str(run_dir), resume="allow")
     stack.callback(run.finish)
 

@@ -5,6 +5,7 @@ The base tree is never rewritten. A model run as `apply({"params": base, "lora":
 """
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -26,11 +27,23 @@ class LoraConfig:
     targets: str = r"(q|k|v|o|gate|up|down)_proj"  # regular expression that a layer's name must match whole
 
 
+def check_lora(config: LoraConfig) -> None:
+    """Raise UserError for a number that makes no sense."""
+    if config.rank < 1:
+        raise UserError(f"lora.rank: {config.rank} makes no sense; expected at least 1")
+    if not math.isfinite(config.alpha) or config.alpha <= 0:
+        raise UserError(f"lora.alpha: {config.alpha} makes no sense; expected a finite number above 0")
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"lora.dropout: {config.dropout} makes no sense; expected from 0 to below 1")
+
+
 def init_lora(base: PyTree, config: LoraConfig, key: Array) -> PyTree:
     """Adapters for every dense layer whose name matches `config.targets`: A uniform as in PEFT, B zero; float32.
 
-    `base` may hold arrays or shapes (`jax.eval_shape`). Raises UserError where nothing matches.
+    `base` may hold arrays or shapes (`jax.eval_shape`). Raises UserError where nothing matches, and for
+    numbers that make no sense.
     """
+    check_lora(config)
     try:
         targets = re.compile(config.targets)
     except re.error as error:

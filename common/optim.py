@@ -32,6 +32,8 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     for name in ("learning_rate", "weight_decay", "clip_norm", "clip_value", "eps"):
         if not 0 <= (value := getattr(config, name)) < float("inf"):
             raise UserError(f"optim.{name}: {value} makes no sense; expected a finite number from 0")
+    if config.eps == 0:
+        raise UserError("optim.eps: 0 divides by zero where a gradient is 0; expected a number above 0, such as 1e-8")
     for name in ("b1", "b2"):
         if not 0 <= (value := getattr(config, name)) < 1:
             raise UserError(f"optim.{name}: {value} makes no sense; expected from 0 to below 1")

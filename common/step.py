@@ -30,8 +30,8 @@ def make_train_step(
     """Build `step(state, frozen, batch, rng) -> (state, metrics)`, a pure function to be jitted or pmapped.
 
     Leaves of `batch` are [B, ...] with B a multiple of `accumulate`; under pmap (`axis_name`), B is one device's rows.
-    `rng` is the root key of the run; the step number is folded in here. An update whose gradient is not finite leaves
-    the parameters and the optimizer as they were and is counted.
+    `rng` is the root key of the run; the step number is folded in here. An update that is not finite, or whose
+    gradient or loss is not, leaves the parameters and the optimizer as they were and is counted.
     """
 
     def step(state: TrainState, frozen: PyTree, batch: PyTree, rng: Array):
@@ -45,8 +45,9 @@ def make_train_step(
         gradients = jax.tree.map(lambda g: g / jnp.where(weight > 0, weight, 1).astype(g.dtype), gradients)
 
         norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"].total)
         updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
+        # The optimizer can make NaN of a finite gradient: 0 / 0 where its second moment is 0, for one.
+        finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"].total) & jnp.isfinite(optax.tree.norm(updates))
         trainable = optax.apply_updates(state.trainable, updates)
 
         def keep(new: PyTree, old: PyTree) -> PyTree:

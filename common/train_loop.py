@@ -99,7 +99,7 @@ def train(
         logs.write(index, values, timings)
         if values["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
             raise UserError(
-                f"{run_dir}: {MAX_SKIPPED_IN_A_ROW} updates in a row had a gradient that is not finite, up to "
+                f"{run_dir}: {MAX_SKIPPED_IN_A_ROW} updates in a row were not finite, or their gradient or loss, up to "
                 f"step {index}; lower the learning rate, or look for bad weights; the checkpoints are from before"
             )
 

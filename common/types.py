@@ -53,5 +53,5 @@ class TrainState(flax.struct.PyTreeNode):
     step: Int[Array, ""]
     trainable: PyTree
     opt_state: PyTree
-    skipped: Int[Array, ""]  # updates skipped so far because the gradient was not finite
+    skipped: Int[Array, ""]  # updates skipped so far because they, or their gradient or loss, were not finite
     skipped_in_a_row: Int[Array, ""]

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -279,9 +280,12 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object, indented as on the hub."""
-    with writing(file.parent):
-        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write a JSON object, indented as on the hub, beside `file`, then rename. Raises UserError."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    with writing(file.parent), contextlib.ExitStack() as stack:
+        stack.callback(aside.unlink, missing_ok=True)
+        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.replace(file)
 
 
 @contextlib.contextmanager

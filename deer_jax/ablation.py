@@ -7,7 +7,6 @@ number of steps.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,11 +15,10 @@ from common.config import check_run_directory, choose_preset, differences, parse
 from common.data.parts import Part
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
-from common.jsonl import write_rows
 from common.metrics.studies import Scores
 from common.parallel import make_layout
 from common.report.table import as_markdown
-from common.weights import read_json
+from common.weights import read_json, write_json
 from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, SFT_PRESETS, RlConfig, SftConfig
 from deer_jax.ddsampling import Strategy
 from deer_jax.held_out import Reports, baselines, held_out_reports, sampling, score_model, score_systems
@@ -104,7 +102,7 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"{PROGRAM}: --rows {unknown[0]!r}: unknown; expected some of {', '.join(rows)}")
         rows = {name: rows[name] for name in chosen.rows}
     table = run_ablation(config, sft, chosen.preset, chosen.directory, rows, chosen.seeds)
-    (chosen.directory / f"{arguments[0]}.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    write_json(chosen.directory / f"{arguments[0]}.json", table)
     print(as_markdown(table, SHOWN), flush=True)
     if arguments[0] == "proportion":
         curve = chosen.directory / "proportion.svg"
@@ -181,7 +179,7 @@ def select_studies(config: RlConfig, preset: str, model: Path, directory: Path, 
     if file.is_file():
         if found := differences(read_json(file).get("of"), of):
             raise UserError(
-                f"{file}: its studies were chosen otherwise ({'; '.join(found)}); choose another --directory, or "
+                f"{file}: its studies were chosen otherwise ({'; '.join(map(str, found))}); choose another --directory, or "
                 "remove the file and the runs that learn from it"
             )
         return str(file)
@@ -191,7 +189,7 @@ def select_studies(config: RlConfig, preset: str, model: Path, directory: Path, 
     labels = {"labeler": reward.labeler, "labeler_tokenizer": reward.labeler_tokenizer}
     sample_run(sampling(config, model, rollout, seed=seed, **labels), samples)
     chosen = choose(read_studies(samples), variant.fraction, seed, variant.strategy)
-    write_rows(file, [chosen | {"of": of}])
+    write_json(file, chosen | {"of": of})
     return str(file)
 
 

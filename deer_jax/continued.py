@@ -72,7 +72,8 @@ def _check_options(output: Path, options: Options) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({error}); choose another --output, or remove {output}") from error
     if different := differences(found, json.loads(json.dumps(options()))):
+        shown = "; ".join(map(str, different[:3]))
         raise UserError(
-            f"{output}: holds rows made under other options ({'; '.join(different[:3])}); give the same ones to "
-            "continue it, choose another --output, or remove it"
+            f"{output}: holds rows made under other options ({shown}); give the same ones to continue it, choose "
+            "another --output, or remove it"
         )

@@ -6,14 +6,12 @@ out studies are reported before and after.
 """
 
 import dataclasses
-import json
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.config import to_json
+from common.config import remove_run, to_json
 from common.data.parts import PHANTOM_PLACES, Part
 from common.data.phantom import make_phantom
 from common.data.records import Quarantine
@@ -24,6 +22,7 @@ from common.metrics.studies import Scores
 from common.parallel import make_layout
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, write_report
+from common.weights import write_json
 from deer_jax.analyse import token_page
 from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, RlConfig
 from deer_jax.held_out import NEAREST, baselines, held_out_reports, sampling, score_model, score_systems
@@ -41,6 +40,9 @@ FRACTION = 0.2  # of the training studies, chosen by DDSampling
 SHOWN, SHOWN_SIDE = 12, 256  # examples on the page, and pixels of their images
 HEADLINE = ["sampled/promptmrg/F1", "promptmrg/F1", "findings/F1"]
 TOKEN_PAGE = "token_weights.html"
+DEMO_NAMES = frozenset(
+    ["before", "rollouts.jsonl", "chosen.json", "rl", "after", "metrics.json", TOKEN_PAGE, REPORT_FILE]
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -49,8 +51,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--run-dir", type=Path, default=Path("runs/deer-demo"))
     parser.add_argument("--fresh", action="store_true", help="start again even where the run is already there")
     chosen = parser.parse_args(arguments)
-    if chosen.fresh and (chosen.run_dir / "rl" / "config.json").exists():
-        shutil.rmtree(chosen.run_dir)
+    if chosen.fresh:
+        remove_run(chosen.run_dir, RlConfig, DEMO_NAMES, "rl")
     preset = RL_PRESETS["demo"]
     data = dataclasses.replace(preset.data, train_size=TRAIN_SIZE, test_size=TEST_SIZE)
     demo(dataclasses.replace(preset, data=data), chosen.run_dir)
@@ -79,7 +81,7 @@ def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
     about = parts["test"], config.data.layout, labeler
     systems = {name: score_model(reports, *about) for name, reports in written.items()} | score_systems(others, *about)
     texts = {name: reports.greedy for name, reports in written.items()} | others
-    (run_dir / "metrics.json").write_text(json.dumps({"systems": systems}, indent=2) + "\n", encoding="utf-8")
+    write_json(run_dir / "metrics.json", {"systems": systems})
     write_token_page(samples, selection["ids"], base, labeler, run_dir / TOKEN_PAGE)
     write_report(run_dir, page(config, run_dir, parts["test"], texts, systems, selection))
     for system, scores in systems.items():

@@ -190,7 +190,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         quarantine.write(run_dir / "quarantine.jsonl")
         if quarantine:
             print(quarantine.summary(), flush=True)
-    checkpoints = open_checkpoints(run_dir, note)
+    checkpoints = open_checkpoints(run_dir, note, config)
     schedule = make_schedule(config.optim, config.steps * config.updates)
     state = train(
         place(init_state(trainable, tx), layout, SHARDING_RULES),

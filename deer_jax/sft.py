@@ -113,7 +113,7 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
             print(quarantine.summary(), flush=True)
         if cut:
             print(f"{cut} of {len(parts['train'].studies)} reports were cut at {config.max_length} tokens", flush=True)
-    checkpoints = open_checkpoints(run_dir, note)
+    checkpoints = open_checkpoints(run_dir, note, config)
     state = train(
         place(init_state(trainable, tx), layout, SHARDING_RULES),
         frozen,

@@ -14,7 +14,9 @@ from common.data.records import Quarantine
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.errors import Parser, UserError
 from common.generate import DecodeSettings
+from common.logs import check_wandb
 from common.lora import init_lora, merge
+from common.models.attention import check_implementation
 from common.models.qwen2_vl import SHARDING_RULES, Qwen2VLConfig
 from common.models.qwen2_vl_layout import vision_layout
 from common.models.qwen2_vl_vision import VisionLayout
@@ -69,11 +71,12 @@ def base_directory(model: ModelConfig) -> Path:
 
 
 def check_numbers(config: RunConfig, *more: str) -> None:
-    """Raise UserError for a number below 1 where that makes no sense, and for a seed that is none."""
+    """Raise UserError for a number below 1 where that makes no sense, a seed that is none, a logger that is missing."""
     check_seed(config.seed)
     for name in ("batch_size", "micro_batch", "checkpoint_every", "evaluate_every", *more):
         if (value := getattr(config, name)) < 1:
             raise UserError(f"{name}: {value} makes no sense; expected at least 1")
+    check_wandb(config.wandb_project)
 
 
 def check_seed(seed: int) -> None:
@@ -92,6 +95,7 @@ def accumulation(config: RunConfig, layout: Layout) -> int:
 def load_base(model: ModelConfig, side: int, instruction: str, layout: Layout) -> Base:
     """The base model, read straight into the shardings of `layout`. Raises UserError."""
     directory = base_directory(model)
+    check_implementation(model.attention)
     sizes = config_from_directory(directory)
     tokenizer = load_tokenizer(directory)
     check_vocabulary(tokenizer, sizes.language)

@@ -17,6 +17,7 @@ from common.config import check_run_directory, choose_preset, claim_run_director
 from common.data.packing import plan_epochs, plan_in_order
 from common.data.pipeline import make_iterator
 from common.errors import Parser, UserError
+from common.logs import check_wandb
 from common.models.bert import ClassifierConfig, init_classifier
 from common.models.bert_weights import encoder_config, load_encoder, save_classifier
 from common.optim import make_optimizer, make_schedule
@@ -132,6 +133,7 @@ def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
     Raises UserError for bad input before anything is written.
     """
     check_config(config)
+    check_wandb(config.wandb_project)
     first_process = jax.process_index() == 0
     if first_process:
         check_run_directory(run_dir, config)
@@ -157,7 +159,7 @@ def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
         claim_run_directory(run_dir, config)
         if cut:
             print(f"{cut} of {len(ids)} reports were cut at {labeler.window} tokens", flush=True)
-    checkpoints = open_checkpoints(run_dir, note)
+    checkpoints = open_checkpoints(run_dir, note, config)
     loss = functools.partial(labeler_loss, config=labeler.config, dropout=True)
     state = train(
         place(init_state(labeler.params, tx), layout),

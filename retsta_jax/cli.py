@@ -1,9 +1,8 @@
 """`retsta train | evaluate | standardize | demo`: the command line of report standardization."""
 
-import shutil
 from pathlib import Path
 
-from common.config import choose_preset, parse
+from common.config import choose_preset, parse, remove_run
 from common.errors import Parser, UserError, run_cli
 from retsta_jax.config import PRESETS, RetstaConfig
 
@@ -105,8 +104,8 @@ def demo(arguments: list[str]) -> None:
     options.add_argument("--run-dir", type=Path, default=Path("runs/demo"))
     options.add_argument("--fresh", action="store_true", help="start again even where the run is already there")
     chosen = options.parse_args(arguments)
-    if chosen.fresh and (chosen.run_dir / "config.json").exists():
-        shutil.rmtree(chosen.run_dir)
+    if chosen.fresh:
+        remove_run(chosen.run_dir, RetstaConfig)
     print("RetSTA demo: LoRA fine-tuning of a small bilingual model to standardize fundus reports", flush=True)
     train_in(PRESETS["demo"], chosen.run_dir)
     evaluate_in(chosen.run_dir)

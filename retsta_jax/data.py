@@ -51,18 +51,20 @@ def load_splits(config: RetstaConfig, quarantine: Quarantine) -> Splits:
 def read_pairs(file: Path, quarantine: Quarantine) -> list[ReportPair]:
     """Pairs from rows {"id", "source", "target"} with an optional "language" (en or zh; else by its characters).
 
-    A row without text on either side is quarantined. Raises UserError naming the line of a malformed row.
+    An id that is a number is kept as its text. A row without text on either side is quarantined. Raises UserError
+    naming the line of a malformed row.
     """
     pairs = []
-    for row in read_rows(file, {"id": str, "source": str, "target": str}):
+    for row in read_rows(file, {"id": str | int, "source": str, "target": str}):
+        id_ = str(row["id"])
         language = row.get("language", language_of(row["source"]))
         if language not in get_args(Language):
             raise UserError(f"{file}: row {row['id']}: language is {language!r}, expected en or zh")
         source, target = clean_report(row["source"]), clean_report(row["target"])
         if source and target:
-            pairs.append(ReportPair(row["id"], source, target, language))
+            pairs.append(ReportPair(id_, source, target, language))
         else:
-            quarantine.add(row["id"], "no source text" if target else "no target text")
+            quarantine.add(id_, "no source text" if target else "no target text")
     return pairs
 
 

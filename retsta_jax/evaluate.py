@@ -6,11 +6,11 @@ or findings of a fundus report); exact match. All with bootstrap intervals over 
 """
 
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.config import to_json
 from common.data.records import Quarantine, ReportPair
@@ -22,10 +22,11 @@ from common.metrics.codes import evaluate_codes
 from common.metrics.text import evaluate_texts, one_line
 from common.report.environment import environment
 from common.report.page import Example, Page, write_report
+from common.weights import write_json
 from retsta_jax.codes import parse_codes, terminology, terminology_validity
 from retsta_jax.data import load_splits
 from retsta_jax.findings import parse_standard_report
-from retsta_jax.standardize import Trained, load_trained, standardize
+from retsta_jax.standardize import Trained, load_trained, standardize, unusable
 
 MODEL, BEFORE, NEAREST, CONSTANT = "this run", "before fine-tuning", "nearest training report", "constant report"
 EXAMPLES = 12
@@ -41,9 +42,12 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     trained = load_trained(run_dir)
     splits = load_splits(trained.config, Quarantine())
     pairs: Sequence[ReportPair] = getattr(splits, split)
-    pairs = pairs[:limit] if limit else pairs
+    pairs, quarantine = usable(trained, pairs[:limit] if limit else pairs)
+    if quarantine:
+        print(f"{split}: {quarantine.summary()}", flush=True)
     if not pairs:
-        raise UserError(f"{run_dir}: the {split} part is empty")
+        raise UserError(f"{run_dir}: the {split} part is empty ({quarantine.summary()}); expected at least one report")
+    quarantine.write(run_dir / "evaluation_quarantine.jsonl")
     outputs = {
         MODEL: [result.text for result in standardize(trained, trained.variables, sources(pairs), batch_size)],
         BEFORE: [result.text for result in standardize(trained, trained.untrained, sources(pairs), batch_size)],
@@ -52,26 +56,36 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     codes = trained.config.data.corpus == "openi"
     systems = {name: score(texts, pairs, codes) for name, texts in outputs.items()}
     notes = [f"{len(pairs)} {split} reports; best checkpoint: step {trained.step}."]
+    if quarantine:
+        notes.append(f"{quarantine.summary()}: they are in no score.")
     if codes:
         valid = terminology_validity([parse_codes(text) for text in outputs[MODEL]], terminology(splits.train))
         notes.append(f"{valid:.1%} of the codes written are in the terminology of the training part.")
-    write_rows(
-        run_dir / "predictions.jsonl",
-        [
-            {
-                "id": pair.id,
-                "prediction": text,
-                "reference": pair.target,
-                "source": pair.source,
-                "language": pair.language,
-            }
-            for pair, text in zip(pairs, outputs[MODEL], strict=True)
-        ],
-    )
-    result = {"split": split, "reports": len(pairs), "step": trained.step, "systems": systems}
-    (run_dir / "metrics.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_rows(run_dir / "predictions.jsonl", prediction_rows(outputs[MODEL], pairs, codes))
+    counts = {"reports": len(pairs), "quarantined": len(quarantine)}
+    write_json(run_dir / "metrics.json", {"split": split, **counts, "step": trained.step, "systems": systems})
     write_report(run_dir, page(trained, run_dir, pairs, outputs, systems, notes))
     return systems
+
+
+def usable(trained: Trained, pairs: Sequence[ReportPair]) -> tuple[list[ReportPair], Quarantine]:
+    """The pairs whose report the model can read, and the others by id and reason."""
+    found = list(zip(pairs, unusable(trained, sources(pairs)), strict=True))
+    quarantine = Quarantine([(pair.id, reason) for pair, reason in found if reason])
+    return [pair for pair, reason in found if not reason], quarantine
+
+
+def prediction_rows(texts: Sequence[str], pairs: Sequence[ReportPair], codes: bool) -> list[dict[str, Any]]:
+    """Rows whose texts are as they were scored, so that `python -m common.metrics` gives the same text metrics.
+
+    Codes, which stand on lines of their own in what the model wrote, are also listed.
+    """
+    rows = []
+    for text, pair in zip(texts, pairs, strict=True):
+        row = {"id": pair.id, "prediction": one_line(text), "reference": one_line(pair.target)}
+        listed = {"codes": sorted(parse_codes(text)), "reference_codes": sorted(parse_codes(pair.target))}
+        rows.append({**row, "source": pair.source, "language": pair.language, **(listed if codes else {})})
+    return rows
 
 
 def sources(pairs: Sequence[ReportPair]) -> list[str]:

@@ -13,15 +13,17 @@ from common.data.cleaning import clean_report
 from common.data.tokenizers import Tokenizer
 from common.errors import UserError
 from common.generate import DecodeSettings, generate_rows, make_generator, row_keys
-from common.jsonl import read_rows, row_writer, rows_done
+from common.jsonl import check_row, row_writer, rows_done
 from common.parallel import make_layout
 from common.sft import model_variables
 from common.types import PyTree
+from common.weights import read_json
 from retsta_jax.config import RetstaConfig
 from retsta_jax.prompts import prompt_tokens
 from retsta_jax.train import Base, base_directory, checkpoint_note, initial_trees, load_base
 
 BATCHES_AT_ONCE = 8  # batches that are sorted into length buckets together
+MOST_POSITIONS = 32_768  # that Qwen2.5 was trained on; for a base whose config.json does not say
 
 
 class Trained(NamedTuple):
@@ -44,12 +46,14 @@ class Standardized(NamedTuple):
 def load_trained(run_dir: Path) -> Trained:
     """The best weights of a run directory on one device. Raises UserError where they are missing or do not fit."""
     config = dataclasses.replace(read_config(RetstaConfig, run_dir), parallel="jit")
+    # This machine may not have the attention of the one that trained.
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"{run_dir}: holds no checkpoint; train first")
     layout = make_layout("jit")
     base = load_base(config, layout)
     start, frozen = initial_trees(config, base, layout)
-    checkpoints = open_checkpoints(run_dir, checkpoint_note(base_directory(config)))
+    checkpoints = open_checkpoints(run_dir, checkpoint_note(base_directory(config)), config)
     step, trainable = restore_trainable(checkpoints, start)
     checkpoints.close()
     lora = dataclasses.replace(config.lora, dropout=0.0)
@@ -81,8 +85,8 @@ def standardize(
 def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size: int) -> None:
     """Standardize the reports of a file, or of standard input ("-"), into rows {"id", "standard", "complete"}.
 
-    Rows are {"id", "report"}; a file that does not end in .jsonl holds one report a line, and its ids are the line
-    numbers. Rows that `output` holds already are kept and the rest is done. Raises UserError.
+    Rows are {"id", "report"}; plain text holds one report a line, and its ids are the line numbers. Rows that `output`
+    holds already are kept and the rest is done. Raises UserError.
     """
     reports = read_reports(source)
     done = 0 if output is None else rows_done(output, [id_ for id_, _ in reports], {"standard": str})
@@ -90,37 +94,74 @@ def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size
     if not rest:
         return
     trained = load_trained(run_dir)
+    check_usable(trained, rest, source)
     results = standardize(trained, trained.variables, [report for _, report in rest], batch_size)
     with row_writer(output) as write:
         for (id_, _), result in zip(rest, results, strict=True):
             write({"id": id_, "standard": result.text, "complete": result.complete})
 
 
+def unusable(trained: Trained, reports: Sequence[str]) -> list[str]:
+    """Why each report cannot be standardized, "" where it can: it has no text, or leaves no room for an answer."""
+    published = read_json(trained.base.directory / "config.json").get("max_position_embeddings", MOST_POSITIONS)
+    limit = published - trained.config.max_new_tokens
+
+    def reason(report: str) -> str:
+        text = clean_report(report)
+        if not text:
+            return "no report text"
+        length = len(prompt_tokens(trained.base.tokenizer, trained.config.instruction, text))
+        return f"longer than {limit} tokens with its instruction" if length > limit else ""
+
+    return [reason(report) for report in reports]
+
+
+def check_usable(trained: Trained, reports: Sequence[tuple[str | int, str]], where: str) -> None:
+    """Raise UserError naming the first of the (id, report) that cannot be standardized."""
+    for (id_, _), reason in zip(reports, unusable(trained, [report for _, report in reports]), strict=True):
+        if reason:
+            raise UserError(
+                f"{where}: report {id_!r}: {reason}; the model needs the rest of its max_position_embeddings for "
+                f"{trained.config.max_new_tokens} new tokens (max_new_tokens); shorten the report or leave it out"
+            )
+
+
 def read_reports(source: str) -> list[tuple[str | int, str]]:
-    """(id, report) of each row. Raises UserError naming the line of what is wrong."""
-    if source.endswith(".jsonl"):
-        return [(row["id"], row["report"]) for row in read_rows(Path(source), {"id": str | int, "report": str})]
+    """(id, report) of each row or line of a file, or of standard input ("-").
+
+    JSONL where the name or the first line that is not blank says so, else text. Raises UserError naming the line of
+    what is wrong.
+    """
+    name = "standard input" if source == "-" else source
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        lines = data.decode("utf-8").splitlines()
+        text = data.decode("utf-8").removeprefix("\ufeff")
     except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise UserError(f"{source}: line {line} is not UTF-8; convert the file to UTF-8") from error
-    if source == "-" and lines and lines[0].startswith("{"):
-        return [_row(line, number) for number, line in enumerate(lines, start=1) if line.strip()]
-    reports = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not reports:
-        raise UserError(f"{source}: holds no report; expected one a line, or JSONL rows with id and report")
-    return list(reports)
+        raise UserError(f"{name}, line {line}: not UTF-8; save the file as UTF-8") from error
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise UserError(f"{name}: holds no report; expected one a line, or JSONL rows with id and report")
+    as_rows = source.endswith(".jsonl") or lines[0][1].lstrip().startswith("{")
+    reports: dict[str | int, tuple[int, str]] = {}  # id -> line number and report
+    for number, line in lines:
+        id_, report = _row(line, f"{name}, line {number}") if as_rows else (number, line)
+        if id_ in reports:
+            raise UserError(
+                f"{name}, line {number}: id {id_!r} stands already on line {reports[id_][0]}; ids must differ"
+            )
+        if not clean_report(report):
+            raise UserError(f"{name}, line {number}: report {id_!r} has no text; leave it out")
+        reports[id_] = number, report
+    return [(id_, report) for id_, (_, report) in reports.items()]
 
 
-def _row(line: str, number: int) -> tuple[str | int, str]:
+def _row(line: str, where: str) -> tuple[str | int, str]:
     try:
-        row = json.loads(line)
-        if isinstance(row["id"], str | int) and isinstance(row["report"], str):
-            return row["id"], row["report"]
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise UserError(f'standard input: line {number} is not a row {{"id", "report"}}')
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); expected one object a line") from error
+    row = check_row(found, {"id": str | int, "report": str}, where)
+    return row["id"], row["report"]

@@ -18,7 +18,9 @@ from common.data.records import Quarantine
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.errors import UserError
 from common.flops import peak_flops, sft_flops
-from common.lora import init_lora
+from common.logs import check_wandb
+from common.lora import check_lora, init_lora
+from common.models.attention import attention_line, check_implementation
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, load_qwen2, param_shapes, save_qwen2
 from common.optim import make_optimizer, make_schedule
@@ -66,6 +68,7 @@ def base_directory(config: RetstaConfig) -> Path:
 def load_base(config: RetstaConfig, layout: Layout) -> Base:
     """The base model and its tokenizer, read straight into the shardings of `layout`. Raises UserError."""
     directory = base_directory(config)
+    check_implementation(config.model.attention)
     sizes = config_from_directory(directory)
     tokenizer = load_tokenizer(directory)
     check_vocabulary(tokenizer, sizes)
@@ -124,14 +127,14 @@ def checkpoint_note(directory: Path) -> dict[str, Any]:
 def check_config(config: RetstaConfig) -> None:
     """Raise UserError for a number that makes no sense, before it does harm elsewhere."""
     positive = {name: getattr(config, name) for name in POSITIVE}
-    positive |= {"model.loss_chunk": config.model.loss_chunk, "lora.rank": config.lora.rank}
+    positive |= {"model.loss_chunk": config.model.loss_chunk}
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"{name}: {value} makes no sense; expected at least 1")
     if config.max_steps < 0:
         raise UserError(f"max_steps: {config.max_steps} makes no sense; expected at least 1, or 0 for all epochs")
-    if not 0 <= config.lora.dropout < 1:
-        raise UserError(f"lora.dropout: {config.lora.dropout} makes no sense; expected from 0 to below 1")
+    check_lora(config.lora)
+    check_wandb(config.wandb_project)
 
 
 def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
@@ -173,7 +176,9 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
         quarantine.write(run_dir / "quarantine.jsonl")
         if quarantine:
             print(quarantine.summary(), flush=True)
-    checkpoints = open_checkpoints(run_dir, note)
+        lengths = {*config.buckets, config.max_length}
+        print(attention_line(base.config.attention, lengths, base.config.head_dim, base.config.dtype), flush=True)
+    checkpoints = open_checkpoints(run_dir, note, config)
     state = train(
         place(init_state(trainable, tx), layout, SHARDING_RULES),
         frozen,

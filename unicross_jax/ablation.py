@@ -12,6 +12,7 @@ from typing import Any
 from common.config import check_run_directory
 from common.errors import UserError
 from common.metrics.studies import Scores
+from common.weights import write_json
 from unicross_jax.config import ModelConfig, RunConfig
 from unicross_jax.evaluate import CONSTANT, MODEL, NEAREST, evaluate_run
 from unicross_jax.train import train_run
@@ -63,5 +64,5 @@ def run_ablation(
         table.setdefault(name, []).append(systems[MODEL])
         if name == variants[0] and seed == seeds[0]:
             table |= {baseline: [systems[baseline]] for baseline in (NEAREST, CONSTANT)}
-    (directory / "ablation.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / "ablation.json", table)
     return table

@@ -1,9 +1,8 @@
 """`unicross train | evaluate | report | ablation | demo`: the command line of report generation from radiographs."""
 
-import shutil
 from pathlib import Path
 
-from common.config import choose_preset, parse
+from common.config import choose_preset, parse, remove_run
 from common.errors import Parser, UserError, run_cli
 from unicross_jax.config import PRESETS, RunConfig
 
@@ -137,8 +136,8 @@ def demo(arguments: list[str]) -> None:
     options.add_argument("--run-dir", type=Path, default=Path("runs/unicross-demo"))
     options.add_argument("--fresh", action="store_true", help="start again even where the run is already there")
     chosen = options.parse_args(arguments)
-    if chosen.fresh and (chosen.run_dir / "config.json").exists():
-        shutil.rmtree(chosen.run_dir)
+    if chosen.fresh:
+        remove_run(chosen.run_dir, RunConfig)
     print("UniCrossAdapter demo: reports for drawn radiographs, adapters around a small frozen CLIP", flush=True)
     train_in(PRESETS["demo"], chosen.run_dir)
     evaluate_in(chosen.run_dir)

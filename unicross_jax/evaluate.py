@@ -7,7 +7,6 @@ stand twice: against whole references, and against references cut as published f
 """
 
 import itertools
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from common.models.clip import ModifiedResNet, normalise
 from common.report.environment import environment
 from common.report.page import Example as Shown
 from common.report.page import Page, write_report
+from common.weights import write_json
 from unicross_jax.data import Example, read_parts, still_view
 from unicross_jax.report import Trained, Written, attention_of, load_trained, write_reports
 from unicross_jax.train import encode
@@ -77,7 +77,7 @@ def evaluate_run(
         ],
     )
     result = {"split": split, "studies": len(part.studies), "step": trained.step, "systems": systems}
-    (run_dir / "metrics.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(run_dir / "metrics.json", result)
     write_report(run_dir, page(trained, run_dir, part, examples, written, outputs, systems, split))
     return systems
 

@@ -53,7 +53,7 @@ def load_trained(directory: Path) -> Trained:
     task = make_task(config, backbone, tokenizer)
     key = jax.random.key(config.seed)
     if (directory / "checkpoints").is_dir():
-        checkpoints = open_checkpoints(directory, dict(checkpoint_note(backbone, task.frozen)))
+        checkpoints = open_checkpoints(directory, dict(checkpoint_note(backbone, task.frozen)), config)
         step, trainable = restore_trainable(checkpoints, place(init_trainable(task.model, key), make_layout("jit")))
         checkpoints.close()
         return Trained(config, task, trainable, step)

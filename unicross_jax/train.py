@@ -21,6 +21,7 @@ from common.data.records import Quarantine
 from common.data.studies import ImageStudy
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
+from common.logs import check_wandb
 from common.optim import make_optimizer, make_schedule
 from common.parallel import Layout, check_rows, compile_evaluation, compile_step, make_layout, place, place_batch
 from common.step import init_state, make_train_step
@@ -192,6 +193,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
     Raises UserError for bad input before anything is written.
     """
     check_config(config)
+    check_wandb(config.wandb_project)
     first_process = jax.process_index() == 0
     if first_process:
         check_run_directory(run_dir, config)
@@ -235,7 +237,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
             print(f"{cut} of {len(examples)} reports were cut at {config.max_length} tokens", flush=True)
     train_loss = functools.partial(loss, config=task.model, chunk=config.loss_chunk)
     view = training_view(config.data, task.model.clip.image_size, config.seed)
-    checkpoints = open_checkpoints(run_dir, dict(note))
+    checkpoints = open_checkpoints(run_dir, dict(note), config)
     state = train(
         place(init_state(trainable, tx), layout),
         frozen,

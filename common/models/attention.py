@@ -7,6 +7,7 @@ says which one a device gets; callers log it.
 """
 
 import functools
+from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from common.errors import UserError
 from common.models import layers
 from common.models.layers import BATCH_AXES
 from common.types import PyTree
@@ -39,6 +41,28 @@ def choose_implementation(
     if platform == "gpu" and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:
         return "cudnn"
     return "xla"
+
+
+def check_implementation(implementation: Implementation) -> None:
+    """Raise UserError where the platform has no such implementation."""
+    needed = {"cudnn": "gpu", "splash": "tpu"}.get(implementation)
+    if needed and (found := layers.platform()) != needed:
+        raise UserError(
+            f"model.attention: {implementation} runs on a {needed.upper()}, and JAX found {found}; give "
+            "--model.attention auto, which takes the fastest that there is"
+        )
+
+
+def attention_line(implementation: Implementation, lengths: Collection[int], head_dim: int, dtype: str) -> str:
+    """Which implementation runs on this platform, in words, by the lengths of rows where they have different ones."""
+    by_length = {
+        length: choose_implementation(implementation, length, head_dim, jnp.dtype(dtype)) for length in sorted(lengths)
+    }
+    chosen = dict.fromkeys(by_length.values())
+    if len(chosen) == 1:
+        return f"attention: {next(iter(chosen))}"
+    rows = {name: ", ".join(str(length) for length, own in by_length.items() if own == name) for name in chosen}
+    return "attention: " + "; ".join(f"{name} on rows of {lengths}" for name, lengths in rows.items())
 
 
 def attend(

@@ -1,5 +1,6 @@
 """Checkpoints move between layouts, and belong to one base."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -17,8 +18,20 @@ from common.checkpoint import (
     save_latest,
 )
 from common.errors import UserError
+from common.optim import OptimConfig
 from common.parallel import MeshConfig, make_layout, place
 from common.step import init_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Some fields of a run's config."""
+
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    parallel: str = "auto"
+    tensorboard: bool = True
+
 
 NOTE = {"base": {"name": "seven-b", "sha256": "a" * 64}}
 RULES = [("w", ("fsdp", "tensor"))]
@@ -56,6 +69,35 @@ def test_a_checkpoint_of_another_base_is_refused_by_name(tmp_path):
         with pytest.raises(UserError, match=r"trained on the base seven-b .*aaa.* base given is three-b .*bbb"):
             restore(other, like)
     other.close()
+
+
+def test_a_checkpoint_of_another_config_is_refused_by_the_first_field_that_decides_the_weights(tmp_path):
+    like = state(make_layout("jit"))
+    saved = open_checkpoints(tmp_path, NOTE, Config())
+    save_best(saved, like, 1.0)
+    save_latest(saved, like, {"next_index": 0})
+    saved.close()
+    for free in (Config(), Config(mesh=MeshConfig(1, 8, 1), parallel="mesh", tensorboard=False), None):
+        checkpoints = open_checkpoints(tmp_path, NOTE, free)
+        assert restore_latest(checkpoints, like) is not None
+        checkpoints.close()
+    other = open_checkpoints(tmp_path, NOTE, Config(optim=OptimConfig(b1=0.8), parallel="jit"))
+    for restore, tree in ((restore_latest, like), (restore_trainable, like.trainable)):
+        with pytest.raises(UserError, match=r"another config: optim\.b1 was 0\.9 and is now 0\.8; restore config.json"):
+            restore(other, tree)
+    other.close()
+
+
+def test_a_checkpoint_without_a_config_still_loads_but_not_in_another_shape(tmp_path):
+    like = state(make_layout("jit"))
+    saved = open_checkpoints(tmp_path, NOTE)
+    save_latest(saved, like, {"next_index": 0})
+    saved.close()
+    checkpoints = open_checkpoints(tmp_path, NOTE, Config())
+    assert restore_trainable(checkpoints, like.trainable)[0] == 0
+    with pytest.raises(UserError, match="other names or shapes than its config gives"):
+        restore_trainable(checkpoints, {"w": jnp.zeros((2, 8))})
+    checkpoints.close()
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from common.config import choose_preset, claim_run_directory, from_json, parse, read_config, to_json
+from common.config import choose_preset, claim_run_directory, from_json, parse, read_config, remove_run, to_json
 from common.errors import UserError
 from retsta_jax.config import PRESETS, RetstaConfig
 
@@ -80,3 +80,37 @@ def test_a_claimed_directory_gives_its_config_back(tmp_path):
     claim_run_directory(tmp_path / "a" / "run", DEMO)
     assert read_config(RetstaConfig, tmp_path / "a" / "run") == DEMO
     assert [path.name for path in (tmp_path / "a" / "run").iterdir()] == ["config.json"]
+
+
+def test_a_fresh_start_removes_only_a_run_of_ours(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    remove_run(model, RetstaConfig)  # no config.json: not a run, nothing to do
+    (model / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    with pytest.raises(UserError, match=r"unknown field 'model_type'.*; so .* remove .*model yourself"):
+        remove_run(model, RetstaConfig)
+    run = tmp_path / "run"
+    claim_run_directory(run, DEMO)
+    for name in ("metrics.jsonl", "metrics.jsonl.partial", ".metrics.json.123.partial", ".adapter.old", "thesis.tex"):
+        (run / name).write_text("")
+    with pytest.raises(UserError, match=r"run: holds thesis\.tex, which no run writes"):
+        remove_run(run, RetstaConfig)
+    assert len(list(run.iterdir())) == 6
+    (run / "thesis.tex").unlink()
+    remove_run(run, RetstaConfig)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_fresh_start_of_several_stages_looks_into_the_run_among_them(tmp_path):
+    demo, names = tmp_path / "demo", frozenset(["rl", "before"])
+    claim_run_directory(demo / "rl", DEMO)
+    (demo / "before").mkdir()
+    (demo / "rl" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"rl: holds thesis\.tex"):
+        remove_run(demo, RetstaConfig, names, "rl")
+    (demo / "rl" / "thesis.tex").rename(demo / "thesis.tex")
+    with pytest.raises(UserError, match=r"demo: holds thesis\.tex"):
+        remove_run(demo, RetstaConfig, names, "rl")
+    (demo / "thesis.tex").unlink()
+    remove_run(demo, RetstaConfig, names, "rl")
+    assert not demo.exists()

@@ -4,6 +4,7 @@ import json
 import math
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,6 +15,9 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from common.errors import UserError
 from common.logs import Logs, open_logs, read_rows
+from deer_jax.cli import dispatch as deer
+from retsta_jax.cli import dispatch as retsta
+from unicross_jax.cli import dispatch as unicross
 
 
 def write_steps(logs: Logs, steps: range) -> None:
@@ -130,6 +134,25 @@ def test_weights_and_biases_not_installed_is_a_user_error(tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install 'medreport-jax\[wandb\]'"):
         open_logs(tmp_path, total_steps=1, wandb_project="reports")
+
+
+TRAINERS = {
+    "retsta train": (retsta, ["train", "--run-dir"]),
+    "unicross train": (unicross, ["train", "--run-dir"]),
+    "deer sft": (deer, ["sft", "--run-dir"]),
+    "deer rl": (deer, ["rl", "--run-dir"]),
+    "deer train-labeler": (deer, ["train-labeler", "--output"]),
+}
+
+
+@pytest.mark.parametrize(("command", "words"), TRAINERS.values(), ids=TRAINERS)
+def test_every_trainer_refuses_it_before_it_writes(
+    command: Callable[[list[str]], None], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="wandb_project: reports: Weights & Biases is not installed"):
+        command([*words, str(tmp_path / "run"), "--wandb-project", "reports"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_off_a_terminal_there_are_few_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,9 @@ def test_schedules_by_hand():
     assert values("cosine") == [0.0, 0.3333, 0.6667, 1.0, 0.5081, 0.4919, 0.0]
 
 
-@pytest.mark.parametrize("changed", [{"warmup_ratio": 1.1}, {"warmup_ratio": -0.1}, {"learning_rate": math.inf}])
+@pytest.mark.parametrize(
+    "changed", [{"warmup_ratio": 1.1}, {"warmup_ratio": -0.1}, {"learning_rate": math.inf}, {"eps": 0.0}]
+)
 def test_shares_and_rates_are_checked(changed):
     with pytest.raises(UserError, match=next(iter(changed))):
         make_schedule(OptimConfig(**changed), 10)

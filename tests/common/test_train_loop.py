@@ -85,6 +85,18 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
     assert [row["loss"] is None for row in rows] == [False, True, True, False, True, False]
 
 
+def test_an_update_that_is_not_finite_is_skipped_though_its_gradient_is():
+    def half(trainable, frozen, batch, rng):
+        return LossSum(trainable["w"][0], jnp.float32(1)), {}
+
+    tx = optax.adam(0.1, eps=0.0)  # 0 / 0 where the gradient is 0
+    step = jax.jit(make_train_step(half, tx))
+    state, metrics = step(init_state({"w": jnp.ones(3)}, tx), {}, {}, jax.random.key(0))
+    assert np.isfinite(metrics["grad_norm"])
+    assert int(state.skipped) == int(state.skipped_in_a_row) == 1
+    np.testing.assert_array_equal(state.trainable["w"], np.ones(3))
+
+
 def test_too_many_in_a_row_are_fatal_and_leave_good_weights(tmp_path):
     with pytest.raises(UserError, match=rf"{MAX_SKIPPED_IN_A_ROW} updates in a row .* step 13"):
         run(tmp_path, bad=range(4, 50), total=40)

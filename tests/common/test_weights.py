@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 from collections import defaultdict
 
 import jax
@@ -22,6 +23,7 @@ from common.weights import (
     fingerprint_directory,
     load_tree,
     open_tensors,
+    write_json,
     write_tensors,
     written_whole,
 )
@@ -351,3 +353,19 @@ def test_nothing_is_read_when_names_or_shapes_are_wrong(published):
     stored[UP] = dataclasses.replace(stored[UP], shape=(1, 1))
     with pytest.raises(UserError, match=r"has shape \[1, 1\]"):
         load_tree(stored, param_shapes(TINY), name_map(TINY), where=published)
+
+
+def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "metrics.json"
+    write_json(file, {"F1": 0.5})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))  # what a full disk does: the rest is refused
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            write_json(file, {"F1": "x" * (1 << 16)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert json.loads(file.read_text()) == {"F1": 0.5}
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+    with pytest.raises(UserError, match="nowhere: cannot be written"):
+        write_json(tmp_path / "nowhere" / "metrics.json", {})

@@ -12,8 +12,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from common.config import claim_run_directory
-from retsta_jax.config import PRESETS
-from tests.runs import Material, retsta
+from common.data.records import ReportPair
+from common.data.tokenizers import load_tokenizer
+from common.errors import UserError
+from retsta_jax.config import PRESETS, RetstaConfig
+from retsta_jax.evaluate import usable
+from retsta_jax.standardize import Trained, check_usable, read_reports
+from retsta_jax.train import Base
+from tests.runs import SIZES, Material, retsta
 
 REPORT = """<eCitation><uId id="CXR{0}"/><MedlineCitation><Article><Abstract>
 <AbstractText Label="FINDINGS">Heart {0} is large.</AbstractText>
@@ -68,6 +74,8 @@ def refused(capsys):
         ({"max_steps": -1}, ["max_steps: -1"]),
         ({"seed": -1}, ["seed"]),
         ({"lora__rank": 0}, ["lora.rank: 0"]),
+        ({"lora__alpha": "nan"}, ["lora.alpha: nan", "finite number above 0"]),
+        ({"optim__eps": 0}, ["optim.eps: 0", "above 0"]),
         ({"lora__dropout": 1}, ["lora.dropout: 1.0"]),
         ({"lora__targets": "qkv"}, ["lora.targets: 'qkv' matches no", "q_proj"]),
         ({"lora__targets": "("}, ["lora.targets: '('"]),
@@ -75,6 +83,8 @@ def refused(capsys):
         ({"optim__learning_rate": "nan"}, ["optim.learning_rate: nan"]),
         ({"buckets": 512}, ["buckets [512]", "from 1 to 256"]),
         ({"max_length": 8, "buckets": 8}, ["24 records quarantined (longer than 8 tokens: 24)", "max"]),
+        ({"model__attention": "splash"}, ["model.attention: splash runs on a TPU", "found cpu", "auto"]),
+        ({"model__attention": "cudnn"}, ["model.attention: cudnn runs on a GPU", "found cpu"]),
         ({"model__base": "nowhere/at-all"}, ["nowhere/at-all"]),
         ({"model__base": ""}, ["model.base: not given", "--model.base DIR"]),
         ({"data__train": "nowhere.jsonl"}, ["nowhere.jsonl", "No such file"]),
@@ -238,12 +248,15 @@ def test_every_command_has_help(command, capsys):
     [
         ("reports.jsonl", rows({"id": 1, "report": "x"}) + b"{\n", ["reports.jsonl, line 2", "not JSON"]),
         ("reports.jsonl", rows({"id": 1, "text": "x"}), ["reports.jsonl, line 1", "'report' is missing"]),
-        ("reports.txt", "OD: drusen\nOS: é".encode("latin-1"), ["reports.txt: line 2 is not UTF-8"]),
+        ("reports.txt", "OD: drusen\nOS: é".encode("latin-1"), ["reports.txt, line 2: not UTF-8"]),
         ("reports.txt", b"\n\n", ["reports.txt: holds no report"]),
+        ("reports.txt", b"OD: drusen\n\xe2\x80\x8b\n", ["reports.txt, line 2: report 2 has no text"]),
+        ("reports.jsonl", rows({"id": "a", "report": " "}), ["reports.jsonl, line 1: report 'a' has no text"]),
+        ("reports.txt", rows({"id": 1, "report": "x"}) * 2, ["reports.txt, line 2: id 1 stands already on line 1"]),
         ("reports.txt", None, ["reports.txt: cannot be read"]),
         ("reports.txt", b"OD: drusen\n", ["no-run: no config.json there"]),
     ],
-    ids=["torn", "no-report", "not-utf-8", "empty", "missing", "no-run"],
+    ids=["torn", "no-report", "not-utf-8", "empty", "invisible", "blank", "repeated", "missing", "no-run"],
 )
 def test_reports_that_cannot_be_standardized_are_named_by_line(tmp_path, refused, name, content, words):
     if content is not None:
@@ -259,7 +272,37 @@ def test_reports_that_cannot_be_standardized_are_named_by_line(tmp_path, refused
 
 def test_rows_from_standard_input_are_named_by_line(refused, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"id": 1, "report": "x"}\n{"id": 2}\n')))
-    assert "standard input: line 2 is not a row" in refused(["standardize", "--run-dir", str(tmp_path), "-"])
+    error = refused(["standardize", "--run-dir", str(tmp_path), "-"])
+    assert "standard input, line 2: key 'report' is missing" in error
+
+
+@pytest.mark.parametrize("source", ["reports.txt", "-"])
+def test_reports_are_lines_or_rows_by_the_first_line_that_is_not_blank(monkeypatch, tmp_path, source):
+    def read(content: bytes) -> list:
+        (tmp_path / "reports.txt").write_bytes(content)
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        return read_reports(source if source == "-" else str(tmp_path / source))
+
+    mark = b"\xef\xbb\xbf"
+    assert read(mark + b"\n" + rows({"id": "a", "report": "OD: drusen"})) == [("a", "OD: drusen")]
+    assert read(mark + "OD: drusen\u2028few\n\nOS: scar".encode()) == [(1, "OD: drusen\u2028few"), (3, "OS: scar")]
+
+
+def test_a_report_too_long_for_the_model_is_refused_by_id_and_left_out_of_an_evaluation(tmp_path, material):
+    base = tmp_path / "base"
+    shutil.copytree(material.base, base)
+    published = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**published, "max_position_embeddings": 300}))
+    config = RetstaConfig(instruction="Standardize", max_new_tokens=8)
+    trained = Trained(config, Base(base, SIZES, {}, load_tokenizer(base)), {}, {}, 0)
+    with pytest.raises(UserError, match=r"in.jsonl: report 'long': longer than 292 tokens .* leave it out"):
+        check_usable(trained, [("s", "drusen"), ("long", "xyz " * 400)], "in.jsonl")
+    pairs = [ReportPair("s", "drusen", "x"), ReportPair("long", "xyz " * 400, "x"), ReportPair("none", "\u200b", "x")]
+    kept, quarantine = usable(trained, pairs)
+    assert [pair.id for pair in kept] == ["s"]
+    assert quarantine.summary() == (
+        "2 records quarantined (longer than 292 tokens with its instruction: 1, no report text: 1)"
+    )
 
 
 def test_a_run_without_checkpoint_cannot_be_used(tmp_path, refused):

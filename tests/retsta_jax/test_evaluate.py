@@ -6,9 +6,11 @@ import pytest
 
 from common.data.records import Quarantine, ReportPair
 from common.errors import UserError
+from common.jsonl import write_rows
+from common.metrics.__main__ import main as metrics_command
 from retsta_jax.corpus import make_splits
 from retsta_jax.data import language_of, read_pairs
-from retsta_jax.evaluate import CONSTANT, NEAREST, baselines, score, statements
+from retsta_jax.evaluate import CONSTANT, NEAREST, baselines, prediction_rows, score, statements
 
 ZH = ReportPair("zh", "右眼NPDR", "右眼：轻度非增生型糖尿病视网膜病变；未见黄斑水肿。", "zh")
 EN = ReportPair("en", "OD: DR", "Right eye: diabetic retinopathy; no drusen.", "en")
@@ -74,6 +76,17 @@ def test_an_exact_training_source_is_its_own_nearest(splits):
     assert baselines(train, train[:20])[NEAREST] == [pair.target for pair in train[:20]]
 
 
+@pytest.mark.parametrize("codes", [False, True])
+def test_the_metrics_command_gives_the_text_metrics_of_an_evaluation(codes, tmp_path, capsys):
+    pairs = [CODES, ReportPair("d", "x", "Right  eye:\tno drusen.\nLeft eye: few drusen.", "en")]
+    texts = ["Opacity/lung/base/left\nCardiomegaly/severe", "Right eye:  no\ndrusen."]
+    write_rows(tmp_path / "predictions.jsonl", prediction_rows(texts, pairs, codes))
+    metrics_command([str(tmp_path / "predictions.jsonl")])
+    found, expected = json.loads(capsys.readouterr().out), score(texts, pairs, codes)
+    for name in ("coco/BLEU-4", "coco/ROUGE-L", "nltk/BLEU-4"):
+        assert found[name] == expected[name]["value"]
+
+
 def test_pairs_of_ones_own_are_read_with_their_language(tmp_path):
     file = tmp_path / "pairs.jsonl"
     rows = [
@@ -82,6 +95,8 @@ def test_pairs_of_ones_own_are_read_with_their_language(tmp_path):
     ]
     file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
     assert [pair.language for pair in read_pairs(file, Quarantine())] == ["zh", "zh"]
+    file.write_text(json.dumps({"id": 12, "source": "OD: scar", "target": "x"}), encoding="utf-8")
+    assert [pair.id for pair in read_pairs(file, Quarantine())] == ["12"]
     file.write_text(json.dumps({"id": "3", "source": "a", "target": "b", "language": "fr"}), encoding="utf-8")
     with pytest.raises(UserError, match=r"row 3.*'fr'.*en or zh"):
         read_pairs(file, Quarantine())
