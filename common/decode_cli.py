@@ -17,7 +17,7 @@ from common.generate import (
     row_keys,
     score_rows,
 )
-from common.jsonl import read_rows, row_writer, rows_done
+from common.jsonl import claim_output, read_rows, row_writer, rows_done
 from common.lora import scaled
 from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_weights import config_from_directory, load_qwen2
@@ -34,7 +34,8 @@ Rows {"id", "prompt"} become rows {"id", "text", "token_ids", "log_probs", "fini
 "length", and token_ids includes the stop token. log_probs are those of softmax(logits / temperature) before top-k and
 top-p; a greedy or beam choice is scored at temperature 1. With --score, rows {"id", "prompt", "completion"} become
 rows {"id", "token_ids", "log_probs", "total"}. A row's result does not depend on the rows beside it. Where --output
-holds rows already, they are kept and the rest is done."""
+holds rows already, they are kept and the rest is done; OUTPUT.config.json says with what they were begun, and they
+are not continued with anything else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,8 @@ def main(argv: list[str]) -> None:
     rows = [_tokenized(record, tokenizer, arguments) for record in records]
     _check_lengths(rows, arguments)
     written: dict[str, Any] = {"token_ids": list, "log_probs": list, "total" if arguments.score else "text": object}
+    if arguments.output and arguments.output.exists():
+        claim_output(arguments.output, _deciding(arguments))
     done = rows_done(arguments.output, [row.id for row in rows], written) if arguments.output else 0
     if done == len(rows):
         return
@@ -76,6 +79,8 @@ def main(argv: list[str]) -> None:
         variables["lora"] = scaled(lora, lora_config)
     model = Model(config, variables, tokenizer)
     results = _scores(model, rows, done, arguments) if arguments.score else _texts(model, rows, done, arguments)
+    if arguments.output and not done:
+        claim_output(arguments.output, _deciding(arguments))
     with row_writer(arguments.output) as write:
         for result in results:
             write(result)
@@ -113,7 +118,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name, (holds, expected) in checks.items():
         if not holds:
             raise UserError(f"{name}: expected {expected}")
+    output, prompts = arguments.output, arguments.prompts
+    if output and output.exists() and prompts.exists() and output.samefile(prompts):
+        raise UserError(f"--output: {output} is the file of the prompts; choose another file")
     return arguments
+
+
+def _deciding(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What decides a row beside its prompt, as JSON; the batch size does not."""
+    left_out = ("prompts", "output", "batch_size")
+    return {
+        name: str(value.resolve()) if isinstance(value, Path) else value
+        for name, value in vars(arguments).items()
+        if name not in left_out
+    }
 
 
 def stop_ids(directory: Path, tokenizer: Tokenizer, vocab_size: int) -> tuple[int, ...]:

@@ -167,3 +167,26 @@ def test_the_command_ends_with_code_2_and_one_line(model, prompts):
     assert run.returncode == 2
     assert run.stderr.strip().count("\n") == 0
     assert run.stderr.startswith("error: ")
+
+
+def test_the_file_of_the_prompts_is_no_output(model, prompts, tmp_path):
+    before = prompts.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(prompts)
+    for output in (prompts, tmp_path / "link.jsonl"):
+        with pytest.raises(UserError, match=r"--output: .* is the file of the prompts"):
+            decode(model, prompts, output)
+    assert prompts.read_bytes() == before
+
+
+def test_rows_of_other_settings_are_not_continued(model, prompts, tmp_path):
+    output = tmp_path / "out.jsonl"
+    whole = decode(model, prompts, output, *SAMPLED)
+    output.write_text("".join(json.dumps(row) + "\n" for row in whole[:2]))
+    before = output.read_bytes()
+    others = ("--seed", "4"), ("--chat",), ("--max-new-tokens", "5"), ("--adapter", str(model.parent / "adapter"))
+    for other in others:
+        with pytest.raises(UserError, match=r"out\.jsonl: its rows were made with .* not .*"):
+            decode(model, prompts, output, *SAMPLED, *other)
+        assert output.read_bytes() == before
+    (tmp_path / "link").symlink_to(model)
+    assert decode(tmp_path / "link", prompts, output, *SAMPLED, "--batch-size", "3") == whole
