@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
+from common.data.tokenizers import Tokenizer, check_vocabulary, end_ids, load_tokenizer
 from common.errors import Parser, UserError
 from common.generate import (
     Continuation,
@@ -32,7 +32,8 @@ DESCRIPTION = """Continue the prompts of a JSONL file with any Qwen2 model in th
 
 Rows {"id", "prompt"} become rows {"id", "text", "token_ids", "log_probs", "finish"} in input order; finish is "stop" or
 "length", and token_ids includes the stop token. log_probs are those of softmax(logits / temperature) before top-k and
-top-p; a greedy or beam choice is scored at temperature 1. With --score, rows {"id", "prompt", "completion"} become
+top-p, over all rows of the embedding, also those beyond the tokenizer's last id, which write no text; a greedy or beam
+choice is scored at temperature 1. With --score, rows {"id", "prompt", "completion"} become
 rows {"id", "token_ids", "log_probs", "total"}. A row's result does not depend on the rows beside it. Where --output
 holds rows already, they are kept and the rest is done; OUTPUT.config.json says with what they were begun, and they
 are not continued with anything else."""
@@ -134,14 +135,13 @@ def _deciding(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def stop_ids(directory: Path, tokenizer: Tokenizer, vocab_size: int) -> tuple[int, ...]:
-    """What ends an answer: by generation_config.json, config.json and the tokenizer."""
-    stops = set(tokenizer.stop_ids)
-    for name in ("generation_config.json", "config.json"):
-        if (directory / name).is_file():
-            ends = read_json(directory / name).get("eos_token_id")
-            stops |= {ends} if isinstance(ends, int) else set(ends or ())
-    return tuple(sorted(stop for stop in stops if stop < vocab_size))
+def stop_ids(directory: Path, tokenizer: Tokenizer, vocab_size: int, chat: bool = False) -> tuple[int, ...]:
+    """What ends an answer: by generation_config.json, else config.json, else the tokenizer.
+
+    In a `chat` the end of the assistant's turn does too.
+    """
+    stops = end_ids(directory / "generation_config.json") or end_ids(directory / "config.json") or tokenizer.stop_ids
+    return tuple(sorted(stop for stop in {*stops, *[tokenizer.chat_end_id] * chat} if stop < vocab_size))
 
 
 def _texts(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -149,9 +149,7 @@ def _texts(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Nam
         max_new_tokens=arguments.max_new_tokens,
         sampling=Sampling(arguments.temperature, arguments.top_k, arguments.top_p),
         beams=arguments.beams,
-        stop_ids=stop_ids(arguments.model, model.tokenizer, model.config.vocab_size),
-        # Embeddings beyond the tokenizer's last id are padding of the matrix, and stand for no text.
-        forbidden_ids=tuple(range(model.tokenizer.vocab_size, model.config.vocab_size)),
+        stop_ids=stop_ids(arguments.model, model.tokenizer, model.config.vocab_size, arguments.chat),
     )
     generator = make_generator(model.config, settings)
     batch_size = min(arguments.batch_size, len(rows))
@@ -173,7 +171,7 @@ def _described(continuation: Continuation, tokenizer: Tokenizer) -> dict[str, An
 
 
 def _scores(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    scorer = make_scorer(model.config, arguments.temperature or 1.0, model.tokenizer.vocab_size)
+    scorer = make_scorer(model.config, arguments.temperature or 1.0)
     batch_size = min(arguments.batch_size, len(rows))
     for chunk in _chunks(len(rows), done, batch_size):
         prompts, completions = zip(*((rows[number].prompt, rows[number].completion) for number in chunk), strict=True)
