@@ -76,8 +76,8 @@ def main(argv: list[str]) -> None:
     config, params = load_qwen2(arguments.model, dtype=arguments.dtype, param_dtype=arguments.dtype)
     variables = {"params": params}
     if arguments.adapter:
-        lora_config, lora = load_peft(arguments.adapter, params)
-        variables["lora"] = scaled(lora, lora_config)
+        lora_config, lora, params = load_peft(arguments.adapter, params)
+        variables = {"params": params, "lora": scaled(lora, lora_config)}
     model = Model(config, variables, tokenizer)
     results = _scores(model, rows, done, arguments) if arguments.score else _texts(model, rows, done, arguments)
     if arguments.output and not done:
