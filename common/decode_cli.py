@@ -50,11 +50,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What runs: config, {"params"} with or without {"lora"}, and tokenizer."""
+    """What runs: config, {"params"} with or without {"lora"}, tokenizer, and what ends an answer."""
 
     config: Qwen2Config
     variables: PyTree
     tokenizer: Tokenizer
+    stop_ids: tuple[int, ...]
 
 
 def main(argv: list[str]) -> None:
@@ -65,6 +66,7 @@ def main(argv: list[str]) -> None:
     config = config_from_directory(arguments.model)
     tokenizer = load_tokenizer(arguments.model)
     check_vocabulary(tokenizer, config)
+    stops = stop_ids(arguments.model, tokenizer, config.vocab_size, arguments.chat)
     rows = [_tokenized(record, tokenizer, arguments) for record in records]
     _check_lengths(rows, arguments)
     written: dict[str, Any] = {"token_ids": list, "log_probs": list, "total" if arguments.score else "text": object}
@@ -78,7 +80,7 @@ def main(argv: list[str]) -> None:
     if arguments.adapter:
         lora_config, lora, params = load_peft(arguments.adapter, params)
         variables = {"params": params, "lora": scaled(lora, lora_config)}
-    model = Model(config, variables, tokenizer)
+    model = Model(config, variables, tokenizer, stops)
     results = _scores(model, rows, done, arguments) if arguments.score else _texts(model, rows, done, arguments)
     if arguments.output and not done:
         claim_output(arguments.output, _deciding(arguments))
@@ -109,10 +111,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     checks = {
         "--max-new-tokens": (arguments.max_new_tokens >= 1, "at least 1"),
-        "--temperature": (0 <= arguments.temperature < float("inf"), "0 or a positive number"),
+        "--temperature": (
+            arguments.temperature == 0 or 1e-6 <= arguments.temperature < float("inf"),
+            "0 or a number from 1e-6",
+        ),
         "--top-k": (arguments.top_k >= 0, "0 or a positive whole number"),
         "--top-p": (0 < arguments.top_p <= 1, "in (0, 1]"),
         "--beams": (arguments.beams >= 1, "at least 1"),
+        "--seed": (0 <= arguments.seed < 2**32, "a whole number from 0 to 4294967295"),
         "--batch-size": (arguments.batch_size >= 1, "at least 1"),
         "--beams with --temperature": (arguments.beams == 1 or arguments.temperature == 0, "only one of the two"),
     }
@@ -149,7 +155,7 @@ def _texts(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Nam
         max_new_tokens=arguments.max_new_tokens,
         sampling=Sampling(arguments.temperature, arguments.top_k, arguments.top_p),
         beams=arguments.beams,
-        stop_ids=stop_ids(arguments.model, model.tokenizer, model.config.vocab_size, arguments.chat),
+        stop_ids=model.stop_ids,
     )
     generator = make_generator(model.config, settings)
     batch_size = min(arguments.batch_size, len(rows))
@@ -203,7 +209,10 @@ def _tokenized(record: Mapping[str, Any], tokenizer: Tokenizer, arguments: argpa
 
 
 def _check_lengths(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
-    limit = read_json(arguments.model / "config.json").get("max_position_embeddings")
+    file = arguments.model / "config.json"
+    limit = read_json(file).get("max_position_embeddings")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise UserError(f"{file}: max_position_embeddings is {limit!r}, expected a positive whole number")
     for row in rows:
         new = len(row.completion) if arguments.score else arguments.max_new_tokens
         if limit and len(row.prompt) + new > limit:

@@ -135,13 +135,19 @@ def test_bad_input_is_named_and_nothing_is_written(model, prompts, tmp_path):
     long = jsonl(tmp_path / "d.jsonl", [{"id": "long", "prompt": "lungs " * 40_000}])
     assert "'long'" in refusal(model, long, output)
     assert "adapter_config.json" in refusal(model, prompts, output, "--adapter", str(tmp_path))
-    assert "--top-p" in refusal(model, prompts, output, "--top-p", "0")
+    for option, value in (("--top-p", "0"), ("--temperature", "1e-40"), ("--temperature", "nan"), ("--seed", "9" * 30)):
+        assert f"{option}: expected" in refusal(model, prompts, output, option, value)
     assert "folder" in refusal(model, prompts, tmp_path / "missing" / "out.jsonl")
 
 
 def test_another_architecture_and_another_tokenizer_are_refused(model, prompts, tmp_path):
     config = json.loads((model / "config.json").read_text())
-    for changed, said in (({"model_type": "llama"}, "llama"), ({"vocab_size": 8}, "vocab_size")):
+    for changed, said in (
+        ({"model_type": "llama"}, "llama"),
+        ({"vocab_size": 8}, "vocab_size"),
+        ({"eos_token_id": "</s>"}, "eos_token_id"),
+        ({"max_position_embeddings": "x"}, "max_position_embeddings"),
+    ):
         other = tmp_path / said
         other.mkdir()
         for file in model.iterdir():
