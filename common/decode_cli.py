@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
+from common.data.tokenizers import Tokenizer, check_vocabulary, end_ids, load_tokenizer
 from common.errors import Parser, UserError
 from common.generate import (
     Continuation,
@@ -17,7 +17,7 @@ from common.generate import (
     row_keys,
     score_rows,
 )
-from common.jsonl import read_rows, row_writer, rows_done
+from common.jsonl import claim_output, read_rows, row_writer, rows_done
 from common.lora import scaled
 from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_weights import config_from_directory, load_qwen2
@@ -32,9 +32,11 @@ DESCRIPTION = """Continue the prompts of a JSONL file with any Qwen2 model in th
 
 Rows {"id", "prompt"} become rows {"id", "text", "token_ids", "log_probs", "finish"} in input order; finish is "stop" or
 "length", and token_ids includes the stop token. log_probs are those of softmax(logits / temperature) before top-k and
-top-p; a greedy or beam choice is scored at temperature 1. With --score, rows {"id", "prompt", "completion"} become
+top-p, over all rows of the embedding, also those beyond the tokenizer's last id, which write no text; a greedy or beam
+choice is scored at temperature 1. With --score, rows {"id", "prompt", "completion"} become
 rows {"id", "token_ids", "log_probs", "total"}. A row's result does not depend on the rows beside it. Where --output
-holds rows already, they are kept and the rest is done."""
+holds rows already, they are kept and the rest is done; OUTPUT.config.json says with what they were begun, and they
+are not continued with anything else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +50,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What runs: config, {"params"} with or without {"lora"}, and tokenizer."""
+    """What runs: config, {"params"} with or without {"lora"}, tokenizer, and what ends an answer."""
 
     config: Qwen2Config
     variables: PyTree
     tokenizer: Tokenizer
+    stop_ids: tuple[int, ...]
 
 
 def main(argv: list[str]) -> None:
@@ -63,19 +66,24 @@ def main(argv: list[str]) -> None:
     config = config_from_directory(arguments.model)
     tokenizer = load_tokenizer(arguments.model)
     check_vocabulary(tokenizer, config)
+    stops = stop_ids(arguments.model, tokenizer, config.vocab_size, arguments.chat)
     rows = [_tokenized(record, tokenizer, arguments) for record in records]
     _check_lengths(rows, arguments)
     written: dict[str, Any] = {"token_ids": list, "log_probs": list, "total" if arguments.score else "text": object}
+    if arguments.output and arguments.output.exists():
+        claim_output(arguments.output, _deciding(arguments))
     done = rows_done(arguments.output, [row.id for row in rows], written) if arguments.output else 0
     if done == len(rows):
         return
     config, params = load_qwen2(arguments.model, dtype=arguments.dtype, param_dtype=arguments.dtype)
     variables = {"params": params}
     if arguments.adapter:
-        lora_config, lora = load_peft(arguments.adapter, params)
-        variables["lora"] = scaled(lora, lora_config)
-    model = Model(config, variables, tokenizer)
+        lora_config, lora, params = load_peft(arguments.adapter, params)
+        variables = {"params": params, "lora": scaled(lora, lora_config)}
+    model = Model(config, variables, tokenizer, stops)
     results = _scores(model, rows, done, arguments) if arguments.score else _texts(model, rows, done, arguments)
+    if arguments.output and not done:
+        claim_output(arguments.output, _deciding(arguments))
     with row_writer(arguments.output) as write:
         for result in results:
             write(result)
@@ -103,27 +111,43 @@ def parse(argv: list[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     checks = {
         "--max-new-tokens": (arguments.max_new_tokens >= 1, "at least 1"),
-        "--temperature": (0 <= arguments.temperature < float("inf"), "0 or a positive number"),
+        "--temperature": (
+            arguments.temperature == 0 or 1e-6 <= arguments.temperature < float("inf"),
+            "0 or a number from 1e-6",
+        ),
         "--top-k": (arguments.top_k >= 0, "0 or a positive whole number"),
         "--top-p": (0 < arguments.top_p <= 1, "in (0, 1]"),
         "--beams": (arguments.beams >= 1, "at least 1"),
+        "--seed": (0 <= arguments.seed < 2**32, "a whole number from 0 to 4294967295"),
         "--batch-size": (arguments.batch_size >= 1, "at least 1"),
         "--beams with --temperature": (arguments.beams == 1 or arguments.temperature == 0, "only one of the two"),
     }
     for name, (holds, expected) in checks.items():
         if not holds:
             raise UserError(f"{name}: expected {expected}")
+    output, prompts = arguments.output, arguments.prompts
+    if output and output.exists() and prompts.exists() and output.samefile(prompts):
+        raise UserError(f"--output: {output} is the file of the prompts; choose another file")
     return arguments
 
 
-def stop_ids(directory: Path, tokenizer: Tokenizer, vocab_size: int) -> tuple[int, ...]:
-    """What ends an answer: by generation_config.json, config.json and the tokenizer."""
-    stops = set(tokenizer.stop_ids)
-    for name in ("generation_config.json", "config.json"):
-        if (directory / name).is_file():
-            ends = read_json(directory / name).get("eos_token_id")
-            stops |= {ends} if isinstance(ends, int) else set(ends or ())
-    return tuple(sorted(stop for stop in stops if stop < vocab_size))
+def _deciding(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What decides a row beside its prompt, as JSON; the batch size does not."""
+    left_out = ("prompts", "output", "batch_size")
+    return {
+        name: str(value.resolve()) if isinstance(value, Path) else value
+        for name, value in vars(arguments).items()
+        if name not in left_out
+    }
+
+
+def stop_ids(directory: Path, tokenizer: Tokenizer, vocab_size: int, chat: bool = False) -> tuple[int, ...]:
+    """What ends an answer: by generation_config.json, else config.json, else the tokenizer.
+
+    In a `chat` the end of the assistant's turn does too.
+    """
+    stops = end_ids(directory / "generation_config.json") or end_ids(directory / "config.json") or tokenizer.stop_ids
+    return tuple(sorted(stop for stop in {*stops, *[tokenizer.chat_end_id] * chat} if stop < vocab_size))
 
 
 def _texts(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -131,9 +155,7 @@ def _texts(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Nam
         max_new_tokens=arguments.max_new_tokens,
         sampling=Sampling(arguments.temperature, arguments.top_k, arguments.top_p),
         beams=arguments.beams,
-        stop_ids=stop_ids(arguments.model, model.tokenizer, model.config.vocab_size),
-        # Embeddings beyond the tokenizer's last id are padding of the matrix, and stand for no text.
-        forbidden_ids=tuple(range(model.tokenizer.vocab_size, model.config.vocab_size)),
+        stop_ids=model.stop_ids,
     )
     generator = make_generator(model.config, settings)
     batch_size = min(arguments.batch_size, len(rows))
@@ -155,7 +177,7 @@ def _described(continuation: Continuation, tokenizer: Tokenizer) -> dict[str, An
 
 
 def _scores(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    scorer = make_scorer(model.config, arguments.temperature or 1.0, model.tokenizer.vocab_size)
+    scorer = make_scorer(model.config, arguments.temperature or 1.0)
     batch_size = min(arguments.batch_size, len(rows))
     for chunk in _chunks(len(rows), done, batch_size):
         prompts, completions = zip(*((rows[number].prompt, rows[number].completion) for number in chunk), strict=True)
@@ -187,7 +209,10 @@ def _tokenized(record: Mapping[str, Any], tokenizer: Tokenizer, arguments: argpa
 
 
 def _check_lengths(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
-    limit = read_json(arguments.model / "config.json").get("max_position_embeddings")
+    file = arguments.model / "config.json"
+    limit = read_json(file).get("max_position_embeddings")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise UserError(f"{file}: max_position_embeddings is {limit!r}, expected a positive whole number")
     for row in rows:
         new = len(row.completion) if arguments.score else arguments.max_new_tokens
         if limit and len(row.prompt) + new > limit:

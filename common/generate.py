@@ -96,11 +96,10 @@ def decode(
     return jax.tree.map(lambda leaf: leaf[:, :1], found.generated)
 
 
-def make_scorer(config: Qwen2Config, temperature: float = 1.0, vocabulary: int | None = None) -> Scorer:
+def make_scorer(config: Qwen2Config, temperature: float = 1.0) -> Scorer:
     """The jitted program `(variables, prompts, completions) -> log-probabilities` of the completions' tokens.
 
-    Completions are padded on the right, with 0 in the result. Ids from `vocabulary` on count as
-    forbidden.
+    Completions are padded on the right, with 0 in the result.
     """
 
     @jax.jit
@@ -110,8 +109,7 @@ def make_scorer(config: Qwen2Config, temperature: float = 1.0, vocabulary: int |
         positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
         hidden, _ = Qwen2(config).apply(variables, tokens, positions, mask.astype(jnp.int32))
         before = hidden[:, prompts.tokens.shape[1] - 1 : -1] / temperature
-        head = output_head(variables["params"])[:vocabulary]
-        return token_logprobs(before, head, completions.tokens, wanted=completions.mask)
+        return token_logprobs(before, output_head(variables["params"]), completions.tokens, wanted=completions.mask)
 
     return run
 

@@ -23,24 +23,10 @@ def read_rows(path: str | Path, required: Mapping[str, type | UnionType]) -> lis
     holds no row, or has a malformed line.
     """
     try:
-        lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        content = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected a JSONL file") from error
-    rows: list[dict[str, Any]] = []
-    line_of_id: dict[str | int, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        row = check_row(_parse(line, where), required, where)
-        if "id" in required and line_of_id.setdefault(row["id"], number) != number:
-            raise UserError(
-                f"{where}: id {row['id']!r} stands already on line {line_of_id[row['id']]}; ids must differ"
-            )
-        rows.append(row)
-    if not rows:
-        raise UserError(f"{path}: no rows; expected one JSON object a line with {_names(required)}")
-    return rows
+    return _rows(content, path, required)
 
 
 def check_row(row: Any, required: Mapping[str, type | UnionType], where: str) -> dict[str, Any]:
@@ -87,9 +73,9 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def rows_done(path: Path, ids: Sequence[str | int], required: Mapping[str, type | UnionType]) -> int:
-    """How many rows a file to be continued holds already; a torn last line is cut off.
+    """How many rows a file to be continued holds already; a torn last row of ours is cut off.
 
-    Raises UserError where its folder is missing, or its ids are not the first of `ids`.
+    Raises UserError, and leaves every byte, where its folder is missing or its rows are not those of the first `ids`.
     """
     if not path.parent.is_dir():
         raise UserError(f"{path}: its folder does not exist; make it first")
@@ -97,17 +83,47 @@ def rows_done(path: Path, ids: Sequence[str | int], required: Mapping[str, type 
         return 0
     try:
         content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
     except OSError as error:
         raise UserError(f"{path}: cannot be continued ({error.strerror})") from error
-    if not whole:
-        return 0
-    written = [row["id"] for row in read_rows(path, {"id": str | int, **required})]
+    whole, newline, torn = content.rpartition(b"\n")
+    written = [row["id"] for row in _rows(whole, path, {"id": str | int, **required})] if whole.strip() else []
     if written != list(ids[: len(written)]):
         raise UserError(f"{path}: its ids are not the first of the input's; choose another --output or remove it")
+    first = json.dumps({"id": ids[0] if ids else ""}, ensure_ascii=False)[:-1].encode()
+    if not written and torn[: len(first)] != first[: len(torn)]:
+        raise UserError(f"{path}: holds something else than rows of this command; choose another --output or remove it")
+    if torn:
+        try:
+            os.truncate(path, len(whole + newline))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be continued ({error.strerror})") from error
     return len(written)
+
+
+def claim_output(path: Path, settings: Mapping[str, Any]) -> None:
+    """Keep what decides the rows of `path` in `path`.config.json, so that they are not continued with something else.
+
+    `settings` holds what JSON can. Raises UserError, and writes nothing, where `path` holds rows of other settings;
+    rows without such a file are taken as they are.
+    """
+    beside = path.with_name(f"{path.name}.config.json")
+    try:
+        if not (path.exists() and path.stat().st_size):
+            aside = path.with_name(f".{beside.name}.{os.getpid()}.partial")
+            aside.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            aside.replace(beside)
+            return
+        kept = _parse(beside.read_bytes(), str(beside)) if beside.exists() else settings
+    except OSError as error:
+        raise UserError(f"{beside}: cannot be read or written ({error.strerror})") from error
+    check_row(kept, {}, str(beside))
+    for name in {**kept, **settings}:
+        was, now = kept.get(name), settings.get(name)
+        if was != now:
+            raise UserError(
+                f"{path}: its rows were made with {name} {was!r}, not {now!r} ({beside.name}); repeat that, choose "
+                "another --output, or remove both files"
+            )
 
 
 @contextlib.contextmanager
@@ -129,6 +145,25 @@ def row_writer(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
             yield write_to(file)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _rows(content: bytes, path: str | Path, required: Mapping[str, type | UnionType]) -> list[dict[str, Any]]:
+    """`read_rows` of what was read from `path`."""
+    rows: list[dict[str, Any]] = []
+    line_of_id: dict[str | int, int] = {}
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        row = check_row(_parse(line, where), required, where)
+        if "id" in required and line_of_id.setdefault(row["id"], number) != number:
+            raise UserError(
+                f"{where}: id {row['id']!r} stands already on line {line_of_id[row['id']]}; ids must differ"
+            )
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path}: no rows; expected one JSON object a line with {_names(required)}")
+    return rows
 
 
 def _parse(line: bytes, where: str) -> Any:

@@ -3,7 +3,10 @@
 PEFT keeps lora_A as [rank, in] and lora_B as [out, rank] of every layer; ours are [L, in, rank] and [L, rank, out].
 """
 
+import dataclasses
+import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,9 @@ from common.errors import UserError
 from common.lora import LoraConfig
 from common.types import PyTree
 from common.weights import (
+    Index,
     Published,
+    StoredTensor,
     load_tree,
     open_tensors,
     published_tensors,
@@ -27,27 +32,34 @@ from common.weights import (
 )
 
 PREFIX = "base_model.model."
-# Entries of adapter_config.json that do not change what the adapter computes.
-NEUTRAL = frozenset(
+# Modules that an adapter may hold whole (`modules_to_save`), by their names in PEFT, and our leaves.
+WHOLE = {"lm_head": "lm_head", "embed_tokens": "embed_tokens", "model.embed_tokens": "embed_tokens"}
+# Entries of adapter_config.json that are read below, or do not change what the adapter computes.
+KNOWN = frozenset(
     (
         *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
         *("inference_mode", "r", "lora_alpha", "lora_dropout", "bias", "target_modules", "exclude_modules"),
         *("layers_to_transform", "layers_pattern", "init_lora_weights", "megatron_core", "qalora_group_size"),
-        *("loftq_config", "runtime_config"),
+        *("loftq_config", "runtime_config", "use_rslora", "alpha_pattern", "rank_pattern", "modules_to_save"),
     )
 )
 
 
-def load_peft(directory: str | Path, base: PyTree) -> tuple[LoraConfig, PyTree]:
-    """Config and adapters (float32) of a PEFT directory, for a decoder whose parameters or shapes are `base`.
+def load_peft(directory: str | Path, base: PyTree) -> tuple[LoraConfig, PyTree, PyTree]:
+    """Config and adapters (float32) of a PEFT directory for the decoder `base`, and the base to run them with.
 
-    An adapter on some of the layers has zeros, which training leaves zero, in the others. Raises UserError for what
-    is more than plain LoRA on the decoder's linear layers, and as `load_tree` does.
+    That base is `base`, with an embedding or a head in place of its own where the adapter has saved them whole; it
+    may hold shapes. An adapter on some of the layers has zeros, which training leaves zero, in the others, and one of
+    a smaller rank than others (`rank_pattern`) beside its own. What differs from the common scale alpha / rank
+    (`alpha_pattern`) is multiplied into B. Raises UserError for what is more than LoRA on the decoder's linear layers,
+    and as `load_tree` does.
     """
     file = Path(directory) / "adapter_config.json"
     published = read_json(file)
-    _refuse_variants(published, file)
-    rank = published.get("r", 8)
+    _check(published, file)
+    stored = open_tensors(directory, "adapter_model")
+    ranks = published.get("rank_pattern") or {}
+    rank, common_scale = max([_rank(published, file), *ranks.values()]), _scale(published, file)
     shapes, names = {}, {}
     for path, kernel in flatten_dict(base).items():
         if path[-1] != "kernel":
@@ -57,29 +69,32 @@ def load_peft(directory: str | Path, base: PyTree) -> tuple[LoraConfig, PyTree]:
         adapted = [_is_target(module, layer, published, file) for layer, module in enumerate(modules)]
         if not any(adapted):
             continue
-        for ours, theirs, shape in (("a", "lora_A", (width, rank)), ("b", "lora_B", (rank, features))):
+        sides = (("a", "lora_A", (width, rank)), ("b", "lora_B", (rank, features)))
+        for rank_axis, (ours, theirs, shape) in enumerate(sides):
             shapes[(*path[:-1], ours)] = jax.ShapeDtypeStruct((layers, *shape), jnp.float32)
-            names["/".join((*path[:-1], ours))] = Published(
-                tuple(
-                    f"{PREFIX}{module}.{theirs}.weight" if used else None
-                    for module, used in zip(modules, adapted, strict=True)
-                ),
-                axes=(1, 0),
-                stacked=True,
+            tensors = tuple(
+                f"{PREFIX}{module}.{theirs}.weight" if used else None
+                for module, used in zip(modules, adapted, strict=True)
             )
+            names["/".join((*path[:-1], ours))] = Published(tensors, axes=(1, 0), stacked=True)
+            for module, tensor in zip(modules, tensors, strict=True):
+                if tensor in stored:
+                    own_rank, own_scale = _rank(published, file, module), _scale(published, file, module)
+                    factor = own_scale / common_scale if ours == "b" else 1.0
+                    stored[tensor] = _fitted(stored[tensor], rank_axis, own_rank, rank, factor)
     if not shapes:
         raise UserError(
             f"{file}: target_modules {published.get('target_modules')!r} match no linear layer of the model"
         )
-    projections = sorted({path[-2] for path in shapes})
     config = LoraConfig(
         rank=rank,
-        alpha=float(published.get("lora_alpha", 8)),
+        alpha=common_scale * rank,
         dropout=float(published.get("lora_dropout", 0.0)),
-        targets="|".join(projections),
+        targets="|".join(sorted({path[-2] for path in shapes})),
     )
-    stored = open_tensors(directory, "adapter_model")
-    return config, load_tree(stored, unflatten_dict(shapes), names, where=directory)
+    saved, base = _saved_modules(published, stored, base, directory)
+    others = {name: tensor for name, tensor in stored.items() if name not in saved}
+    return config, load_tree(others, unflatten_dict(shapes), names, where=directory), base
 
 
 def save_peft(directory: str | Path, lora: PyTree, config: LoraConfig, base_name: str) -> None:
@@ -113,6 +128,63 @@ def save_peft(directory: str | Path, lora: PyTree, config: LoraConfig, base_name
             write_json(aside / "adapter_config.json", content)
 
 
+def _saved_modules(
+    published: dict[str, Any], stored: dict[str, StoredTensor], base: PyTree, directory: str | Path
+) -> tuple[set[str], PyTree]:
+    """The tensors of `modules_to_save`, and `base` with them in place of its own."""
+    leaves = {WHOLE[module] for module in published.get("modules_to_save") or ()}
+    if not leaves:
+        return set(), base
+    names = {leaf: f"{PREFIX}{'model.' * (leaf == 'embed_tokens')}{leaf}.weight" for leaf in leaves}
+    embedding = base["embed_tokens"]
+    saved = load_tree(
+        {name: stored[name] for name in names.values() if name in stored},
+        {leaf: jax.ShapeDtypeStruct(embedding.shape, embedding.dtype) for leaf in leaves},
+        {leaf: Published((name,)) for leaf, name in names.items()},
+        where=directory,
+    )
+    # Of tied weights PEFT replaces one place only: the other keeps the embedding of the base.
+    return set(names.values()), {**base, "lm_head": base.get("lm_head", embedding), **saved}
+
+
+def _fitted(tensor: StoredTensor, rank_axis: int, own_rank: int, rank: int, factor: float) -> StoredTensor:
+    """The tensor times `factor`, with zeros from its own rank up to `rank`."""
+    if own_rank == rank and factor == 1.0:
+        return tensor
+    if len(tensor.shape) != 2 or tensor.shape[rank_axis] != own_rank:
+        raise UserError(
+            f"{tensor.file}: tensor {tensor.name} has shape {list(tensor.shape)}, but adapter_config.json gives its "
+            f"module rank {own_rank}; is it the config of another adapter?"
+        )
+    shape, padding = list(tensor.shape), [(0, 0), (0, 0)]
+    shape[rank_axis], padding[rank_axis] = rank, (0, rank - own_rank)
+
+    def read(index: Index) -> np.ndarray:
+        return np.pad(tensor.read(()).astype(np.float32) * np.float32(factor), padding)[index]
+
+    return dataclasses.replace(tensor, shape=tuple(shape), read=read)
+
+
+def _rank(published: dict[str, Any], file: Path, module: str = "") -> int:
+    """Rank of the adapter on a module, or what `rank_pattern` has exceptions from."""
+    return _of_pattern(published.get("rank_pattern"), module, file, published.get("r", 8))
+
+
+def _scale(published: dict[str, Any], file: Path, module: str = "") -> float:
+    """alpha / rank of the adapter on a module, or alpha / sqrt(rank) (rank-stabilised, arXiv:2312.03732)."""
+    alpha = _of_pattern(published.get("alpha_pattern"), module, file, published.get("lora_alpha", 8))
+    rank = _rank(published, file, module)
+    return alpha / (math.sqrt(rank) if published.get("use_rslora") else rank)
+
+
+def _of_pattern(patterns: dict[str, Any] | None, module: str, file: Path, default: Any) -> Any:
+    """PEFT's rule (`get_pattern_key`): the value of the first pattern that the end of the module's name matches."""
+    for pattern, value in (patterns or {}).items():
+        if module and _is_match(rf"(.*\.)?({pattern})", module, file):
+            return value
+    return default
+
+
 def _published_module(path: tuple[str, ...], layer: int) -> str:
     """layers/self_attn/q_proj/... of one layer, as PyTorch names the module."""
     return f"model.layers.{layer}." + ".".join(path[1:-1])
@@ -133,21 +205,25 @@ def _is_target(module: str, layer: int, published: dict[str, Any], file: Path) -
 def _matches(module: str, targets: str | list[str], file: Path) -> bool:
     if not isinstance(targets, str):
         return any(module == target or module.endswith(f".{target}") for target in targets)
+    return _is_match(targets, module, file)
+
+
+def _is_match(pattern: str, module: str, file: Path) -> bool:
     try:
-        return re.fullmatch(targets, module) is not None
+        return re.fullmatch(pattern, module) is not None
     except re.error as error:
-        raise UserError(f"{file}: {targets!r} is no regular expression ({error})") from error
+        raise UserError(f"{file}: {pattern!r} is no regular expression ({error})") from error
 
 
-def _refuse_variants(published: dict[str, Any], file: Path) -> None:
-    """UserError for everything that plain LoRA cannot express."""
+def _check(published: dict[str, Any], file: Path) -> None:
+    """UserError for everything that LoRA on linear layers cannot express, and for values of the wrong kind."""
     if published.get("peft_type") != "LORA":
         raise UserError(f"{file}: peft_type is {published.get('peft_type')!r}, expected 'LORA'")
     if published.get("bias", "none") != "none":
         raise UserError(f"{file}: bias is {published['bias']!r}, expected 'none'")
-    rank = published.get("r", 8)
-    if not isinstance(rank, int) or rank < 1:
-        raise UserError(f"{file}: r is {rank!r}, expected a positive whole number")
+    for name, (holds, expected) in _kinds(published):
+        if not holds:
+            raise UserError(f"{file}: {name} is {published.get(name)!r}, expected {expected}")
     start = published.get("init_lora_weights", True)
     if isinstance(start, str) and re.match("pissa|olora|corda|loftq|lora_ga", start):
         raise UserError(
@@ -155,5 +231,37 @@ def _refuse_variants(published: dict[str, Any], file: Path) -> None:
             "(PEFT: path_initial_model_for_weight_conversion)"
         )
     for name, value in published.items():
-        if value and name not in NEUTRAL and name != "megatron_config":
+        if value and name not in KNOWN and name != "megatron_config":
             raise UserError(f"{file}: {name} = {value!r} is more than plain LoRA, which is all that can be loaded")
+
+
+def _kinds(published: dict[str, Any]) -> Iterator[tuple[str, tuple[bool, str]]]:
+    """Whether each entry that is read is of its kind, and what is expected."""
+    whole, number = "a positive whole number", "a positive number"
+    yield "r", (_is_rank(published.get("r", 8)), whole)
+    yield "lora_alpha", (_is_number(published.get("lora_alpha", 8)), number)
+    dropout = published.get("lora_dropout", 0.0)
+    yield "lora_dropout", (dropout == 0 or (_is_number(dropout) and dropout < 1), "a number in [0, 1)")
+    for name, is_kind, kind in (("rank_pattern", _is_rank, whole), ("alpha_pattern", _is_number, number)):
+        pattern = published.get(name) or {}
+        yield name, (isinstance(pattern, dict) and all(map(is_kind, pattern.values())), f"{kind} for each pattern")
+    for name in ("target_modules", "exclude_modules"):
+        value = published.get(name) or ""
+        expected = "a list of names, a pattern or 'all-linear'"
+        yield name, (isinstance(value, str) or _are(str, value), expected)
+    layers = published.get("layers_to_transform")
+    yield "layers_to_transform", (layers is None or type(layers) is int or _are(int, layers), "a list of layers")
+    saved = published.get("modules_to_save") or []
+    yield "modules_to_save", (_are(str, saved) and set(saved) <= set(WHOLE), "none, or lm_head and embed_tokens")
+
+
+def _are(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf

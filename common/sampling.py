@@ -90,8 +90,9 @@ def draw_nucleus(weights: Float[Array, "N V"], uniform: Float[Array, "N"], top_p
         return attempt + 1, tokens, accepted | in_nucleus(weights, candidates, top_p)
 
     def unfinished(state):
-        # All of so many draws fall outside with a probability of at most e^-100.
-        return ~state[2].all() & (state[0] < int(100 / top_p) + 1)
+        # The nucleus has at least the mass top_p and that of the likeliest token, so all of so many draws fall outside
+        # with a probability of at most e^-100.
+        return ~state[2].all() & (state[0] < int(100 * min(1 / top_p, weights.shape[-1])) + 1)
 
     start = (jnp.uint32(0), jnp.zeros(uniform.shape, jnp.int32), jnp.zeros(uniform.shape, bool))
     return jax.lax.while_loop(unfinished, repeat, start)[1]
@@ -100,7 +101,9 @@ def draw_nucleus(weights: Float[Array, "N V"], uniform: Float[Array, "N"], top_p
 def in_nucleus(weights: Float[Array, "N V"], tokens: Int[Array, "N"], top_p: float) -> Bool[Array, "N"]:
     """Whether the tokens of larger weight have less than top_p of the mass. Ties with the last one kept are kept."""
     own = jnp.take_along_axis(weights, tokens[:, None], axis=-1)
-    return (_total(jnp.where(weights > own, weights, 0.0)) < top_p * _total(weights))[:, 0]
+    # A bound that rounds to 0 would leave out the likeliest token too.
+    bound = jnp.maximum(top_p * _total(weights), jnp.finfo(jnp.float32).tiny)
+    return (_total(jnp.where(weights > own, weights, 0.0)) < bound)[:, 0]
 
 
 def draw(weights: Float[Array, "N V"], uniform: Float[Array, "N"]) -> Int[Array, "N"]:

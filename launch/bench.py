@@ -1,10 +1,10 @@
 """`python -m launch bench sft|decode|unicross|rl [--peer]`: how fast this device trains and generates, as JSON.
 
-Without `--peer` nothing beyond jax, flax, optax and numpy is imported (by `rl` also Orbax, safetensors and tokenizers),
-so it runs on a bare image. With `--peer` the same work is done by PyTorch in a child process, in turns with ours, and
-the ratios of the medians are printed. Weights are random: the speed does not depend on them. `sft` and `decode` are
-LoRA adapters of a Qwen2 (`launch.peer_qwen2`: transformers and peft); `unicross` is `launch.bench_unicross`, `rl` is
-`launch.bench_rl`.
+Without `--peer` nothing beyond jax, flax, optax, jaxtyping and numpy is imported (by `rl` also Orbax, safetensors and
+tokenizers), so it runs on a bare image. With `--peer` the same work is done by PyTorch in a child process, in turns
+with ours, and the ratios of the medians are printed. Weights are random: the speed does not depend on them. `sft` and
+`decode` are LoRA adapters of a Qwen2 (`launch.peer_qwen2`: transformers and peft); `unicross` is
+`launch.bench_unicross`, `rl` is `launch.bench_rl`.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ import numpy as np
 
 from common.data.encode import Example
 from common.data.packing import assemble, first_fit
-from common.errors import Parser
+from common.errors import Parser, UserError
 from common.flops import attended_pairs, forward_flops, sft_flops
 from common.generate import DecodeSettings, make_generator, padded, row_keys
 from common.lora import LoraConfig, init_lora
@@ -114,6 +114,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def measure(work: str, shape: Shape, with_peer: bool) -> dict[str, Any]:
     """What `main` prints: every case with its rates, and where a peer ran its rates and the ratio of the medians."""
+    check(shape)
     config = shape.config()
     result = about(work, shape)
     result["attention"] = choose_implementation(shape.attention, shape.length, config.head_dim, jnp.dtype(shape.dtype))
@@ -128,6 +129,21 @@ def measure(work: str, shape: Shape, with_peer: bool) -> dict[str, Any]:
         result |= against_goals({name: case["ratio"] for name, case in result["cases"].items()}, GOALS)
     result["peak_bytes"] = peak_bytes()
     return result
+
+
+def check(shape: Shape) -> None:
+    """Raises UserError for a shape that cannot be measured."""
+    for name, value in dataclasses.asdict(shape).items():
+        if isinstance(value, int) and value < (name != "examples"):
+            raise UserError(f"--{name.replace('_', '-')}: found {value}, expected a positive whole number")
+    fits = {
+        "--hidden": (shape.hidden % (2 * shape.heads) == 0, f"an even multiple of --heads {shape.heads}"),
+        "--heads": (shape.heads % shape.kv_heads == 0, f"a multiple of --kv-heads {shape.kv_heads}"),
+        "--length": (shape.length >= shape.segment > 1, f"at least --segment {shape.segment}, which is at least 2"),
+    }
+    for name, (holds, expected) in fits.items():
+        if not holds:
+            raise UserError(f"{name}: expected {expected}")
 
 
 def _cases(work: str, shape: Shape, peer: Any) -> dict[str, Any]:

@@ -47,6 +47,10 @@ class Tokenizer(Protocol):
         """Each of these ends an answer in decoding; `eos_id` is among them."""
 
     @property
+    def chat_end_id(self) -> int:
+        """Ends the assistant's turn: `<|im_end|>` where the vocabulary has it, else `eos_id`."""
+
+    @property
     def pad_id(self) -> int:
         """Fills rows; always masked."""
 
@@ -112,6 +116,15 @@ def check_vocabulary(tokenizer: Tokenizer, config: Qwen2Config) -> None:
         )
 
 
+def end_ids(file: Path) -> tuple[int, ...]:
+    """`eos_token_id` of a generation_config.json or config.json; () where it is not there. Raises UserError."""
+    found = read_json(file).get("eos_token_id") if file.is_file() else None
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(id_) is int and id_ >= 0 for id_ in ids):
+        raise UserError(f"{file}: eos_token_id is {found!r}, expected a token's number or a list of them")
+    return tuple(ids)
+
+
 class HuggingFaceTokenizer:
     """A fast tokenizer of transformers. `stops` are ids that end an answer beside its end-of-sequence token."""
 
@@ -127,8 +140,9 @@ class HuggingFaceTokenizer:
         self._added = {id_: str(token) for id_, token in tokenizer.added_tokens_decoder.items()}
         self._special = set(tokenizer.all_special_ids)
         self._special |= {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-        marks = {id_ for id_, text in self._added.items() if text in (CHAT_MARKS[1], "<|endoftext|>")}
-        self.stop_ids = tuple(sorted({eos, *stops, *marks}))
+        marks = {text: id_ for id_, text in self._added.items() if text in (CHAT_MARKS[1], "<|endoftext|>")}
+        self.stop_ids = tuple(sorted({eos, *stops, *marks.values()}))
+        self.chat_end_id: int = marks.get(CHAT_MARKS[1], eos)
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -174,6 +188,8 @@ class HuggingFaceTokenizer:
     @functools.cached_property
     def _writes(self) -> tuple[str, bool] | None:
         """How pieces become bytes, and whether a sequence loses its first space; None where they do not."""
+        if self._tokenizer.backend_tokenizer.decoder is None:
+            return None
         decoder = json.loads(self._tokenizer.backend_tokenizer.decoder.__getstate__())
         steps = {step["type"]: step for step in decoder.get("decoders", [decoder])}
         if "ByteLevel" in steps:
@@ -205,6 +221,7 @@ class SentencePieceTokenizer:
         self.bos_id: int | None = None if self._model.bos_id() < 0 else self._model.bos_id()
         self._marks = [id_ for id_ in map(self._model.piece_to_id, CHAT_MARKS) if id_ != self._model.unk_id()]
         self.stop_ids = tuple(sorted({self.eos_id, *self._marks[1:]}))
+        self.chat_end_id: int = [self.eos_id, *self._marks][2 if len(self._marks) == 2 else 0]
         protobuf: Any = sentencepiece_model_pb2
         described = protobuf.ModelProto.FromString(content)
         self._drops_all_first_spaces = described.normalizer_spec.remove_extra_whitespaces
@@ -243,6 +260,7 @@ class WordTokenizer:
     bos_id = 1
     eos_id = 2
     stop_ids = (2,)
+    chat_end_id = 2
     unk_id = 3
 
     @property
@@ -302,20 +320,25 @@ def byte_of_character() -> dict[str, int]:
 
 
 def _hugging_face(directory: Path) -> HuggingFaceTokenizer:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    def load(kind: Any) -> Any:
+        return kind.from_pretrained(str(directory), local_files_only=True)
 
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"):
         if (directory / name).is_file():
             read_json(directory / name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        # The class that AutoTokenizer takes by the name of the model has pre-tokenization and special tokens of its own
+        # beside those of tokenizer.json. It is of use where no file names an end, as for the published BERT.
+        tokenizer = load(PreTrainedTokenizerFast) if (directory / "tokenizer.json").is_file() else None
+        if tokenizer is None or tokenizer.eos_token_id is None is tokenizer.sep_token_id:
+            tokenizer = load(AutoTokenizer)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{directory}: transformers cannot load this tokenizer ({error})") from error
     if not tokenizer.is_fast:
         raise UserError(f"{directory}: no fast tokenizer; expected tokenizer.json (save it with transformers once)")
-    stops = read_json(directory / "generation_config.json") if (directory / "generation_config.json").is_file() else {}
-    ends = stops.get("eos_token_id") or []
-    return HuggingFaceTokenizer(tokenizer, [ends] if isinstance(ends, int) else ends)
+    return HuggingFaceTokenizer(tokenizer, end_ids(directory / "generation_config.json"))
 
 
 def _bare_qwen2(directory: Path) -> HuggingFaceTokenizer:

@@ -4,6 +4,7 @@ PyTorch's linear layers are [out, in] and ours [in, out]; embedding and head are
 """
 
 import dataclasses
+import math
 import shutil
 from functools import partial
 from pathlib import Path
@@ -58,23 +59,44 @@ def decoder_config(published: dict[str, Any], file: Path) -> Qwen2Config:
     def refuse(what: str) -> UserError:
         return UserError(f"{file}: {what}")
 
-    if published.get("use_sliding_window") or "sliding_attention" in (published.get("layer_types") or ()):
+    def number(name: str, value: Any) -> float:
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise refuse(f"{name} is {value!r}, expected a positive number")
+        return float(value)
+
+    def size(name: str, value: Any) -> int:
+        if type(value) is not int or value < 1:
+            raise refuse(f"{name} is {value!r}, expected a positive whole number")
+        return value
+
+    kinds = published.get("layer_types") or []
+    if not isinstance(kinds, list):
+        raise refuse(f"layer_types is {kinds!r}, expected a list")
+    if published.get("use_sliding_window") or "sliding_attention" in kinds:
         raise refuse("use_sliding_window is not implemented; expected full attention in every layer")
     if published.get("hidden_act", "silu") != "silu":
         raise refuse(f"hidden_act is {published['hidden_act']!r}, expected 'silu'")
     if "quantization_config" in published:
         raise refuse("the checkpoint is quantized; export it as full weights first")
-    rope = {**(published.get("rope_scaling") or {}), **(published.get("rope_parameters") or {})}
+    rope: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        if not isinstance(published.get(name) or {}, dict):
+            raise refuse(f"{name} is {published[name]!r}, expected an object")
+        rope |= published.get(name) or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default" and not (kind == "mrope" and "mrope_section" in rope):
         raise refuse(f"rotary scaling {kind!r} is not implemented; expected 'default'")
-    sizes: dict[str, Any] = {}
-    for name in SIZES:
-        if not isinstance(published.get(name), int) or published[name] < 1:
-            raise refuse(f"{name} is {published.get(name)!r}, expected a positive whole number")
-        sizes[name] = published[name]
-    heads = sizes["num_attention_heads"]
-    key_value_heads = published.get("num_key_value_heads") or heads
+    sizes: dict[str, Any] = {name: size(name, published.get(name)) for name in SIZES}
+    if kinds and len(kinds) != sizes["num_hidden_layers"]:
+        raise refuse(f"layer_types has {len(kinds)} entries, expected num_hidden_layers {sizes['num_hidden_layers']}")
+    heads, shared, width = sizes["num_attention_heads"], published.get("num_key_value_heads"), published.get("head_dim")
+    key_value_heads = heads if shared is None else size("num_key_value_heads", shared)
+    head_dim = size("head_dim", sizes["hidden_size"] // heads if width is None else width)
+    if head_dim % 2:
+        raise refuse(f"head_dim is {head_dim}, expected an even number")
+    sections = rope.get("mrope_section") or []
+    if not isinstance(sections, list):
+        raise refuse(f"mrope_section is {sections!r}, expected a list")
     if heads % key_value_heads:
         raise refuse(f"num_attention_heads {heads} is no multiple of num_key_value_heads {key_value_heads}")
     dtype = published.get("dtype") or published.get("torch_dtype") or "float32"
@@ -83,10 +105,10 @@ def decoder_config(published: dict[str, Any], file: Path) -> Qwen2Config:
     return Qwen2Config(
         **sizes,
         num_key_value_heads=key_value_heads,
-        head_dim=published.get("head_dim") or sizes["hidden_size"] // heads,
-        rope_theta=float(rope.get("rope_theta", published.get("rope_theta", 10_000.0))),
-        mrope_section=tuple(rope.get("mrope_section", ())),
-        rms_norm_eps=float(published.get("rms_norm_eps", 1e-6)),
+        head_dim=head_dim,
+        rope_theta=number("rope_theta", rope.get("rope_theta", published.get("rope_theta", 10_000.0))),
+        mrope_section=tuple(size("mrope_section", section) for section in sections),
+        rms_norm_eps=number("rms_norm_eps", published.get("rms_norm_eps", 1e-6)),
         tie_word_embeddings=bool(published.get("tie_word_embeddings", False)),
         dtype=dtype,
         param_dtype=dtype,

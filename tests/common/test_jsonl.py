@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import UserError
-from common.jsonl import read_rows, write_rows
+from common.jsonl import claim_output, read_rows, rows_done, write_rows
 
 REQUIRED = {"id": str | int, "text": str}
 
@@ -74,3 +74,61 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path) -> None:
 def test_a_folder_that_is_not_there_is_named(tmp_path) -> None:
     with pytest.raises(UserError, match=r"nowhere/rows\.jsonl: cannot be written"):
         write_rows(tmp_path / "nowhere" / "rows.jsonl", [])
+
+
+OURS = b'{"id": "a", "text": "t"}\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"shopping list",
+        b"first line\nsecond line without end",
+        b'{"id": "z", "text": "another\'s"',
+        b'{"key": "a", "text": "t"}',
+        b'{"id": "z", "text": "t"}\n{"id": "y"',
+        b"\n\nnotes",
+    ],
+)
+def test_a_file_that_is_not_ours_is_refused_and_keeps_every_byte(tmp_path, content) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"notes\.txt.*"):
+        rows_done(path, ["a", "b"], {"text": str})
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("content", "done", "left"),
+    [
+        (b"", 0, b""),
+        (OURS, 1, OURS),
+        (OURS + b'{"id": "b", "te', 1, OURS),
+        (OURS + b"{", 1, OURS),
+        (b'{"id": "a", "te', 0, b""),
+        (b'{"i', 0, b""),
+    ],
+)
+def test_a_torn_row_of_ours_is_cut_off(tmp_path, content, done, left) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    assert rows_done(path, ["a", "b"], {"text": str}) == done
+    assert path.read_bytes() == left
+
+
+def test_rows_are_continued_with_the_settings_that_began_them(tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    claim_output(path, {"model": "old"})
+    claim_output(path, {"model": "m", "seed": 1})  # no row yet: nothing to mix
+    path.write_bytes(OURS)
+    claim_output(path, {"model": "m", "seed": 1})
+    with pytest.raises(UserError, match=r"rows\.jsonl: its rows were made with seed 1, not 2"):
+        claim_output(path, {"model": "m", "seed": 2})
+    with pytest.raises(UserError, match=r"with chat None, not True"):
+        claim_output(path, {"model": "m", "seed": 1, "chat": True})
+    (tmp_path / "rows.jsonl.config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json: expected a JSON object, found list"):
+        claim_output(path, {"model": "m", "seed": 1})
+    (tmp_path / "rows.jsonl.config.json").unlink()
+    claim_output(path, {"model": "other"})
+    assert list(tmp_path.iterdir()) == [path]

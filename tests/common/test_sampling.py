@@ -109,3 +109,11 @@ def test_a_rows_uniforms_depend_on_its_key_alone():
     many = row_uniforms(keys, group=3, steps=6)
     np.testing.assert_array_equal(row_uniforms(keys[2:3], group=2, steps=4), many[:4, 2:3, :2])
     assert len(np.unique(many)) == many.size
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 1e-45, 5e-324])
+def test_a_tiny_nucleus_is_the_likeliest_token(top_p):
+    logits = jax.random.normal(jax.random.key(3), (4, 300))
+    uniform = jax.random.uniform(jax.random.key(4), (4,))
+    tokens, _ = choose_tokens(logits, uniform, Sampling(temperature=1.0, top_p=top_p))
+    np.testing.assert_array_equal(tokens, logits.argmax(-1))

@@ -141,6 +141,52 @@ def test_stop_ids_include_those_of_the_generation_config(byte_level, tmp_path):
     assert load_tokenizer(byte_level).stop_ids == (0, 2)
 
 
+@pytest.mark.parametrize("found", ["</s>", [2, None], -1, True])
+def test_an_end_that_is_no_number_is_refused(byte_level, tmp_path, found):
+    PreTrainedTokenizerFast.from_pretrained(byte_level).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": found}))
+    with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is .*, expected a token's number"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_turn_ends_with_the_chat_mark_or_the_end_of_the_text(byte_level, sentence_piece_file):
+    assert load_tokenizer(byte_level).chat_end_id == 2
+    pieces = load_tokenizer(sentence_piece_file)
+    marked = sentencepiece.SentencePieceProcessor(model_file=str(sentence_piece_file)).piece_to_id("<|im_end|>")
+    assert pieces.chat_end_id == (marked or pieces.eos_id)
+
+
+def test_the_model_beside_it_does_not_change_what_tokenizer_json_says(tmp_path):
+    vocabulary = {word: i for i, word in enumerate(["[END]", "[UNK]", "the", "heart", "视"])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    assert words.decoder is None
+    fast = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="[END]", unk_token="[UNK]")
+    fast.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    described = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(described | {"tokenizer_class": "Qwen2Tokenizer"}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("the heart 视 lung[END]") == [2, 3, 4, 1, 0]
+    assert (tokenizer.vocab_size, tokenizer.eos_id) == (5, 0)
+    assert tokenizer.decode([2, 3, 0, 9]) == "the heart"
+    with pytest.raises(UserError, match="bytes of tokens are known for"):
+        tokenizer.token_bytes([2])
+
+
+def test_a_published_bert_ends_with_sep_though_no_file_says_so(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "heart", "##s"]
+    pieces = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    pieces.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    pieces.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true, "tokenizer_class": "BertTokenizer"}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.eos_id, tokenizer.pad_id) == (3, 0)
+    assert tokenizer.encode("hearts") == [5, 6]
+
+
 def test_sentencepiece_bytes_agree_with_its_own_decoder(sentence_piece_file):
     tokenizer = load_tokenizer(sentence_piece_file)
     peer = sentencepiece.SentencePieceProcessor(model_file=str(sentence_piece_file))

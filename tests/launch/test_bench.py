@@ -99,3 +99,18 @@ def test_mixed_lengths_are_seeded_and_within_bounds():
 def test_an_unknown_command_is_one_clear_line():
     with pytest.raises(UserError, match="'bnech' is no command"):
         main(["bnech"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "0"], "--rows: found 0, expected a positive whole number"),
+        (["--examples", "-1"], "--examples: found -1"),
+        (["--heads", "3"], "--hidden: expected an even multiple of --heads 3"),
+        (["--kv-heads", "3"], "--heads: expected a multiple of --kv-heads 3"),
+        (["--length", "100"], "--length: expected at least --segment 256"),
+    ],
+)
+def test_a_shape_that_cannot_be_measured_is_one_clear_line(arguments, message):
+    with pytest.raises(UserError, match=message):
+        bench.main(["sft", *arguments])

@@ -82,13 +82,59 @@ def test_an_adapter_of_peft_gives_its_logits_here(base, tmp_path, options):
     model = torch_adapter(base, **options)
     model.save_pretrained(tmp_path)
     config, params = load_qwen2(base)
-    lora_config, lora = load_peft(tmp_path, params)
+    lora_config, lora, _ = load_peft(tmp_path, params)
     assert (lora_config.rank, lora_config.alpha) == (4, 12.0)
     assert lora_config.dropout == options.get("lora_dropout", 0.0)
     expected = torch_logits(model)
     assert np.abs(expected - our_logits(config, params)).max() > 0.1
     np.testing.assert_allclose(our_logits(config, params, scaled(lora, lora_config)), expected, atol=TOLERANCE)
     assert jax.tree.structure(init_lora(params, lora_config, jax.random.key(0))) == jax.tree.structure(lora)
+
+
+PATTERNS = {
+    "rank_pattern": {"q_proj": 7, r"layers\.1\.mlp\.(up|down)_proj": 2},
+    "alpha_pattern": {r"2\.self_attn\.v_proj": 3, "q_proj": 40},
+}
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("names", [(), ("rank_pattern",), ("alpha_pattern",), ("rank_pattern", "alpha_pattern")])
+def test_other_scales_and_ranks_give_the_logits_of_peft(base, tmp_path, rslora, names):
+    options = {name: PATTERNS[name] for name in names}
+    model = torch_adapter(base, target_modules="all-linear", use_rslora=rslora, **options)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data *= 0.4  # the scales are large
+    model.save_pretrained(tmp_path)
+    config, params = load_qwen2(base)
+    lora_config, lora, _ = load_peft(tmp_path, params)
+    assert lora_config.rank == (7 if "rank_pattern" in names else 4)
+    expected = torch_logits(model)
+    assert np.abs(expected - our_logits(config, params)).max() > 0.1
+    np.testing.assert_allclose(our_logits(config, params, scaled(lora, lora_config)), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("saved", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"]])
+def test_modules_saved_whole_take_the_place_of_the_bases(base, tmp_path, saved, tied):
+    if tied:
+        model = transformers.AutoModelForCausalLM.from_pretrained(base)
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+        base = tmp_path / "tied"
+        model.save_pretrained(base)
+    model = torch_adapter(base, target_modules=["q_proj"], modules_to_save=saved)
+    generator = torch.Generator().manual_seed(4)
+    for name, parameter in model.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    model.save_pretrained(tmp_path / "adapter")
+    config, params = load_qwen2(base)
+    assert config.tie_word_embeddings == tied
+    lora_config, lora, changed = load_peft(tmp_path / "adapter", params)
+    expected = torch_logits(model)
+    assert np.abs(our_logits(config, params, scaled(lora, lora_config)) - expected).max() > 0.1
+    np.testing.assert_allclose(our_logits(config, changed, scaled(lora, lora_config)), expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("targets", [r"(q|v)_proj", LoraConfig().targets])
@@ -101,7 +147,7 @@ def test_our_adapter_gives_our_logits_in_peft(base, tmp_path, targets):
     np.testing.assert_allclose(
         torch_logits(model), our_logits(config, params, scaled(lora, lora_config)), atol=TOLERANCE
     )
-    again_config, again = load_peft(tmp_path / "adapter", params)
+    again_config, again, _ = load_peft(tmp_path / "adapter", params)
     assert (again_config.rank, again_config.alpha, again_config.dropout) == (3, 5.0, 0.1)
     jax.tree.map(np.testing.assert_array_equal, again, lora)
 
@@ -121,7 +167,7 @@ def test_gradients_of_the_adapters_are_those_of_peft(base, tmp_path):
     model = torch_adapter(base, target_modules="all-linear")
     model.save_pretrained(tmp_path)
     config, params = load_qwen2(base)
-    lora_config, lora = load_peft(tmp_path, params)
+    lora_config, lora, _ = load_peft(tmp_path, params)
     targets = np.roll(IDS, -1, axis=1)
 
     def loss(lora):
@@ -152,12 +198,21 @@ def test_gradients_of_the_adapters_are_those_of_peft(base, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_rslora": True}, "use_rslora"),
         ({"use_dora": True}, "use_dora"),
         ({"bias": "all"}, "bias is 'all'"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
-        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
+        ({"modules_to_save": ["lm_head"]}, "tensor base_model.model.lm_head.weight is missing"),
+        ({"modules_to_save": ["score"]}, "modules_to_save is .* expected none, or lm_head and embed_tokens"),
+        ({"rank_pattern": {"q_proj": 2}}, r"lora_A.weight has shape \[4, 48\], but .* rank 2"),
+        ({"rank_pattern": {"q_proj": "2"}}, "rank_pattern is .* a positive whole number for each pattern"),
+        ({"rank_pattern": {"(": 2}}, "no regular expression"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern is"),
+        ({"r": True}, "r is True"),
+        ({"lora_alpha": "x"}, "lora_alpha is 'x', expected a positive number"),
+        ({"lora_alpha": 0}, "lora_alpha is 0"),
+        ({"lora_dropout": "x"}, "lora_dropout is 'x'"),
+        ({"target_modules": 5}, "target_modules is 5"),
+        ({"exclude_modules": [5]}, r"exclude_modules is \[5\]"),
+        ({"layers_to_transform": "0"}, "layers_to_transform is '0'"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base weights"),
         ({"peft_type": "LOHA"}, "expected 'LORA'"),
