@@ -178,9 +178,10 @@ def select_studies(config: RlConfig, preset: str, model: Path, directory: Path, 
     of = {"fraction": variant.fraction, "strategy": variant.strategy, "seed": seed, "model": str(model)}
     if file.is_file():
         if found := differences(read_json(file).get("of"), of):
+            shown = "; ".join(map(str, found))
             raise UserError(
-                f"{file}: its studies were chosen otherwise ({'; '.join(map(str, found))}); choose another --directory, or "
-                "remove the file and the runs that learn from it"
+                f"{file}: its studies were chosen otherwise ({shown}); choose another --directory, or remove the file "
+                "and the runs that learn from it"
             )
         return str(file)
     samples = directory / "sft" / "rollouts.jsonl"
