@@ -13,7 +13,7 @@ from common.data.cleaning import clean_report
 from common.data.tokenizers import Tokenizer
 from common.errors import UserError
 from common.generate import DecodeSettings, generate_rows, make_generator, row_keys
-from common.jsonl import check_row, row_writer, rows_done
+from common.jsonl import check_row, claim_output, row_writer, rows_done
 from common.parallel import make_layout
 from common.sft import model_variables
 from common.types import PyTree
@@ -89,6 +89,10 @@ def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size
     holds already are kept and the rest is done. Raises UserError.
     """
     reports = read_reports(source)
+    if output is not None and output.exists() and source != "-" and output.samefile(source):
+        raise UserError(f"{output}: is the file of the reports; choose another --output")
+    if output is not None and output.exists():
+        claim_output(output, {"run_dir": str(run_dir.resolve())})
     done = 0 if output is None else rows_done(output, [id_ for id_, _ in reports], {"standard": str})
     rest = reports[done:]
     if not rest:
@@ -96,6 +100,8 @@ def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size
     trained = load_trained(run_dir)
     check_usable(trained, rest, source)
     results = standardize(trained, trained.variables, [report for _, report in rest], batch_size)
+    if output is not None and not done:
+        claim_output(output, {"run_dir": str(run_dir.resolve())})
     with row_writer(output) as write:
         for (id_, _), result in zip(rest, results, strict=True):
             write({"id": id_, "standard": result.text, "complete": result.complete})
