@@ -7,6 +7,7 @@ what does not fit into the window cut off at the end. Spans of tokens are charac
 import functools
 import re
 import string
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -95,11 +96,16 @@ def load_labeler(
         tokenizer = path if path.is_dir() else _vocabulary_directory(path, option, policy)
     loaded = load_tokenizer(Path(tokenizer))
     config, params = load_classifier(path, sizes=tokenizer)
-    if loaded.get_vocab_size() != config.encoder.vocab_size:
-        raise UserError(
-            f"{tokenizer}: the tokenizer has {loaded.get_vocab_size()} words, but {path} has embeddings for "
-            f"{config.encoder.vocab_size}; give the tokenizer that the labeler was trained with"
+    words, embeddings = loaded.get_vocab_size(), config.encoder.vocab_size
+    if words != embeddings:
+        fit = (
+            f"{tokenizer}: the tokenizer has {words} words, but {path} has embeddings for {embeddings}; give the "
+            "tokenizer that the labeler was trained with"
         )
+        if words > embeddings:
+            raise UserError(fit)
+        # Embeddings may be padded, as for a multiple of 64.
+        print(f"warning: {fit}, unless the embeddings are padded", file=sys.stderr, flush=True)
     return Labeler(config, params, loaded)
 
 
