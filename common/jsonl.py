@@ -10,6 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TextIO
 
+from common.config import differences
 from common.errors import UserError
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -117,13 +118,12 @@ def claim_output(path: Path, settings: Mapping[str, Any]) -> None:
     except OSError as error:
         raise UserError(f"{beside}: cannot be read or written ({error.strerror})") from error
     check_row(kept, {}, str(beside))
-    for name in {**kept, **settings}:
-        was, now = kept.get(name), settings.get(name)
-        if was != now:
-            raise UserError(
-                f"{path}: its rows were made with {name} {was!r}, not {now!r} ({beside.name}); repeat that, choose "
-                "another --output, or remove both files"
-            )
+    if different := differences(kept, json.loads(json.dumps(settings))):
+        shown = "; ".join(map(str, different[:3]))
+        raise UserError(
+            f"{path}: holds rows made under other options ({shown}); give the same ones to continue it, choose another "
+            f"--output, or remove it and {beside.name}"
+        )
 
 
 @contextlib.contextmanager

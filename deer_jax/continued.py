@@ -5,7 +5,6 @@ before the first row. Rows without such a file are continued where they have all
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from common.config import differences
 from common.errors import UserError
-from common.jsonl import row_writer, rows_done
+from common.jsonl import claim_output, row_writer, rows_done
 from common.torch_archive import read_archive
-from common.weights import fingerprint_directory, fingerprint_stored, write_json
+from common.weights import fingerprint_directory, fingerprint_stored
 from deer_jax.labeler import labeler_path
 
 Options = Callable[[], Mapping[str, Any]]  # called where it is needed: fingerprints take a second
@@ -34,7 +32,7 @@ def rows_kept(output: Path | None, ids: Sequence[str | int], required: Mapping[s
         try:
             done = rows_done(output, ids, required)
             if done:
-                _check_options(output, options)
+                claim_output(output, options())
         except UserError as error:
             done, problem = -1, error
     if jax.process_count() > 1:
@@ -48,7 +46,7 @@ def rows_kept(output: Path | None, ids: Sequence[str | int], required: Mapping[s
 def continued_writer(output: Path | None, options: Options) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A function that adds a row to `output`, or to standard output, beside which the options are written."""
     if output is not None:
-        write_json(_options_file(output), options())
+        claim_output(output, options())
     with row_writer(output) as write:
         yield write
 
@@ -57,23 +55,3 @@ def labeler_fingerprint(path: str | Path) -> str:
     """What tells the weights of a labeler from those of others. Raises UserError."""
     path = labeler_path(path)
     return fingerprint_directory(path) if path.is_dir() else fingerprint_stored(read_archive(path))
-
-
-def _options_file(output: Path) -> Path:
-    return output.with_name(f"{output.name}.config.json")
-
-
-def _check_options(output: Path, options: Options) -> None:
-    file = _options_file(output)
-    if not file.exists():
-        return
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); choose another --output, or remove {output}") from error
-    if different := differences(found, json.loads(json.dumps(options()))):
-        shown = "; ".join(map(str, different[:3]))
-        raise UserError(
-            f"{output}: holds rows made under other options ({shown}); give the same ones to continue it, choose "
-            "another --output, or remove it"
-        )
