@@ -11,7 +11,7 @@ import numpy as np
 
 from common.data.tokenizers import load_tokenizer
 from common.errors import Parser, UserError
-from common.jsonl import read_rows
+from common.jsonl import SURROGATE, read_rows
 from deer_jax import labeler as wordpiece
 from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept
 from deer_jax.judge import score_function
@@ -96,6 +96,8 @@ def read_rollout_rows(file: Path) -> list[dict[str, Any]]:
     for row in rows:
         if not row["rollouts"] or not all(isinstance(text, str) for text in row["rollouts"]):
             raise UserError(f"{file}, id {row['id']!r}: 'rollouts' must be a list of texts, at least one")
+        if any(map(SURROGATE.search, row["rollouts"])):
+            raise UserError(f"{file}, id {row['id']!r}: 'rollouts' holds an unpaired surrogate escape; expected text")
     return rows
 
 

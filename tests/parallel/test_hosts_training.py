@@ -17,7 +17,8 @@ OPTIONS = {"pmap": {"parallel": "pmap"}, "mesh": {"parallel": "mesh", "mesh__dat
 
 def trained(material, run_dir, mode: str, devices: int, hosts: list[str]) -> list[dict]:
     """The log of a run of one process for each of `hosts`."""
-    words = material.train(run_dir, max_steps=STEPS, micro_batch=1, evaluate_every=STEPS, **OPTIONS[mode])
+    shared = {"max_steps": STEPS, "micro_batch": 1, "evaluate_every": STEPS, "lora__dropout": 0.0}
+    words = material.train(run_dir, **shared, **OPTIONS[mode])
     environment = {**os.environ, "XLA_FLAGS": QUICK, "JAX_NUM_CPU_DEVICES": str(devices)}
     processes, errors = [], [run_dir.with_name(f"{number}.err") for number in range(len(hosts))]
     for host, file in zip(hosts, errors, strict=True):
