@@ -82,7 +82,7 @@ def report_images(
         Shown(
             ", ".join(Path(image).name for image in group),
             "",
-            "",
+            None,
             {"report": report.text},
             images=[view(image) for image in read[row]],
             attention=attention[row],

@@ -33,14 +33,15 @@ _INVISIBLE = re.compile(
 class Example:
     """One report side by side: `outputs` maps a system's name to what it wrote, the model of the run first.
 
-    An empty `source` is not shown. `images` are the V views of the study. `attention` has, for each word that the
-    model wrote, its text and what it attended to: weights of 0 or more, on any scale, over a grid of h x w places that
-    covers the whole of each view. Raises ValueError where a word's maps are not finite or not one for each view.
+    An empty `source` is not shown, nor are differences where `reference` is None. `images` are the V views of the
+    study. `attention` has, for each word that the model wrote, its text and what it attended to: weights of 0 or
+    more, on any scale, over a grid of h x w places that covers the whole of each view. Raises ValueError where a
+    word's maps are not finite or not one for each view.
     """
 
     id: str
     source: str
-    reference: str
+    reference: str | None
     outputs: Mapping[str, str]
     language: str = "en"
     images: Sequence[GreyImage] = ()

@@ -109,6 +109,13 @@ def test_a_study_shows_no_source_and_without_attention_no_words() -> None:
     assert html.count("data:image/") == 2
 
 
+def test_without_a_reference_a_report_is_shown_as_it_is() -> None:
+    html = render(page(replace(study(), reference=None)))
+    assert " ".join(WORDS) in html
+    assert not re.search("<ins>|<del>|Reference|exact</span>|the reference", html)
+    assert "<ins>" in render(page(study()))
+
+
 def test_images_load_nothing_from_elsewhere() -> None:
     html = render(page(study()))
     assert not re.search(r"https?:|@import", html)
