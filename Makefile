@@ -6,6 +6,9 @@ export TF_CPP_MIN_LOG_LEVEL := 2
 # Where this is set, every process compiles all it imports anew: 10 seconds in place of 3.
 export PYTHONDONTWRITEBYTECODE :=
 
+# On a CPU, arrays keep their memory pages from one step to the next (launch/malloc.py).
+demo assets: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.top_pad=67108864
+
 .PHONY: setup dev demo test lint types bench assets format
 
 setup: .venv/.setup

@@ -18,11 +18,11 @@ from jax.experimental import multihost_utils
 
 from common.checkpoint import Checkpoints, restore_latest, save_best, save_latest
 from common.errors import UserError
+from common.fingerprints import fingerprint
 from common.logs import open_logs
 from common.parallel import Layout, place_batch
 from common.step import TrainStep
 from common.types import Batch, PyTree, TrainState
-from common.weights import fingerprint
 
 SECONDS = "seconds/"  # metrics of this name depend on the clock: they go to the timings
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: SIGTERM came, the state is saved, the same command continues

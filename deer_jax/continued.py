@@ -14,9 +14,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from common.errors import UserError
+from common.fingerprints import fingerprint_directory, fingerprint_stored
 from common.jsonl import claim_output, row_writer, rows_done
 from common.torch_archive import read_archive
-from common.weights import fingerprint_directory, fingerprint_stored
 from deer_jax.labeler import labeler_path
 
 Options = Callable[[], Mapping[str, Any]]  # called where it is needed: fingerprints take a second

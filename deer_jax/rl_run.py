@@ -30,6 +30,7 @@ from deer_jax.rl import Judge, StudyBatch, make_rl_step, plan_studies, read_grou
 from deer_jax.stage import (
     Base,
     accumulation,
+    attention_of,
     check_numbers,
     checkpoint_note,
     decode_settings,
@@ -190,6 +191,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         quarantine.write(run_dir / "quarantine.jsonl")
         if quarantine:
             print(quarantine.summary(), flush=True)
+        print(attention_of(base, prompt_length(base.encoder, config.data.views)), flush=True)
     checkpoints = open_checkpoints(run_dir, note, config)
     schedule = make_schedule(config.optim, config.steps * config.updates)
     state = train(

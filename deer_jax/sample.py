@@ -14,9 +14,9 @@ from common.config import choose_preset, parse, to_json
 from common.data.parts import Part
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
+from common.fingerprints import fingerprint_directory
 from common.metrics.clinical import POSITIVE
 from common.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
-from common.weights import fingerprint_directory
 from deer_jax.config import SAMPLE_PRESETS, SampleConfig
 from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept
 from deer_jax.ditpo import PolicyParams

@@ -24,6 +24,7 @@ from deer_jax.config import SFT_PRESETS, SftConfig
 from deer_jax.stage import (
     Base,
     accumulation,
+    attention_of,
     check_numbers,
     checkpoint_note,
     export,
@@ -113,6 +114,7 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
             print(quarantine.summary(), flush=True)
         if cut:
             print(f"{cut} of {len(parts['train'].studies)} reports were cut at {config.max_length} tokens", flush=True)
+        print(attention_of(base, prompt_length(base.encoder, config.data.views) + config.max_length), flush=True)
     checkpoints = open_checkpoints(run_dir, note, config)
     state = train(
         place(init_state(trainable, tx), layout, SHARDING_RULES),

@@ -10,22 +10,30 @@ import jax.numpy as jnp
 
 from common.config import choose_preset, parse
 from common.data.parts import Part
+from common.data.qwen_images import check_processor
 from common.data.records import Quarantine
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.errors import Parser, UserError
+from common.fingerprints import fingerprint_directory
 from common.generate import DecodeSettings
 from common.logs import check_wandb
 from common.lora import init_lora, merge
-from common.models.attention import check_implementation
+from common.models.attention import attention_line, check_implementation
 from common.models.qwen2_vl import SHARDING_RULES, Qwen2VLConfig
 from common.models.qwen2_vl_layout import vision_layout
 from common.models.qwen2_vl_vision import VisionLayout
-from common.models.qwen2_vl_weights import config_from_directory, load_qwen2_vl, param_shapes, save_qwen2_vl
+from common.models.qwen2_vl_weights import (
+    config_from_directory,
+    load_qwen2_vl,
+    naming_of,
+    param_shapes,
+    save_qwen2_vl,
+)
 from common.parallel import Layout, check_rows, place, shardings
 from common.peft import save_peft
 from common.sampling import Sampling
 from common.types import PyTree
-from common.weights import fingerprint_directory
+from common.weights import open_tensors
 from deer_jax.config import EMBEDDED_BASE, DataConfig, ModelConfig, RolloutConfig, RunConfig
 from deer_jax.studies import Encoder, read_parts
 from deer_jax.vision_policy import split_params
@@ -99,6 +107,7 @@ def load_base(model: ModelConfig, side: int, instruction: str, layout: Layout) -
     sizes = config_from_directory(directory)
     tokenizer = load_tokenizer(directory)
     check_vocabulary(tokenizer, sizes.language)
+    check_processor(directory, sizes.vision)
     unit = sizes.vision.token_size
     if side < 1 or side % unit:
         raise UserError(f"data.side: {side} pixels; expected a multiple of {unit}, best of 112")
@@ -112,6 +121,12 @@ def load_base(model: ModelConfig, side: int, instruction: str, layout: Layout) -
     sizes = dataclasses.replace(sizes, **parts)
     encoder = Encoder(sizes, tokenizer, side, instruction)
     return Base(directory, sizes, params, encoder, vision_layout(sizes.vision, encoder.grid))
+
+
+def attention_of(base: Base, length: int) -> str:
+    """Which attention runs here in the decoder, on rows of `length` tokens."""
+    decoder = base.config.language
+    return attention_line(decoder.attention, {length}, decoder.head_dim, decoder.dtype)
 
 
 def initial_trees(config: RunConfig, base: Base, layout: Layout) -> tuple[PyTree, PyTree]:
@@ -149,10 +164,14 @@ def checkpoint_note(directory: Path) -> dict[str, Any]:
 
 
 def export(config: RunConfig, base: Base, trainable: PyTree, frozen: PyTree, run_dir: Path) -> None:
-    """Write what was trained for others to use: the whole model in `model/`, adapters in `adapter/` as well."""
+    """Write what was trained for others to use: the whole model in `model/`, adapters in `adapter/` as well.
+
+    Tensors are named as in the base model's directory.
+    """
     whole = {**frozen, **trainable}
     if config.model.tuning == "lora":
         adapters = whole.pop("lora")
         save_peft(run_dir / "adapter", adapters, config.lora, str(base.directory))
         whole["language"] = merge(whole["language"], adapters, config.lora)
-    save_qwen2_vl(run_dir / "model", base.config, whole, source=base.directory)
+    naming = naming_of(open_tensors(base.directory))
+    save_qwen2_vl(run_dir / "model", base.config, whole, source=base.directory, naming=naming)

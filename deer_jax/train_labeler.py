@@ -17,6 +17,7 @@ from common.config import check_run_directory, choose_preset, claim_run_director
 from common.data.packing import plan_epochs, plan_in_order
 from common.data.pipeline import make_iterator
 from common.errors import Parser, UserError
+from common.fingerprints import fingerprint
 from common.logs import check_wandb
 from common.models.bert import ClassifierConfig, init_classifier
 from common.models.bert_weights import encoder_config, load_encoder, save_classifier
@@ -33,7 +34,7 @@ from common.parallel import (
 from common.step import init_state, make_train_step
 from common.train_loop import train
 from common.types import LossSum, PyTree, TrainState
-from common.weights import fingerprint, write_json, written_whole
+from common.weights import write_json, written_whole
 from deer_jax.labeler import IN_RUN, Labeler, encode, load_labeler, load_tokenizer, save_vocabulary, train_tokenizer
 from deer_jax.labeler_config import PRESETS, LabelerRunConfig, check_config
 from deer_jax.labeler_data import LabeledCorpus, LabeledReport, openi_corpus, phantom_corpus, rows_corpus

@@ -3,6 +3,7 @@
 import sys
 
 from common.errors import UserError, run_cli
+from launch.malloc import keep_pages
 
 USAGE = (
     "usage: python -m launch plan|bench sft|bench decode|bench unicross|bench rl ...; add --help to any for its options"
@@ -27,4 +28,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["bench"]:
+        keep_pages(sys.argv[1:])
     run_cli(main, sys.argv[1:])

@@ -4,8 +4,7 @@
 is `serve`: it reads one JSON request a line from standard input and answers with the seconds its work took; between
 requests it waits and uses no CPU.
 
-The peer runs at its best: all threads, and a malloc that keeps the pages of large tensors (on two cores a LoRA update
-is nearly twice as fast with it).
+Both sides run at their best: all threads, and a malloc that keeps the pages of large arrays (`launch.malloc`).
 """
 
 import json
@@ -17,11 +16,8 @@ from types import TracebackType
 from typing import Any
 
 from common.errors import UserError
+from launch.malloc import KEEP_PAGES
 
-TUNABLES = (
-    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
-    "glibc.malloc.trim_threshold=100000000000:glibc.malloc.top_pad=67108864"
-)
 Works = dict[str, Callable[..., float]]  # by name; each returns the seconds it took
 
 
@@ -29,7 +25,7 @@ class Peer:
     """The child process as a context; `call` sends it work and returns the seconds. Raises UserError if it dies."""
 
     def __init__(self, module: str, setup: dict[str, Any]) -> None:
-        environment = {**os.environ, "GLIBC_TUNABLES": TUNABLES, "TRANSFORMERS_VERBOSITY": "error"}
+        environment = {**os.environ, "GLIBC_TUNABLES": KEEP_PAGES, "TRANSFORMERS_VERBOSITY": "error"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import to_json
-from common.data.records import Quarantine, ReportPair
+from common.data.records import Language, Quarantine, ReportPair
 from common.errors import UserError
 from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
@@ -109,8 +109,8 @@ def baselines(train: Sequence[ReportPair], pairs: Sequence[ReportPair]) -> dict[
 
 def score(texts: Sequence[str], pairs: Sequence[ReportPair], codes: bool) -> Scores:
     """All scores of one system: value, low and high by name. Names start with the language where there are two."""
-    ours = [statements(text, pair, codes) for text, pair in zip(texts, pairs, strict=True)]
-    measured_statements = evaluate_codes(ours, [statements(pair.target, pair, codes) for pair in pairs])
+    ours = [statements(text, pair.language, codes) for text, pair in zip(texts, pairs, strict=True)]
+    measured_statements = evaluate_codes(ours, [statements(pair.target, pair.language, codes) for pair in pairs])
     scores: Scores = {name if codes else finding_name(name): value for name, value in measured_statements.items()}
     languages = sorted({pair.language for pair in pairs})
     for language in languages:
@@ -132,11 +132,11 @@ def finding_name(name: str) -> str:
     return name.replace("codes/", "findings/").replace("heads/", "terms/")
 
 
-def statements(text: str, pair: ReportPair, codes: bool) -> frozenset[str]:
+def statements(text: str, language: Language, codes: bool) -> frozenset[str]:
     """What a standard report states, as codes whose head is the term; parts that do not parse stand for themselves."""
     if codes:
         return parse_codes(text)
-    parsed = parse_standard_report(text, pair.language)
+    parsed = parse_standard_report(text, language)
     details = [dataclasses.asdict(finding) for finding in parsed.findings]
     stated = ["/".join([row.pop("term"), *(str(value) for value in row.values())]) for row in details]
     return frozenset([*stated, *parsed.unparsed])

@@ -27,13 +27,23 @@ MOST_POSITIONS = 32_768  # that Qwen2.5 was trained on; for a base whose config.
 
 
 class Trained(NamedTuple):
-    """A run whose best weights have been read: `variables` with them, `untrained` as they were before."""
+    """A run whose best weights have been read; `frozen` is empty where the whole model was trained."""
 
     config: RetstaConfig
     base: Base
-    variables: PyTree
-    untrained: PyTree
+    trainable: PyTree
+    frozen: PyTree
     step: int
+
+    @property
+    def variables(self) -> PyTree:
+        """The trained model, as `Qwen2.apply` takes it."""
+        return model_variables(self.trainable, self.frozen, dataclasses.replace(self.config.lora, dropout=0.0))
+
+    @property
+    def untrained(self) -> PyTree:
+        """The model before training."""
+        return {"params": self.base.params}
 
 
 class Standardized(NamedTuple):
@@ -56,8 +66,7 @@ def load_trained(run_dir: Path) -> Trained:
     checkpoints = open_checkpoints(run_dir, checkpoint_note(base_directory(config)), config)
     step, trainable = restore_trainable(checkpoints, start)
     checkpoints.close()
-    lora = dataclasses.replace(config.lora, dropout=0.0)
-    return Trained(config, base, model_variables(trainable, frozen, lora), {"params": base.params}, step)
+    return Trained(config, base, trainable, frozen, step)
 
 
 def standardize(

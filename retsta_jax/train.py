@@ -17,6 +17,7 @@ from common.data.pipeline import evaluation_batches, make_iterator, text_batches
 from common.data.records import Quarantine
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.errors import UserError
+from common.fingerprints import fingerprint_directory
 from common.flops import peak_flops, sft_flops
 from common.logs import check_wandb
 from common.lora import check_lora, init_lora
@@ -39,7 +40,6 @@ from common.sft import sft_loss
 from common.step import LossFn, init_state, make_train_step
 from common.train_loop import train
 from common.types import LossSum, PyTree, TextBatch, TrainState
-from common.weights import fingerprint_directory
 from retsta_jax.config import EMBEDDED_BASE, RetstaConfig
 from retsta_jax.data import load_splits
 from retsta_jax.prompts import encode_pairs

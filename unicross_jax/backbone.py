@@ -13,10 +13,10 @@ from jaxtyping import Array, Float
 from common.data.clip_tokenizer import CanEncode, ClipTokenizer
 from common.data.tokenizers import WordTokenizer, load_tokenizer
 from common.errors import UserError
+from common.fingerprints import fingerprint
 from common.models.clip import ClipConfig, init_params
 from common.models.clip_weights import load_clip
 from common.types import PyTree
-from common.weights import fingerprint
 from unicross_jax.adapters import AdapterConfig
 from unicross_jax.config import EMBEDDED_CLIP, ModelConfig, RunConfig
 from unicross_jax.model import UniCrossConfig

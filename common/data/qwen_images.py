@@ -15,9 +15,11 @@ from PIL import Image
 
 from common.errors import UserError
 from common.models.clip import CLIP_MEAN, CLIP_STD
+from common.models.qwen2_vl_vision import VisionConfig
 from common.weights import read_json
 
 MAXIMUM_ASPECT = 200
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 BICUBIC = 3  # as Pillow numbers it, and processor files with it
 
 Pixels = UInt8[np.ndarray, "H W"] | UInt8[np.ndarray, "H W 3"]
@@ -56,7 +58,7 @@ def processor_from_directory(directory: str | Path, fixed: tuple[int, int] | Non
 
     Raises UserError where both are missing, and for steps other than those of Qwen2.5-VL.
     """
-    file, joint = (Path(directory) / name for name in ("preprocessor_config.json", "processor_config.json"))
+    file, joint = (Path(directory) / name for name in PROCESSOR_FILES)
     if not file.is_file() and not joint.is_file():
         raise UserError(f"{directory}: no {file.name}; expected the image processor of Qwen2.5-VL beside the weights")
     published = read_json(file) if file.is_file() else read_json(joint).get("image_processor") or {}
@@ -74,6 +76,29 @@ def processor_from_directory(directory: str | Path, fixed: tuple[int, int] | Non
     colours = {name: tuple(published[name]) for name in ("image_mean", "image_std") if published.get(name)}
     given: dict[str, Any] = {name: value for name, value in {**limits, **sizes, **colours}.items() if value is not None}
     return ImageProcessor(**given, fixed=fixed)
+
+
+def check_processor(directory: str | Path, vision: VisionConfig) -> None:
+    """Raise UserError where a model's own processor, if it has one, makes patches other than `grey_patches` makes.
+
+    How large images are is the caller's choice: its limits of pixels are not looked at.
+    """
+    if not any((Path(directory) / name).is_file() for name in PROCESSOR_FILES):
+        return
+    found = processor_from_directory(directory)
+    expected = {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+    }
+    for name, value in expected.items():
+        if getattr(found, name) != value:
+            raise UserError(
+                f"{directory}: the image processor's {name} is {getattr(found, name)}, expected {value}; is it the "
+                "file of another model?"
+            )
 
 
 def target_size(processor: ImageProcessor, height: int, width: int) -> tuple[int, int]:

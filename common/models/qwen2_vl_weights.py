@@ -2,14 +2,15 @@
 
 On the hub tensors are named `visual.*`, `model.*` and `lm_head.weight`, and config.json keeps the language model's
 sizes at its top; in transformers' memory, and in files written from it, they are `model.visual.*` and
-`model.language_model.*`, and the sizes stand in `text_config`. Both are read; the hub's layout is written.
+`model.language_model.*`, and the sizes stand in `text_config`. Both are read and written.
 """
 
 import dataclasses
 import shutil
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Sharding
@@ -35,8 +36,12 @@ from common.weights import (
     written_whole,
 )
 
-HUB = ("visual.", "model.")  # how names of the tower and of the decoder begin
-MEMORY = ("model.visual.", "model.language_model.")
+Naming = Literal["hub", "memory"]
+# How names of the tower and of the decoder begin.
+PREFIXES: dict[Naming, tuple[str, str]] = {
+    "hub": ("visual.", "model."),
+    "memory": ("model.visual.", "model.language_model."),
+}
 # What an entry that config.json leaves out stands for, where it differs from Qwen2.
 TEXT_DEFAULTS = {"rope_theta": 1e6, "rms_norm_eps": 1e-5}
 MROPE_SECTION = (16, 24, 24)
@@ -111,12 +116,12 @@ def load_qwen2_vl(
         vision=dataclasses.replace(config.vision, dtype=dtype, param_dtype=param_dtype),
     )
     stored = open_tensors(directory)
-    prefixes = MEMORY if any(name.startswith(MEMORY) for name in stored) else HUB
+    naming = naming_of(stored)
     tied = config.language.tie_word_embeddings
     if tied and "lm_head.weight" in stored:
-        check_tied(stored, f"{prefixes[1]}embed_tokens.weight")
+        check_tied(stored, f"{PREFIXES[naming][1]}embed_tokens.weight")
     ignored = r".*\.inv_freq" + (r"|lm_head\.weight" if tied else "")
-    names = name_map(config, prefixes)
+    names = name_map(config, naming)
     return config, load_tree(stored, param_shapes(config), names, where=directory, shardings=shardings, ignored=ignored)
 
 
@@ -126,27 +131,35 @@ def save_qwen2_vl(
     params: PyTree,
     *,
     source: str | Path | None = None,
+    naming: Naming = "hub",
     max_shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a directory that transformers' `Qwen2_5_VLForConditionalGeneration.from_pretrained` loads.
 
-    In the dtype of `params` and the hub's layout. `source` is the directory of the model that `params` descends from:
-    the rest of its `config.json`, its generation config, tokenizer and image processor go along. The directory appears
-    whole or not at all (`written_whole`).
+    In the dtype of `params`, named as on the hub or as in transformers' memory. `source` is the directory of the model
+    that `params` descends from: the rest of its `config.json`, its generation config, tokenizer and image processor go
+    along. The directory appears whole or not at all (`written_whole`).
     """
     companions = [] if source is None else [Path(source) / name for name in COMPANIONS]
     original = {} if source is None else read_json(Path(source) / "config.json")
     with written_whole(directory) as aside:
-        write_tensors(aside, published_tensors(params, name_map(config)), max_bytes=max_shard_bytes)
+        write_tensors(aside, published_tensors(params, name_map(config, naming)), max_bytes=max_shard_bytes)
         if jax.process_index() == 0:
-            write_json(aside / "config.json", published_config(config, original))
+            write_json(aside / "config.json", published_config(config, original, naming))
             with writing(aside):
                 for companion in filter(Path.is_file, companions):
                     shutil.copyfile(companion, aside / companion.name)
 
 
-def published_config(config: Qwen2VLConfig, original: dict[str, Any] | None = None) -> dict[str, Any]:
-    """`config.json` of the hub for `config`, over the other entries of `original`."""
+def naming_of(stored: Collection[str]) -> Naming:
+    """Which of the two ways the tensors of a checkpoint are named in."""
+    return "memory" if any(name.startswith(PREFIXES["memory"]) for name in stored) else "hub"
+
+
+def published_config(
+    config: Qwen2VLConfig, original: dict[str, Any] | None = None, naming: Naming = "hub"
+) -> dict[str, Any]:
+    """`config.json` for `config` in either layout, over the other entries of `original`."""
     text = qwen2_weights.published_config(config.language, _text_config(original or {}))
     for name in ("head_dim", "rope_parameters"):  # not of this architecture; rope_scaling and rope_theta say it
         del text[name]
@@ -159,14 +172,18 @@ def published_config(config: Qwen2VLConfig, original: dict[str, Any] | None = No
         "in_chans": config.vision.in_channels,
         "fullatt_block_indexes": list(config.vision.fullatt_block_indexes),
     }
-    return {
-        **text,
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": list(config.language.mrope_section)}
+    whole = {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
-        "rope_scaling": {"type": "mrope", "mrope_section": list(config.language.mrope_section)},
         **{name: getattr(config, ours) for ours, name in SPECIAL_IDS.items()},
         "vision_config": vision,
     }
+    if naming == "hub":
+        return {**text, **whole}
+    nested = {**text, "architectures": None, "model_type": "qwen2_5_vl_text"}
+    shared = {name: text[name] for name in ("tie_word_embeddings", "torch_dtype")}
+    return {**whole, **shared, "text_config": nested}
 
 
 def param_shapes(config: Qwen2VLConfig) -> PyTree:
@@ -174,9 +191,9 @@ def param_shapes(config: Qwen2VLConfig) -> PyTree:
     return jax.eval_shape(partial(init_params, config), jax.random.key(0))
 
 
-def name_map(config: Qwen2VLConfig, prefixes: tuple[str, str] = HUB) -> NameMap:
-    """Our leaves -> published names, which begin with `prefixes` for the tower and for the decoder."""
-    visual, decoder = prefixes
+def name_map(config: Qwen2VLConfig, naming: Naming = "hub") -> NameMap:
+    """Our leaves -> published names."""
+    visual, decoder = PREFIXES[naming]
     names = {
         "visual/patch_embed/kernel": Published((f"{visual}patch_embed.proj.weight",), (1, 2, 3, 4, 0)),
         "visual/merger/ln_q/scale": Published((f"{visual}merger.ln_q.weight",)),

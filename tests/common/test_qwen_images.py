@@ -7,8 +7,16 @@ import numpy as np
 import pytest
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from common.data.qwen_images import ImageProcessor, patches, processor_from_directory, resize, target_size
+from common.data.qwen_images import (
+    ImageProcessor,
+    check_processor,
+    patches,
+    processor_from_directory,
+    resize,
+    target_size,
+)
 from common.errors import UserError
+from common.models.clip import CLIP_MEAN, CLIP_STD
 from common.models.qwen2_vl_vision import VisionConfig, grey_patches
 
 SIZES = [(28, 28), (29, 57), (97, 333), (448, 448), (513, 391), (40, 1600), (1211, 977), (13, 20), (70, 42), (1, 150)]
@@ -85,3 +93,19 @@ def test_processor_files(tmp_path):
         processor_from_directory(tmp_path)
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": hub}))
     assert processor_from_directory(tmp_path).max_pixels == 12_845_056
+
+
+def test_a_processor_that_makes_other_patches_is_refused(tmp_path):
+    check_processor(tmp_path, VisionConfig())  # a model without one
+    hub = {"min_pixels": 3136, "max_pixels": 12_845_056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
+    hub |= {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
+
+    def write(**changed):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps({**hub, **changed}))
+
+    write()
+    check_processor(tmp_path, VisionConfig())
+    for name, value in {"image_mean": [0.5, 0.5, 0.5], "patch_size": 16, "merge_size": 4}.items():
+        write(**{name: value})
+        with pytest.raises(UserError, match=f"the image processor's {name} is"):
+            check_processor(tmp_path, VisionConfig())

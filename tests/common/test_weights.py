@@ -14,13 +14,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from common.errors import UserError
+from common.fingerprints import fingerprint, fingerprint_directory
 from common.models.qwen2 import Qwen2Config, init_params
 from common.models.qwen2_weights import config_from_directory, load_qwen2, name_map, param_shapes, save_qwen2
 from common.weights import (
     Published,
     StoredTensor,
-    fingerprint,
-    fingerprint_directory,
     load_tree,
     open_tensors,
     write_json,

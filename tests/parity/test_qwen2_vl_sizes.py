@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from common.models.qwen2_vl import Qwen2VLConfig
-from common.models.qwen2_vl_weights import MEMORY, config_from_directory, name_map, param_shapes
+from common.models.qwen2_vl_weights import config_from_directory, name_map, param_shapes
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -46,5 +46,5 @@ def test_published_sizes_have_the_published_parameters(size, tmp_path):
     expected = sum(parameter.numel() for parameter in model.parameters())
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected
     assert expected == {"3B": 3_754_622_976, "7B": 8_292_166_656}[size]
-    names = name_map(config, MEMORY)
+    names = name_map(config, "memory")
     assert {name for place in names.values() for name in place.names} == {name for name, _ in model.named_parameters()}

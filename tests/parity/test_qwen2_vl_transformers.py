@@ -31,7 +31,6 @@ from common.models.qwen2_vl_layout import (
 )
 from common.models.qwen2_vl_vision import pad_heads
 from common.models.qwen2_vl_weights import (
-    MEMORY,
     load_qwen2_vl,
     name_map,
     param_shapes,
@@ -39,7 +38,7 @@ from common.models.qwen2_vl_weights import (
 )
 from common.parallel import MeshConfig, make_layout, place_batch, shardings
 from common.sampling import Sampling
-from common.weights import published_tensors
+from common.weights import open_tensors, published_tensors
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -325,7 +324,7 @@ def test_loss_and_gradients_of_all_parameters(published):
     theirs = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
     value, gradients = value_and_gradients(config, params)
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
-    ours = dict(published_tensors(gradients, name_map(config, MEMORY)))
+    ours = dict(published_tensors(gradients, name_map(config, "memory")))
     assert ours.keys() == theirs.keys()
     for name, reference in theirs.items():
         scale = np.abs(reference).max()
@@ -372,25 +371,29 @@ def test_both_layouts_on_disk(published, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, same)
 
 
-@pytest.mark.parametrize("layout", ["nested", "flat"])
-def test_a_saved_model_loads_in_transformers_with_the_same_logits(published, tmp_path, layout):
+@pytest.mark.parametrize("naming", ["hub", "memory"])
+@pytest.mark.parametrize("source", [None, "hub", "memory"])
+def test_a_saved_model_loads_in_transformers_with_the_same_logits(published, tmp_path, naming, source):
     model, directory = published
     config, params = load_qwen2_vl(directory)
-    assert "text_config" in json.loads((directory / "config.json").read_text())
-    save_qwen2_vl(tmp_path / "whole", config, params)
-    assert "text_config" not in json.loads((tmp_path / "whole" / "config.json").read_text())
-    source = directory if layout == "nested" else tmp_path / "whole"
-    save_qwen2_vl(tmp_path / "shards", config, params, source=source, max_shard_bytes=60_000)
+    if source is not None:
+        save_qwen2_vl(tmp_path / "source", config, params, source=directory, naming=source)
+    saved = tmp_path / "saved"
+    save_qwen2_vl(saved, config, params, naming=naming, source=source and tmp_path / "source", max_shard_bytes=60_000)
+    names = set(open_tensors(saved))
+    in_memory = set(model.state_dict()) - ({"lm_head.weight"} if config.language.tie_word_embeddings else set())
+    assert names == (in_memory if naming == "memory" else set(open_tensors(directory)))
+    nested = json.loads((saved / "config.json").read_text()).get("text_config")
+    assert (nested is not None) == (naming == "memory")
+    again, same = load_qwen2_vl(saved)
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+    loaded, report = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(saved, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert loaded.config.text_config.rope_parameters.items() >= model.config.text_config.rope_parameters.items()
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[key]), key
     inputs = theirs_of([prompt(config, CUT)], [CUT], [[patches(grid) for grid in CUT]])
-    for name in ("whole", "shards"):
-        assert load_qwen2_vl(tmp_path / name)[0] == config
-        again, report = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            tmp_path / name, output_loading_info=True
-        )
-        assert not report["missing_keys"]
-        assert not report["unexpected_keys"]
-        assert again.config.text_config.rope_parameters.items() >= model.config.text_config.rope_parameters.items()
-        for key, tensor in model.state_dict().items():
-            assert torch.equal(tensor, again.state_dict()[key]), key
-        with torch.no_grad():
-            assert torch.equal(again.eval()(**inputs).logits, model(**inputs).logits)
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(**inputs).logits, model(**inputs).logits)
