@@ -38,7 +38,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of stored weights that are not trained
     attention: Implementation = "auto"
-    remat: Remat = "none"
+    remat: Remat = "dots"  # what the backward pass recomputes: nothing, all but large products, each layer whole
     loss_chunk: int = 128  # positions of each row whose logits exist at one time
 
 

@@ -81,7 +81,7 @@ class Shape:
 
 
 CPU = Shape(
-    hidden=512, layers=8, heads=8, kv_heads=2, intermediate=1408, dtype="float32", loss_chunk=128,
+    hidden=512, layers=8, heads=8, kv_heads=2, intermediate=1408, dtype="float32", remat="dots", loss_chunk=128,
     rows=4, length=256, segment=256, examples=32, prompt=64, new_tokens=64, shared_prompt=320, repetitions=2,
 )  # fmt: skip
 LORA = LoraConfig(rank=16, alpha=32.0, dropout=0.0)

@@ -82,7 +82,7 @@ RETSTA_7B_ZERO = RetstaConfig(
     data=DataConfig(corpus="jsonl"), model=ModelConfig(base="", loss_chunk=512), mesh=MeshConfig(1, -1, 1)
 )
 
-SMALL = ModelConfig(dtype="float32", param_dtype="float32", remat="none", loss_chunk=256)
+SMALL = ModelConfig(dtype="float32", param_dtype="float32", remat="dots", loss_chunk=256)
 
 PRESETS: dict[str, RetstaConfig] = {
     "demo": RetstaConfig(

@@ -98,8 +98,10 @@ PRESETS: dict[str, RunConfig] = {
         optim=OptimConfig(learning_rate=3e-3, warmup_ratio=0.05, weight_decay=0.01),
         visual_rate=0.05,  # at the decoder's rate the memory becomes the same for every image, within 60 updates
         epochs=4,
-        checkpoint_every=100,
-        evaluate_every=100,  # an epoch
+        batch_size=8,
+        micro_batch=8,
+        checkpoint_every=200,
+        evaluate_every=200,  # an epoch
         max_length=48,
         beams=1,
     ),

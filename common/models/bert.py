@@ -141,8 +141,11 @@ class Bert(nn.Module):
     @nn.compact
     def __call__(self, words: Float[Array, "B S D"], mask: Bool[Array, "B S"]) -> Float[Array, "B S D"]:
         """`mask` is True on tokens and False on padding, whose outputs are finite and meaningless."""
+        # The backward pass keeps the outputs of dense layers and recomputes the rest: what is kept is stacked over
+        # layers, and to write it took longer than to compute it.
+        kept = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
         layers = nn.scan(
-            Layer,
+            nn.remat(Layer, prevent_cse=False, policy=kept),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
