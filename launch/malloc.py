@@ -1,7 +1,7 @@
 """A malloc that keeps its pages, for both sides of a benchmark on a CPU.
 
-By default glibc returns large arrays to the system, which clears each page when it is next written; that takes up to a
-third of a training step. glibc reads the setting when a process starts. `make demo` sets it too.
+By default glibc returns large arrays to the system, which clears each page when it is next written: a gradient of BERT
+took a tenth to a quarter longer. glibc reads the setting when a process starts. `make demo` sets it too.
 """
 
 import os
