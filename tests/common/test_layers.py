@@ -1,10 +1,13 @@
-"""Dropout keeps the right share, scales it, and shows no pattern over positions or keys."""
+"""Dropout keeps the right share and shows no pattern over positions or keys; gradients that are written out."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common.models.clip import convolve, convolve_at_stride_1
 from common.models.layers import dropout
 
 
@@ -48,3 +51,15 @@ def test_the_gradient_passes_where_the_value_did():
     x, key = jnp.arange(1.0, 1001.0), jax.random.key(4)
     gradient = jax.grad(lambda x: dropout(x, 0.3, key).sum())(x)
     np.testing.assert_allclose(gradient, np.asarray(dropout(x, 0.3, key)) / np.asarray(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_the_gradients_of_a_convolution_are_those_of_jax(size):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = jax.random.normal(keys[0], (2, 6, 5, 3)), jax.random.normal(keys[1], (size, size, 3, 4))
+    weights = jax.random.normal(keys[2], (2, 6, 5, 4))
+    ours, own = (
+        jax.grad(lambda x, kernel, form=form: (weights * form(x, kernel)).sum(), argnums=(0, 1))(x, kernel)
+        for form in (convolve_at_stride_1, convolve)
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours, own)
