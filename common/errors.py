@@ -1,6 +1,7 @@
 """What a user sees when the input is wrong: one line, exit code 2, no traceback."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -25,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Run a command, with other hosts if the environment names some.
 
-    A UserError becomes one line on standard error and exit code 2.
+    A UserError becomes one line on standard error and exit code 2, and so does a device that has too little memory.
     """
     prefer_what_is_there()
     try:
@@ -37,6 +38,22 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None
+    except RuntimeError as error:  # JAX's own kind is one
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: {out_of_memory(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from None
     except BrokenPipeError:
         raise SystemExit(1) from None
     raise SystemExit(code or 0)
+
+
+def out_of_memory(message: str) -> str:
+    """What XLA says of a device that has too little memory, in one line with what to do."""
+    named = re.search(r"\d[\d.,]* ?(?:[KMGT]i?B?\b|bytes)", message)
+    wanted = named[0] if named else "XLA does not say how much"
+    return (
+        f"a device has too little memory ({wanted} asked for); give a smaller --micro-batch, --batch-size or "
+        "--max-length, --model.remat full, or more devices to split the parameters over (--parallel mesh "
+        "--mesh.fsdp -1 --mesh.data 1); python -m launch plan says what a preset takes"
+    )

@@ -23,7 +23,7 @@ from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, SFT_PRESETS, RlConfig, S
 from deer_jax.ddsampling import Strategy
 from deer_jax.held_out import Reports, baselines, held_out_reports, sampling, score_model, score_systems
 from deer_jax.proportion import draw_proportions
-from deer_jax.rl_run import reward_labeler
+from deer_jax.rl_run import check_config, reward_labeler
 from deer_jax.rl_run import train_run as run_rl
 from deer_jax.sample import sample_run
 from deer_jax.select import choose, read_studies
@@ -118,14 +118,15 @@ def run_ablation(
     The supervised run, and the choice of studies, have the first seed. Returns the scores of each system, one for each
     seed; the baselines and SFT stand first. Raises UserError.
     """
+    check_config(config)
     shared = {name: getattr(config, name) for name in ("data", "mesh", "parallel", "instruction")}
     sft_model = dataclasses.replace(config.model, tuning=sft.model.tuning)
     sft = dataclasses.replace(sft, model=sft_model, seed=seeds[0], tensorboard=config.tensorboard, **shared)
     start = directory / "sft" / "model"
     check_run_directory(directory / "sft", sft)
+    labeler = reward_labeler(config.reward)
     if not start.is_dir():
         run_sft(sft, directory / "sft")
-    labeler = reward_labeler(config.reward)
     parts = read_parts(dataclasses.replace(config.data, ids=""), Quarantine())
     if "test" not in parts:
         raise UserError(f"{PROGRAM}: the data has no test part, on which the rows would be compared")

@@ -65,6 +65,8 @@ def evaluate(arguments: list[str]) -> None:
     options.add_argument("--limit", type=int, default=0, help="at most so many reports; 0, the default: all")
     options.add_argument("--batch-size", type=int, default=32)
     chosen = options.parse_args(arguments)
+    if chosen.batch_size < 1 or chosen.limit < 0:
+        raise UserError("retsta evaluate: --batch-size is at least 1, --limit at least 0")
     evaluate_in(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size)
 
 
@@ -91,6 +93,8 @@ def standardize(arguments: list[str]) -> None:
     options.add_argument("--output", type=Path, help="JSONL file to write or resume; default: standard output")
     options.add_argument("--batch-size", type=int, default=32)
     chosen = options.parse_args(arguments)
+    if chosen.batch_size < 1:
+        raise UserError("retsta standardize: --batch-size is at least 1")
     from retsta_jax.standardize import standardize_file
 
     standardize_file(chosen.run_dir, chosen.source, chosen.output, chosen.batch_size)

@@ -316,6 +316,14 @@ def test_a_report_too_long_for_the_model_is_refused_by_id_and_left_out_of_an_eva
     )
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["evaluate", "--batch-size", "0"], ["evaluate", "--limit", "-1"], ["standardize", "in.txt", "--batch-size", "0"]],
+)
+def test_numbers_that_make_no_sense_are_refused(tmp_path, refused, arguments):
+    assert f"retsta {arguments[0]}: --batch-size is at least 1" in refused([*arguments, "--run-dir", str(tmp_path)])
+
+
 def test_a_run_without_checkpoint_cannot_be_used(tmp_path, refused):
     claim_run_directory(tmp_path / "run", PRESETS["demo"])
     assert "run: holds no checkpoint; train first" in refused(["evaluate", "--run-dir", str(tmp_path / "run")])
