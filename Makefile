@@ -37,7 +37,7 @@ types: dev
 	@$(BIN)/mypy
 
 test: lint types
-	@$(BIN)/pytest -n 2 --dist loadfile
+	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: dev
 	@$(BIN)/python -m launch bench sft --peer

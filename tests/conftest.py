@@ -19,6 +19,24 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+# The files that take longest, which two workers must not be left with at the end.
+LONG = (
+    *("launch/test_bench_unicross.py", "unicross_jax/test_commands.py", "deer_jax/test_deer_commands.py"),
+    *("parallel/test_unicross_run.py", "real/test_unicross_radiographs.py", "real/test_openi_labels.py"),
+    *("unicross_jax/test_model.py", "launch/test_bench_rl.py", "unicross_jax/test_ditpo_example.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first."""
+
+    def place(item: pytest.Item) -> int:
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        return LONG.index(file) if file in LONG else len(LONG)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data sets: MEDREPORT_DATA, or ../shared/data beside the project."""

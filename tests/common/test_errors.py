@@ -1,0 +1,29 @@
+"""What is said where something goes wrong: one line and a code of its own."""
+
+import jax.numpy as jnp
+import pytest
+
+from common.errors import out_of_memory, run_cli
+
+
+def test_a_device_without_memory_is_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_cli(lambda arguments: jnp.zeros(2**46).sum().item(), [])  # 256 TiB, more than any process can address
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: a device has too little memory (281474976710656 bytes asked for); give a smaller")
+    assert said.count("\n") == 1
+
+
+def test_what_compilers_say_of_memory():
+    of_tpu = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Used 20.5G of 15.7G hbm. Exceeded by 4.8G."
+    assert "(20.5G asked for)" in out_of_memory(of_tpu)
+    assert "XLA does not say how much" in out_of_memory("RESOURCE_EXHAUSTED: full")
+
+
+def test_other_errors_keep_their_traceback():
+    def fail(arguments):
+        raise RuntimeError("INTERNAL: a mistake of ours")
+
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        run_cli(fail, [])
