@@ -1,24 +1,18 @@
 """The documented example: DiTPO on a text-only policy, the LoRA run of RetSTA."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from retsta_jax.cli import dispatch
 from retsta_jax.corpus import make_splits
-
-FILE = Path(__file__).parents[2] / "docs" / "examples" / "ditpo_on_text.py"
+from tests.examples import load_example
 
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("ditpo_on_text", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("ditpo_on_text")
 
 
 def test_the_reward_is_the_f1_of_what_is_stated(example):

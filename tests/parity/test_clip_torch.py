@@ -16,9 +16,9 @@ from common.models.clip_weights import load_clip, name_map, param_shapes
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import save_file
 
-from launch.torch_clip import TorchClip, randomise  # noqa: E402
+from launch.torch_clip import TorchClip, randomise
 
 TOLERANCE = 1e-4
 CONFIG = ClipConfig(

@@ -5,9 +5,9 @@ import math
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
+from torch import nn
 
-from launch.torch_unicross import (  # noqa: E402
+from launch.torch_unicross import (
     Attention,
     UniCrossAdapter,
     coordinates,

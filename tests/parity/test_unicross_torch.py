@@ -17,10 +17,10 @@ from unicross_jax.model import (
 )
 
 torch = pytest.importorskip("torch")
-from launch.peer_unicross import Backbone  # noqa: E402
-from launch.torch_clip import TorchClip, randomise  # noqa: E402
-from launch.torch_unicross import UniCrossAdapter  # noqa: E402
-from tests.parity.unicross_weights import ours_from, own_parameters, randomised  # noqa: E402
+from launch.peer_unicross import Backbone
+from launch.torch_clip import TorchClip, randomise
+from launch.torch_unicross import UniCrossAdapter
+from tests.parity.unicross_weights import ours_from, own_parameters, randomised
 
 TOLERANCE = 1e-4
 CLIP = ClipConfig(

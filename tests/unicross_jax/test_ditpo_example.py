@@ -1,24 +1,17 @@
 """The documented example: DiTPO on UniCrossAdapter's decoder, as a policy of another make."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
 from deer_jax.ditpo import PolicyParams
+from tests.examples import load_example
 from unicross_jax.config import EMBEDDED_RUN
-
-FILE = Path(__file__).parents[2] / "docs" / "examples" / "ditpo_on_unicross.py"
 
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("ditpo_on_unicross", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("ditpo_on_unicross")
 
 
 @pytest.fixture(scope="module")
