@@ -4,6 +4,7 @@ A LoRA adapter is a variable collection of its own (`lora`) that mirrors the pat
 `Dense` adds it where it finds one, so a model runs with any subset of its layers adapted, or with none.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -151,20 +152,59 @@ def _drawn(shapes: PyTree, by_fan_in: bool, key: Array) -> PyTree:
     return unflatten_dict(params, sep="/")
 
 
+@dataclasses.dataclass(frozen=True)
+class RotaryScaling:
+    """Rotary frequencies for longer contexts than those of the training; the default leaves them as they are.
+
+    Frequencies are divided by `factor`; all of them, or with `original`, the number of positions in training (YaRN,
+    arXiv:2309.00071, section 3.2), those that turn fewer than `slow` times within it, none that turn more than `fast`
+    times, and those between by their place. Cosine and sine are multiplied by `amplitude`.
+    """
+
+    factor: float = 1.0
+    original: int = 0
+    fast: float = 32.0
+    slow: float = 1.0
+    truncate: bool = True  # ends of the range between are whole frequencies
+    amplitude: float = 1.0
+
+    def frequencies(self, head_dim: int, theta: float) -> Float[Array, "half"]:
+        """Turn of each pair of a head from one position to the next, in radians."""
+        frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+        if self.factor == 1:
+            return frequencies
+        if not self.original:
+            return frequencies / self.factor
+
+        def place(turns: float) -> float:
+            return head_dim * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+        start, end = place(self.fast), place(self.slow)
+        if self.truncate:
+            start, end = math.floor(start), math.ceil(end)
+        start, end = max(start, 0), min(end, head_dim - 1)
+        divided = jnp.clip((jnp.arange(head_dim // 2) - start) / (end - start or 1e-3), 0, 1)
+        return frequencies * (1 - divided) + frequencies / self.factor * divided
+
+
 def rotary_angles(
-    positions: Int[Array, "B S"] | Int[Array, "3 B S"], head_dim: int, theta: float, sections: tuple[int, ...] = ()
+    positions: Int[Array, "B S"] | Int[Array, "3 B S"],
+    head_dim: int,
+    theta: float,
+    sections: tuple[int, ...] = (),
+    scaling: RotaryScaling = RotaryScaling(),
 ) -> tuple[Float[Array, "B S half"], Float[Array, "B S half"]]:
     """Cosine and sine of position x frequency, in float32 (RoFormer, Eq. 15).
 
     Positions [3 B S] count time, height and width; `sections` says how many frequencies, from the highest on, turn by
     each (M-RoPE, arXiv:2409.12191, section 2.1). Three equal positions give what [B S] gives.
     """
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    frequencies = scaling.frequencies(head_dim, theta)
     of_frequency = positions[..., None]
     if positions.ndim == 3:
         of_frequency = jnp.moveaxis(positions, 0, -1)[..., np.repeat(np.arange(len(sections)) % 3, sections)]
     angles = of_frequency.astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    return jnp.cos(angles) * scaling.amplitude, jnp.sin(angles) * scaling.amplitude
 
 
 def rotate(

@@ -24,7 +24,16 @@ from common.models.attention import (
     attend_cached,
     attend_shared_prompt,
 )
-from common.models.layers import BATCH_AXES, Dense, RMSNorm, constrain, platform, rotary_angles, rotate
+from common.models.layers import (
+    BATCH_AXES,
+    Dense,
+    RMSNorm,
+    RotaryScaling,
+    constrain,
+    platform,
+    rotary_angles,
+    rotate,
+)
 from common.types import PyTree
 
 Remat = Literal["none", "dots", "full"]
@@ -43,6 +52,7 @@ class Qwen2Config:
     head_dim: int = 128
     rope_theta: float = 1e6
     mrope_section: tuple[int, ...] = ()  # Qwen2-VL: frequencies of time, height and width (`rotary_angles`)
+    rotary_scaling: RotaryScaling = RotaryScaling()
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     dtype: str = "float32"  # of the computation
@@ -150,7 +160,9 @@ class Qwen2(nn.Module):
             )
         x = embedding[tokens] if embeddings is None else embeddings
         x = constrain(x.astype(config.dtype), BATCH_AXES, None, None)
-        rotary = rotary_angles(positions, config.head_dim, config.rope_theta, config.mrope_section)
+        rotary = rotary_angles(
+            positions, config.head_dim, config.rope_theta, config.mrope_section, config.rotary_scaling
+        )
         layers = nn.scan(
             remat(Block, config.remat) if past is None else Block,
             variable_axes={"params": 0, "lora": 0},
@@ -188,7 +200,7 @@ def bind(config: Qwen2Config, variables: PyTree):
             hidden, stacked = model.apply(variables, tokens, positions, segments, keep=True, embeddings=embeddings)
             return hidden, [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(config.num_hidden_layers)]
         x = constrain(params["embed_tokens"][tokens].astype(config.dtype), BATCH_AXES, None, None)
-        rotary = rotary_angles(positions, config.head_dim, config.rope_theta)
+        rotary = rotary_angles(positions, config.head_dim, config.rope_theta, scaling=config.rotary_scaling)
         key_values = []
         for i, layer in enumerate(layers):
             own = Past(past.prompt[i], past.prompt_mask, past.suffix[i], past.suffix_mask)

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from common.errors import UserError
+from common.models.layers import RotaryScaling
 from common.models.qwen2 import Qwen2Config, init_params
 from common.types import PyTree
 from common.weights import (
@@ -69,11 +70,6 @@ def decoder_config(published: dict[str, Any], file: Path) -> Qwen2Config:
             raise refuse(f"{name} is {value!r}, expected a positive whole number")
         return value
 
-    kinds = published.get("layer_types") or []
-    if not isinstance(kinds, list):
-        raise refuse(f"layer_types is {kinds!r}, expected a list")
-    if published.get("use_sliding_window") or "sliding_attention" in kinds:
-        raise refuse("use_sliding_window is not implemented; expected full attention in every layer")
     if published.get("hidden_act", "silu") != "silu":
         raise refuse(f"hidden_act is {published['hidden_act']!r}, expected 'silu'")
     if "quantization_config" in published:
@@ -83,12 +79,19 @@ def decoder_config(published: dict[str, Any], file: Path) -> Qwen2Config:
         if not isinstance(published.get(name) or {}, dict):
             raise refuse(f"{name} is {published[name]!r}, expected an object")
         rope |= published.get(name) or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default" and not (kind == "mrope" and "mrope_section" in rope):
-        raise refuse(f"rotary scaling {kind!r} is not implemented; expected 'default'")
+    scaling = _rotary_scaling(rope, published, file)
     sizes: dict[str, Any] = {name: size(name, published.get(name)) for name in SIZES}
+    kinds = published.get("layer_types") or []
+    if not isinstance(kinds, list):
+        raise refuse(f"layer_types is {kinds!r}, expected a list")
     if kinds and len(kinds) != sizes["num_hidden_layers"]:
         raise refuse(f"layer_types has {len(kinds)} entries, expected num_hidden_layers {sizes['num_hidden_layers']}")
+    slides = "sliding_attention" in kinds
+    if not kinds and published.get("use_sliding_window") and published.get("sliding_window", 4096) is not None:
+        full = published.get("max_window_layers", 28)  # layers before the first that slides
+        slides = type(full) is not int or full < sizes["num_hidden_layers"]
+    if slides:
+        raise refuse("use_sliding_window is not implemented; expected full attention in every layer")
     heads, shared, width = sizes["num_attention_heads"], published.get("num_key_value_heads"), published.get("head_dim")
     key_value_heads = heads if shared is None else size("num_key_value_heads", shared)
     head_dim = size("head_dim", sizes["hidden_size"] // heads if width is None else width)
@@ -108,10 +111,44 @@ def decoder_config(published: dict[str, Any], file: Path) -> Qwen2Config:
         head_dim=head_dim,
         rope_theta=number("rope_theta", rope.get("rope_theta", published.get("rope_theta", 10_000.0))),
         mrope_section=tuple(size("mrope_section", section) for section in sections),
+        rotary_scaling=scaling,
         rms_norm_eps=number("rms_norm_eps", published.get("rms_norm_eps", 1e-6)),
         tie_word_embeddings=bool(published.get("tie_word_embeddings", False)),
         dtype=dtype,
         param_dtype=dtype,
+    )
+
+
+def _rotary_scaling(rope: dict[str, Any], published: dict[str, Any], file: Path) -> RotaryScaling:
+    """What transformers calls linear and YaRN scaling. Raises UserError for other kinds."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default" or (kind == "mrope" and "mrope_section" in rope):
+        return RotaryScaling()
+    if kind not in ("linear", "yarn") or "mrope_section" in rope:
+        raise UserError(f"{file}: rotary scaling {kind!r} is not implemented; expected 'default', 'linear' or 'yarn'")
+
+    def number(name: str, default: Any = None) -> float:
+        value = default if rope.get(name) is None else rope[name]
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise UserError(f"{file}: {name} of the rotary scaling is {value!r}, expected a positive number")
+        return float(value)
+
+    factor = number("factor")
+    if kind == "linear":
+        return RotaryScaling(factor)
+
+    def amplitude(scale: float = 1.0) -> float:
+        return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
+
+    scales = rope.get("mscale"), rope.get("mscale_all_dim")
+    own = amplitude(number("mscale")) / amplitude(number("mscale_all_dim")) if all(scales) else amplitude()
+    return RotaryScaling(
+        factor,
+        original=int(number("original_max_position_embeddings", published.get("max_position_embeddings"))),
+        fast=number("beta_fast", 32),
+        slow=number("beta_slow", 1),
+        truncate=bool(rope.get("truncate", True)),
+        amplitude=number("attention_factor", own),
     )
 
 
@@ -171,7 +208,7 @@ def published_config(config: Qwen2Config, original: dict[str, Any] | None = None
         "head_dim": config.head_dim,
         "hidden_act": "silu",
         "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "rope_parameters": {"rope_theta": config.rope_theta, **_published_scaling(config.rotary_scaling)},
         "rms_norm_eps": config.rms_norm_eps,
         "tie_word_embeddings": config.tie_word_embeddings,
         "use_sliding_window": False,
@@ -179,6 +216,23 @@ def published_config(config: Qwen2Config, original: dict[str, Any] | None = None
     }
     kept = {name: value for name, value in (original or {}).items() if name not in ("dtype", "rope_scaling")}
     return {"max_position_embeddings": 32_768, **kept, **own}
+
+
+def _published_scaling(scaling: RotaryScaling) -> dict[str, Any]:
+    """The entries of `rope_parameters` that `_rotary_scaling` reads."""
+    if scaling.factor == 1:
+        return {"rope_type": "default"}
+    if not scaling.original:
+        return {"rope_type": "linear", "factor": scaling.factor}
+    return {
+        "rope_type": "yarn",
+        "factor": scaling.factor,
+        "original_max_position_embeddings": scaling.original,
+        "beta_fast": scaling.fast,
+        "beta_slow": scaling.slow,
+        "truncate": scaling.truncate,
+        "attention_factor": scaling.amplitude,
+    }
 
 
 def param_shapes(config: Qwen2Config) -> PyTree:

@@ -192,10 +192,11 @@ def test_a_tied_checkpoint_may_repeat_its_head_but_not_hold_another(params, publ
     ("entries", "message"),
     [
         ({"model_type": "llama"}, "model_type is 'llama', expected 'qwen2'"),
-        ({"use_sliding_window": True}, "use_sliding_window is not implemented"),
+        ({"use_sliding_window": True, "max_window_layers": 1, "layer_types": None}, "use_sliding_window is not"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "use_sliding_window is not implemented"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}, "rope_parameters": None}, "rotary scaling 'yarn'"),
-        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "rotary scaling 'linear'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}, "rope_parameters": None}, "rotary scaling 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "factor of the rotary scaling is None"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "beta_fast": "x"}}, "beta_fast of the rotary"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"quantization_config": {"bits": 4}}, "quantized"),
         ({"hidden_size": None}, "hidden_size is None, expected a positive whole number"),
@@ -218,6 +219,11 @@ def test_a_config_that_is_not_ours_or_does_not_fit_is_refused(published, entries
     change_config(published, **entries)
     with pytest.raises(UserError, match=message):
         load_qwen2(published)
+
+
+def test_a_window_that_no_layer_uses_is_accepted(published):
+    change_config(published, use_sliding_window=True, sliding_window=8, max_window_layers=2, layer_types=None)
+    assert load_qwen2(published)[0].num_hidden_layers == 2
 
 
 def test_rotary_base_in_both_styles_of_config(published):

@@ -1,6 +1,7 @@
 """The Qwen2 decoder against transformers' PyTorch model with random weights: logits, loss, every gradient."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,16 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from common.losses import answer_loss, token_logprobs
+from common.models.layers import rotary_angles
 from common.models.qwen2 import Qwen2, output_head
-from common.models.qwen2_weights import load_qwen2, name_map, save_qwen2
+from common.models.qwen2_weights import (
+    config_from_directory,
+    decoder_config,
+    load_qwen2,
+    name_map,
+    published_config,
+    save_qwen2,
+)
 from common.weights import published_tensors
 
 torch = pytest.importorskip("torch")
@@ -27,6 +36,11 @@ CONFIGS = {
     "untied": {"tie_word_embeddings": False, "num_key_value_heads": 1, "rope_theta": 1e4},
     "no grouping": {"tie_word_embeddings": False, "num_key_value_heads": 4, "rope_theta": 3e5, "rms_norm_eps": 1e-5},
 }
+LONGER = [
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    {"rope_type": "yarn", "factor": 2.0, "beta_fast": 8, "mscale": 0.7, "mscale_all_dim": 0.3, "truncate": False},
+]
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -61,6 +75,28 @@ def test_logits(published):
         expected = model(torch.tensor(IDS)).logits.numpy()
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(hidden_states(config, params) @ output_head(params).T, expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("scaling", LONGER)
+def test_rotary_frequencies_of_longer_contexts(tmp_path, scaling):
+    peer = transformers.Qwen2Config(
+        hidden_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=64,
+        rope_parameters={"rope_theta": 1e4, **scaling},
+    )
+    expected = transformers.models.qwen2.modeling_qwen2.Qwen2RotaryEmbedding(peer)
+    peer.save_pretrained(tmp_path)
+    config = config_from_directory(tmp_path)
+    found = config.rotary_scaling.frequencies(config.head_dim, config.rope_theta)
+    np.testing.assert_allclose(found, expected.inv_freq, rtol=1e-6)
+    assert config.rotary_scaling.amplitude == pytest.approx(expected.attention_scaling)
+    kept = published_config(config, json.loads((tmp_path / "config.json").read_text()))
+    assert decoder_config(kept, tmp_path) == config
+    angles = rotary_angles(np.arange(3)[None], config.head_dim, config.rope_theta, scaling=config.rotary_scaling)
+    cos, sin = expected(torch.zeros(1), torch.arange(3)[None])
+    np.testing.assert_allclose(angles, [cos[..., :8], sin[..., :8]], atol=1e-6)
 
 
 def test_a_saved_model_loads_in_transformers_with_the_same_weights(published, tmp_path):
