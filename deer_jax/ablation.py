@@ -16,6 +16,7 @@ from common.data.parts import Part
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
 from common.metrics.studies import Scores
+from common.metrics.text import warn_of_absent
 from common.parallel import make_layout
 from common.report.table import as_markdown
 from common.weights import read_json, write_json
@@ -103,6 +104,7 @@ def main(arguments: list[str]) -> None:
         rows = {name: rows[name] for name in chosen.rows}
     table = run_ablation(config, sft, chosen.preset, chosen.directory, rows, chosen.seeds)
     write_json(chosen.directory / f"{arguments[0]}.json", table)
+    warn_of_absent({name: scores[0] for name, scores in table.items()})
     print(as_markdown(table, SHOWN), flush=True)
     if arguments[0] == "proportion":
         curve = chosen.directory / "proportion.svg"

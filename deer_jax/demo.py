@@ -19,6 +19,7 @@ from common.errors import Parser
 from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.studies import Scores
+from common.metrics.text import warn_of_absent
 from common.parallel import make_layout
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, write_report
@@ -81,9 +82,11 @@ def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
     about = parts["test"], config.data.layout, labeler
     systems = {name: score_model(reports, *about) for name, reports in written.items()} | score_systems(others, *about)
     texts = {name: reports.greedy for name, reports in written.items()} | others
-    write_json(run_dir / "metrics.json", {"systems": systems})
+    absent = warn_of_absent(systems)
+    write_json(run_dir / "metrics.json", {"systems": systems, "notes": absent})
     write_token_page(samples, selection["ids"], base, labeler, run_dir / TOKEN_PAGE)
-    write_report(run_dir, page(config, run_dir, parts["test"], texts, systems, selection))
+    shown = page(config, run_dir, parts["test"], texts, systems, selection)
+    write_report(run_dir, dataclasses.replace(shown, notes=[*shown.notes, *absent]))
     for system, scores in systems.items():
         values = (f"{name} {scores[name]['value'] or 0:.3f}" for name in HEADLINE if name in scores)
         print(f"{system:>24}  " + "  ".join(values))

@@ -19,7 +19,7 @@ from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_report, nearest_reports
 from common.metrics.codes import evaluate_codes
-from common.metrics.text import evaluate_texts, one_line
+from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.report.environment import environment
 from common.report.page import Example, Page, write_report
 from common.weights import write_json
@@ -58,12 +58,15 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     notes = [f"{len(pairs)} {split} reports; best checkpoint: step {trained.step}."]
     if quarantine:
         notes.append(f"{quarantine.summary()}: they are in no score.")
+    absent = warn_of_absent(systems)
+    notes += absent
     if codes:
         valid = terminology_validity([parse_codes(text) for text in outputs[MODEL]], terminology(splits.train))
         notes.append(f"{valid:.1%} of the codes written are in the terminology of the training part.")
     write_rows(run_dir / "predictions.jsonl", prediction_rows(outputs[MODEL], pairs, codes))
     counts = {"reports": len(pairs), "quarantined": len(quarantine)}
-    write_json(run_dir / "metrics.json", {"split": split, **counts, "step": trained.step, "systems": systems})
+    result = {"split": split, **counts, "step": trained.step, "systems": systems, "notes": absent}
+    write_json(run_dir / "metrics.json", result)
     write_report(run_dir, page(trained, run_dir, pairs, outputs, systems, notes))
     return systems
 
@@ -121,7 +124,7 @@ def score(texts: Sequence[str], pairs: Sequence[ReportPair], codes: bool) -> Sco
             [one_line(pairs[place].target) for place in chosen],
             language=language,
         )
-        del measured["notes"]  # METEOR without WordNet is None, and shown as absent
+        del measured["notes"]  # METEOR without WordNet is None; `warn_of_absent` says why
         measured["distinct_outputs"] = {"value": measured["distinct_outputs"]}
         scores |= {prefix + name: {"value": None} if value is None else value for name, value in measured.items()}
     return scores

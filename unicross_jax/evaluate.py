@@ -6,6 +6,7 @@ clinical F1 by each convention (`common.metrics.clinical`). All with bootstrap i
 stand twice: against whole references, and against references cut as published figures cut them.
 """
 
+import dataclasses
 import itertools
 import shlex
 import sys
@@ -28,7 +29,7 @@ from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_report
 from common.metrics.studies import Scores, score_reports
-from common.metrics.text import evaluate_texts, one_line
+from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.models.clip import ModifiedResNet, normalise
 from common.report.environment import environment
 from common.report.page import Example as Shown
@@ -76,9 +77,11 @@ def evaluate_run(
             for study, text in zip(part.studies, outputs[MODEL], strict=True)
         ],
     )
-    result = {"split": split, "studies": len(part.studies), "step": trained.step, "systems": systems}
-    write_json(run_dir / "metrics.json", result)
-    write_report(run_dir, page(trained, run_dir, part, examples, written, outputs, systems, split))
+    counts = {"studies": len(part.studies), "step": trained.step}
+    absent = warn_of_absent(systems)
+    write_json(run_dir / "metrics.json", {"split": split, **counts, "systems": systems, "notes": absent})
+    shown = page(trained, run_dir, part, examples, written, outputs, systems, split)
+    write_report(run_dir, dataclasses.replace(shown, notes=[*shown.notes, *absent]))
     return systems
 
 

@@ -53,6 +53,15 @@ def _scores(
     )
 
 
+def absence() -> str:
+    """Why nltk/METEOR cannot be computed here, and how it can; "" where it can."""
+    try:
+        load_wordnet()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def load_wordnet() -> Any:
     """nltk's reader of WordNet: of the directory named by the user, else of nltk's data, else of Debian's wordnet-base.
 
@@ -70,8 +79,7 @@ def load_wordnet() -> Any:
         raise UserError(
             "nltk/METEOR needs WordNet, which is not installed: run "
             "python -c 'import nltk; nltk.download(\"wordnet\")', or install Debian's wordnet-base, or name a "
-            f"directory with the WordNet 3.0 database files in {WORDNET_VARIABLE}; without it, use --convention "
-            "coco, or all, which names METEOR as absent"
+            f"directory with the WordNet 3.0 database files in {WORDNET_VARIABLE}"
         ) from error
     return wordnet
 

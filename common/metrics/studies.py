@@ -32,6 +32,6 @@ def score_reports(texts: Sequence[str], studies: Sequence[ImageStudy], phantoms:
         references = [label_report(study.report) for study in studies]
         scores |= evaluate_labels(np.stack(classes), np.stack(references))
     measured = evaluate_texts([one_line(text) for text in texts], [one_line(study.report) for study in studies])
-    del measured["notes"]  # METEOR without WordNet is None, and shown as absent
+    del measured["notes"]  # METEOR without WordNet is None; `warn_of_absent` says why
     measured["distinct_outputs"] = {"value": measured["distinct_outputs"]}
     return scores | {name: {"value": None} if value is None else value for name, value in measured.items()}

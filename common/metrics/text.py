@@ -12,12 +12,13 @@
 All are fractions in [0, 1]. Texts are scored as given: nothing is lower-cased or cleaned first.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from common.errors import UserError
 from common.metrics.bootstrap import Measure, summarize
-from common.metrics.meteor import meteor, meteor_exact
+from common.metrics.meteor import absence, meteor, meteor_exact
 from common.metrics.overlap import coco_bleu, coco_rouge, ngram_statistics, nltk_bleu, nltk_rouge
 from common.metrics.tokenize import Language, characters, jieba_words
 
@@ -83,9 +84,28 @@ def text_measures(
             measures.append(score([*map(tokens, predictions)], [*map(tokens, references)]))
         except UserError as error:
             if convention == "nltk":
-                raise
+                raise UserError(
+                    f"{error}; without it, use --convention coco, or all, which names METEOR as absent"
+                ) from error
             notes["nltk/METEOR"] = str(error)
     return measures, notes
+
+
+def warn_of_absent(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A note for each metric without a value in the scores by system and name: why, and how to get it.
+
+    They are also printed to standard error.
+    """
+    names = {
+        name
+        for scores in systems.values()
+        for name, score in scores.items()
+        if name.endswith("nltk/METEOR") and score["value"] is None
+    }
+    notes = [f"{name} is absent: {absence()}" for name in sorted(names)]
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr, flush=True)
+    return notes
 
 
 def one_line(text: str) -> str:

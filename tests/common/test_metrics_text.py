@@ -8,7 +8,7 @@ from nltk.corpus.util import LazyCorpusLoader
 
 from common.errors import UserError
 from common.metrics import meteor
-from common.metrics.text import evaluate_texts
+from common.metrics.text import evaluate_texts, warn_of_absent
 from common.metrics.tokenize import characters, jieba_words
 
 BLEU_ROUGE = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L"]
@@ -119,6 +119,16 @@ def test_all_without_wordnet_names_meteor_as_absent_and_keeps_the_rest(no_wordne
     assert result["nltk/METEOR"] is None
     assert "nltk.download" in result["notes"]["nltk/METEOR"]
     assert result["nltk/BLEU-4"]["value"] == pytest.approx(1)
+
+
+def test_an_evaluation_says_what_is_absent_and_how_to_get_it(no_wordnet, capsys) -> None:
+    scores = {"coco/BLEU-4": {"value": 0.5}, "zh/nltk/METEOR-exact": {"value": 0.5}}
+    assert warn_of_absent({"model": scores}) == []
+    assert capsys.readouterr().err == ""
+    notes = warn_of_absent({"model": scores | {"en/nltk/METEOR": {"value": None}}, "constant": scores})
+    assert [note.partition(":")[0] for note in notes] == ["en/nltk/METEOR is absent"]
+    assert "nltk.download" in notes[0]
+    assert capsys.readouterr().err == f"warning: {notes[0]}\n"
 
 
 def test_chinese_meteor_needs_no_wordnet_and_says_that_it_is_exact(no_wordnet) -> None:
