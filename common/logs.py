@@ -9,7 +9,8 @@ never report text.
 import importlib.util
 import json
 import math
-import os
+import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,7 @@ from rich.progress import (
 )
 
 from common.errors import UserError
+from common.files import written_aside
 
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
@@ -97,11 +99,11 @@ def open_logs(
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             sinks = [
-                _jsonl_sink(stack, run_dir / METRICS_FILE, last_step, lambda metrics, timings: metrics),
-                _jsonl_sink(stack, run_dir / TIMINGS_FILE, last_step, lambda metrics, timings: timings),
+                _jsonl_sink(run_dir / METRICS_FILE, last_step, lambda metrics, timings: metrics),
+                _jsonl_sink(run_dir / TIMINGS_FILE, last_step, lambda metrics, timings: timings),
             ]
             if tensorboard:
-                sinks.append(_tensorboard_sink(stack, run_dir / "tensorboard", last_step))
+                sinks.append(_tensorboard_sink(run_dir / "tensorboard", last_step))
             if wandb_project is not None:
                 sinks.append(_wandb_sink(stack, run_dir, wandb_project))
         except OSError as error:
@@ -152,9 +154,8 @@ def _complete_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
 
 def _drop_after(path: Path, last_step: int) -> None:
     kept = [line for row, line in _complete_lines(path) if row["step"] <= last_step] if last_step >= 0 else []
-    aside = path.with_name(path.name + ".partial")
-    aside.write_bytes(b"".join(kept))
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        aside.write_bytes(b"".join(kept))
 
 
 def _python_value(value: Any) -> float | int | str:
@@ -169,38 +170,54 @@ def _json_row(step: int, values: Metrics) -> str:
     return json.dumps({"step": step, **finite}, allow_nan=False) + "\n"
 
 
-def _jsonl_sink(stack: ExitStack, path: Path, last_step: int, select: Callable[[Metrics, Timings], Metrics]) -> Sink:
+def _jsonl_sink(path: Path, last_step: int, select: Callable[[Metrics, Timings], Metrics]) -> Sink:
     _drop_after(path, last_step)
-    file = stack.enter_context(path.open("a", encoding="utf-8", newline="\n"))
 
     def write(step: int, metrics: Metrics, timings: Timings) -> None:
-        values = select(metrics, timings)
-        if not values:
-            return
-        try:
-            file.write(_json_row(step, values))
-            file.flush()
-        except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror}; make room and start the same command again"
-            ) from error
+        if values := select(metrics, timings):
+            _append(path, _json_row(step, values).encode())
 
     return write
 
 
-def _tensorboard_sink(stack: ExitStack, directory: Path, last_step: int) -> Sink:
-    from tensorboardX import SummaryWriter
+def _tensorboard_sink(directory: Path, last_step: int) -> Sink:
+    # tensorboardX's own writer has a thread, which ends on a full disk, and the run would wait for it without end.
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
 
-    # Events cannot be cut out of a file; purge_step makes TensorBoard hide those of the earlier attempt.
-    writer = SummaryWriter(logdir=str(directory), purge_step=last_step + 1)
-    stack.callback(writer.close)
+    directory.mkdir(exist_ok=True)
+    path = directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+
+    def add(**content: Any) -> None:
+        _append(path, _tensorboard_record(Event(wall_time=time.time(), **content).SerializeToString()))
+
+    add(file_version="brain.Event:2")
+    # Events cannot be cut out of a file; a start at a step makes TensorBoard hide those of the earlier attempt.
+    add(step=last_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(step: int, metrics: Metrics, timings: Timings) -> None:
-        for name, value in _tagged(metrics, timings).items():
-            if not isinstance(value, str):
-                writer.add_scalar(name, value, step)
+        values = _tagged(metrics, timings).items()
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values if not isinstance(value, str)]
+        add(step=step, summary=Summary(value=scalars))
 
     return write
+
+
+def _tensorboard_record(content: bytes) -> bytes:
+    """A TFRecord: the length, its checksum, the content, its checksum."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    length = struct.pack("<Q", len(content))
+    return length + struct.pack("<I", masked_crc32c(length)) + content + struct.pack("<I", masked_crc32c(content))
+
+
+def _append(path: Path, content: bytes) -> None:
+    """Add to the end of a file, at once."""
+    try:
+        with path.open("ab") as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; make room and start the same command again") from error
 
 
 def _wandb_sink(stack: ExitStack, run_dir: Path, project: str) -> Sink:

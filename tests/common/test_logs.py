@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import struct
 import sys
 from collections.abc import Callable
@@ -101,6 +102,21 @@ def test_an_unwritable_run_directory_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file, not a directory")
     with pytest.raises(UserError, match=r"cannot write the logs of .*--run-dir"):
         open_logs(tmp_path / "run", total_steps=1)
+
+
+def test_a_full_disk_is_named_at_the_row_that_it_refuses(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with open_logs(tmp_path, total_steps=9) as logs:
+        logs.write(1, {"loss": 1.0})
+        (events,) = (tmp_path / "tensorboard").iterdir()
+        for step, file in ((2, tmp_path / "metrics.jsonl"), (3, events)):
+            try:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size, limits[1]))
+                with pytest.raises(UserError, match=rf"cannot write .*{file.name}: File too large; make room"):
+                    logs.write(step, {"loss": 0.5})
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 3]
 
 
 def test_processes_other_than_the_first_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
