@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common.errors import UserError
+from common.files import written_aside
 
 Config = TypeVar("Config")
 
-_ASIDE = "config.json.partial"
+_ASIDE = re.compile(r"\.config\.json\.\d+\.partial")  # of a command that was killed while it wrote
 
 # What training and evaluation write into a run directory.
 RUN_NAMES = frozenset(
@@ -115,7 +116,7 @@ def check_run_directory(run_dir: Path, config: Any) -> None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if any(entry.name != _ASIDE for entry in run_dir.iterdir()):
+        if any(not _ASIDE.fullmatch(entry.name) for entry in run_dir.iterdir()):
             raise UserError(f"{run_dir}: is not empty and holds no config.json; give another --run-dir") from None
         return
     except (OSError, ValueError) as error:
@@ -133,12 +134,11 @@ def claim_run_directory(run_dir: Path, config: Any) -> None:
     Raises UserError as `check_run_directory` does, and where the disk refuses.
     """
     check_run_directory(run_dir, config)
-    path, aside = run_dir / "config.json", run_dir / _ASIDE
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         # Written also where it is there already: a run continues only where it can write.
-        aside.write_text(json.dumps(to_json(config), indent=2) + "\n", encoding="utf-8")
-        aside.replace(path)
+        with written_aside(run_dir / "config.json") as aside:
+            aside.write_text(json.dumps(to_json(config), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{run_dir}: cannot be written ({error.strerror}); give another --run-dir") from error
 

@@ -34,9 +34,10 @@ Rows {"id", "prompt"} become rows {"id", "text", "token_ids", "log_probs", "fini
 "length", and token_ids includes the stop token. log_probs are those of softmax(logits / temperature) before top-k and
 top-p, over all rows of the embedding, also those beyond the tokenizer's last id, which write no text; a greedy or beam
 choice is scored at temperature 1. With --score, rows {"id", "prompt", "completion"} become
-rows {"id", "token_ids", "log_probs", "total"}. A row's result does not depend on the rows beside it. Where --output
-holds rows already, they are kept and the rest is done; OUTPUT.config.json says with what they were begun, and they
-are not continued with anything else."""
+rows {"id", "token_ids", "log_probs", "total"}. Of generation_config.json only what ends an answer is used: tokens are
+chosen by the options below alone, without a repetition penalty. A row's result does not depend on the rows beside it.
+Where --output holds rows already, they are kept and the rest is done; OUTPUT.config.json says with what they were
+begun, and they are not continued with anything else."""
 
 
 @dataclasses.dataclass(frozen=True)

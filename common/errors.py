@@ -1,12 +1,17 @@
 """What a user sees when the input is wrong: one line, exit code 2, no traceback."""
 
 import argparse
+import contextlib
+import errno
+import os
 import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from common.devices import join_hosts, prefer_what_is_there
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk says
 
 
 class UserError(Exception):
@@ -26,7 +31,8 @@ class Parser(argparse.ArgumentParser):
 def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Run a command, with other hosts if the environment names some.
 
-    A UserError becomes one line on standard error and exit code 2, and so does a device that has too little memory.
+    A UserError becomes one line on standard error and exit code 2, and so do a device that has too little memory and a
+    full disk.
     """
     prefer_what_is_there()
     try:
@@ -35,17 +41,33 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
         except (ValueError, RuntimeError) as error:
             raise UserError(str(error)) from error
         code = main(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
     except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(2, str(error))
     except RuntimeError as error:  # JAX's own kind is one
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        print(f"error: {out_of_memory(str(error))}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(2, out_of_memory(str(error)))
     except BrokenPipeError:
-        raise SystemExit(1) from None
+        _end(1)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _end(2, f"{error.filename or 'a file or standard output'}: cannot be written ({error.strerror}); make room")
     raise SystemExit(code or 0)
+
+
+def _end(code: int, message: str = "") -> NoReturn:
+    """Say the message in one line and exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What it still holds would be refused once more when Python ends, with another message and another code.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if message:
+        print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(code) from None
 
 
 def out_of_memory(message: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from common.config import differences
 from common.errors import UserError
+from common.files import written_aside
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which UTF-8 cannot write
 
@@ -53,14 +54,9 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     Raises UserError where the disk or the folder refuses.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        try:
-            with aside.open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
@@ -102,9 +98,8 @@ def claim_output(path: Path, settings: Mapping[str, Any]) -> None:
     beside = path.with_name(f"{path.name}.config.json")
     try:
         if not (path.exists() and path.stat().st_size):
-            aside = path.with_name(f".{beside.name}.{os.getpid()}.partial")
-            aside.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            aside.replace(beside)
+            with written_aside(beside) as aside:
+                aside.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             return
         kept = _parse(beside.read_bytes(), str(beside)) if beside.exists() else settings
     except OSError as error:
@@ -129,14 +124,16 @@ def row_writer(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
 
         return write
 
-    if path is None:
-        yield write_to(sys.stdout)
-        return
     try:
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            yield write_to(file)
+        if path is None:
+            yield write_to(sys.stdout)
+        else:
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                yield write_to(file)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{path or 'standard output'}: cannot be written ({error.strerror})") from error
 
 
 def _rows(content: bytes, path: str | Path, required: Mapping[str, type | UnionType]) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ the host there is never more than one leaf beside the finished tree. Paths of le
 import contextlib
 import dataclasses
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from common.errors import UserError
+from common.files import written_aside
 from common.types import PyTree
 
 Index = tuple[slice, ...]
@@ -241,11 +241,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object, indented as on the hub, beside `file`, then rename. Raises UserError."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    with writing(file.parent), contextlib.ExitStack() as stack:
-        stack.callback(aside.unlink, missing_ok=True)
+    with writing(file.parent), written_aside(file) as aside:
         aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        aside.replace(file)
 
 
 @contextlib.contextmanager

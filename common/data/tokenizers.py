@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from common.errors import UserError
+from common.files import written_aside
 from common.models.qwen2 import Qwen2Config
 from common.weights import read_json, writing
 
@@ -305,10 +306,8 @@ def build_word_tokenizer(texts: Iterable[str], minimum_count: int = 3) -> WordTo
 def save_words(file: str | Path, tokenizer: WordTokenizer) -> None:
     """Write the vocabulary that `load_tokenizer` reads: {"words": [...]}, without the reserved ones."""
     file = Path(file)
-    aside = file.with_name(f".{file.name}.partial")
-    with writing(file):
+    with writing(file), written_aside(file) as aside:
         aside.write_text(json.dumps({"words": tokenizer.words}, ensure_ascii=False, indent=0), encoding="utf-8")
-        aside.replace(file)
 
 
 @functools.cache

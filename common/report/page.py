@@ -5,7 +5,6 @@ configuration) passes jinja2's escaping, and no script can run in it.
 """
 
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from markupsafe import Markup
 
 from common.data.images import GreyImage
 from common.errors import UserError
+from common.files import written_aside
 from common.report.differences import differences
 from common.report.pictures import WordAttention, check_attention, looks, picture
 from common.report.plots import SERIES_COLOURS, training_charts
@@ -86,12 +86,11 @@ class Bar(NamedTuple):
 def write_report(run_dir: Path, page: Page) -> Path:
     """Write the page into the run directory and return its path. Raises UserError if that cannot be written."""
     path = run_dir / REPORT_FILE
-    aside = path.with_name(REPORT_FILE + ".partial")
     html = render(page)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        aside.write_text(html, encoding="utf-8")
-        os.replace(aside, path)
+        with written_aside(path) as aside:
+            aside.write_text(html, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another run directory") from error
     return path

@@ -1,5 +1,8 @@
 """What is said where something goes wrong: one line and a code of its own."""
 
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import pytest
 
@@ -19,6 +22,14 @@ def test_what_compilers_say_of_memory():
     of_tpu = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Used 20.5G of 15.7G hbm. Exceeded by 4.8G."
     assert "(20.5G asked for)" in out_of_memory(of_tpu)
     assert "XLA does not say how much" in out_of_memory("RESOURCE_EXHAUSTED: full")
+
+
+def test_a_full_disk_behind_standard_output_is_one_line():
+    code = "from common.errors import run_cli; run_cli(lambda arguments: print('x'), [])"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: a file or standard output: cannot be written (No space left on device); make room\n"
 
 
 def test_other_errors_keep_their_traceback():

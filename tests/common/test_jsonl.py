@@ -1,9 +1,16 @@
 """Rows in and out: order, line numbers in errors, whole files only."""
 
+import resource
+
 import pytest
 
+from common.config import claim_run_directory
+from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
 from common.jsonl import claim_output, read_rows, rows_done, write_rows
+from common.lora import LoraConfig
+from common.report.page import Page, write_report
+from common.weights import write_json
 
 REQUIRED = {"id": str | int, "text": str}
 
@@ -67,6 +74,25 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path) -> None:
         write_rows(path, rows())
     assert [row["id"] for row in read_rows(path, {"id": str})] == ["old"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for write in (
+        lambda path: write_rows(path, [{"id": 1}]),
+        lambda path: claim_output(path, {"model": "m"}),
+        lambda path: write_json(path, {"a": 1}),
+        lambda path: claim_run_directory(path, LoraConfig()),
+        lambda path: write_report(path, Page(title="t", verdict="v", command="c")),
+        lambda path: save_words(path, WordTokenizer(("a",))),
+    ):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+            with pytest.raises(UserError, match=r"File too large"):
+                write(tmp_path / "out")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path) -> None:
