@@ -71,7 +71,7 @@ def save_latest(checkpoints: Checkpoints, state: TrainState, data: dict[str, int
     step = int(state.step)
     if step in checkpoints.latest.all_steps():
         return
-    _check_room(checkpoints.latest.directory, state)
+    _check_room(checkpoints.latest, state)
     trainable, rest = _split(state)
     items = ocp.args.Composite(
         trainable=ocp.args.StandardSave(trainable),
@@ -88,7 +88,7 @@ def save_best(checkpoints: Checkpoints, state: TrainState, value: float) -> None
     step = int(state.step)
     if step in checkpoints.best.all_steps():
         return
-    _check_room(checkpoints.best.directory, state.trainable)
+    _check_room(checkpoints.best, state.trainable)
     items = ocp.args.Composite(
         trainable=ocp.args.StandardSave(state.trainable), note=ocp.args.JsonSave(checkpoints.note)
     )
@@ -150,13 +150,19 @@ def _abstract(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
 
 
-def _check_room(directory: Any, tree: PyTree) -> None:
+def _check_room(manager: ocp.CheckpointManager, tree: PyTree) -> None:
     """Raise UserError where the disk has no room for this process's part of `tree`.
 
-    Asked beforehand, because the threads that write print a traceback each when the disk is full.
+    Asked beforehand, because the threads that write print a traceback each when the disk is full. What is still being
+    written is waited for first: it may replace an older checkpoint, and is whole when the run ends here.
     """
+    directory: Any = manager.directory
     shards = [shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards if shard.replica_id == 0]
     needed, free = sum(shard.data.nbytes for shard in shards) + METADATA_BYTES, shutil.disk_usage(directory).free
+    if free < needed:
+        with _disk_errors(directory):
+            manager.wait_until_finished()
+        free = shutil.disk_usage(directory).free
     if free < needed:
         raise UserError(
             f"{directory}: the checkpoint could not be written (No space left: it takes {needed / 1e6:.1f} MB and "
