@@ -29,7 +29,7 @@ def group_images(images: Sequence[str], study: str) -> list[tuple[str, ...]]:
     """The images of each study: each image alone, or all in one ("one"), or by what their names have in common.
 
     `study` is then a regular expression; images in whose paths it finds the same text are one study, in the order
-    given. Raises UserError where it finds nothing.
+    given. Raises UserError where it finds nothing, or an empty text, which all paths have in common.
     """
     if not images:
         raise UserError("unicross report: no image; name one or more PNG or JPEG files")
@@ -44,7 +44,7 @@ def group_images(images: Sequence[str], study: str) -> list[tuple[str, ...]]:
         raise UserError(f"--study {study}: no regular expression ({error}); expected each, one or one") from error
     for image in images:
         found = pattern.search(image)
-        if found is None:
+        if found is None or not found[0]:
             raise UserError(f"{image}: --study {study} finds nothing in it; expected what names the study")
         groups.setdefault(found[0], []).append(image)
     return [tuple(group) for group in groups.values()]
@@ -57,6 +57,8 @@ def report_images(
     groups = group_images(images, study)
     for group in groups:
         for image in group:
+            if Path(image).is_dir():
+                raise UserError(f"{image}: a folder; expected a PNG or JPEG image, name those in it ({image}/*.png)")
             if not Path(image).is_file():
                 raise UserError(f"{image}: no such file; expected a PNG or JPEG image")
             if image.encode(errors="replace").decode() != image:

@@ -236,6 +236,17 @@ def test_a_file_name_that_is_no_text_is_refused(refused, images, tmp_path):
     assert not (tmp_path / "out.jsonl").exists()
 
 
+@pytest.mark.parametrize("pattern", ["", r"\d*", "nobody"])
+def test_images_are_not_one_study_for_an_empty_text_that_all_names_have(refused, images, tmp_path, pattern):
+    output = tmp_path / "out.jsonl"
+    assert f"--study {pattern}".strip() in refused(["report", *images, "--study", pattern, "--output", str(output)])
+    assert not output.exists()
+
+
+def test_a_folder_of_images_is_no_image(refused, tmp_path):
+    assert "a folder; expected a PNG or JPEG image" in refused(["report", str(tmp_path)])
+
+
 def test_an_indication_is_read_as_the_words_that_clip_knows():
     words = build_word_tokenizer(["shortness of breath"], 1)
 
