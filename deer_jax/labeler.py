@@ -74,12 +74,13 @@ class Encoded(NamedTuple):
 class Labels(NamedTuple):
     """What a labeler says of N texts: the likeliest class of each label, all logits, and how many texts were cut.
 
-    Logits are -inf beyond the classes of a label.
+    Logits are -inf beyond the classes of a label. `unknown` counts texts with a word that the vocabulary lacks.
     """
 
     classes: Int[np.ndarray, "N K"]
     logits: Float[np.ndarray, "N K C"]
     cut: int
+    unknown: int
 
 
 def load_labeler(
@@ -241,7 +242,10 @@ def label_texts(labeler: Labeler, texts: Sequence[str], batch_size: int = 32) ->
     logits = np.full((len(texts), len(config.labels), max(config.classes)), -np.inf, np.float32)
     for rows, ids, mask in token_batches(labeler, encoded, batch_size):
         logits[rows] = np.asarray(_jitted_logits(config, labeler.params, ids, mask))
-    return Labels(logits.argmax(-1).astype(np.int8), logits, sum(encoded.cut))
+    unknown = labeler.tokenizer.token_to_id(UNKNOWN)
+    return Labels(
+        logits.argmax(-1).astype(np.int8), logits, sum(encoded.cut), sum(unknown in ids for ids in encoded.ids)
+    )
 
 
 def classes_of_groups(labeler: Labeler, groups: Sequence[Sequence[str]]) -> list[Int[np.ndarray, "G K"]]:

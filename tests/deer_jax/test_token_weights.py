@@ -14,11 +14,13 @@ from common.jsonl import write_rows
 from common.models.bert import BertConfig, ClassifierConfig, chexbert_logits, init_classifier, word_embeddings
 from common.models.bert_weights import save_classifier
 from deer_jax.cli import dispatch
-from deer_jax.labeler import Labeler, is_wordpiece, make_tokenizer, save_vocabulary
+from deer_jax.judge import make_judge
+from deer_jax.labeler import Labeler, is_wordpiece, label_texts, make_tokenizer, save_vocabulary
 from deer_jax.rewards import load_function
 from deer_jax.saliency import saliency, target_score, token_saliency
 from deer_jax.token_weights import (
     Group,
+    Rollout,
     checked_scores,
     gradient_scores,
     read_rollout,
@@ -132,6 +134,17 @@ def test_words_beyond_the_labelers_window_have_no_score(labeler):
     ((own,),) = gradient_scores([ill], labeler)
     assert (own[:10] > 0).all()
     assert not own[10:].any()
+
+
+def test_what_is_odd_for_the_labeler_is_counted(labeler):
+    references = ["no edema", "heart"]
+    judge = make_judge(references, labeler, uniform_scores, 0.0)
+    texts = [["edema " * 20, "no edema"], ["", "heart \N{LUNGS} ."]]
+    groups = [[Rollout((), text, np.zeros((0, 2), int)) for text in own] for own in texts]
+    measured = {name: values.mean() for name, values in judge(np.array([0, 1]), groups, 0).measured.items()}
+    assert measured["beyond_labeler_window"] == measured["unknown_to_labeler"] == 0.25
+    positive = (label_texts(labeler, references).classes == 1).any(-1)
+    assert measured["no_positive_reference"] == 1 - positive.mean()
 
 
 def by_length(groups):
