@@ -61,13 +61,18 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
+def check_folder(path: Path | None) -> None:
+    """Raise UserError where the folder of a file to be written at the end of long work is missing."""
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"{path}: its folder does not exist; make it first")
+
+
 def rows_done(path: Path, ids: Sequence[str | int], required: Mapping[str, type | UnionType]) -> int:
     """How many rows a file to be continued holds already; a torn last row of ours is cut off.
 
     Raises UserError, and leaves every byte, where its folder is missing or its rows are not those of the first `ids`.
     """
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: its folder does not exist; make it first")
+    check_folder(path)
     if not path.exists():
         return 0
     try:

@@ -7,7 +7,7 @@ number of steps.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,13 +126,14 @@ def run_ablation(
     sft = dataclasses.replace(sft, model=sft_model, seed=seeds[0], tensorboard=config.tensorboard, **shared)
     start = directory / "sft" / "model"
     check_run_directory(directory / "sft", sft)
+    check_labeler(config, rows.values())
     labeler = reward_labeler(config.reward)
-    if not start.is_dir():
-        run_sft(sft, directory / "sft")
     parts = read_parts(dataclasses.replace(config.data, ids=""), Quarantine())
     if "test" not in parts:
         raise UserError(f"{PROGRAM}: the data has no test part, on which the rows would be compared")
     part = parts["test"]
+    if not start.is_dir():
+        run_sft(sft, directory / "sft")
     score = functools.partial(score_model, part=part, layout=config.data.layout, labeler=labeler)
     table = {SFT: [score(held_out_reports(config, start, directory / "sft"))]}
     others = nearest(config, start, parts["train"], part)
@@ -147,6 +148,16 @@ def run_ablation(
             reports = rl_reports(with_variant(config, variant, start, chosen, seed), run_dir)
             table.setdefault(name, []).append(score(reports))
     return table
+
+
+def check_labeler(config: RlConfig, variants: Iterable[Variant]) -> None:
+    """Raise UserError where no labeler is named and a row needs one, before anything is trained."""
+    read = [not config.reward.function, *(own.weights == "gradient" or own.fraction < 1 for own in variants)]
+    if any(read) and not config.reward.labeler:
+        raise UserError(
+            f"{PROGRAM}: rewards, gradient weights and the choice of studies need a labeler; name one with "
+            "--reward.labeler"
+        )
 
 
 def run_name(variant: Variant, seed: int) -> str:

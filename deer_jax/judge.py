@@ -84,6 +84,7 @@ def make_judge(
             measured["label_f1"] = label_f1(found.classes, expected[of_text])
             measured["no_positive_reference"] = ~(expected[of_text] == POSITIVE).any(-1)
             measured["beyond_labeler_window"] = np.full(len(texts), found.cut / len(texts))
+            measured["unknown_to_labeler"] = np.full(len(texts), found.unknown / len(texts))
         if reward is not None:
             rewards = checked_rewards(reward(texts, against), len(texts), names[0])
         else:

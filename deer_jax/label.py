@@ -104,8 +104,10 @@ def _gathered(found: Labels, share: int) -> Labels:
         return found
     missing = share - len(found.classes)
     classes, logits = (np.pad(part, [(0, missing)] + [(0, 0)] * (part.ndim - 1)) for part in found[:2])
-    classes, logits, cut = multihost_utils.process_allgather((classes, logits, np.int64(found.cut)))
-    return Labels(classes.reshape(-1, *classes.shape[2:]), logits.reshape(-1, *logits.shape[2:]), int(cut.sum()))
+    counts = np.array([found.cut, found.unknown])
+    classes, logits, counts = multihost_utils.process_allgather((classes, logits, counts))
+    flat = (part.reshape(-1, *part.shape[2:]) for part in (classes, logits))
+    return Labels(*flat, *map(int, counts.sum(0)))
 
 
 def _chunks(rows: int, done: int, size: int) -> Iterator[range]:

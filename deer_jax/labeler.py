@@ -22,7 +22,7 @@ from common.models.bert import ClassifierConfig, chexbert_logits, word_embedding
 from common.models.bert_weights import load_classifier
 from common.parallel import Layout, make_layout, place, place_batch
 from common.types import PyTree
-from common.weights import writing
+from common.weights import read_json, writing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -74,12 +74,13 @@ class Encoded(NamedTuple):
 class Labels(NamedTuple):
     """What a labeler says of N texts: the likeliest class of each label, all logits, and how many texts were cut.
 
-    Logits are -inf beyond the classes of a label.
+    Logits are -inf beyond the classes of a label. `unknown` counts texts with a word that the vocabulary lacks.
     """
 
     classes: Int[np.ndarray, "N K"]
     logits: Float[np.ndarray, "N K C"]
     cut: int
+    unknown: int
 
 
 def load_labeler(
@@ -122,8 +123,9 @@ def labeler_path(path: str | Path) -> Path:
 
 def _vocabulary_directory(file: Path, option: str, policy: Path | None) -> Path:
     """Where the vocabulary of a labeler that is a single file lies. Raises UserError."""
-    # A policy's tokenizer.json is that of its language model.
-    places = [(file.parent, VOCABULARY), (file.parent, WHOLE), *([] if policy is None else [(policy, VOCABULARY)])]
+    places = [(file.parent, VOCABULARY), (file.parent, WHOLE)]
+    if policy is not None:  # whose tokenizer.json is as a rule that of its language model
+        places += [(policy, VOCABULARY), *([(policy, WHOLE)] if is_wordpiece(policy) else [])]
     for directory, name in places:
         if (directory / name).is_file():
             return directory
@@ -131,6 +133,14 @@ def _vocabulary_directory(file: Path, option: str, policy: Path | None) -> Path:
         f"{file}: holds no vocabulary; put the vocab.txt of bert-base-uncased beside it, or name its directory with "
         f"{option}"
     )
+
+
+def is_wordpiece(directory: Path) -> bool:
+    """Whether the tokenizer of a directory is of BERT's kind. Raises UserError for a damaged `tokenizer.json`."""
+    if (whole := directory / WHOLE).is_file():
+        return "max_input_chars_per_word" in (read_json(whole).get("model") or {})  # of WordPiece alone
+    bare = (directory / VOCABULARY).is_file()  # beside which BPE and SentencePiece models may lie
+    return bare and not (directory / "vocab.json").is_file() and not any(directory.glob("*.model"))
 
 
 def load_tokenizer(directory: Path) -> "Tokenizer":
@@ -232,7 +242,10 @@ def label_texts(labeler: Labeler, texts: Sequence[str], batch_size: int = 32) ->
     logits = np.full((len(texts), len(config.labels), max(config.classes)), -np.inf, np.float32)
     for rows, ids, mask in token_batches(labeler, encoded, batch_size):
         logits[rows] = np.asarray(_jitted_logits(config, labeler.params, ids, mask))
-    return Labels(logits.argmax(-1).astype(np.int8), logits, sum(encoded.cut))
+    unknown = labeler.tokenizer.token_to_id(UNKNOWN)
+    return Labels(
+        logits.argmax(-1).astype(np.int8), logits, sum(encoded.cut), sum(unknown in ids for ids in encoded.ids)
+    )
 
 
 def classes_of_groups(labeler: Labeler, groups: Sequence[Sequence[str]]) -> list[Int[np.ndarray, "G K"]]:

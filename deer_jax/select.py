@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common.errors import Parser, UserError
-from common.jsonl import read_rows, write_rows
+from common.jsonl import check_folder, read_rows, write_rows
 from common.metrics.clinical import FINDINGS
 from deer_jax.ddsampling import (
     Strategy,
@@ -63,6 +63,7 @@ def main(arguments: list[str]) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.exponent is not None and chosen.strategy != "log-rank":
         raise UserError(f"deer select: --exponent is for --strategy log-rank; leave it out with {chosen.strategy}")
+    check_folder(chosen.output)
     exponent = 1.0 if chosen.exponent is None else chosen.exponent
     result = choose(read_studies(chosen.file), chosen.fraction, chosen.seed, chosen.strategy, exponent)
     if chosen.output is not None:

@@ -15,7 +15,7 @@ from common.jsonl import SURROGATE, read_rows
 from deer_jax import labeler as wordpiece
 from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept
 from deer_jax.judge import score_function
-from deer_jax.labeler import VOCABULARY, WHOLE, Labeler, encode, label_texts, load_labeler
+from deer_jax.labeler import Labeler, encode, is_wordpiece, label_texts, load_labeler
 from deer_jax.rewards import load_function
 from deer_jax.token_weights import (
     STRENGTH,
@@ -154,9 +154,9 @@ def _shown(rollout: Rollout, scores: np.ndarray, weights: np.ndarray) -> dict[st
 def rollout_reader(directory: Path) -> tuple[Callable[[str], Rollout], tuple[int, ...]]:
     """What tokenises a text as the policy's tokenizer does, and the ids that end a report.
 
-    A directory with nothing but a WordPiece vocabulary is read as the labeler reads it. Raises UserError.
+    A WordPiece tokenizer is read as the labeler reads it. Raises UserError.
     """
-    if (directory / VOCABULARY).is_file() and not (directory / WHOLE).is_file():
+    if is_wordpiece(directory):
         pieces = wordpiece.load_tokenizer(directory)
 
         def read_pieces(text: str) -> Rollout:

@@ -111,9 +111,13 @@ def test_rollouts_that_are_no_texts_are_refused(tmp_path, command, rollouts):
 
 @pytest.mark.parametrize(
     ("command", "said"),
-    [("rewards --gamma nan", "--gamma nan is not finite"), ("masking --seed -1", "seed: -1")],
+    [
+        ("rewards --gamma nan", "--gamma nan is not finite"),
+        ("masking --seed -1", "seed: -1"),
+        ("page --output nowhere/page.html", "its folder does not exist"),
+    ],
 )
-def test_numbers_that_make_no_sense_are_refused(tmp_path, command, said):
+def test_options_that_make_no_sense_are_refused_first(tmp_path, command, said):
     what, *options = command.split()
     with pytest.raises(UserError, match=said):
         dispatch(["analyse", what, "rows.jsonl", "--labeler", "phantom", "--tokenizer", str(tmp_path), *options])

@@ -206,6 +206,7 @@ def test_only_the_strength_of_minus_1_is_the_papers():
         (["sample", "--output", "x.jsonl", "--rollout.temperature", "nan"], "temperature"),
         (["sample", "--output", "x.jsonl", "--seed", "-1"], "seed: -1"),
         (["ablation", "components", "--directory", "x", "--seeds", "0", "-1"], "seed: -1"),
+        (["ablation", "rewards", "--directory", "x", "--reward.labeler", ""], "name one with --reward.labeler"),
         (["sft", "--run-dir", "x", "--model.base", ""], "model.base"),
         (["sft"], "--run-dir"),
         (["ablation", "rewards"], "--directory"),

@@ -195,6 +195,7 @@ def test_a_labeler_in_one_file_needs_no_option_where_its_vocabulary_is_beside_it
         (["--labeler", "/nowhere"], "/nowhere: no such labeler"),
         (["--language", "de"], "invalid choice"),
         (["--predictions", "/nowhere.jsonl"], "/nowhere.jsonl: cannot be read"),
+        (["--output", "/nowhere/m.json", "--labeler", "not read"], "/nowhere/m.json: its folder does not exist"),
     ],
 )
 def test_bad_options_are_refused(files, change, message):

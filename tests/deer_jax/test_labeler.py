@@ -196,7 +196,7 @@ def test_a_config_beside_a_single_file_must_make_sense(labeler, saved, heads):
         load_labeler(saved / "chexbert.pth")
 
 
-@pytest.mark.parametrize("kind", ["vocab.txt", "tokenizer.json", "with the policy"])
+@pytest.mark.parametrize("kind", ["vocab.txt", "tokenizer.json", "with the policy", "of the policy"])
 def test_the_vocabulary_of_a_single_file_lies_beside_it_or_with_the_policys_tokenizer(labeler, saved, tmp_path, kind):
     state = {name: torch.from_numpy(values) for name, values in load_file(saved / "model.safetensors").items()}
     torch.save({"model_state_dict": state}, saved / "chexbert.pth")
@@ -205,6 +205,9 @@ def test_the_vocabulary_of_a_single_file_lies_beside_it_or_with_the_policys_toke
     if kind == "tokenizer.json":
         (saved / "vocab.txt").unlink()
         labeler.tokenizer.save(str(saved / "tokenizer.json"))
+    if kind == "of the policy":
+        (saved / "vocab.txt").unlink()
+        labeler.tokenizer.save(str(policy / "tokenizer.json"))
     if kind == "with the policy":
         (saved / "vocab.txt").rename(policy / "vocab.txt")
         with pytest.raises(UserError, match=r"holds no vocabulary.* --mine"):

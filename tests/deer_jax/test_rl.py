@@ -10,7 +10,7 @@ import pytest
 from common.checkpoint import open_checkpoints
 from common.data.pipeline import make_iterator
 from common.data.tokenizers import WordTokenizer
-from common.decode import Prompts
+from common.decode import Generated, Prompts
 from common.generate import DecodeSettings
 from common.optim import OptimConfig, make_optimizer, make_schedule
 from common.parallel import MeshConfig, make_layout, place
@@ -20,7 +20,8 @@ from common.train_loop import train
 from deer_jax.ditpo import Objective
 from deer_jax.judge import make_judge, score_function
 from deer_jax.policy import text_policy
-from deer_jax.rl import StudyBatch, make_rl_step, plan_studies, reward_measures
+from deer_jax.rl import StudyBatch, make_rl_step, plan_studies, reward_measures, rollout_measures
+from deer_jax.token_weights import Rollout
 from tests import tiny
 
 WORDS = WordTokenizer(tuple(f"word{number}" for number in range(tiny.CONFIG.vocab_size - 4)))
@@ -170,6 +171,16 @@ def test_rewards_are_told_as_in_table_7(rewards, expected):
     measured = reward_measures(np.array(rewards, float))
     for name, value in expected.items():
         assert measured[name].mean() == pytest.approx(value)
+
+
+def test_endless_empty_and_undecodable_reports_are_counted():
+    texts = [["edema", "", " \n"], ["a\ufffd", "\N{LUNGS}", "no"]]
+    groups = [[Rollout((), text, np.zeros((0, 2), int)) for text in own] for own in texts]
+    lengths, stopped = np.array([[2, 1, 2], [5, 5, 2]]), np.array([[True, True, True], [False, False, True]])
+    tokens = np.zeros((2, 3, 5), int)
+    measured = rollout_measures(Generated(tokens, tokens.astype(float), lengths, stopped), groups)
+    found = {name: values.mean() for name, values in measured.items()}
+    assert found == pytest.approx({"new_tokens": 17 / 6, "unfinished": 1 / 3, "empty": 1 / 3, "invalid_text": 1 / 6})
 
 
 def test_a_reward_of_nan_and_empty_reports_do_no_harm(tmp_path):

@@ -14,11 +14,13 @@ from common.jsonl import write_rows
 from common.models.bert import BertConfig, ClassifierConfig, chexbert_logits, init_classifier, word_embeddings
 from common.models.bert_weights import save_classifier
 from deer_jax.cli import dispatch
-from deer_jax.labeler import Labeler, make_tokenizer, save_vocabulary
+from deer_jax.judge import make_judge
+from deer_jax.labeler import Labeler, is_wordpiece, label_texts, make_tokenizer, save_vocabulary
 from deer_jax.rewards import load_function
 from deer_jax.saliency import saliency, target_score, token_saliency
 from deer_jax.token_weights import (
     Group,
+    Rollout,
     checked_scores,
     gradient_scores,
     read_rollout,
@@ -26,6 +28,7 @@ from deer_jax.token_weights import (
     uniform_scores,
     weights_of,
 )
+from deer_jax.weights import rollout_reader
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "no", "pleural", "eff", "##usion", "heart", "edema", "."]
 ENCODER = BertConfig(
@@ -133,6 +136,17 @@ def test_words_beyond_the_labelers_window_have_no_score(labeler):
     assert not own[10:].any()
 
 
+def test_what_is_odd_for_the_labeler_is_counted(labeler):
+    references = ["no edema", "heart"]
+    judge = make_judge(references, labeler, uniform_scores, 0.0)
+    texts = [["edema " * 20, "no edema"], ["", "heart \N{LUNGS} ."]]
+    groups = [[Rollout((), text, np.zeros((0, 2), int)) for text in own] for own in texts]
+    measured = {name: values.mean() for name, values in judge(np.array([0, 1]), groups, 0).measured.items()}
+    assert measured["beyond_labeler_window"] == measured["unknown_to_labeler"] == 0.25
+    positive = (label_texts(labeler, references).classes == 1).any(-1)
+    assert measured["no_positive_reference"] == 1 - positive.mean()
+
+
 def by_length(groups):
     return [[np.arange(len(rollout.tokens)) for rollout in group.rollouts] for group in groups]
 
@@ -168,6 +182,33 @@ def test_the_command_takes_a_function_of_ones_own(tmp_path, capsys, monkeypatch)
     dispatch([*command, "--method", "tfidf"])
     first = json.loads(capsys.readouterr().out)["rollouts"][0]
     np.testing.assert_allclose(first["weights"], 1 + 4 * np.log(2) / 3)
+
+
+@pytest.mark.parametrize("files", [["vocab.txt"], ["tokenizer.json"], ["vocab.txt", "tokenizer.json"]])
+def test_a_policy_with_bert_s_tokenizer_is_read_as_the_labeler_reads(labeler, tmp_path, files):
+    save_vocabulary(tmp_path / "vocab.txt", labeler.tokenizer)
+    labeler.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    for name in {"vocab.txt", "tokenizer.json"} - set(files):
+        (tmp_path / name).unlink()
+    read, stop_ids = rollout_reader(tmp_path)
+    rollout = read("No  effusion")
+    assert [rollout.text[start:end] for start, end in rollout.spans] == ["No", "eff", "usion"]
+    assert stop_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"vocab.txt": ""}, True),
+        ({"vocab.txt": "", "vocab.json": "{}", "merges.txt": ""}, False),
+        ({"vocab.txt": "", "tokenizer.model": ""}, False),
+        ({"vocab.txt": "", "tokenizer.json": '{"model": {"type": "BPE"}}'}, False),
+    ],
+)
+def test_the_labelers_vocabulary_beside_a_policys_tokenizer_is_not_taken_for_that(tmp_path, files, found):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    assert is_wordpiece(tmp_path) is found
 
 
 def test_only_weights_that_read_the_labeler_load_it_and_what_it_cuts_is_told(labeler, tmp_path, capsys):
