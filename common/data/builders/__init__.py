@@ -8,6 +8,7 @@ training many epochs) at `--shorter-side 256`. Large collections can be prepared
 import contextlib
 import functools
 import itertools
+import json
 import re
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from common.data.images import encode_png, read_image, resize_shorter
 from common.data.records import Quarantine
 from common.data.studies import ImageStudy, Splits
 from common.errors import UserError
+from common.jsonl import write_rows
 from common.weights import writing
 
 BYTES = tfds.features.Tensor(shape=(), dtype=np.object_)  # encoded images: TFDS's Image would decode every one
@@ -37,7 +39,7 @@ class StudiesConfig(tfds.core.BuilderConfig):
 
     splits: Splits = field(default_factory=dict, repr=False)  # TFDS logs the config, and reports are patient data
     shorter_side: int | None = None
-    beam: bool = False
+    studies_in: Path | None = None  # for Beam: a folder that all workers see
 
 
 class ImageStudies(tfds.core.GeneratorBasedBuilder):
@@ -57,16 +59,20 @@ class ImageStudies(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {name: self._generate_examples(studies) for name, studies in self.builder_config.splits.items()}
+        return {name: self._generate_examples(name, studies) for name, studies in self.builder_config.splits.items()}
 
-    def _generate_examples(self, studies: Sequence[ImageStudy]) -> Any:
+    def _generate_examples(self, split: str, studies: Sequence[ImageStudy]) -> Any:
         """Keys and rows, or the Beam transform that makes them."""
         to_rows = functools.partial(_rows, shorter_side=self.builder_config.shorter_side)
-        if not self.builder_config.beam:
+        if self.builder_config.studies_in is None:
             return itertools.chain.from_iterable(map(to_rows, studies))
         import apache_beam
 
-        return apache_beam.Create(studies) | apache_beam.FlatMap(to_rows)
+        # By way of a file: a pipeline that held the reports of a large collection would be too large to submit.
+        file = self.builder_config.studies_in / f"{split}.jsonl"
+        write_rows(file, ({**vars(study), "images": list(map(str, study.images))} for study in studies))
+        read = apache_beam.io.ReadFromText(str(file)) | apache_beam.Map(_from_line) | apache_beam.Reshuffle()
+        return read | apache_beam.FlatMap(to_rows)
 
 
 def prepare(
@@ -86,15 +92,16 @@ def prepare(
     """
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"{name!r} cannot name a data set; expected letters, digits, dots and dashes")
-    config = StudiesConfig(name=name, splits=splits, shorter_side=shorter_side, beam=beam_options is not None)
+    config = StudiesConfig(name=name, splits=splits, shorter_side=shorter_side)
     builder = ImageStudies(data_dir=str(output), config=config, file_format="array_record")
     folder = Path(builder.data_dir)
     if folder.exists():
         raise UserError(f"{folder}: exists already; remove it, or choose another --output or --name")
     options = tfds.download.DownloadConfig(beam_options=_beam_options(beam_options))
     try:
-        with writing(Path(output)), tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(sys.stderr):
-            builder.download_and_prepare(download_dir=downloads, download_config=options)
+        with writing(Path(output)), contextlib.redirect_stdout(sys.stderr), _aside(Path(output)) as aside:
+            config.studies_in = None if beam_options is None else aside
+            builder.download_and_prepare(download_dir=str(aside), download_config=options)
     except (AssertionError, ValueError) as error:
         empty = EMPTY_SPLIT.search(str(error))
         if empty is None:
@@ -135,6 +142,20 @@ def _beam_options(options: Sequence[str] | None) -> Any:
     except ImportError as error:
         raise UserError("apache_beam is not installed; pip install apache-beam, or leave --beam out") from error
     return PipelineOptions([f"--{option}" for option in options])
+
+
+@contextlib.contextmanager
+def _aside(output: Path) -> Iterator[Path]:
+    """A folder in `output` while the data set is made, so that what it holds does not outlive it."""
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".making-") as folder:
+        yield Path(folder)
+
+
+def _from_line(line: str) -> ImageStudy:
+    """A study as the file for Beam has it."""
+    row = json.loads(line)
+    return ImageStudy(**{**row, "images": tuple(map(Path, row["images"])), "labels": tuple(row["labels"])})
 
 
 def _rows(study: ImageStudy, shorter_side: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
