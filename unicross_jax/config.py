@@ -57,6 +57,7 @@ class ModelConfig:
     decoder_layers: int = 3
     dropout: float = 0.09  # of vision Transformer and decoder
     adapter_dropout: float = 0.1
+    words_begin: float = 0.0  # logits begin with so many times CLIP's word embeddings; 0: with random weights
     dtype: Literal["float32", "bfloat16"] = "float32"  # CLIP's computation and its frozen weights
 
 
@@ -94,7 +95,10 @@ PAPER = OptimConfig(
 PRESETS: dict[str, RunConfig] = {
     "demo": RunConfig(
         data=DataConfig(cleaning="r2gen-iu", resize=72),
-        model=ModelConfig(heads=4, vision_layers=1, decoder_layers=2, dropout=0.0, adapter_dropout=0.0),
+        # The small CLIP tells next words by ten times its word embeddings: the decoder need not learn that anew.
+        model=ModelConfig(
+            heads=4, vision_layers=1, decoder_layers=2, dropout=0.0, adapter_dropout=0.0, words_begin=10.0
+        ),
         optim=OptimConfig(learning_rate=3e-3, warmup_ratio=0.05, weight_decay=0.01),
         visual_rate=0.05,  # at the decoder's rate the memory becomes the same for every image, within 60 updates
         epochs=4,

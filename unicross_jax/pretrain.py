@@ -2,9 +2,10 @@
 
 Image and caption of a study are brought together and those of different studies apart (arXiv:2103.00020, Fig. 3). The
 image is the frontal or the lateral view; half of the time the caption is a few of the report's sentences, in any order,
-so that single findings count. The text side also learns to tell each caption's next word (arXiv:2205.01917): from the
-features of a CLIP as small as this one, trained by contrast alone, a decoder could hardly read the words. The result
-plays the part that CLIP RN101 has in the paper.
+so that single findings count. Both sides together also learn to tell each caption's next word (arXiv:2205.01917), from
+the sum of the text's feature and the image's embedding: contrast alone leaves a CLIP as small as this one with text
+features that a decoder can hardly read, and with images that lack what is small. The result plays the part that CLIP
+RN101 has in the paper.
 """
 
 import functools
@@ -80,14 +81,14 @@ def pretraining_loss(
     images: Any = clip.apply(variables, normalise(batch.images), method=lambda module, x: module.visual(x))
     read: Any = clip.apply(variables, batch.captions, batch.ends, method=text_embedding)
     captions, words = read
+    logits = WORD_SCALE * (words[:, :-1] + images[:, None]) @ trainable["text"]["token_embedding"].T
     images, captions = unit(images), unit(captions)
     similarity = jnp.exp(jnp.minimum(trainable["logit_scale"], np.log(100))) * images @ captions.T
     total, right = jnp.zeros(()), jnp.zeros(())
     for axis in (0, 1):
         total -= jnp.diagonal(jax.nn.log_softmax(similarity, axis)).sum() / 2
         right += (similarity.argmax(axis) == jnp.arange(len(similarity))).sum() / 2
-    logp = jax.nn.log_softmax(WORD_SCALE * words[:, :-1] @ trainable["text"]["token_embedding"].T)
-    logp = jnp.take_along_axis(logp, batch.captions[:, 1:, None], axis=-1)[..., 0]
+    logp = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.captions[:, 1:, None], axis=-1)[..., 0]
     counts = jnp.arange(logp.shape[1]) < batch.ends[:, None]
     language = LossSum(-(logp * counts).sum(), counts.sum().astype(jnp.float32))
     weight = jnp.float32(len(similarity))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array
@@ -75,6 +76,8 @@ def check_config(config: RunConfig) -> None:
             raise UserError(f"{name}: {value} makes no sense; expected at least {least.get(name, 1)}")
     if not math.isfinite(config.length_penalty):
         raise UserError(f"length_penalty: {config.length_penalty} makes no sense; expected a finite number")
+    if not math.isfinite(config.model.words_begin):
+        raise UserError(f"model.words_begin: {config.model.words_begin} makes no sense; expected a finite number")
     if not 0 <= config.visual_rate < float("inf"):
         raise UserError(f"visual_rate: {config.visual_rate} makes no sense; expected a finite number from 0")
     for name, highest in (("degrees", 180), ("brightness", 1)):
@@ -119,6 +122,15 @@ def encode(config: RunConfig, task: Task, studies: Sequence[ImageStudy]) -> tupl
         max_length=config.max_length,
         condition_length=min(CONDITION_TOKENS, task.model.clip.context_length),
     )
+
+
+def first_weights(config: RunConfig, task: Task) -> PyTree:
+    """Random weights (`init_trainable`); those of the logits as `words_begin` says."""
+    trainable = init_trainable(task.model, jax.random.key(config.seed))
+    if not config.model.words_begin:
+        return trainable
+    kernel = config.model.words_begin * jnp.asarray(task.frozen["report_embedding"], jnp.float32)
+    return trainable | {"logits": trainable["logits"] | {"kernel": kernel}}
 
 
 def slower_images(rate: float) -> optax.GradientTransformation:
@@ -225,7 +237,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
     tx = optax.chain(make_optimizer(config.optim, total_steps), slower_images(config.visual_rate))
     note = checkpoint_note(backbone, task.frozen)
     frozen = place(task.frozen, layout)
-    trainable = place(init_trainable(task.model, jax.random.key(config.seed)), layout)
+    trainable = place(first_weights(config, task), layout)
     if first_process:
         claim_run_directory(run_dir, config)
         quarantine.write(run_dir / "quarantine.jsonl")

@@ -1,5 +1,6 @@
 """`unicross train | evaluate | report` end to end on phantoms, killed and continued, and refused by bad input."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,13 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.config import parse
 from common.data.phantom import make_phantom
 from common.data.studies import ImageStudy
 from common.data.tokenizers import build_word_tokenizer
 from common.metrics.text import evaluate_texts
 from common.models.clip_weights import load_clip
 from tests.unicross_jax.runs import arguments, log, make_clip, start, unicross
+from unicross_jax.backbone import load_backbone
+from unicross_jax.config import PRESETS, RunConfig
 from unicross_jax.data import encode_studies
+from unicross_jax.train import first_weights, make_task
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,17 @@ def test_training_lowers_the_loss_and_leaves_what_others_need(trained):
         "vocabulary.json",
         "model.safetensors",
     }
+
+
+def test_logits_begin_with_the_words_that_clip_reads_where_asked(clip):
+    config = parse(RunConfig, PRESETS["demo"], arguments(Path("run"), clip, model__words_begin=3.0)[3:], "test")
+    backbone = load_backbone(config.model, seed=0)
+    task = make_task(config, backbone, backbone.tokenizer)
+    begun = first_weights(config, task)["logits"]["kernel"]
+    np.testing.assert_allclose(begun, 3 * backbone.params["text"]["token_embedding"], rtol=1e-6)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, words_begin=0.0))
+    drawn = first_weights(config, task)["logits"]["kernel"]
+    assert np.std(drawn) == pytest.approx(len(drawn) ** -0.5, rel=0.05)
 
 
 def test_an_evaluation_stands_beside_its_baselines_and_scores_what_it_wrote_down(trained):
@@ -157,6 +173,7 @@ def refused(capsys):
         ({"model__heads": 5}, ["model.heads", "5", "64"]),
         ({"model__dropout": 1.0}, ["model.dropout"]),
         ({"visual_rate": -1.0}, ["visual_rate", "from 0"]),
+        ({"model__words_begin": "nan"}, ["model.words_begin", "finite"]),
         ({"data__views": 0}, ["data.views", "at least 1"]),
         ({"data__degrees": -5.0}, ["data.degrees", "from 0 to 180"]),
         ({"data__brightness": "nan"}, ["data.brightness", "from 0 to 1"]),
