@@ -52,11 +52,21 @@ def open_checkpoints(run_dir: Path, note: dict[str, Any], config: Any = None) ->
     for name in ("absl", "asyncio"):  # what writes in the background logs what it also raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
     root = run_dir.absolute() / "checkpoints"
+
+    def barriers(name: str) -> ocp.options.MultiprocessingOptions:
+        # Orbax names the barriers at which hosts meet by the step alone: where both managers write one step, a host
+        # would take another's "latest" for its "best", and read what is not there yet.
+        return ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
+
     with _disk_errors(root):
-        latest = ocp.CheckpointManager(root / "latest", options=ocp.CheckpointManagerOptions(max_to_keep=2))
+        latest = ocp.CheckpointManager(
+            root / "latest",
+            options=ocp.CheckpointManagerOptions(max_to_keep=2, multiprocessing_options=barriers("latest")),
+        )
         best = ocp.CheckpointManager(
             root / "best",
             options=ocp.CheckpointManagerOptions(
+                multiprocessing_options=barriers("best"),
                 max_to_keep=1,
                 best_fn=lambda metrics: metrics["value"],
                 best_mode="min",

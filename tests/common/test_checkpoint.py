@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint._src.multihost import multihost
 
 from common.checkpoint import (
     METADATA_BYTES,
@@ -56,6 +57,27 @@ def test_a_state_saved_on_a_mesh_is_restored_on_one_device_and_back(tmp_path):
         assert position == {"next_index": 3}
         assert restored.trainable["w"].sharding == like.trainable["w"].sharding
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(saved))
+
+
+def test_the_latest_and_the_best_never_meet_at_one_barrier(tmp_path, monkeypatch):
+    """Else hosts that write one step into both take one for the other, and restore what is not there yet."""
+    barriers, named = [], multihost.unique_barrier_key
+
+    def noted(key, **options):
+        barriers.append(named(key, **options))
+        return barriers[-1]
+
+    monkeypatch.setattr(multihost, "unique_barrier_key", noted)
+    checkpoints, like = open_checkpoints(tmp_path, NOTE), state(make_layout("jit"))
+    barriers.clear()
+    save_latest(checkpoints, like, {"next_index": 0})
+    checkpoints.latest.wait_until_finished()
+    latest = {*barriers}
+    barriers.clear()
+    save_best(checkpoints, like, 1.0)
+    checkpoints.close()
+    assert len(latest) > 1
+    assert latest.isdisjoint(barriers)
 
 
 def test_a_checkpoint_of_another_base_is_refused_by_name(tmp_path):

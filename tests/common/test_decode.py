@@ -44,16 +44,24 @@ def sampled():
 
 def test_log_probs_while_sampling_are_those_of_the_whole_sequence():
     _, result = sampled()
-    for row, prompt in enumerate(some_prompts()):
-        for sample in range(GROUP):
-            new = result.tokens[row, sample, : result.lengths[row, sample]].tolist()
-            tokens = jnp.array([prompt + new])
-            one = jnp.ones_like(tokens)
-            hidden, _ = Qwen2(tiny.CONFIG).apply(variables(), tokens, jnp.arange(tokens.shape[1])[None], one)
-            logits = hidden[0, len(prompt) - 1 : -1] @ output_head(variables()["params"]).T / 0.8
-            logits = logits.at[:, jnp.array(FORBIDDEN)].set(-jnp.inf)
-            expected = jax.nn.log_softmax(logits)[jnp.arange(len(new)), jnp.array(new)]
-            np.testing.assert_allclose(result.log_probs[row, sample, : len(new)], expected, atol=1e-4)
+    lengths = np.asarray(result.lengths)
+    wholes = [  # of each prompt its samples
+        prompt + result.tokens[row, sample, : lengths[row, sample]].tolist()
+        for row, prompt in enumerate(some_prompts())
+        for sample in range(GROUP)
+    ]
+
+    @jax.jit
+    def log_probs(tokens, mask):
+        hidden, _ = Qwen2(tiny.CONFIG).apply(variables(), tokens, jnp.arange(tokens.shape[1])[None], mask.astype(int))
+        logits = hidden @ output_head(variables()["params"]).T / 0.8
+        return jax.nn.log_softmax(logits.at[..., jnp.array(FORBIDDEN)].set(-jnp.inf))
+
+    expected = np.asarray(log_probs(*padded(wholes, LONGEST + NEW, left=False)))
+    for place, (whole, length) in enumerate(zip(wholes, lengths.ravel(), strict=True)):
+        new = np.arange(len(whole) - length, len(whole))
+        found = np.asarray(result.log_probs).reshape(-1, NEW)[place, :length]
+        np.testing.assert_allclose(found, expected[place, new - 1, np.array(whole)[new]], atol=1e-4)
 
 
 def test_sampling_and_the_loss_function_agree():

@@ -93,15 +93,21 @@ def test_a_toy_reward_is_learnt(tmp_path):
     assert [row["tokens"] for row in logged] == [round(row["new_tokens"] * 8 * GROUP) for row in rows]
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Two steps on one device: the state, and the metrics."""
+    return run(tmp_path_factory.mktemp("alone"), 2, make_layout("jit"))
+
+
 @pytest.mark.parametrize("mode", ["pmap", "mesh"])
-def test_devices_change_neither_rollouts_nor_updates(tmp_path, mode):
-    alone, first = run(tmp_path / "jit", 2, make_layout("jit"))
+def test_devices_change_neither_rollouts_nor_updates(alone, tmp_path, mode):
+    one_device, first = alone
     layout = make_layout(mode, MeshConfig(data=4, fsdp=2))
     several, second = run(tmp_path / mode, 2, layout)
     for one, other in zip(first, second, strict=True):
         for name in ("reward", "loss", "new_tokens", "tokens", "grad_norm", "unique_rewards"):
             assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6)
-    for one, other in zip(jax.tree.leaves(alone.trainable), jax.tree.leaves(several.trainable), strict=True):
+    for one, other in zip(jax.tree.leaves(one_device.trainable), jax.tree.leaves(several.trainable), strict=True):
         np.testing.assert_allclose(one, other, atol=3e-5)  # Adam turns rounding into up to a rate of 3e-3
 
 
@@ -148,11 +154,10 @@ def test_only_rewarded_tokens_are_pushed_when_their_weight_says_so(tmp_path):
         token_weights=weights,
     )
     params, loss = tiny.params(), make_loss(POLICY, Objective())
-    gradient = jax.grad(lambda tree: loss(tree, {}, batch, jax.random.key(0))[0].total)(params)
+    gradient = jax.jit(jax.grad(lambda tree: loss(tree, {}, batch, jax.random.key(0))[0].total))(params)
     moved = jax.tree.map(lambda leaf, change: leaf - 0.5 * change, params, gradient)
-    before, after = (
-        POLICY.token_logprobs(PolicyParams(tree, {}), batch.prompts, tokens, batch.mask) for tree in (params, moved)
-    )
+    score = jax.jit(POLICY.token_logprobs)
+    before, after = (score(PolicyParams(tree, {}), batch.prompts, tokens, batch.mask) for tree in (params, moved))
     change = np.asarray(after - before)[0]
     assert change[0, 0] > 0.05
     assert change[0, 0] > 5 * np.abs(change[1]).max()

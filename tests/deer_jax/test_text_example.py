@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from retsta_jax.cli import dispatch
 from retsta_jax.corpus import make_splits
 from tests.examples import load_example
+from tests.runs import retsta
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +24,8 @@ def test_the_reward_is_the_f1_of_what_is_stated(example):
     np.testing.assert_array_equal(example.findings_f1([""] * len(targets), targets), 0)
 
 
-def test_the_example_trains_a_run_of_retsta(example, tmp_path, capsys):
-    sizes = ["--data.train-size", "16", "--data.validation-size", "4", "--data.test-size", "4"]
-    run = ["--run-dir", str(tmp_path / "run"), "--parallel", "jit", "--max-steps", "1", "--max-new-tokens", "24"]
-    dispatch(["train", "--preset", "demo", *run, *sizes])
+def test_the_example_trains_a_run_of_retsta(example, material, tmp_path, capsys):
+    assert retsta(material.train(tmp_path / "run", max_steps=1)) == 0
     before = (tmp_path / "run" / "config.json").read_bytes()
     options = ["--run-dir", str(tmp_path / "run"), "--steps", "2", "--rows", "2", "--test-reports", "2"]
     example.main([*options, "--output", str(tmp_path / "result.json")])
