@@ -8,7 +8,7 @@ sizes at its top; in transformers' memory, and in files written from it, they ar
 import dataclasses
 import shutil
 from collections.abc import Collection
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -186,6 +186,7 @@ def published_config(
     return {**whole, **shared, "text_config": nested}
 
 
+@cache
 def param_shapes(config: Qwen2VLConfig) -> PyTree:
     """Shapes and dtypes of the parameters, without making them."""
     return jax.eval_shape(partial(init_params, config), jax.random.key(0))

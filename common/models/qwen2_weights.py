@@ -6,7 +6,7 @@ PyTorch's linear layers are [out, in] and ours [in, out]; embedding and head are
 import dataclasses
 import math
 import shutil
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +235,7 @@ def _published_scaling(scaling: RotaryScaling) -> dict[str, Any]:
     }
 
 
+@cache
 def param_shapes(config: Qwen2Config) -> PyTree:
     """Shapes and dtypes of the parameters, without making them."""
     return jax.eval_shape(partial(init_params, config), jax.random.key(0))

@@ -57,11 +57,12 @@ def test_log_probs_while_sampling_are_those_of_the_whole_sequence():
         logits = hidden @ output_head(variables()["params"]).T / 0.8
         return jax.nn.log_softmax(logits.at[..., jnp.array(FORBIDDEN)].set(-jnp.inf))
 
-    expected = np.asarray(log_probs(*padded(wholes, LONGEST + NEW, left=False)))
-    for place, (whole, length) in enumerate(zip(wholes, lengths.ravel(), strict=True)):
+    rows = padded(wholes, LONGEST + NEW, left=False)
+    expected = np.asarray(log_probs(rows.tokens, rows.mask))
+    for number, (whole, length) in enumerate(zip(wholes, lengths.ravel(), strict=True)):
         new = np.arange(len(whole) - length, len(whole))
-        found = np.asarray(result.log_probs).reshape(-1, NEW)[place, :length]
-        np.testing.assert_allclose(found, expected[place, new - 1, np.array(whole)[new]], atol=1e-4)
+        found = np.asarray(result.log_probs).reshape(-1, NEW)[number, :length]
+        np.testing.assert_allclose(found, expected[number, new - 1, np.array(whole)[new]], atol=1e-4)
 
 
 def test_sampling_and_the_loss_function_agree():
