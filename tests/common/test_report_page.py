@@ -202,3 +202,11 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
         write_report(tmp_path / "file", full_page())
+
+
+@pytest.mark.parametrize(("metrics", "opened"), [(12, True), (13, False)])
+def test_a_long_table_is_folded_so_that_examples_are_near(metrics, opened):
+    scores = {f"metric {number}": {"value": 0.5} for number in range(metrics)}
+    reader = Reader(render(Page("title", "verdict", "command", systems={"this run": scores})))
+    assert (("open", None) in reader.attributes) == opened
+    assert f"{metrics} metrics" in reader.words()
