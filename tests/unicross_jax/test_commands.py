@@ -106,7 +106,7 @@ def test_an_evaluation_stands_beside_its_baselines_and_scores_what_it_wrote_down
 
 
 def test_a_killed_run_continues_to_the_same_bits(clip, trained, tmp_path):
-    words = arguments(tmp_path / "run", clip, checkpoint_every=1)  # so that it is not over before it is killed
+    words = arguments(tmp_path / "run", clip, checkpoint_every=2)  # so that it is not over before it is killed
     process = start(words)
     deadline = time.monotonic() + 300
     while not (tmp_path / "run" / "checkpoints" / "latest" / "2").is_dir():
