@@ -220,7 +220,7 @@ def published_config(config: Qwen2Config, original: dict[str, Any] | None = None
 
 def _published_scaling(scaling: RotaryScaling) -> dict[str, Any]:
     """The entries of `rope_parameters` that `_rotary_scaling` reads."""
-    if scaling.factor == 1:
+    if scaling == RotaryScaling():
         return {"rope_type": "default"}
     if not scaling.original:
         return {"rope_type": "linear", "factor": scaling.factor}

@@ -169,8 +169,10 @@ def test_beam_is_asked_for_only_where_it_is_installed(tmp_path, splits, monkeypa
         prepare(splits, tmp_path / "data", "tiny", Quarantine(), beam_options=["runner=DirectRunner"])
 
 
-def test_beam_writes_the_same_studies(tmp_path, splits):
-    pytest.importorskip("apache_beam", reason="apache-beam is an option, not installed here")
+def test_beam_writes_the_same_studies(tmp_path, splits, monkeypatch):
+    beam = pytest.importorskip("apache_beam", reason="apache-beam is an option, not installed here")
+    files, read = [], beam.io.ReadFromText
+    monkeypatch.setattr(beam.io, "ReadFromText", lambda file: files.append(Path(file)) or read(file))
     splits["train"][1].images[1].write_bytes(b"no picture")
     folders = {}
     for name, options in (("plain", None), ("beam", ["runner=DirectRunner"])):
@@ -179,6 +181,9 @@ def test_beam_writes_the_same_studies(tmp_path, splits):
         assert quarantine.entries == [("研究1", "image cannot be read")]
     for split in splits:
         assert list(open_split(folders["beam"], split)) == list(open_split(folders["plain"], split))
+    assert [file.name for file in files] == [f"{split}.jsonl" for split in splits]  # where all workers see them
+    assert all((tmp_path / "data").resolve() in file.resolve().parents for file in files)
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["image_studies"]  # the reports are gone again
     splits["test"][0].images[0].write_bytes(b"")
     with pytest.raises(UserError, match="no images of the test split can be read"):
         prepare(splits, tmp_path / "data", "empty", Quarantine(), beam_options=["runner=DirectRunner"])

@@ -40,6 +40,7 @@ LONGER = [
     {"rope_type": "linear", "factor": 2.0},
     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
     {"rope_type": "yarn", "factor": 2.0, "beta_fast": 8, "mscale": 0.7, "mscale_all_dim": 0.3, "truncate": False},
+    {"rope_type": "yarn", "factor": 1.0, "attention_factor": 1.3, "original_max_position_embeddings": 16},
 ]
 
 
