@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def open_checkpoints(run_dir: Path, note: dict[str, Any], config: Any = None) ->
         note = {**note, "config": to_json(config)}
     for name in ("absl", "asyncio"):  # what writes in the background logs what it also raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _say_unless_late
     root = run_dir.absolute() / "checkpoints"
 
     def barriers(name: str) -> ocp.options.MultiprocessingOptions:
@@ -74,6 +76,16 @@ def open_checkpoints(run_dir: Path, note: dict[str, Any], config: Any = None) ->
             ),
         )
     return Checkpoints(latest, best, note)
+
+
+def _say_unless_late(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Print what nobody can catch, but not what TensorStore's threads raise after a write was given up.
+
+    Each write still under way then wakes an event loop that is gone, and would print a traceback beside the one line
+    that says what went wrong.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def save_latest(checkpoints: Checkpoints, state: TrainState, data: dict[str, int]) -> None:
