@@ -41,8 +41,9 @@ def test_a_tiny_labeler_beats_the_constant_answer(files, tmp_path):
     arguments = ["train-labeler", "--data", "openi", "--output", str(tmp_path / "run"), "--parallel", "jit"]
     arguments += ["--archive", str(archive), "--gold", str(gold), "--test-ids", str(test_ids)]
     arguments += ["--encoder.hidden-size", "64", "--encoder.num-hidden-layers", "1", "--encoder.vocab-size", "1200"]
-    arguments += ["--encoder.intermediate-size", "128", "--max-steps", "150", "--buckets", "64", "--shuffle", "False"]
-    arguments += ["--optim.learning-rate", "3e-3", "--evaluate-every", "1000", "--tensorboard", "False"]
+    arguments += ["--encoder.intermediate-size", "128", "--max-steps", "60", "--buckets", "64", "--shuffle", "False"]
+    arguments += ["--encoder.hidden-dropout-prob", "0", "--encoder.attention-probs-dropout-prob", "0"]
+    arguments += ["--optim.learning-rate", "4e-3", "--evaluate-every", "1000", "--tensorboard", "False"]
     with pytest.raises(SystemExit) as stopped:
         run_cli(dispatch, arguments)
     assert stopped.value.code == 0
