@@ -52,7 +52,8 @@ def open_checkpoints(run_dir: Path, note: dict[str, Any], config: Any = None) ->
         note = {**note, "config": to_json(config)}
     for name in ("absl", "asyncio"):  # what writes in the background logs what it also raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    sys.unraisablehook = _say_unless_late
+    if sys.unraisablehook is sys.__unraisablehook__:  # a hook of the user's own stays
+        sys.unraisablehook = _say_unless_late
     root = run_dir.absolute() / "checkpoints"
 
     def barriers(name: str) -> ocp.options.MultiprocessingOptions:
@@ -84,7 +85,7 @@ def _say_unless_late(unraisable: "sys.UnraisableHookArgs") -> None:
     Each write still under way then wakes an event loop that is gone, and would print a traceback beside the one line
     that says what went wrong.
     """
-    if str(unraisable.exc_value) != "Event loop is closed":
+    if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(unraisable)
 
 
