@@ -105,9 +105,12 @@ def matmul_few_rows(
     """x @ transposed.T for a handful of rows, as in decoding, with the weights as the left factor.
 
     XLA for CPUs copies the right factor into another order at each product; with so few rows that takes up to as long
-    as the product itself. The barrier keeps XLA from changing the order back.
+    as the product itself. The barrier keeps XLA from changing the order back. From 64 rows on the copy costs less than
+    reading the result by columns.
     """
     rows = x.reshape(-1, x.shape[-1])
+    if rows.shape[0] >= 64:
+        return jnp.einsum("...i,oi->...o", x, transposed, preferred_element_type=dtype)
     columns = jnp.einsum("oi,ni->on", transposed, rows, preferred_element_type=dtype)
     return jax.lax.optimization_barrier(columns).T.reshape(*x.shape[:-1], transposed.shape[0])
 
