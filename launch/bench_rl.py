@@ -99,7 +99,7 @@ class Shape:
 
 
 CPU = Shape(
-    hidden=512, layers=8, heads=8, kv_heads=2, intermediate=1408, dtype="float32", remat="dots", accumulate=1,
+    hidden=512, layers=8, heads=8, kv_heads=2, intermediate=1408, dtype="float32", remat="dots", loss_chunk=512,
     prompts=8, new_tokens=64, reports=64, repetitions=2,
 )  # fmt: skip
 
