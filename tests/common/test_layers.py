@@ -1,4 +1,4 @@
-"""Dropout keeps the right share and shows no pattern over positions or keys; gradients that are written out."""
+"""Dropout keeps the right share and shows no pattern over positions or keys; products and gradients written out."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.models.clip import convolve, convolve_at_stride_1
-from common.models.layers import dropout
+from common.models.layers import dropout, matmul_few_rows
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5, 0.9])
@@ -63,3 +63,12 @@ def test_the_gradients_of_a_convolution_are_those_of_jax(size):
         for form in (convolve_at_stride_1, convolve)
     )
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours, own)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 21), (64,), (2, 50)])
+def test_a_product_of_few_rows_and_of_more_is_the_product(shape):
+    """Both orders of the product, against numpy in float64; the errors of 24 additions in float32 stay below 1e-5."""
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(*shape, 24)), rng.normal(size=(40, 24))
+    y = jax.jit(matmul_few_rows)(jnp.asarray(x, jnp.float32), jnp.asarray(weights, jnp.float32))
+    np.testing.assert_allclose(y, x @ weights.T, rtol=0, atol=1e-5)
