@@ -94,18 +94,16 @@ PAPER = OptimConfig(
 
 PRESETS: dict[str, RunConfig] = {
     "demo": RunConfig(
-        data=DataConfig(cleaning="r2gen-iu", resize=72),
+        data=DataConfig(cleaning="r2gen-iu", resize=72, train_size=2400),
         # The small CLIP tells next words by ten times its word embeddings: the decoder need not learn that anew.
         model=ModelConfig(
             heads=4, vision_layers=1, decoder_layers=2, dropout=0.0, adapter_dropout=0.0, words_begin=10.0
         ),
         optim=OptimConfig(learning_rate=3e-3, warmup_ratio=0.05, weight_decay=0.01),
         visual_rate=0.05,  # at the decoder's rate the memory becomes the same for every image, within 60 updates
-        epochs=4,
-        batch_size=8,
-        micro_batch=8,
-        checkpoint_every=200,
-        evaluate_every=200,  # an epoch
+        epochs=5,
+        checkpoint_every=150,
+        evaluate_every=150,  # an epoch
         max_length=48,
         beams=1,
     ),

@@ -18,8 +18,6 @@ CONFIG = dataclasses.replace(
     PRESETS["demo"],
     data=dataclasses.replace(PRESETS["demo"].data, train_size=4000),
     epochs=6,
-    batch_size=16,
-    micro_batch=16,
     checkpoint_every=250,
     evaluate_every=250,  # an epoch
     tensorboard=False,
