@@ -36,7 +36,7 @@ from deer_jax.studies import read_parts
 from deer_jax.weights import read_groups, read_rollout_rows, rollout_reader
 
 AFTER, BEFORE = "after RL", "before RL"
-TRAIN_SIZE, TEST_SIZE = 240, 100  # studies; ten reports are sampled of each of the first
+TRAIN_SIZE, TEST_SIZE = 240, 200  # studies; ten reports are sampled of each of the first
 FRACTION = 0.2  # of the training studies, chosen by DDSampling
 SHOWN, SHOWN_SIDE = 12, 256  # examples on the page, and pixels of their images
 HEADLINE = ["sampled/promptmrg/F1", "promptmrg/F1", "findings/F1"]
