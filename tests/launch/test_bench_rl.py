@@ -29,8 +29,8 @@ from tests.compile_flags import QUICK
 from tests.launch.test_bench import BARE_IMAGE
 
 TOY = dataclasses.replace(
-    bench_rl.CPU, hidden=32, layers=2, heads=4, kv_heads=2, intermediate=48, vocabulary=96, loss_chunk=4, prompts=3,
-    group=4, prompt=8, new_tokens=5, peer_rows=4, label_hidden=32, label_layers=2, label_heads=4,
+    bench_rl.CPU, hidden=32, layers=2, heads=4, kv_heads=2, intermediate=48, vocabulary=96, loss_chunk=4, accumulate=3,
+    prompts=3, group=4, prompt=8, new_tokens=5, peer_rows=4, label_hidden=32, label_layers=2, label_heads=4,
     label_intermediate=48, label_vocabulary=96, label_rows=4, reports=6, words=9, repetitions=1,
 )  # fmt: skip
 FLAGS = [f"--{key.replace('_', '-')}={value}" for key, value in dataclasses.asdict(TOY).items()]
