@@ -81,7 +81,7 @@ def search_prompts(
     candidates = min(max(2, 1 + len(stop_ids)) * beams, beams * vocabulary)
 
     def step(state: _Loop) -> _Loop:
-        logits = next_logits(state.hidden.reshape(batch * beams, width), head, forbidden)
+        logits = next_logits(state.hidden.reshape(batch * beams, width), head, forbidden).T
         log_probs = jax.nn.log_softmax(logits, axis=-1).reshape(batch, beams, vocabulary)
         totals = (state.running.scores[..., None] + log_probs).reshape(batch, -1)
         totals, places = jax.lax.top_k(totals, candidates)

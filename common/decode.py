@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from common.models.attention import Past
-from common.models.layers import BATCH_AXES, constrain, matmul_few_rows
+from common.models.layers import BATCH_AXES, constrain, few_columns
 from common.sampling import GREEDY, Sampling, choose_tokens, row_uniforms
 from common.types import PyTree
 
@@ -177,10 +177,12 @@ def extend(
     positions = jnp.broadcast_to((prefilled.next_position + step)[:, None], tokens.shape)
     written = jnp.broadcast_to(jnp.arange(slots) < step, (*tokens.shape, slots))
     past = Past(prefilled.keys_values, prefilled.mask, suffix, written)
-    # The barrier puts the writes after all reads of the cache; without it XLA writes into a copy.
-    hidden, new = jax.lax.optimization_barrier(forward(tokens, positions, past=past))
+    hidden, new = forward(tokens, positions, past=past)
+    # Never true; but now each write needs the result of all reads of the cache, without which XLA writes into a copy.
+    never = (hidden[..., 0] > jnp.inf)[..., None, None]
 
     def written_at_step(cache: Array, new: Array) -> Array:
+        new = jnp.where(never, 0, new)
         return jax.lax.dynamic_update_slice_in_dim(cache, new[..., None, :], step, axis=cache.ndim - 2)
 
     return hidden, jax.tree.map(written_at_step, suffix, new)
@@ -199,11 +201,11 @@ def empty_suffix(prompt: PyTree, group: int, slots: int) -> PyTree:
 
 def next_logits(
     hidden: Float[Array, "N D"], head: Float[Array, "V D"], forbidden: Bool[Array, "V"] | None
-) -> Float[Array, "N V"]:
+) -> Float[Array, "V N"]:
     """Float32 logits, -inf where forbidden."""
-    logits = matmul_few_rows(hidden, head.astype(hidden.dtype), jnp.float32)
-    logits = constrain(logits, BATCH_AXES, "tensor")
-    return logits if forbidden is None else jnp.where(forbidden, -jnp.inf, logits)
+    logits = few_columns(head.astype(hidden.dtype), hidden, jnp.float32)
+    logits = constrain(logits, "tensor", BATCH_AXES)
+    return logits if forbidden is None else jnp.where(forbidden[:, None], -jnp.inf, logits)
 
 
 def is_stop(tokens: Int[Array, "..."], stop_ids: tuple[int, ...]) -> Bool[Array, "..."]:

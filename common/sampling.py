@@ -1,9 +1,11 @@
 """Choosing the next token: greedy, temperature, top-k and top-p (nucleus, arXiv:1904.09751), without sorting.
 
-A token comes from one uniform number per row through a cumulative sum over blocks of the vocabulary, then over one
-block. Under top-p it is drawn from all tokens until it is one of the nucleus, which one sum over the vocabulary tells:
-at most 1 / top_p draws on average give the truncated distribution exactly. The smallest logit of top-k is found by
-bisection over the ordered bit patterns of float32, in about 30 sums whatever the distribution.
+Logits are [V N], a column for each of N rows of a batch: the product with the head leaves them so, and sums over the
+vocabulary add whole columns at a time. A token comes from one uniform number per row through a cumulative sum over
+blocks of the vocabulary, then over one block. Under top-p it is drawn from all tokens until it is one of the nucleus,
+which one sum over the vocabulary tells: at most 1 / top_p draws on average give the truncated distribution exactly. The
+smallest logit of top-k is found by bisection over the ordered bit patterns of float32, in about 30 sums whatever the
+distribution.
 """
 
 import dataclasses
@@ -15,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from common.models.layers import hash_words
 
-BLOCK = 128  # tokens per block of the cumulative sum; also the width over which sums over the vocabulary vectorise
+BLOCK = 128  # tokens per block of the cumulative sum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,7 @@ GREEDY = Sampling()
 
 
 def choose_tokens(
-    logits: Float[Array, "N V"], uniform: Float[Array, "N"], sampling: Sampling
+    logits: Float[Array, "V N"], uniform: Float[Array, "N"], sampling: Sampling
 ) -> tuple[Int[Array, "N"], Float[Array, "N"]]:
     """A token for each row and its log-probability under softmax(logits / temperature).
 
@@ -43,37 +45,35 @@ def choose_tokens(
     """
     if sampling.temperature > 0:
         logits = logits / sampling.temperature
-    highest = logits.max(axis=-1, keepdims=True)
+    highest = _blocks(logits, fill=-jnp.inf).max(axis=0).max(axis=0)
     weights = jnp.exp(logits - highest)
     log_normaliser = jnp.log(_total(weights)) + highest
     if sampling.temperature == 0:
         tokens = likeliest(logits)
     else:
         tokens = draw_nucleus(keep_top_k(logits, weights, sampling.top_k), uniform, sampling.top_p)
-    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
-    return tokens.astype(jnp.int32), (chosen - log_normaliser)[:, 0]
+    return tokens.astype(jnp.int32), _at(logits, tokens) - log_normaliser
 
 
-def likeliest(logits: Float[Array, "N V"]) -> Int[Array, "N"]:
+def likeliest(logits: Float[Array, "V N"]) -> Int[Array, "N"]:
     """The first index of each row's largest value: the block first, because a CPU finds an index one by one."""
     blocks = _blocks(logits, fill=-jnp.inf)
-    block = jnp.argmax(blocks.max(axis=-1), axis=-1)
-    within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    return block * BLOCK + jnp.argmax(within, axis=-1)
+    block = jnp.argmax(blocks.max(axis=1), axis=0)
+    return block * BLOCK + jnp.argmax(_block_at(blocks, block), axis=0)
 
 
-def keep_top_k(logits: Float[Array, "N V"], weights: Float[Array, "N V"], top_k: int) -> Float[Array, "N V"]:
+def keep_top_k(logits: Float[Array, "V N"], weights: Float[Array, "V N"], top_k: int) -> Float[Array, "V N"]:
     """`weights` (proportional to the probabilities) with those outside the top_k set to 0; 0 keeps all.
 
     Tokens that tie with the last one kept are kept too.
     """
-    if not 0 < top_k < logits.shape[-1]:
+    if not 0 < top_k < logits.shape[0]:
         return weights
     kept = largest_threshold(logits, lambda bound: _total(logits >= bound) >= top_k)
     return jnp.where(logits >= kept, weights, 0.0)
 
 
-def draw_nucleus(weights: Float[Array, "N V"], uniform: Float[Array, "N"], top_p: float) -> Int[Array, "N"]:
+def draw_nucleus(weights: Float[Array, "V N"], uniform: Float[Array, "N"], top_p: float) -> Int[Array, "N"]:
     """An index of each row's nucleus with probability proportional to its weight.
 
     Rejected draws are repeated with numbers hashed from `uniform`, so a row's token does not depend on other rows.
@@ -92,30 +92,29 @@ def draw_nucleus(weights: Float[Array, "N V"], uniform: Float[Array, "N"], top_p
     def unfinished(state):
         # The nucleus has at least the mass top_p and that of the likeliest token, so all of so many draws fall outside
         # with a probability of at most e^-100.
-        return ~state[2].all() & (state[0] < int(100 * min(1 / top_p, weights.shape[-1])) + 1)
+        return ~state[2].all() & (state[0] < int(100 * min(1 / top_p, weights.shape[0])) + 1)
 
     start = (jnp.uint32(0), jnp.zeros(uniform.shape, jnp.int32), jnp.zeros(uniform.shape, bool))
     return jax.lax.while_loop(unfinished, repeat, start)[1]
 
 
-def in_nucleus(weights: Float[Array, "N V"], tokens: Int[Array, "N"], top_p: float) -> Bool[Array, "N"]:
+def in_nucleus(weights: Float[Array, "V N"], tokens: Int[Array, "N"], top_p: float) -> Bool[Array, "N"]:
     """Whether the tokens of larger weight have less than top_p of the mass. Ties with the last one kept are kept."""
-    own = jnp.take_along_axis(weights, tokens[:, None], axis=-1)
+    own = _at(weights, tokens)
     # A bound that rounds to 0 would leave out the likeliest token too.
     bound = jnp.maximum(top_p * _total(weights), jnp.finfo(jnp.float32).tiny)
-    return (_total(jnp.where(weights > own, weights, 0.0)) < bound)[:, 0]
+    return _total(jnp.where(weights > own, weights, 0.0)) < bound
 
 
-def draw(weights: Float[Array, "N V"], uniform: Float[Array, "N"]) -> Int[Array, "N"]:
+def draw(weights: Float[Array, "V N"], uniform: Float[Array, "N"]) -> Int[Array, "N"]:
     """An index of each row with probability proportional to its weight, by inverting the cumulative sum.
 
     An index of weight 0 is never drawn, however the sums round.
     """
     blocks = _blocks(weights)
-    sums = blocks.sum(axis=-1)
-    block, rest = _invert(sums, uniform * sums.sum(axis=-1))
-    within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    index, _ = _invert(within, rest)
+    sums = blocks.sum(axis=1)
+    block, rest = _invert(sums, uniform * sums.sum(axis=0))
+    index, _ = _invert(_block_at(blocks, block), rest)
     return block * BLOCK + index
 
 
@@ -133,11 +132,9 @@ def row_uniforms(keys: Key[Array, "B"], group: int, steps: int) -> Float[Array, 
     return jax.vmap(over_rows, in_axes=(None, None, 0))(keys, jnp.arange(group), jnp.arange(steps))
 
 
-def largest_threshold(
-    values: Float[Array, "N V"], enough: Callable[[Float[Array, "N 1"]], Array]
-) -> Float[Array, "N 1"]:
+def largest_threshold(values: Float[Array, "V N"], enough: Callable[[Float[Array, "N"]], Array]) -> Float[Array, "N"]:
     """The largest float `bound` of each row with `enough(bound)`, which holds at -inf and falls once above."""
-    highest = values.max(axis=-1, keepdims=True)
+    highest = values.max(axis=0)
     start = _ordered(jnp.full_like(highest, -jnp.inf)), _ordered(highest) + 1
 
     def halve(interval):
@@ -162,25 +159,32 @@ def _float(ordered: Int[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _blocks(x: Array, fill: float = 0.0) -> Array:
-    """[N V] as [N V/BLOCK BLOCK], padded with `fill`."""
-    padding = -x.shape[-1] % BLOCK
+    """[V N] as [V/BLOCK BLOCK N], padded with `fill`."""
+    padding = -x.shape[0] % BLOCK
     if padding:
-        x = jnp.pad(x, ((0, 0), (0, padding)), constant_values=fill)
-    return x.reshape(x.shape[0], -1, BLOCK)
+        x = jnp.pad(x, ((0, padding), (0, 0)), constant_values=fill)
+    return x.reshape(-1, BLOCK, x.shape[-1])
 
 
-def _total(x: Array) -> Float[Array, "N 1"]:
-    """Sum of each row, first over blocks, which a CPU adds in vectors, then over the places in a block."""
-    return _blocks(x).astype(jnp.float32).sum(axis=1).sum(axis=-1, keepdims=True)
+def _total(x: Array) -> Float[Array, "N"]:
+    """Sum over the vocabulary, first within blocks, as `draw` adds them."""
+    return _blocks(x).astype(jnp.float32).sum(axis=1).sum(axis=0)
 
 
-def _invert(parts: Float[Array, "N C"], target: Float[Array, "N"]) -> tuple[Array, Array]:
+def _at(x: Float[Array, "V N"], places: Int[Array, "N"]) -> Float[Array, "N"]:
+    return jnp.take_along_axis(x, places[None], axis=0)[0]
+
+
+def _block_at(blocks: Float[Array, "C BLOCK N"], block: Int[Array, "N"]) -> Float[Array, "BLOCK N"]:
+    return jnp.take_along_axis(blocks, block[None, None], axis=0)[0]
+
+
+def _invert(parts: Float[Array, "C N"], target: Float[Array, "N"]) -> tuple[Array, Array]:
     """The first part of weight where the running sum exceeds `target`, and what of the target is left there.
 
     Running sums round, and in no fixed order; where that leaves no such part, it is the largest one.
     """
-    running = jnp.cumsum(parts, axis=-1)
-    found = (running > target[:, None]) & (parts > 0)
-    place = jnp.where(found.any(axis=-1), jnp.argmax(found, axis=-1), jnp.argmax(parts, axis=-1))
-    before = jnp.take_along_axis(running - parts, place[:, None], axis=-1)[:, 0]
-    return place, target - before
+    running = jnp.cumsum(parts, axis=0)
+    found = (running > target) & (parts > 0)
+    place = jnp.where(found.any(axis=0), jnp.argmax(found, axis=0), jnp.argmax(parts, axis=0))
+    return place, target - _at(running - parts, place)

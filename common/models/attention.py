@@ -246,18 +246,25 @@ def attend_cached(
     batch, group, heads, dim = q.shape
     shared = k.shape[2]
     q = (q * dim**-0.5).reshape(batch, group, shared, heads // shared, dim)
+    by_key = q.swapaxes(1, 2).reshape(batch, shared, -1, dim)  # [B K G*H/K dim]: one product for the whole group
+
+    def by_continuation(x: Array) -> Array:
+        return x.reshape(batch, shared, group, heads // shared, *x.shape[3:]).swapaxes(1, 2)
+
     scores = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    to_prompt = scores("bgkhd,bkpd->bgkhp", q, past.prompt.k)
-    to_suffix = scores("bgkhd,bgktd->bgkht", q, past.suffix.k)
-    to_self = scores("bgkhd,bgkd->bgkh", q, k)[..., None]
     lowest = jnp.finfo(jnp.float32).min
-    to_prompt = jnp.where(past.prompt_mask[:, None, None, None, :], to_prompt, lowest)
-    to_suffix = jnp.where(past.suffix_mask[:, :, None, None, :], to_suffix, lowest)
-    weights = jax.nn.softmax(jnp.concatenate([to_prompt, to_suffix, to_self], axis=-1), axis=-1).astype(v.dtype)
-    prompt, suffix, own = jnp.split(weights, [to_prompt.shape[-1], weights.shape[-1] - 1], axis=-1)
-    out = (
-        jnp.einsum("bgkhp,bkpd->bgkhd", prompt, past.prompt.v)
-        + jnp.einsum("bgkht,bgktd->bgkhd", suffix, past.suffix.v)
-        + own * v[:, :, :, None, :]
-    )
+    to_prompt = scores("bkqd,bkpd->bkqp", by_key, past.prompt.k)
+    to_prompt = jnp.where(past.prompt_mask[:, None, None], to_prompt, lowest)
+    to_suffix = scores("bgkhd,bgktd->bgkht", q, past.suffix.k)
+    to_suffix = jnp.where(past.suffix_mask[:, :, None, None], to_suffix, lowest)
+    to_self = scores("bgkhd,bgkd->bgkh", q, k)
+
+    # One softmax over the three blocks, which are never joined: they share the maximum and the sum.
+    highest = jnp.maximum(jnp.maximum(by_continuation(to_prompt.max(-1)), to_suffix.max(-1)), to_self)
+    to_prompt = jnp.exp(to_prompt - highest.swapaxes(1, 2).reshape(batch, shared, -1)[..., None])
+    to_suffix, to_self = jnp.exp(to_suffix - highest[..., None]), jnp.exp(to_self - highest)
+    total = by_continuation(to_prompt.sum(-1)) + to_suffix.sum(-1) + to_self
+    out = by_continuation(scores("bkqp,bkpd->bkqd", to_prompt.astype(v.dtype), past.prompt.v))
+    out += scores("bgkht,bgktd->bgkhd", to_suffix.astype(v.dtype), past.suffix.v)
+    out = ((out + to_self[..., None] * v[:, :, :, None, :]) / total[..., None]).astype(v.dtype)
     return out.reshape(batch, group, heads, dim)

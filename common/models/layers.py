@@ -102,17 +102,20 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 def matmul_few_rows(
     x: Float[Array, "... I"], transposed: Float[Array, "O I"], dtype: DTypeLike | None = None
 ) -> Float[Array, "... O"]:
-    """x @ transposed.T for a handful of rows, as in decoding, with the weights as the left factor.
+    """x @ transposed.T for a handful of rows, as in decoding; see `few_columns`."""
+    columns = few_columns(transposed, x.reshape(-1, x.shape[-1]), dtype)
+    return columns.T.reshape(*x.shape[:-1], transposed.shape[0])
 
-    XLA for CPUs copies the right factor into another order at each product; with so few rows that takes up to as long
-    as the product itself. The barrier keeps XLA from changing the order back. From 64 rows on the copy costs less than
-    reading the result by columns.
+
+def few_columns(
+    weights: Float[Array, "O I"], rows: Float[Array, "N I"], dtype: DTypeLike | None = None
+) -> Float[Array, "O N"]:
+    """weights @ rows.T where N is small.
+
+    XLA for CPUs copies the right factor into another order at each product. With the weights there, that takes up to
+    as long as the product itself. The barrier keeps XLA from changing the order back.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    if rows.shape[0] >= 64:
-        return jnp.einsum("...i,oi->...o", x, transposed, preferred_element_type=dtype)
-    columns = jnp.einsum("oi,ni->on", transposed, rows, preferred_element_type=dtype)
-    return jax.lax.optimization_barrier(columns).T.reshape(*x.shape[:-1], transposed.shape[0])
+    return jax.lax.optimization_barrier(jnp.einsum("oi,ni->on", weights, rows, preferred_element_type=dtype))
 
 
 class RMSNorm(nn.Module):
