@@ -153,13 +153,14 @@ def restore_trainable(checkpoints: Checkpoints, like: PyTree) -> tuple[int, PyTr
 
 
 def _restored(manager: ocp.CheckpointManager, step: int, items: ocp.args.Composite) -> Any:
-    """What was saved, in the shapes that `items` ask for. Raises UserError where it has others."""
+    """What was saved, in the shapes that `items` ask for. Raises UserError where it has not."""
     try:
         return manager.restore(step, args=items)
     except (ValueError, KeyError, TypeError) as error:  # Orbax's, by how the trees differ
         raise UserError(
-            f"{manager.directory / str(step)}: holds weights of other names or shapes than its config gives; was "
-            "config.json, or the directory, changed since?"
+            f"{manager.directory / str(step)}: is damaged, or holds weights of other names or shapes than its config "
+            "gives; was config.json, or the directory, changed since? A damaged one can be removed: the one before it "
+            "is taken then"
         ) from error
 
 

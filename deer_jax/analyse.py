@@ -126,6 +126,7 @@ def masked(rollout: Rollout, chosen: Bool[np.ndarray, "T"]) -> str:
     """The text with each chosen token's characters, but for the space before them, replaced by [MASK]."""
     pieces, done = [], 0
     for (start, end), wanted in zip(rollout.spans, chosen, strict=True):
+        start = max(start, done)
         if not wanted or start >= end:
             continue
         word = rollout.text[start:end]
@@ -203,11 +204,16 @@ def sentences(texts: Sequence[str], labeler: Labeler) -> list[list[dict[str, Any
 def tokens_of(rollout: Rollout, weights: Float[np.ndarray, "T"], most: float) -> list[dict[str, Any]]:
     """Tokens as texts with their weight, and how red they are: 0 at weight 1, 1 at the largest of the page."""
     scale = max(most - 1, 1e-9)
-    return [
-        {"text": rollout.text[start:end], "start": int(start), "weight": weight, "red": (weight - 1) / scale}
-        for (start, end), weight in zip(rollout.spans, weights.tolist(), strict=True)
-        if start < end
-    ]
+    shown: list[dict[str, Any]] = []
+    done = 0
+    for (start, end), weight in zip(rollout.spans.tolist(), weights.tolist(), strict=True):
+        if start < done:  # of one character, of which several tokens have the bytes
+            shown[-1]["weight"] = max(shown[-1]["weight"], weight)
+        if done < end:
+            start = max(start, done)
+            shown.append({"text": rollout.text[start:end], "start": start, "weight": weight})
+            done = end
+    return [{**token, "red": (token["weight"] - 1) / scale} for token in shown]
 
 
 def with_tokens(parts: Sequence[dict[str, Any]], tokens: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -54,10 +54,8 @@ def run_ablation(
     for (name, seed), chosen in runs.items():
         run_dir = directory / f"{name.replace(' ', '-')}-{seed}"
         check_run_directory(run_dir, chosen)
-        done = run_dir / "metrics.json"
-        if done.is_file():
-            systems = json.loads(done.read_text(encoding="utf-8"))["systems"]
-        else:
+        systems = finished(run_dir)
+        if systems is None:
             print(f"{run_dir}", flush=True)
             train_run(chosen, run_dir)
             systems = evaluate_run(run_dir, batch_size=batch_size)
@@ -66,3 +64,13 @@ def run_ablation(
             table |= {baseline: [systems[baseline]] for baseline in (NEAREST, CONSTANT)}
     write_json(directory / "ablation.json", table)
     return table
+
+
+def finished(run_dir: Path) -> dict[str, Scores] | None:
+    """The scores of a run that has been evaluated on its whole test part, as `run_ablation` does; None of others."""
+    file = run_dir / "metrics.json"
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    whole = found["split"] == "test" and not found.get("limit") and found.get("beams") is None
+    return found["systems"] if whole else None

@@ -1,6 +1,7 @@
 """The frozen side of a model: CLIP, its tokenizer, and what the tokens of reports look like to it."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -20,6 +21,8 @@ from common.types import PyTree
 from unicross_jax.adapters import AdapterConfig
 from unicross_jax.config import EMBEDDED_CLIP, ModelConfig, RunConfig
 from unicross_jax.model import UniCrossConfig
+
+BASE_FILE = "base.json"  # of an exported model
 
 
 class ReportTokenizer(CanEncode, Protocol):
@@ -44,6 +47,8 @@ def load_backbone(config: ModelConfig, seed: int) -> Backbone:
     if not config.clip:
         raise UserError("model.clip: not given; name CLIP's weights with --model.clip RN101.pt")
     path = EMBEDDED_CLIP if config.clip == "embedded" else Path(config.clip)
+    if not path.exists():
+        raise UserError(f"model.clip: {path}: no such file in {Path.cwd()}; expected CLIP's weights, such as RN101.pt")
     tokenizer = clip_tokenizer(path, config.clip_vocabulary)
     sizes, params = load_clip(path, dtype=config.dtype, param_dtype=config.dtype)
     if tokenizer.vocab_size != sizes.vocab_size:
@@ -131,6 +136,28 @@ def report_embedding(backbone: Backbone, tokenizer: ReportTokenizer, config: Uni
 def checkpoint_note(backbone: Backbone, frozen: PyTree) -> Mapping[str, Any]:
     """What every checkpoint says about the frozen weights it belongs to."""
     return {"base": {"name": backbone.name, "sha256": fingerprint(frozen)}}
+
+
+def base_note(clip: PyTree) -> dict[str, str]:
+    """What an exported model says about the CLIP it needs."""
+    return {"sha256": fingerprint(clip)}
+
+
+def check_base(directory: Path, backbone: Backbone) -> None:
+    """Raise UserError where an exported model says that it needs another CLIP."""
+    file = directory / BASE_FILE
+    if not file.is_file():
+        return
+    try:
+        needed = str(json.loads(file.read_bytes())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); export the model again") from error
+    found = base_note(backbone.params)["sha256"]
+    if needed != found:
+        raise UserError(
+            f"{directory}: was trained on another CLIP (sha256 {needed[:12]}) than {backbone.name} (sha256 "
+            f"{found[:12]}); give the CLIP it was trained on"
+        )
 
 
 def without_dropout(config: UniCrossConfig) -> UniCrossConfig:

@@ -77,7 +77,7 @@ def evaluate_run(
             for study, text in zip(part.studies, outputs[MODEL], strict=True)
         ],
     )
-    counts = {"studies": len(part.studies), "step": trained.step}
+    counts = {"studies": len(part.studies), "step": trained.step, "limit": limit, "beams": beams}
     absent = warn_of_absent(systems)
     write_json(run_dir / "metrics.json", {"split": split, **counts, "systems": systems, "notes": absent})
     shown = page(trained, run_dir, part, examples, written, outputs, systems, split)

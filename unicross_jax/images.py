@@ -9,14 +9,14 @@ from pathlib import Path
 from common.data.images import GreyImage, read_image, resize_shorter
 from common.data.studies import ImageStudy
 from common.errors import UserError
-from common.jsonl import row_writer
+from common.jsonl import row_writer, write_rows
 from common.report.environment import environment
 from common.report.page import Example as Shown
 from common.report.page import Page, render
 from common.weights import writing
 from unicross_jax.config import EMBEDDED_RUN
 from unicross_jax.data import still_view
-from unicross_jax.report import Trained, Written, attention_of, load_trained, write_reports
+from unicross_jax.report import Trained, attention_of, load_trained, write_reports
 from unicross_jax.train import encode
 
 PHANTOMS_ONLY = (
@@ -73,11 +73,14 @@ def report_images(
     ]
     studies = [ImageStudy(" ".join(group), (), "", indication) for group in groups]
     examples, _ = encode(trained.config, trained.task, studies)
-    written: list[Written] = []
-    with row_writer(output) as write:
-        for group, report in zip(groups, write_reports(trained, examples, read), strict=True):
-            write({"images": list(group), "report": report.text})
-            written.append(report)
+    written = list(write_reports(trained, examples, read))
+    rows = [{"images": list(group), "report": report.text} for group, report in zip(groups, written, strict=True)]
+    if output is not None:
+        write_rows(output, rows)
+    else:
+        with row_writer(None) as write:
+            for row in rows:
+                write(row)
     attention = attention_of(trained, examples, read, written)
     view = still_view(trained.config.data, trained.task.model.clip.image_size)
     shown = [

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -18,7 +17,14 @@ from common.generate import DecodeSettings, row_keys
 from common.parallel import make_layout, place
 from common.types import PyTree
 from common.weights import load_tree, open_tensors
-from unicross_jax.backbone import ReportTokenizer, checkpoint_note, load_backbone, load_words, without_dropout
+from unicross_jax.backbone import (
+    ReportTokenizer,
+    check_base,
+    checkpoint_note,
+    load_backbone,
+    load_words,
+    without_dropout,
+)
 from unicross_jax.config import RunConfig
 from unicross_jax.data import Example, stack_studies, still_view
 from unicross_jax.generate import make_generator
@@ -59,6 +65,7 @@ def load_trained(directory: Path) -> Trained:
         return Trained(config, task, trainable, step)
     if not (directory / "model.safetensors").is_file():
         raise UserError(f"{directory}: holds no checkpoint and no model.safetensors; train first")
+    check_base(directory, backbone)
     shapes = jax.eval_shape(lambda: init_trainable(task.model, key))
     return Trained(config, task, load_tree(open_tensors(directory), shapes, own_names(shapes), where=directory), None)
 
@@ -119,7 +126,8 @@ def attention_of(
     """For each study the words of its report, and how much the model looked at each place of each view for them.
 
     The decoder's attention to the images as it wrote the word, a mean over layers and heads and over the pieces of a
-    word; the class token's share is left out.
+    word; the class token's share is left out. Under `published` the images see the report, so that each token has a
+    pass of its own over what came before it.
     """
     tokenizer, grid = trained.task.tokenizer, trained.task.model.clip.image_size // 16
     longest = max(1, *(len(report.token_ids) for report in written))
@@ -134,7 +142,7 @@ def attention_of(
         reports = [written[number] for number in chosen]
         for row, report in enumerate(reports):
             tokens[row, 1 : len(report.token_ids)] = report.token_ids[:-1]
-        weights = np.asarray(program(trained.trainable, trained.task.frozen, studies, tokens))
+        weights = program(trained.trainable, trained.task.frozen, studies, tokens)
         maps = weights.reshape(*weights.shape[:2], -1, grid, grid)
         for row, report in enumerate(reports):
             views = np.asarray(studies.view_mask[row])
@@ -156,14 +164,22 @@ def words_of(tokenizer: ReportTokenizer, report: Written) -> Iterator[tuple[str,
             start, before = number + 1, now
 
 
-def _memory_attention(config: UniCrossConfig) -> Callable[..., Float[Array, "B T V*N"]]:
+def _memory_attention(config: UniCrossConfig) -> Callable[..., Float[np.ndarray, "B T V*N"]]:
     """The decoder's attention to each place of the images, for trainable and frozen trees, studies and tokens."""
 
     @jax.jit
-    def run(trainable: PyTree, frozen: PyTree, studies: Studies, tokens: Int[Array, "B T"]) -> Array:
+    def read(trainable: PyTree, frozen: PyTree, studies: Studies, tokens: Array, mask: Array) -> Array:
         net = Net(trainable, frozen, config, record="decoder")
-        run_report(net, studies, tokens, jnp.ones(tokens.shape, bool))
+        run_report(net, studies, tokens, mask)
         (weights,) = net.recorded["layers"]["cross_attention"]["weights"]  # [L B H T M]
         return weights.mean((0, 2))[..., 1:]
+
+    def run(trainable: PyTree, frozen: PyTree, studies: Studies, tokens: Int[np.ndarray, "B T"]) -> np.ndarray:
+        inputs = trainable, frozen, studies, tokens
+        if config.conditioning == "causal":
+            return np.asarray(read(*inputs, np.ones(tokens.shape, bool)))
+        places = np.arange(tokens.shape[1])
+        prefixes = (np.broadcast_to(places <= last, tokens.shape) for last in places)
+        return np.stack([np.asarray(read(*inputs, mask))[:, i] for i, mask in enumerate(prefixes)], axis=1)
 
     return run

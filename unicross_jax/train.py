@@ -30,8 +30,10 @@ from common.train_loop import train
 from common.types import LossSum, PyTree, TrainState
 from common.weights import NameMap, Published, published_tensors, write_json, write_tensors, written_whole
 from unicross_jax.backbone import (
+    BASE_FILE,
     Backbone,
     ReportTokenizer,
+    base_note,
     checkpoint_note,
     frozen_tree,
     load_backbone,
@@ -189,6 +191,7 @@ def export(config: RunConfig, task: Task, trainable: PyTree, directory: Path) ->
     with written_whole(directory) as aside:
         if jax.process_index() == 0:
             write_json(aside / "config.json", to_json(config))
+            write_json(aside / BASE_FILE, base_note(task.frozen["clip"]))
             if isinstance(task.tokenizer, WordTokenizer):
                 save_words(aside / VOCABULARY_FILE, task.tokenizer)
         write_tensors(aside, published_tensors(trainable, own_names(trainable)))

@@ -147,7 +147,7 @@ def read_image_rows(
 
 def is_usable(study: ImageStudy, quarantine: Quarantine) -> bool:
     """Whether a study has a report and all its image files; one that has not goes into the quarantine."""
-    if not study.report:
+    if not any(map(str.isalpha, study.report)):  # nothing, or no more than "___" where a report was taken out
         quarantine.add(study.id, "empty report")
     elif not study.images:
         quarantine.add(study.id, "no image")

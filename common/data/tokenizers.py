@@ -183,8 +183,8 @@ class HuggingFaceTokenizer:
             return self._tokenizer.apply_chat_template(
                 list(messages), add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
             )
-        except jinja2.TemplateError as error:
-            raise UserError(f"{self._tokenizer.name_or_path}: the chat template refuses: {error}") from error
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise UserError(f"{self._tokenizer.name_or_path}: the chat template fails: {error}") from error
 
     @functools.cached_property
     def _writes(self) -> tuple[str, bool] | None:
@@ -335,6 +335,10 @@ def _hugging_face(directory: Path) -> HuggingFaceTokenizer:
             tokenizer = load(AutoTokenizer)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{directory}: transformers cannot load this tokenizer ({error})") from error
+    if tokenizer.get_vocab().keys() <= tokenizer.get_added_vocab().keys():
+        raise UserError(
+            f"{directory}: its tokenizer has no vocabulary; expected tokenizer.json, or vocab.json with merges.txt"
+        )
     if not tokenizer.is_fast:
         raise UserError(f"{directory}: no fast tokenizer; expected tokenizer.json (save it with transformers once)")
     return HuggingFaceTokenizer(tokenizer, end_ids(directory / "generation_config.json"))

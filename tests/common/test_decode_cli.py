@@ -137,7 +137,18 @@ def test_bad_input_is_named_and_nothing_is_written(model, prompts, tmp_path):
     assert "adapter_config.json" in refusal(model, prompts, output, "--adapter", str(tmp_path))
     for option, value in (("--top-p", "0"), ("--temperature", "1e-40"), ("--temperature", "nan"), ("--seed", "9" * 30)):
         assert f"{option}: expected" in refusal(model, prompts, output, option, value)
+    assert "beams or sampling" in refusal(model, prompts, output, "--beams", "2", "--top-p", "0.5")
     assert "folder" in refusal(model, prompts, tmp_path / "missing" / "out.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("options", "temperature"),
+    [([], 0.0), (["--seed", "3"], 0.0), (["--top-p", "0.9"], 1.0), (["--top-k", "5"], 1.0)],
+)
+def test_a_truncated_distribution_is_sampled_from(options, temperature):
+    required = ["--model", "m", "--prompts", "p.jsonl"]
+    assert decode_cli.parse([*required, *options]).temperature == temperature
+    assert decode_cli.parse([*required, *options, "--temperature", "0"]).temperature == 0
 
 
 def test_another_architecture_and_another_tokenizer_are_refused(model, prompts, tmp_path):

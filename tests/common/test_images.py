@@ -39,6 +39,15 @@ def png_with_size(width: int, height: int) -> bytes:
     return bytes(data)
 
 
+def png_of_16_bits_with_alpha() -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row = b"\0" + struct.pack(">4H", 700, 65535, 4900, 65535)
+    parts = (b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 4, 0, 0, 0)), (b"IDAT", zlib.compress(row * 2)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
 def test_a_grey_png_is_read_bit_by_bit_from_path_or_bytes(tmp_path):
     path = tmp_path / "眼 1.png"
     path.write_bytes(encode_png(picture()))
@@ -125,8 +134,21 @@ def test_exif_orientation_is_applied():
             encoded(Image.new("L", (3, 3)), save_all=True, append_images=[Image.new("L", (3, 3), 9)]),
             "2 frames; expected one still image",
         ),
+        (png_of_16_bits_with_alpha(), "16-bit grey with transparency"),
     ],
-    ids=["empty", "text", "gif", "bmp", "no size", "no width", "large", "giant", "strip", "moving"],
+    ids=[
+        "empty",
+        "text",
+        "gif",
+        "bmp",
+        "no size",
+        "no width",
+        "large",
+        "giant",
+        "strip",
+        "moving",
+        "16 bits and alpha",
+    ],
 )
 @pytest.mark.filterwarnings("error")
 def test_what_is_no_still_image_of_usable_size_is_refused_by_name(tmp_path, data, message):

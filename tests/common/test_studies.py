@@ -54,7 +54,7 @@ def test_an_annotation_gives_three_splits_with_both_views_in_order(tmp_path, ann
 
 
 def test_unusable_studies_are_counted_by_reason(tmp_path, annotation, images):
-    annotation["train"] += [entry("e", " \n"), entry("f"), entry("g", images=()), entry(5)]
+    annotation["train"] += [entry("e", " \n"), entry("f"), entry("g", images=()), entry(5), entry("h", "___ 1.")]
     os.remove(images / "b" / "1.png")
     quarantine = Quarantine()
     splits = read_annotation(write_json(tmp_path / "annotation.json", annotation), images, quarantine)
@@ -65,6 +65,7 @@ def test_unusable_studies_are_counted_by_reason(tmp_path, annotation, images):
         ("f", "image file missing"),
         ("g", "no image"),
         ("5", "image file missing"),
+        ("h", "empty report"),
     ]
 
 

@@ -132,6 +132,19 @@ def test_chat_is_chatml_without_a_template_and_the_template_with_one(byte_level,
     assert tokenizer.chat(messages, add_generation_prompt=False) == tokenizer.encode("system>Be brief.|user>Hi|")
     with pytest.raises(UserError, match="no tools"):
         tokenizer.chat([{"role": "tool", "content": ""}])
+    templated.chat_template = "{{ messages[0].content + 1 }}"
+    templated.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="chat template fails: can only concatenate"):
+        load_tokenizer(tmp_path).chat(messages)
+
+
+def test_a_directory_without_the_vocabulary_is_refused(byte_level, tmp_path):
+    PreTrainedTokenizerFast.from_pretrained(byte_level).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "Qwen2Tokenizer"}))
+    with pytest.raises(UserError, match=r"its tokenizer has no vocabulary; expected tokenizer\.json"):
+        load_tokenizer(tmp_path)
 
 
 def test_stop_ids_include_those_of_the_generation_config(byte_level, tmp_path):

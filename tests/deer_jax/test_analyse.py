@@ -12,11 +12,11 @@ from common.data.studies import ImageStudy
 from common.data.tokenizers import WordTokenizer
 from common.errors import UserError
 from common.models.bert import BertConfig, ClassifierConfig, init_classifier
-from deer_jax.analyse import masked, masking, rewards, sentences, token_page, top
+from deer_jax.analyse import masked, masking, rewards, sentences, token_page, tokens_of, top
 from deer_jax.cli import dispatch
 from deer_jax.labeler import Labeler, classes_of_groups, label_texts, make_tokenizer
 from deer_jax.sample import rows_of
-from deer_jax.token_weights import Group, read_rollout
+from deer_jax.token_weights import Group, Rollout, read_rollout
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "effusion", "edema", "heart", "is", "seen", "."]
 ENCODER = BertConfig(
@@ -76,6 +76,14 @@ def test_gradient_masking_finds_the_words_that_decide(labeler):
 def test_masking_replaces_words_and_keeps_the_rest():
     rollout = read_rollout(WORDS.encode("heart is seen ."), WORDS)
     assert masked(rollout, np.array([False, True, False, True])) == "heart [MASK] seen [MASK]"
+
+
+def test_a_character_of_several_tokens_is_masked_and_shown_once():
+    rollout = Rollout([0, 1, 2, 3], "é x", np.array([[0, 1], [0, 1], [1, 3], [3, 3]]))
+    assert masked(rollout, np.array([True, True, False, False])) == "[MASK] x"
+    assert masked(rollout, np.array([False, True, True, True])) == "[MASK] [MASK]"
+    shown = tokens_of(rollout, np.array([1.0, 3.0, 2.0, 9.0]), 3.0)
+    assert [(token["text"], token["weight"], token["red"]) for token in shown] == [("é", 3.0, 1.0), (" x", 2.0, 0.5)]
 
 
 def test_the_top_share_is_rounded_up_and_ties_are_broken_by_chance():
@@ -169,6 +177,6 @@ def test_the_page_marks_weights_and_findings_and_escapes_text(labeler):
     page = token_page([Group("edema .", rollouts, classes(EDEMA))], ["study <1>"], labeler, (), "gradient")
     assert "study &lt;1&gt;" in page
     assert "<b>" not in page
-    assert page.count("finding-0") >= 4  # style, key, reference, report
+    assert page.count("border-image: linear-gradient(90deg, hsl(0 65% 45%) 0% 100%)") == 3  # key, reference, report
     assert 'rgb(214 40 40 / 0.750)" title="' in page  # the heaviest token
     assert json.dumps("Edema")[1:-1] in page

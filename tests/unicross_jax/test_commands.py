@@ -20,10 +20,12 @@ from common.data.tokenizers import build_word_tokenizer
 from common.metrics.text import evaluate_texts
 from common.models.clip_weights import load_clip
 from tests.unicross_jax.runs import arguments, log, make_clip, start, unicross
+from unicross_jax.ablation import finished
 from unicross_jax.backbone import load_backbone
 from unicross_jax.config import PRESETS, RunConfig
 from unicross_jax.data import encode_studies
-from unicross_jax.train import first_weights, make_task
+from unicross_jax.report import Trained, Written, attention_of
+from unicross_jax.train import encode, first_weights, make_task
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,7 @@ def test_training_lowers_the_loss_and_leaves_what_others_need(trained):
         "config.json",
         "vocabulary.json",
         "model.safetensors",
+        "base.json",
     }
 
 
@@ -147,6 +150,26 @@ def test_an_exported_model_writes_what_its_run_writes(trained, images, tmp_path)
     assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize("conditioning", ["causal", "published"])
+def test_attention_to_a_word_depends_on_nothing_after_it_and_on_no_other_study(clip, conditioning):
+    words = arguments(Path("run"), clip, model__conditioning=conditioning)[3:]
+    config = parse(RunConfig, PRESETS["demo"], words, "test")
+    backbone = load_backbone(config.model, seed=0)
+    task = make_task(config, backbone, backbone.tokenizer)
+    trained = Trained(config, task, first_weights(config, task), None)
+    studies = [ImageStudy(str(number), (), "", "") for number in range(2)]
+    examples, _ = encode(config, task, studies)
+    pictures = [(make_phantom(9, number, 48).frontal,) for number in range(2)]
+    ids = backbone.tokenizer.encode("the heart is normal in size . the lungs are clear .")
+    first, second = (Written(backbone.tokenizer.decode(own), own, True) for own in (ids[:3], ids))
+    together = attention_of(trained, examples, pictures, [first, second])[0]
+    for other in (first, second):
+        alone = attention_of(trained, examples[:1], pictures[:1], [other])[0]
+        for (word, weights), (same, expected) in zip(alone[:3], together, strict=True):
+            assert word == same
+            np.testing.assert_allclose(weights, expected, rtol=0, atol=1e-6)
+
+
 @pytest.fixture
 def refused(capsys):
     """Run the command; it must end with exit code 2 and one line, which is returned."""
@@ -183,8 +206,9 @@ def refused(capsys):
         ({"data__layout": "annotation"}, ["data.source", "not given"]),
         ({"data__layout": "prepared", "data__source": "nowhere"}, ["nowhere", "no data set"]),
         ({"data__validation_size": 0}, ["validation", "at least one"]),
-        ({"model__clip": "missing.pt", "model__clip_vocabulary": "missing.gz"}, ["missing.gz", "cannot be read"]),
-        ({"model__clip": "missing.pt"}, ["model.clip_vocabulary", "bpe_simple_vocab"]),
+        ({"model__clip": __file__, "model__clip_vocabulary": "missing.gz"}, ["missing.gz", "cannot be read"]),
+        ({"model__clip": __file__}, ["model.clip_vocabulary", "bpe_simple_vocab"]),
+        ({"model__clip": "missing.pt"}, ["missing.pt", "no such file"]),
         ({"model__clip": ""}, ["model.clip", "RN101.pt"]),
         ({"vocabulary__minimum_count": 10_000}, ["10000 times"]),
         ({"batch_size": 7, "micro_batch": 2}, ["batch_size", "7"]),
@@ -208,6 +232,12 @@ def test_another_clip_than_the_run_was_trained_on_is_refused_by_name(refused, tr
         (trained / "config.json").write_text(saved)
     assert "other-clip" in error
     assert "sha256" in error
+    shutil.copytree(trained / "model", tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    Image.new("L", (40, 40)).save(tmp_path / "x.png")
+    error = refused(["report", str(tmp_path / "x.png"), "--checkpoint", str(tmp_path / "model")])
+    assert "other-clip" in error
+    assert "another CLIP (sha256" in error
 
 
 def test_a_checkpoint_of_another_config_is_refused_by_the_field(refused, trained):
@@ -227,6 +257,28 @@ def test_an_ablation_takes_no_result_of_another_config(refused, trained, tmp_pat
     shutil.copytree(trained, tmp_path / "full-model-0")
     words = ["ablation", "--preset", "iu-xray", "--data.source", "none", "--directory", str(tmp_path)]
     assert "another config" in refused(words)
+
+
+@pytest.mark.parametrize("changed", [{"split": "validation"}, {"limit": 1}, {"beams": 2}])
+def test_an_ablation_takes_no_evaluation_of_another_part_or_way(trained, tmp_path, changed):
+    assert finished(tmp_path) is None
+    metrics = json.loads((trained / "metrics.json").read_text())
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    assert finished(tmp_path) == metrics["systems"]
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics | changed))
+    assert finished(tmp_path) is None
+
+
+def test_a_report_that_is_interrupted_leaves_no_output(trained, images, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        yield Written("heart", [3], True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unicross_jax.images.write_reports", interrupted)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        unicross(["report", *images, "--checkpoint", str(trained), "--output", str(tmp_path / "out.jsonl")])
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(
