@@ -91,6 +91,16 @@ def read_archive(path: str | Path) -> dict[str, StoredTensor]:
     return {name: _stored(name, path, view, read) for name, view in views.items()}
 
 
+class _Number:
+    """What stands for a NumPy number, such as the best score so far, beside the weights. Holds nothing."""
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, _: Any):
+        pass
+
+
 class _InertUnpickler(pickle.Unpickler):
     """Builds containers, `View`s and empty objects, and nothing else."""
 
@@ -110,6 +120,10 @@ class _InertUnpickler(pickle.Unpickler):
             ("torch.jit._pickle", "build_intlist"): self._values,
             ("torch.jit._pickle", "build_tensorlist"): self._values,
             ("torch.jit._pickle", "restore_type_tag"): self._values,
+            ("numpy.core.multiarray", "scalar"): _Number,
+            ("numpy._core.multiarray", "scalar"): _Number,
+            ("numpy", "dtype"): _Number,
+            ("_codecs", "encode"): _Number,  # by which old protocols write the bytes of such a number
         }
 
     def find_class(self, module: str, name: str) -> Any:

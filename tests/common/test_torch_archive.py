@@ -132,6 +132,16 @@ def test_other_globals_are_refused(tmp_path, attack):
         read_archive(pickled_archive(tmp_path / "evil.pt", pickle.dumps(attack)))
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_numpy_numbers_beside_the_weights_are_passed_over(tmp_path, protocol):
+    state = torch.nn.Linear(2, 3).state_dict()
+    saved = {"epoch": 3, "best": np.float64(0.7), "model_state_dict": state, "step": np.int64(5)}
+    torch.save(saved, tmp_path / "chexbert.pth", pickle_protocol=protocol)
+    stored = read_archive(tmp_path / "chexbert.pth")
+    assert stored.keys() == state.keys()
+    np.testing.assert_array_equal(whole(stored["weight"]), state["weight"].numpy())
+
+
 def test_a_whole_pickled_model_is_refused_with_advice(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
     with pytest.raises(UserError, match=r"asks to load torch\.nn\.modules\.linear\.Linear, .* save a state dict"):
