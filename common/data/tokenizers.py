@@ -336,9 +336,7 @@ def _hugging_face(directory: Path) -> HuggingFaceTokenizer:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{directory}: transformers cannot load this tokenizer ({error})") from error
     if tokenizer.get_vocab().keys() <= tokenizer.get_added_vocab().keys():
-        raise UserError(
-            f"{directory}: its tokenizer has no vocabulary; expected tokenizer.json, or vocab.json with merges.txt"
-        )
+        raise UserError(f"{directory}: no vocabulary found; expected tokenizer.json, or vocab.json with merges.txt")
     if not tokenizer.is_fast:
         raise UserError(f"{directory}: no fast tokenizer; expected tokenizer.json (save it with transformers once)")
     return HuggingFaceTokenizer(tokenizer, end_ids(directory / "generation_config.json"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -158,3 +159,14 @@ def test_rows_of_many_lengths_come_back_in_their_order():
 @pytest.mark.parametrize(("length", "size"), [(1, 32), (32, 32), (33, 48), (49, 64), (65, 96), (700, 768), (769, 1024)])
 def test_buckets_are_powers_of_two_and_their_midpoints(length, size):
     assert bucket(length) == size
+
+
+def test_caches_are_written_in_place():
+    """The compiled loop copies none of them; those before it make one buffer for each cache of the same zeros."""
+    settings = DecodeSettings(NEW, Sampling(1.0), group=GROUP)
+    inputs = variables(), padded(some_prompts(), LONGEST, left=True), row_keys(0, range(4))
+    program = make_generator(tiny.CONFIG, settings).lower(*inputs).compile().as_text()
+    config = tiny.CONFIG
+    cache = re.escape(f"f32[4,{GROUP},{config.num_key_value_heads},{NEW},{config.head_dim}]")
+    assert re.search(rf"= {cache}", program)
+    assert len(re.findall(rf"= {cache}\S* copy\(", program)) <= 2 * config.num_hidden_layers
