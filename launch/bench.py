@@ -34,6 +34,7 @@ from common.sft import sft_loss
 from common.step import init_state, make_train_step
 from common.types import PyTree, TextBatch
 from launch import bench_rl, bench_unicross
+from launch.malloc import run_in_first_thread
 from launch.timing import Timed, about, add_flags, against_goals, compared, in_turns, peak_bytes
 
 GOALS = {"equal_shapes": 1.2, "mixed_lengths": 2.0, "greedy": 3.0, "top_p": 8.0, "samples": 4.0}
@@ -89,6 +90,7 @@ LORA = LoraConfig(rank=16, alpha=32.0, dropout=0.0)
 
 def main(arguments: Sequence[str]) -> int:
     """Measure and print one JSON object. Raises UserError where the peer cannot run."""
+    run_in_first_thread()
     on_cpu = jax.default_backend() == "cpu"
     parser = Parser("python -m launch bench", description=__doc__)
     named = cast(Any, lambda prog, **options: Parser(prog, **options))  # argparse gives the name by keyword

@@ -153,10 +153,11 @@ def make_plan(
     )
 
     hbm = int(CHIPS[topology.partition(":")[0]].hbm)
+    limit = int(USABLE * hbm)
 
     def attempt(micro_batch: int) -> Compiled:
         one = compile_step_for(dataclasses.replace(config, micro_batch=micro_batch), sizes, layout)
-        return one._replace(fits=one.fits and one.total <= USABLE * hbm)
+        return one._replace(fits=one.fits and one.total <= limit)
 
     compiled = {config.micro_batch: attempt(config.micro_batch)}
     found = compiled[config.micro_batch]
@@ -180,7 +181,7 @@ def make_plan(
         "bounds": time_bounds(config, sizes, layout, topology),
     }
     if propose:
-        search_micro_batch(attempt, compiled, hbm, SEARCH_SECONDS - found.seconds)
+        search_micro_batch(attempt, compiled, limit, SEARCH_SECONDS - found.seconds)
         plan["largest_micro_batch"] = max((micro for micro, one in compiled.items() if one.fits), default=0)
         plan["smallest_refused"] = min((micro for micro, one in compiled.items() if not one.fits), default=None)
         plan["compiled"] = {
@@ -205,30 +206,38 @@ def batch_of(config: RetstaConfig, layout: Layout) -> dict[str, int]:
 
 
 def search_micro_batch(
-    attempt: Callable[[int], Compiled], compiled: dict[int, Compiled], hbm: int, seconds: float
+    attempt: Callable[[int], Compiled], compiled: dict[int, Compiled], limit: int, seconds: float
 ) -> None:
-    """Look for the most rows a device can take by `attempt`, adding to `compiled` (one at least), for `seconds`.
-
-    Upwards along the line through the two largest that fit, at most to four times as many, and then by halving between
-    the largest that fits and the smallest that does not.
-    """
+    """Look for the most rows a device can take by `attempt`, adding to `compiled` (one at least), for `seconds`."""
     started = time.perf_counter()
-    while True:
-        fits = sorted(micro for micro, one in compiled.items() if one.fits)
-        refused = min((micro for micro, one in compiled.items() if not one.fits), default=None)
-        largest = fits[-1] if fits else 0
-        if refused is not None:
-            following = (largest + refused) // 2
-        elif len(fits) == 1:
-            following = 2 * largest
-        else:
-            per_row = max((compiled[largest].total - compiled[fits[-2]].total) // (largest - fits[-2]), 1)
-            room = (hbm - compiled[largest].total) // per_row
-            following = largest + min(max(room, 1), 3 * largest)
+    while (following := next_micro_batch(compiled, limit)) is not None:
         longest = max(one.seconds for one in compiled.values())
-        if following in (0, largest) or time.perf_counter() - started + longest > seconds:
+        if time.perf_counter() - started + longest > seconds:
             return
         compiled[following] = attempt(following)
+
+
+def next_micro_batch(compiled: dict[int, Compiled], limit: int) -> int | None:
+    """Where the line through two of `compiled` reaches `limit` bytes; None once the largest that fits is known.
+
+    The two are the largest that fits and the smallest that does not, or the two largest that fit; the line goes to at
+    most four times the largest. Where what is refused has no size above the limit, halving takes its place.
+    """
+    fits = sorted(micro for micro, one in compiled.items() if one.fits)
+    refused = min((micro for micro, one in compiled.items() if not one.fits), default=None)
+    largest = fits[-1] if fits else 0
+    if refused is not None and (not fits or compiled[refused].total <= limit):
+        following = (largest + refused) // 2
+    elif refused is None and len(fits) == 1:
+        following = 4 * largest
+    else:
+        other = fits[-2] if refused is None else refused
+        per_row = max((compiled[other].total - compiled[largest].total) // (other - largest), 1)
+        room = (limit - compiled[largest].total) // per_row
+        following = largest + min(max(room, 1), 3 * largest)
+    if refused is not None:
+        following = min(following, refused - 1)
+    return following if following > largest else None
 
 
 def compile_step_for(config: RetstaConfig, sizes: Qwen2Config, layout: Layout) -> Compiled:

@@ -5,7 +5,6 @@ parameter names follow the published checkpoints, with the layers stacked on a l
 `common.models.bert_weights` holds the map. Dropout is active exactly when `apply` is given a "dropout" random key.
 """
 
-import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -17,10 +16,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from common.errors import UserError
 from common.metrics.clinical import FINDINGS
-from common.models.attention import attend, attention_weights
+from common.models.attention import attend, attend_to, attention_weights
 from common.models.layers import Dense, dropout, random_params
 from common.types import PyTree
 
+# The backward pass keeps the outputs of dense layers and recomputes the rest: what is kept is stacked over layers, and
+# to write it took longer than to compute it.
+KEPT = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
 SIZES = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
     *("max_position_embeddings", "type_vocab_size"),
@@ -101,34 +103,40 @@ class AddNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention in both directions; padding is not seen."""
+    """Self-attention in both directions; padding is not seen. With `rows`, of the first positions alone."""
 
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"]) -> Float[Array, "B S D"]:
-        config = self.config
+    def __call__(
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], rows: int | None = None
+    ) -> Float[Array, "B rows D"]:
+        config, own = self.config, x[:, :rows]
 
-        def heads(name: str) -> Array:
+        def heads(name: str, x: Array) -> Array:
             return dense(config, config.hidden_size, name)(x).reshape(*x.shape[:2], config.num_attention_heads, -1)
 
-        q, k, v = heads("query"), heads("key"), heads("value")
+        q, k, v = heads("query", own), heads("key", x), heads("value", x)
         if config.attention_probs_dropout_prob > 0 and self.has_rng("dropout"):
             weights = dropped(self, attention_weights(q, k, mask[:, None]), config.attention_probs_dropout_prob)
             attended = jnp.einsum("bhsm,bmhd->bshd", weights.astype(v.dtype), v)
-        else:
+        elif rows is None:
             attended = attend(q, k, v, mask.astype(jnp.int32), causal=False)
-        return AddNorm(config, name="output")(attended.reshape(x.shape), x)
+        else:
+            attended = attend_to(q, k, v, mask[:, None])
+        return AddNorm(config, name="output")(attended.reshape(own.shape), own)
 
 
 class Layer(nn.Module):
-    """One post-norm layer, in the form `nn.scan` wants."""
+    """One post-norm layer, in the form `nn.scan` wants. With `rows`, of the first positions alone."""
 
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"]) -> tuple[Float[Array, "B S D"], None]:
-        x = Attention(self.config, name="attention")(x, mask)
+    def __call__(
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], rows: int | None = None
+    ) -> tuple[Float[Array, "B rows D"], None]:
+        x = Attention(self.config, name="attention")(x, mask, rows)
         inner = nn.gelu(dense(self.config, self.config.intermediate_size, "intermediate")(x), approximate=False)
         return AddNorm(self.config, name="output")(inner, x), None
 
@@ -141,11 +149,8 @@ class Bert(nn.Module):
     @nn.compact
     def __call__(self, words: Float[Array, "B S D"], mask: Bool[Array, "B S"]) -> Float[Array, "B S D"]:
         """`mask` is True on tokens and False on padding, whose outputs are finite and meaningless."""
-        # The backward pass keeps the outputs of dense layers and recomputes the rest: what is kept is stacked over
-        # layers, and to write it took longer than to compute it.
-        kept = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
         layers = nn.scan(
-            nn.remat(Layer, prevent_cse=False, policy=kept),
+            nn.remat(Layer, prevent_cse=False, policy=KEPT),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
@@ -162,8 +167,12 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, words: Float[Array, "B S D"], mask: Bool[Array, "B S"]) -> Float[Array, "B N C"]:
         """Logits of N labels in C classes, the largest number; -inf beyond the classes of a label."""
+        return self.heads(Bert(self.config.encoder, name="bert")(words, mask)[:, 0])
+
+    @nn.compact
+    def heads(self, first: Float[Array, "B D"]) -> Float[Array, "B N C"]:
+        """The logits from the last hidden state of [CLS]."""
         encoder = self.config.encoder
-        first = Bert(encoder, name="bert")(words, mask)[:, 0]
         first = dropped(self, first, encoder.hidden_dropout_prob)
         columns = []
         for number, classes in enumerate(self.config.classes):
@@ -192,10 +201,33 @@ def chexbert_logits(
     over classes. Words at padding have no influence and a gradient of 0. In evaluation products of float32 are whole,
     also on a TPU, which would round their factors to bfloat16 and turn labels that are near to a tie.
     """
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    with contextlib.nullcontext() if rngs else jax.default_matmul_precision("float32"):
-        logits: Any = Classifier(config).apply({"params": params}, words, mask, rngs=rngs)
+    logits: Any
+    if dropout_key is not None:
+        logits = Classifier(config).apply({"params": params}, words, mask, rngs={"dropout": dropout_key})
+        return logits
+    with jax.default_matmul_precision("float32"):
+        first = first_hidden(config.encoder, params["bert"], words, mask)
+        logits = Classifier(config).apply({"params": params}, first, method="heads")
     return logits
+
+
+def first_hidden(
+    config: BertConfig, params: PyTree, words: Float[Array, "B S D"], mask: Bool[Array, "B S"]
+) -> Float[Array, "B D"]:
+    """`Bert` in evaluation mode, of the first token alone: in the last layer others are only keys and values."""
+    x: Any = Embeddings(config).apply({"params": params["embeddings"]}, words)
+
+    def layer(x: Array, number: Array | int, rows: int | None = None) -> Array:
+        own = jax.tree.map(lambda leaf: leaf[number], params["layer"])
+        read: Any = Layer(config).apply({"params": own}, x, mask, rows)
+        return read[0]
+
+    def step(x: Array, number: Array) -> tuple[Array, None]:
+        return layer(x, number), None
+
+    last = config.num_hidden_layers - 1
+    x, _ = jax.lax.scan(jax.checkpoint(step, prevent_cse=False, policy=KEPT), x, jnp.arange(last))
+    return layer(x, last, rows=1)[:, 0]
 
 
 def init_classifier(config: ClassifierConfig, key: Array) -> PyTree:
