@@ -15,7 +15,15 @@ from common.data.phantom_study import sample_study
 from common.data.phantom_text import write_report
 from common.errors import UserError
 from common.metrics.clinical import FINDINGS, POSITIVE
-from common.models.bert import BertConfig, ClassifierConfig, chexbert_logits, init_classifier, word_embeddings
+from common.models.bert import (
+    Bert,
+    BertConfig,
+    ClassifierConfig,
+    chexbert_logits,
+    first_hidden,
+    init_classifier,
+    word_embeddings,
+)
 from common.models.bert_weights import save_classifier
 from deer_jax.labeler import (
     PHANTOM,
@@ -103,6 +111,17 @@ def test_no_finding_is_never_of_a_class_that_it_does_not_have(labeler):
 
     gradients = jax.jit(jax.grad(loss))(labeler.params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_first_token_read_alone_is_that_of_the_whole(layers):
+    config = BertConfig(30, 32, layers, 4, 48, max_position_embeddings=40)
+    params = init_classifier(ClassifierConfig(config), jax.random.key(1))
+    words, mask = word_embeddings(params, jnp.array([[3, 4, 5, 6], [3, 7, 0, 0]])), jnp.array([[1] * 4, [1, 1, 0, 0]])
+    whole = jax.jit(Bert(config).apply)({"params": params["bert"]}, words, mask > 0)[:, 0]
+    alone = jax.jit(first_hidden, static_argnums=0)(config, params["bert"], words, mask > 0)
+    assert jnp.ptp(whole, axis=1).min() > 1
+    np.testing.assert_allclose(alone, whole, atol=2e-6)
 
 
 def test_a_text_is_labelled_the_same_alone_in_any_batch_and_over_several_devices(labeler):
