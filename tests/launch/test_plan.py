@@ -77,6 +77,17 @@ def test_the_search_ends_at_the_largest_micro_batch_that_fits(first, largest):
     assert len(seen) == len(set(seen))
 
 
+def test_where_memory_is_a_line_the_search_takes_four_sizes():
+    seen = []
+
+    def attempt(micro_batch):
+        seen.append(micro_batch)
+        return plan.Compiled(micro_batch <= 18, (3 + 2 * micro_batch) * plan.GIB, 0, 0, 0.0)
+
+    plan.search_micro_batch(attempt, {2: attempt(2)}, 40 * plan.GIB, seconds=10)
+    assert seen == [2, 8, 18, 19]
+
+
 def test_the_search_stops_when_its_time_is_up():
     compiled = {2: plan.Compiled(True, plan.GIB, 0, 0, 5.0)}
     plan.search_micro_batch(lambda _: pytest.fail("no time for another"), compiled, 16 * plan.GIB, seconds=4)
