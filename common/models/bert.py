@@ -7,6 +7,7 @@ parameter names follow the published checkpoints, with the layers stacked on a l
 
 import dataclasses
 import functools
+import operator
 from typing import Any
 
 import flax.linen as nn
@@ -16,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from common.errors import UserError
 from common.metrics.clinical import FINDINGS
-from common.models.attention import attend, attend_to, attention_weights
-from common.models.layers import Dense, dropout, random_params
+from common.models.attention import attend_to, attention_weights
+from common.models.layers import Dense, dropout, gelu, random_params
 from common.types import PyTree
 
 # The backward pass keeps the outputs of dense layers and recomputes the rest: what is kept is stacked over layers, and
@@ -120,8 +121,6 @@ class Attention(nn.Module):
         if config.attention_probs_dropout_prob > 0 and self.has_rng("dropout"):
             weights = dropped(self, attention_weights(q, k, mask[:, None]), config.attention_probs_dropout_prob)
             attended = jnp.einsum("bhsm,bmhd->bshd", weights.astype(v.dtype), v)
-        elif rows is None:
-            attended = attend(q, k, v, mask.astype(jnp.int32), causal=False)
         else:
             attended = attend_to(q, k, v, mask[:, None])
         return AddNorm(config, name="output")(attended.reshape(own.shape), own)
@@ -137,7 +136,7 @@ class Layer(nn.Module):
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], rows: int | None = None
     ) -> tuple[Float[Array, "B rows D"], None]:
         x = Attention(self.config, name="attention")(x, mask, rows)
-        inner = nn.gelu(dense(self.config, self.config.intermediate_size, "intermediate")(x), approximate=False)
+        inner = gelu(dense(self.config, self.config.intermediate_size, "intermediate")(x))
         return AddNorm(self.config, name="output")(inner, x), None
 
 
@@ -211,23 +210,35 @@ def chexbert_logits(
     return logits
 
 
+def layers_apart(params: PyTree) -> PyTree:
+    """Parameters of a `Classifier` with a tuple of layers in place of the stack: `chexbert_logits` takes both.
+
+    A stack is copied layer by layer each time it is read, and so is what the backward pass keeps.
+    """
+    return {**params, "bert": {**params["bert"], "layer": _apart(params["bert"]["layer"])}}
+
+
+def _apart(layers: PyTree) -> tuple[PyTree, ...]:
+    if isinstance(layers, tuple):
+        return layers
+    length = len(jax.tree.leaves(layers)[0])
+    return tuple(jax.tree.map(operator.itemgetter(number), layers) for number in range(length))
+
+
 def first_hidden(
     config: BertConfig, params: PyTree, words: Float[Array, "B S D"], mask: Bool[Array, "B S"]
 ) -> Float[Array, "B D"]:
     """`Bert` in evaluation mode, of the first token alone: in the last layer others are only keys and values."""
     x: Any = Embeddings(config).apply({"params": params["embeddings"]}, words)
 
-    def layer(x: Array, number: Array | int, rows: int | None = None) -> Array:
-        own = jax.tree.map(lambda leaf: leaf[number], params["layer"])
+    def layer(own: PyTree, x: Array, rows: int | None = None) -> Array:
         read: Any = Layer(config).apply({"params": own}, x, mask, rows)
         return read[0]
 
-    def step(x: Array, number: Array) -> tuple[Array, None]:
-        return layer(x, number), None
-
-    last = config.num_hidden_layers - 1
-    x, _ = jax.lax.scan(jax.checkpoint(step, prevent_cse=False, policy=KEPT), x, jnp.arange(last))
-    return layer(x, last, rows=1)[:, 0]
+    *before, last = _apart(params["layer"])
+    for own in before:
+        x = jax.checkpoint(layer, policy=KEPT)(own, x)
+    return layer(last, x, rows=1)[:, 0]
 
 
 def init_classifier(config: ClassifierConfig, key: Array) -> PyTree:

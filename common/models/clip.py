@@ -17,7 +17,7 @@ from flax.traverse_util import path_aware_map
 from jaxtyping import Array, Float, Int, UInt8
 
 from common.errors import UserError
-from common.models.attention import PAST_AXES, KeyValues, Past, attend, attend_cached
+from common.models.attention import PAST_AXES, KeyValues, Past, attend, attend_cached, attend_to
 from common.models.layers import Dense, random_params
 from common.types import PyTree
 
@@ -200,8 +200,7 @@ class AttentionPool(nn.Module):
             return x.reshape(*x.shape[:2], self.config.vision_heads, -1)
 
         q, k, v = heads(self.q_proj(queries)), heads(self.k_proj(keys)), heads(self.v_proj(keys))
-        out = jax.nn.dot_product_attention(q, k, v, implementation="xla")
-        return self.c_proj(out.reshape(*queries.shape))
+        return self.c_proj(attend_to(q, k, v).reshape(*queries.shape))
 
 
 class ModifiedResNet(nn.Module):

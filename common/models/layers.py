@@ -118,6 +118,13 @@ def few_columns(
     return jax.lax.optimization_barrier(jnp.einsum("oi,ni->on", weights, rows, preferred_element_type=dtype))
 
 
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x times the normal distribution function of x, by erf as in PyTorch; `jax.nn.gelu` takes erfc, 2.5 times as long
+    on a CPU.
+    """
+    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * scale, computed in float32 (Qwen2)."""
 

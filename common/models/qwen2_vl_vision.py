@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from common.errors import UserError
 from common.models.attention import Implementation, attend, choose_implementation
 from common.models.clip import CLIP_MEAN, CLIP_STD
-from common.models.layers import BATCH_AXES, Dense, RMSNorm, constrain, matmul, rotary_angles, rotate
+from common.models.layers import BATCH_AXES, Dense, RMSNorm, constrain, gelu, matmul, rotary_angles, rotate
 from common.models.qwen2 import Remat, remat
 from common.types import PyTree
 
@@ -189,7 +189,7 @@ class Merger(nn.Module):
         config = self.config
         x = RMSNorm(RMS_NORM_EPS, config.param_dtype, name="ln_q")(tokens)
         x = x.reshape(*x.shape[:2], -1)
-        x = nn.gelu(dense(config, x.shape[-1], "mlp_0")(x), approximate=False)
+        x = gelu(dense(config, x.shape[-1], "mlp_0")(x))
         return dense(config, config.out_hidden_size, "mlp_2")(x)
 
 

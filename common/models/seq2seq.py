@@ -53,6 +53,12 @@ class Attention(nn.Module):
         own = self.keys_values(x)
         return self._joined(attend_cached(self._split(self.q_proj(x)), *own, past)), own
 
+    def to_one(self, x: Float[Array, "B S I"], memory: KeyValues) -> Float[Array, "B 1 D"]:
+        """What each position gets of a memory of one token (M = 1): its weight is 1, whatever the query."""
+        if self.is_initializing():
+            self.q_proj(x)  # without effect and without gradient, but part of the layout
+        return self._joined(memory.v)
+
     def of_itself(
         self, x: Float[Array, "B S I"], mask: Bool[Array, "B #S S"] | None = None, past: Past | None = None
     ) -> tuple[Float[Array, "B S D"], KeyValues]:
