@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.models.clip import convolve, convolve_at_stride_1
-from common.models.layers import dropout, matmul_few_rows
+from common.models.layers import dropout, gelu, matmul_few_rows
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5, 0.9])
@@ -72,3 +72,10 @@ def test_a_product_of_few_rows_is_the_product(shape):
     x, weights = rng.normal(size=(*shape, 24)), rng.normal(size=(40, 24))
     y = jax.jit(matmul_few_rows)(jnp.asarray(x, jnp.float32), jnp.asarray(weights, jnp.float32))
     np.testing.assert_allclose(y, x @ weights.T, rtol=0, atol=1e-5)
+
+
+def test_gelu_and_its_gradient_are_those_of_jax():
+    x = jnp.linspace(-9, 9, 2001)
+    exact = functools.partial(jax.nn.gelu, approximate=False)
+    np.testing.assert_allclose(gelu(x), exact(x), atol=2e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x), jax.vmap(jax.grad(exact))(x), atol=2e-6)

@@ -111,6 +111,24 @@ def test_cached_beams_equal_beams_that_recompute_every_prefix(weights, monkeypat
     np.testing.assert_allclose(cached.log_probs, anew.log_probs, atol=1e-4)
 
 
+def test_as_many_beams_as_words_find_the_best_of_all_pairs_of_words(weights):
+    trainable, frozen = weights
+    config = dataclasses.replace(CAUSAL, vocabulary=7)
+    few = jax.tree.map(lambda leaf: leaf[8:15], trainable["logits"])  # rows where greedy decoding is not the best
+    own = {**trainable, "logits": few}, {**frozen, "report_embedding": frozen["report_embedding"][:7]}
+    pairs = np.stack(np.meshgrid(range(7), range(7), indexing="ij"), -1).reshape(-1, 2)
+    read = np.stack([np.full(49, START), pairs[:, 0]], axis=1)
+    both = [hidden(own, config, np.tile(row, (2, 1))) for row in read]  # of each pair, for the two studies
+    log_probs = jax.nn.log_softmax(np.stack(both) @ np.asarray(output_head(own[0])).T)  # [49 2 2 7]
+    sums = np.take_along_axis(np.asarray(log_probs), pairs[:, None, :, None], -1).sum((2, 3))
+    settings = DecodeSettings(max_new_tokens=2, beams=7)
+    found = generate.make_generator(config, settings, START)(*own, studies(), row_keys(0, range(2)))
+    np.testing.assert_array_equal(found.tokens[:, 0], pairs[sums.argmax(0)])
+    np.testing.assert_allclose(found.log_probs[:, 0].sum(-1), sums.max(0), atol=1e-4)
+    first = np.asarray(log_probs)[0, :, 0].argmax(-1)
+    assert (first != pairs[sums.argmax(0)][:, 0]).any(), "greedy decoding would begin the same: this tests too little"
+
+
 @pytest.mark.parametrize(
     "change",
     [
