@@ -21,8 +21,8 @@ from common.models.attention import attend_to, attention_weights
 from common.models.layers import Dense, dropout, gelu, random_params
 from common.types import PyTree
 
-# The backward pass keeps the outputs of dense layers and recomputes the rest: what is kept is stacked over layers, and
-# to write it took longer than to compute it.
+# The backward pass keeps the outputs of dense layers and recomputes the rest. In training what is kept is stacked over
+# layers, and to write it took longer than to compute it; layers apart are as fast either way, with less memory so.
 KEPT = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
 SIZES = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
@@ -228,7 +228,10 @@ def _apart(layers: PyTree) -> tuple[PyTree, ...]:
 def first_hidden(
     config: BertConfig, params: PyTree, words: Float[Array, "B S D"], mask: Bool[Array, "B S"]
 ) -> Float[Array, "B D"]:
-    """`Bert` in evaluation mode, of the first token alone: in the last layer others are only keys and values."""
+    """`Bert` in evaluation mode, of the first token alone: in the last layer others are only keys and values.
+
+    `params` are those of a `Bert`, its layers stacked or apart (`layers_apart`).
+    """
     x: Any = Embeddings(config).apply({"params": params["embeddings"]}, words)
 
     def layer(own: PyTree, x: Array, rows: int | None = None) -> Array:
