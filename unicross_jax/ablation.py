@@ -72,5 +72,5 @@ def finished(run_dir: Path) -> dict[str, Scores] | None:
     if not file.is_file():
         return None
     found = json.loads(file.read_text(encoding="utf-8"))
-    whole = found["split"] == "test" and not found.get("limit") and found.get("beams") is None
+    whole = found["split"] == "test" and not found.get("limit") and not found.get("decoding")
     return found["systems"] if whole else None

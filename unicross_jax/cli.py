@@ -1,6 +1,8 @@
 """`unicross train | evaluate | report | ablation | demo`: the command line of report generation from radiographs."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 from common.config import choose_preset, parse, remove_run
 from common.errors import Parser, UserError, run_cli
@@ -65,21 +67,24 @@ def evaluate(arguments: list[str]) -> None:
     options.add_argument("--split", choices=("test", "validation"), default="test")
     options.add_argument("--limit", type=int, default=0, help="at most so many studies; 0, the default: all")
     options.add_argument("--batch-size", type=int, default=32)
-    options.add_argument("--beams", type=int, help="of the search; 1: greedy (default: as the run was trained)")
+    options.add_argument("--beams", type=int, help="of the search; 1: greedy (default: the run's own)")
+    options.add_argument("--length-penalty", type=float, help="of beams (default: the run's own)")
     chosen = options.parse_args(arguments)
     if chosen.batch_size < 1 or chosen.limit < 0 or (chosen.beams is not None and chosen.beams < 1):
         raise UserError("unicross evaluate: --batch-size and --beams are at least 1, --limit at least 0")
-    evaluate_in(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size, chosen.beams)
+    own = {"beams": chosen.beams, "length_penalty": chosen.length_penalty}
+    decoding = {name: value for name, value in own.items() if value is not None}
+    if not math.isfinite(decoding.get("length_penalty", 0.0)):
+        raise UserError("unicross evaluate: --length-penalty is a finite number, 0 for none")
+    evaluate_in(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size, **decoding)
 
 
-def evaluate_in(
-    run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32, beams: int | None = None
-) -> None:
+def evaluate_in(run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32, **decoding: Any) -> None:
     """Evaluate and print the headline scores of every system."""
     from unicross_jax.ablation import SHOWN
     from unicross_jax.evaluate import evaluate_run
 
-    systems = evaluate_run(run_dir, split, limit, batch_size, beams)
+    systems = evaluate_run(run_dir, split, limit, batch_size, **decoding)
     for system, scores in systems.items():
         known = [name for name in SHOWN if name in scores and scores[name]["value"] is not None]
         values = (f"{name} {scores[name]['value']:.3f}" for name in known)

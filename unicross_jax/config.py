@@ -105,7 +105,7 @@ PRESETS: dict[str, RunConfig] = {
         checkpoint_every=150,
         evaluate_every=150,  # an epoch
         max_length=48,
-        beams=1,
+        length_penalty=0.5,  # without it reports are a tenth shorter than the references
     ),
     "iu-xray": RunConfig(
         data=DataConfig(layout="annotation", cleaning="r2gen-iu"),

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from common.errors import UserError
 from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_report
-from common.metrics.studies import Scores, score_reports
+from common.metrics.studies import Scores, differences, score_reports
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.models.clip import ModifiedResNet, normalise
 from common.report.environment import environment
@@ -45,20 +45,21 @@ EMBEDDED_AT_ONCE = 64  # images
 
 
 def evaluate_run(
-    run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32, beams: int | None = None
+    run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32, **decoding: Any
 ) -> dict[str, Scores]:
     """Score a run on its test or validation part; writes predictions.jsonl, metrics.json and report.html there.
 
-    `limit` studies at most, if positive. `beams` other than those of the config, if given. Returns scores by system.
-    Raises UserError.
+    `limit` studies at most, if positive. `decoding`: beams and length_penalty where not those of the config. Returns
+    scores by system. Raises UserError.
     """
     trained = load_trained(run_dir)
+    trained = trained._replace(config=dataclasses.replace(trained.config, **decoding))
     parts = read_parts(trained.config.data, Quarantine())
     if split not in parts:
         raise UserError(f"{run_dir}: the data has no {split} part")
     train, part = parts["train"], first(parts[split], limit)
     examples, _ = encode(trained.config, trained.task, part.studies)
-    written = list(write_reports(trained, examples, part.images, batch_size=batch_size, beams=beams))
+    written = list(write_reports(trained, examples, part.images, batch_size=batch_size))
     outputs = {
         MODEL: [report.text for report in written],
         NEAREST: nearest_reports(trained, train, part),
@@ -77,12 +78,25 @@ def evaluate_run(
             for study, text in zip(part.studies, outputs[MODEL], strict=True)
         ],
     )
-    counts = {"studies": len(part.studies), "step": trained.step, "limit": limit, "beams": beams}
+    above = {
+        name: differences(outputs[MODEL], outputs[name], part.studies, phantoms=phantoms)
+        for name in (NEAREST, CONSTANT)
+    }
+    counts = {"studies": len(part.studies), "step": trained.step, "limit": limit, "decoding": decoding}
     absent = warn_of_absent(systems)
-    write_json(run_dir / "metrics.json", {"split": split, **counts, "systems": systems, "notes": absent})
+    found = {"split": split, **counts, "systems": systems, "above": above, "notes": absent}
+    write_json(run_dir / "metrics.json", found)
     shown = page(trained, run_dir, part, examples, written, outputs, systems, split)
-    write_report(run_dir, dataclasses.replace(shown, notes=[*shown.notes, *absent]))
+    paired = [described(name, above[name], shown.headline) for name in above]
+    write_report(run_dir, dataclasses.replace(shown, notes=[*paired, *shown.notes, *absent]))
+    print("\n".join(paired), flush=True)
     return systems
+
+
+def described(baseline: str, above: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:
+    """By how much the model is above a baseline in these scores, in words."""
+    shown = ", ".join("{} {value:+.3f} [{low:+.3f}, {high:+.3f}]".format(name, **above[name]) for name in names)
+    return f"This run less the {baseline}, with the 95% interval over studies: {shown}."
 
 
 def cut_references(trained: Trained, examples: Sequence[Example]) -> list[str]:

@@ -76,13 +76,12 @@ def write_reports(
     images: Sequence[tuple[GreyImage, ...]],
     *,
     batch_size: int = 32,
-    beams: int | None = None,
 ) -> Iterator[Written]:
     """A report for each study, in order; every batch has the same shape."""
     task, tokenizer = trained.task, trained.task.tokenizer
     settings = DecodeSettings(
         max_new_tokens=trained.config.max_length - 1,
-        beams=trained.config.beams if beams is None else beams,
+        beams=trained.config.beams,
         length_penalty=trained.config.length_penalty,
         stop_ids=(tokenizer.eos_id,),
         # CLIP pads with a token that is also a word.

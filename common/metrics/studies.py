@@ -1,15 +1,15 @@
 """All scores of the reports that one system wrote for the studies of a data set, with intervals over studies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from common.data.phantom_labels import label_report, positive_labels
 from common.data.studies import ImageStudy
-from common.metrics.bootstrap import summarize
-from common.metrics.clinical import evaluate_labels
+from common.metrics.bootstrap import Measure, paired_difference, summarize, values
+from common.metrics.clinical import clinical_measures
 from common.metrics.codes import code_measure
-from common.metrics.text import evaluate_texts, one_line
+from common.metrics.text import distinct_outputs, one_line, text_measures
 
 NO_FINDING = "No Finding"
 
@@ -22,16 +22,40 @@ def score_reports(texts: Sequence[str], studies: Sequence[ImageStudy], phantoms:
     "findings/…" are precision, recall and F1 of what a report states or suspects against what was drawn; the clinical
     scores by convention compare with what the reference says. Both read reports by the rules of the phantoms' grammar.
     """
-    scores: Scores = {}
+    measures, absent = report_measures(texts, studies, phantoms)
+    scores: Scores = {**summarize(measures), "distinct_outputs": {"value": distinct_outputs(texts)}}
+    return scores | {name: {"value": None} for name in absent}
+
+
+def differences(
+    texts: Sequence[str], baseline: Sequence[str], studies: Sequence[ImageStudy], *, phantoms: bool
+) -> dict[str, dict[str, float]]:
+    """Each score of `texts` less that of a baseline's reports; for its interval both see the same resampled studies."""
+    own, other = (report_measures(each, studies, phantoms)[0] for each in (texts, baseline))
+    found: dict[str, dict[str, float]] = {}
+    for first, second in zip(own, other, strict=True):
+        less = values(second)
+        intervals = paired_difference(first, second)
+        for name, value in values(first).items():
+            found[name] = {"value": value - less[name], "low": intervals[name][0], "high": intervals[name][1]}
+    return found
+
+
+def report_measures(
+    texts: Sequence[str], studies: Sequence[ImageStudy], phantoms: bool
+) -> tuple[list[Measure], Collection[str]]:
+    """What `score_reports` scores by, and the names of scores that are absent here (METEOR without WordNet)."""
+    measures: list[Measure] = []
     if phantoms:
         # Without "No Finding", which a report that never finds anything would get right often.
         classes = [label_report(text) for text in texts]
         stated = [frozenset(positive_labels(labels)) - {NO_FINDING} for labels in classes]
         known = [frozenset(study.labels) - {NO_FINDING} for study in studies]
-        scores |= summarize([code_measure("findings", stated, known)])
         references = [label_report(study.report) for study in studies]
-        scores |= evaluate_labels(np.stack(classes), np.stack(references))
-    measured = evaluate_texts([one_line(text) for text in texts], [one_line(study.report) for study in studies])
-    del measured["notes"]  # METEOR without WordNet is None; `warn_of_absent` says why
-    measured["distinct_outputs"] = {"value": measured["distinct_outputs"]}
-    return scores | {name: {"value": None} if value is None else value for name, value in measured.items()}
+        measures = [
+            code_measure("findings", stated, known),
+            *clinical_measures(np.stack(classes), np.stack(references)),
+        ]
+    lines = [one_line(text) for text in texts], [one_line(study.report) for study in studies]
+    told, absent = text_measures(*lines, "en", "all")
+    return measures + told, absent

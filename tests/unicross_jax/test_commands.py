@@ -103,9 +103,31 @@ def test_an_evaluation_stands_beside_its_baselines_and_scores_what_it_wrote_down
     for name in ("BLEU-1", "BLEU-4", "ROUGE-L"):
         found = metrics["systems"]["this run"][f"coco-cut/{name}"]["value"]
         assert found == pytest.approx(again[f"coco/{name}"]["value"])
+    for baseline, above in metrics["above"].items():
+        for name, score in metrics["systems"]["this run"].items():
+            if score["value"] is None or name.startswith(("coco-cut/", "distinct")):
+                continue
+            assert above[name]["value"] == pytest.approx(score["value"] - metrics["systems"][baseline][name]["value"])
+            assert above[name]["low"] <= above[name]["high"]
     page = (trained / "report.html").read_text()
     assert "Where the model looked" in page
+    assert "This run less the constant report" in page
     assert "<script" not in page
+
+
+def test_an_evaluation_decodes_as_it_is_told(trained, tmp_path, refused):
+    run = shutil.copytree(trained, tmp_path / "run")
+    told = ["evaluate", "--run-dir", str(run), "--split", "validation", "--limit", "2"]
+    written = []
+    for penalty in ("-9", "9"):  # the shortest of finished beams, and the longest
+        assert unicross([*told, "--beams", "3", "--length-penalty", penalty]) == 0
+        metrics = json.loads((run / "metrics.json").read_text())
+        assert metrics["decoding"] == {"beams": 3, "length_penalty": float(penalty)}
+        rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+        written.append(sum(len(row["prediction"].split()) for row in rows))
+    assert written[0] < written[1]
+    assert "--length-penalty" in refused([*told, "--length-penalty", "nan"])
+    assert "--beams" in refused([*told, "--beams", "0"])
 
 
 def test_a_killed_run_continues_to_the_same_bits(clip, trained, tmp_path):
@@ -259,7 +281,7 @@ def test_an_ablation_takes_no_result_of_another_config(refused, trained, tmp_pat
     assert "another config" in refused(words)
 
 
-@pytest.mark.parametrize("changed", [{"split": "validation"}, {"limit": 1}, {"beams": 2}])
+@pytest.mark.parametrize("changed", [{"split": "validation"}, {"limit": 1}, {"decoding": {"beams": 2}}])
 def test_an_ablation_takes_no_evaluation_of_another_part_or_way(trained, tmp_path, changed):
     assert finished(tmp_path) is None
     metrics = json.loads((trained / "metrics.json").read_text())
