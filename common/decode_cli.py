@@ -71,8 +71,9 @@ def main(argv: list[str]) -> None:
     rows = [_tokenized(record, tokenizer, arguments) for record in records]
     _check_lengths(rows, arguments)
     written: dict[str, Any] = {"token_ids": list, "log_probs": list, "total" if arguments.score else "text": object}
+    inputs = [(record["prompt"], record.get("completion")) for record in records]
     if arguments.output and arguments.output.exists():
-        claim_output(arguments.output, _deciding(arguments))
+        claim_output(arguments.output, _deciding(arguments), inputs)
     done = rows_done(arguments.output, [row.id for row in rows], written) if arguments.output else 0
     if done == len(rows):
         return
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> None:
     model = Model(config, variables, tokenizer, stops)
     results = _scores(model, rows, done, arguments) if arguments.score else _texts(model, rows, done, arguments)
     if arguments.output and not done:
-        claim_output(arguments.output, _deciding(arguments))
+        claim_output(arguments.output, _deciding(arguments), inputs)
     with row_writer(arguments.output) as write:
         for result in results:
             write(result)

@@ -50,6 +50,8 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
         _end(2, out_of_memory(str(error)))
     except BrokenPipeError:
         _end(1)
+    except KeyboardInterrupt:
+        _end(130, "interrupted")  # as a shell has it: 128 + SIGINT
     except OSError as error:
         if error.errno not in FULL:
             raise

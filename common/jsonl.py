@@ -1,6 +1,8 @@
 """JSONL files: one JSON object a line, UTF-8. A bad line is named by file and number; a written file is whole."""
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import re
@@ -14,6 +16,7 @@ from common.config import differences
 from common.errors import UserError
 from common.files import written_aside
 
+INPUTS = "inputs"  # digests of what rows were made from, beside the options that made them
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which UTF-8 cannot write
 
 
@@ -61,10 +64,16 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def check_folder(path: Path | None) -> None:
-    """Raise UserError where the folder of a file to be written at the end of long work is missing."""
-    if path is not None and not path.parent.is_dir():
+def check_output(path: Path | None, *inputs: str | Path) -> None:
+    """Raise UserError where a file cannot be written at the end of long work, or would take the place of an input."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
         raise UserError(f"{path}: its folder does not exist; make it first")
+    if path.is_dir():
+        raise UserError(f"{path}: is a directory; name a file for the output")
+    if path.exists() and any(other.exists() and path.samefile(other) for other in map(Path, inputs)):
+        raise UserError(f"{path}: is read as input and would be overwritten; choose another --output")
 
 
 def rows_done(path: Path, ids: Sequence[str | int], required: Mapping[str, type | UnionType]) -> int:
@@ -72,7 +81,7 @@ def rows_done(path: Path, ids: Sequence[str | int], required: Mapping[str, type 
 
     Raises UserError, and leaves every byte, where its folder is missing or its rows are not those of the first `ids`.
     """
-    check_folder(path)
+    check_output(path)
     if not path.exists():
         return 0
     try:
@@ -94,33 +103,49 @@ def rows_done(path: Path, ids: Sequence[str | int], required: Mapping[str, type 
     return len(written)
 
 
-def claim_output(path: Path, settings: Mapping[str, Any]) -> None:
+def claim_output(path: Path, settings: Mapping[str, Any], inputs: Sequence[Any] = ()) -> None:
     """Keep what decides the rows of `path` in `path`.config.json, so that they are not continued with something else.
 
-    `settings` holds what JSON can. Raises UserError, and writes nothing, where `path` holds rows of other settings;
-    rows without such a file are taken as they are.
+    `settings` holds what JSON can, `inputs` what each row is made from, of which a short digest is kept; more of them
+    may come later. Raises UserError, and writes nothing, where `path` holds rows of other settings or inputs; rows
+    without such a file are taken as they are.
     """
     beside = path.with_name(f"{path.name}.config.json")
+    digests = [hashlib.sha256(json.dumps(row).encode()).hexdigest()[:8] for row in inputs]
     try:
-        if not (path.exists() and path.stat().st_size):
-            with written_aside(beside) as aside:
-                aside.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        fresh = not (path.exists() and path.stat().st_size)
+        if not fresh and not beside.exists():
             return
-        kept = _parse(beside.read_bytes(), str(beside)) if beside.exists() else settings
+        kept = dict(settings) if fresh else _parse(beside.read_bytes(), str(beside))
     except OSError as error:
-        raise UserError(f"{beside}: cannot be read or written ({error.strerror})") from error
+        raise UserError(f"{beside}: cannot be read ({error.strerror})") from error
     check_row(kept, {}, str(beside))
+    known = str(kept.pop(INPUTS, "")).split()
+    remedy = f"choose another --output, or remove it and {beside.name}"
     if different := differences(kept, json.loads(json.dumps(settings))):
         shown = "; ".join(map(str, different[:3]))
         raise UserError(
-            f"{path}: holds rows made under other options ({shown}); give the same ones to continue it, choose another "
-            f"--output, or remove it and {beside.name}"
+            f"{path}: holds rows made under other options ({shown}); give the same ones to continue it, {remedy}"
         )
+    changed = (number for number, (old, new) in enumerate(zip(known, digests, strict=False), start=1) if old != new)
+    if number := next(changed, 0):
+        raise UserError(f"{path}: was made from other input, which differs from row {number} on; {remedy}")
+    if not fresh and len(known) >= len(digests):
+        return
+    whole = {**settings, **({INPUTS: " ".join(digests)} if digests else {})}
+    try:
+        with written_aside(beside) as aside:
+            aside.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{beside}: cannot be written ({error.strerror})") from error
 
 
 @contextlib.contextmanager
 def row_writer(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that adds one row, at once, to the end of `path` or to standard output. Raises UserError."""
+    """A function that adds one row, at once, to the end of `path` or to standard output.
+
+    Raises UserError, also where another process is at work on `path`.
+    """
 
     def write_to(file: TextIO) -> Callable[[Mapping[str, Any]], None]:
         def write(row: Mapping[str, Any]) -> None:
@@ -134,9 +159,12 @@ def row_writer(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
             yield write_to(sys.stdout)
         else:
             with path.open("a", encoding="utf-8", newline="\n") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 yield write_to(file)
     except BrokenPipeError:
         raise
+    except BlockingIOError as error:
+        raise UserError(f"{path}: another process writes to it; wait for it, or choose another --output") from error
     except OSError as error:
         raise UserError(f"{path or 'standard output'}: cannot be written ({error.strerror})") from error
 

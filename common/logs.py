@@ -37,6 +37,7 @@ from common.files import written_aside
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
 PLAIN_LINE_SECONDS = 5.0
+SECONDS = "seconds/"  # parts of a step are timed under such names
 
 Metrics = Mapping[str, float | int | str]
 Timings = Mapping[str, float | int]
@@ -246,13 +247,16 @@ def _bar_sink(stack: ExitStack, console: Console, total_steps: int, resume_step:
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]}"),
         TextColumn("{task.fields[tokens_per_second]} tokens/s"),
+        TextColumn("{task.fields[parts]}"),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
         console=console,
         refresh_per_second=2,
     )
-    task = progress.add_task("training", total=total_steps, completed=resume_step, loss="-", tokens_per_second="-")
+    task = progress.add_task(
+        "training", total=total_steps, completed=resume_step, loss="-", tokens_per_second="-", parts=""
+    )
     stack.enter_context(progress)
 
     def write(step: int, metrics: Metrics, timings: Timings) -> None:
@@ -261,6 +265,7 @@ def _bar_sink(stack: ExitStack, console: Console, total_steps: int, resume_step:
             fields["loss"] = _short(metrics["loss"])
         if "tokens_per_second" in timings:
             fields["tokens_per_second"] = _short(timings["tokens_per_second"])
+        fields["parts"] = _parts(timings)
         progress.update(task, completed=step, **fields)
         if _validation(metrics):
             progress.console.print(f"step {step}  {_validation(metrics)}", markup=False, highlight=False)
@@ -285,6 +290,8 @@ def _line_sink(total_steps: int) -> Sink:
             parts.append(f"loss {_short(metrics['loss'])}")
         if "tokens_per_second" in timings:
             parts.append(f"{_short(timings['tokens_per_second'])} tokens/s")
+        if shown := _parts(timings):
+            parts.append(shown)
         if first[0] < step < total_steps:
             seconds = (now - first[1]) / (step - first[0]) * (total_steps - step)
             parts.append(f"ETA {int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}")
@@ -297,6 +304,12 @@ def _line_sink(total_steps: int) -> Sink:
 
 def _validation(metrics: Metrics) -> str:
     return "  ".join(f"{name} {_short(value)}" for name, value in metrics.items() if name.startswith("val/"))
+
+
+def _parts(timings: Timings) -> str:
+    """Where the time of a step went, in the order of its parts."""
+    spent = {name.removeprefix(SECONDS): value for name, value in timings.items() if name.startswith(SECONDS)}
+    return ", ".join(f"{name} {value:.2g} s" for name, value in spent.items())
 
 
 def _short(value: float | int | str) -> str:

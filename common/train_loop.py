@@ -19,12 +19,11 @@ from jax.experimental import multihost_utils
 from common.checkpoint import Checkpoints, restore_latest, save_best, save_latest
 from common.errors import UserError
 from common.fingerprints import fingerprint
-from common.logs import open_logs
+from common.logs import SECONDS, open_logs
 from common.parallel import Layout, place_batch
 from common.step import TrainStep
 from common.types import Batch, PyTree, TrainState
 
-SECONDS = "seconds/"  # metrics of this name depend on the clock: they go to the timings
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: SIGTERM came, the state is saved, the same command continues
 
 
@@ -82,11 +81,11 @@ def train(
     started = time.perf_counter()
     waiting: tuple[int, dict[str, jax.Array], Batch] | None = None
 
-    def write(row: tuple[int, dict[str, jax.Array], Batch], extra: dict[str, Any]) -> None:
+    def write(row: tuple[int, dict[str, jax.Array], Batch], extra: dict[str, Any], ended: float = 0.0) -> None:
         nonlocal started
         index, metrics, batch = row
         values: dict[str, Any] = {name: np.asarray(value).item() for name, value in metrics.items()}  # waits
-        seconds, started = time.perf_counter() - started, time.perf_counter()
+        seconds, started = (ended or time.perf_counter()) - started, time.perf_counter()
         tokens = values.pop("tokens", batch.real_tokens * jax.process_count())
         timings = {"step_seconds": seconds, "tokens_per_second": tokens / seconds}
         timings |= {name: values.pop(name) for name in [*values] if name.startswith(SECONDS)}
@@ -117,12 +116,13 @@ def train(
                 continue
             # What follows compiles programs. On CPUs a step that waits for other hosts holds the threads that compile.
             jax.block_until_ready(metrics)
+            ended = time.perf_counter()
             extra: dict[str, Any] = {}
             if evaluate:
                 extra["val/loss"] = validation_loss(state)
             if last:
                 extra["weights_sha256"] = fingerprint(state.trainable)
-            write(waiting, extra)
+            write(waiting, extra, ended)
             waiting = None
             if evaluate:
                 save_best(checkpoints, state, extra["val/loss"])

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from common.errors import Parser, UserError
-from common.jsonl import check_folder
+from common.jsonl import check_output
 from common.metrics.bootstrap import mean_measure, summarize
 from common.metrics.clinical import BLANK, POSITIVE
 from common.weights import writing
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     if not np.isfinite(chosen.gamma):
         raise UserError(f"{PROGRAM}: --gamma {chosen.gamma} is not finite")
     check_seed(chosen.seed)
-    check_folder(chosen.output)
+    check_output(chosen.output, chosen.file, *filter(None, [chosen.selected]))
     if chosen.what != "rewards" and chosen.tokenizer is None:
         raise UserError(f"{PROGRAM} {chosen.what}: --tokenizer DIR is missing; name the policy's")
     rows = read_rollout_rows(chosen.file)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common.errors import Parser, UserError
-from common.jsonl import check_folder, read_rows
+from common.jsonl import check_output, read_rows
 from common.metrics.__main__ import evaluate as evaluate_as_texts
 from common.metrics.baselines import constant_report
 from common.metrics.bootstrap import mean_measure, summarize
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.batch_size < 1:
         raise UserError("deer evaluate: --batch-size: expected at least 1")
-    check_folder(chosen.output)
+    check_output(chosen.output, chosen.predictions)
     rows = read_rows(chosen.predictions, {"id": str | int, "prediction": str, "reference": str})
     scorers = parse_scorers(chosen.external)
     if scorers:

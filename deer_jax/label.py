@@ -31,13 +31,17 @@ def main(arguments: list[str]) -> None:
     chosen = parse(arguments)
     rows = read_rows(chosen.file, {"id": str | int, "report": str})
     required = {"labels": list} | ({"logits": list} if chosen.logits else {})
-    options = functools.cache(lambda: {"labeler": labeler_fingerprint(chosen.labeler), "logits": chosen.logits})
-    done = rows_kept(chosen.output, [row["id"] for row in rows], required, options)
+    labeler = load_labeler(chosen.labeler, chosen.tokenizer)
+    options = functools.cache(
+        lambda: {"labeler": labeler_fingerprint(chosen.labeler, labeler), "logits": chosen.logits}
+    )
+    inputs = {row["id"]: row["report"] for row in rows}
+    done = rows_kept(chosen.output, inputs, required, options)
     if done == len(rows):
         return
-    results = label_rows(load_labeler(chosen.labeler, chosen.tokenizer), rows, done, chosen.batch_size, chosen.logits)
+    results = label_rows(labeler, rows, done, chosen.batch_size, chosen.logits)
     if jax.process_index() == 0:
-        with continued_writer(chosen.output, options) as write:
+        with continued_writer(chosen.output, inputs, options) as write:
             for result in results:
                 write(result)
     else:

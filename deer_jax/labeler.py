@@ -118,6 +118,8 @@ def labeler_path(path: str | Path) -> Path:
         raise UserError(
             f"{path}: no such labeler; expected chexbert.pth, the --output of deer train-labeler, or 'phantom'"
         )
+    if path.is_dir() and not (path / "config.json").exists() and (files := sorted(path.glob("*.pth"))):
+        raise UserError(f"{path}: is a directory without config.json; name the file in it, such as {files[0]}")
     return path
 
 
@@ -138,7 +140,8 @@ def _vocabulary_directory(file: Path, option: str, policy: Path | None) -> Path:
 def is_wordpiece(directory: Path) -> bool:
     """Whether the tokenizer of a directory is of BERT's kind. Raises UserError for a damaged `tokenizer.json`."""
     if (whole := directory / WHOLE).is_file():
-        return "max_input_chars_per_word" in (read_json(whole).get("model") or {})  # of WordPiece alone
+        model = read_json(whole).get("model")
+        return isinstance(model, dict) and "max_input_chars_per_word" in model  # of WordPiece alone
     bare = (directory / VOCABULARY).is_file()  # beside which BPE and SentencePiece models may lie
     return bare and not (directory / "vocab.json").is_file() and not any(directory.glob("*.model"))
 

@@ -19,9 +19,9 @@ from jaxtyping import Array, Float, Int
 from common.data.packing import GlobalBatch, Plan
 from common.data.tokenizers import Tokenizer
 from common.decode import Generated
+from common.logs import SECONDS
 from common.parallel import Layout, compile_rows, compile_step, fetch_rows, place_batch
 from common.step import TrainStep, make_train_step
-from common.train_loop import SECONDS
 from common.types import PyTree, TrainState
 from deer_jax.ditpo import Objective, Policy, PolicyParams, Rollouts, group_advantages, make_loss
 from deer_jax.token_weights import Rollout, Scores, read_rollout

@@ -66,31 +66,32 @@ def sample_run(config: SampleConfig, output: Path) -> None:
     count = min(len(part.studies), config.limit or len(part.studies))
     text = "prediction" if rollout.group == 1 else "rollouts"
     required: dict[str, Any] = {"reference": str, text: str if rollout.group == 1 else list}
-    ids = [study.id for study in part.studies[:count]]
-    options = functools.cache(functools.partial(row_options, config))
-    done = rows_kept(output, ids, required | ({"labels": list} if config.labeler else {}), options)
+    labeler = None
+    if config.labeler:
+        vocabulary = config.labeler_tokenizer or None
+        labeler = load_labeler(config.labeler, vocabulary, option="--labeler-tokenizer")
+    inputs: dict[str | int, str] = {study.id: study.report for study in part.studies[:count]}
+    options = functools.cache(functools.partial(row_options, config, labeler))
+    done = rows_kept(output, inputs, required | ({"labels": list} if config.labeler else {}), options)
     if done == count:
         return
     layout = make_layout(config.parallel, config.mesh)
     if config.batch_size % layout.row_shards:
         raise UserError(f"batch_size: {config.batch_size} studies do not split over {layout.row_shards} devices")
-    labeler = None
-    if config.labeler:
-        vocabulary = config.labeler_tokenizer or None
-        labeler = spread(load_labeler(config.labeler, vocabulary, option="--labeler-tokenizer"))
+    labeler = None if labeler is None else spread(labeler)
     base = load_base(config.model, config.data.side, config.instruction, layout)
     found = sampled_texts(config, base, part, range(done, count), layout)
     if jax.process_index() > 0:
         for _ in found:
             pass
         return
-    with continued_writer(output, options) as write:
+    with continued_writer(output, inputs, options) as write:
         for sampled in found:
             for row in rows_of(part, sampled, labeler):
                 write(row)
 
 
-def row_options(config: SampleConfig) -> dict[str, Any]:
+def row_options(config: SampleConfig, labeler: Labeler | None) -> dict[str, Any]:
     """The options that decide what is written of a study. Which studies these are, their ids tell."""
     options = to_json(config)
     for name in ("mesh", "parallel", "batch_size", "limit", "labeler_tokenizer"):
@@ -100,7 +101,7 @@ def row_options(config: SampleConfig) -> dict[str, Any]:
     for name in ("base", "attention", "remat", "loss_chunk"):
         del options["model"][name]
     options["model"]["weights"] = fingerprint_directory(base_directory(config.model))
-    return options | {"labeler": labeler_fingerprint(config.labeler) if config.labeler else ""}
+    return options | {"labeler": "" if labeler is None else labeler_fingerprint(config.labeler, labeler)}
 
 
 def rows_of(part: Part, sampled: Sequence[tuple[int, list[str]]], labeler: Labeler | None) -> list[dict[str, Any]]:

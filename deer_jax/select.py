@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common.errors import Parser, UserError
-from common.jsonl import check_folder, read_rows, write_rows
+from common.jsonl import check_output, read_rows, write_rows
 from common.metrics.clinical import FINDINGS
 from deer_jax.ddsampling import (
     Strategy,
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.exponent is not None and chosen.strategy != "log-rank":
         raise UserError(f"deer select: --exponent is for --strategy log-rank; leave it out with {chosen.strategy}")
-    check_folder(chosen.output)
+    check_output(chosen.output, chosen.file)
     exponent = 1.0 if chosen.exponent is None else chosen.exponent
     result = choose(read_studies(chosen.file), chosen.fraction, chosen.seed, chosen.strategy, exponent)
     if chosen.output is not None:
@@ -137,7 +137,9 @@ def _labels(found: list[Any], where: str) -> Int[np.ndarray, "K 14"]:
         # Through bytes, which takes whole numbers alone, in half of the time that NumPy takes for nested lists.
         flat = bytes(chain.from_iterable(found))
     except (TypeError, ValueError):
-        flat = b"\2"
+        values = [*chain.from_iterable(found)]
+        known = all(isinstance(value, int | float) and value in (0, 1) for value in values)
+        flat = bytes(map(int, values)) if known else b"\2"
     if max(flat) > 1:
         raise UserError(f"{where}: a label is neither 0 nor 1; {expected}")
     return np.frombuffer(flat, np.uint8).reshape(-1, len(FINDINGS))

@@ -13,7 +13,7 @@ from common.data.tokenizers import load_tokenizer
 from common.errors import Parser, UserError
 from common.jsonl import SURROGATE, read_rows
 from deer_jax import labeler as wordpiece
-from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept
+from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept, tokenizer_fingerprint
 from deer_jax.judge import score_function
 from deer_jax.labeler import Labeler, encode, is_wordpiece, label_texts, load_labeler
 from deer_jax.rewards import load_function
@@ -70,11 +70,12 @@ def main(arguments: list[str]) -> None:
         scores: ScoreFunction = load_function(chosen.method, "--method")
     else:
         scores = score_function(chosen.method, labeler, stop_ids, chosen.uncertain)
-    options = functools.cache(functools.partial(row_options, chosen, strength))
-    done = rows_kept(chosen.output, [row["id"] for row in rows], {"rollouts": list}, options)
+    options = functools.cache(functools.partial(row_options, chosen, strength, labeler))
+    inputs = {row["id"]: [row["reference"], row["rollouts"]] for row in rows}
+    done = rows_kept(chosen.output, inputs, {"rollouts": list}, options)
     if done == len(rows):
         return
-    with continued_writer(chosen.output, options) as write:
+    with continued_writer(chosen.output, inputs, options) as write:
         for start in range(done, len(rows), TOGETHER):
             for result in weigh(rows[start : start + TOGETHER], read, labeler, scores, strength, chosen.method):
                 write(result)
@@ -82,12 +83,11 @@ def main(arguments: list[str]) -> None:
         say_cut(labeler, rows[done:], rollouts=not own)
 
 
-def row_options(chosen: argparse.Namespace, strength: float) -> dict[str, Any]:
+def row_options(chosen: argparse.Namespace, strength: float, labeler: Labeler | None) -> dict[str, Any]:
     """The options that decide what is written of a row."""
-    reads = chosen.labeler is not None and chosen.method not in ("tfidf", "uniform")
-    labeler = labeler_fingerprint(chosen.labeler) if reads else ""
+    read = "" if labeler is None else labeler_fingerprint(chosen.labeler, labeler)
     own = {name: getattr(chosen, name) for name in ("method", "uncertain")}
-    return own | {"strength": strength, "labeler": labeler, "tokenizer": str(chosen.tokenizer)}
+    return own | {"strength": strength, "labeler": read, "tokenizer": tokenizer_fingerprint(chosen.tokenizer)}
 
 
 def read_rollout_rows(file: Path) -> list[dict[str, Any]]:

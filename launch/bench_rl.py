@@ -172,7 +172,7 @@ def random_prompts(shape: Shape) -> Int[np.ndarray, "B P"]:
 
 def make_step(shape: Shape, tokens: Int[np.ndarray, "B P"]) -> tuple[Timed, list[dict[str, float]]]:
     """A step on these prompts as a work, the state going from one call to the next; and the parts of each call."""
-    from common.train_loop import SECONDS
+    from common.logs import SECONDS
     from deer_jax.ditpo import Objective
     from deer_jax.rl import StudyBatch, make_rl_step
 

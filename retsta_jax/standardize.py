@@ -100,8 +100,9 @@ def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size
     reports = read_reports(source)
     if output is not None and output.exists() and source != "-" and output.samefile(source):
         raise UserError(f"{output}: is the file of the reports; choose another --output")
+    inputs = [report for _, report in reports]
     if output is not None and output.exists():
-        claim_output(output, {"run_dir": str(run_dir.resolve())})
+        claim_output(output, {"run_dir": str(run_dir.resolve())}, inputs)
     done = 0 if output is None else rows_done(output, [id_ for id_, _ in reports], {"standard": str})
     rest = reports[done:]
     if not rest:
@@ -110,7 +111,7 @@ def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size
     check_usable(trained, rest, source)
     results = standardize(trained, trained.variables, [report for _, report in rest], batch_size)
     if output is not None and not done:
-        claim_output(output, {"run_dir": str(run_dir.resolve())})
+        claim_output(output, {"run_dir": str(run_dir.resolve())}, inputs)
     with row_writer(output) as write:
         for (id_, _), result in zip(rest, results, strict=True):
             write({"id": id_, "standard": result.text, "complete": result.complete})

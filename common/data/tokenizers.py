@@ -21,6 +21,7 @@ from common.weights import read_json, writing
 Messages = Sequence[Mapping[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
 
 CHAT_MARKS = ("<|im_start|>", "<|im_end|>")
+USUAL_ENDS = (CHAT_MARKS[1], "<|endoftext|>", "</s>", "<eos>")  # of a sequence, where no file names its end
 # Of Qwen2 and Qwen2.5 (tokenizer_config.json on the hub), for a directory that has only the ranks.
 QWEN2_RANKS = 151_643
 QWEN2_SPECIAL = (
@@ -131,7 +132,8 @@ class HuggingFaceTokenizer:
 
     def __init__(self, tokenizer: Any, stops: Iterable[int] = ()):
         self._tokenizer = tokenizer
-        eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+        named = (tokenizer.eos_token_id, tokenizer.sep_token_id, *map(tokenizer.get_vocab().get, USUAL_ENDS))
+        eos = next((id_ for id_ in named if id_ is not None), None)
         if eos is None:
             raise UserError(f"{tokenizer.name_or_path}: no eos_token; expected one in tokenizer_config.json")
         self.eos_id: int = eos

@@ -24,6 +24,8 @@ from common.jsonl import read_rows, write_rows
 SCORERS = Path(__file__).parent / "scorers"
 KNOWN = {"green": SCORERS / "green_rows.py", "radgraph": SCORERS / "radgraph_rows.py"}
 
+RESERVED = ("intervals", "constant_report", "distinct_outputs", "count", "notes", "without_positive_label", "labeler")
+
 Scores = dict[str, Float[np.ndarray, "N"]]
 
 
@@ -46,6 +48,8 @@ def parse_scorers(texts: Iterable[str]) -> list[Scorer]:
             raise UserError(f"--external {text}: {error}; quote the command as for a shell") from error
         if not separator or not name.strip() or "/" in name or not arguments:
             raise UserError(f"--external {text}: expected NAME=COMMAND, a name without /, such as 'green=python ...'")
+        if name.strip() in RESERVED:
+            raise UserError(f"--external {text}: {name.strip()} names a part of the result; give the scorer another")
         scorers.append(Scorer(name.strip(), tuple(arguments)))
     names = [scorer.name for scorer in scorers]
     if repeated := [name for name in names if names.count(name) > 1]:

@@ -107,7 +107,10 @@ def encoder_config(file: Path) -> BertConfig:
     for name, value in rates.items():
         if not isinstance(value, int | float) or not 0 <= value < 1:
             raise UserError(f"{file}: {name} is {value!r}, expected a number from 0 to below 1")
-    return BertConfig(**sizes, **rates)
+    try:
+        return BertConfig(**sizes, **rates)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
 
 
 def open_encoder(directory: str | Path) -> dict[str, StoredTensor]:

@@ -38,3 +38,13 @@ def test_other_errors_keep_their_traceback():
 
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         run_cli(fail, [])
+
+
+def test_an_interrupted_command_is_one_line(capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_cli(interrupted, [])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted\n"

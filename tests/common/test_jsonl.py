@@ -7,7 +7,7 @@ import pytest
 from common.config import claim_run_directory
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
-from common.jsonl import claim_output, read_rows, rows_done, write_rows
+from common.jsonl import check_output, claim_output, read_rows, row_writer, rows_done, write_rows
 from common.lora import LoraConfig
 from common.report.page import Page, write_report
 from common.weights import write_json
@@ -156,3 +156,38 @@ def test_rows_are_continued_with_the_settings_that_began_them(tmp_path) -> None:
     (tmp_path / "rows.jsonl.config.json").unlink()
     claim_output(path, {"model": "other"})
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rows_are_continued_with_the_inputs_that_began_them(tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    claim_output(path, {"model": "m"}, ["first", "second"])
+    beside = tmp_path / "rows.jsonl.config.json"
+    assert "first" not in beside.read_text()  # digests: what rows are made from is a patient's
+    path.write_bytes(OURS)
+    with pytest.raises(UserError, match=r"made from other input, which differs from row 2 on; choose another --output"):
+        claim_output(path, {"model": "m"}, ["first", "changed"])
+    claim_output(path, {"model": "m"}, ["first", "second", "third"])  # more rows may come
+    with pytest.raises(UserError, match="row 3"):
+        claim_output(path, {"model": "m"}, ["first", "second", "changed"])
+
+
+def test_one_process_at_a_time_writes_a_file(tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with row_writer(path) as write:
+        with pytest.raises(UserError, match=r"rows\.jsonl: another process writes to it"), row_writer(path):
+            pass
+        write({"id": 1})
+    with row_writer(path) as write:
+        write({"id": 2})
+    assert path.read_text() == '{"id": 1}\n{"id": 2}\n'
+
+
+def test_an_output_takes_no_input_s_place(tmp_path) -> None:
+    path, other = tmp_path / "rows.jsonl", tmp_path / "linked.jsonl"
+    path.write_bytes(OURS)
+    other.symlink_to(path)
+    check_output(None, path)
+    check_output(tmp_path / "new.jsonl", path)
+    for output, said in ((path, "is read as input"), (other, "is read as input"), (tmp_path, "is a directory")):
+        with pytest.raises(UserError, match=said):
+            check_output(output, path)

@@ -175,9 +175,10 @@ def test_off_a_terminal_there_are_few_plain_lines(tmp_path: Path, capsys: pytest
     with open_logs(tmp_path, total_steps=100, tensorboard=False) as logs:
         for step in range(1, 101):
             metrics = {"loss": 0.5, "val/f1": 0.75} if step == 50 else {"loss": 0.5}
-            logs.write(step, metrics, {"tokens_per_second": 12345.0})
+            parts = {"seconds/rollout": 1.25} if step == 1 else {}
+            logs.write(step, metrics, {"tokens_per_second": 12345.0, **parts})
     first, middle, last = capsys.readouterr().err.splitlines()
-    assert first == "step 1/100  loss 0.5  12,345 tokens/s"
+    assert first == "step 1/100  loss 0.5  12,345 tokens/s  rollout 1.2 s"
     assert middle.startswith("step 50/100  loss 0.5  12,345 tokens/s  ETA 0:00:0")
     assert middle.endswith("val/f1 0.75")
     assert last == "step 100/100  loss 0.5  12,345 tokens/s"
@@ -189,8 +190,8 @@ def test_on_a_terminal_there_is_a_progress_bar(
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", "140")
     with open_logs(tmp_path, total_steps=8, resume_step=6, tensorboard=False) as logs:
-        logs.write(7, {"loss": 0.125, "val/f1": 0.75}, {"tokens_per_second": 12345.0})
+        logs.write(7, {"loss": 0.125, "val/f1": 0.75}, {"tokens_per_second": 12345.0, "seconds/host": 0.5})
     shown = capsys.readouterr().err
     assert "step 7  val/f1 0.75" in shown
-    for part in ("7/8", "loss 0.125", "12,345 tokens/s", "ETA"):
+    for part in ("7/8", "loss 0.125", "12,345 tokens/s", "host 0.5 s", "ETA"):
         assert part in shown

@@ -14,6 +14,7 @@ from transformers import LlamaTokenizerFast, PreTrainedTokenizerFast
 from common.data.tokenizers import (
     SentencePieceTokenizer,
     build_word_tokenizer,
+    byte_of_character,
     check_vocabulary,
     load_tokenizer,
     save_words,
@@ -318,3 +319,18 @@ def test_a_model_without_an_end_of_sequence_piece_is_refused(tmp_path):
 def test_importing_the_module_does_not_import_transformers():
     code = "import sys, common.data.tokenizers; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_an_end_that_no_file_names_goes_by_its_usual_name(tmp_path):
+    vocabulary = {character: number for number, character in enumerate(byte_of_character())}
+    bare = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    bare.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bare.decoder = tokenizers.decoders.ByteLevel()
+    bare.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="no eos_token"):
+        load_tokenizer(tmp_path)
+    bare.add_special_tokens(["</s>"])
+    bare.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.stop_ids == (tokenizer.eos_id,) == (256,)
+    assert tokenizer.decode(tokenizer.encode("no edema")) == "no edema"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,26 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
     assert [row["skipped"] for row in rows] == [0, 1, 2, 2, 3, 3]
     assert [row["skipped_in_a_row"] for row in rows] == [0, 1, 2, 0, 1, 0]
     assert [row["loss"] is None for row in rows] == [False, True, True, False, True, False]
+
+
+def test_validation_is_no_part_of_a_step_s_time(tmp_path, monkeypatch):
+    now = 0
+
+    def tick() -> int:
+        nonlocal now
+        now += 1
+        return now
+
+    def slow(state) -> float:
+        nonlocal now
+        now += 1000
+        return float(state.step)
+
+    monkeypatch.setattr("common.train_loop.time", SimpleNamespace(perf_counter=tick))
+    run(tmp_path, validation=slow)
+    seconds = [json.loads(line)["step_seconds"] for line in (tmp_path / "timings.jsonl").read_text().splitlines()]
+    assert len(seconds) == 6
+    assert 0 < max(seconds) < 10
 
 
 def test_an_update_that_is_not_finite_is_skipped_though_its_gradient_is():

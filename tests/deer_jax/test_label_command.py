@@ -109,6 +109,21 @@ def test_rows_of_another_labeler_are_not_continued(directory, reports, labelled,
     assert output.read_bytes() == whole
 
 
+def test_more_reports_are_continued_and_changed_ones_are_not(directory, reports, labelled, tmp_path, capsys):
+    rows, output = read_rows(reports, {"id": str | int}), tmp_path / "out.jsonl"
+    command = ["label", str(tmp_path / "in.jsonl"), "--logits", "--labeler", str(directory), "--output", str(output)]
+    for count in (4, len(rows)):
+        write_rows(tmp_path / "in.jsonl", rows[:count])
+        assert deer(command) == 0
+    assert [row["labels"] for row in read_rows(output, {})] == [row["labels"] for row in labelled]
+    write_rows(tmp_path / "in.jsonl", [*rows[:2], {**rows[2], "report": "another"}, *rows[3:]])
+    before = output.read_bytes()
+    capsys.readouterr()
+    assert deer(command) == 2
+    assert "made from other input, which differs from row 3 on" in capsys.readouterr().err
+    assert output.read_bytes() == before
+
+
 def test_standard_output_and_what_was_cut(directory, reports, labelled, capsys):
     assert deer(["label", str(reports), "--labeler", str(directory)]) == 0
     out, err = capsys.readouterr()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from common.jsonl import write_rows
 from deer_jax.ddsampling import diversity, reward_statistics
 from deer_jax.select import main
 
@@ -95,6 +96,22 @@ def test_at_least_one_study_is_chosen(tmp_path, capsys):
 
 
 SAMPLE = [0, 1] * 7
+
+
+def test_labels_may_be_written_as_fractions(tmp_path, capsys):
+    whole = [{"id": "s", "labels": [SAMPLE, SAMPLE]}, {"id": "x", "labels": [SAMPLE, [1] * 14]}]
+    written = [{**row, "labels": [[*map(float, sample)] for sample in row["labels"]]} for row in whole]
+    options = ("--fraction", "0.5", "--seed", "0")
+    assert run(tmp_path, capsys, whole, *options) == run(tmp_path, capsys, written, *options)
+
+
+def test_the_input_is_not_overwritten(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    write_rows(rows, [{"id": "s", "labels": [SAMPLE, SAMPLE]}])
+    before = rows.read_bytes()
+    with pytest.raises(UserError, match="is read as input"):
+        main([str(rows), "--fraction", "1", "--seed", "0", "--output", str(rows)])
+    assert rows.read_bytes() == before
 
 
 @pytest.mark.parametrize(

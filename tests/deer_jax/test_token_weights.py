@@ -184,6 +184,18 @@ def test_the_command_takes_a_function_of_ones_own(tmp_path, capsys, monkeypatch)
     np.testing.assert_allclose(first["weights"], 1 + 4 * np.log(2) / 3)
 
 
+def test_rows_are_continued_with_the_same_tokenizer_wherever_it_lies(tmp_path):
+    rows, output, moved = tmp_path / "rows.jsonl", tmp_path / "out.jsonl", tmp_path / "there" / "words.json"
+    write_rows(rows, [{"id": 1, "reference": "", "rollouts": ["no edema ."]}])
+    moved.parent.mkdir()
+    for file in (tmp_path / "words.json", moved):
+        save_words(file, WORDS)
+        dispatch(["weights", str(rows), "--method", "tfidf", "--tokenizer", str(file), "--output", str(output)])
+    save_words(moved, WordTokenizer((*WORDS.words, "another")))
+    with pytest.raises(UserError, match=r"made under other options .*tokenizer was"):
+        dispatch(["weights", str(rows), "--method", "tfidf", "--tokenizer", str(moved), "--output", str(output)])
+
+
 @pytest.mark.parametrize("files", [["vocab.txt"], ["tokenizer.json"], ["vocab.txt", "tokenizer.json"]])
 def test_a_policy_with_bert_s_tokenizer_is_read_as_the_labeler_reads(labeler, tmp_path, files):
     save_vocabulary(tmp_path / "vocab.txt", labeler.tokenizer)
