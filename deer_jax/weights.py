@@ -165,4 +165,11 @@ def rollout_reader(directory: Path) -> tuple[Callable[[str], Rollout], tuple[int
 
         return read_pieces, ()
     tokenizer = load_tokenizer(directory)
-    return lambda text: read_rollout(tokenizer.encode(text), tokenizer), tokenizer.stop_ids
+
+    def read(text: str) -> Rollout:
+        rollout = read_rollout(tokenizer.encode(text), tokenizer)
+        if rollout.text == " " + text:  # some tokenizers put a space before every text
+            return rollout._replace(text=text, spans=np.maximum(np.asarray(rollout.spans) - 1, 0))
+        return rollout
+
+    return read, tokenizer.stop_ids

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
-from common.data.tokenizers import WordTokenizer, save_words
+from common.data.tokenizers import WordTokenizer, byte_of_character, save_words
 from common.errors import UserError
 from common.jsonl import write_rows
 from common.models.bert import BertConfig, ClassifierConfig, chexbert_logits, init_classifier, word_embeddings
@@ -182,6 +183,21 @@ def test_the_command_takes_a_function_of_ones_own(tmp_path, capsys, monkeypatch)
     dispatch([*command, "--method", "tfidf"])
     first = json.loads(capsys.readouterr().out)["rollouts"][0]
     np.testing.assert_allclose(first["weights"], 1 + 4 * np.log(2) / 3)
+
+
+def test_characters_are_those_of_the_text_where_a_tokenizer_begins_with_a_space(tmp_path):
+    bare = tokenizers.Tokenizer(tokenizers.models.BPE({c: n for n, c in enumerate(byte_of_character())}, []))
+    bare.decoder = tokenizers.decoders.ByteLevel()
+    bare.add_special_tokens(["</s>"])
+    found = []
+    for spaced in (False, True):
+        bare.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=spaced)
+        bare.save(str(tmp_path / "tokenizer.json"))
+        found.append(rollout_reader(tmp_path)[0]("no œdema"))
+    plain, spaced = found
+    assert len(spaced.tokens) == len(plain.tokens) + 1
+    assert spaced.text == plain.text == "no œdema"
+    np.testing.assert_array_equal(spaced.spans, [[0, 0], *plain.spans])
 
 
 def test_rows_are_continued_with_the_same_tokenizer_wherever_it_lies(tmp_path):
