@@ -51,6 +51,7 @@ def parse(config_class: type[Config], default: Config, arguments: Sequence[str],
         boxed = [line for line in complaint.getvalue().splitlines() if not line.startswith("╭")]  # the box has a title
         lines = [line.strip(" -│╰╯─") for line in boxed]
         text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
+        text = re.sub(r"^(.+?) (?=\1\b)", "", text)  # a title that the text repeats
         raise UserError(f"{program}: {text}; see {program} --help") from None
 
 
@@ -68,6 +69,8 @@ def to_json(config: Any) -> dict[str, Any]:
 
 def from_json(config_class: type[Config], values: Mapping[str, Any], where: str) -> Config:
     """The config that `to_json` recorded. Raises UserError for unknown or missing names and values of a wrong type."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: expected a JSON object, found {type(values).__name__}")
     hints = typing.get_type_hints(config_class)
     for name in values:
         if name not in hints:
@@ -121,6 +124,8 @@ def check_run_directory(run_dir: Path, config: Any) -> None:
         return
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); give another --run-dir") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}; give another --run-dir")
     if different := differences(found, to_json(config)):
         raise UserError(
             f"{run_dir}: holds a run of another config ({'; '.join(map(str, different[:3]))}); "

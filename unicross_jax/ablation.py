@@ -4,7 +4,6 @@ Table 2 of the paper has `no-adapters` and `no-clip-weights`; the others take ap
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from common.config import check_run_directory
 from common.errors import UserError
 from common.metrics.studies import Scores
-from common.weights import write_json
+from common.weights import read_json, write_json
 from unicross_jax.config import ModelConfig, RunConfig
 from unicross_jax.evaluate import CONSTANT, MODEL, NEAREST, evaluate_run
 from unicross_jax.train import train_run
@@ -71,6 +70,6 @@ def finished(run_dir: Path) -> dict[str, Scores] | None:
     file = run_dir / "metrics.json"
     if not file.is_file():
         return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    whole = found["split"] == "test" and not found.get("limit") and not found.get("decoding")
-    return found["systems"] if whole else None
+    found = read_json(file)
+    whole = found.get("split") == "test" and not found.get("limit") and not found.get("decoding")
+    return found.get("systems") if whole else None

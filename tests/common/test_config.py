@@ -114,3 +114,17 @@ def test_a_fresh_start_of_several_stages_looks_into_the_run_among_them(tmp_path)
     (demo / "thesis.tex").unlink()
     remove_run(demo, RetstaConfig, names, "rl")
     assert not demo.exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '"text"'])
+def test_a_config_that_is_no_object_is_refused(tmp_path, content) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json: expected a JSON object, found"):
+        read_config(RetstaConfig, tmp_path)
+    with pytest.raises(UserError, match=r"config\.json: expected a JSON object, found .*give another --run-dir"):
+        claim_run_directory(tmp_path, PRESETS["demo"])
+
+
+def test_an_unknown_option_is_said_once() -> None:
+    with pytest.raises(UserError, match=r"^retsta train: Unrecognized options: --bogus, 1; see retsta train --help$"):
+        parse(RetstaConfig, PRESETS["demo"], ["--bogus", "1"], "retsta train")

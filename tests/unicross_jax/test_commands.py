@@ -17,6 +17,7 @@ from common.config import parse
 from common.data.phantom import make_phantom
 from common.data.studies import ImageStudy
 from common.data.tokenizers import build_word_tokenizer
+from common.errors import UserError
 from common.metrics.text import evaluate_texts
 from common.models.clip_weights import load_clip
 from tests.unicross_jax.runs import arguments, log, make_clip, start, unicross
@@ -289,6 +290,9 @@ def test_an_ablation_takes_no_evaluation_of_another_part_or_way(trained, tmp_pat
     assert finished(tmp_path) == metrics["systems"]
     (tmp_path / "metrics.json").write_text(json.dumps(metrics | changed))
     assert finished(tmp_path) is None
+    (tmp_path / "metrics.json").write_text("[")
+    with pytest.raises(UserError, match=r"metrics\.json: cannot be read as JSON"):
+        finished(tmp_path)
 
 
 def test_a_report_that_is_interrupted_leaves_no_output(trained, images, tmp_path, monkeypatch):
