@@ -103,6 +103,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     raise UserError(f"{where}: found {value!r}, expected {expected}")
 
 
+def check_seed(seed: int) -> None:
+    """Raise UserError for a seed that JAX and NumPy would not both take as it is."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed: {seed}; expected a whole number from 0 to {2**32 - 1}")
+
+
 def check_run_directory(run_dir: Path, config: Any) -> None:
     """Raise UserError where `run_dir` cannot be the directory of a run of this config. Writes nothing.
 

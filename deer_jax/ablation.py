@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from common.config import check_run_directory, choose_preset, differences, parse
+from common.config import check_run_directory, check_seed, choose_preset, differences, parse
 from common.data.parts import Part
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
@@ -29,7 +29,7 @@ from deer_jax.rl_run import train_run as run_rl
 from deer_jax.sample import sample_run
 from deer_jax.select import choose, read_studies
 from deer_jax.sft import train_run as run_sft
-from deer_jax.stage import check_seed, load_base
+from deer_jax.stage import load_base
 from deer_jax.studies import read_parts
 
 PROGRAM = "deer ablation"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from common.config import check_seed
 from common.errors import Parser, UserError
 from common.jsonl import check_output
 from common.metrics.bootstrap import mean_measure, summarize
@@ -24,7 +25,6 @@ from deer_jax.judge import score_function
 from deer_jax.labeler import Labeler, classes_of_groups, label_texts, load_labeler
 from deer_jax.rewards import bleu2, label_f1
 from deer_jax.select import read_ids
-from deer_jax.stage import check_seed
 from deer_jax.token_weights import STRENGTH, Group, Rollout, weights_of
 from deer_jax.weights import read_groups, read_rollout_rows, rollout_reader
 

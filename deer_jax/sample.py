@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from common.config import choose_preset, parse, to_json
+from common.config import check_seed, choose_preset, parse, to_json
 from common.data.parts import Part
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
@@ -22,7 +22,7 @@ from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept
 from deer_jax.ditpo import PolicyParams
 from deer_jax.labeler import Labeler, classes_of_groups, load_labeler, spread
 from deer_jax.rl import StudyBatch, read_groups
-from deer_jax.stage import Base, base_directory, check_seed, decode_settings, load_base
+from deer_jax.stage import Base, base_directory, decode_settings, load_base
 from deer_jax.studies import prompt_length, read_parts, study_prompts
 from deer_jax.vision_policy import vision_policy
 

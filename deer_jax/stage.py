@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from common.config import choose_preset, parse
+from common.config import check_seed, choose_preset, parse
 from common.data.parts import Part
 from common.data.qwen_images import check_processor
 from common.data.records import Quarantine
@@ -85,12 +85,6 @@ def check_numbers(config: RunConfig, *more: str) -> None:
         if (value := getattr(config, name)) < 1:
             raise UserError(f"{name}: {value} makes no sense; expected at least 1")
     check_wandb(config.wandb_project)
-
-
-def check_seed(seed: int) -> None:
-    """Raise UserError for a seed that JAX and NumPy would not both take as it is."""
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed: {seed}; expected a whole number from 0 to {2**32 - 1}")
 
 
 def accumulation(config: RunConfig, layout: Layout) -> int:

@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array
 
 from common.checkpoint import open_checkpoints, restore_trainable
-from common.config import check_run_directory, claim_run_directory
+from common.config import check_run_directory, check_seed, claim_run_directory
 from common.data.encode import Example, encode_examples
 from common.data.packing import plan_epochs
 from common.data.pipeline import evaluation_batches, make_iterator, text_batches
@@ -126,6 +126,7 @@ def checkpoint_note(directory: Path) -> dict[str, Any]:
 
 def check_config(config: RetstaConfig) -> None:
     """Raise UserError for a number that makes no sense, before it does harm elsewhere."""
+    check_seed(config.seed)
     positive = {name: getattr(config, name) for name in POSITIVE}
     positive |= {"model.loss_chunk": config.model.loss_chunk}
     for name, value in positive.items():

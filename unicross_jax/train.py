@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array
 
 from common.checkpoint import open_checkpoints, restore_trainable
-from common.config import check_run_directory, claim_run_directory, to_json
+from common.config import check_run_directory, check_seed, claim_run_directory, to_json
 from common.data.packing import plan_epochs, plan_in_order
 from common.data.parts import Part
 from common.data.pipeline import make_iterator
@@ -68,6 +68,7 @@ class Task(NamedTuple):
 
 def check_config(config: RunConfig) -> None:
     """Raise UserError for a number that makes no sense, before it does harm elsewhere."""
+    check_seed(config.seed)
     least = {name: 1 for name in POSITIVE} | {"max_length": 3, "max_steps": 0}
     values = {name: getattr(config, name) for name in least}
     values |= {f"data.{name}": getattr(config.data, name) for name in ("views", "resize", "train_size", "test_size")}

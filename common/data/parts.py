@@ -48,6 +48,9 @@ def load_parts(config: StudySource, side: int, shrink: Shrink, quarantine: Quara
     cannot be read are quarantined. Raises UserError for whatever makes the data unusable.
     """
     if config.layout == "phantom":
+        for name in ("phantom_seed", *(f"{part}_size" for part in PHANTOM_PLACES)):
+            if getattr(config, name) < 0:
+                raise UserError(f"data.{name}: {getattr(config, name)} makes no sense; expected at least 0")
         return {name: phantom_part(config, side, name) for name in PHANTOM_PLACES if getattr(config, f"{name}_size")}
     for field in ("source",) if config.layout == "prepared" else ("source", "images"):
         if not getattr(config, field):

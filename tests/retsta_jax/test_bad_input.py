@@ -73,6 +73,7 @@ def refused(capsys):
         ({"checkpoint_every": 0}, ["checkpoint_every: 0", "at least 1"]),
         ({"max_steps": -1}, ["max_steps: -1"]),
         ({"seed": -1}, ["seed"]),
+        ({"seed": 2**64}, ["seed: 18446744073709551616", "whole number from 0"]),
         ({"lora__rank": 0}, ["lora.rank: 0"]),
         ({"lora__alpha": "nan"}, ["lora.alpha: nan", "finite number above 0"]),
         ({"optim__eps": 0}, ["optim.eps: 0", "above 0"]),

@@ -229,6 +229,8 @@ def refused(capsys):
         ({"data__layout": "annotation"}, ["data.source", "not given"]),
         ({"data__layout": "prepared", "data__source": "nowhere"}, ["nowhere", "no data set"]),
         ({"data__validation_size": 0}, ["validation", "at least one"]),
+        ({"data__validation_size": -3}, ["data.validation_size", "at least 0"]),
+        ({"seed": 2**64}, ["seed: 18446744073709551616", "whole number from 0"]),
         ({"model__clip": __file__, "model__clip_vocabulary": "missing.gz"}, ["missing.gz", "cannot be read"]),
         ({"model__clip": __file__}, ["model.clip_vocabulary", "bpe_simple_vocab"]),
         ({"model__clip": "missing.pt"}, ["missing.pt", "no such file"]),
