@@ -66,6 +66,7 @@ def open_checkpoints(run_dir: Path, note: dict[str, Any], config: Any = None) ->
             root / "latest",
             options=ocp.CheckpointManagerOptions(max_to_keep=2, multiprocessing_options=barriers("latest")),
         )
+    with _damage(root / "best"), _disk_errors(root):
         best = ocp.CheckpointManager(
             root / "best",
             options=ocp.CheckpointManagerOptions(
@@ -143,8 +144,10 @@ def restore_trainable(checkpoints: Checkpoints, like: PyTree) -> tuple[int, PyTr
 
     Raises UserError where there is no checkpoint, or it belongs to other base weights or another config.
     """
-    manager = checkpoints.latest if checkpoints.best.best_step() is None else checkpoints.best
-    step = manager.best_step() if manager is checkpoints.best else manager.latest_step()
+    with _damage(checkpoints.best.directory):
+        step, manager = checkpoints.best.best_step(), checkpoints.best
+    if step is None:
+        step, manager = checkpoints.latest.latest_step(), checkpoints.latest
     if step is None:
         raise UserError(f"{manager.directory.parent}: holds no checkpoint; train first")
     _check_note(manager, step, checkpoints.note)
@@ -154,13 +157,26 @@ def restore_trainable(checkpoints: Checkpoints, like: PyTree) -> tuple[int, PyTr
 
 def _restored(manager: ocp.CheckpointManager, step: int, items: ocp.args.Composite) -> Any:
     """What was saved, in the shapes that `items` ask for. Raises UserError where it has not."""
-    try:
+    with _damage(manager.directory / str(step)):
         return manager.restore(step, args=items)
-    except (ValueError, KeyError, TypeError) as error:  # Orbax's, by how the trees differ
+
+
+@contextlib.contextmanager
+def _damage(directory: Any) -> Iterator[None]:
+    """Turn errors of reading a checkpoint into one line.
+
+    Orbax and TensorStore have no closed list of them: they differ by how trees differ and by which bytes are damaged,
+    and some are plain `Exception`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise
         raise UserError(
-            f"{manager.directory / str(step)}: is damaged, or holds weights of other names or shapes than its config "
-            "gives; was config.json, or the directory, changed since? A damaged one can be removed: the one before it "
-            "is taken then"
+            f"{directory}: is damaged, or holds weights of other names or shapes than its config gives; was "
+            "config.json, or the directory, changed since? A damaged one can be removed: the one before it is taken "
+            "then"
         ) from error
 
 
@@ -195,7 +211,8 @@ def _check_room(manager: ocp.CheckpointManager, tree: PyTree) -> None:
 
 
 def _check_note(manager: ocp.CheckpointManager, step: int, note: dict[str, Any]) -> None:
-    found = manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
+    with _damage(manager.directory / str(step)):
+        found = manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
     if found["base"]["sha256"] != note["base"]["sha256"]:
         raise UserError(
             f"{manager.directory / str(step)}: was trained on the base {found['base']['name']} "

@@ -53,6 +53,8 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
     except KeyboardInterrupt:
         _end(130, "interrupted")  # as a shell has it: 128 + SIGINT
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            _end(2, f"{error.filename}: is longer than a file's name may be; give a shorter one")
         if error.errno not in FULL:
             raise
         _end(2, f"{error.filename or 'a file or standard output'}: cannot be written ({error.strerror}); make room")

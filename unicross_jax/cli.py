@@ -109,6 +109,8 @@ def report(arguments: list[str]) -> None:
     chosen = options.parse_args(arguments)
     from unicross_jax.images import report_images
 
+    if chosen.output is not None and not chosen.output.name:
+        raise UserError(f"{chosen.output}: is a directory; name a file with --output")
     page = chosen.page or (chosen.output.with_suffix(".html") if chosen.output else Path("unicross-report.html"))
     report_images(chosen.images, chosen.study, chosen.checkpoint, chosen.indication, chosen.output, page)
 

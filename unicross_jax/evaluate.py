@@ -54,10 +54,13 @@ def evaluate_run(
     """
     trained = load_trained(run_dir)
     trained = trained._replace(config=dataclasses.replace(trained.config, **decoding))
-    parts = read_parts(trained.config.data, Quarantine())
+    quarantine = Quarantine()
+    parts = read_parts(trained.config.data, quarantine)
     if split not in parts:
         raise UserError(f"{run_dir}: the data has no {split} part")
     train, part = parts["train"], first(parts[split], limit)
+    quarantine.write(run_dir / "evaluation_quarantine.jsonl")
+    left_out = [f"{quarantine.summary()} of all parts: they are in no score."] if quarantine else []
     examples, _ = encode(trained.config, trained.task, part.studies)
     written = list(write_reports(trained, examples, part.images, batch_size=batch_size))
     outputs = {
@@ -82,14 +85,20 @@ def evaluate_run(
         name: differences(outputs[MODEL], outputs[name], part.studies, phantoms=phantoms)
         for name in (NEAREST, CONSTANT)
     }
-    counts = {"studies": len(part.studies), "step": trained.step, "limit": limit, "decoding": decoding}
+    counts = {
+        "studies": len(part.studies),
+        "quarantined": quarantine.counts(),
+        "step": trained.step,
+        "limit": limit,
+        "decoding": decoding,
+    }
     absent = warn_of_absent(systems)
     found = {"split": split, **counts, "systems": systems, "above": above, "notes": absent}
     write_json(run_dir / "metrics.json", found)
     shown = page(trained, run_dir, part, examples, written, outputs, systems, split)
     paired = [described(name, above[name], shown.headline) for name in above]
-    write_report(run_dir, dataclasses.replace(shown, notes=[*paired, *shown.notes, *absent]))
-    print("\n".join(paired), flush=True)
+    write_report(run_dir, dataclasses.replace(shown, notes=[*left_out, *paired, *shown.notes, *absent]))
+    print("\n".join([*left_out, *paired]), flush=True)
     return systems
 
 

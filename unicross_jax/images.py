@@ -63,7 +63,7 @@ def report_images(
                 raise UserError(f"{image}: no such file; expected a PNG or JPEG image")
             if image.encode(errors="replace").decode() != image:
                 raise UserError(f"{image!a}: its name is not UTF-8; rename the file")
-    check_outputs(output, page)
+    check_outputs(output, page, [Path(image) for group in groups for image in group])
     trained = load_trained(EMBEDDED_RUN if checkpoint is None else checkpoint)
     if checkpoint is None:
         print(PHANTOMS_ONLY, file=sys.stderr, flush=True)
@@ -100,14 +100,16 @@ def report_images(
     print(f"page: {page.absolute()}", file=sys.stderr, flush=True)
 
 
-def check_outputs(output: Path | None, page: Path) -> None:
-    """Raise UserError for files that could not be written in the end."""
+def check_outputs(output: Path | None, page: Path, images: Sequence[Path]) -> None:
+    """Raise UserError for files that could not be written in the end, or would take an image's place."""
     if output is not None and output.exists():
         raise UserError(f"{output}: exists already; remove it, or give another --output")
     for file in (page, *([] if output is None else [output])):
         if not file.parent.is_dir() or file.is_dir():
             raise UserError(f"{file}: cannot be written; expected a file in a folder that exists")
-    if output is not None and output.absolute() == page.absolute():
+    if page.exists() and any(page.samefile(image) for image in images):
+        raise UserError(f"{page}: is one of the images and would be overwritten; give another --page")
+    if output is not None and output.resolve() == page.resolve():
         raise UserError(f"{output}: --output and the page are the same file; give another --page")
 
 

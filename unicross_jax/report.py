@@ -29,7 +29,7 @@ from unicross_jax.config import RunConfig
 from unicross_jax.data import Example, stack_studies, still_view
 from unicross_jax.generate import make_generator
 from unicross_jax.model import Net, Studies, UniCrossConfig, init_trainable, run_report
-from unicross_jax.train import VOCABULARY_FILE, Task, make_task, own_names
+from unicross_jax.train import VOCABULARY_FILE, Task, check_config, check_sizes, make_task, own_names
 
 
 class Trained(NamedTuple):
@@ -52,7 +52,9 @@ class Written(NamedTuple):
 def load_trained(directory: Path) -> Trained:
     """The best weights of a run directory, or an exported model. Raises UserError where they do not fit."""
     config = dataclasses.replace(read_config(RunConfig, directory), parallel="jit")
+    check_config(config)
     backbone = load_backbone(config.model, config.seed)
+    check_sizes(config, backbone)
     tokenizer: ReportTokenizer = backbone.tokenizer
     if config.vocabulary.kind == "words":
         tokenizer = load_words(directory / VOCABULARY_FILE)

@@ -133,7 +133,10 @@ def prepared_names(folder: str) -> list[str]:
 def prepared_part(config: StudySource, shrink: Shrink, name: str) -> Part:
     """A split of a prepared data set, its images read when they are needed."""
     stored = open_split(config.source, name)
-    studies = [cleaned(stored[place], config) for place in range(len(stored))]
+    try:
+        studies = [cleaned(stored[place], config) for place in range(len(stored))]
+    except (RuntimeError, ValueError) as error:  # array_record's, and those of a record that is cut
+        raise UserError(f"{config.source}: its {name} split is damaged ({error}); prepare the data again") from error
     return Part(studies, PreparedImages(stored, shrink, config.views))
 
 

@@ -13,7 +13,9 @@ from PIL import Image
 from common.data.builders import open_split, prepare
 from common.data.builders.__main__ import main
 from common.data.images import read_image, resize_shorter
+from common.data.parts import prepared_part
 from common.data.records import Quarantine
+from common.data.source import StudySource
 from common.data.studies import ImageStudy, Splits
 from common.errors import UserError
 
@@ -124,6 +126,18 @@ def test_missing_data_sets_and_splits_are_one_clear_error(tmp_path, splits):
         with pytest.raises(UserError, match=f"no data set with a split {split}") as refusal:
             open_split(place, split)
         assert "\n" not in str(refusal.value)
+
+
+def test_a_damaged_data_set_is_one_clear_error(tmp_path, splits):
+    folder = prepare(splits, tmp_path / "data", "tiny", Quarantine())
+    (records,) = folder.glob("*-train.array_record*")
+    records.write_bytes(records.read_bytes()[:1000])
+    config = StudySource(layout="prepared", source=str(folder))
+    with pytest.raises(UserError, match=r"its train split is damaged|no data set with a split train"):
+        prepared_part(config, lambda image: image, "train")
+    (folder / "dataset_info.json").write_text("{")
+    with pytest.raises(UserError, match="no data set with a split train"):
+        prepared_part(config, lambda image: image, "train")
 
 
 def write_rows(tmp_path: Path) -> Path:

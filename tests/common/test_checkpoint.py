@@ -122,6 +122,18 @@ def test_a_checkpoint_without_a_config_still_loads_but_not_in_another_shape(tmp_
     checkpoints.close()
 
 
+@pytest.mark.parametrize("damaged", ["trainable/d/*", "note/metadata", "metrics/metrics"])
+def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, damaged):
+    like = state(make_layout("jit"))
+    saved = open_checkpoints(tmp_path, NOTE)
+    save_best(saved, like, 1.0)
+    saved.close()
+    for file in (tmp_path / "checkpoints" / "best" / "0").glob(damaged):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"checkpoints/best.* is damaged.* can be removed"):
+        restore_trainable(open_checkpoints(tmp_path, NOTE), like.trainable)
+
+
 def test_a_full_disk_is_noticed_before_anything_more_is_written(tmp_path, monkeypatch):
     layout = make_layout("jit")
     checkpoints = open_checkpoints(tmp_path, NOTE)

@@ -193,7 +193,7 @@ def test_only_the_strength_of_minus_1_is_the_papers():
         (["rl", "--run-dir", "x", "--data.ids", "nowhere.json"], "data.ids"),
         (["rl", "--run-dir", "x", "--seed", "-1"], "seed: -1"),
         (["sft", "--run-dir", "x", "--seed", str(2**32)], "seed: 4294967296"),
-        (["sft", "--run-dir", "x", "--data.validation-size", "-3"], "data.validation_size: -3"),
+        (["sft", "--run-dir", "x", "--data.phantom-seed", "-3"], "data.phantom_seed: -3"),
         (["rl", "--run-dir", "x", "--reward.strength", "-0.5"], "reward.strength"),
         (["rl", "--run-dir", "x", "--reward.strength", "nan"], "reward.strength"),
         (["rl", "--run-dir", "x", "--reward.strength", "inf"], "reward.strength"),

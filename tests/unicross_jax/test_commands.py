@@ -304,8 +304,7 @@ def test_a_report_that_is_interrupted_leaves_no_output(trained, images, tmp_path
 
     monkeypatch.setattr("unicross_jax.images.write_reports", interrupted)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(KeyboardInterrupt):
-        unicross(["report", *images, "--checkpoint", str(trained), "--output", str(tmp_path / "out.jsonl")])
+    assert unicross(["report", *images, "--checkpoint", str(trained), "--output", str(tmp_path / "out.jsonl")]) == 130
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -323,6 +322,13 @@ def test_outputs_that_could_not_be_written_are_refused_first(refused, images, tm
     error = refused(["report", *images, *files])
     assert all(word in error for word in words), error
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_page_takes_no_image_s_place(refused, images, trained):
+    before = Path(images[0]).read_bytes()
+    assert "would be overwritten" in refused(["report", *images, "--checkpoint", str(trained), "--page", images[0]])
+    assert Path(images[0]).read_bytes() == before
+    assert "is a directory" in refused(["report", *images, "--checkpoint", str(trained), "--output", "."])
 
 
 def test_a_file_name_that_is_no_text_is_refused(refused, images, tmp_path):
@@ -388,7 +394,10 @@ def test_unreadable_images_of_a_data_set_are_counted_and_left_out(clip, images, 
     run = arguments(tmp_path / "run", clip, **options, vocabulary__minimum_count=1, max_steps=1)
     assert unicross(run) == 0
     assert "1 record quarantined" in capsys.readouterr().out
-    assert json.loads((tmp_path / "run" / "quarantine.jsonl").read_text()) == {
-        "id": "3",
-        "reason": "image cannot be read",
-    }
+    left_out = {"id": "3", "reason": "image cannot be read"}
+    assert json.loads((tmp_path / "run" / "quarantine.jsonl").read_text()) == left_out
+    assert unicross(["evaluate", "--run-dir", str(tmp_path / "run"), "--split", "validation"]) == 0
+    assert "1 record quarantined" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "evaluation_quarantine.jsonl").read_text()) == left_out
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["quarantined"] == {left_out["reason"]: 1}
+    assert "1 record quarantined" in (tmp_path / "run" / "report.html").read_text()
