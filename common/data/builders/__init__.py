@@ -20,7 +20,6 @@ from typing import Any
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
-from google.protobuf.json_format import ParseError
 
 from common.data.images import encode_png, read_image, resize_shorter
 from common.data.records import Quarantine
@@ -127,7 +126,7 @@ def open_split(folder: str | Path, split: str) -> grain.MapDataset[ImageStudy]:
     try:
         builder = tfds.builder_from_directory(str(folder))
         source = builder.as_data_source(split=split)
-    except (OSError, ValueError, KeyError, RuntimeError, ParseError) as error:
+    except Exception as error:  # TFDS, protobuf and array_record have no closed list of what damaged files raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{folder}: no data set with a split {split} ({reason}); make it by python -m common.data.builders"
