@@ -28,7 +28,7 @@ from common.errors import UserError
 from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_report
-from common.metrics.studies import Scores, differences, score_reports
+from common.metrics.studies import Scores, compare_reports, score_reports
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.models.clip import ModifiedResNet, normalise
 from common.report.environment import environment
@@ -82,7 +82,7 @@ def evaluate_run(
         ],
     )
     above = {
-        name: differences(outputs[MODEL], outputs[name], part.studies, phantoms=phantoms)
+        name: compare_reports(outputs[MODEL], outputs[name], part.studies, phantoms=phantoms)
         for name in (NEAREST, CONSTANT)
     }
     counts = {

@@ -27,7 +27,7 @@ def score_reports(texts: Sequence[str], studies: Sequence[ImageStudy], phantoms:
     return scores | {name: {"value": None} for name in absent}
 
 
-def differences(
+def compare_reports(
     texts: Sequence[str], baseline: Sequence[str], studies: Sequence[ImageStudy], *, phantoms: bool
 ) -> dict[str, dict[str, float]]:
     """Each score of `texts` less that of a baseline's reports; for its interval both see the same resampled studies."""

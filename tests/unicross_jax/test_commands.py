@@ -1,6 +1,5 @@
 """`unicross train | evaluate | report` end to end on phantoms, killed and continued, and refused by bad input."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -13,20 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.config import parse
 from common.data.phantom import make_phantom
-from common.data.studies import ImageStudy
-from common.data.tokenizers import build_word_tokenizer
 from common.errors import UserError
 from common.metrics.text import evaluate_texts
-from common.models.clip_weights import load_clip
 from tests.unicross_jax.runs import arguments, log, make_clip, start, unicross
 from unicross_jax.ablation import finished
-from unicross_jax.backbone import load_backbone
-from unicross_jax.config import PRESETS, RunConfig
-from unicross_jax.data import encode_studies
-from unicross_jax.report import Trained, Written, attention_of
-from unicross_jax.train import encode, first_weights, make_task
+from unicross_jax.report import Written
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +47,6 @@ def images(tmp_path) -> list[str]:
     return files
 
 
-def test_an_embedded_layout_of_clip_is_read_back_as_it_was_written(clip, tmp_path):
-    config, params = load_clip(clip)
-    from common.models.clip_weights import save_clip
-
-    save_clip(tmp_path / "again", config, params)
-    again = load_clip(tmp_path / "again")[1]
-    np.testing.assert_allclose(again["visual"]["conv1"]["scale"], params["visual"]["conv1"]["scale"], rtol=1e-6)
-    np.testing.assert_array_equal(again["text"]["token_embedding"], params["text"]["token_embedding"])
-
-
 def test_training_lowers_the_loss_and_leaves_what_others_need(trained):
     losses = [row["loss"] for row in log(trained)]
     assert losses[-1] < 0.8 * losses[0]
@@ -75,17 +56,6 @@ def test_training_lowers_the_loss_and_leaves_what_others_need(trained):
         "model.safetensors",
         "base.json",
     }
-
-
-def test_logits_begin_with_the_words_that_clip_reads_where_asked(clip):
-    config = parse(RunConfig, PRESETS["demo"], arguments(Path("run"), clip, model__words_begin=3.0)[3:], "test")
-    backbone = load_backbone(config.model, seed=0)
-    task = make_task(config, backbone, backbone.tokenizer)
-    begun = first_weights(config, task)["logits"]["kernel"]
-    np.testing.assert_allclose(begun, 3 * backbone.params["text"]["token_embedding"], rtol=1e-6)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, words_begin=0.0))
-    drawn = first_weights(config, task)["logits"]["kernel"]
-    assert np.std(drawn) == pytest.approx(len(drawn) ** -0.5, rel=0.05)
 
 
 def test_an_evaluation_stands_beside_its_baselines_and_scores_what_it_wrote_down(trained):
@@ -171,26 +141,6 @@ def test_an_exported_model_writes_what_its_run_writes(trained, images, tmp_path)
         assert unicross(["report", *images, "--checkpoint", str(checkpoint), "--output", str(output)]) == 0
         texts.append(output.read_text())
     assert texts[0] == texts[1]
-
-
-@pytest.mark.parametrize("conditioning", ["causal", "published"])
-def test_attention_to_a_word_depends_on_nothing_after_it_and_on_no_other_study(clip, conditioning):
-    words = arguments(Path("run"), clip, model__conditioning=conditioning)[3:]
-    config = parse(RunConfig, PRESETS["demo"], words, "test")
-    backbone = load_backbone(config.model, seed=0)
-    task = make_task(config, backbone, backbone.tokenizer)
-    trained = Trained(config, task, first_weights(config, task), None)
-    studies = [ImageStudy(str(number), (), "", "") for number in range(2)]
-    examples, _ = encode(config, task, studies)
-    pictures = [(make_phantom(9, number, 48).frontal,) for number in range(2)]
-    ids = backbone.tokenizer.encode("the heart is normal in size . the lungs are clear .")
-    first, second = (Written(backbone.tokenizer.decode(own), own, True) for own in (ids[:3], ids))
-    together = attention_of(trained, examples, pictures, [first, second])[0]
-    for other in (first, second):
-        alone = attention_of(trained, examples[:1], pictures[:1], [other])[0]
-        for (word, weights), (same, expected) in zip(alone[:3], together, strict=True):
-            assert word == same
-            np.testing.assert_allclose(weights, expected, rtol=0, atol=1e-6)
 
 
 @pytest.fixture
@@ -347,18 +297,6 @@ def test_images_are_not_one_study_for_an_empty_text_that_all_names_have(refused,
 
 def test_a_folder_of_images_is_no_image(refused, tmp_path):
     assert "a folder; expected a PNG or JPEG image" in refused(["report", str(tmp_path)])
-
-
-def test_an_indication_is_read_as_the_words_that_clip_knows():
-    words = build_word_tokenizer(["shortness of breath"], 1)
-
-    def condition(indication):
-        study = ImageStudy("1", (), "clear .", indication)
-        (example,), _ = encode_studies([study], words, words, prompt="", max_length=9, condition_length=8)
-        return example.condition.tolist()
-
-    assert condition("Shortness of breath.") == condition("shortness of breath")
-    assert words.unk_id not in condition("Shortness of breath.")
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "cut", "animated", "pattern"])
