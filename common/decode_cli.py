@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.data.tokenizers import Tokenizer, check_vocabulary, end_ids, load_tokenizer
+from common.data.tokenizers import Tokenizer, end_ids, load_tokenizer
 from common.errors import Parser, UserError
 from common.generate import (
     Continuation,
@@ -19,7 +19,7 @@ from common.generate import (
 )
 from common.jsonl import claim_output, read_rows, row_writer, rows_done
 from common.lora import scaled
-from common.models.qwen2 import Qwen2Config
+from common.models.qwen2 import Qwen2Config, check_vocabulary
 from common.models.qwen2_weights import config_from_directory, load_qwen2
 from common.peft import load_peft
 from common.sampling import Sampling

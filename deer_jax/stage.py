@@ -12,13 +12,14 @@ from common.config import check_seed, choose_preset, parse
 from common.data.parts import Part
 from common.data.qwen_images import check_processor
 from common.data.records import Quarantine
-from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
+from common.data.tokenizers import Tokenizer, load_tokenizer
 from common.errors import Parser, UserError
 from common.fingerprints import fingerprint_directory
 from common.generate import DecodeSettings
 from common.logs import check_wandb
 from common.lora import init_lora, merge
 from common.models.attention import attention_line, check_implementation
+from common.models.qwen2 import check_vocabulary
 from common.models.qwen2_vl import SHARDING_RULES, Qwen2VLConfig
 from common.models.qwen2_vl_layout import vision_layout
 from common.models.qwen2_vl_vision import VisionLayout

@@ -15,14 +15,14 @@ from common.data.encode import Example, encode_examples
 from common.data.packing import plan_epochs
 from common.data.pipeline import evaluation_batches, make_iterator, text_batches
 from common.data.records import Quarantine
-from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
+from common.data.tokenizers import Tokenizer, load_tokenizer
 from common.errors import UserError
 from common.fingerprints import fingerprint_directory
 from common.flops import peak_flops, sft_flops
 from common.logs import check_wandb
 from common.lora import check_lora, init_lora
 from common.models.attention import attention_line, check_implementation
-from common.models.qwen2 import SHARDING_RULES, Qwen2Config
+from common.models.qwen2 import SHARDING_RULES, Qwen2Config, check_vocabulary
 from common.models.qwen2_weights import config_from_directory, load_qwen2, param_shapes, save_qwen2
 from common.optim import make_optimizer, make_schedule
 from common.parallel import (

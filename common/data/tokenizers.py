@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 from common.errors import UserError
 from common.files import written_aside
-from common.models.qwen2 import Qwen2Config
 from common.weights import read_json, writing
 
 Messages = Sequence[Mapping[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -107,15 +106,6 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if path.suffix == ".json":
         return _words(path)
     raise UserError(f"{path}: not a tokenizer; expected a directory, a SentencePiece .model or a word vocabulary .json")
-
-
-def check_vocabulary(tokenizer: Tokenizer, config: Qwen2Config) -> None:
-    """Raises UserError where the tokenizer has ids for which the model has no embedding."""
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"tokenizer and model do not fit: the tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is "
-            f"{config.vocab_size}; take the tokenizer that the model was published with"
-        )
 
 
 def end_ids(file: Path) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ logits: the loss (`common.losses`) and decoding (`common.decode`) multiply by `o
 """
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
 
+from common.errors import UserError
 from common.models.attention import (
     PAST_AXES,
     Implementation,
@@ -35,6 +36,9 @@ from common.models.layers import (
     rotate,
 )
 from common.types import PyTree
+
+if TYPE_CHECKING:
+    from common.data.tokenizers import Tokenizer
 
 Remat = Literal["none", "dots", "full"]
 
@@ -231,6 +235,15 @@ def remat(block: type[nn.Module], policy: Remat) -> type[nn.Module]:
         return block
     saved = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims if policy == "dots" else None
     return nn.remat(block, prevent_cse=False, policy=saved)
+
+
+def check_vocabulary(tokenizer: "Tokenizer", config: Qwen2Config) -> None:
+    """Raise UserError where the tokenizer has ids for which the model has no embedding."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"tokenizer and model do not fit: the tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is "
+            f"{config.vocab_size}; take the tokenizer that the model was published with"
+        )
 
 
 def output_head(params: PyTree) -> Float[Array, "V D"]:

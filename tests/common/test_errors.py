@@ -32,6 +32,13 @@ def test_a_full_disk_behind_standard_output_is_one_line():
     assert done.stderr == "error: a file or standard output: cannot be written (No space left on device); make room\n"
 
 
+def test_a_name_that_is_too_long_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_cli(lambda arguments: (tmp_path / ("x" * 300)).write_text(""), [])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith("is longer than a file's name may be; give a shorter one\n")
+
+
 def test_other_errors_keep_their_traceback():
     def fail(arguments):
         raise RuntimeError("INTERNAL: a mistake of ours")

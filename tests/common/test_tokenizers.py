@@ -15,12 +15,11 @@ from common.data.tokenizers import (
     SentencePieceTokenizer,
     build_word_tokenizer,
     byte_of_character,
-    check_vocabulary,
     load_tokenizer,
     save_words,
 )
 from common.errors import UserError
-from common.models.qwen2 import Qwen2Config
+from common.models.qwen2 import Qwen2Config, check_vocabulary
 
 TEXTS = [
     "The heart is normal in size. 3.5 mm nodule, left lower lobe.",
