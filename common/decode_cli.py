@@ -17,6 +17,7 @@ from common.generate import (
     row_keys,
     score_rows,
 )
+from common.io.text import read_json_object
 from common.jsonl import claim_output, read_rows, row_writer, rows_done
 from common.lora import scaled
 from common.models.qwen2 import Qwen2Config, check_vocabulary
@@ -24,7 +25,6 @@ from common.models.qwen2_weights import config_from_directory, load_qwen2
 from common.peft import load_peft
 from common.sampling import Sampling
 from common.types import PyTree
-from common.weights import read_json
 
 BATCHES_AT_ONCE = 8  # batches whose rows are sorted into buckets together before their results are written
 
@@ -218,7 +218,7 @@ def _tokenized(record: Mapping[str, Any], tokenizer: Tokenizer, arguments: argpa
 
 def _check_lengths(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
     file = arguments.model / "config.json"
-    limit = read_json(file).get("max_position_embeddings")
+    limit = read_json_object(file).get("max_position_embeddings")
     if limit is not None and (type(limit) is not int or limit < 1):
         raise UserError(f"{file}: max_position_embeddings is {limit!r}, expected a positive whole number")
     for row in rows:

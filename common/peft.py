@@ -16,6 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from common.errors import UserError
+from common.io.text import read_json_object
 from common.lora import LoraConfig
 from common.types import PyTree
 from common.weights import (
@@ -25,7 +26,6 @@ from common.weights import (
     load_tree,
     open_tensors,
     published_tensors,
-    read_json,
     write_json,
     write_tensors,
     written_whole,
@@ -55,7 +55,7 @@ def load_peft(directory: str | Path, base: PyTree) -> tuple[LoraConfig, PyTree, 
     and as `load_tree` does.
     """
     file = Path(directory) / "adapter_config.json"
-    published = read_json(file)
+    published = read_json_object(file)
     _check(published, file)
     stored = open_tensors(directory, "adapter_model")
     ranks = published.get("rank_pattern") or {}

@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 
 from common.errors import UserError
 from common.files import written_aside
+from common.io.text import read_json_object
 from common.types import PyTree
 
 Index = tuple[slice, ...]
@@ -81,7 +82,7 @@ def open_tensors(directory: str | Path, stem: str = "model") -> dict[str, Stored
         raise UserError(
             f"{directory}: no {single.name} and no {index.name}; expected a directory with safetensors weights"
         )
-    listed = read_json(index).get("weight_map")
+    listed = read_json_object(index).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
         raise UserError(f"{index}: no 'weight_map' from tensor names to files; download the index again")
     stored = {}
@@ -226,17 +227,6 @@ def to_host(leaf: Any) -> np.ndarray:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
     return np.asarray(leaf)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError where it cannot be read or is no object."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -15,11 +15,12 @@ from common.config import check_run_directory, check_seed, choose_preset, differ
 from common.data.parts import Part
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
+from common.io.text import read_json_object
 from common.metrics.studies import Scores
 from common.metrics.text import warn_of_absent
 from common.parallel import make_layout
 from common.report.table import as_markdown
-from common.weights import read_json, write_json
+from common.weights import write_json
 from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, SFT_PRESETS, RlConfig, SftConfig
 from deer_jax.ddsampling import Strategy
 from deer_jax.held_out import Reports, baselines, held_out_reports, sampling, score_model, score_systems
@@ -191,7 +192,7 @@ def select_studies(config: RlConfig, preset: str, model: Path, directory: Path, 
     file = directory / f"chosen-{variant.strategy}-{variant.fraction}.json"
     of = {"fraction": variant.fraction, "strategy": variant.strategy, "seed": seed, "model": str(model)}
     if file.is_file():
-        if found := differences(read_json(file).get("of"), of):
+        if found := differences(read_json_object(file).get("of"), of):
             shown = "; ".join(map(str, found))
             raise UserError(
                 f"{file}: its studies were chosen otherwise ({shown}); choose another --directory, or remove the file "

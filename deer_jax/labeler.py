@@ -18,11 +18,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from common.errors import UserError
 from common.generate import batches, padded
+from common.io.text import read_json_object
 from common.models.bert import ClassifierConfig, chexbert_logits, layers_apart, word_embeddings
 from common.models.bert_weights import load_classifier
 from common.parallel import Layout, make_layout, place, place_batch
 from common.types import PyTree
-from common.weights import read_json, writing
+from common.weights import writing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -140,7 +141,7 @@ def _vocabulary_directory(file: Path, option: str, policy: Path | None) -> Path:
 def is_wordpiece(directory: Path) -> bool:
     """Whether the tokenizer of a directory is of BERT's kind. Raises UserError for a damaged `tokenizer.json`."""
     if (whole := directory / WHOLE).is_file():
-        model = read_json(whole).get("model")
+        model = read_json_object(whole).get("model")
         return isinstance(model, dict) and "max_input_chars_per_word" in model  # of WordPiece alone
     bare = (directory / VOCABULARY).is_file()  # beside which BPE and SentencePiece models may lie
     return bare and not (directory / "vocab.json").is_file() and not any(directory.glob("*.model"))

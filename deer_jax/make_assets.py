@@ -25,6 +25,7 @@ from common.data.phantom import Phantom, make_phantoms
 from common.data.pipeline import make_iterator
 from common.data.tokenizers import CHAT_MARKS, QWEN2_SPECIAL, load_tokenizer
 from common.errors import Parser, run_cli
+from common.io.text import read_json_object
 from common.lora import LoraConfig
 from common.metrics.clinical import FINDINGS, POSITIVE
 from common.models.qwen2 import Qwen2Config
@@ -37,7 +38,7 @@ from common.parallel import compile_evaluation, compile_step, make_layout, place
 from common.step import init_state, make_train_step
 from common.train_loop import train
 from common.types import LossSum, PyTree
-from common.weights import read_json, write_json
+from common.weights import write_json
 from deer_jax.config import EMBEDDED_BASE, INSTRUCTION
 from deer_jax.studies import Encoder, ReportRows, prompt_length, report_rows
 from deer_jax.vision_policy import image_features, sft_loss
@@ -207,7 +208,7 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
         shutil.rmtree(directory)
     save_qwen2_vl(directory, config, half)
     ends = {"bos_token_id": tokenizer.encode("<|endoftext|>")[0], "eos_token_id": tokenizer.eos_id}
-    write_json(directory / "config.json", read_json(directory / "config.json") | ends)
+    write_json(directory / "config.json", read_json_object(directory / "config.json") | ends)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(work / "tokenizer" / name, directory)
 

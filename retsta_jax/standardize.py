@@ -13,11 +13,11 @@ from common.data.cleaning import clean_report
 from common.data.tokenizers import Tokenizer
 from common.errors import UserError
 from common.generate import DecodeSettings, generate_rows, make_generator, row_keys
+from common.io.text import read_json_object
 from common.jsonl import check_row, claim_output, row_writer, rows_done
 from common.parallel import make_layout
 from common.sft import model_variables
 from common.types import PyTree
-from common.weights import read_json
 from retsta_jax.config import RetstaConfig
 from retsta_jax.prompts import prompt_tokens
 from retsta_jax.train import Base, base_directory, checkpoint_note, initial_trees, load_base
@@ -119,7 +119,7 @@ def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size
 
 def unusable(trained: Trained, reports: Sequence[str]) -> list[str]:
     """Why each report cannot be standardized, "" where it can: it has no text, or leaves no room for an answer."""
-    published = read_json(trained.base.directory / "config.json").get("max_position_embeddings", MOST_POSITIONS)
+    published = read_json_object(trained.base.directory / "config.json").get("max_position_embeddings", MOST_POSITIONS)
     limit = published - trained.config.max_new_tokens
 
     def reason(report: str) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 
 from common.config import check_run_directory
 from common.errors import UserError
+from common.io.text import read_json_object
 from common.metrics.studies import Scores
-from common.weights import read_json, write_json
+from common.weights import write_json
 from unicross_jax.config import ModelConfig, RunConfig
 from unicross_jax.evaluate import CONSTANT, MODEL, NEAREST, evaluate_run
 from unicross_jax.train import train_run
@@ -70,6 +71,6 @@ def finished(run_dir: Path) -> dict[str, Scores] | None:
     file = run_dir / "metrics.json"
     if not file.is_file():
         return None
-    found = read_json(file)
+    found = read_json_object(file)
     whole = found.get("split") == "test" and not found.get("limit") and not found.get("decoding")
     return found.get("systems") if whole else None

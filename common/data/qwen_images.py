@@ -14,9 +14,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from common.errors import UserError
+from common.io.text import read_json_object
 from common.models.clip import CLIP_MEAN, CLIP_STD
 from common.models.qwen2_vl_vision import VisionConfig
-from common.weights import read_json
 
 MAXIMUM_ASPECT = 200
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -61,7 +61,7 @@ def processor_from_directory(directory: str | Path, fixed: tuple[int, int] | Non
     file, joint = (Path(directory) / name for name in PROCESSOR_FILES)
     if not file.is_file() and not joint.is_file():
         raise UserError(f"{directory}: no {file.name}; expected the image processor of Qwen2.5-VL beside the weights")
-    published = read_json(file) if file.is_file() else read_json(joint).get("image_processor") or {}
+    published = read_json_object(file) if file.is_file() else read_json_object(joint).get("image_processor") or {}
     for name, expected in {"resample": BICUBIC, "do_resize": True, "do_rescale": True, "do_normalize": True}.items():
         if published.get(name, expected) != expected:
             raise UserError(f"{file}: {name} is {published[name]!r}, expected {expected!r}")

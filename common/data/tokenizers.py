@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 from common.errors import UserError
 from common.files import written_aside
-from common.weights import read_json, writing
+from common.io.text import read_json_object
+from common.weights import writing
 
 Messages = Sequence[Mapping[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -110,7 +111,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 def end_ids(file: Path) -> tuple[int, ...]:
     """`eos_token_id` of a generation_config.json or config.json; () where it is not there. Raises UserError."""
-    found = read_json(file).get("eos_token_id") if file.is_file() else None
+    found = read_json_object(file).get("eos_token_id") if file.is_file() else None
     ids = found if isinstance(found, list) else [] if found is None else [found]
     if not all(type(id_) is int and id_ >= 0 for id_ in ids):
         raise UserError(f"{file}: eos_token_id is {found!r}, expected a token's number or a list of them")
@@ -318,7 +319,7 @@ def _hugging_face(directory: Path) -> HuggingFaceTokenizer:
 
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"):
         if (directory / name).is_file():
-            read_json(directory / name)
+            read_json_object(directory / name)
     try:
         # The class that AutoTokenizer takes by the name of the model has pre-tokenization and special tokens of its own
         # beside those of tokenizer.json. It is of use where no file names an end, as for the published BERT.
@@ -338,7 +339,7 @@ def _bare_qwen2(directory: Path) -> HuggingFaceTokenizer:
     """From `vocab.json` and `merges.txt` alone, with the special tokens of the published Qwen2 models."""
     from transformers import Qwen2Tokenizer
 
-    ranks = len(read_json(directory / "vocab.json"))
+    ranks = len(read_json_object(directory / "vocab.json"))
     if ranks != QWEN2_RANKS:
         raise UserError(
             f"{directory}: vocab.json has {ranks} entries, Qwen2's has {QWEN2_RANKS}; add the tokenizer.json of this "
@@ -353,7 +354,7 @@ def _bare_qwen2(directory: Path) -> HuggingFaceTokenizer:
 
 
 def _words(file: Path) -> WordTokenizer:
-    words = read_json(file).get("words")
+    words = read_json_object(file).get("words")
     if not isinstance(words, list) or not words or not all(isinstance(word, str) and word for word in words):
         raise UserError(f'{file}: not a word vocabulary; expected {{"words": [text, ...]}}')
     if len(set(words)) < len(words) or set(words) & set(WordTokenizer.RESERVED):

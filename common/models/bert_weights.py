@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 
 from common.errors import UserError
+from common.io.text import read_json_object
 from common.models.bert import SIZES, BertConfig, ClassifierConfig, classifier_shapes
 from common.torch_archive import read_archive
 from common.types import PyTree
@@ -26,7 +27,6 @@ from common.weights import (
     load_tree,
     open_tensors,
     published_tensors,
-    read_json,
     write_json,
     write_tensors,
 )
@@ -74,13 +74,13 @@ def save_classifier(aside: Path, config: ClassifierConfig, params: PyTree) -> No
 
 def is_classifier(directory: str | Path) -> bool:
     """Whether a directory is one of ours: its `config.json` names labels."""
-    return "labels" in read_json(Path(directory) / "config.json")
+    return "labels" in read_json_object(Path(directory) / "config.json")
 
 
 def classifier_config(directory: Path) -> ClassifierConfig:
     """The config of a directory of ours. Raises UserError for a BERT without labels."""
     file = directory / "config.json"
-    published = read_json(file)
+    published = read_json_object(file)
     labels, classes = published.get("labels"), published.get("label_classes")
     if not isinstance(labels, list) or not isinstance(classes, list):
         raise UserError(
@@ -94,7 +94,7 @@ def classifier_config(directory: Path) -> ClassifierConfig:
 
 def encoder_config(file: Path) -> BertConfig:
     """The config of a published BERT. Raises UserError for another architecture and for variants not implemented."""
-    published = read_json(file)
+    published = read_json_object(file)
     wanted = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
     for name, expected in wanted.items():
         if published.get(name, expected) != expected:
@@ -172,7 +172,7 @@ def _config_from_tensors(stored: Mapping[str, StoredTensor], path: Path, folders
         return stored[name].shape
 
     files = [folder / "config.json" for folder in folders if (folder / "config.json").is_file()]
-    published = {file: own for file in files if (own := read_json(file)).get("model_type") == "bert"}
+    published = {file: own for file in files if (own := read_json_object(file)).get("model_type") == "bert"}
     file, sizes = next(iter(published.items()), (path, {}))
     vocab_size, hidden = shape("bert.embeddings.word_embeddings.weight")
     heads = sizes.get("num_attention_heads") if sizes.get("hidden_size") == hidden else None

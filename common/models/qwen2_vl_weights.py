@@ -16,6 +16,7 @@ import jax
 from jax.sharding import Sharding
 
 from common.errors import UserError
+from common.io.text import read_json_object
 from common.models import qwen2_weights
 from common.models.qwen2_vl import Qwen2VLConfig, init_params
 from common.models.qwen2_vl_vision import VisionConfig
@@ -29,7 +30,6 @@ from common.weights import (
     load_tree,
     open_tensors,
     published_tensors,
-    read_json,
     write_json,
     write_tensors,
     writing,
@@ -68,7 +68,7 @@ def config_from_directory(directory: str | Path) -> Qwen2VLConfig:
     Raises UserError for another architecture and for variants that are not implemented.
     """
     file = Path(directory) / "config.json"
-    published = read_json(file)
+    published = read_json_object(file)
     if published.get("model_type") != "qwen2_5_vl":
         raise UserError(f"{file}: model_type is {published.get('model_type')!r}, expected 'qwen2_5_vl'")
     seen = published.get("vision_config")
@@ -141,7 +141,7 @@ def save_qwen2_vl(
     along. The directory appears whole or not at all (`written_whole`).
     """
     companions = [] if source is None else [Path(source) / name for name in COMPANIONS]
-    original = {} if source is None else read_json(Path(source) / "config.json")
+    original = {} if source is None else read_json_object(Path(source) / "config.json")
     with written_whole(directory) as aside:
         write_tensors(aside, published_tensors(params, name_map(config, naming)), max_bytes=max_shard_bytes)
         if jax.process_index() == 0:

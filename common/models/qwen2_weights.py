@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from common.errors import UserError
+from common.io.text import read_json_object
 from common.models.layers import RotaryScaling
 from common.models.qwen2 import Qwen2Config, init_params
 from common.types import PyTree
@@ -27,7 +28,6 @@ from common.weights import (
     load_tree,
     open_tensors,
     published_tensors,
-    read_json,
     write_json,
     write_tensors,
     writing,
@@ -48,7 +48,7 @@ def config_from_directory(directory: str | Path) -> Qwen2Config:
     Raises UserError for another architecture and for variants that the decoder does not implement.
     """
     file = Path(directory) / "config.json"
-    published = read_json(file)
+    published = read_json_object(file)
     if published.get("model_type") != "qwen2":
         raise UserError(f"{file}: model_type is {published.get('model_type')!r}, expected 'qwen2' (Qwen2 or Qwen2.5)")
     return decoder_config(published, file)
@@ -188,7 +188,7 @@ def save_qwen2(
     config and its tokenizer go along. The directory appears whole or not at all (`written_whole`).
     """
     names, companions = name_map(config), [] if source is None else [Path(source) / name for name in COMPANIONS]
-    original = {} if source is None else read_json(Path(source) / "config.json")
+    original = {} if source is None else read_json_object(Path(source) / "config.json")
     with written_whole(directory) as aside:
         write_tensors(aside, published_tensors(params, names), max_bytes=max_shard_bytes)
         if jax.process_index() == 0:

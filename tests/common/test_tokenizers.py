@@ -291,7 +291,7 @@ def test_what_is_no_tokenizer_is_named(tmp_path):
         '{"words": ["<pad>"]}': "must differ",
         '{"words": [1]}': "not a word vocabulary",
         "[]": "expected a JSON object",
-        "{": "cannot be read as JSON",
+        "{": "not JSON",
     }.items():
         (tmp_path / "words.json").write_text(content)
         with pytest.raises(UserError, match=expected):
@@ -301,7 +301,7 @@ def test_what_is_no_tokenizer_is_named(tmp_path):
         load_tokenizer(tmp_path / "notes.txt")
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "tokenizer.json").write_text('{"version": "1.0", "model"')
-    with pytest.raises(UserError, match=r"tokenizer.json: cannot be read as JSON"):
+    with pytest.raises(UserError, match=r"tokenizer.json: not JSON"):
         load_tokenizer(tmp_path / "cut")
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "vocab.json").write_text(json.dumps({"a": 0}))

@@ -243,7 +243,7 @@ def test_an_ablation_takes_no_evaluation_of_another_part_or_way(trained, tmp_pat
     (tmp_path / "metrics.json").write_text(json.dumps(metrics | changed))
     assert finished(tmp_path) is None
     (tmp_path / "metrics.json").write_text("[")
-    with pytest.raises(UserError, match=r"metrics\.json: cannot be read as JSON"):
+    with pytest.raises(UserError, match=r"metrics\.json: not JSON"):
         finished(tmp_path)
 
 
