@@ -16,7 +16,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,11 +38,11 @@ from common.sft import sft_loss
 from common.step import init_state, make_train_step
 from common.types import PyTree, TextBatch
 from launch import plan_deer, plan_unicross
+from launch.micro_batch_search import OUT_OF_TIME, SEARCH_SECONDS, Compiled, search_micro_batch, search_outcome
 from retsta_jax.config import EMBEDDED_BASE, PRESETS, RetstaConfig
 
 GIB = 2**30
 USABLE = 0.98  # of the memory; the runtime keeps the rest. The compiler alone is more hopeful
-SEARCH_SECONDS = 150  # after which no further micro-batch is tried
 
 
 class Chip(NamedTuple):
@@ -61,16 +61,6 @@ CHIPS = {
 }
 
 
-class Compiled(NamedTuple):
-    """What the compiler says of one step; sizes are bytes of one device."""
-
-    fits: bool
-    total: int
-    arguments: int
-    temporary: int
-    seconds: float
-
-
 def main(arguments: Sequence[str]) -> int:
     """Print the plan as one JSON object. Raises UserError for an unknown preset or topology, or without libtpu."""
     parser = Parser("python -m launch plan", description=__doc__)
@@ -82,6 +72,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--sequence", type=int, help="tokens of a row (preset's)")
     parser.add_argument("--remat", choices=("none", "dots", "full"), help="(preset's)")
     parser.add_argument("--loss-chunk", type=int, help="positions whose logits exist at one time (preset's)")
+    parser.add_argument(
+        "--search-seconds", type=float, default=SEARCH_SECONDS, help="processor time to search (%(default)s)"
+    )
     options = parser.parse_args(list(arguments))
     jax.config.update("jax_platforms", "cpu")
     # Three times faster to compile; where both efforts were compared, this one took 13% more memory.
@@ -105,8 +98,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     if config.max_length < 1 or config.micro_batch < 1:
         raise UserError(f"--sequence {config.max_length} --micro-batch {config.micro_batch}: expected positive numbers")
+    search_seconds = options.search_seconds if options.micro_batch is None else None
     devices = topology_devices(options.topology)
-    plan = make_plan(config, base_sizes(config), options.topology, devices, propose=options.micro_batch is None)
+    plan = make_plan(config, base_sizes(config), options.topology, devices, search_seconds)
+    if plan.get("search") == OUT_OF_TIME:
+        print(f"the search ran out of time: {search_outcome(plan)}", file=sys.stderr, flush=True)
     print(json.dumps({"preset": options.preset, **plan}, indent=2))
     return 0
 
@@ -137,9 +133,12 @@ def topology_devices(name: str) -> list[Any]:
 
 
 def make_plan(
-    config: RetstaConfig, sizes: Qwen2Config, topology: str, devices: Sequence[Any], *, propose: bool
+    config: RetstaConfig, sizes: Qwen2Config, topology: str, devices: Sequence[Any], search_seconds: float | None
 ) -> dict[str, Any]:
-    """Compile the step of `config` for `devices`; with `propose`, also find the largest micro-batch that fits."""
+    """Compile the step of `config` for `devices`; unless `search_seconds` is None, search the largest micro-batch.
+
+    `largest_micro_batch` is None where the search ran out of time: `largest_that_fits` is then the largest tried.
+    """
     started = time.perf_counter()
     layout = make_layout("mesh", config.mesh, devices)
     head_dim, dtype = sizes.head_dim, jnp.dtype(config.model.dtype)
@@ -157,7 +156,11 @@ def make_plan(
 
     def attempt(micro_batch: int) -> Compiled:
         one = compile_step_for(dataclasses.replace(config, micro_batch=micro_batch), sizes, layout)
-        return one._replace(fits=one.fits and one.total <= limit)
+        one = one._replace(fits=one.fits and one.total <= limit)
+        answer = "fits" if one.fits else "does not fit"
+        shown = f"micro-batch {micro_batch}: {answer}, {one.total / 1e9:.1f} of {limit / 1e9:.1f} GB"
+        print(f"{shown}, compiled in {one.seconds:.0f} s", file=sys.stderr, flush=True)
+        return one
 
     compiled = {config.micro_batch: attempt(config.micro_batch)}
     found = compiled[config.micro_batch]
@@ -180,9 +183,12 @@ def make_plan(
         "hbm_bytes": hbm,
         "bounds": time_bounds(config, sizes, layout, topology),
     }
-    if propose:
-        search_micro_batch(attempt, compiled, limit, SEARCH_SECONDS - found.seconds)
-        plan["largest_micro_batch"] = max((micro for micro, one in compiled.items() if one.fits), default=0)
+    if search_seconds is not None:
+        complete = search_micro_batch(attempt, compiled, limit, search_seconds - found.processor_seconds)
+        largest = max((micro for micro, one in compiled.items() if one.fits), default=0)
+        plan["search"] = "complete" if complete else OUT_OF_TIME
+        plan["largest_micro_batch"] = largest if complete else None
+        plan["largest_that_fits"] = largest
         plan["smallest_refused"] = min((micro for micro, one in compiled.items() if not one.fits), default=None)
         plan["compiled"] = {
             str(micro): {"fits": one.fits, "bytes_per_device": one.total, "seconds": round(one.seconds, 1)}
@@ -203,41 +209,6 @@ def batch_of(config: RetstaConfig, layout: Layout) -> dict[str, int]:
         "rows_at_a_time": at_a_time,
         "accumulate": accumulate,
     }
-
-
-def search_micro_batch(
-    attempt: Callable[[int], Compiled], compiled: dict[int, Compiled], limit: int, seconds: float
-) -> None:
-    """Look for the most rows a device can take by `attempt`, adding to `compiled` (one at least), for `seconds`."""
-    started = time.perf_counter()
-    while (following := next_micro_batch(compiled, limit)) is not None:
-        longest = max(one.seconds for one in compiled.values())
-        if time.perf_counter() - started + longest > seconds:
-            return
-        compiled[following] = attempt(following)
-
-
-def next_micro_batch(compiled: dict[int, Compiled], limit: int) -> int | None:
-    """Where the line through two of `compiled` reaches `limit` bytes; None once the largest that fits is known.
-
-    The two are the largest that fits and the smallest that does not, or the two largest that fit; the line goes to at
-    most four times the largest. Where what is refused has no size above the limit, halving takes its place.
-    """
-    fits = sorted(micro for micro, one in compiled.items() if one.fits)
-    refused = min((micro for micro, one in compiled.items() if not one.fits), default=None)
-    largest = fits[-1] if fits else 0
-    if refused is not None and (not fits or compiled[refused].total <= limit):
-        following = (largest + refused) // 2
-    elif refused is None and len(fits) == 1:
-        following = 4 * largest
-    else:
-        other = fits[-2] if refused is None else refused
-        per_row = max((compiled[other].total - compiled[largest].total) // (other - largest), 1)
-        room = (limit - compiled[largest].total) // per_row
-        following = largest + min(max(room, 1), 3 * largest)
-    if refused is not None:
-        following = min(following, refused - 1)
-    return following if following > largest else None
 
 
 def compile_step_for(config: RetstaConfig, sizes: Qwen2Config, layout: Layout) -> Compiled:
@@ -264,7 +235,7 @@ def compile_step_for(config: RetstaConfig, sizes: Qwen2Config, layout: Layout) -
 
 def compile_abstract(step: Any, arguments: Sequence[PyTree], layout: Layout) -> tuple[Compiled, Any]:
     """What the compiler says of a jitted step for abstract arguments; and the program, None where it does not fit."""
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.process_time()
     with layout.context():
         lowered = step.lower(*arguments)
         try:
@@ -275,7 +246,8 @@ def compile_abstract(step: Any, arguments: Sequence[PyTree], layout: Layout) -> 
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             placed, temporary = device_bytes(arguments), temporaries_refused(str(error))
-            return Compiled(False, placed + temporary, placed, temporary, time.perf_counter() - started), None
+            took = time.perf_counter() - started, time.process_time() - processor
+            return Compiled(False, placed + temporary, placed, temporary, *took), None
     if memory is None:
         raise UserError("plan: this libtpu reports no memory; install the version of uv.lock")
     total = (
@@ -285,8 +257,8 @@ def compile_abstract(step: Any, arguments: Sequence[PyTree], layout: Layout) -> 
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    seconds = time.perf_counter() - started
-    return Compiled(True, total, memory.argument_size_in_bytes, memory.temp_size_in_bytes, seconds), program
+    took = time.perf_counter() - started, time.process_time() - processor
+    return Compiled(True, total, memory.argument_size_in_bytes, memory.temp_size_in_bytes, *took), program
 
 
 def temporaries_refused(message: str) -> int:

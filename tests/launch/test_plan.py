@@ -32,7 +32,7 @@ def devices():
 
 @needs_libtpu
 def test_a_tiny_step_compiles_for_a_slice(devices):
-    found = plan.make_plan(CONFIG, SIZES, "v5e:2x4", devices, propose=False)
+    found = plan.make_plan(CONFIG, SIZES, "v5e:2x4", devices, None)
     assert found["fits"] is True
     assert found["attention"] == "splash"
     assert found["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
@@ -53,7 +53,7 @@ def test_a_tiny_step_compiles_for_a_slice(devices):
 @needs_libtpu
 def test_what_the_compiler_refuses_is_read_from_its_message(devices):
     config = dataclasses.replace(CONFIG, micro_batch=1 << 17)
-    found = plan.make_plan(config, SIZES, "v5e:2x4", devices, propose=False)
+    found = plan.make_plan(config, SIZES, "v5e:2x4", devices, None)
     assert found["fits"] is False
     assert found["temp_bytes"] > found["hbm_bytes"]
     batch = 5 * 4 * (1 << 17) * CONFIG.max_length  # five arrays of four bytes a token
@@ -71,7 +71,7 @@ def test_the_search_ends_at_the_largest_micro_batch_that_fits(first, largest):
         return plan.Compiled(micro_batch <= largest, (3 + 2 * micro_batch) * plan.GIB, 0, 0, 0.0)
 
     compiled = {first: attempt(first)}
-    plan.search_micro_batch(attempt, compiled, 16 * plan.GIB, seconds=10)
+    assert plan.search_micro_batch(attempt, compiled, 16 * plan.GIB, seconds=10)
     assert max((micro for micro, one in compiled.items() if one.fits), default=0) == largest
     assert not compiled[largest + 1].fits
     assert len(seen) == len(set(seen))
@@ -88,9 +88,55 @@ def test_where_memory_is_a_line_the_search_takes_four_sizes():
     assert seen == [2, 8, 18, 19]
 
 
-def test_the_search_stops_when_its_time_is_up():
-    compiled = {2: plan.Compiled(True, plan.GIB, 0, 0, 5.0)}
-    plan.search_micro_batch(lambda _: pytest.fail("no time for another"), compiled, 16 * plan.GIB, seconds=4)
+def test_the_search_says_that_its_time_ran_out():
+    compiled = {2: plan.Compiled(True, plan.GIB, 0, 0, seconds=1.0, processor_seconds=5.0)}
+    complete = plan.search_micro_batch(lambda _: pytest.fail("no time for another"), compiled, 16 * plan.GIB, seconds=4)
+    assert complete is False
+
+
+def test_time_that_other_work_took_does_not_end_the_search():
+    """Each compilation waits long for a processor and uses it briefly."""
+
+    def attempt(micro_batch):
+        fits = micro_batch <= 10
+        return plan.Compiled(fits, (3 + micro_batch) * plan.GIB, 0, 0, seconds=1000.0, processor_seconds=1.0)
+
+    compiled = {2: attempt(2)}
+    assert plan.search_micro_batch(attempt, compiled, 16 * plan.GIB, seconds=100)
+    assert max(micro for micro, one in compiled.items() if one.fits) == 10
+
+
+def fake_compiler(monkeypatch, processor_seconds):
+    def compile_step_for(config, sizes, layout):
+        fits = config.micro_batch <= 10
+        total = (3 + config.micro_batch) * plan.GIB // 2
+        return plan.Compiled(fits, total, 0, 0, 1.0, processor_seconds)
+
+    monkeypatch.setattr(plan, "compile_step_for", compile_step_for)
+
+
+@needs_libtpu
+def test_a_plan_whose_search_ended_names_the_largest_micro_batch(monkeypatch, devices, capsys):
+    fake_compiler(monkeypatch, 1.0)
+    found = plan.make_plan(CONFIG, SIZES, "v5e:2x4", devices, 100.0)
+    assert (found["search"], found["largest_micro_batch"], found["smallest_refused"]) == ("complete", 10, 11)
+    progress = capsys.readouterr().err.splitlines()
+    assert len(progress) == len(found["compiled"])
+    assert progress[0].startswith("micro-batch 1: fits, ")
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("seconds", "fits", "refused", "known"),
+    [(3.0, 1, None, "micro-batch 1 fits, what"), (7.0, 4, 16, "micro-batch 4 fits and 16 does not, what")],
+)
+def test_a_plan_whose_search_was_cut_off_names_no_largest(monkeypatch, devices, seconds, fits, refused, known):
+    fake_compiler(monkeypatch, 2.0)
+    found = plan.make_plan(CONFIG, SIZES, "v5e:2x4", devices, seconds)
+    assert found["search"] == plan.OUT_OF_TIME
+    assert found["largest_micro_batch"] is None
+    assert (found["largest_that_fits"], found["smallest_refused"]) == (fits, refused)
+    assert known in plan.search_outcome(found)
 
 
 @pytest.mark.parametrize("name", ["v5e", "v5e:2by4", "v9z:2x4", "v5e:2x4x4x4"])
