@@ -6,11 +6,14 @@ import errno
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from common.devices import join_hosts, prefer_what_is_there
+from common.io.terminal import printable
 
+LONGEST_MESSAGE = 2_000  # characters
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk says
 
 
@@ -35,6 +38,7 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
     full disk.
     """
     prefer_what_is_there()
+    warnings.showwarning = _show_warning
     try:
         try:
             join_hosts()
@@ -61,6 +65,18 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
     raise SystemExit(code or 0)
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A library's warning in one line, without the line of its source that raised it."""
+    print("warning: " + printable(" ".join(str(message).split()), LONGEST_MESSAGE), file=sys.stderr, flush=True)
+
+
 def _end(code: int, message: str = "") -> NoReturn:
     """Say the message in one line and exit."""
     try:
@@ -70,7 +86,7 @@ def _end(code: int, message: str = "") -> NoReturn:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if message:
-        print("error: " + " ".join(message.split()), file=sys.stderr)
+        print("error: " + printable(" ".join(message.split()), LONGEST_MESSAGE), file=sys.stderr)
     raise SystemExit(code) from None
 
 

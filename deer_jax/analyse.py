@@ -19,6 +19,7 @@ from common.errors import Parser, UserError
 from common.jsonl import check_output
 from common.metrics.bootstrap import mean_measure, summarize
 from common.metrics.clinical import BLANK, POSITIVE
+from common.report.template import render_template
 from common.weights import writing
 from deer_jax.ddsampling import reward_statistics
 from deer_jax.judge import score_function
@@ -159,8 +160,6 @@ def token_page(
     groups: Sequence[Group], ids: Sequence[Any], labeler: Labeler, stop_ids: Sequence[int], method: str
 ) -> str:
     """Figure 3: references and rollouts, sentences of the same finding in matching colours, weights as red."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     scores = score_function(method, labeler, stop_ids)(groups)
     weights = weights_of(scores, STRENGTH[method])
     most = max((float(own.max(initial=1)) for group in weights for own in group), default=1.0)
@@ -175,12 +174,10 @@ def token_page(
     names = {finding for study in studies for part in study["reference"] for finding in part["findings"]}
     names |= {name for study in studies for report in study["rollouts"] for part in report for name in part["findings"]}
     colours = {name: place for place, name in enumerate(label for label in labeler.config.labels if label in names)}
-    environment = Environment(
-        loader=PackageLoader("deer_jax", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+    return render_template(
+        "token_page.html.j2", package="deer_jax", folder="", studies=studies, colours=colours, method=method, most=most,
+        count=max(len(colours), 1),
     )  # fmt: skip
-    template = environment.get_template("token_page.html.j2")
-    return template.render(studies=studies, colours=colours, method=method, most=most, count=max(len(colours), 1))
 
 
 def sentences(texts: Sequence[str], labeler: Labeler) -> list[list[dict[str, Any]]]:

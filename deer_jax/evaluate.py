@@ -7,7 +7,6 @@ of the user's (`common.metrics.external`).
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common.errors import Parser, UserError
+from common.io.terminal import say
 from common.jsonl import check_output, read_rows
 from common.metrics.__main__ import evaluate as evaluate_as_texts
 from common.metrics.baselines import constant_report
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> None:
     labeler = load_labeler(chosen.labeler, chosen.tokenizer)
     result = evaluate_predictions(rows, labeler, chosen.language, scorers=scorers, batch_size=chosen.batch_size)
     for name, reason in result["notes"].items():
-        print(f"note: {name}: {reason}", file=sys.stderr)
+        say(f"note: {name}: {reason}", error=True)
     if chosen.output is not None:
         from common.weights import write_json
 

@@ -7,7 +7,6 @@ what does not fit into the window cut off at the end. Spans of tokens are charac
 import functools
 import re
 import string
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from common.errors import UserError
 from common.generate import batches, padded
+from common.io.terminal import say
 from common.io.text import read_json_object
 from common.models.bert import ClassifierConfig, chexbert_logits, layers_apart, word_embeddings
 from common.models.bert_weights import load_classifier
@@ -107,7 +107,7 @@ def load_labeler(
         if words > embeddings:
             raise UserError(fit)
         # Embeddings may be padded, as for a multiple of 64.
-        print(f"warning: {fit}, unless the embeddings are padded", file=sys.stderr, flush=True)
+        say(f"warning: {fit}, unless the embeddings are padded", error=True)
     return Labeler(config, params, loaded)
 
 

@@ -18,6 +18,7 @@ from common.data.packing import plan_epochs, plan_in_order
 from common.data.pipeline import make_iterator
 from common.errors import Parser, UserError
 from common.fingerprints import fingerprint
+from common.io.terminal import say
 from common.logs import check_wandb
 from common.models.bert import ClassifierConfig, init_classifier
 from common.models.bert_weights import encoder_config, load_encoder, save_classifier
@@ -80,7 +81,7 @@ def finish(config: LabelerRunConfig, corpus: LabeledCorpus, run_dir: Path, expor
     scores = {name: score_labeler(labeler, reports) for name, reports in corpus.tests.items()}
     write_json(run_dir / "metrics.json", scores)
     for name, found in scores.items():
-        print(f"{name}\n\n{as_markdown(found)}\n", flush=True)
+        say(f"{name}\n\n{as_markdown(found)}\n")
     if export_to is not None:
         export(config, labeler, export_to)
     print(f"trained: {run_dir}; next: deer label FILE.jsonl --labeler {export_to or run_dir}", flush=True)

@@ -1,26 +1,39 @@
-"""Foreign text, such as a name from an archive or a value from a file, made safe to show in one line."""
+"""Foreign text, such as a name from an archive or a value from a file, made safe to show."""
 
+import sys
 import unicodedata
 
 LONGEST = 200  # characters of one foreign value in a message
-# Categories that move the cursor, hide or reorder text: controls, formats (bidirectional marks among them),
-# unpaired surrogates, private use, and separators of lines and paragraphs.
+# Controls, formats (bidirectional and zero-width marks among them), unpaired surrogates, private use, and separators of
+# lines and paragraphs: what moves a cursor, hides, reorders text or breaks a line.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 
-def printable(value: object, limit: int = LONGEST) -> str:
-    """`value` as text without control characters, bidirectional marks or line ends, at most `limit` characters.
+def is_visible(character: str) -> bool:
+    """Whether a character shows as itself and leaves the text around it as it is."""
+    return unicodedata.category(character) not in _UNSAFE
 
-    What is unsafe appears as its escape (`\\x1b`, `\\u202e`), so that a terminal or a page shows it instead of obeying.
-    Of a longer value the first characters are shown, and how many were left out.
+
+def printable(value: object, limit: int = LONGEST) -> str:
+    """`value` in one line of at most about `limit` characters, in which every character shows.
+
+    What is not visible appears as its escape (`\\x1b`, `\\u202e`), so that a terminal shows it instead of obeying it.
+    Of longer text the two ends are shown, and between them how many characters were left out.
     """
     text = str(value)
-    left_out = max(0, len(text) - limit)
-    shown = "".join(map(_visible, text[:limit] if left_out else text))
-    return f"{shown}... ({left_out:,} more characters)" if left_out else shown
+    if (left_out := len(text) - limit) > 0:
+        end = limit // 3
+        text = f"{text[: limit - end]} ... ({left_out:,} more characters) ... {text[len(text) - end :]}"
+    if text.isprintable():
+        return text
+    return "".join(map(_shown, text))
 
 
-def _visible(character: str) -> str:
-    if unicodedata.category(character) not in _UNSAFE:
-        return character
-    return character.encode("unicode_escape").decode("ascii")
+def say(text: object, *, error: bool = False) -> None:
+    """Print text that may hold foreign names, line by line as `printable` shows it, to standard output or error."""
+    lines = (printable(line, limit=10_000) for line in str(text).split("\n"))
+    print("\n".join(lines), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def _shown(character: str) -> str:
+    return character if is_visible(character) else character.encode("unicode_escape").decode("ascii")

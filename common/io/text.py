@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from common.errors import UserError
-from common.io.terminal import printable
+from common.io.terminal import is_visible, printable
 
 MOST_BYTES = 8 << 30  # of one file that is read whole
 LONGEST_FIELD = 16 << 20  # characters of one CSV field
@@ -76,11 +76,17 @@ def read_json_object(path: str | Path, expected: str = "a JSON object") -> dict[
 
 
 def json_text(value: Any, where: str | Path, indent: int | None = None) -> str:
-    """`value` as JSON, Chinese as it is. Raises UserError naming `where` for a number that is not finite."""
+    """`value` as JSON: Chinese as it is, characters that do not show as their escapes, so that a terminal may have it.
+
+    Raises UserError naming `where` for a number that is not finite.
+    """
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     except ValueError as error:
         raise UserError(f"{where}: a value is not finite (NaN or infinity), which JSON cannot hold") from error
+    if text.isprintable():
+        return text
+    return "".join(mark if mark == "\n" or is_visible(mark) else json.dumps(mark)[1:-1] for mark in text)
 
 
 def read_csv(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:

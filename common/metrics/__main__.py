@@ -6,10 +6,10 @@ what is absent and why.
 """
 
 import json
-import sys
 from typing import Any
 
 from common.errors import Parser, run_cli
+from common.io.terminal import say
 from common.jsonl import read_rows
 from common.metrics.baselines import constant_report
 from common.metrics.text import evaluate_texts
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     rows = read_rows(arguments.file, {"id": str | int, "prediction": str, "reference": str})
     result = evaluate(rows, arguments.language, arguments.convention)
     for key, reason in result["notes"].items():
-        print(f"warning: {key} is absent: {reason}", file=sys.stderr)
+        say(f"warning: {key} is absent: {reason}", error=True)
     print(json.dumps(result, indent=2, ensure_ascii=False))
 
 

@@ -12,11 +12,11 @@
 All are fractions in [0, 1]. Texts are scored as given: nothing is lower-cased or cleaned first.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from common.errors import UserError
+from common.io.terminal import say
 from common.metrics.bootstrap import Measure, summarize
 from common.metrics.meteor import absence, meteor, meteor_exact
 from common.metrics.overlap import coco_bleu, coco_rouge, ngram_statistics, nltk_bleu, nltk_rouge
@@ -104,7 +104,7 @@ def warn_of_absent(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
     }
     notes = [f"{name} is absent: {absence()}" for name in sorted(names)]
     for note in notes:
-        print(f"warning: {note}", file=sys.stderr, flush=True)
+        say(f"warning: {note}", error=True)
     return notes
 
 

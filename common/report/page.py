@@ -5,14 +5,10 @@ configuration) passes jinja2's escaping, and no script can run in it.
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from common.data.images import GreyImage
 from common.errors import UserError
@@ -20,13 +16,9 @@ from common.files import written_aside
 from common.report.differences import differences
 from common.report.pictures import WordAttention, check_attention, looks, picture
 from common.report.plots import SERIES_COLOURS, training_charts
+from common.report.template import render_template
 
 REPORT_FILE = "report.html"
-
-# Control characters, marks that reorder the text around them, and halves of characters that UTF-8 cannot hold.
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
 
 
 @dataclass(frozen=True)
@@ -98,16 +90,9 @@ def write_report(run_dir: Path, page: Page) -> Path:
 
 def render(page: Page) -> str:
     """The page as HTML text."""
-    environment = Environment(
-        loader=PackageLoader("common", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     metrics = list(dict.fromkeys(name for scores in page.systems.values() for name in scores))
-    return environment.get_template("page.html.j2").render(
+    return render_template(
+        "page.html.j2",
         page=page,
         settings=list(_flatten(page.config)),
         charts=training_charts(page.rows),
@@ -117,13 +102,6 @@ def render(page: Page) -> str:
         looks=looks,
         colours=SERIES_COLOURS,
     )
-
-
-def _visible(value: Any) -> Any:
-    """A value as text in which every character shows: an invisible mark appears as its code point."""
-    if isinstance(value, Markup):
-        return value
-    return _INVISIBLE.sub(lambda mark: f"[U+{ord(mark[0]):04X}]", str(value))
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -98,6 +98,15 @@ def test_marks_that_reorder_or_hide_text_are_shown() -> None:
     assert not re.search("[\u200e\u200f\u202a-\u202e\u2066-\u2069\x00\ud800-\udfff]", html)
 
 
+def test_every_page_has_the_one_frame() -> None:
+    root = Path(__file__).parents[2]
+    packages = ("common", "retsta_jax", "unicross_jax", "deer_jax", "launch")
+    templates = [file.read_text(encoding="utf-8") for name in packages for file in (root / name).rglob("*.j2")]
+    documents = [text for text in templates if "<h1" in text or "<html" in text]
+    assert sum("<html" in text for text in documents) == 1
+    assert all('{% extends "base.html.j2" %}' in text or "Content-Security-Policy" in text for text in documents)
+
+
 def test_the_page_loads_nothing_and_its_ids_and_links_agree() -> None:
     html = render(full_page())
     reader = Reader(html)

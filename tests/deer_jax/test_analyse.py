@@ -180,3 +180,13 @@ def test_the_page_marks_weights_and_findings_and_escapes_text(labeler):
     assert page.count("border-image: linear-gradient(90deg, hsl(0 65% 45%) 0% 100%)") == 3  # key, reference, report
     assert 'rgb(214 40 40 / 0.750)" title="' in page  # the heaviest token
     assert json.dumps("Edema")[1:-1] in page
+
+
+def test_the_page_shows_marks_that_reorder_text_and_runs_no_script(labeler):
+    words = WordTokenizer(("a\u202eb", *VOCABULARY[5:]))
+    rollouts = [read_rollout(words.encode("edema a\u202eb ."), words)]
+    page = token_page([Group("edema\u2066 .", rollouts, classes(EDEMA))], ["s\x1b\u200b1"], labeler, (), "gradient")
+    assert not [mark for mark in page if mark != "\n" and not mark.isprintable()]
+    for shown in ("a[U+202E]b", "edema[U+2066] .", "s[U+001B][U+200B]1"):
+        assert shown in page
+    assert "Content-Security-Policy\" content=\"default-src 'none';" in page

@@ -14,6 +14,7 @@ from common.data.mimic import read_mimic_cxr
 from common.data.records import Quarantine
 from common.data.studies import Splits, read_annotation, read_image_rows, read_openi_images
 from common.errors import Parser, UserError, run_cli
+from common.io.terminal import say
 
 DESCRIPTION = """Read studies with images in one of five layouts and store them for training.
 
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> None:
     )
     left_out = {id for id, _ in quarantine.entries}
     counts = (f"{name} {sum(study.id not in left_out for study in studies)}" for name, studies in splits.items())
-    print(f"{folder}: {', '.join(counts)}; {quarantine.summary()}")
+    say(f"{folder}: {', '.join(counts)}; {quarantine.summary()}")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
