@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 from common.errors import UserError
 from common.files import written_aside
+from common.io.terminal import printable
+from common.io.text import read_json
 
 Config = TypeVar("Config")
 
@@ -74,7 +76,7 @@ def from_json(config_class: type[Config], values: Mapping[str, Any], where: str)
     hints = typing.get_type_hints(config_class)
     for name in values:
         if name not in hints:
-            raise UserError(f"{where}: unknown field {name!r}{_nearest(name, hints)}")
+            raise UserError(f"{where}: unknown field {printable(repr(name))}{_nearest(name, hints)}")
     missing = hints.keys() - values.keys()
     if missing:
         raise UserError(f"{where}: missing field {min(missing)!r}; it was written by another version")
@@ -100,7 +102,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return value
     choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else [hint]
     expected = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
-    raise UserError(f"{where}: found {value!r}, expected {expected}")
+    raise UserError(f"{where}: found {printable(repr(value))}, expected {expected}")
 
 
 def check_seed(seed: int) -> None:
@@ -122,14 +124,11 @@ def check_run_directory(run_dir: Path, config: Any) -> None:
         raise UserError(f"{run_dir}: cannot be written (no permission for {existing}); give another --run-dir")
     if existing != run_dir:
         return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         if any(not _ASIDE.fullmatch(entry.name) for entry in run_dir.iterdir()):
-            raise UserError(f"{run_dir}: is not empty and holds no config.json; give another --run-dir") from None
+            raise UserError(f"{run_dir}: is not empty and holds no config.json; give another --run-dir")
         return
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); give another --run-dir") from error
+    found = read_json(path, "the config of a run; give another --run-dir")
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}; give another --run-dir")
     if different := differences(found, to_json(config)):
@@ -157,12 +156,9 @@ def claim_run_directory(run_dir: Path, config: Any) -> None:
 def read_config(config_class: type[Config], run_dir: Path) -> Config:
     """The config of a run directory. Raises UserError where there is none."""
     path = run_dir / "config.json"
-    try:
-        return from_json(config_class, json.loads(path.read_text(encoding="utf-8")), str(path))
-    except FileNotFoundError:
-        raise UserError(f"{run_dir}: no config.json there; expected the --run-dir of a training run") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a config ({error})") from None
+    if not path.exists():
+        raise UserError(f"{run_dir}: no config.json there; expected the --run-dir of a training run")
+    return from_json(config_class, read_json(path, "the config of a run"), str(path))
 
 
 def remove_run(run_dir: Path, config_class: type, names: frozenset[str] = RUN_NAMES, inside: str = "") -> None:
@@ -199,7 +195,7 @@ class Difference(typing.NamedTuple):
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.field} was {self.old!r} and is now {self.new!r}"
+        return f"{self.field} was {printable(repr(self.old))} and is now {printable(repr(self.new))}"
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[Difference]:

@@ -15,6 +15,9 @@ from typing import Any, TextIO
 from common.config import differences
 from common.errors import UserError
 from common.files import written_aside
+from common.io.inputs import read_bytes
+from common.io.terminal import printable
+from common.io.text import decode_text, parse_json
 
 INPUTS = "inputs"  # digests of what rows were made from, beside the options that made them
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which UTF-8 cannot write
@@ -27,11 +30,7 @@ def read_rows(path: str | Path, required: Mapping[str, type | UnionType]) -> lis
     are kept unchecked. Where `id` is required, ids must differ. Raises UserError for a file that cannot be read,
     holds no row, or has a malformed line.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a JSONL file") from error
-    return _rows(content, path, required)
+    return parse_rows(read_bytes(path, "a JSONL file"), path, required)
 
 
 def check_row(row: Any, required: Mapping[str, type | UnionType], where: str) -> dict[str, Any]:
@@ -89,7 +88,7 @@ def rows_done(path: Path, ids: Sequence[str | int], required: Mapping[str, type 
     except OSError as error:
         raise UserError(f"{path}: cannot be continued ({error.strerror})") from error
     whole, newline, torn = content.rpartition(b"\n")
-    written = [row["id"] for row in _rows(whole, path, {"id": str | int, **required})] if whole.strip() else []
+    written = [row["id"] for row in parse_rows(whole, path, {"id": str | int, **required})] if whole.strip() else []
     if written != list(ids[: len(written)]):
         raise UserError(f"{path}: its ids are not the first of the input's; choose another --output or remove it")
     first = json.dumps({"id": ids[0] if ids else ""}, ensure_ascii=False)[:-1].encode()
@@ -116,7 +115,7 @@ def claim_output(path: Path, settings: Mapping[str, Any], inputs: Sequence[Any] 
         fresh = not (path.exists() and path.stat().st_size)
         if not fresh and not beside.exists():
             return
-        kept = dict(settings) if fresh else _parse(beside.read_bytes(), str(beside))
+        kept = dict(settings) if fresh else parse_json(beside.read_bytes(), beside)
     except OSError as error:
         raise UserError(f"{beside}: cannot be read ({error.strerror})") from error
     check_row(kept, {}, str(beside))
@@ -169,34 +168,22 @@ def row_writer(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
         raise UserError(f"{path or 'standard output'}: cannot be written ({error.strerror})") from error
 
 
-def _rows(content: bytes, path: str | Path, required: Mapping[str, type | UnionType]) -> list[dict[str, Any]]:
+def parse_rows(content: bytes, path: str | Path, required: Mapping[str, type | UnionType]) -> list[dict[str, Any]]:
     """`read_rows` of what was read from `path`."""
     rows: list[dict[str, Any]] = []
     line_of_id: dict[str | int, int] = {}
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in enumerate(decode_text(content, path).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        row = check_row(_parse(line, where), required, where)
+        row = check_row(parse_json(line, where, "one object a line"), required, where)
         if "id" in required and line_of_id.setdefault(row["id"], number) != number:
-            raise UserError(
-                f"{where}: id {row['id']!r} stands already on line {line_of_id[row['id']]}; ids must differ"
-            )
+            first = line_of_id[row["id"]]
+            raise UserError(f"{where}: id {printable(repr(row['id']))} duplicates line {first}; ids must differ")
         rows.append(row)
     if not rows:
         raise UserError(f"{path}: no rows; expected one JSON object a line with {_names(required)}")
     return rows
-
-
-def _parse(line: bytes, where: str) -> Any:
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from error
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error}); expected one object a line") from error
 
 
 def _names(required: Mapping[str, type | UnionType]) -> str:

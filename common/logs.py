@@ -33,6 +33,8 @@ from rich.progress import (
 
 from common.errors import UserError
 from common.files import written_aside
+from common.io.inputs import read_bytes
+from common.io.text import parse_json
 
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
@@ -137,14 +139,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _complete_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    lines = read_bytes(path, "the log of a run").splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            valid = line.endswith(b"\n") and isinstance(row["step"], int)
-        except (ValueError, KeyError, TypeError):
-            valid = False
-        if valid:
+            row = parse_json(line, path)
+        except UserError:
+            row = None
+        if isinstance(row, dict) and type(row.get("step")) is int and line.endswith(b"\n"):
             yield row, line
         elif number < len(lines):
             raise UserError(

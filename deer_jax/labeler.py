@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from common.errors import UserError
 from common.generate import batches, padded
 from common.io.terminal import say
-from common.io.text import read_json_object
+from common.io.text import read_json_object, read_text
 from common.models.bert import ClassifierConfig, chexbert_logits, layers_apart, word_embeddings
 from common.models.bert_weights import load_classifier
 from common.parallel import Layout, make_layout, place, place_batch
@@ -152,13 +152,8 @@ def load_tokenizer(directory: Path) -> "Tokenizer":
     file, whole = directory / VOCABULARY, directory / WHOLE
     if whole.is_file() and not file.is_file():
         return _whole_tokenizer(whole)
-    try:
-        words = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{file}: cannot be read ({error}); expected the vocabulary of the labeler, for CheXbert that of "
-            "bert-base-uncased"
-        ) from error
+    expected = "the vocabulary of the labeler, for CheXbert that of bert-base-uncased"
+    words = read_text(file, expected).removesuffix("\n").split("\n")
     vocabulary = {word: number for number, word in enumerate(words)}
     if missing := {START, END, UNKNOWN} - vocabulary.keys():
         raise UserError(f"{file}: {min(missing)} is missing; expected a WordPiece vocabulary, one word a line")

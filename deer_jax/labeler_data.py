@@ -4,7 +4,6 @@ Phantom reports come whole and damaged, as a policy early in its training writes
 Labels of damaged text are what the rules of `common.data.phantom_labels` read in it.
 """
 
-import csv
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 from common.data.cleaning import r2gen_clean_iu
-from common.data.openi import openi_splits, read_openi, read_test_ids
+from common.data.openi import count_unknown_ids, openi_splits, read_openi, read_test_ids
 from common.data.phantom_labels import label_report
 from common.data.phantom_study import sample_study
 from common.data.phantom_text import write_report
-from common.data.records import check_splits
+from common.data.records import Quarantine, check_splits
 from common.errors import UserError
+from common.io.terminal import printable
+from common.io.text import csv_rows
 from common.jsonl import read_rows
 from common.models.bert import ClassifierConfig
 
@@ -125,35 +126,39 @@ def sentences(text: str) -> list[str]:
     return [part if part.endswith(".") else f"{part}." for part in text.split(". ") if part]
 
 
-def openi_corpus(archive: Path, gold: Path, test_ids: Path, validation: int, seed: int) -> LabeledCorpus:
+def openi_corpus(
+    archive: Path, gold: Path, test_ids: Path, validation: int, seed: int, quarantine: Quarantine
+) -> LabeledCorpus:
     """Reports of Open-i (FINDINGS, then IMPRESSION) with their gold labels, NegBio's test ids as the test part.
 
-    A few reports have neither section: their text is empty. Raises UserError where files do not fit together.
+    A few reports have neither section: their text is empty. Test ids without a gold label are counted in `quarantine`.
+    Raises UserError where files do not fit together.
     """
     labels, rows = _read_gold(gold)
     studies = {study.id: study for study in read_openi(archive)}
     if missing := [id for id in rows if id not in studies]:
-        raise UserError(f"{gold}: {len(missing)} reports, such as {missing[0]}, are not in {archive}")
+        raise UserError(f"{gold}: {len(missing)} reports, such as {printable(missing[0])}, are not in {archive}")
     reports = []
     for id, classes in rows.items():
         text = "\n".join(filter(None, (studies[id].findings, studies[id].impression)))
         reports.append(LabeledReport(id, text, classes))
-    parts = openi_splits(reports, read_test_ids(test_ids), validation, seed)
+    chosen = read_test_ids(test_ids)
+    count_unknown_ids(chosen, rows, quarantine)
+    parts = openi_splits(reports, chosen, validation, seed)
     tests = {"test": parts["test"]}
     return LabeledCorpus(labels, (2,) * len(labels), parts["train"], parts["validation"], tests)
 
 
 def _read_gold(file: Path) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
     """Labels, and 0 or 1 for each of them, of every report of `openi_gld_std14.csv`."""
-    try:
-        header, *lines = csv.reader(file.read_text(encoding="utf-8").splitlines())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); expected openi_gld_std14.csv") from error
+    lines = csv_rows(file)
+    _, header = next(lines, (1, []))
     if header[:1] != ["filename"] or len(header) < 2:
-        raise UserError(f"{file}: expected a first line 'filename,LABEL,...' and found {','.join(header[:3])!r}")
+        found = printable(repr(",".join(header[:3])))
+        raise UserError(f"{file}: expected a first line 'filename,LABEL,...' and found {found}")
     rows: dict[str, tuple[int, ...]] = {}
-    for number, (id, *values) in enumerate(filter(None, lines), start=2):
-        if len(values) != len(header) - 1 or not set(values) <= {"0", "1"} or id in rows:
+    for number, (id, *values) in lines:
+        if not set(values) <= {"0", "1"} or id in rows:
             raise UserError(f"{file}, line {number}: expected a new id and {len(header) - 1} values that are 0 or 1")
         rows[id] = tuple(map(int, values))
     return tuple(header[1:]), rows

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common.errors import Parser, UserError
+from common.io.text import read_json_object
 from common.jsonl import check_output, read_rows, write_rows
 from common.metrics.clinical import FINDINGS
 from deer_jax.ddsampling import (
@@ -118,10 +119,7 @@ def read_studies(file: str | Path) -> Studies:
 
 def read_ids(file: str | Path) -> list[str]:
     """The ids of the studies that the command chose. Raises UserError."""
-    try:
-        ids = json.loads(Path(file).read_text(encoding="utf-8"))["ids"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); expected what deer select prints") from error
+    ids = read_json_object(file, "what deer select prints").get("ids")
     if not isinstance(ids, list) or not all(type(id_) in (str, int) for id_ in ids):
         raise UserError(f"{file}: 'ids' must be a list of texts or whole numbers; expected what deer select prints")
     return [str(id_) for id_ in ids]

@@ -16,6 +16,7 @@ from common.checkpoint import open_checkpoints, restore_trainable
 from common.config import check_run_directory, choose_preset, claim_run_directory, parse
 from common.data.packing import plan_epochs, plan_in_order
 from common.data.pipeline import make_iterator
+from common.data.records import Quarantine
 from common.errors import Parser, UserError
 from common.fingerprints import fingerprint
 from common.io.terminal import say
@@ -87,8 +88,8 @@ def finish(config: LabelerRunConfig, corpus: LabeledCorpus, run_dir: Path, expor
     print(f"trained: {run_dir}; next: deer label FILE.jsonl --labeler {export_to or run_dir}", flush=True)
 
 
-def load_corpus(config: LabelerRunConfig) -> LabeledCorpus:
-    """The reports that the config names. Raises UserError."""
+def load_corpus(config: LabelerRunConfig, quarantine: Quarantine) -> LabeledCorpus:
+    """The reports that the config names; `quarantine` counts what cannot be used. Raises UserError."""
     if config.data == "phantom":
         return phantom_corpus(
             config.train_size, config.validation_size, config.test_size, config.damaged, config.seed + PHANTOM_SEED
@@ -101,7 +102,7 @@ def load_corpus(config: LabelerRunConfig) -> LabeledCorpus:
                     "and --test-ids openi-testset.txt"
                 )
         files = Path(config.archive), Path(config.gold), Path(config.test_ids)
-        return openi_corpus(*files, config.validation_size, config.seed)
+        return openi_corpus(*files, config.validation_size, config.seed, quarantine)
     if not config.data:
         raise UserError("data: not given; expected phantom, openi, or a JSONL file of labelled reports")
     return rows_corpus(Path(config.data), config.validation, config.test, config.seed)
@@ -141,7 +142,8 @@ def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
         check_run_directory(run_dir, config)
     layout = make_layout(config.parallel, config.mesh)
     check_rows(config.batch_size, 1, layout)
-    corpus = load_corpus(config)
+    quarantine = Quarantine()
+    corpus = load_corpus(config, quarantine)
     labeler = make_labeler(config, corpus)
     note = {"base": {"name": Path(config.init).name or "random", "sha256": fingerprint(labeler.params)}}
     ids, labels, cut = encode_reports(labeler, corpus.train)
@@ -159,6 +161,9 @@ def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
     stop = labeler.tokenizer.token_to_id(".") if config.shuffle else None
     if first_process:
         claim_run_directory(run_dir, config)
+        quarantine.write(run_dir / "quarantine.jsonl")
+        if quarantine:
+            print(quarantine.summary(), flush=True)
         if cut:
             print(f"{cut} of {len(ids)} reports were cut at {labeler.window} tokens", flush=True)
     checkpoints = open_checkpoints(run_dir, note, config)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from common.data.cleaning import clean_report
-from common.data.openi import openi_pairs, openi_splits, read_openi, read_test_ids
+from common.data.openi import count_unknown_ids, openi_pairs, openi_splits, read_openi, read_test_ids
 from common.data.records import Language, Quarantine, ReportPair, check_splits
 from common.errors import UserError
 from common.jsonl import read_rows
@@ -33,8 +33,10 @@ def load_splits(config: RetstaConfig, quarantine: Quarantine) -> Splits:
                     f"data.{name}: not given; corpus openi needs --data.archive NLMCXR_reports.tgz and "
                     "--data.test-ids openi-testset.txt"
                 )
-        pairs = openi_pairs(read_openi(Path(data.archive)), quarantine)
+        studies = read_openi(Path(data.archive))
         test_ids = read_test_ids(Path(data.test_ids))
+        count_unknown_ids(test_ids, [study.id for study in studies], quarantine)
+        pairs = openi_pairs(studies, quarantine)
         return Splits(**openi_splits(pairs, test_ids, data.validation_size, config.seed))
     files = {name: getattr(data, name) for name in Splits._fields}
     for name, file in files.items():

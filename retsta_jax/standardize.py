@@ -1,8 +1,6 @@
 """Standardizing reports with a trained model: greedy decoding in length buckets, batch by batch."""
 
 import dataclasses
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +11,9 @@ from common.data.cleaning import clean_report
 from common.data.tokenizers import Tokenizer
 from common.errors import UserError
 from common.generate import DecodeSettings, generate_rows, make_generator, row_keys
-from common.io.text import read_json_object
+from common.io.inputs import read_bytes, read_standard_input
+from common.io.terminal import printable
+from common.io.text import decode_text, parse_json, read_json_object
 from common.jsonl import check_row, claim_output, row_writer, rows_done
 from common.parallel import make_layout
 from common.sft import model_variables
@@ -149,14 +149,8 @@ def read_reports(source: str) -> list[tuple[str | int, str]]:
     what is wrong.
     """
     name = "standard input" if source == "-" else source
-    try:
-        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        text = data.decode("utf-8").removeprefix("\ufeff")
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(f"{name}, line {line}: not UTF-8; save the file as UTF-8") from error
+    expected = "reports, one a line, or JSONL rows with id and report"
+    text = decode_text(read_standard_input(expected) if source == "-" else read_bytes(source, expected), name)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
         raise UserError(f"{name}: holds no report; expected one a line, or JSONL rows with id and report")
@@ -166,7 +160,7 @@ def read_reports(source: str) -> list[tuple[str | int, str]]:
         id_, report = _row(line, f"{name}, line {number}") if as_rows else (number, line)
         if id_ in reports:
             raise UserError(
-                f"{name}, line {number}: id {id_!r} stands already on line {reports[id_][0]}; ids must differ"
+                f"{name}, line {number}: id {printable(repr(id_))} duplicates line {reports[id_][0]}; ids must differ"
             )
         if not clean_report(report):
             raise UserError(f"{name}, line {number}: report {id_!r} has no text; leave it out")
@@ -175,9 +169,5 @@ def read_reports(source: str) -> list[tuple[str | int, str]]:
 
 
 def _row(line: str, where: str) -> tuple[str | int, str]:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error}); expected one object a line") from error
-    row = check_row(found, {"id": str | int, "report": str}, where)
+    row = check_row(parse_json(line, where, "one object a line"), {"id": str | int, "report": str}, where)
     return row["id"], row["report"]

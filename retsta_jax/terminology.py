@@ -12,6 +12,7 @@ from importlib import resources
 
 from common.data.records import Language
 from common.errors import UserError
+from common.io.text import decode_text
 
 CATEGORIES = ("normal", "diagnosis", "sign", "procedure", "quality")
 LANGUAGES: tuple[Language, ...] = ("zh", "en")
@@ -48,8 +49,8 @@ class Term:
 @functools.cache
 def load_terminology() -> tuple[Term, ...]:
     """All terms in their standard order. Raises UserError naming the line of the first malformed row."""
-    text = resources.files("retsta_jax").joinpath("terminology.tsv").read_text(encoding="utf-8")
-    header, *rows = text.splitlines()
+    text = decode_text(resources.files("retsta_jax").joinpath("terminology.tsv").read_bytes(), "terminology.tsv")
+    header, *rows = text.removesuffix("\n").split("\n")
     columns = header.split("\t")
     return tuple(_term(columns, row, line) for line, row in enumerate(rows, start=2))
 

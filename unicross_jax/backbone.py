@@ -1,7 +1,6 @@
 """The frozen side of a model: CLIP, its tokenizer, and what the tokens of reports look like to it."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +14,7 @@ from common.data.clip_tokenizer import CanEncode, ClipTokenizer
 from common.data.tokenizers import WordTokenizer, load_tokenizer
 from common.errors import UserError
 from common.fingerprints import fingerprint
+from common.io.text import read_json_object
 from common.models.clip import ClipConfig, init_params
 from common.models.clip_weights import load_clip
 from common.types import PyTree
@@ -148,10 +148,9 @@ def check_base(directory: Path, backbone: Backbone) -> None:
     file = directory / BASE_FILE
     if not file.is_file():
         return
-    try:
-        needed = str(json.loads(file.read_bytes())["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); export the model again") from error
+    needed = read_json_object(file).get("sha256")
+    if not isinstance(needed, str):
+        raise UserError(f"{file}: holds no sha256 of a CLIP; export the model again")
     found = base_note(backbone.params)["sha256"]
     if needed != found:
         raise UserError(

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from common.data.cleaning import clean_report
-from common.data.mimic import csv_rows
 from common.data.records import Quarantine
-from common.data.studies import ImageStudy, Splits, annotation_entries, checked_splits, is_usable
+from common.data.studies import ImageStudy, Splits, annotation_entries, check_once, checked_splits, is_usable
 from common.errors import UserError
+from common.io.terminal import printable
+from common.io.text import read_csv
 
 TABLE = "df_chexpert_plus_240401.csv"
 PNG_FOLDERS = ("PNG/PNG", "PNG", "PNGs")  # as unpacked, as its archives name it, and as MambaXray-VL does
@@ -60,8 +61,8 @@ def read_chexpert_plus(
     come from the table in either case (`common.data.studies.read_annotation` takes those of the split file). Studies
     without the report or an image are quarantined: three studies of four have no findings.
 
-    Raises UserError for a missing, damaged or unrelated table or split file, a patient in two parts of the published
-    split, an id in two parts of a split file, or a part without a usable study.
+    Raises UserError for a missing, damaged or unrelated table or split file, an image twice in the table, a patient in
+    two parts of the published split, an id in two parts of a split file, or a part without a usable study.
     """
     root = Path(root)
     folder = _image_folder(root) if images is None else Path(images)
@@ -106,7 +107,7 @@ def _published(rows: Iterable[tuple[str, _Image]]) -> dict[str, list[_Study]]:
         if part is None:
             raise UserError(f"{where}: expected the split train or valid; restore the published file")
         if part_of_patient.setdefault(image.patient, part) != part:
-            raise UserError(f"{where}: {image.patient} is also in another split; restore the published file")
+            raise UserError(f"{where}: {printable(image.patient)} is also in another split; restore the published file")
         studies[part]["_".join(_key(image.path).split("/")[-3:-1])].append(image)
     return {
         part: [(id, sorted(views, key=lambda view: (view.lateral, view.path))) for id, views in of_part.items()]
@@ -134,7 +135,9 @@ def _rows(file: Path, report: Sections) -> Iterator[tuple[str, _Image]]:
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected the root of CheXpert Plus")
     sections = [f"section_{name}" for name in report.split("+")]
-    for line, row in csv_rows(file, COLUMNS):
+    line_of_image: dict[str, int] = {}
+    for line, row in read_csv(file, COLUMNS):
+        check_once(_key(row["path_to_image"]), line, line_of_image, file)
         text = " ".join(filter(None, (_one_line(row[section]) for section in sections)))
         indication = _one_line(row["section_clinical_history"]) or _one_line(row["section_history"])
         lateral = row["frontal_lateral"] == "Lateral"

@@ -19,8 +19,11 @@ from tokenizers import models, pre_tokenizers
 
 from common.data.tokenizers import byte_of_character
 from common.errors import UserError
+from common.io.inputs import open_input, reason
+from common.io.text import decode_text
 
 MERGES = 49_152 - 256 - 2  # the lines of the file that are used, after its first
+LARGEST = 64 << 20  # bytes, unpacked; the published file has 3 million
 WORD_END = "</w>"
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 # Special tokens, English contractions, words, single digits, runs of anything else; white space only separates.
@@ -96,9 +99,12 @@ def token_rows(
 
 def _merges(file: Path) -> list[tuple[str, str]]:
     try:
-        lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")[1 : MERGES + 1]
+        with open_input(file) as zipped:
+            content = gzip.GzipFile(fileobj=zipped).read(LARGEST)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{file}: cannot be read ({error}); expected CLIP's bpe_simple_vocab_16e6.txt.gz") from error
+        problem = f"cannot be read ({reason(error)})"
+        raise UserError(f"{file}: {problem}; expected CLIP's bpe_simple_vocab_16e6.txt.gz") from error
+    lines = decode_text(content, file).split("\n")[1 : MERGES + 1]
     pairs = [tuple(line.split()) for line in lines]
     merges = [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
     if len(merges) != MERGES or len(pairs) != MERGES:

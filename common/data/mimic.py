@@ -5,20 +5,20 @@ Under one root: `mimic-cxr-2.0.0-split.csv` and `mimic-cxr-2.0.0-metadata.csv` (
 Scientific Data 6:317, 2019 (MIMIC-CXR), and arXiv:1901.07042 (MIMIC-CXR-JPG).
 """
 
-import csv
-import gzip
 import re
-import zlib
 from collections import defaultdict
-from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
 from common.data.cleaning import clean_report
 from common.data.records import Quarantine
-from common.data.studies import SPLIT_NAMES, ImageStudy, Splits, checked_splits, is_usable
+from common.data.studies import SPLIT_NAMES, ImageStudy, Splits, check_once, checked_splits, is_usable
 from common.errors import UserError
+from common.io.inputs import read_bytes
+from common.io.terminal import printable
+from common.io.text import decode_text, read_csv
 
+LONGEST_REPORT = 1 << 20  # bytes of a report file
 FINDINGS = ("findings", "finding", "findings and impression", "findings/impression")
 # In the order of preference: the first that a report has is its indication.
 INDICATION = (
@@ -61,37 +61,37 @@ def read_mimic_cxr(root: str | Path, quarantine: Quarantine, *, reports: str | P
     `reports` is the root of the reports where they lie apart from the images. Ids are `s50414267`. PA and AP views
     come before those of unknown direction, and these before lateral ones; equals are in the order of their ids.
 
-    Raises UserError for a missing, damaged or unrelated CSV file, a patient in two splits, or a split without a usable
-    study.
+    Raises UserError for a missing, damaged or unrelated CSV file, an image that one of them lists twice, a patient in
+    two splits, or a split without a usable study.
     """
     root = Path(root)
     report_root = root if reports is None else Path(reports)
     split_file = _csv_file(root, "mimic-cxr-2.0.0-split.csv")
-    views = {
-        row["dicom_id"]: row["ViewPosition"]
-        for _, row in csv_rows(_csv_file(root, "mimic-cxr-2.0.0-metadata.csv"), ("dicom_id", "ViewPosition"))
-    }
+    views = _view_positions(_csv_file(root, "mimic-cxr-2.0.0-metadata.csv"))
     images: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     split_of_subject: dict[str, str] = {}
-    for line, row in csv_rows(split_file, ("dicom_id", "study_id", "subject_id", "split")):
+    line_of_image: dict[str, int] = {}
+    for line, row in read_csv(split_file, ("dicom_id", "study_id", "subject_id", "split")):
         split = SPLIT_NAMES.get(row["split"])
         where = f"{split_file}, line {line}"
         if split is None:
             raise UserError(f"{where}: expected the split train, validate or test; restore the published file")
         if split_of_subject.setdefault(row["subject_id"], split) != split:
             raise UserError(
-                f"{where}: subject {row['subject_id']} is also in another split; restore the published file"
+                f"{where}: subject {printable(row['subject_id'])} is also in another split; restore the published file"
             )
         if row["dicom_id"] not in views:
-            raise UserError(f"{where}: {row['dicom_id']} is not in the metadata; take both files of one release")
+            dicom = printable(row["dicom_id"])
+            raise UserError(f"{where}: {dicom} is not in the metadata; take both files of one release")
+        check_once(row["dicom_id"], line, line_of_image, split_file)
         images[split, row["subject_id"], row["study_id"]].append(row["dicom_id"])
 
     splits: Splits = {"train": [], "validation": [], "test": []}
     for (split, subject, study), dicoms in images.items():
         folder = Path("files", f"p{subject[:2]}", f"p{subject}", f"s{study}")
-        text = _report_text(report_root / folder.with_suffix(".txt"))
-        if text is None:
-            quarantine.add(f"s{study}", "no readable report file")
+        text, problem = _report_text(report_root / folder.with_suffix(".txt"))
+        if problem:
+            quarantine.add(f"s{study}", problem)
             continue
         sections = report_sections(text)
         dicoms.sort(key=lambda dicom: (_direction(views[dicom]), dicom))
@@ -119,11 +119,26 @@ def _direction(view: str) -> int:
     return 2 if view in ("LATERAL", "LL") else 1
 
 
-def _report_text(file: Path) -> str | None:
+def _view_positions(file: Path) -> dict[str, str]:
+    """The view of each image, by its id."""
+    views: dict[str, str] = {}
+    line_of_image: dict[str, int] = {}
+    for line, row in read_csv(file, ("dicom_id", "ViewPosition")):
+        check_once(row["dicom_id"], line, line_of_image, file)
+        views[row["dicom_id"]] = row["ViewPosition"]
+    return views
+
+
+def _report_text(file: Path) -> tuple[str, str]:
+    """The text of a report, and why there is none."""
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
+        content = read_bytes(file, limit=LONGEST_REPORT)
+    except UserError:
+        return "", "no readable report file"
+    try:
+        return decode_text(content, file), ""
+    except UserError:
+        return "", "report file is not UTF-8 text"
 
 
 def _csv_file(root: Path, name: str) -> Path:
@@ -131,24 +146,3 @@ def _csv_file(root: Path, name: str) -> Path:
         if file.is_file():
             return file
     raise UserError(f"{root}: no {name} or {name}.gz; expected the root of MIMIC-CXR-JPG 2.0.0")
-
-
-def csv_rows(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line numbers and rows; of a row only `columns`, which it must have."""
-    try:
-        with (
-            gzip.open(file, "rt", encoding="utf-8", newline="")
-            if file.suffix == ".gz"
-            else open(file, encoding="utf-8", newline="") as stream
-        ):
-            rows = csv.DictReader(stream)
-            missing = [name for name in columns if name not in (rows.fieldnames or ())]
-            if missing:
-                raise UserError(f"{file}: no column {', '.join(missing)}; expected {', '.join(columns)}")
-            for row in rows:
-                values = {name: row[name] for name in columns}
-                if None in values.values():
-                    raise UserError(f"{file}, line {rows.line_num}: too few columns; fetch the file again")
-                yield rows.line_num, values
-    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not a whole CSV file ({error}); fetch it again") from error

@@ -7,6 +7,7 @@ Demner-Fushman et al., JAMIA 23(2), 2016.
 
 import gzip
 import hashlib
+import io
 import tarfile
 import xml.etree.ElementTree as ElementTree
 import zlib
@@ -17,6 +18,17 @@ from pathlib import Path
 from common.data.cleaning import clean_report
 from common.data.records import Quarantine, Record, ReportPair, check_splits
 from common.errors import UserError
+from common.io.inputs import open_input, read_bytes, reason
+from common.io.terminal import printable
+from common.io.text import decode_text, read_text
+
+EXPECTED = "the archive NLMCXR_reports.tgz or a directory of its XML files"
+WRONG_ARCHIVE = "expected the archive NLMCXR_reports.tgz, which holds 3,955 reports such as ecgen-radiology/1.xml"
+MACOS = "._"  # begins the name of what macOS adds to an archive for each file
+# Bounds on what an archive unpacks to: the published one has 3,955 reports of a few kilobytes.
+LONGEST_REPORT = 4 << 20
+MOST_MEMBERS = 100_000
+MOST_UNPACKED = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -48,19 +60,19 @@ def read_openi(path: str | Path) -> list[OpeniStudy]:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(
-            f"{path} does not exist; expected the archive NLMCXR_reports.tgz or a directory of its XML files"
-        )
+        raise UserError(f"{path}: does not exist; expected {EXPECTED}")
     studies: dict[str, OpeniStudy] = {}
     origins: dict[str, str] = {}
     for origin, data in _directory_files(path) if path.is_dir() else _archive_members(path):
         study = _parse_study(data, origin)
         if study.id in studies:
-            raise UserError(f"{origin}: id {study.id} is already that of {origins[study.id]}; keep one of them")
+            raise UserError(
+                f"{origin}: id {printable(study.id)} is already that of {origins[study.id]}; keep one of them"
+            )
         studies[study.id] = study
         origins[study.id] = origin
     if not studies:
-        raise UserError(f"{path} holds no .xml report; expected members such as ecgen-radiology/1.xml")
+        raise UserError(f"{path}: {_without_reports(path)}")
     return sorted(studies.values(), key=lambda study: (len(study.id), study.id))
 
 
@@ -86,21 +98,27 @@ def openi_pairs(studies: Iterable[OpeniStudy], quarantine: Quarantine) -> list[R
 
 def read_test_ids(path: str | Path) -> frozenset[str]:
     """Ids of the test studies, one a line (`openi-testset.txt`). Raises UserError for a bad or empty file."""
-    try:
-        ids = frozenset(Path(path).read_text(encoding="utf-8").split())
-    except OSError as error:
-        raise UserError(f"cannot read the test ids {path}: {error.strerror}; expected openi-testset.txt") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; expected ids such as CXR10, one a line") from error
+    # Cleaned: an invisible character in an id would put its study into training.
+    ids = frozenset(clean_report(read_text(path, "the test ids, openi-testset.txt")).split())
     if not ids:
         raise UserError(f"{path} holds no id; expected ids such as CXR10, one a line")
     return ids
 
 
+def count_unknown_ids(test_ids: Collection[str], known: Collection[str], quarantine: Quarantine) -> None:
+    """Count in the quarantine the test ids that no report has, so that a test set which is smaller than its file shows.
+
+    `known` holds the ids of all reports, those that cannot be used among them.
+    """
+    for id in sorted(frozenset(test_ids) - frozenset(known)):
+        quarantine.add(id, "test id that no report has")
+
+
 def openi_splits(
     records: Sequence[Record], test_ids: Collection[str], validation: int = 200, seed: int = 0
 ) -> dict[str, list[Record]]:
-    """`train`, `validation` and `test` records in the given order; test ids without a record are ignored.
+    """`train`, `validation` and `test` records in the given order; `count_unknown_ids` counts the test ids
+    without a record.
 
     Validation studies are those whose seeded hash is smallest: the choice depends on neither the order of the
     records nor a random generator's version, and one record more or less moves at most one other. Raises
@@ -131,44 +149,81 @@ def openi_splits(
     return splits
 
 
+def _without_reports(path: Path) -> str:
+    """What to do where an archive or directory holds no report."""
+    if path.is_dir():
+        archives = sorted(file.name for file in path.glob("*.tgz"))
+        remedy = f"name the archive {path / archives[0]}" if archives else "name the folder that has 1.xml in it"
+        return f"no .xml report there or in its folders; {remedy}"
+    return f"no .xml report in it; {WRONG_ARCHIVE}"
+
+
 def _directory_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    for file in sorted(path.glob("*.xml")):
-        try:
-            yield str(file), file.read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read {file}: {error.strerror}") from error
+    """The reports of a folder or, where it has none itself, of the folders in it, as the unpacked archive has them."""
+    for file in sorted(path.glob("*.xml")) or sorted(path.glob("*/*.xml")):
+        if not file.name.startswith(MACOS):
+            yield str(file), read_bytes(file, EXPECTED, LONGEST_REPORT)
 
 
 def _archive_members(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
-        with gzip.open(path) as stream:
+        with open_input(path) as file, gzip.GzipFile(fileobj=file) as unzipped:
+            stream = _Bounded(unzipped, path)
             with tarfile.open(fileobj=stream, mode="r|") as archive:
-                for member in archive:
-                    file = archive.extractfile(member) if member.name.endswith(".xml") else None
-                    if file is not None:
-                        yield f"{path}: {member.name}", file.read()
+                for number, member in enumerate(archive, start=1):
+                    yield from _report(archive, member, f"{path}: {printable(member.name)}")
+                    if number >= MOST_MEMBERS:
+                        raise UserError(f"{path}: has more than {MOST_MEMBERS:,} members; {WRONG_ARCHIVE}")
             # tarfile takes a damaged header for the end of the archive. Reading on to the end of the gzip
             # stream checks its length and checksum, so a damaged or cut file never passes for a small one.
             while stream.read(1 << 20):
                 pass
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    # Damaged and crafted headers also raise ValueError, and RecursionError where header follows header.
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is not a whole gzipped tar archive ({error}); "
+            f"{path} is not a whole gzipped tar archive ({printable(reason(error))}); "
             "expected NLMCXR_reports.tgz, fetch it again if it was cut short"
         ) from error
 
 
+def _report(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> Iterator[tuple[str, bytes]]:
+    """A member and its content, where it is a report. Raises UserError for one that is a link or too large."""
+    name = member.name.rpartition("/")[2]
+    if not name.endswith(".xml") or name.startswith(MACOS) or member.isdir():
+        return
+    if not member.isreg():
+        raise UserError(f"{where}: is a link or a device, not a file; pack the reports themselves (tar --dereference)")
+    if member.size > LONGEST_REPORT:
+        raise UserError(f"{where}: has {member.size:,} bytes; expected a report of at most {LONGEST_REPORT:,}")
+    content = archive.extractfile(member)
+    if content is not None:
+        yield where, content.read()
+
+
+class _Bounded(io.BufferedIOBase):
+    """A stream that refuses to give more than `MOST_UNPACKED` bytes: a small file can unpack to any size."""
+
+    def __init__(self, stream: gzip.GzipFile, path: Path):
+        self._stream, self._path, self._left = stream, path, MOST_UNPACKED
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """The next bytes, as of any stream. Raises UserError."""
+        most = self._left + 1
+        content = self._stream.read(most if size is None or size < 0 else min(size, most))
+        self._left -= len(content)
+        if self._left < 0:
+            raise UserError(f"{self._path}: unpacks to more than {MOST_UNPACKED:,} bytes; {WRONG_ARCHIVE}")
+        return content
+
+
 def _parse_study(data: bytes, origin: str) -> OpeniStudy:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{origin}: byte {error.start} is not UTF-8; expected an Open-i XML report in UTF-8") from error
+    text = decode_text(data, origin)
     # Reports declare no document type, and without one there are no entities that could expand without end.
     if "<!DOCTYPE" in text:
         raise UserError(f"{origin}: declares a document type; expected a plain Open-i report, remove the declaration")
     try:
         root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError) as error:
         raise UserError(
             f"{origin}: not well-formed XML ({error}); restore the file from the original archive"
         ) from error

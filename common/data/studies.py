@@ -5,7 +5,6 @@ whose image files are not all there is quarantined, and `common.data.builders` f
 MIMIC-CXR has a module of its own, `common.data.mimic`.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,11 @@ from types import UnionType
 from typing import Any, get_args
 
 from common.data.cleaning import clean_report
-from common.data.openi import OpeniStudy, openi_splits, read_openi, read_test_ids
+from common.data.openi import OpeniStudy, count_unknown_ids, openi_splits, read_openi, read_test_ids
 from common.data.records import Language, Quarantine, check_splits
 from common.errors import UserError
+from common.io.terminal import printable
+from common.io.text import read_json
 from common.jsonl import check_row, read_rows
 
 # The names that data sets use, and ours.
@@ -30,6 +31,7 @@ SPLIT_NAMES = {
 }
 ENTRY: dict[str, type | UnionType] = {"id": str | int, "report": str, "image_path": list}
 ROW: dict[str, type | UnionType] = {"id": str | int, "images": list, "report": str, "split": str}
+REPEATED = "an image named twice"
 OPTIONAL: dict[str, type | UnionType] = {"indication": str, "labels": list, "language": str}
 
 
@@ -88,7 +90,9 @@ def read_openi_images(
         usable = [study for study in every if is_usable(study, quarantine)]
         if not usable:
             raise UserError(f"{image_dir}: no study has its images there; {quarantine.summary()}")
-        return openi_splits(usable, read_test_ids(split), validation, seed)
+        test_ids = read_test_ids(split)
+        count_unknown_ids(test_ids, studies, quarantine)
+        return openi_splits(usable, test_ids, validation, seed)
     splits: Splits = {}
     for name, entries in annotation_entries(split, {"id": str, "image_path": list}).items():
         splits[name] = []
@@ -96,10 +100,13 @@ def read_openi_images(
             number = re.match(r"CXR\d+", entry["id"])
             if number is None or number[0] not in studies:
                 raise UserError(
-                    f"{split}: id {entry['id']} belongs to no report of {reports}; expected CXR<number>_..."
+                    f"{split}: id {printable(entry['id'])} belongs to no report of {reports}; expected CXR<number>_..."
                 )
             report = studies[number[0]]
             files = _files(image_dir, entry["image_path"])
+            if repeats(files):
+                quarantine.add(entry["id"], REPEATED)
+                continue
             if not all(map(os.path.isfile, files)):
                 files = _openi_files(image_dir, report)[: len(files)]
             study = _openi_image_study(entry["id"], report, files)
@@ -131,6 +138,10 @@ def read_image_rows(
         if optional["language"] not in get_args(Language):
             raise UserError(f"{where}: expected a language of {', '.join(get_args(Language))}")
         files = _files(image_dir, row["images"])
+        usable = splits.setdefault(SPLIT_NAMES[row["split"]], [])
+        if repeats(files):
+            quarantine.add(str(row["id"]), REPEATED)
+            continue
         study = ImageStudy(
             str(row["id"]),
             files if maximum_images is None else _at_equal_distances(files, maximum_images),
@@ -139,7 +150,6 @@ def read_image_rows(
             tuple(optional["labels"]),
             optional["language"],
         )
-        usable = splits.setdefault(SPLIT_NAMES[row["split"]], [])
         if is_usable(study, quarantine):
             usable.append(study)
     return checked_splits(splits, rows, quarantine)
@@ -151,11 +161,27 @@ def is_usable(study: ImageStudy, quarantine: Quarantine) -> bool:
         quarantine.add(study.id, "empty report")
     elif not study.images:
         quarantine.add(study.id, "no image")
+    elif repeats(study.images):
+        quarantine.add(study.id, REPEATED)
     elif not all(map(os.path.isfile, study.images)):
         quarantine.add(study.id, "image file missing")
     else:
         return True
     return False
+
+
+def repeats(images: Sequence[Path | bytes]) -> bool:
+    """Whether an image is there twice: a model would take it for two views."""
+    return len({image if isinstance(image, bytes) else os.path.normpath(image) for image in images}) < len(images)
+
+
+def check_once(image: str, line: int, line_of_image: dict[str, int], table: Path) -> None:
+    """Raise UserError where an earlier line of a published table is of the same image; remembers this line."""
+    first = line_of_image.setdefault(image, line)
+    if first != line:
+        raise UserError(
+            f"{table}, line {line}: image {printable(image)} duplicates line {first}; restore the published file"
+        )
 
 
 def checked_splits(splits: Splits, source: str | Path, quarantine: Quarantine) -> Splits:
@@ -171,7 +197,7 @@ def checked_splits(splits: Splits, source: str | Path, quarantine: Quarantine) -
 
 def annotation_entries(file: str | Path, required: Mapping[str, type | UnionType]) -> dict[str, list[dict[str, Any]]]:
     """The entries of each split of R2Gen's `annotation.json`, with the required keys. Raises UserError."""
-    splits = check_row(_json(file), {"train": list, "val": list, "test": list}, str(file))
+    splits = check_row(read_json(file), {"train": list, "val": list, "test": list}, str(file))
     return {
         SPLIT_NAMES[name]: [
             check_row(entry, required, f"{file}: entry {place} of {name}")
@@ -182,17 +208,10 @@ def annotation_entries(file: str | Path, required: Mapping[str, type | UnionType
 
 
 def _array(file: str | Path, required: Mapping[str, type | UnionType]) -> list[dict[str, Any]]:
-    rows = _json(file)
+    rows = read_json(file)
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{file}: expected an array of rows; save rows one a line under a name that ends in .jsonl")
     return [check_row(row, required, f"{file}: row {place}") for place, row in enumerate(rows, start=1)]
-
-
-def _json(file: str | Path) -> Any:
-    try:
-        return json.loads(Path(file).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: cannot be read as JSON ({error})") from error
 
 
 def _files(image_dir: str | Path, names: Sequence[Any]) -> tuple[Path, ...]:

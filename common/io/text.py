@@ -1,7 +1,8 @@
 """The one way in which this project reads text, JSON and CSV, and writes JSON.
 
 Text is UTF-8 with or without a byte order mark and with any line ends; JSON is what the standard says, so NaN and
-infinity are neither read nor written; sizes are bounded. Whatever is wrong is one UserError that names the file.
+infinity are neither read nor written; sizes and depths are bounded. Whatever is wrong is one UserError that names the
+file.
 """
 
 import csv
@@ -12,38 +13,31 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from common.errors import UserError
+from common.io.inputs import MOST_BYTES, open_input, read_bytes, reason
 from common.io.terminal import is_visible, printable
 
-MOST_BYTES = 8 << 30  # of one file that is read whole
-LONGEST_FIELD = 16 << 20  # characters of one CSV field
-_MARK = b"\xef\xbb\xbf"
+LONGEST_LINE = 16 << 20  # characters of a line of a CSV file, and of one of its fields
+DEEPEST = 100  # arrays and objects within each other
+_MARK = "\ufeff"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-
-
-def read_bytes(path: str | Path, expected: str = "a readable file", limit: int = MOST_BYTES) -> bytes:
-    """The content of a file of at most `limit` bytes. Raises UserError."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(limit + 1)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from error
-    if len(content) > limit:
-        raise UserError(f"{path}: is larger than {limit:,} bytes; expected {expected}")
-    return content
+_GZIP = b"\x1f\x8b"
 
 
 def decode_text(content: bytes, where: str | Path) -> str:
     """Text of UTF-8 bytes: without a byte order mark, every line end as a newline. Raises UserError naming `where`."""
     if content.startswith(_UTF16):
-        raise UserError(f"{where}: is UTF-16; save it as UTF-8")
+        raise UserError(f"{where}: is UTF-16; save the file as UTF-8")
     try:
-        text = content.removeprefix(_MARK).decode("utf-8")
+        text = content.decode("utf-8").lstrip(_MARK)
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UserError(f"{where}: not UTF-8 (line {line}, byte {error.start + 1}); save it as UTF-8") from error
+        line, byte = content.count(b"\n", 0, error.start) + 1, error.start - content.rfind(b"\n", 0, error.start)
+        raise UserError(f"{where}, line {line}: not UTF-8 at byte {byte}; save the file as UTF-8") from error
+    if "\0" in text:  # as every second byte of ASCII in UTF-16 is, whose mark may be missing
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{where}, line {line}: holds a NUL character, as UTF-16 does; save the file as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -54,12 +48,15 @@ def read_text(path: str | Path, expected: str = "a text file", limit: int = MOST
 
 def parse_json(content: str | bytes, where: str | Path, expected: str = "JSON") -> Any:
     """The value of a JSON text. Raises UserError, also for NaN, infinity and numbers too large for a float."""
-    text = decode_text(content, where) if isinstance(content, bytes) else content
+    text = decode_text(content, where) if isinstance(content, bytes) else content.lstrip(_MARK)
     try:
-        return json.loads(text, parse_constant=_not_json, parse_float=_finite)
+        value = _DECODER.decode(text)
+        if text.count("[") + text.count("{") > DEEPEST and _is_deeper(value, DEEPEST):
+            raise RecursionError
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else printable(error)
-        raise UserError(f"{where}: not JSON ({reason}); expected {expected}") from error
+        problem = f"nested more than {DEEPEST} deep" if isinstance(error, RecursionError) else printable(error)
+        raise UserError(f"{where}: not JSON ({problem}); expected {expected}") from error
+    return value
 
 
 def read_json(path: str | Path, expected: str = "a JSON file") -> Any:
@@ -90,28 +87,82 @@ def json_text(value: Any, where: str | Path, indent: int | None = None) -> str:
 
 
 def read_csv(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, {column: value}) of the rows of a CSV file, plain or .gz; of each row only `columns`.
+    """(line number, {column: value}) of the rows of a CSV file, plain or gzipped; of each row only `columns`.
 
-    Raises UserError for a file that is not whole, another encoding, a missing column or a short row.
+    Raises UserError as `csv_rows` does, and for a column that is missing or there twice.
     """
-    csv.field_size_limit(LONGEST_FIELD)
+    rows = csv_rows(path)
+    _, header = next(rows, (1, []))
+    if missing := [name for name in columns if name not in header]:
+        raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
+    if repeated := [name for name in columns if header.count(name) > 1]:
+        raise UserError(f"{path}: column {repeated[0]} is there {header.count(repeated[0])} times; keep one")
+    index = {name: header.index(name) for name in columns}
+    for line, row in rows:
+        yield line, {name: row[place] for name, place in index.items()}
+
+
+def csv_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, values without white space around them) of each row of a CSV file, its header first.
+
+    A gzipped file is unpacked; blank lines are skipped. Raises UserError for a file that is not whole, another
+    encoding, or a row that has more or fewer values than the header.
+    """
+    csv.field_size_limit(LONGEST_LINE)
+    width = 0
     try:
-        with gzip.open(path, "rb") if Path(path).suffix == ".gz" else open(path, "rb") as stream:
-            content = stream.read(MOST_BYTES)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a whole CSV file ({error}); fetch it again") from error
-    rows = csv.DictReader(io.StringIO(decode_text(content, path)))
-    try:
-        missing = [name for name in columns if name not in (rows.fieldnames or ())]
-        if missing:
-            raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
-        for row in rows:
-            values = {name: row[name] for name in columns}
-            if None in values.values():
-                raise UserError(f"{path}, line {rows.line_num}: too few columns; fetch the file again")
-            yield rows.line_num, values
+        with open_input(path) as file:
+            start = file.read(2)
+            file.seek(0)
+            zipped = start == _GZIP or Path(path).suffix == ".gz"
+            rows = csv.reader(_lines(gzip.GzipFile(fileobj=file) if zipped else file, path), strict=True)
+            for row in rows:
+                values = [value.strip() for value in row]
+                if not any(values):
+                    continue
+                width = width or len(values)
+                if len(values) != width:
+                    amount = "few" if len(values) < width else "many"
+                    raise UserError(f"{path}, line {rows.line_num}: too {amount} columns; fetch the file again")
+                yield rows.line_num, values
     except csv.Error as error:
-        raise UserError(f"{path}, line {rows.line_num}: not CSV ({error}); fetch it again") from error
+        raise UserError(f"{path}: not CSV ({error} on line {rows.line_num}); fetch it again") from error
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise UserError(f"{path}: not a whole CSV file ({reason(error)}); fetch it again") from error
+
+
+def _lines(stream: BinaryIO | gzip.GzipFile, path: str | Path) -> Iterator[str]:
+    """The lines of a text, read as they are asked for, with the checks of `decode_text`."""
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig")
+    number = size = 0
+    try:
+        while line := text.readline(LONGEST_LINE):
+            number += 1
+            size += len(line)
+            if size > MOST_BYTES:
+                raise UserError(f"{path}: holds more than {MOST_BYTES:,} characters; is it the right file?")
+            if len(line) == LONGEST_LINE:
+                raise UserError(
+                    f"{path}, line {number}: longer than {LONGEST_LINE:,} characters; is it the right file?"
+                )
+            if number == 1:
+                line = line.lstrip(_MARK)
+                if "\0" in line:
+                    raise UserError(f"{path}, line 1: holds a NUL character, as UTF-16 does; save the file as UTF-8")
+            yield line
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8, after line {number}; save the file as UTF-8") from error
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether arrays and objects stand within each other on more than so many levels."""
+    level = [value]
+    for _ in range(levels + 1):
+        level = [outer for outer in level if isinstance(outer, list | dict)]
+        if not level:
+            return False
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+    return True
 
 
 def _not_json(constant: str) -> NoReturn:
@@ -123,3 +174,6 @@ def _finite(digits: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {printable(digits, 20)} is too large")
     return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_not_json, parse_float=_finite)

@@ -213,11 +213,36 @@ def test_missing_foreign_and_damaged_tables_are_refused(tmp_path):
     with pytest.raises(UserError, match="too few columns"):
         read_chexpert_plus(root, Quarantine())
     table.write_bytes(content.encode() + b"\xff")
-    with pytest.raises(UserError, match="not a whole CSV file"):
+    with pytest.raises(UserError, match=r": not UTF-8, after line"):
         read_chexpert_plus(root, Quarantine())
     table.unlink()
     with pytest.raises(UserError, match="expected the root of CheXpert Plus"):
         read_chexpert_plus(root, Quarantine())
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_an_image_that_the_table_has_twice_is_refused_by_line(tmp_path, listed):
+    again = image("train/patient00001/study1/view1_frontal.png", findings="Other.")
+    root = write_layout(tmp_path, [*ROWS, again])
+    split = write_split(tmp_path, {part: [] for part in ("train", "val", "test")}) if listed else None
+    with pytest.raises(UserError, match=rf"{TABLE}, line \d+: image train/\S+ duplicates line \d+; restore"):
+        read_chexpert_plus(root, Quarantine(), split=split)
+
+
+def test_a_table_with_a_mark_or_other_line_ends_has_the_same_studies(tmp_path):
+    expected = read_chexpert_plus(write_layout(tmp_path), Quarantine())
+    table = tmp_path / TABLE
+    content = table.read_bytes().replace(b"\r\n", b"\n")
+    for saved in (b"\xef\xbb\xbf" + content, content.replace(b"\n", b"\r"), content.replace(b"\n", b"\r\n")):
+        table.write_bytes(saved)
+        assert read_chexpert_plus(tmp_path, Quarantine()) == expected
+
+
+def test_a_section_of_any_length_is_read(tmp_path):
+    long = "The heart is normal. " * 10_000
+    root = write_layout(tmp_path, [*ROWS, image("train/patient00009/study1/view1_frontal.jpg", findings=long)])
+    study = read_chexpert_plus(root, Quarantine())["train"][-1]
+    assert study.report == long.strip()
 
 
 def test_the_command_prepares_it(tmp_path, capsys):

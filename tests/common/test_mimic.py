@@ -138,20 +138,25 @@ def test_reports_may_lie_apart_from_the_images(tmp_path):
 
 
 def test_unusable_studies_are_counted_by_reason(tmp_path):
-    extra = [(f"x{place}", 10000032, 60000000 + place, "train", "PA") for place in range(4)]
+    extra = [(f"x{place}", 10000032, 60000000 + place, "train", "PA") for place in range(6)]
     root = write_layout(tmp_path, [*ROWS, *extra])
     folder = root / "files/p10/p10000032"
     (folder / "s60000000.txt").unlink()
     (folder / "s60000001.txt").write_bytes(b"FINDINGS: \xff")
     (folder / "s60000002.txt").write_text("FINAL REPORT\n IMPRESSION: Clear.")
     (folder / "s60000003" / "x3.jpg").unlink()
+    (folder / "s60000004.txt").write_text(REPORT, encoding="utf-16")
+    (folder / "s60000005.txt").unlink()
+    (folder / "s60000005.txt").mkdir()
     quarantine = Quarantine()
     assert len(read_mimic_cxr(root, quarantine)["train"]) == 2
     assert quarantine.entries == [
         ("s60000000", "no readable report file"),
-        ("s60000001", "no readable report file"),
+        ("s60000001", "report file is not UTF-8 text"),
         ("s60000002", "no FINDINGS section"),
         ("s60000003", "image file missing"),
+        ("s60000004", "report file is not UTF-8 text"),
+        ("s60000005", "no readable report file"),
     ]
 
 
@@ -171,6 +176,35 @@ def test_impossible_splits_are_refused_by_line(tmp_path, rows, message):
         read_mimic_cxr(write_layout(tmp_path, rows), Quarantine())
 
 
+@pytest.mark.parametrize("name", ["split", "metadata"])
+@pytest.mark.parametrize("change", [str, lambda line: line.replace("50414267", "59999999"), lambda line: f" {line}"])
+def test_an_image_that_a_table_lists_twice_is_refused_by_line(tmp_path, name, change):
+    root = write_layout(tmp_path)
+    table = root / f"mimic-cxr-2.0.0-{name}.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines, change(lines[2])]))
+    with pytest.raises(UserError, match=rf"{name}\.csv, line 9: image \S+ duplicates line 3; restore the published"):
+        read_mimic_cxr(root, Quarantine())
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_the_way_in_which_its_files_were_saved_changes_nothing(tmp_path, compress):
+    plain, saved = write_layout(tmp_path / "a"), write_layout(tmp_path / "b", compress=compress)
+    for file in (*saved.glob("*.csv*"), *saved.rglob("*.txt")):
+        content = gzip.decompress(file.read_bytes()) if compress and ".csv" in file.name else file.read_bytes()
+        content = b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n").replace(b",train", b"\xc2\xa0, train ")
+        file.write_bytes(gzip.compress(content) if compress and ".csv" in file.name else content)
+    found, expected = (read_mimic_cxr(root, Quarantine()) for root in (saved, plain))
+    for split, studies in expected.items():
+        assert [(study.id, study.report, study.indication) for study in found[split]] == [
+            (study.id, study.report, study.indication) for study in studies
+        ]
+    # A report whose first heading follows the mark keeps its findings.
+    (report,) = (file for file in saved.rglob("s57132437.txt"))
+    report.write_bytes(b"\xef\xbb\xbfFINDINGS: Clear.\rIMPRESSION: Normal.")
+    assert read_mimic_cxr(saved, Quarantine())["test"][0].report == "Clear."
+
+
 def test_missing_foreign_and_damaged_csv_files_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"no mimic-cxr-2\.0\.0-split\.csv or mimic-cxr-2\.0\.0-split\.csv\.gz"):
         read_mimic_cxr(tmp_path, Quarantine())
@@ -187,7 +221,7 @@ def test_missing_foreign_and_damaged_csv_files_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"metadata\.csv, line 9: too few columns"):
         read_mimic_cxr(root, Quarantine())
     metadata.write_bytes(content.encode() + b"\xff")
-    with pytest.raises(UserError, match=r"metadata\.csv: not a whole CSV file"):
+    with pytest.raises(UserError, match=r"metadata\.csv: not UTF-8, after line"):
         read_mimic_cxr(root, Quarantine())
     metadata.write_text("")
     with pytest.raises(UserError, match=r"metadata\.csv: no column dicom_id, ViewPosition"):

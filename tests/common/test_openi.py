@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from common.data.openi import OpeniImage, openi_pairs, openi_splits, read_openi, read_test_ids
+from common.data import openi
+from common.data.openi import OpeniImage, count_unknown_ids, openi_pairs, openi_splits, read_openi, read_test_ids
 from common.data.records import Quarantine, ReportPair, check_splits
 from common.errors import UserError
 
@@ -115,7 +116,7 @@ def test_no_usable_study_is_an_empty_data_set(tmp_path):
     [
         (b"<eCitation><uId id='CXR2'>", "not well-formed XML .*restore"),
         (b"", "not well-formed XML"),
-        (report(2).replace(b"Clear", b"Cl\xe9ar"), "byte 2[0-9]+ is not UTF-8"),
+        (report(2).replace(b"Clear", b"Cl\xe9ar"), "line 7: not UTF-8 at byte 40; save the file as UTF-8"),
         (b"<eCitation/>", "no <uId"),
         (report(1), "id CXR1 is already that of .*ecgen-radiology/1.xml"),
         (b'<!DOCTYPE a [<!ENTITY x "xx">]>' + report(2).split(b"?>")[1].replace(b"Clear", b"&x;"), "document type"),
@@ -124,7 +125,7 @@ def test_no_usable_study_is_an_empty_data_set(tmp_path):
 )
 def test_a_bad_member_is_refused_by_archive_and_name(tmp_path, bad, message):
     archive = write_archive(tmp_path / "r.tgz", {"1.xml": report(1), "2.xml": bad})
-    with pytest.raises(UserError, match=rf"r\.tgz: ecgen-radiology/2\.xml: .*{message}"):
+    with pytest.raises(UserError, match=rf"r\.tgz: ecgen-radiology/2\.xml[:,] .*{message}"):
         read_openi(archive)
 
 
@@ -166,12 +167,112 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path, content):
 
 
 def test_missing_and_empty_sources_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"absent\.tgz does not exist"):
+    with pytest.raises(UserError, match=r"absent\.tgz: does not exist"):
         read_openi(tmp_path / "absent.tgz")
-    with pytest.raises(UserError, match=r"holds no \.xml report"):
-        read_openi(tmp_path)
-    with pytest.raises(UserError, match=r"holds no \.xml report"):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: no \.xml report there or in its folders; name the folder that has 1"):
+        read_openi(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"r\.tgz: no \.xml report in it; expected the archive NLMCXR_reports\.tgz"):
         read_openi(write_archive(tmp_path / "r.tgz", {}))
+
+
+def test_the_unpacked_archive_is_read_from_its_folder_or_the_one_above(tmp_path):
+    archive = write_archive(tmp_path / "NLMCXR_reports.tgz", {"1.xml": report(1), "10.xml": report(10)})
+    expected = read_openi(archive)
+    with pytest.raises(UserError, match=r"no \.xml report.*name the archive (\S+)$") as refusal:
+        read_openi(tmp_path)
+    assert read_openi(str(refusal.value).rpartition(" ")[2]) == expected
+    with tarfile.open(archive) as whole:
+        whole.extractall(tmp_path, filter="data")
+    assert read_openi(tmp_path / "ecgen-radiology") == expected
+    assert read_openi(tmp_path) == expected
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes = b"", **fields) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    for field, value in fields.items():
+        setattr(member, field, value)
+    archive.addfile(member, io.BytesIO(data))
+
+
+def archive_of(path: Path, *members: tuple[str, bytes, dict]) -> Path:
+    with tarfile.open(path, "w:gz", format=tarfile.GNU_FORMAT) as archive:
+        for name, data, fields in members:
+            add(archive, name, data, **fields)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("1.xml", b"", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"})], "1.xml: is a link or a device"),
+        ([("1.xml", b"", {"type": tarfile.LNKTYPE, "linkname": "2.xml"})], "1.xml: is a link or a device"),
+        ([("1.xml", b"", {"type": tarfile.FIFOTYPE})], "1.xml: is a link or a device"),
+        ([("1.xml", b" " * (5 << 20), {})], r"1.xml: has 5,242,880 bytes; expected a report of at most 4,194,304"),
+        ([("\x1b[31m.xml", b"\xff", {})], r"\\x1b\[31m.xml, line 1: not UTF-8"),
+        ([(f"{n}.xml", report(n), {}) for n in range(12)], "has more than 10 members; expected the archive NLMCXR"),
+        ([("1.png", b"\0" * (2 << 20), {})], "unpacks to more than 1,048,576 bytes; expected the archive NLMCXR"),
+        ([("n" * 1000, b"", {"type": tarfile.GNUTYPE_LONGNAME})] * 1500, "not a whole gzipped tar archive"),
+    ],
+    ids=["symbolic", "hard", "pipe", "large", "escape", "many", "bomb", "headers"],
+)
+def test_archives_made_to_harm_are_one_short_line(tmp_path, monkeypatch, members, message):
+    monkeypatch.setattr(openi, "MOST_MEMBERS", 10)
+    if "unpacks" in message:
+        monkeypatch.setattr(openi, "MOST_UNPACKED", 1 << 20)
+    with pytest.raises(UserError, match=message) as refusal:
+        read_openi(archive_of(tmp_path / "r.tgz", *members))
+    assert len(str(refusal.value)) < 400
+    assert str(refusal.value).isprintable()
+
+
+def test_the_remedy_for_links_makes_an_archive_that_is_read(tmp_path):
+    folder = tmp_path / "ecgen-radiology"
+    folder.mkdir()
+    (tmp_path / "content").write_bytes(report(1))
+    (folder / "1.xml").symlink_to(tmp_path / "content")
+    for dereference in (False, True):
+        with tarfile.open(tmp_path / "r.tgz", "w:gz", dereference=dereference) as archive:
+            archive.add(folder, "ecgen-radiology")
+        if not dereference:
+            with pytest.raises(UserError, match="tar --dereference"):
+                read_openi(tmp_path / "r.tgz")
+    assert [study.id for study in read_openi(tmp_path / "r.tgz")] == ["CXR1"]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;&b;"><!ENTITY d "&c;&c;&c;">]><a>&d;</a>',
+        "<a>" * 200_000,
+        "<a>" * 200_000 + "</a>" * 200_000,
+        "<a " + " ".join(f'b{place}=""' for place in range(50_000)) + "/>",
+    ],
+    ids=["entities", "open", "deep", "attributes"],
+)
+def test_xml_made_to_harm_is_one_short_line(tmp_path, document):
+    archive = write_archive(tmp_path / "r.tgz", {"1.xml": document.encode()})
+    with pytest.raises(UserError, match=r"1\.xml: (declares a document type|not well-formed|no <uId)") as refusal:
+        read_openi(archive)
+    assert len(str(refusal.value)) < 400
+
+
+def test_what_macos_adds_to_an_archive_is_passed_over(tmp_path):
+    members = {"1.xml": report(1), "._1.xml": b"\0\5\x16\x07\0\2\0\0Mac OS X"}
+    assert len(read_openi(write_archive(tmp_path / "r.tgz", members))) == 1
+    folder = tmp_path / "xml"
+    folder.mkdir()
+    for name, data in members.items():
+        (folder / name).write_bytes(data)
+    assert len(read_openi(folder)) == 1
+
+
+def test_a_report_with_a_mark_or_other_line_ends_is_the_same(tmp_path):
+    (expected,) = read_openi(write_archive(tmp_path / "r.tgz", {"1.xml": report(1)}))
+    content = report(1)
+    for saved in (b"\xef\xbb\xbf" + content, content.replace(b"\n", b"\r\n"), content.replace(b"\n", b"\r")):
+        assert read_openi(write_archive(tmp_path / "r.tgz", {"1.xml": saved})) == [expected]
 
 
 def pairs_numbered(numbers) -> list[ReportPair]:
@@ -218,13 +319,25 @@ def test_an_id_in_two_splits_and_an_empty_split_are_refused():
 
 def test_test_ids_are_read_with_either_line_ending(tmp_path):
     path = tmp_path / "ids.txt"
-    path.write_bytes(b"CXR10\r\nCXR1002\nCXR1007")
-    assert read_test_ids(path) == {"CXR10", "CXR1002", "CXR1007"}
+    for end in ("\n", "\r\n", "\r", "  \n", "\t\r\n", "\xa0\n", "\u200b\n", "\n\n"):
+        for mark in ("", "\ufeff", "\ufeff\ufeff", "\u200b"):
+            path.write_bytes((mark + end.join(["CXR10", "CXR1002", "CXR1007\ufeff"])).encode())
+            assert read_test_ids(path) == {"CXR10", "CXR1002", "CXR1007"}
+
+
+def test_test_ids_that_no_report_has_are_counted_and_unusable_reports_are_not_unknown():
+    quarantine = Quarantine([("CXR2", "no MeSH/major code")])
+    count_unknown_ids({"CXR1", "CXR2", "CXR999", "cxr1"}, {"CXR1": 1, "CXR2": 2, "CXR3": 3}, quarantine)
+    assert quarantine.entries[1:] == [
+        ("CXR999", "test id that no report has"),
+        ("cxr1", "test id that no report has"),
+    ]
+    assert "test id that no report has: 2" in quarantine.summary()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot read the test ids"), (b"\r\n", "holds no id"), (b"CXR1\n\xff", "byte 5 is not UTF-8")],
+    [(None, "cannot be read"), (b"\r\n", "holds no id"), (b"CXR1\n\xff", "line 2: not UTF-8 at byte 1")],
 )
 def test_bad_test_id_files_are_refused(tmp_path, content, message):
     path = tmp_path / "ids.txt"

@@ -98,9 +98,9 @@ def test_a_split_without_usable_studies_says_why(tmp_path, annotation, images):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read as JSON"),
-        ("{", "cannot be read as JSON"),
-        ("[" * 100_000, "cannot be read as JSON"),
+        (None, r"cannot be read \(No such file"),
+        ("{", "not JSON"),
+        ("[" * 100_000, r"not JSON \(nested more than 100 deep"),
         ("[1]", "expected a JSON object, found list"),
         ('{"train": [], "test": []}', "key 'val' is missing"),
         ('{"train": {}, "val": [], "test": []}', "'train' must be list, found dict"),
@@ -176,12 +176,16 @@ def test_open_i_studies_follow_a_list_of_test_ids(tmp_path, openi):
     folder = tmp_path / "png"
     touch(folder, *(f"CXR{number}_IM-0003-1001.png" for number in (1, 2, 3, 4, 6)))
     test_ids = tmp_path / "test.txt"
-    test_ids.write_text("CXR2\nCXR5\n")
+    test_ids.write_bytes(b"\xef\xbb\xbfCXR2\r\nCXR5\r\nCXR77\r\n")
     quarantine = Quarantine()
     splits = read_openi_images(openi, folder, test_ids, quarantine, validation=1)
     assert {split: len(studies) for split, studies in splits.items()} == {"train": 2, "validation": 1, "test": 1}
     assert splits["test"][0].id == "CXR2"
-    assert quarantine.entries == [("CXR5", "image file missing"), ("CXR6", "empty report")]
+    assert quarantine.entries == [
+        ("CXR5", "image file missing"),
+        ("CXR6", "empty report"),
+        ("CXR77", "test id that no report has"),
+    ]
     with pytest.raises(UserError, match="no study has its images there; 6 records quarantined"):
         read_openi_images(openi, tmp_path, test_ids, Quarantine())
 
@@ -239,6 +243,58 @@ def test_of_many_images_some_are_taken_at_equal_distances(tmp_path, have, limit,
     assert [image.name for image in study.images] == [f"{place}.jpg" for place in taken]
 
 
+def same_image_twice(tmp_path, layout, quarantine):
+    """Studies of a layout whose study `b` names one image twice, in two spellings."""
+    if layout == "annotation":
+        twice = {"id": "b", "report": "Clear.", "image_path": ["b/0.png", "b/../b/./0.png"]}
+        content = {"train": [entry("a"), twice], "val": [entry("c")], "test": [entry("d")]}
+        touch(tmp_path, *(f"{id}/{view}.png" for id in "abcd" for view in (0, 1)))
+        return read_annotation(write_json(tmp_path / "annotation.json", content), tmp_path, quarantine)
+    twice = row("b") | {"images": ["b/0.jpg", *(f"b/{place}.jpg" for place in range(5)), "./b//0.jpg"]}
+    rows = write_rows(tmp_path / layout, [row("a"), twice])
+    return read_image_rows(rows, tmp_path, quarantine, maximum_images=2)
+
+
+@pytest.mark.parametrize("layout", ["annotation", "rows.jsonl", "rows.json"])
+def test_a_study_that_names_an_image_twice_is_quarantined(tmp_path, layout):
+    quarantine = Quarantine()
+    assert [study.id for study in same_image_twice(tmp_path, layout, quarantine)["train"]] == ["a"]
+    assert quarantine.entries == [("b", "an image named twice")]
+
+
+def test_an_open_i_split_that_names_an_image_twice_is_quarantined(tmp_path, openi):
+    folder = tmp_path / "png"
+    touch(folder, *(f"CXR{number}_IM-0003-1001.png" for number in (1, 2, 3, 4, 6)))
+    twice = {"id": "CXR4_IM-0003", "image_path": ["CXR4_IM-0003/0.png"] * 2}
+    others = {name: [{"id": f"CXR{id}_IM-0003", "image_path": ["0.png"]}] for id, name in ((2, "val"), (3, "test"))}
+    train = [{"id": "CXR1_IM-0003", "image_path": ["0.png"]}, twice]
+    quarantine = Quarantine()
+    split = write_json(tmp_path / "twice.json", {"train": train, **others})
+    assert [study.id for study in read_openi_images(openi, folder, split, quarantine)["train"]] == ["CXR1_IM-0003"]
+    assert quarantine.entries == [("CXR4_IM-0003", "an image named twice")]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "annotation.json"])
+def test_the_way_in_which_rows_were_saved_changes_nothing(tmp_path, name, annotation):
+    def read():
+        if name == "annotation.json":
+            return read_annotation(tmp_path / name, tmp_path, Quarantine())
+        return read_image_rows(tmp_path / name, tmp_path, Quarantine())
+
+    touch(tmp_path, *(f"{id}/{view}.png" for id in "abcd" for view in (0, 1)))
+    write_rows(tmp_path / "rows.jsonl", [row("a", 2), row("b", split="test")])
+    write_rows(tmp_path / "rows.json", [row("a", 2), row("b", split="test")])
+    (tmp_path / "annotation.json").write_text(json.dumps(annotation, indent=1))
+    expected, content = read(), (tmp_path / name).read_bytes()
+    for saved in (b"\xef\xbb\xbf" + content, content.replace(b"\n", b"\r\n"), content.replace(b"\n", b"\r")):
+        (tmp_path / name).write_bytes(saved)
+        assert read() == expected
+    for encoding in ("utf-16", "utf-16-le"):
+        (tmp_path / name).write_bytes(content.decode().encode(encoding))
+        with pytest.raises(UserError, match="save the file as UTF-8"):
+            read()
+
+
 def test_rows_are_quarantined_like_other_studies(tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", [row("a"), row("b", report=""), row("c", 0), row("d", 2)])
     os.remove(tmp_path / "d" / "1.jpg")
@@ -256,7 +312,7 @@ def test_rows_are_quarantined_like_other_studies(tmp_path):
         (row("b", labels="DR"), "id b: 'labels' must be list, found str"),
         (row("b", labels=["DR", 3]), "id b: 'label' must be str, found int"),
         (row("b", split="test") | {"images": []}, "no usable study in the test split, 1 record quarantined"),
-        (row("a"), "id .?a.? (stands already on line 1|occurs 2 times)"),
+        (row("a"), "id .?a.? (duplicates line 1|occurs 2 times)"),
         ({"id": "b", "images": [], "report": ""}, "key 'split' is missing"),
     ],
 )

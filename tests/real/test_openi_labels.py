@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.data.openi import read_openi, read_test_ids
+from common.data.records import Quarantine
 from common.errors import run_cli
 from deer_jax.cli import dispatch
 from deer_jax.labeler_data import openi_corpus
@@ -20,7 +21,7 @@ def files(real_data: Path) -> tuple[Path, Path, Path]:
 
 def test_every_gold_row_is_a_report_of_the_archive_and_of_one_part(files):
     archive, gold, test_ids = files
-    corpus = openi_corpus(archive, gold, test_ids, validation=300, seed=0)
+    corpus = openi_corpus(archive, gold, test_ids, validation=300, seed=0, quarantine=Quarantine())
     parts = [corpus.train, corpus.validation, corpus.tests["test"]]
     assert [len(part) for part in parts] == [2780, 300, 771]
     reports = {report.id: report for part in parts for report in part}

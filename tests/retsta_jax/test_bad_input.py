@@ -107,7 +107,7 @@ GOOD = {"id": "a", "source": "few drusen", "target": "drusen"}
     ("train", "words"),
     [
         (b"", ["train.jsonl: no rows", "'source'"]),
-        (rows(GOOD, GOOD), ["train.jsonl, line 2", "id 'a' stands already on line 1"]),
+        (rows(GOOD, GOOD), ["train.jsonl, line 2", "id 'a' duplicates line 1"]),
         (rows({**GOOD, "id": "shared"}), ["id shared is in the train split and in the validation split"]),
         (rows(GOOD) + b'{"id": "b", "source": "\xff"}\n', ["train.jsonl, line 2", "not UTF-8 at byte 24"]),
         (rows(GOOD) + b'{"id": "b"\n', ["train.jsonl, line 2", "not JSON"]),
@@ -217,7 +217,7 @@ def test_a_run_directory_that_cannot_be_used_is_left_alone(material, tmp_path, r
     assert "file is no directory" in refused(material.train(file))
     assert "file is no directory" in refused(material.train(file / "below" / "run"))
     assert "foreign: is not empty and holds no config.json" in refused(material.train(foreign))
-    assert "cannot be read as JSON" in refused(material.train(damaged_run))
+    assert "config.json: not JSON" in refused(material.train(damaged_run))
     claim_run_directory(tmp_path / "demo", PRESETS["demo"])
     error = refused(material.train(tmp_path / "demo"))
     assert "holds a run of another config" in error
@@ -253,7 +253,7 @@ def test_every_command_has_help(command, capsys):
         ("reports.txt", b"\n\n", ["reports.txt: holds no report"]),
         ("reports.txt", b"OD: drusen\n\xe2\x80\x8b\n", ["reports.txt, line 2: report 2 has no text"]),
         ("reports.jsonl", rows({"id": "a", "report": " "}), ["reports.jsonl, line 1: report 'a' has no text"]),
-        ("reports.txt", rows({"id": 1, "report": "x"}) * 2, ["reports.txt, line 2: id 1 stands already on line 1"]),
+        ("reports.txt", rows({"id": 1, "report": "x"}) * 2, ["reports.txt, line 2: id 1 duplicates line 1"]),
         ("reports.txt", None, ["reports.txt: cannot be read"]),
         ("reports.txt", b"OD: drusen\n", ["no-run: no config.json there"]),
     ],

@@ -70,7 +70,7 @@ def link_model(weights: Path, bert: Path | None, folder: Path) -> None:
     for file in weights.iterdir():
         if file.name != "config.json":
             (folder / file.name).symlink_to(file)
-    config = json.loads((weights / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((weights / "config.json").read_bytes())
     if bert is not None:
         config["dataset_reader"]["token_indexers"]["bert"]["model_name"] = str(bert.absolute())
         config["model"]["embedder"]["token_embedders"]["bert"]["model_name"] = str(bert.absolute())
