@@ -22,6 +22,7 @@ from common.errors import UserError
 from common.files import written_aside
 from common.io.terminal import printable
 from common.io.text import read_json
+from common.options import Needs, check_options
 
 Config = TypeVar("Config")
 
@@ -37,14 +38,25 @@ RUN_NAMES = frozenset(
 )
 
 
-def parse(config_class: type[Config], default: Config, arguments: Sequence[str], program: str) -> Config:
-    """The config that `arguments` make of `default`; `--help` prints and exits. Raises UserError in one line."""
+def parse(
+    config_class: type[Config],
+    default: Config,
+    arguments: Sequence[str],
+    program: str,
+    needs: Sequence[Needs] = (),
+    presets: Mapping[str, Config] | None = None,
+) -> Config:
+    """The config that `arguments` make of `default`; `--help` prints and exits.
+
+    Raises UserError in one line, also for an option that by `needs` has no effect; one of the `presets` may be the
+    remedy.
+    """
     import tyro
 
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
+            config = tyro.cli(
                 config_class, default=default, args=list(arguments), prog=program, config=(tyro.conf.FlagConversionOff,)
             )
     except SystemExit as stop:
@@ -55,6 +67,8 @@ def parse(config_class: type[Config], default: Config, arguments: Sequence[str],
         text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
         text = re.sub(r"^(.+?) (?=\1\b)", "", text)  # a title that the text repeats
         raise UserError(f"{program}: {text}; see {program} --help") from None
+    check_options(config, arguments, needs, program, presets)
+    return config
 
 
 def choose_preset(presets: Mapping[str, Config], name: str) -> Config:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from common.jsonl import claim_output, read_rows, row_writer, rows_done
 from common.lora import scaled
 from common.models.qwen2 import Qwen2Config, check_vocabulary
 from common.models.qwen2_weights import config_from_directory, load_qwen2
+from common.options import Needs, check_options
 from common.peft import load_peft
 from common.sampling import Sampling
 from common.types import PyTree
@@ -38,6 +40,12 @@ rows {"id", "token_ids", "log_probs", "total"}. Of generation_config.json only w
 chosen by the options below alone, without a repetition penalty. A row's result does not depend on the rows beside it.
 Where --output holds rows already, they are kept and the rest is done; OUTPUT.config.json says with what they were
 begun, and they are not continued with anything else."""
+
+
+NEEDS = (
+    *(Needs(name, "score", operator.not_, "no --score") for name in ("top_k", "top_p", "beams")),
+    *(Needs(name, "temperature", bool, "--temperature 1") for name in ("top_k", "top_p")),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +141,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name, (holds, expected) in checks.items():
         if not holds:
             raise UserError(f"{name}: expected {expected}")
+    check_options(arguments, argv, NEEDS, "python -m common.decode")
     output, prompts = arguments.output, arguments.prompts
     if output and output.exists() and prompts.exists() and output.samefile(prompts):
         raise UserError(f"--output: {output} is the file of the prompts; choose another file")

@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from common.errors import UserError
 from common.models.layers import BATCH_AXES, constrain
+from common.options import Needs
 from common.step import TrainStep
 from common.types import PyTree
 
@@ -35,6 +36,9 @@ class MeshConfig:
     data: int = -1  # mesh axis: rows split, parameters repeated
     fsdp: int = 1  # mesh axis: rows split, and parameters split too and gathered layer by layer
     tensor: int = 1  # mesh axis: heads, hidden units and vocabulary split
+
+
+MESH_NEEDS = Needs("mesh", "parallel", ("auto", "mesh"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,16 @@ from common.metrics.text import warn_of_absent
 from common.parallel import make_layout
 from common.report.table import as_markdown
 from common.weights import write_json
-from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, SFT_PRESETS, RlConfig, SftConfig
+from deer_jax.config import (
+    ABLATION_NEEDS,
+    HELP,
+    LABELER_HELP,
+    RL_PRESETS,
+    SAMPLE_PRESETS,
+    SFT_PRESETS,
+    RlConfig,
+    SftConfig,
+)
 from deer_jax.ddsampling import Strategy
 from deer_jax.held_out import Reports, baselines, held_out_reports, sampling, score_model, score_systems
 from deer_jax.proportion import draw_proportions
@@ -86,13 +95,15 @@ def main(arguments: list[str]) -> None:
         print(
             f"{PROGRAM} {'|'.join(TABLES)} --directory DIR [--preset {'|'.join(RL_PRESETS)}] [--seeds 0 1 2]\n"
             "    [--rows 'GRPO' ...: only these] [--sft-steps N: supervised updates, 0: all epochs of the preset]\n"
-            "    [any field of the config of deer rl]\n\nWhat is finished in the directory is not done again.\n"
+            "    [any field of the config of deer rl]\n\nWhat is finished in the directory is not done again.\n\n"
+            f"{HELP}{LABELER_HELP}"
         )
         if arguments[0] not in TABLES:
             return
     if not arguments or arguments[0] not in TABLES:
         raise UserError(f"{PROGRAM}: expected the table first, one of {', '.join(TABLES)}")
-    config = parse(RlConfig, choose_preset(RL_PRESETS, chosen.preset), rest, f"{PROGRAM} --preset {chosen.preset}")
+    program = f"{PROGRAM} --preset {chosen.preset}"
+    config = parse(RlConfig, choose_preset(RL_PRESETS, chosen.preset), rest, program, ABLATION_NEEDS, RL_PRESETS)
     if chosen.directory is None:
         raise UserError(f"{PROGRAM}: --directory DIR is missing; name a directory for the runs")
     for seed in chosen.seeds:

@@ -19,6 +19,7 @@ from common.errors import Parser, UserError
 from common.jsonl import check_output
 from common.metrics.bootstrap import mean_measure, summarize
 from common.metrics.clinical import BLANK, POSITIVE
+from common.options import Needs, check_options
 from common.report.template import render_template
 from common.weights import writing
 from deer_jax.ddsampling import reward_statistics
@@ -33,6 +34,15 @@ PROGRAM = "deer analyse"
 # Up to [.!?] before white space, or a newline; marks and spaces at either end of a text belong to the sentence there.
 SENTENCE = re.compile(r"[\s.!?]*[^\s.!?].*?(?:[.!?]+(?=\s|\Z)|\n+|\Z)(?:[\s.!?]+\Z)?|[\s.!?]+", re.DOTALL)
 MASK = "[MASK]"
+NEEDS = tuple(
+    Needs(option, "what", reads, shown=PROGRAM)
+    for reads, options in (
+        (("masking",), ("share", "seed")),
+        (("rewards",), ("selected", "gamma")),
+        (("page",), ("method", "limit")),
+    )
+    for option in options
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -51,6 +61,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="file to write; default: standard output, token_weights.html")
     chosen = parser.parse_args(arguments)
+    check_options(chosen, arguments, NEEDS, PROGRAM)
     if not 0 < chosen.share <= 1 or chosen.limit < 1:
         raise UserError(f"{PROGRAM}: --share is above 0 up to 1, --limit at least 1")
     if not np.isfinite(chosen.gamma):

@@ -6,15 +6,18 @@ epochs, temperature, clip range, KL or lengths; docs/deer.md says what is chosen
 """
 
 import dataclasses
+import operator
 from pathlib import Path
 from typing import Literal
 
-from common.data.source import StudySource
+from common.data.source import HELP as DATA_HELP
+from common.data.source import STUDY_NEEDS, StudySource
 from common.lora import LoraConfig
 from common.models.attention import Implementation
 from common.models.qwen2 import Remat
 from common.optim import OptimConfig
-from common.parallel import MeshConfig, Mode
+from common.options import Needs
+from common.parallel import MESH_NEEDS, MeshConfig, Mode
 from deer_jax.ditpo import Objective
 
 EMBEDDED_BASE = Path(__file__).parent / "assets" / "base"
@@ -193,3 +196,49 @@ SAMPLE_PRESETS: dict[str, SampleConfig] = {
         for name in ("mimic-cxr", "chexpert-plus")
     },
 }
+
+NEEDS = (
+    *STUDY_NEEDS,
+    Needs("lora", "model.tuning", ("lora",)),
+    Needs("model.frozen_dtype", "model.tuning", ("vision", "lora")),
+    MESH_NEEDS,
+)  # of both stages
+
+RL_NEEDS = (
+    *NEEDS,
+    Needs("reward.labeler_tokenizer", "reward.labeler", bool, "--reward.labeler PATH"),
+    *(
+        Needs(f"reward.{name}", "reward.function", operator.not_, "no --reward.function")
+        for name in ("gammas", "phase_ends")
+    ),
+    Needs(
+        "reward.strength", "reward.weights", lambda weights: weights != "uniform", "--reward.weights tfidf or gradient"
+    ),
+    Needs("reward.uncertain", "reward.weights", ("gradient",)),
+)
+
+ABLATION_NEEDS = (
+    Needs("seed", give="give --seeds"),
+    Needs("data.ids", give="its rows choose their studies; leave it out"),
+    *(
+        Needs(f"reward.{name}", give="its rows have their own; choose them with --rows")
+        for name in ("weights", "gammas")
+    ),
+    *RL_NEEDS,
+)
+
+SAMPLE_NEEDS = (
+    *STUDY_NEEDS,
+    Needs("data.ids", "split", ("train",)),
+    *(Needs(f"model.{name}", give="it computes no gradient; leave it out") for name in ("remat", "loss_chunk")),
+    Needs("model.frozen_dtype", "model.tuning", ("vision", "lora")),
+    Needs("rollout.top_p", "rollout.temperature", lambda temperature: temperature != 0, "--rollout.temperature 1"),
+    Needs("labeler_tokenizer", "labeler", bool, "--labeler PATH"),
+    MESH_NEEDS,
+)
+
+HELP = f"""{DATA_HELP}Presets: demo draws phantoms; mimic-cxr and chexpert-plus read the layout prepared.
+These two also need --model.base DIR: Qwen2.5-VL, or the model/ of an earlier stage.
+"""
+LABELER_HELP = """Rewards by labels need --reward.labeler PATH: chexbert.pth, or what deer train-labeler wrote.
+"""

@@ -1,12 +1,14 @@
 """Configuration of labeler training, and the presets: phantoms, Open-i's gold labels, CheXbert's own recipe."""
 
 import dataclasses
+import operator
 from typing import Literal
 
 from common.errors import UserError
 from common.models.bert import BertConfig
 from common.optim import OptimConfig
-from common.parallel import MeshConfig, Mode
+from common.options import Needs
+from common.parallel import MESH_NEEDS, MeshConfig, Mode
 
 POSITIVE = ("epochs", "checkpoint_every", "evaluate_every", "batch_size", "validation_size", "train_size", "test_size")
 
@@ -79,6 +81,18 @@ PRESETS = {
         batch_size=18,
     ),
 }  # fmt: skip
+
+
+GENERATED = ("phantom", "openi")  # values of `data` that are no file
+
+NEEDS = (
+    *(Needs(name, "data", lambda data: data not in GENERATED, "--data FILE.jsonl") for name in ("validation", "test")),
+    *(Needs(name, "data", ("openi",)) for name in ("archive", "gold", "test_ids")),
+    *(Needs(name, "data", ("phantom",)) for name in ("train_size", "test_size", "damaged")),
+    Needs("validation_size", "data", GENERATED),
+    Needs("encoder", "init", operator.not_, "no --init"),
+    MESH_NEEDS,
+)
 
 
 def check_config(config: LabelerRunConfig) -> None:

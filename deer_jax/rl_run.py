@@ -21,7 +21,15 @@ from common.parallel import Layout, compile_rows, fetch_rows, make_layout, place
 from common.step import init_state
 from common.train_loop import train
 from common.types import PyTree, TrainState
-from deer_jax.config import RL_PRESETS, RewardConfig, RlConfig, RolloutConfig
+from deer_jax.config import (
+    HELP,
+    LABELER_HELP,
+    RL_NEEDS,
+    RL_PRESETS,
+    RewardConfig,
+    RlConfig,
+    RolloutConfig,
+)
 from deer_jax.ditpo import PolicyParams
 from deer_jax.judge import make_judge, score_function
 from deer_jax.labeler import Labeler, load_labeler, spread
@@ -49,7 +57,7 @@ PAPERS = -1  # the strength that stands for the paper's
 
 def main(arguments: list[str]) -> None:
     """The command line."""
-    config, run_dir = run_options("deer rl", RL_PRESETS, arguments)
+    config, run_dir = run_options("deer rl", RL_PRESETS, arguments, RL_NEEDS, HELP + LABELER_HELP)
     train_run(config, run_dir)
     print(f"trained: {run_dir}; next: deer sample --model.base {run_dir / 'model'}", flush=True)
 

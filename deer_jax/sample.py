@@ -17,7 +17,7 @@ from common.errors import Parser, UserError
 from common.fingerprints import fingerprint_directory
 from common.metrics.clinical import POSITIVE
 from common.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
-from deer_jax.config import SAMPLE_PRESETS, SampleConfig
+from deer_jax.config import HELP, SAMPLE_NEEDS, SAMPLE_PRESETS, SampleConfig
 from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept
 from deer_jax.ditpo import PolicyParams
 from deer_jax.labeler import Labeler, classes_of_groups, load_labeler, spread
@@ -39,10 +39,11 @@ def main(arguments: list[str]) -> None:
         print(
             f"{PROGRAM} --output FILE.jsonl [--preset {'|'.join(SAMPLE_PRESETS)}] [any field of the config]\n\n"
             'Rows {"id", "reference", "rollouts": [text, ...]}, with a labeler also "labels" for deer select; of one '
-            'report a study {"id", "reference", "prediction"}, for deer evaluate. What is written already is kept.\n'
+            'report a study {"id", "reference", "prediction"}, for deer evaluate. What is written already is kept.\n\n'
+            f"{HELP}"
         )
     default = choose_preset(SAMPLE_PRESETS, chosen.preset)
-    config = parse(SampleConfig, default, rest, f"{PROGRAM} --preset {chosen.preset}")
+    config = parse(SampleConfig, default, rest, f"{PROGRAM} --preset {chosen.preset}", SAMPLE_NEEDS, SAMPLE_PRESETS)
     if chosen.output is None:
         raise UserError(f"{PROGRAM}: --output FILE.jsonl is missing; name a file for the reports")
     sample_run(config, chosen.output)

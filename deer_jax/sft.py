@@ -20,7 +20,7 @@ from common.parallel import Layout, compile_evaluation, compile_step, make_layou
 from common.step import LossFn, init_state, make_train_step
 from common.train_loop import train
 from common.types import LossSum, PyTree, TrainState
-from deer_jax.config import SFT_PRESETS, SftConfig
+from deer_jax.config import HELP, NEEDS, SFT_PRESETS, SftConfig
 from deer_jax.stage import (
     Base,
     accumulation,
@@ -39,7 +39,7 @@ from deer_jax.vision_policy import sft_loss
 
 def main(arguments: list[str]) -> None:
     """The command line."""
-    config, run_dir = run_options("deer sft", SFT_PRESETS, arguments)
+    config, run_dir = run_options("deer sft", SFT_PRESETS, arguments, NEEDS, HELP)
     train_run(config, run_dir)
     print(f"trained: {run_dir}; next: deer sample, or deer rl --model.base {run_dir / 'model'}", flush=True)
 

@@ -1,7 +1,7 @@
 """What both training stages of DEER do before and after: the base model, its trees, data, and the export."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,6 +30,7 @@ from common.models.qwen2_vl_weights import (
     param_shapes,
     save_qwen2_vl,
 )
+from common.options import Needs
 from common.parallel import Layout, check_rows, place, shardings
 from common.peft import save_peft
 from common.sampling import Sampling
@@ -57,16 +58,18 @@ class Base(NamedTuple):
         return self.encoder.tokenizer
 
 
-def run_options(program: str, presets: Mapping[str, Config], arguments: list[str]) -> tuple[Config, Path]:
-    """The config and run directory of a command line. Raises UserError."""
+def run_options(
+    program: str, presets: Mapping[str, Config], arguments: list[str], needs: Sequence[Needs], files: str
+) -> tuple[Config, Path]:
+    """The config and run directory of a command line; `files` is what its help says of them. Raises UserError."""
     first = Parser(program, add_help=False)
     first.add_argument("--preset", default="demo")
     first.add_argument("--run-dir", type=Path)
     chosen, rest = first.parse_known_args(arguments)
     if {"-h", "--help"} & set(rest):
-        print(f"{program} --run-dir DIR [--preset {'|'.join(presets)}] [any field of the config]\n")
+        print(f"{program} --run-dir DIR [--preset {'|'.join(presets)}] [any field of the config]\n\n{files}")
     default = choose_preset(presets, chosen.preset)
-    config = parse(type(default), default, rest, f"{program} --preset {chosen.preset}")
+    config = parse(type(default), default, rest, f"{program} --preset {chosen.preset}", needs, presets)
     if chosen.run_dir is None:
         raise UserError(f"{program}: --run-dir DIR is missing; name a directory for the run")
     return config, chosen.run_dir

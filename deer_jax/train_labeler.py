@@ -38,7 +38,7 @@ from common.train_loop import train
 from common.types import LossSum, PyTree, TrainState
 from common.weights import write_json, written_whole
 from deer_jax.labeler import IN_RUN, Labeler, encode, load_labeler, load_tokenizer, save_vocabulary, train_tokenizer
-from deer_jax.labeler_config import PRESETS, LabelerRunConfig, check_config
+from deer_jax.labeler_config import NEEDS, PRESETS, LabelerRunConfig, check_config
 from deer_jax.labeler_data import LabeledCorpus, LabeledReport, openi_corpus, phantom_corpus, rows_corpus
 from deer_jax.labeler_loss import LabelBatch, label_batch, labeler_loss
 from deer_jax.labeler_scores import as_markdown, score_labeler
@@ -51,6 +51,11 @@ USAGE = """deer train-labeler --data phantom|openi|FILE.jsonl --output DIR [--pr
 Rows of FILE.jsonl are {{"id", "report", "labels"}}, labels being 14 class ids in CheXbert's order. DIR becomes a run
 directory, which deer label takes as its --labeler; the same command continues a run that was stopped. --export DIR
 writes the labeler a second time, by itself. Presets: {presets}; default: phantom, openi, or chexbert for a file.
+
+Data by --data; every file that is named here must be given:
+  phantom     generated; no file
+  openi       --archive NLMCXR_reports.tgz --gold openi_gld_std14.csv --test-ids openi-testset.txt
+  FILE.jsonl  the file alone; --validation FILE.jsonl and --test FILE.jsonl where there are such (a tenth is held out)
 """
 
 
@@ -68,7 +73,7 @@ def main(arguments: list[str]) -> None:
     name = chosen.preset or (data if data in PRESETS else "chexbert")
     preset = choose_preset(PRESETS, name)
     default = dataclasses.replace(preset, data=data or preset.data)
-    config = parse(LabelerRunConfig, default, rest, f"deer train-labeler --preset {name}")
+    config = parse(LabelerRunConfig, default, rest, f"deer train-labeler --preset {name}", NEEDS)
     if chosen.output is None:
         raise UserError("deer train-labeler: --output DIR is missing; name a directory for the run")
     corpus = train_run(config, chosen.output)

@@ -12,6 +12,7 @@ import numpy as np
 from common.data.tokenizers import load_tokenizer
 from common.errors import Parser, UserError
 from common.jsonl import SURROGATE, read_rows
+from common.options import Needs, check_options
 from deer_jax import labeler as wordpiece
 from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept, tokenizer_fingerprint
 from deer_jax.judge import score_function
@@ -32,6 +33,14 @@ TOGETHER = 16  # rows whose rollouts go through the labeler at once
 DESCRIPTION = """Token weights w = 1 + strength * score of rollouts (DEER Eq. 8 and 12). Rows {"id", "reference",
 "rollouts": [text, ...]} become, in order, rows {"id", "rollouts": [{"text", "tokens", "token_ids", "spans", "scores",
 "weights"}, ...]}: lists with an entry for each token, spans being [start, end) in characters of "text"."""
+
+
+NEEDS = (
+    Needs("labeler", "method", lambda method: method == "gradient" or ":" in method, "--method gradient"),
+    Needs("labeler_tokenizer", "labeler", bool, "--labeler PATH"),
+    Needs("uncertain", "method", ("gradient",)),
+    Needs("strength", "method", lambda method: method != "uniform", "--method tfidf or gradient"),
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -55,6 +64,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--uncertain", action="store_true", help="gradient: add the logits of the uncertain class")
     parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="file to write or resume; default: stdout")
     chosen = parser.parse_args(arguments)
+    check_options(chosen, arguments, NEEDS, "deer weights")
     rows = read_rollout_rows(chosen.file)
     strength = STRENGTH.get(chosen.method, 1.0) if chosen.strength is None else chosen.strength
     if not np.isfinite(strength):

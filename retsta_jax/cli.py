@@ -4,7 +4,7 @@ from pathlib import Path
 
 from common.config import choose_preset, parse, remove_run
 from common.errors import Parser, UserError, run_cli
-from retsta_jax.config import PRESETS, RetstaConfig
+from retsta_jax.config import HELP, NEEDS, PRESETS, RetstaConfig
 
 USAGE = """usage: retsta COMMAND ...
 
@@ -39,8 +39,9 @@ def train(arguments: list[str]) -> None:
     first.add_argument("--run-dir", type=Path)
     chosen, rest = first.parse_known_args(arguments)
     if {"-h", "--help"} & set(rest):
-        print(f"retsta train --run-dir DIR [--preset {'|'.join(PRESETS)}] [any field of the config]\n")
-    config = parse(RetstaConfig, choose_preset(PRESETS, chosen.preset), rest, f"retsta train --preset {chosen.preset}")
+        print(f"retsta train --run-dir DIR [--preset {'|'.join(PRESETS)}] [any field of the config]\n\n{HELP}")
+    program = f"retsta train --preset {chosen.preset}"
+    config = parse(RetstaConfig, choose_preset(PRESETS, chosen.preset), rest, program, NEEDS, PRESETS)
     if chosen.run_dir is None:
         raise UserError("retsta train: --run-dir DIR is missing; name a directory for the run")
     train_in(config, chosen.run_dir)

@@ -13,7 +13,8 @@ from common.lora import LoraConfig
 from common.models.attention import Implementation
 from common.models.qwen2 import Remat
 from common.optim import OptimConfig
-from common.parallel import MeshConfig, Mode
+from common.options import Needs
+from common.parallel import MESH_NEEDS, MeshConfig, Mode
 
 EMBEDDED_BASE = Path(__file__).parent / "assets" / "base"
 
@@ -116,3 +117,26 @@ PRESETS: dict[str, RetstaConfig] = {
     "retsta-7b-zero": RETSTA_7B_ZERO,
     "retsta-7b": dataclasses.replace(RETSTA_7B_ZERO, epochs=3),
 }
+
+FILES: dict[str, tuple[str, ...]] = {
+    "fundus": (),
+    "openi": ("archive", "test_ids"),
+    "jsonl": ("train", "validation", "test"),
+}  # that each corpus reads, and cannot do without
+
+NEEDS = (
+    *(Needs(f"data.{file}", "data.corpus", (corpus,)) for corpus, files in FILES.items() for file in files),
+    *(Needs(f"data.{name}", "data.corpus", ("fundus",)) for name in ("language", "train_size", "test_size")),
+    Needs("data.validation_size", "data.corpus", ("fundus", "openi")),
+    Needs("lora", "model.tuning", ("lora",)),
+    Needs("model.param_dtype", "model.tuning", ("lora",)),
+    MESH_NEEDS,
+)
+
+HELP = """Data by --data.corpus; every file that is named here must be given:
+  fundus  generated; no file                                                              (preset demo)
+  openi   --data.archive NLMCXR_reports.tgz --data.test-ids openi-testset.txt             (preset openi)
+  jsonl   --data.train FILE --data.validation FILE --data.test FILE                       (retsta-7b-zero, retsta-7b)
+          rows {"id", "source", "target"}, and "language" (en or zh) where it is not to be told by the characters
+The presets retsta-7b-zero and retsta-7b also need --model.base DIR, such as that of Qwen2.5-7B-Instruct.
+"""

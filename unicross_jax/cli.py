@@ -6,7 +6,7 @@ from typing import Any
 
 from common.config import choose_preset, parse, remove_run
 from common.errors import Parser, UserError, run_cli
-from unicross_jax.config import PRESETS, RunConfig
+from unicross_jax.config import ABLATION_NEEDS, HELP, NEEDS, PRESETS, RunConfig
 
 USAGE = """usage: unicross COMMAND ...
 
@@ -42,8 +42,9 @@ def train(arguments: list[str]) -> None:
     first.add_argument("--run-dir", type=Path)
     chosen, rest = first.parse_known_args(arguments)
     if {"-h", "--help"} & set(rest):
-        print(f"unicross train --run-dir DIR [--preset {'|'.join(PRESETS)}] [any field of the config]\n")
-    config = parse(RunConfig, choose_preset(PRESETS, chosen.preset), rest, f"unicross train --preset {chosen.preset}")
+        print(f"unicross train --run-dir DIR [--preset {'|'.join(PRESETS)}] [any field of the config]\n\n{HELP}")
+    program = f"unicross train --preset {chosen.preset}"
+    config = parse(RunConfig, choose_preset(PRESETS, chosen.preset), rest, program, NEEDS, PRESETS)
     if chosen.run_dir is None:
         raise UserError("unicross train: --run-dir DIR is missing; name a directory for the run")
     train_in(config, chosen.run_dir)
@@ -128,10 +129,9 @@ def ablation(arguments: list[str]) -> None:
     chosen, rest = first.parse_known_args(arguments)
     if {"-h", "--help"} & set(rest):
         names = " ".join(f"'{name}'" for name in VARIANTS)
-        print(f"unicross ablation --directory DIR [--preset NAME] [--seeds 0 1 2] [--variants {names}]\n")
-    config = parse(
-        RunConfig, choose_preset(PRESETS, chosen.preset), rest, f"unicross ablation --preset {chosen.preset}"
-    )
+        print(f"unicross ablation --directory DIR [--preset NAME] [--seeds 0 1 2] [--variants {names}]\n\n{HELP}")
+    program = f"unicross ablation --preset {chosen.preset}"
+    config = parse(RunConfig, choose_preset(PRESETS, chosen.preset), rest, program, ABLATION_NEEDS, PRESETS)
     if chosen.directory is None:
         raise UserError("unicross ablation: --directory DIR is missing; name a directory for the runs")
     print(as_markdown(run_ablation(config, chosen.directory, chosen.variants, chosen.seeds), SHOWN), flush=True)

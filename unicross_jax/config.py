@@ -9,9 +9,11 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from common.data.source import StudySource
+from common.data.source import HELP as DATA_HELP
+from common.data.source import STUDY_NEEDS, StudySource
 from common.optim import OptimConfig
-from common.parallel import MeshConfig, Mode
+from common.options import Needs
+from common.parallel import MESH_NEEDS, MeshConfig, Mode
 from unicross_jax.model import Conditioning
 
 ASSETS = Path(__file__).parent / "assets"
@@ -124,3 +126,24 @@ PRESETS: dict[str, RunConfig] = {
         max_length=78,
     ),
 }
+
+NEEDS = (
+    *STUDY_NEEDS,
+    *(Needs(f"vocabulary.{name}", "vocabulary.kind", ("words",)) for name in ("minimum_count", "merged_with")),
+    *(
+        Needs(f"vocabulary.merged_{name}", "vocabulary.merged_with", bool, "--vocabulary.merged-with annotation.json")
+        for name in ("minimum_count", "cleaning")
+    ),
+    Needs("model.clip_vocabulary", "model.clip", lambda clip: clip != "embedded", "--model.clip RN101.pt"),
+    Needs("model.prompt", "model.conditioning", ("causal",)),
+    Needs("model.adapter_dropout", "model.adapters", ("both", "within", "across")),
+    Needs("length_penalty", "beams", lambda beams: beams > 1, "--beams 2 or more"),
+    MESH_NEEDS,
+)
+
+# An ablation gives these to each of its runs.
+ABLATION_NEEDS = (Needs("seed", give="give --seeds"), *NEEDS)
+
+HELP = f"""{DATA_HELP}Presets: demo draws phantoms; iu-xray reads the layout annotation, mimic-cxr the layout prepared.
+These two also need --model.clip RN101.pt --model.clip-vocabulary bpe_simple_vocab_16e6.txt.gz.
+"""

@@ -31,10 +31,12 @@ from common.metrics.baselines import constant_report
 from common.metrics.studies import Scores, compare_reports, score_reports
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.models.clip import ModifiedResNet, normalise
+from common.options import check_options, flag
 from common.report.environment import environment
 from common.report.page import Example as Shown
 from common.report.page import Page, write_report
 from common.weights import write_json
+from unicross_jax.config import NEEDS
 from unicross_jax.data import Example, read_parts, still_view
 from unicross_jax.report import Trained, Written, attention_of, load_trained, write_reports
 from unicross_jax.train import encode
@@ -54,6 +56,7 @@ def evaluate_run(
     """
     trained = load_trained(run_dir)
     trained = trained._replace(config=dataclasses.replace(trained.config, **decoding))
+    check_options(trained.config, [flag(name) for name in decoding], NEEDS, "unicross evaluate")
     quarantine = Quarantine()
     parts = read_parts(trained.config.data, quarantine)
     if split not in parts:

@@ -65,6 +65,8 @@ def report_images(
                 raise UserError(f"{image!a}: its name is not UTF-8; rename the file")
     check_outputs(output, page, [Path(image) for group in groups for image in group])
     trained = load_trained(EMBEDDED_RUN if checkpoint is None else checkpoint)
+    if indication and trained.config.model.conditioning == "published":
+        raise UserError("--indication: not read by a model of --model.conditioning published; leave it out")
     if checkpoint is None:
         print(PHANTOMS_ONLY, file=sys.stderr, flush=True)
     resize = trained.config.data.resize

@@ -19,7 +19,7 @@ from common.data.images import GreyImage, read_image
 from common.data.phantom import make_phantoms
 from common.data.phantom_labels import positive_labels
 from common.data.records import Quarantine
-from common.data.source import StudySource
+from common.data.source import REQUIRED, StudySource
 from common.data.studies import ImageStudy, Splits, read_annotation, read_image_rows, read_openi_images
 from common.errors import UserError
 
@@ -52,7 +52,7 @@ def load_parts(config: StudySource, side: int, shrink: Shrink, quarantine: Quara
             if getattr(config, name) < 0:
                 raise UserError(f"data.{name}: {getattr(config, name)} makes no sense; expected at least 0")
         return {name: phantom_part(config, side, name) for name in PHANTOM_PLACES if getattr(config, f"{name}_size")}
-    for field in ("source",) if config.layout == "prepared" else ("source", "images"):
+    for field in REQUIRED[config.layout]:
         if not getattr(config, field):
             raise UserError(f"data.{field}: not given; the {config.layout} layout needs --data.{field} PATH")
     if config.layout == "prepared":
@@ -91,8 +91,6 @@ def read_splits(config: StudySource, quarantine: Quarantine) -> Splits:
         return read_annotation(config.source, config.images, quarantine)
     if config.layout == "rows":
         return read_image_rows(config.source, config.images, quarantine, maximum_images=config.views)
-    if not config.split:
-        raise UserError("data.split: not given; the openi layout needs --data.split FILE")
     return read_openi_images(config.source, config.images, config.split, quarantine)
 
 

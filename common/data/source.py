@@ -1,7 +1,10 @@
 """Which studies a config names; `common.data.parts` reads them."""
 
 import dataclasses
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+from common.options import Needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,3 +21,51 @@ class StudySource:
     phantom_seed: int = 0  # which phantom studies: other seeds draw others
     views: int = 2  # images of a study that are used, at most
     cleaning: Literal["lossless", "r2gen-iu", "r2gen-mimic"] = "lossless"  # of reports
+
+
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "phantom": (),
+    "annotation": ("source", "images"),
+    "openi": ("source", "images", "split"),
+    "rows": ("source", "images"),
+    "prepared": ("source",),
+}  # the paths that each layout reads, and cannot do without
+
+HELP = """Data by --data.layout; every path that is named here must be given:
+  phantom     drawn; no file
+  annotation  --data.source annotation.json --data.images FOLDER              R2Gen's split
+  openi       --data.source NLMCXR_reports.tgz --data.images FOLDER --data.split FILE
+  rows        --data.source rows.jsonl --data.images FOLDER                   rows {"id", "images", "report", "split"}
+  prepared    --data.source FOLDER                                            made by python -m common.data.builders
+"""
+
+
+def likely_layouts(config: Any) -> tuple[str, ...]:
+    """The layouts that `config.data` is probably of, by what was given."""
+    source, images, split = (getattr(config.data, name) for name in ("source", "images", "split"))
+    if split:
+        return ("openi",)
+    if Path(source).suffix == ".jsonl":
+        return ("rows",)
+    if Path(source).suffix == ".json":
+        return ("annotation", "rows")
+    if source.endswith((".tgz", ".tar.gz")):
+        return ("openi",)
+    return ("prepared",) if source and not images else tuple(REQUIRED)
+
+
+STUDY_NEEDS = (
+    *(
+        Needs(
+            f"data.{path}",
+            "data.layout",
+            tuple(layout for layout, paths in REQUIRED.items() if path in paths),
+            likely=likely_layouts,
+        )
+        for path in ("source", "images", "split")
+    ),
+    *(
+        Needs(f"data.{name}", "data.layout", ("phantom",))
+        for name in ("train_size", "validation_size", "test_size", "phantom_seed")
+    ),
+)  # of a config whose `data` is a StudySource

@@ -15,6 +15,7 @@ from common.data.records import Quarantine
 from common.data.studies import Splits, read_annotation, read_image_rows, read_openi_images
 from common.errors import Parser, UserError, run_cli
 from common.io.terminal import say
+from common.options import Needs, check_options
 
 DESCRIPTION = """Read studies with images in one of five layouts and store them for training.
 
@@ -22,6 +23,7 @@ annotation: R2Gen's annotation.json. openi: IU X-ray as Open-i publishes it. mim
 it. chexpert-plus: its table and PNG folder, by its own split or MambaXray-VL's (--split). rows: JSONL or JSON rows of
 any number of images. Studies that cannot be used are counted, and listed in
 quarantine.jsonl beside the data."""
+PROGRAM = "python -m common.data.builders"
 NEEDS: dict[str, tuple[str, ...]] = {
     "annotation": ("images",),
     "chexpert-plus": (),
@@ -31,9 +33,19 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }
 
 
+OPTION_NEEDS = (
+    Needs("images", "layout", ("annotation", "chexpert-plus", "openi", "rows")),
+    Needs("split", "layout", ("chexpert-plus", "openi")),
+    Needs("sections", "layout", ("chexpert-plus",)),
+    Needs("reports", "layout", ("mimic",)),
+    Needs("maximum_images", "layout", ("rows",)),
+)
+
+
 def main(argv: list[str]) -> None:
     """Run the command. Raises UserError for whatever is wrong with its input."""
     arguments = _parse(argv)
+    check_options(arguments, argv, OPTION_NEEDS, PROGRAM)
     quarantine = Quarantine()
     splits = _read(arguments, quarantine)
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns of every configuration that it did not define
@@ -53,7 +65,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser("python -m common.data.builders", description=DESCRIPTION)
+    parser = Parser(PROGRAM, description=DESCRIPTION)
     parser.add_argument("--layout", required=True, choices=sorted(NEEDS), help="how the source is laid out")
     parser.add_argument(
         "--source",
