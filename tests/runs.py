@@ -41,14 +41,16 @@ class Material(NamedTuple):
 
     def train(self, run_dir: Path, **changed: object) -> list[str]:
         """Arguments of `retsta` for a run of 20 small steps; `data__train="x"` stands for `--data.train x`."""
+        corpus = changed.get("data__corpus", "jsonl")
+        names = ("train", "validation", "test") if corpus == "jsonl" else ()
         chosen: dict[str, object] = {
             "instruction": "Standardize",
             "model__base": self.base,
             "model__dtype": "float32",
             "model__param_dtype": "float32",
             "model__remat": "none",
-            "data__corpus": "jsonl",
-            **{f"data__{name}": self.data / f"{name}.jsonl" for name in ("train", "validation", "test")},
+            "data__corpus": corpus,
+            **{f"data__{name}": self.data / f"{name}.jsonl" for name in names},
             "lora__rank": 16,
             "lora__dropout": 0.2,
             "optim__learning_rate": 1e-2,
@@ -66,8 +68,8 @@ class Material(NamedTuple):
             "tensorboard": False,
             **changed,
         }
-        names = (name.replace("__", ".").replace("_", "-") for name in chosen)
-        pairs = zip(names, chosen.values(), strict=True)
+        options = (name.replace("__", ".").replace("_", "-") for name in chosen)
+        pairs = zip(options, chosen.values(), strict=True)
         return [
             "train",
             "--run-dir",

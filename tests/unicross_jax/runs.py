@@ -44,11 +44,11 @@ def arguments(run_dir: Path, clip: Path, **changed: object) -> list[str]:
 
     Without adapters, which take most of the time to compile.
     """
+    phantoms = "data__layout" not in changed
+    sizes = {"data__train_size": 8, "data__validation_size": 2, "data__test_size": 4} if phantoms else {}
     chosen: dict[str, object] = {
         "data__resize": 36,
-        "data__train_size": 8,
-        "data__validation_size": 2,
-        "data__test_size": 4,
+        **sizes,
         "model__clip": clip,
         "model__adapters": "none",
         "model__heads": 2,
