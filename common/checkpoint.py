@@ -6,11 +6,12 @@ it belongs to. Orbax writes aside and renames, so a checkpoint that exists is wh
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import orbax.checkpoint as ocp
 
 from common.config import differences, to_json
 from common.errors import UserError
+from common.stopping import held
 from common.types import PyTree, TrainState
 
 METADATA_BYTES = 1_000_000  # of one checkpoint, generously
@@ -39,6 +41,12 @@ class Checkpoints:
     best: ocp.CheckpointManager
     note: dict[str, Any]  # {"base": {"name", "sha256"}, "config"}
 
+    def wait(self) -> None:
+        """Wait for what is being written. Raises UserError where it could not be."""
+        with _disk_errors(self.latest.directory):
+            self.latest.wait_until_finished()
+            self.best.wait_until_finished()
+
     def close(self) -> None:
         """Wait for what is being written. Raises UserError where it could not be."""
         with _disk_errors(self.latest.directory):
@@ -52,8 +60,8 @@ def open_checkpoints(run_dir: Path, note: dict[str, Any], config: Any = None) ->
         note = {**note, "config": to_json(config)}
     for name in ("absl", "asyncio"):  # what writes in the background logs what it also raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if sys.unraisablehook is sys.__unraisablehook__:  # a hook of the user's own stays
-        sys.unraisablehook = _say_unless_late
+    if getattr(sys.unraisablehook, "func", None) is not _say_unless_late:
+        sys.unraisablehook = functools.partial(_say_unless_late, sys.unraisablehook)
     root = run_dir.absolute() / "checkpoints"
 
     def barriers(name: str) -> ocp.options.MultiprocessingOptions:
@@ -80,17 +88,17 @@ def open_checkpoints(run_dir: Path, note: dict[str, Any], config: Any = None) ->
     return Checkpoints(latest, best, note)
 
 
-def _say_unless_late(unraisable: "sys.UnraisableHookArgs") -> None:
+def _say_unless_late(say: Callable[..., object], unraisable: "sys.UnraisableHookArgs") -> None:
     """Print what nobody can catch, but not what TensorStore's threads raise after a write was given up.
 
     Each write still under way then wakes an event loop that is gone, and would print a traceback beside the one line
     that says what went wrong.
     """
     if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
-        sys.__unraisablehook__(unraisable)
+        say(unraisable)
 
 
-def save_latest(checkpoints: Checkpoints, state: TrainState, data: dict[str, int]) -> None:
+def save_latest(checkpoints: Checkpoints, state: TrainState, data: dict[str, Any]) -> None:
     """Save the state after its step, to resume from. Returns while the writing goes on."""
     step = int(state.step)
     if step in checkpoints.latest.all_steps():
@@ -120,7 +128,7 @@ def save_best(checkpoints: Checkpoints, state: TrainState, value: float) -> None
         checkpoints.best.save(step, args=items, metrics={"value": value})
 
 
-def restore_latest(checkpoints: Checkpoints, like: TrainState) -> tuple[TrainState, dict[str, int]] | None:
+def restore_latest(checkpoints: Checkpoints, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
     """The newest state, in the shardings of `like`, and its position in the data; None where there is none.
 
     Raises UserError where it belongs to other base weights or another config.
@@ -169,7 +177,8 @@ def _damage(directory: Any) -> Iterator[None]:
     and some are plain `Exception`.
     """
     try:
-        yield
+        with held():  # the event loops of Orbax are not to be left half-way
+            yield
     except Exception as error:
         if isinstance(error, UserError) or "RESOURCE_EXHAUSTED" in str(error):
             raise
@@ -233,7 +242,8 @@ def _check_note(manager: ocp.CheckpointManager, step: int, note: dict[str, Any])
 def _disk_errors(directory: Any) -> Iterator[None]:
     """Turn errors of the file system into one line. Orbax and TensorStore raise them as several types."""
     try:
-        yield
+        with held():  # as above
+            yield
     except (OSError, ValueError, RuntimeError) as error:
         known = (
             "No space left",

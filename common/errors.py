@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TextIO
 
 from common.devices import join_hosts, prefer_what_is_there
 from common.io.terminal import printable
+from common.stopping import Stopped, handled, held
 
 LONGEST_MESSAGE = 2_000  # characters
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk says
@@ -35,17 +36,25 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
     """Run a command, with other hosts if the environment names some.
 
     A UserError becomes one line on standard error and exit code 2, and so do a device that has too little memory and a
-    full disk.
+    full disk. SIGTERM and SIGINT become one line and the exit codes of `common.stopping`.
     """
     prefer_what_is_there()
     warnings.showwarning = _show_warning
+    with handled():
+        code = _run(main, sys.argv[1:] if argv is None else argv)
+    raise SystemExit(code or 0)
+
+
+def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
+    """The exit code of `main`. Raises SystemExit where it ends otherwise."""
     try:
         try:
             join_hosts()
         except (ValueError, RuntimeError) as error:
             raise UserError(str(error)) from error
-        code = main(sys.argv[1:] if argv is None else argv)
+        code = main(argv)
         sys.stdout.flush()
+        return code
     except UserError as error:
         _end(2, str(error))
     except RuntimeError as error:  # JAX's own kind is one
@@ -54,6 +63,8 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
         _end(2, out_of_memory(str(error)))
     except BrokenPipeError:
         _end(1)
+    except Stopped as stop:
+        _end(stop.code, str(stop))
     except KeyboardInterrupt:
         _end(130, "interrupted")  # as a shell has it: 128 + SIGINT
     except OSError as error:
@@ -62,7 +73,6 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
         if error.errno not in FULL:
             raise
         _end(2, f"{error.filename or 'a file or standard output'}: cannot be written ({error.strerror}); make room")
-    raise SystemExit(code or 0)
 
 
 def _show_warning(
@@ -78,16 +88,17 @@ def _show_warning(
 
 
 def _end(code: int, message: str = "") -> NoReturn:
-    """Say the message in one line and exit."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        # What it still holds would be refused once more when Python ends, with another message and another code.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if message:
-        print("error: " + printable(" ".join(message.split()), LONGEST_MESSAGE), file=sys.stderr)
-    raise SystemExit(code) from None
+    """Say the message in one line and exit. A signal changes nothing of that."""
+    with held():
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # What it still holds would be refused once more when Python ends, with another message and another code.
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if message:
+            print("error: " + printable(" ".join(message.split()), LONGEST_MESSAGE), file=sys.stderr)
+        raise SystemExit(code) from None
 
 
 def out_of_memory(message: str) -> str:

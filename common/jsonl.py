@@ -18,6 +18,7 @@ from common.files import written_aside
 from common.io.inputs import read_bytes
 from common.io.terminal import printable
 from common.io.text import decode_text, parse_json
+from common.stopping import held
 
 INPUTS = "inputs"  # digests of what rows were made from, beside the options that made them
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which UTF-8 cannot write
@@ -148,8 +149,9 @@ def row_writer(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
 
     def write_to(file: TextIO) -> Callable[[Mapping[str, Any]], None]:
         def write(row: Mapping[str, Any]) -> None:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
+            with held():  # a row is written whole
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
 
         return write
 

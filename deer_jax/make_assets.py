@@ -172,9 +172,12 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
     evaluate = compile_evaluation(lambda *args: loss(*args)[1], layout)
     still = to_arrays(held_out, lambda image, *place: resize_shorter(image, SIDE))
 
-    def validation_loss(state) -> float:
+    def validation_loss(state, check) -> float:
         unseen = make_iterator(plan_in_order([1] * HELD_OUT, batch_rows=50, buckets=(1,)), still)
-        parts = [evaluate(state.trainable, {}, place_batch(batch, layout), rng) for batch in unseen]
+        parts = []
+        for batch in unseen:
+            check()
+            parts.append(evaluate(state.trainable, {}, place_batch(batch, layout), rng))
         mean = {
             name: sum(part[name].total for part in parts) / sum(part[name].weight for part in parts)
             for name in parts[0]

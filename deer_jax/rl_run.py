@@ -19,7 +19,7 @@ from common.models.qwen2_vl import SHARDING_RULES
 from common.optim import make_optimizer, make_schedule
 from common.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
 from common.step import init_state
-from common.train_loop import train
+from common.train_loop import Validation, train
 from common.types import PyTree, TrainState
 from deer_jax.config import (
     HELP,
@@ -132,7 +132,7 @@ def batch_maker(config: RlConfig, base: Base, part: Part) -> Callable[[GlobalBat
 
 def make_validation(
     config: RlConfig, base: Base, part: Part, frozen: PyTree, judge: Judge, layout: Layout
-) -> Callable[[TrainState], float]:
+) -> Validation:
     """A function of the state: 1 minus the mean reward of the greedy reports of a part, by the last phase's reward."""
     greedy = RolloutConfig(max_new_tokens=config.rollout.max_new_tokens, temperature=0.0)
     policy = vision_policy(base.config, base.layout, decode_settings(base, greedy), config.lora)
@@ -148,9 +148,10 @@ def make_validation(
     count = len(part.studies)
     local = rows // jax.process_count()
 
-    def validation_loss(state: TrainState) -> float:
+    def validation_loss(state: TrainState, check: Callable[[], None]) -> float:
         rewards = []
         for start in range(0, count, rows):
+            check()
             first = start + jax.process_index() * local
             studies = [[min(place, count - 1)] for place in range(first, first + local)]
             batch = make(GlobalBatch(1, studies, local, 0))

@@ -18,7 +18,7 @@ from common.models.qwen2_vl import SHARDING_RULES
 from common.optim import make_optimizer, make_schedule
 from common.parallel import Layout, compile_evaluation, compile_step, make_layout, place, place_batch
 from common.step import LossFn, init_state, make_train_step
-from common.train_loop import train
+from common.train_loop import Validation, mean_loss, train
 from common.types import LossSum, PyTree, TrainState
 from deer_jax.config import HELP, NEEDS, SFT_PRESETS, SftConfig
 from deer_jax.stage import (
@@ -57,7 +57,7 @@ def batch_maker(config: SftConfig, base: Base, part: Part) -> tuple[Callable[...
 
 def make_validation(
     config: SftConfig, base: Base, part: Part, frozen: PyTree, loss: LossFn, layout: Layout
-) -> Callable[[TrainState], float]:
+) -> Validation:
     """A function of the state: mean cross-entropy of the reports of a part."""
 
     def sums(trainable: PyTree, frozen: PyTree, batch: ReportRows, rng: Array) -> LossSum:
@@ -69,12 +69,11 @@ def make_validation(
     plan = plan_in_order([1] * len(part.studies), batch_rows=layout.row_shards * config.micro_batch, buckets=(1,))
     make, _ = batch_maker(config, base, part)
 
-    def validation_loss(state: TrainState) -> float:
-        parts = [
-            evaluate(state.trainable, frozen, place_batch(batch, layout), rng)
-            for batch in make_iterator(plan, make, **here)
-        ]
-        return float(sum(part.total for part in parts) / sum(part.weight for part in parts))
+    def validation_loss(state: TrainState, check: Callable[[], None]) -> float:
+        def loss_of(batch: PyTree) -> LossSum:
+            return evaluate(state.trainable, frozen, place_batch(batch, layout), rng)
+
+        return mean_loss(make_iterator(plan, make, **here), loss_of, check)
 
     return validation_loss
 

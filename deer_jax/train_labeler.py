@@ -34,7 +34,7 @@ from common.parallel import (
     place_batch,
 )
 from common.step import init_state, make_train_step
-from common.train_loop import train
+from common.train_loop import Validation, mean_loss, train
 from common.types import LossSum, PyTree, TrainState
 from common.weights import write_json, written_whole
 from deer_jax.labeler import IN_RUN, Labeler, encode, load_labeler, load_tokenizer, save_vocabulary, train_tokenizer
@@ -203,7 +203,7 @@ def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
 
 def make_validation(
     config: LabelerRunConfig, labeler: Labeler, reports: Sequence[LabeledReport], layout: Layout
-) -> Callable[[TrainState], float]:
+) -> Validation:
     """A function of the state: mean loss of these reports, without dropout."""
 
     def sums(trainable: PyTree, frozen: PyTree, batch: LabelBatch, rng: Array) -> LossSum:
@@ -217,12 +217,11 @@ def make_validation(
     to_arrays = functools.partial(label_batch, ids=ids, labels=labels, stop=None, seed=0)
     here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
-    def validation_loss(state: TrainState) -> float:
-        parts = [
-            evaluate(state.trainable, {}, place_batch(batch, layout), rng)
-            for batch in make_iterator(plan, to_arrays, **here)
-        ]
-        return float(sum(part.total for part in parts) / sum(part.weight for part in parts))
+    def validation_loss(state: TrainState, check: Callable[[], None]) -> float:
+        def loss_of(batch: PyTree) -> LossSum:
+            return evaluate(state.trainable, {}, place_batch(batch, layout), rng)
+
+        return mean_loss(make_iterator(plan, to_arrays, **here), loss_of, check)
 
     return validation_loss
 

@@ -28,7 +28,7 @@ from common.optim import OptimConfig, make_optimizer, make_schedule
 from common.parallel import compile_evaluation, compile_step, make_layout, place, place_batch
 from common.sft import sft_loss
 from common.step import init_state, make_train_step
-from common.train_loop import train
+from common.train_loop import mean_loss, train
 from retsta_jax.config import EMBEDDED_BASE
 from retsta_jax.corpus import make_splits, pretraining_text
 
@@ -107,10 +107,9 @@ def make(directory: Path, work: Path, steps: int, batch_size: int) -> None:
     rng = place(jax.random.key(SEED), layout)
     evaluate = compile_evaluation(lambda *args: loss(*args)[0], layout)
 
-    def validation_loss(state) -> float:
+    def validation_loss(state, check) -> float:
         batches = evaluation_batches(held_out, tokenizer.pad_id, batch_rows=8, buckets=(128, LENGTH))
-        parts = [evaluate(state.trainable, {}, place_batch(batch, layout), rng) for batch in batches]
-        return float(sum(part.total for part in parts) / sum(part.weight for part in parts))
+        return mean_loss(batches, lambda batch: evaluate(state.trainable, {}, place_batch(batch, layout), rng), check)
 
     checkpoints = open_checkpoints(work, {"base": {"name": "random", "sha256": str(SEED)}})
     state = train(

@@ -38,7 +38,7 @@ from common.parallel import (
 from common.peft import save_peft
 from common.sft import sft_loss
 from common.step import LossFn, init_state, make_train_step
-from common.train_loop import train
+from common.train_loop import Validation, mean_loss, train
 from common.types import LossSum, PyTree, TextBatch, TrainState
 from retsta_jax.config import EMBEDDED_BASE, RetstaConfig
 from retsta_jax.data import load_splits
@@ -89,7 +89,7 @@ def initial_trees(config: RetstaConfig, base: Base, layout: Layout) -> tuple[PyT
 
 def make_validation(
     config: RetstaConfig, base: Base, examples: list[Example], frozen: PyTree, loss: LossFn, layout: Layout
-) -> Callable[[TrainState], float]:
+) -> Validation:
     """A function of the state: mean cross-entropy of the answer tokens of `examples`, without dropout."""
 
     def sums(trainable: PyTree, frozen: PyTree, batch: TextBatch, rng: Array) -> LossSum:
@@ -100,13 +100,13 @@ def make_validation(
     here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     rows = layout.row_shards * config.micro_batch
 
-    def validation_loss(state: TrainState) -> float:
-        total = weight = 0.0
+    def validation_loss(state: TrainState, check: Callable[[], None]) -> float:
+        def loss_of(batch: TextBatch) -> LossSum:
+            return evaluate(state.trainable, frozen, place_batch(batch, layout), rng)
+
         buckets = [*[size for size in config.buckets if size < config.max_length], config.max_length]
-        for batch in evaluation_batches(examples, base.tokenizer.pad_id, batch_rows=rows, buckets=buckets, **here):
-            part = evaluate(state.trainable, frozen, place_batch(batch, layout), rng)
-            total, weight = total + float(part.total), weight + float(part.weight)
-        return total / weight
+        batches = evaluation_batches(examples, base.tokenizer.pad_id, batch_rows=rows, buckets=buckets, **here)
+        return mean_loss(batches, loss_of, check)
 
     return validation_loss
 

@@ -33,7 +33,7 @@ from common.models.clip_weights import save_clip
 from common.optim import OptimConfig, make_optimizer, make_schedule
 from common.parallel import compile_step, make_layout, place
 from common.step import init_state, make_train_step
-from common.train_loop import train
+from common.train_loop import mean_loss, train
 from common.types import LossSum, PyTree
 from unicross_jax.config import EMBEDDED_CLIP
 
@@ -210,9 +210,8 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
     unseen = [evaluation_batch(held_out[start : start + rows], words) for start in range(0, HELD_OUT, rows)]
     evaluate = jax.jit(lambda trainable, batch: loss(trainable, {}, batch, rng)[0])
 
-    def validation_loss(state) -> float:
-        parts = [evaluate(state.trainable, batch) for batch in unseen]
-        return float(sum(part.total for part in parts) / sum(part.weight for part in parts))
+    def validation_loss(state, check) -> float:
+        return mean_loss(unseen, lambda batch: evaluate(state.trainable, batch), check)
 
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     batch_of = functools.partial(training_batch, phantoms=phantoms, words=words, rows=rows)

@@ -26,7 +26,7 @@ from common.logs import check_wandb
 from common.optim import make_optimizer, make_schedule
 from common.parallel import Layout, check_rows, compile_evaluation, compile_step, make_layout, place, place_batch
 from common.step import init_state, make_train_step
-from common.train_loop import train
+from common.train_loop import Validation, mean_loss, train
 from common.types import LossSum, PyTree, TrainState
 from common.weights import NameMap, Published, published_tensors, write_json, write_tensors, written_whole
 from unicross_jax.backbone import (
@@ -163,7 +163,7 @@ def batch_maker(
 
 def make_validation(
     config: RunConfig, task: Task, examples: Sequence[Example], part: Part, frozen: PyTree, layout: Layout
-) -> Callable[[TrainState], float]:
+) -> Validation:
     """A function of the state: mean cross-entropy of the reports of `examples`, without dropout or augmentation."""
     still = without_dropout(task.model)
 
@@ -177,12 +177,11 @@ def make_validation(
     plan = plan_in_order(lengths, batch_rows=rows, buckets=(config.max_length - 1,))
     to_arrays = batch_maker(config, task, examples, part, still_view(config.data, task.model.clip.image_size))
 
-    def validation_loss(state: TrainState) -> float:
-        parts = [
-            evaluate(state.trainable, frozen, place_batch(batch, layout), rng)
-            for batch in make_iterator(plan, to_arrays, **here)
-        ]
-        return float(sum(part.total for part in parts) / sum(part.weight for part in parts))
+    def validation_loss(state: TrainState, check: Callable[[], None]) -> float:
+        def loss_of(batch: PyTree) -> LossSum:
+            return evaluate(state.trainable, frozen, place_batch(batch, layout), rng)
+
+        return mean_loss(make_iterator(plan, to_arrays, **here), loss_of, check)
 
     return validation_loss
 

@@ -1,8 +1,8 @@
 """The loop around a toy loss: non-finite updates, best and latest checkpoints, what a second start does."""
 
 import json
-from collections.abc import Collection
-from types import SimpleNamespace
+import threading
+from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from common.checkpoint import open_checkpoints, restore_latest, restore_trainabl
 from common.errors import UserError
 from common.parallel import compile_step, make_layout, place
 from common.step import init_state, make_train_step
+from common.step_clock import StepClock
 from common.train_loop import MAX_SKIPPED_IN_A_ROW, train
 from common.types import LossSum, TextBatch
 
@@ -22,13 +23,15 @@ TX = optax.sgd(0.1)
 
 
 class Counted:
-    """Batches whose number is in their weights; NaN on the steps of `bad`."""
+    """Batches whose number is in their weights; NaN on the steps of `bad`. `before` is what to call before a step."""
 
-    def __init__(self, bad: Collection[int]):
+    def __init__(self, bad: Collection[int] = ()):
         self.bad, self.position = bad, 0
+        self.before: dict[int, Callable[[], object]] = {}
 
     def __next__(self) -> TextBatch:
         self.position += 1
+        self.before.pop(self.position, int)()
         whole = np.ones((2, 3), np.int32)
         weight = np.nan if self.position in self.bad else self.position
         return TextBatch(whole, whole, np.full((2, 3), weight, np.float32), whole, whole)
@@ -44,7 +47,16 @@ def loss(trainable, frozen, batch, rng):
     return LossSum((trainable["w"] * batch.weights.mean()).sum(), jnp.float32(1)), {}
 
 
-def run(run_dir, bad: Collection[int] = (), total: int = 6, validation=lambda state: float(state.step)):
+def run(
+    run_dir,
+    bad: Collection[int] = (),
+    total: int = 6,
+    validation=lambda state: float(state.step),
+    batches=None,
+    checked=None,
+    wrap=None,
+    **more,
+):
     """Train w by w -= 0.1 * (number of the batch) from 0, checkpoint and validation after each second step."""
     layout = make_layout("jit")
     checkpoints = open_checkpoints(run_dir, NOTE)
@@ -52,18 +64,19 @@ def run(run_dir, bad: Collection[int] = (), total: int = 6, validation=lambda st
         return train(
             place(init_state({"w": jnp.zeros(3)}, TX), layout),
             {},
-            Counted(bad),
-            compile_step(lambda axis: make_train_step(loss, TX, 1, axis), layout),
+            batches or Counted(bad),
+            (wrap or (lambda step: step))(compile_step(lambda axis: make_train_step(loss, TX, 1, axis), layout)),
             run_dir=run_dir,
             total_steps=total,
             rng=place(jax.random.key(0), layout),
             layout=layout,
             checkpoints=checkpoints,
             schedule=optax.constant_schedule(0.1),
-            validation_loss=validation,
+            validation_loss=checked or (lambda state, check: validation(state)),
             checkpoint_every=2,
             evaluate_every=2,
             tensorboard=False,
+            **more,
         )
     finally:
         checkpoints.close()
@@ -84,26 +97,6 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
     assert [row["skipped"] for row in rows] == [0, 1, 2, 2, 3, 3]
     assert [row["skipped_in_a_row"] for row in rows] == [0, 1, 2, 0, 1, 0]
     assert [row["loss"] is None for row in rows] == [False, True, True, False, True, False]
-
-
-def test_validation_is_no_part_of_a_step_s_time(tmp_path, monkeypatch):
-    now = 0
-
-    def tick() -> int:
-        nonlocal now
-        now += 1
-        return now
-
-    def slow(state) -> float:
-        nonlocal now
-        now += 1000
-        return float(state.step)
-
-    monkeypatch.setattr("common.train_loop.time", SimpleNamespace(perf_counter=tick))
-    run(tmp_path, validation=slow)
-    seconds = [json.loads(line)["step_seconds"] for line in (tmp_path / "timings.jsonl").read_text().splitlines()]
-    assert len(seconds) == 6
-    assert 0 < max(seconds) < 10
 
 
 def test_an_update_that_is_not_finite_is_skipped_though_its_gradient_is():
@@ -162,3 +155,82 @@ def cut_at(step):
         return float(state.step)
 
     return validation
+
+
+class Watch:
+    """A clock that tests set forward."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+def test_the_clock_belongs_to_the_step(tmp_path):
+    """Batches take 2 s, steps on the host their number, validations 1,000 s and checkpoints 100 s."""
+    watch, batches = Watch(), Counted()
+
+    def spend(seconds: float) -> None:
+        watch.time += seconds
+
+    def timed_step(step):
+        def run(state, frozen, batch, rng):
+            state, metrics = jax.block_until_ready(step(state, frozen, batch, rng))
+            number = int(state.step)
+            spend(number)
+            return state, {**metrics, "seconds/host": np.float64(number)}
+
+        return run
+
+    def saved(data):
+        spend(100)
+        return data
+
+    batches.before = {step: lambda: spend(2) for step in range(1, 7)}
+    state_of = batches.get_state
+    batches.get_state = lambda: saved(state_of())
+    run(tmp_path, batches=batches, wrap=timed_step, now=watch, validation=lambda state: spend(1000) or 1.0)
+    rows = [json.loads(line) for line in (tmp_path / "timings.jsonl").read_text().splitlines()]
+    assert [row["step_seconds"] for row in rows] == [step + 2 for step in range(1, 7)]
+    for row in rows:
+        assert row["tokens_per_second"] == pytest.approx(6 / row["step_seconds"])
+        assert sum(value for name, value in row.items() if name.startswith("seconds/")) <= row["step_seconds"]
+    assert ["compile_seconds" in row for row in rows] == [True, *[False] * 5]
+
+
+def test_steps_in_flight_end_when_their_results_are_there():
+    """Of two steps that are dispatched one after the other, each has its own time, whenever it is asked for."""
+
+    class Result:
+        def __init__(self):
+            self.done = threading.Event()
+
+        def is_ready(self):
+            return self.done.is_set()
+
+        def block_until_ready(self):
+            self.done.wait(10)
+            return self
+
+    watch = Watch()
+    clock, results = StepClock(watch), (Result(), Result())
+    ended = [clock.dispatched(result) for result in results]
+    timings = []
+    for result, seconds in zip(results, (5.0, 7.0), strict=True):
+        watch.time += seconds
+        result.done.set()
+        timings.append(ended[len(timings)]()["step_seconds"])
+    assert timings == [5.0, 7.0]
+
+
+def test_compiling_is_told_of_the_step_that_does_it():
+    clock = StepClock()
+    step = jax.jit(lambda x: (x @ x).sum())
+    with clock.listening():
+        first = clock.dispatched(step(jnp.ones((3, 3))))()
+        again = clock.dispatched(step(jnp.ones((3, 3))))()
+        other = clock.dispatched(step(jnp.ones((5, 5))))()
+    assert 0 < first["compile_seconds"] <= first["step_seconds"]
+    assert "compile_seconds" not in again
+    assert 0 < other["compile_seconds"] <= other["step_seconds"]

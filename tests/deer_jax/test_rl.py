@@ -74,7 +74,7 @@ def run(run_dir, steps: int, layout, *, scores="tfidf", reward=wanted_words, obj
         layout=layout,
         checkpoints=checkpoints,
         schedule=make_schedule(optim, steps),
-        validation_loss=lambda state: 0.0,
+        validation_loss=lambda state, check: 0.0,
         checkpoint_every=2,
         evaluate_every=steps,
         tensorboard=False,

@@ -1,0 +1,180 @@
+"""SIGINT and SIGTERM at any moment: one line, a defined exit code, and nothing lost of what was to be kept."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common.checkpoint import save_latest
+from common.errors import run_cli
+from common.jsonl import row_writer
+from tests.common.test_train_loop import Counted, run
+
+ROOT = Path(__file__).parents[2]
+
+CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
+both = pytest.mark.parametrize("number", CODES)
+
+
+def ended(main, capsys) -> tuple[int, str]:
+    """The exit code of a command that gets a signal, and what it says."""
+    with pytest.raises(SystemExit) as stop:
+        run_cli(lambda arguments: main(), [])
+    return stop.value.code, capsys.readouterr().err
+
+
+@both
+def test_a_command_ends_where_it_is(number, capsys):
+    word = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}[number]
+    assert ended(lambda: os.kill(os.getpid(), number), capsys) == (CODES[number], f"error: {word}\n")
+
+
+def test_handlers_are_those_of_before_afterwards(capsys):
+    before = [signal.getsignal(number) for number in CODES]
+    ended(lambda: os.kill(os.getpid(), signal.SIGTERM), capsys)
+    assert [signal.getsignal(number) for number in CODES] == before
+
+
+class Signalling(dict):
+    """A row during whose writing a signal comes."""
+
+    def __init__(self, number, **values):
+        super().__init__(**values)
+        self.number = number
+
+    def items(self):
+        os.kill(os.getpid(), self.number)
+        return super().items()
+
+
+@both
+def test_rows_are_written_whole(number, tmp_path, capsys):
+    def main():
+        with row_writer(tmp_path / "out.jsonl") as write:
+            write({"id": 1})
+            write(Signalling(number, id=2))
+            write({"id": 3})
+
+    assert ended(main, capsys)[0] == CODES[number]
+    assert (tmp_path / "out.jsonl").read_text() == '{"id": 1}\n{"id": 2}\n'
+
+
+def test_a_signal_in_a_destructor_is_not_lost(capsys):
+    class Slow:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def main():
+        slow = Slow()
+        del slow
+        gc.collect()
+        for _ in range(1000):
+            time.sleep(0.01)  # until the signal is raised once more
+        raise AssertionError("the signal was lost")
+
+    assert ended(main, capsys) == (75, "error: terminated\n")
+
+
+STUCK = """
+import hashlib, os, sys, threading
+from common import stopping
+from common.checkpoint import save_latest
+from common.errors import run_cli
+stopping.GRACE_SECONDS = 0.5
+def main(arguments):
+    for place, number in enumerate(map(int, arguments), start=1):
+        threading.Timer(place / 10, os.kill, [os.getpid(), number]).start()
+    if len(arguments) == 1:
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # a library that takes minutes
+    with stopping.held():
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+run_cli(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code", "said"),
+    [([signal.SIGTERM], 75, "error: terminated\n"), ([signal.SIGINT, signal.SIGINT], 130, "")],
+)
+def test_a_main_thread_that_hears_nothing_is_ended(numbers, code, said):
+    """By time where there is nothing to save, by a second SIGINT where there is."""
+    command = [sys.executable, "-c", STUCK, *(str(int(number)) for number in numbers)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+# Of a training: signals in a step, in a validation, while a checkpoint is written, and before the first step.
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The log of a run that nothing interrupts."""
+    run_dir = tmp_path_factory.mktemp("whole")
+    run(run_dir)
+    return (run_dir / "metrics.jsonl").read_bytes()
+
+
+def signalled(number, step):
+    """A validation during which a signal comes at a step, once."""
+    waiting = [step]
+
+    def validation(state, check) -> float:
+        if waiting == [int(state.step)]:
+            os.kill(os.getpid(), waiting.pop() and number)
+        check()
+        return float(state.step)
+
+    return validation
+
+
+@both
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_an_interrupted_validation_is_repeated(number, step, whole, tmp_path, capsys):
+    code, said = ended(lambda: run(tmp_path, checked=signalled(number, step)), capsys)
+    word = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}[number]
+    *_, line = said.splitlines()
+    assert (code, line) == (
+        CODES[number],
+        f"error: {word}: the state after step {step} is saved; the same command continues",
+    )
+    assert whole.startswith((tmp_path / "metrics.jsonl").read_bytes())
+    assert {entry.name for entry in (tmp_path / "checkpoints" / "latest").iterdir()} == {
+        str(saved) for saved in (step - 2, step) if saved
+    }
+    # Once more, in the repeated validation; then to the end.
+    assert ended(lambda: run(tmp_path, checked=signalled(number, step)), capsys)[0] == CODES[number]
+    run(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+
+
+@both
+@pytest.mark.parametrize("step", [1, 3, 6])
+def test_a_signal_in_a_step_ends_the_run_behind_it(number, step, whole, tmp_path, capsys):
+    batches = Counted()
+    batches.before[step] = lambda: os.kill(os.getpid(), number)
+    code, said = ended(lambda: run(tmp_path, batches=batches), capsys)
+    assert code == CODES[number]
+    saved = step if step > 1 else 0  # before the first step there is nothing to save
+    assert (tmp_path / "checkpoints" / "latest" / str(saved)).exists() == bool(saved)
+    assert ("is saved" in said) == bool(saved)
+    run(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+
+
+@both
+def test_a_signal_during_the_last_save_ends_the_command(number, whole, tmp_path, capsys, monkeypatch):
+    def save(checkpoints, state, data):
+        save_latest(checkpoints, state, data)
+        if int(state.step) == 6:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("common.train_loop.save_latest", save)
+    assert ended(lambda: run(tmp_path), capsys)[0] == CODES[number]
+    monkeypatch.undo()
+    run(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole
