@@ -12,6 +12,11 @@ _R2GEN_QUOTES_AND_SLASHES = str.maketrans("", "", "\"'/\\")
 _R2GEN_PUNCTUATION = str.maketrans("", "", ".,?;*!%^&_+():<=>@[]{}")
 
 
+def without_invisible(text: str) -> str:
+    """The text without byte order marks and other characters that show nothing."""
+    return text.translate(_INVISIBLE)
+
+
 def clean_report(text: str) -> str:
     """The same report with regular white space and Unicode form; no visible character is changed.
 
@@ -20,7 +25,7 @@ def clean_report(text: str) -> str:
     laterality, negation, units, case and the de-identification mark XXXX come out as they went in. A second
     pass changes nothing more.
     """
-    visible = _CONTROL.sub(" ", text.translate(_INVISIBLE))
+    visible = _CONTROL.sub(" ", without_invisible(text))
     lines = (" ".join(line.split()) for line in unicodedata.normalize("NFC", visible).splitlines())
     return "\n".join(line for line in lines if line)
 
