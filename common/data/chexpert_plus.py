@@ -11,10 +11,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from common.data.cleaning import clean_report
 from common.data.records import Quarantine
+from common.data.section_headings import Section
+from common.data.sections import HeadingCounts, Wanted, report_and_indication, report_sections
 from common.data.studies import ImageStudy, Splits, annotation_entries, check_once, checked_splits, is_usable
 from common.errors import UserError
 from common.io.terminal import printable
@@ -23,12 +24,14 @@ from common.io.text import read_csv
 TABLE = "df_chexpert_plus_240401.csv"
 PNG_FOLDERS = ("PNG/PNG", "PNG", "PNGs")  # as unpacked, as its archives name it, and as MambaXray-VL does
 PARTS = {"train": "train", "valid": "validation", "test": "test"}
-COLUMNS = (
-    *("path_to_image", "frontal_lateral", "deid_patient_id", "split", "section_findings", "section_impression"),
-    *("section_clinical_history", "section_history"),
-)
-
-Sections = Literal["findings", "impression", "findings+impression"]
+# Each with the section that its text begins with; of history, the second where the first is empty.
+SECTION_COLUMNS: dict[str, Section] = {
+    "section_findings": "findings",
+    "section_impression": "impression",
+    "section_clinical_history": "indication",
+    "section_history": "history",
+}
+COLUMNS = ("path_to_image", "frontal_lateral", "deid_patient_id", "split", *SECTION_COLUMNS)
 
 
 class _Image(NamedTuple):
@@ -51,11 +54,13 @@ def read_chexpert_plus(
     *,
     images: str | Path | None = None,
     split: str | Path | None = None,
-    report: Sections = "findings",
+    report: Wanted = "findings",
+    headings: HeadingCounts | None = None,
 ) -> Splits:
     """Studies of the published split (train and validation), or of MambaXray-VL's `split` file.
 
-    `report` says which sections make the report; of "findings+impression" what there is. `images` is the folder that
+    `report` says which sections make the report; of "findings+impression" what there is. A column ends at a heading
+    that stands for another section, and `headings` counts those that no list has. `images` is the folder that
     holds `train/` and `valid/`, if it is not `PNG` under the root. The published studies have ids such as
     `patient42142_study5` and all their images, frontal ones first; those of a split file have its ids and images. Texts
     come from the table in either case (`common.data.studies.read_annotation` takes those of the split file). Studies
@@ -66,7 +71,7 @@ def read_chexpert_plus(
     """
     root = Path(root)
     folder = _image_folder(root) if images is None else Path(images)
-    rows = _rows(root / TABLE, report)
+    rows = _rows(root / TABLE, report, headings)
     found = _published(rows) if split is None else _listed(rows, split, quarantine)
     splits: Splits = {part: [] for part in found}
     for part, studies in found.items():
@@ -130,25 +135,27 @@ def _listed(rows: Iterable[tuple[str, _Image]], split: str | Path, quarantine: Q
     return found
 
 
-def _rows(file: Path, report: Sections) -> Iterator[tuple[str, _Image]]:
+def _rows(file: Path, report: Wanted, headings: HeadingCounts | None) -> Iterator[tuple[str, _Image]]:
     """Where each row stands, and what it says."""
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected the root of CheXpert Plus")
-    sections = [f"section_{name}" for name in report.split("+")]
     line_of_image: dict[str, int] = {}
+    counted: set[str] = set()  # studies: each image of one has its texts
     for line, row in read_csv(file, COLUMNS):
         check_once(_key(row["path_to_image"]), line, line_of_image, file)
-        text = " ".join(filter(None, (_one_line(row[section]) for section in sections)))
-        indication = _one_line(row["section_clinical_history"]) or _one_line(row["section_history"])
+        study = _key(row["path_to_image"]).rpartition("/")[0]
+        count = None if study in counted else headings
+        counted.add(study)
+        found = {
+            section: report_sections(row[column], section, count).get(section, "")
+            for column, section in SECTION_COLUMNS.items()
+        }
+        text, indication = report_and_indication({name: text for name, text in found.items() if text}, report)
         lateral = row["frontal_lateral"] == "Lateral"
         yield (
             f"{file}, line {line}",
             _Image(row["path_to_image"], lateral, row["deid_patient_id"], row["split"], text, indication),
         )
-
-
-def _one_line(text: str) -> str:
-    return " ".join(clean_report(text).split())
 
 
 def _key(path: str) -> str:

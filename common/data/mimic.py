@@ -5,13 +5,11 @@ Under one root: `mimic-cxr-2.0.0-split.csv` and `mimic-cxr-2.0.0-metadata.csv` (
 Scientific Data 6:317, 2019 (MIMIC-CXR), and arXiv:1901.07042 (MIMIC-CXR-JPG).
 """
 
-import re
 from collections import defaultdict
-from itertools import zip_longest
 from pathlib import Path
 
-from common.data.cleaning import clean_report
 from common.data.records import Quarantine
+from common.data.sections import HeadingCounts, Wanted, report_and_indication, report_sections
 from common.data.studies import SPLIT_NAMES, ImageStudy, Splits, check_once, checked_splits, is_usable
 from common.errors import UserError
 from common.io.inputs import read_bytes
@@ -19,47 +17,21 @@ from common.io.terminal import printable
 from common.io.text import decode_text, read_csv
 
 LONGEST_REPORT = 1 << 20  # bytes of a report file
-FINDINGS = ("findings", "finding", "findings and impression", "findings/impression")
-# In the order of preference: the first that a report has is its indication.
-INDICATION = (
-    *("indication", "indications", "clinical indication", "reason for exam", "reason for examination"),
-    *("history", "clinical history", "patient history", "clinical information"),
-)
-OTHER_SECTIONS = (
-    *("exam", "examination", "type of examination", "study", "procedure", "date", "technique", "comparison"),
-    *("comparisons", "comparison exam", "comparison film", "reference exam", "impression", "impressions"),
-    *("conclusion", "diagnosis", "recommendation", "recommendations", "recommendation(s)", "notification"),
-    *("notifications", "wet read", "addendum", "comment", "comments", "notice", "preamble", "pfi"),
-)
-_HEADINGS = sorted({*FINDINGS, *INDICATION, *OTHER_SECTIONS}, key=len, reverse=True)
-_HEADING = re.compile(
-    rf"^[ \t]*(?-i:(?=[A-Z]))(?:({'|'.join(map(re.escape, _HEADINGS))})[ \t]*:|final (?:report|addendum)[ \t]*$)",
-    re.IGNORECASE | re.MULTILINE,
-)
 
 
-def report_sections(text: str) -> dict[str, str]:
-    """The sections of a report under their headings in lower case, lines joined.
+def read_mimic_cxr(
+    root: str | Path,
+    quarantine: Quarantine,
+    *,
+    reports: str | Path | None = None,
+    report: Wanted = "findings",
+    headings: HeadingCounts | None = None,
+) -> Splits:
+    """Every study with a findings section, its frontal images first; the split is the published one.
 
-    A section begins where a line begins with one of the headings above, capitalised, and a colon, and ends at the next
-    one or at a line FINAL REPORT or FINAL ADDENDUM. Any other word with a colon is text: "LUNGS: clear" under
-    FINDINGS stays there. Of a heading that returns with text, the last counts: wet readings and addenda come first.
-    """
-    sections: dict[str, str] = {}
-    headings = list(_HEADING.finditer(text))
-    for heading, following in zip_longest(headings, headings[1:]):
-        end = following.start() if following else len(text)
-        content = " ".join(clean_report(text[heading.end() : end]).split())
-        if heading[1] and content:
-            sections[heading[1].lower()] = content
-    return sections
-
-
-def read_mimic_cxr(root: str | Path, quarantine: Quarantine, *, reports: str | Path | None = None) -> Splits:
-    """Every study with a FINDINGS section, its frontal images first; the split is the published one.
-
-    `reports` is the root of the reports where they lie apart from the images. Ids are `s50414267`. PA and AP views
-    come before those of unknown direction, and these before lateral ones; equals are in the order of their ids.
+    `reports` is the root of the reports where they lie apart from the images; `report` says which sections make a
+    report, and `headings` counts the headings that no list has (`common.data.sections`). Ids are `s50414267`. PA and AP
+    views come before those of unknown direction, and these before lateral ones; equals are in the order of their ids.
 
     Raises UserError for a missing, damaged or unrelated CSV file, an image that one of them lists twice, a patient in
     two splits, or a split without a usable study.
@@ -93,23 +65,18 @@ def read_mimic_cxr(root: str | Path, quarantine: Quarantine, *, reports: str | P
         if problem:
             quarantine.add(f"s{study}", problem)
             continue
-        sections = report_sections(text)
+        sections = report_sections(text, headings=headings)
         dicoms.sort(key=lambda dicom: (_direction(views[dicom]), dicom))
         candidate = ImageStudy(
             f"s{study}",
             tuple(root / folder / f"{dicom}.jpg" for dicom in dicoms),
-            _first(sections, FINDINGS),
-            _first(sections, INDICATION),
+            *report_and_indication(sections, report),
         )
         if not candidate.report:
-            quarantine.add(candidate.id, "no FINDINGS section")
+            quarantine.add(candidate.id, f"no {report.upper()} section")
         elif is_usable(candidate, quarantine):
             splits[split].append(candidate)
     return checked_splits(splits, split_file, quarantine)
-
-
-def _first(sections: dict[str, str], names: tuple[str, ...]) -> str:
-    return next((sections[name] for name in names if name in sections), "")
 
 
 def _direction(view: str) -> int:

@@ -11,37 +11,46 @@ import re
 from typing import Literal, NamedTuple
 
 Section = Literal[
-    *("findings", "impression", "indication", "history", "comparison", "examination", "technique", "date"),
-    *("recommendations", "notification", "wet read", "addendum", "comment", "other"),
+    "findings",
+    "impression",
+    "indication",
+    "history",
+    "comparison",
+    "examination",
+    "technique",
+    "date",
+    "recommendations",
+    "notification",
+    "wet read",
+    "addendum",
+    "comment",
+    "other",
 ]
 Kind = Literal["section", "findings", "views", "organ", "sentence", "unknown"]
 
 # Whole headings, without punctuation.
-SPELLINGS: dict[str, Section] = {
-    spelling: section
-    for section, spellings in {
-        "findings": "findings|finding|reference findings",
-        "impression": "impression|impressions|conclusion|conclusions|findings and impression|findings impression|imp"
-        "|impression and findings|summary|opinion|assessment|interpretation|diagnosis|diagnoses|end of impression",
-        "indication": "indication|indications|clinical indication|clinical indications|reason for exam|reason"
-        "|reason for examination|reason for this examination|reason for study|reason for visit|clinical question"
-        "|underlying medical condition|chief complaint|presenting complaint|symptoms|signs and symptoms",
-        "history": "history|clinical history|patient history|clinical information|clinical data|clinical details"
-        "|clinical background|history of present illness|past medical history|pmh|hpi",
-        "comparison": "comparison|comparisons|comparison exam|comparison film|reference exam|prior studies|prior"
-        "|previous studies|compared to|compared with",
-        "examination": "examination|examinations|exam|exams|type of examination|study|studies",
-        "technique": "technique|techniques|procedure|procedures|protocol|views|view|projection|number of views",
-        "date": "date",
-        "recommendations": "recommendation|recommendations|recommendation s",
-        "notification": "notification|notifications",
-        "wet read": "wet read|wetread|pfi|preliminary report|preliminary findings",
-        "addendum": "addendum|addenda",
-        "comment": "comment|comments|notice",
-        "other": "preamble|narrative|clinical correlation",
-    }.items()
-    for spelling in spellings.split("|")
+_SPELLINGS: dict[Section, str] = {
+    "findings": "findings|finding|reference findings",
+    "impression": "impression|impressions|conclusion|conclusions|findings and impression|findings impression|imp"
+    "|impression and findings|summary|opinion|assessment|interpretation|diagnosis|diagnoses|end of impression",
+    "indication": "indication|indications|clinical indication|clinical indications|reason for exam|reason"
+    "|reason for examination|reason for this examination|reason for study|reason for visit|clinical question"
+    "|underlying medical condition|chief complaint|presenting complaint|symptoms|signs and symptoms",
+    "history": "history|clinical history|patient history|clinical information|clinical data|clinical details"
+    "|clinical background|history of present illness|past medical history|pmh|hpi",
+    "comparison": "comparison|comparisons|comparison exam|comparison film|reference exam|prior studies|prior"
+    "|previous studies|compared to|compared with",
+    "examination": "examination|examinations|exam|exams|type of examination|study|studies",
+    "technique": "technique|techniques|procedure|procedures|protocol|views|view|projection|number of views",
+    "date": "date",
+    "recommendations": "recommendation|recommendations|recommendation s",
+    "notification": "notification|notifications",
+    "wet read": "wet read|wetread|pfi|preliminary report|preliminary findings",
+    "addendum": "addendum|addenda",
+    "comment": "comment|comments|notice",
+    "other": "preamble|narrative|clinical correlation",
 }
+SPELLINGS = {spelling: section for section, spellings in _SPELLINGS.items() for spelling in spellings.split("|")}
 
 
 def _words(text: str) -> frozenset[str]:
@@ -138,7 +147,7 @@ def classify(heading: str) -> Heading:
     phrase = " ".join(words)
     if phrase in SPELLINGS:
         return Heading("section", SPELLINGS[phrase], listed=True)
-    words = [_corrected(word) for word in words]
+    words = tuple(map(_corrected, words))
     corrected = " ".join(words)
     found = SPELLINGS.get(corrected) or _SQUEEZED.get("".join(words))
     if found:
@@ -166,10 +175,11 @@ def classify(heading: str) -> Heading:
     return Heading("sentence" if told & _SENTENCE else "unknown")
 
 
-def heading_words(heading: str) -> list[str]:
+@functools.lru_cache(maxsize=4096)
+def heading_words(heading: str) -> tuple[str, ...]:
     """The words of a heading in lower case, without digits, marks of de-identification and punctuation."""
     plain = re.sub(r"\b([ap])\.?\s?m\b\.?", r"\1m", heading.lower())
-    return re.findall(r"[^\W\d_]+", re.sub(r"\bx-?\s?ray", "xray", plain))
+    return tuple(re.findall(r"[^\W\d_]+", re.sub(r"\bx-?\s?ray", "xray", plain)))
 
 
 def is_capitals(heading: str) -> bool:

@@ -8,7 +8,7 @@ a heading is unknown, what follows belongs to neither.
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -24,6 +24,8 @@ from common.data.section_headings import (
     names_nobody,
     shown_name,
 )
+
+Wanted = Literal["findings", "impression", "findings+impression"]  # sections that make the report to be written
 
 RARE = 5  # reports: a heading with a word that is not of radiology is named from here on, as it could be a person's
 LONGEST_NAME = 4  # words of such a heading
@@ -46,7 +48,7 @@ _PART = re.compile(
 _ADDENDUM = re.compile(r"\s*ADDENDUM\b(?![ \t]*[:：])")
 # In the middle of a line: after the end of a sentence or wide space; or, listed and in capitals, after any word.
 _AFTER_SENTENCE = re.compile(
-    rf"(?:(?<=[.!?;)\]])\s+|\s{{2,}})([A-Z][A-Za-z0-9/&,()' -]{{2,60}}?){_COLON}",
+    rf"(?:(?<=[.!?;)\]])\s+|\s{{2,20}})([A-Z][A-Za-z0-9/&,()' -]{{2,60}}?){_COLON}",
 )
 _LISTED = "|".join(re.sub(" ", "[ /]+", spelling.upper()) for spelling in sorted(SPELLINGS, key=len, reverse=True))
 _AFTER_WORD = re.compile(rf"\s({_LISTED}){_COLON}")
@@ -86,6 +88,12 @@ class HeadingCounts:
                 f"than {RARE} reports have {'each' if unnamed > 1 else 'it'}"
             )
         return f"headings beyond the listed spellings: {'; '.join(told)}" if told else ""
+
+
+def report_and_indication(sections: Mapping[str, str], wanted: Wanted) -> tuple[str, str]:
+    """The report that a model is to write, of what there is of the wanted sections, and what it may be shown."""
+    report = " ".join(sections[name] for name in wanted.split("+") if name in sections)
+    return report, sections.get("indication") or sections.get("history", "")
 
 
 _Place = Literal["line", "sentence", "word"]  # a heading begins a line or a sentence, or follows a word
@@ -130,7 +138,7 @@ class _Reading:
         self._lines: list[str] = []
         self._interrupted: list[str] | None = None  # findings that an unknown heading ended: an organ resumes them
         self._headed = begin != "other"
-        self._found = False  # this part of the report has findings
+        self._found = False  # this part of the report has findings, or what follows them
         self._after_blank = True
 
     def close(self) -> None:
@@ -138,7 +146,7 @@ class _Reading:
         content = " ".join(clean_report("\n".join(self._lines)).split())
         if content:
             self.sections[self._section] = content
-            self._found |= self._section == "findings"
+            self._found |= self._section in ("findings", *WHOLE)
 
     def take(self, piece: _Piece) -> None:
         """Read on."""
@@ -181,7 +189,7 @@ class _Reading:
         if piece.place == "sentence" and not capitals:
             return None
         if heading.kind in ("unknown", "sentence"):
-            ends = capitals and heading.kind == "unknown" and piece.place == "line" and self._section not in WHOLE
+            ends = capitals and heading.kind == "unknown" and piece.place == "line"
             return "other" if shown or ends else None
         if self._section == "findings":
             begins = heading.kind != "organ" and not any(map(str.strip, self._lines))
@@ -220,21 +228,25 @@ def _pieces(text: str) -> Iterator[_Piece]:
             start, heading = match.end(), match[1]
         written = line[:start].lstrip()
         place: _Place = "line"
-        while True:
-            following, next_place = _next_inside(line, start)
-            yield _Piece(line[start : following.start() if following else len(line)], heading, written, place)
-            if following is None:
-                break
-            start, written, heading, place = following.end(), following[0].lstrip(), following[1], next_place
+        for match, next_place in _inside(line, start):
+            yield _Piece(line[start : match.start()], heading, written, place)
+            start, written, heading, place = match.end(), match[0].lstrip(), match[1], next_place
+        yield _Piece(line[start:], heading, written, place)
 
 
-def _next_inside(line: str, start: int) -> tuple[re.Match[str] | None, _Place]:
-    """The next possible heading inside a line from `start` on, and its place."""
-    sentence, word = _AFTER_SENTENCE.search(line, start), _AFTER_WORD.search(line, start)
-    if sentence is None or word is None or word.start() >= sentence.end():
-        return (sentence, "sentence") if sentence else (word, "word")
-    whole = word.end() == sentence.end() and classify(sentence[1]).kind == "section"
-    return (sentence, "sentence") if whole else (word, "word")
+def _inside(line: str, start: int) -> Iterator[tuple[re.Match[str], _Place]]:
+    """The possible headings inside a line from `start` on, each with its place; none overlaps another."""
+    words = {match.end(): match for match in _AFTER_WORD.finditer(line, start)}
+    found: list[tuple[re.Match[str], _Place]] = [(match, "word") for match in words.values()]
+    for match in _AFTER_SENTENCE.finditer(line, start):
+        # "Fever COMPARISON:" is a sentence's beginning and a heading, "FINAL IMPRESSION:" a heading as a whole.
+        if match.end() not in words or classify(match[1]).kind == "section":
+            found.append((match, "sentence"))
+    end = start
+    for match, place in sorted(found, key=lambda item: (item[0].start(), item[1])):
+        if match.start() >= end:
+            yield match, place
+            end = match.end()
 
 
 def _alone(line: str, mixed: bool) -> re.Match[str] | None:

@@ -16,6 +16,7 @@ from typing import Any, get_args
 from common.data.cleaning import clean_report
 from common.data.openi import OpeniStudy, count_unknown_ids, openi_splits, read_openi, read_test_ids
 from common.data.records import Language, Quarantine, check_splits
+from common.data.sections import HeadingCounts, Wanted, report_and_indication, report_sections
 from common.errors import UserError
 from common.io.terminal import printable
 from common.io.text import read_json
@@ -116,13 +117,21 @@ def read_openi_images(
 
 
 def read_image_rows(
-    rows: str | Path, image_dir: str | Path, quarantine: Quarantine, *, maximum_images: int | None = None
+    rows: str | Path,
+    image_dir: str | Path,
+    quarantine: Quarantine,
+    *,
+    maximum_images: int | None = None,
+    sections: Wanted | None = None,
+    headings: HeadingCounts | None = None,
 ) -> Splits:
     """Studies of any number of images, one a row, as JSONL or as a JSON array (.json).
 
     A row has `id`, `images` (paths under `image_dir`), `report` and `split` (train, val or validation, test), and may
     have `indication`, `labels` (a list of texts) and `language` ("en" or "zh"). Of more than `maximum_images` images,
-    as angiographies have, that many are taken at equal distances, the first and the last among them.
+    as angiographies have, that many are taken at equal distances, the first and the last among them. With `sections`, a
+    row's report is a whole one with headings, of which those sections are taken, and the indication where the row has
+    none; `headings` counts the headings that no list has (`common.data.sections`).
 
     Raises UserError for a file of another form, an id that occurs twice, or a split without a usable study.
     """
@@ -142,11 +151,18 @@ def read_image_rows(
         if repeats(files):
             quarantine.add(str(row["id"]), REPEATED)
             continue
+        report, indication = row["report"], optional["indication"]
+        if sections is not None:
+            report, told = report_and_indication(report_sections(report, headings=headings), sections)
+            indication = indication or told
+            if not report:
+                quarantine.add(str(row["id"]), f"no {sections.upper()} section")
+                continue
         study = ImageStudy(
             str(row["id"]),
             files if maximum_images is None else _at_equal_distances(files, maximum_images),
-            clean_report(row["report"]),
-            clean_report(optional["indication"]),
+            clean_report(report),
+            clean_report(indication),
             tuple(optional["labels"]),
             optional["language"],
         )

@@ -12,6 +12,7 @@ from common.data.builders.__main__ import main as prepare_data
 from common.data.chexpert_plus import TABLE, read_chexpert_plus, without_shared_patients
 from common.data.images import read_image
 from common.data.records import Quarantine
+from common.data.sections import HeadingCounts
 from common.data.studies import ImageStudy
 from common.errors import UserError
 
@@ -106,6 +107,18 @@ def test_the_report_may_be_the_impression_or_both(tmp_path):
         ("1. Normal. 2. Stable.", "Old."),
         ('The heart is "normal", 2.5 cm: no effusion.', "Cough, fever."),
     ]
+
+
+def test_columns_end_at_a_heading_of_another_section(tmp_path):
+    texts = {
+        "findings": "FINDINGS: Clear.\nLUNGS: Clear.\nFINAL IMPRESSION: Normal.",
+        "clinical_history": "Cough.\nXY: Z",
+    }
+    rows = [image(f"train/patient00001/study1/view{view}_frontal.jpg", **texts) for view in (1, 2)]
+    headings = HeadingCounts()
+    splits = read_chexpert_plus(write_layout(tmp_path, [*rows, ROWS[-1]]), Quarantine(), headings=headings)
+    assert (splits["train"][0].report, splits["train"][0].indication) == ("Clear. LUNGS: Clear.", "Cough.")
+    assert headings.reports == {("FINAL IMPRESSION", "impression"): 1, ("XY", "other"): 1}
 
 
 def test_missing_images_are_quarantined_and_jpeg_files_are_found(tmp_path):

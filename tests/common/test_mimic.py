@@ -1,70 +1,19 @@
-"""MIMIC-CXR on a tiny copy of its layout, and the sections of its reports."""
+"""MIMIC-CXR on a tiny copy of its layout."""
 
 import gzip
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from common.data.mimic import read_mimic_cxr, report_sections
+from common.data.builders import open_split
+from common.data.builders.__main__ import main as prepare_data
+from common.data.mimic import read_mimic_cxr
 from common.data.records import Quarantine
+from common.data.sections import report_sections
 from common.data.studies import ImageStudy
 from common.errors import UserError
-
-REPORT = """                                 FINAL REPORT
- EXAMINATION:  CHEST (PA AND LAT)
-
- INDICATION:  ___F with new onset ascites  // eval for infection
-
- TECHNIQUE:  Chest PA and lateral
-
- COMPARISON:  None.
-
- FINDINGS:
-
- There is no focal consolidation, pleural effusion or
- pneumothorax.  A 2.5 cm nodule at the left base: unchanged.
- LUNGS:  Clear.
- Left impression: none.
-
- IMPRESSION:
-
- No acute cardiopulmonary process.
-"""
-
-
-def test_findings_end_at_the_next_section_and_keep_labels_of_their_own():
-    sections = report_sections(REPORT)
-    assert sections["findings"] == (
-        "There is no focal consolidation, pleural effusion or pneumothorax. A 2.5 cm nodule at the left base: "
-        "unchanged. LUNGS: Clear. Left impression: none."
-    )
-    assert sections["indication"] == "___F with new onset ascites // eval for infection"
-    assert sections["impression"] == "No acute cardiopulmonary process."
-    assert list(sections) == ["examination", "indication", "technique", "comparison", "findings", "impression"]
-
-
-@pytest.mark.parametrize(
-    ("text", "findings"),
-    [
-        ("", None),
-        ("The heart is normal. FINDINGS: in the middle of a line", None),
-        ("FINDINGS: Clear.", "Clear."),
-        ("Findings : Clear.", "Clear."),
-        ("\tFINDINGS:Clear.\nNo effusion.", "Clear. No effusion."),
-        ("FINDINGS: Compared with the\nfindings: of before", "Compared with the findings: of before"),
-        ("FINDINGS:\n\nIMPRESSION: Clear.", None),
-        ("FINDINGS\nClear.", None),
-        ("FINDINGS: Clear.\r\nIMPRESSION: Normal.", "Clear."),
-        ("FINDINGS: Clear.\nNOTIFICATION: called", "Clear."),
-        ("FINDINGS: Clear.\nREASON FOR EXAMINATION: cough", "Clear."),
-        ("WET READ: FINDINGS pending\n FINDINGS: Early.\n  FINAL REPORT\n FINDINGS: Late.", "Late."),
-        ("FINDINGS: Clear.\n  FINAL REPORT\n ADDENDUM: none\n FINDINGS:\n", "Clear."),
-        ("FINDINGS: Clear.\n FINAL REPORT of the day\n", "Clear. FINAL REPORT of the day"),
-        ("FINDINGS: No edema.\nFINAL ADDENDUM\n Small effusion.", "No edema."),
-    ],
-)
-def test_sections_follow_the_stated_rules(text, findings):
-    assert report_sections(text).get("findings") == findings
+from tests.common.test_sections import REPORT
 
 
 def image_path(subject: int, study: int, dicom: str) -> str:
@@ -236,3 +185,17 @@ def test_a_cut_compressed_file_is_refused(tmp_path):
         file.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"split\.csv\.gz: (not a whole CSV file|no column)"):
             read_mimic_cxr(root, Quarantine())
+
+
+def test_the_command_prints_what_it_read_under_unlisted_headings(tmp_path, capsys):
+    root = write_layout(tmp_path / "mimic")
+    for image in root.rglob("*.jpg"):
+        Image.new("L", (20, 30), 90).save(image)
+    report = root / "files/p10/p10000032/s50414267.txt"
+    report.write_text("\ufeffINDICATION: Cough.\nCHEST, TWO VIEWS: Clear.\nIMPESSION: Normal.\nJANE DOE: secret")
+    prepare_data(["--layout", "mimic", "--source", str(root), "--output", str(tmp_path / "out")])
+    out = capsys.readouterr().out
+    assert "CHEST TWO VIEWS read as findings in 1 report; IMPESSION read as impression in 1 report; 1 unknown" in out
+    assert "DOE" not in out
+    (study,) = [study for study in open_split(out.split(":")[0], "train") if study.id == "s50414267"]
+    assert (study.report, study.indication) == ("Clear.", "Cough.")

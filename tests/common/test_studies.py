@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.data.records import Quarantine
+from common.data.sections import HeadingCounts
 from common.data.studies import ImageStudy, read_annotation, read_image_rows, read_openi_images
 from common.errors import UserError
 from tests.common.test_openi import report as openi_report
@@ -293,6 +294,21 @@ def test_the_way_in_which_rows_were_saved_changes_nothing(tmp_path, name, annota
         (tmp_path / name).write_bytes(content.decode().encode(encoding))
         with pytest.raises(UserError, match="save the file as UTF-8"):
             read()
+
+
+def test_sections_can_be_taken_from_the_free_text_of_rows(tmp_path):
+    report = "INDICATION: Cough.\n\nCHEST, TWO VIEWS: Clear.\nIMPESSION: Normal."
+    rows = write_rows(
+        tmp_path / "rows.jsonl",
+        [row("a", report=report), row("b", report=report, indication="Own."), row("c", report="Clear.")],
+    )
+    headings, quarantine = HeadingCounts(), Quarantine()
+    splits = read_image_rows(rows, tmp_path, quarantine, sections="findings", headings=headings)
+    assert [(study.report, study.indication) for study in splits["train"]] == [("Clear.", "Cough."), ("Clear.", "Own.")]
+    assert quarantine.entries == [("c", "no FINDINGS section")]
+    assert headings.reports == {("CHEST TWO VIEWS", "findings"): 2, ("IMPESSION", "impression"): 2}
+    whole = read_image_rows(rows, tmp_path, Quarantine())["train"][0]
+    assert whole.report.split() == report.split()
 
 
 def test_rows_are_quarantined_like_other_studies(tmp_path):

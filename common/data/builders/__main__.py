@@ -9,9 +9,10 @@ from typing import get_args
 import tensorflow_datasets as tfds
 
 from common.data.builders import prepare
-from common.data.chexpert_plus import Sections, read_chexpert_plus
+from common.data.chexpert_plus import read_chexpert_plus
 from common.data.mimic import read_mimic_cxr
 from common.data.records import Quarantine
+from common.data.sections import HeadingCounts, Wanted
 from common.data.studies import Splits, read_annotation, read_image_rows, read_openi_images
 from common.errors import Parser, UserError, run_cli
 from common.io.terminal import say
@@ -21,8 +22,8 @@ DESCRIPTION = """Read studies with images in one of five layouts and store them 
 
 annotation: R2Gen's annotation.json. openi: IU X-ray as Open-i publishes it. mimic: MIMIC-CXR-JPG as PhysioNet publishes
 it. chexpert-plus: its table and PNG folder, by its own split or MambaXray-VL's (--split). rows: JSONL or JSON rows of
-any number of images. Studies that cannot be used are counted, and listed in
-quarantine.jsonl beside the data."""
+any number of images. Studies that cannot be used are counted, and listed in quarantine.jsonl beside the data. Where
+sections are taken from free text, the headings that no list of spellings has are counted and printed."""
 PROGRAM = "python -m common.data.builders"
 NEEDS: dict[str, tuple[str, ...]] = {
     "annotation": ("images",),
@@ -36,7 +37,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 OPTION_NEEDS = (
     Needs("images", "layout", ("annotation", "chexpert-plus", "openi", "rows")),
     Needs("split", "layout", ("chexpert-plus", "openi")),
-    Needs("sections", "layout", ("chexpert-plus",)),
+    Needs("sections", "layout", ("chexpert-plus", "mimic", "rows")),
     Needs("reports", "layout", ("mimic",)),
     Needs("maximum_images", "layout", ("rows",)),
 )
@@ -47,7 +48,8 @@ def main(argv: list[str]) -> None:
     arguments = _parse(argv)
     check_options(arguments, argv, OPTION_NEEDS, PROGRAM)
     quarantine = Quarantine()
-    splits = _read(arguments, quarantine)
+    headings = HeadingCounts()
+    splits = _read(arguments, quarantine, headings)
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns of every configuration that it did not define
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
@@ -62,6 +64,8 @@ def main(argv: list[str]) -> None:
     left_out = {id for id, _ in quarantine.entries}
     counts = (f"{name} {sum(study.id not in left_out for study in studies)}" for name, studies in splits.items())
     say(f"{folder}: {', '.join(counts)}; {quarantine.summary()}")
+    if told := headings.summary():
+        say(told)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -77,7 +81,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="folder of images (all but mimic; chexpert-plus: if not PNG)")
     parser.add_argument("--split", type=Path, help="R2Gen's or MambaXray-VL's split (.json), or test ids (openi)")
     parser.add_argument(
-        "--sections", choices=get_args(Sections), default="findings", help="what makes the report (chexpert-plus)"
+        "--sections",
+        choices=get_args(Wanted),
+        help="sections that make the report (mimic, chexpert-plus: findings if not given; rows: the report as it is)",
     )
     parser.add_argument("--reports", type=Path, help="root of the reports, if apart from the images (mimic)")
     parser.add_argument("--maximum-images", type=_positive, help="images of a study (rows; all if not given)")
@@ -89,7 +95,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _read(arguments: argparse.Namespace, quarantine: Quarantine) -> Splits:
+def _read(arguments: argparse.Namespace, quarantine: Quarantine, headings: HeadingCounts) -> Splits:
+    sections: Wanted | None = arguments.sections
     layout, source, images = arguments.layout, arguments.source, arguments.images
     missing = [f"--{name}" for name in NEEDS[layout] if getattr(arguments, name) is None]
     if missing:
@@ -97,12 +104,28 @@ def _read(arguments: argparse.Namespace, quarantine: Quarantine) -> Splits:
     if layout == "annotation":
         return read_annotation(source, images, quarantine)
     if layout == "chexpert-plus":
-        return read_chexpert_plus(source, quarantine, images=images, split=arguments.split, report=arguments.sections)
+        return read_chexpert_plus(
+            source,
+            quarantine,
+            images=images,
+            split=arguments.split,
+            report=sections or "findings",
+            headings=headings,
+        )
     if layout == "openi":
         return read_openi_images(source, images, arguments.split, quarantine)
     if layout == "rows":
-        return read_image_rows(source, images, quarantine, maximum_images=arguments.maximum_images)
-    return read_mimic_cxr(source, quarantine, reports=arguments.reports)
+        return read_image_rows(
+            source,
+            images,
+            quarantine,
+            maximum_images=arguments.maximum_images,
+            sections=sections,
+            headings=headings,
+        )
+    return read_mimic_cxr(
+        source, quarantine, reports=arguments.reports, report=sections or "findings", headings=headings
+    )
 
 
 def _positive(text: str) -> int:
