@@ -37,7 +37,9 @@ def decode_text(content: bytes, where: str | Path) -> str:
         raise UserError(f"{where}, line {line}: not UTF-8 at byte {byte}; save the file as UTF-8") from error
     if "\0" in text:  # as every second byte of ASCII in UTF-16 is, whose mark may be missing
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise UserError(f"{where}, line {line}: holds a NUL character, as UTF-16 does; save the file as UTF-8")
+        raise UserError(
+            f"{where}, line {line}: holds a NUL character, as UTF-16 does; remove it, or save the file as UTF-8"
+        )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -148,7 +150,9 @@ def _lines(stream: BinaryIO | gzip.GzipFile, path: str | Path) -> Iterator[str]:
             if number == 1:
                 line = line.lstrip(_MARK)
                 if "\0" in line:
-                    raise UserError(f"{path}, line 1: holds a NUL character, as UTF-16 does; save the file as UTF-8")
+                    raise UserError(
+                        f"{path}, line 1: holds a NUL character, as UTF-16 does; remove it, or save the file as UTF-8"
+                    )
             yield line
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8, after line {number}; save the file as UTF-8") from error

@@ -29,7 +29,10 @@ def test_text_has_no_mark_and_one_kind_of_line_end(tmp_path, mark, end):
         ("first\nsecond é".encode("latin-1"), "x, line 2: not UTF-8 at byte 8; save the file as UTF-8"),
         (MARK + b"\xff", "x, line 1: not UTF-8 at byte 4"),
         ("text".encode("utf-16"), "x: is UTF-16; save the file as UTF-8"),
-        ("a\ntext".encode("utf-16-le"), "x, line 1: holds a NUL character, as UTF-16 does; save the file as UTF-8"),
+        (
+            "a\ntext".encode("utf-16-le"),
+            "x, line 1: holds a NUL character, as UTF-16 does; remove it, or save the file as UTF-8",
+        ),
         ("text".encode("utf-16-be"), "x, line 1: holds a NUL character"),
         (b"a\r\nb\0", "x, line 2: holds a NUL character"),
     ],

@@ -132,7 +132,7 @@ REPORTS = [REPORT.format(number) for number in range(1, 9)]
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, ["reports.tgz does not exist", "NLMCXR_reports.tgz"]),
+        (None, ["reports.tgz: does not exist", "NLMCXR_reports.tgz"]),
         (archive(REPORTS)[:-60], ["reports.tgz is not a whole gzipped tar archive"]),
         (b"<html>", ["reports.tgz is not a whole gzipped tar archive"]),
         (gzip.compress(b""), ["reports.tgz"]),
@@ -250,6 +250,9 @@ def test_every_command_has_help(command, capsys):
         ("reports.jsonl", rows({"id": 1, "report": "x"}) + b"{\n", ["reports.jsonl, line 2", "not JSON"]),
         ("reports.jsonl", rows({"id": 1, "text": "x"}), ["reports.jsonl, line 1", "'report' is missing"]),
         ("reports.txt", "OD: drusen\nOS: é".encode("latin-1"), ["reports.txt, line 2: not UTF-8"]),
+        ("reports.txt", "OD: drusen".encode("utf-16"), ["reports.txt: is UTF-16; save the file as UTF-8"]),
+        ("reports.txt", b"OD: drusen\nOS: \0", ["reports.txt, line 2: holds a NUL character"]),
+        ("reports.jsonl", rows({"id": 1, "report": "x"}) + b"[" * 100_000, ["reports.jsonl, line 2: not JSON (nested"]),
         ("reports.txt", b"\n\n", ["reports.txt: holds no report"]),
         ("reports.txt", b"OD: drusen\n\xe2\x80\x8b\n", ["reports.txt, line 2: report 2 has no text"]),
         ("reports.jsonl", rows({"id": "a", "report": " "}), ["reports.jsonl, line 1: report 'a' has no text"]),
@@ -257,7 +260,20 @@ def test_every_command_has_help(command, capsys):
         ("reports.txt", None, ["reports.txt: cannot be read"]),
         ("reports.txt", b"OD: drusen\n", ["no-run: no config.json there"]),
     ],
-    ids=["torn", "no-report", "not-utf-8", "empty", "invisible", "blank", "repeated", "missing", "no-run"],
+    ids=[
+        "torn",
+        "no-report",
+        "not-utf-8",
+        "utf-16",
+        "nul",
+        "deep",
+        "empty",
+        "invisible",
+        "blank",
+        "repeated",
+        "missing",
+        "no-run",
+    ],
 )
 def test_reports_that_cannot_be_standardized_are_named_by_line(tmp_path, refused, name, content, words):
     if content is not None:
@@ -297,6 +313,8 @@ def test_reports_are_lines_or_rows_by_the_first_line_that_is_not_blank(monkeypat
 
     mark = b"\xef\xbb\xbf"
     assert read(mark + b"\n" + rows({"id": "a", "report": "OD: drusen"})) == [("a", "OD: drusen")]
+    for end in (b"\n", b"\r\n", b"\r"):
+        assert read(mark + end.join([b"OD: drusen", b"", b"OS: scar", b""])) == [(1, "OD: drusen"), (3, "OS: scar")]
     assert read(mark + "OD: drusen\u2028few\n\nOS: scar".encode()) == [(1, "OD: drusen\u2028few"), (3, "OS: scar")]
 
 
