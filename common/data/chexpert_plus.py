@@ -70,6 +70,8 @@ def read_chexpert_plus(
     two parts of the published split, an id in two parts of a split file, or a part without a usable study.
     """
     root = Path(root)
+    if not (root / TABLE).is_file():
+        raise UserError(f"{root}: holds no {TABLE}; expected the root of CheXpert Plus, the folder that holds it")
     folder = _image_folder(root) if images is None else Path(images)
     rows = _rows(root / TABLE, report, headings)
     found = _published(rows) if split is None else _listed(rows, split, quarantine)
@@ -137,8 +139,6 @@ def _listed(rows: Iterable[tuple[str, _Image]], split: str | Path, quarantine: Q
 
 def _rows(file: Path, report: Wanted, headings: HeadingCounts | None) -> Iterator[tuple[str, _Image]]:
     """Where each row stands, and what it says."""
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; expected the root of CheXpert Plus")
     line_of_image: dict[str, int] = {}
     counted: set[str] = set()  # studies: each image of one has its texts
     for line, row in read_csv(file, COLUMNS):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.data.records import Quarantine
 from common.data.sections import HeadingCounts, Wanted, report_and_indication, report_sections
-from common.data.studies import SPLIT_NAMES, ImageStudy, Splits, check_once, checked_splits, is_usable
+from common.data.studies import NO_REPORT, SPLIT_NAMES, ImageStudy, Splits, check_once, checked_splits, is_usable
 from common.errors import UserError
 from common.io.inputs import read_bytes
 from common.io.terminal import printable
@@ -101,7 +101,7 @@ def _report_text(file: Path) -> tuple[str, str]:
     try:
         content = read_bytes(file, limit=LONGEST_REPORT)
     except UserError:
-        return "", "no readable report file"
+        return "", NO_REPORT
     try:
         return decode_text(content, file), ""
     except UserError:

@@ -127,7 +127,8 @@ def openi_splits(
     test_ids = frozenset(test_ids)
     if not any(record.id in test_ids for record in records):
         raise UserError(
-            f"none of the {len(test_ids)} test ids is among the {len(records)} records; expected ids such as CXR10"
+            f"none of the {len(test_ids)} test ids is among the {len(records)} usable records; expected ids such as "
+            "CXR10"
         )
     rest = sorted(
         {record.id for record in records} - test_ids,

@@ -124,7 +124,10 @@ def prepared_names(folder: str) -> list[str]:
     """The splits of a prepared data set. Raises UserError where there is none."""
     names = [name for name in PHANTOM_PLACES if any(Path(folder).glob(f"*-{name}.array_record*"))]
     if not names:
-        raise UserError(f"{folder}: no data set there; make it by python -m common.data.builders")
+        depths = ("*", "*/*", "*/*/*")  # TFDS puts it three folders below the one that was named as output
+        below = sorted(file for depth in depths for file in Path(folder).glob(f"{depth}/*.array_record*"))
+        remedy = f"name {below[0].parent}" if below else "make it by python -m common.data.builders"
+        raise UserError(f"{folder}: no data set there; {remedy}")
     return names
 
 

@@ -33,6 +33,12 @@ SPLIT_NAMES = {
 ENTRY: dict[str, type | UnionType] = {"id": str | int, "report": str, "image_path": list}
 ROW: dict[str, type | UnionType] = {"id": str | int, "images": list, "report": str, "split": str}
 REPEATED = "an image named twice"
+NO_FILE, NO_REPORT = "image file missing", "no readable report file"
+REMEDIES = {
+    NO_FILE: "name the folder under which the images have the paths that the data gives them",
+    NO_REPORT: "name the folder of the reports (--reports), the one that holds files/p10",
+    REPEATED: "name each image of a study once",
+}
 OPTIONAL: dict[str, type | UnionType] = {"indication": str, "labels": list, "language": str}
 
 
@@ -90,7 +96,7 @@ def read_openi_images(
         every = [_openi_image_study(study.id, study, _openi_files(image_dir, study)) for study in studies.values()]
         usable = [study for study in every if is_usable(study, quarantine)]
         if not usable:
-            raise UserError(f"{image_dir}: no study has its images there; {quarantine.summary()}")
+            raise UserError(f"{reports}: no usable study, {quarantine.summary()}; {remedy(quarantine)}")
         test_ids = read_test_ids(split)
         count_unknown_ids(test_ids, studies, quarantine)
         return openi_splits(usable, test_ids, validation, seed)
@@ -180,7 +186,7 @@ def is_usable(study: ImageStudy, quarantine: Quarantine) -> bool:
     elif repeats(study.images):
         quarantine.add(study.id, REPEATED)
     elif not all(map(os.path.isfile, study.images)):
-        quarantine.add(study.id, "image file missing")
+        quarantine.add(study.id, NO_FILE)
     else:
         return True
     return False
@@ -205,10 +211,16 @@ def checked_splits(splits: Splits, source: str | Path, quarantine: Quarantine) -
     for name, studies in splits.items():
         if not studies:
             raise UserError(
-                f"{source}: no usable study in the {name} split, {quarantine.summary()}; check the image folder"
+                f"{source}: no usable study in the {name} split, {quarantine.summary()}; {remedy(quarantine)}"
             )
     check_splits(splits)
     return {name: splits[name] for name in ("train", "validation", "test") if name in splits}
+
+
+def remedy(quarantine: Quarantine) -> str:
+    """What to do where a split is left empty: by the most frequent reason in the quarantine."""
+    reason = next(iter(quarantine.counts()), "")
+    return REMEDIES.get(reason, "expected at least one study with a report and its images in each split")
 
 
 def annotation_entries(file: str | Path, required: Mapping[str, type | UnionType]) -> dict[str, list[dict[str, Any]]]:
@@ -225,8 +237,10 @@ def annotation_entries(file: str | Path, required: Mapping[str, type | UnionType
 
 def _array(file: str | Path, required: Mapping[str, type | UnionType]) -> list[dict[str, Any]]:
     rows = read_json(file)
-    if not isinstance(rows, list) or not rows:
+    if not isinstance(rows, list):
         raise UserError(f"{file}: expected an array of rows; save rows one a line under a name that ends in .jsonl")
+    if not rows:
+        raise UserError(f"{file}: no rows; expected an array of at least one")
     return [check_row(row, required, f"{file}: row {place}") for place, row in enumerate(rows, start=1)]
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from common.data.builders import open_split, prepare
 from common.data.builders.__main__ import main
 from common.data.images import read_image, resize_shorter
-from common.data.parts import prepared_part
+from common.data.parts import prepared_names, prepared_part
 from common.data.records import Quarantine
 from common.data.source import StudySource
 from common.data.studies import ImageStudy, Splits
@@ -201,3 +201,15 @@ def test_beam_writes_the_same_studies(tmp_path, splits, monkeypatch):
     splits["test"][0].images[0].write_bytes(b"")
     with pytest.raises(UserError, match="no images of the test split can be read"):
         prepare(splits, tmp_path / "data", "empty", Quarantine(), beam_options=["runner=DirectRunner"])
+
+
+def test_a_folder_above_a_prepared_data_set_names_it(tmp_path):
+    folder = tmp_path / "image_studies" / "rows" / "1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "image_studies-test.array_record-00000-of-00001").touch()
+    for wrong in (folder.parent, folder.parents[1], tmp_path):
+        with pytest.raises(UserError, match=r"no data set there; name \S+$") as refusal:
+            prepared_names(str(wrong))
+        assert prepared_names(str(refusal.value).rpartition(" ")[2]) == ["test"]
+    with pytest.raises(UserError, match="no data set there; make it by python"):
+        prepared_names(str(tmp_path / "nowhere"))

@@ -229,8 +229,9 @@ def test_missing_foreign_and_damaged_tables_are_refused(tmp_path):
     with pytest.raises(UserError, match=r": not UTF-8, after line"):
         read_chexpert_plus(root, Quarantine())
     table.unlink()
-    with pytest.raises(UserError, match="expected the root of CheXpert Plus"):
-        read_chexpert_plus(root, Quarantine())
+    for wrong in (root, root.parent, table):
+        with pytest.raises(UserError, match=rf"holds no {TABLE}; expected the root of CheXpert Plus, the folder that"):
+            read_chexpert_plus(wrong, Quarantine())
 
 
 @pytest.mark.parametrize("listed", [False, True])

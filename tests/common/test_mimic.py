@@ -82,8 +82,9 @@ def test_reports_may_lie_apart_from_the_images(tmp_path):
     root = write_layout(tmp_path / "jpg", reports=tmp_path / "reports")
     splits = read_mimic_cxr(root, Quarantine(), reports=tmp_path / "reports")
     assert len(splits["train"]) == 2
-    with pytest.raises(UserError, match=r"no usable study in the train split.*no readable report file: 4"):
-        read_mimic_cxr(root, Quarantine())
+    for wrong in (None, tmp_path / "reports" / "files"):
+        with pytest.raises(UserError, match=r"no readable report file: 4.*\(--reports\), the one that holds files/p10"):
+            read_mimic_cxr(root, Quarantine(), reports=wrong)
 
 
 def test_unusable_studies_are_counted_by_reason(tmp_path):

@@ -92,8 +92,11 @@ def test_a_split_without_usable_studies_says_why(tmp_path, annotation, images):
     path = write_json(tmp_path / "annotation.json", annotation | {"val": [entry("z"), entry("y", "")]})
     with pytest.raises(UserError, match=r"annotation\.json: no usable study in the validation split, 2 records quar"):
         read_annotation(path, images, Quarantine())
-    with pytest.raises(UserError, match=r"train split, 4 records .*image file missing: 4.*check the image folder"):
+    with pytest.raises(UserError, match=r"train split, 4 records .*image file missing: 4.*; name the folder under"):
         read_annotation(write_json(path, annotation), tmp_path / "elsewhere", Quarantine())
+    empty = {name: [entry(id, "") for id in ids] for name, ids in (("train", "ab"), ("val", "c"), ("test", "d"))}
+    with pytest.raises(UserError, match=r"empty report: 4\); expected at least one study with a report and its images"):
+        read_annotation(write_json(path, empty), images, Quarantine())
 
 
 @pytest.mark.parametrize(
@@ -187,7 +190,7 @@ def test_open_i_studies_follow_a_list_of_test_ids(tmp_path, openi):
         ("CXR6", "empty report"),
         ("CXR77", "test id that no report has"),
     ]
-    with pytest.raises(UserError, match="no study has its images there; 6 records quarantined"):
+    with pytest.raises(UserError, match=r"no usable study, 6 records quarantined.*; name the folder under which"):
         read_openi_images(openi, tmp_path, test_ids, Quarantine())
 
 
@@ -338,9 +341,17 @@ def test_bad_rows_are_refused_by_id_or_place(tmp_path, name, bad, message):
         read_image_rows(write_rows(tmp_path / name, [row("a"), bad]), tmp_path, Quarantine())
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "", "[1]"])
-def test_a_json_file_without_rows_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "expected an array of rows; save rows one a line under a name that ends in .jsonl"),
+        ("[]", "no rows; expected an array"),
+        ("", "not JSON"),
+        ("[1]", "row 1: expected a JSON object, found int"),
+    ],
+)
+def test_a_json_file_without_rows_is_refused(tmp_path, content, message):
     path = tmp_path / "rows.json"
     path.write_text(content)
-    with pytest.raises(UserError, match=r"rows\.json: "):
+    with pytest.raises(UserError, match=rf"rows\.json: {message}"):
         read_image_rows(path, tmp_path, Quarantine())
