@@ -56,6 +56,7 @@ class Objective:
     clip_low: float = 0.2  # probability ratios below 1 - clip_low gain nothing more
     clip_high: float = 0.2  # and above 1 + clip_high
     kl: float = 0.0  # weight of the divergence from the policy before RL; 0: none, and no reference is scored
+    kl_bias_correction: bool = False  # that divergence times the probability ratio, as TRL does by default
     normalisation: Normalisation = "sequence"  # mean of each report, then of all; all tokens alike; all possible tokens
     drop_equal_groups: bool = False  # groups whose rewards are all equal do not count in the denominator
 
@@ -105,7 +106,11 @@ def policy_loss(
 
 
 def divergence(logp: Float[Array, "..."], reference_logp: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Unbiased, non-negative estimate of KL(policy || reference) from sampled tokens (arXiv:2402.03300, Eq. 4)."""
+    """Unbiased, non-negative estimate of KL(policy || reference) from sampled tokens (arXiv:2402.03300, Eq. 4).
+
+    Its value is unbiased on samples of the policy itself; its gradient is not that of the divergence. Times the
+    probability ratio of policy and sampling policy, both are (arXiv:2512.02556): `Objective.kl_bias_correction`.
+    """
     gap = reference_logp - logp
     return jnp.exp(gap) - gap - 1
 
@@ -155,6 +160,8 @@ def ditpo_loss(
     aux = {"clipped": mean(beyond), "log_prob_gap": mean(jnp.abs(logp - rollouts.old_log_probs))}
     if rollouts.reference_log_probs is not None:
         apart = divergence(logp, rollouts.reference_log_probs)
+        if objective.kl_bias_correction:
+            apart *= ratio
         loss += objective.kl * apart
         aux["kl"] = mean(apart)
     rows = jnp.float32(rollouts.advantages.size)

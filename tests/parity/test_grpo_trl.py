@@ -34,7 +34,7 @@ def trl_loss(logp, batch: Rollouts, objective: Objective, weights):
         use_vllm=False,
         aux_loss_enabled=False,
         current_gradient_accumulation_steps=1,
-        args=SimpleNamespace(use_bias_correction_kl=False, delta=None),
+        args=SimpleNamespace(use_bias_correction_kl=objective.kl_bias_correction, delta=None),
         _entropy_bonus_enabled=False,
         model=SimpleNamespace(training=True),
         accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x, sync_gradients=False),
@@ -61,9 +61,9 @@ def trl_loss(logp, batch: Rollouts, objective: Objective, weights):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("kl", [0.0, 0.04])
+@pytest.mark.parametrize(("kl", "corrected"), [(0.0, False), (0.04, False), (0.04, True), (2.0, True)])
 @pytest.mark.parametrize("normalisation", LOSS_TYPES)
-def test_loss_and_gradient_are_those_of_trl(normalisation, kl, weighted):
+def test_loss_and_gradient_are_those_of_trl(normalisation, kl, corrected, weighted):
     random = np.random.default_rng(0)
     old = random.normal(-1.5, 0.7, (B, G, T)).astype(np.float32)
     logp = old + random.normal(0, 0.4, old.shape).astype(np.float32)
@@ -75,9 +75,11 @@ def test_loss_and_gradient_are_those_of_trl(normalisation, kl, weighted):
         old_log_probs=old,
         advantages=random.normal(size=(B, G)).astype(np.float32),
         token_weights=np.ones_like(old) if weights is None else weights,
-        reference_log_probs=old - 0.1 if kl else None,
+        reference_log_probs=old + random.normal(-0.1, 0.3, old.shape).astype(np.float32) if kl else None,
     )
-    objective = Objective(clip_low=0.2, clip_high=0.28, kl=kl, normalisation=normalisation)
+    objective = Objective(
+        clip_low=0.2, clip_high=0.28, kl=kl, kl_bias_correction=corrected, normalisation=normalisation
+    )
     expected, wanted, reported = trl_loss(logp, batch, objective, weights)
 
     def mean(values):
@@ -90,3 +92,33 @@ def test_loss_and_gradient_are_those_of_trl(normalisation, kl, weighted):
     assert abs(aux["clipped"].total / aux["clipped"].weight - reported["clip_ratio/region_mean"]) < 1e-6
     if kl:
         assert abs(aux["kl"].total / aux["kl"].weight - reported["kl"]) < 1e-6
+
+
+def test_the_correction_of_the_divergence_changes_the_gradient_of_a_policy_that_has_not_moved():
+    """The gradient then is the one of KL(policy || reference), which TRL takes by default and the GRPO paper does not."""
+    random = np.random.default_rng(1)
+    logits, reference = random.normal(size=(2, 5)).astype(np.float32)
+
+    def expected(logits, objective):
+        """The loss over all samples of the policy before the update, each with its probability."""
+        logp, old = jax.nn.log_softmax(logits), jax.lax.stop_gradient(jax.nn.log_softmax(logits))
+        rows = Rollouts(
+            prompts={}, tokens=np.arange(5)[:, None, None], mask=np.ones((5, 1, 1), bool),
+            old_log_probs=old[:, None, None], advantages=np.zeros((5, 1), np.float32),
+            token_weights=np.ones((5, 1, 1), np.float32), reference_log_probs=jax.nn.log_softmax(reference)[:, None, None],
+        )  # fmt: skip
+        losses = [
+            ditpo_loss(logp[k, None, None, None], jax.tree.map(lambda leaf: leaf[k : k + 1], rows), objective)[0].total
+            for k in range(5)
+        ]
+        return (jnp.exp(old) * jnp.stack(losses)).sum()
+
+    def divergence(logits):
+        logp = jax.nn.log_softmax(logits)
+        return (jnp.exp(logp) * (logp - jax.nn.log_softmax(reference))).sum()
+
+    plain, corrected = Objective(kl=1.0), Objective(kl=1.0, kl_bias_correction=True)
+    for objective in (plain, corrected):
+        np.testing.assert_allclose(expected(logits, objective), divergence(logits), rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(expected)(logits, corrected), jax.grad(divergence)(logits), atol=1e-6)
+    assert np.abs(jax.grad(expected)(logits, plain) - jax.grad(divergence)(logits)).max() > 0.05
