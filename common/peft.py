@@ -1,6 +1,10 @@
 """LoRA adapters in the layout of the PEFT library (`adapter_config.json`, `adapter_model.safetensors`), in and out.
 
 PEFT keeps lora_A as [rank, in] and lora_B as [out, rank] of every layer; ours are [L, in, rank] and [L, rank, out].
+
+PEFT finds a module by its name in transformers' memory, and loads an adapter whose names it does not find with a
+warning and no effect. The layers of Qwen2 are `model.layers.*` in every version; those of Qwen2.5-VL are
+`model.language_model.layers.*` since transformers 4.52, and were `model.layers.*` before.
 """
 
 import dataclasses
@@ -8,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +32,48 @@ from common.weights import (
     published_tensors,
     write_json,
     write_tensors,
+    writing,
     written_whole,
 )
 
 PREFIX = "base_model.model."
+Decoder = Literal["model.", "model.language_model."]  # how the names of a decoder's modules begin in memory
+TEXT: Decoder = "model."
+VISION_LANGUAGE: Decoder = "model.language_model."
 # Modules that an adapter may hold whole (`modules_to_save`), by their names in PEFT, and our leaves.
-WHOLE = {"lm_head": "lm_head", "embed_tokens": "embed_tokens", "model.embed_tokens": "embed_tokens"}
+WHOLE = {
+    "lm_head": "lm_head",
+    **{
+        f"{prefix}embed_tokens": "embed_tokens"
+        for prefix in ("", TEXT, VISION_LANGUAGE, VISION_LANGUAGE.removeprefix(TEXT))
+    },
+}
+# What an exported adapter says about the programs that load it: README.md beside its weights.
+README = """---
+library_name: peft
+---
+
+LoRA adapter of the {kind}, written by medreport-jax.
+
+Its tensors are named `{prefix}{decoder}layers.*`, as {versions} names the modules in memory.
+Tested with transformers 5.23 and peft 0.19. A version whose modules have other names loads the adapter with a
+warning about missing or unexpected keys, and without effect: compare an output with the base model's.
+"""
+KINDS: dict[Decoder, tuple[str, str]] = {
+    TEXT: ("language model (Qwen2, Qwen2.5)", "every transformers"),
+    VISION_LANGUAGE: ("language model of Qwen2.5-VL", "transformers 4.52 or later"),
+}
+# What PEFT's and transformers' automatic classes open the base model with.
+AUTO_CLASSES: dict[Decoder, dict[str, Any]] = {
+    TEXT: {"task_type": "CAUSAL_LM"},
+    VISION_LANGUAGE: {
+        "task_type": None,
+        "auto_mapping": {
+            "base_model_class": "Qwen2_5_VLForConditionalGeneration",
+            "parent_library": "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+        },
+    },
+}
 # Entries of adapter_config.json that are read below, or do not change what the adapter computes.
 KNOWN = frozenset(
     (
@@ -45,8 +85,10 @@ KNOWN = frozenset(
 )
 
 
-def load_peft(directory: str | Path, base: PyTree) -> tuple[LoraConfig, PyTree, PyTree]:
+def load_peft(directory: str | Path, base: PyTree, decoder: Decoder = TEXT) -> tuple[LoraConfig, PyTree, PyTree]:
     """Config and adapters (float32) of a PEFT directory for the decoder `base`, and the base to run them with.
+
+    `decoder` says whose decoder it is; for that of Qwen2.5-VL both its names in memory are read.
 
     That base is `base`, with an embedding or a head in place of its own where the adapter has saved them whole; it
     may hold shapes. An adapter on some of the layers has zeros, which training leaves zero, in the others, and one of
@@ -58,6 +100,7 @@ def load_peft(directory: str | Path, base: PyTree) -> tuple[LoraConfig, PyTree, 
     published = read_json_object(file)
     _check(published, file)
     stored = open_tensors(directory, "adapter_model")
+    decoder = _decoder_of(stored, decoder, file)
     ranks = published.get("rank_pattern") or {}
     rank, common_scale = max([_rank(published, file), *ranks.values()]), _scale(published, file)
     shapes, names = {}, {}
@@ -65,7 +108,7 @@ def load_peft(directory: str | Path, base: PyTree) -> tuple[LoraConfig, PyTree, 
         if path[-1] != "kernel":
             continue
         layers, width, features = kernel.shape
-        modules = [_published_module(path, layer) for layer in range(layers)]
+        modules = [_published_module(decoder, path, layer) for layer in range(layers)]
         adapted = [_is_target(module, layer, published, file) for layer, module in enumerate(modules)]
         if not any(adapted):
             continue
@@ -92,29 +135,32 @@ def load_peft(directory: str | Path, base: PyTree) -> tuple[LoraConfig, PyTree, 
         dropout=float(published.get("lora_dropout", 0.0)),
         targets="|".join(sorted({path[-2] for path in shapes})),
     )
-    saved, base = _saved_modules(published, stored, base, directory)
+    saved, base = _saved_modules(published, stored, base, decoder, directory)
     others = {name: tensor for name, tensor in stored.items() if name not in saved}
     return config, load_tree(others, unflatten_dict(shapes), names, where=directory), base
 
 
-def save_peft(directory: str | Path, lora: PyTree, config: LoraConfig, base_name: str) -> None:
+def save_peft(directory: str | Path, lora: PyTree, config: LoraConfig, base_name: str, decoder: Decoder = TEXT) -> None:
     """Write `lora` (not scaled) as an adapter that PEFT loads onto the model `base_name`, a path or a name on the hub.
 
-    The directory appears whole or not at all (`common.weights.written_whole`).
+    `decoder` says whose decoder `lora` is for. The directory appears whole or not at all
+    (`common.weights.written_whole`).
     """
     names: dict[str, Published] = {}
     for path, leaf in flatten_dict(lora).items():
         theirs = {"a": "lora_A", "b": "lora_B"}[path[-1]]
-        modules = [f"{PREFIX}{_published_module(path, layer)}.{theirs}.weight" for layer in range(leaf.shape[0])]
-        names["/".join(path)] = Published(tuple(modules), axes=(1, 0), stacked=True)
+        modules = [_published_module(decoder, path, layer) for layer in range(leaf.shape[0])]
+        tensors = tuple(f"{PREFIX}{module}.{theirs}.weight" for module in modules)
+        names["/".join(path)] = Published(tensors, axes=(1, 0), stacked=True)
+    kind, versions = KINDS[decoder]
     content = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        **AUTO_CLASSES[decoder],
         "base_model_name_or_path": base_name,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": sorted({path[-2] for path in flatten_dict(lora)}),
+        "target_modules": _targets(lora, decoder),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -126,16 +172,44 @@ def save_peft(directory: str | Path, lora: PyTree, config: LoraConfig, base_name
         )
         if jax.process_index() == 0:
             write_json(aside / "adapter_config.json", content)
+            with writing(aside):
+                about = README.format(kind=kind, prefix=PREFIX, decoder=decoder, versions=versions)
+                (aside / "README.md").write_text(about, encoding="utf-8")
+
+
+def _targets(lora: PyTree, decoder: Decoder) -> list[str] | str:
+    """`target_modules`: the names of the adapted layers, or a pattern where other modules have such names too."""
+    layers = {path[1:-1] for path in flatten_dict(lora)}
+    if decoder == TEXT:
+        return sorted({path[-1] for path in layers})
+    inside = "|".join(sorted(re.escape(".".join(path)) for path in layers))
+    return rf"{re.escape(decoder)}layers\.\d+\.({inside})"
+
+
+def _decoder_of(stored: dict[str, StoredTensor], decoder: Decoder, file: Path) -> Decoder:
+    """How the adapter names the modules of `decoder`. Raises UserError where it is for another kind of model."""
+    if image := sorted(name for name in stored if ".visual." in name):
+        raise UserError(
+            f"{file.parent}: holds {image[0]}; expected an adapter of the language model alone, without the image side"
+        )
+    newer = any(name.startswith(f"{PREFIX}{VISION_LANGUAGE}") for name in stored)
+    if newer and decoder == TEXT:
+        raise UserError(f"{file.parent}: is an adapter of Qwen2.5-VL, and the model is a Qwen2; choose the other one")
+    return VISION_LANGUAGE if newer else TEXT
 
 
 def _saved_modules(
-    published: dict[str, Any], stored: dict[str, StoredTensor], base: PyTree, directory: str | Path
+    published: dict[str, Any],
+    stored: dict[str, StoredTensor],
+    base: PyTree,
+    decoder: Decoder,
+    directory: str | Path,
 ) -> tuple[set[str], PyTree]:
     """The tensors of `modules_to_save`, and `base` with them in place of its own."""
     leaves = {WHOLE[module] for module in published.get("modules_to_save") or ()}
     if not leaves:
         return set(), base
-    names = {leaf: f"{PREFIX}{'model.' * (leaf == 'embed_tokens')}{leaf}.weight" for leaf in leaves}
+    names = {leaf: f"{PREFIX}{decoder if leaf == 'embed_tokens' else ''}{leaf}.weight" for leaf in leaves}
     embedding = base["embed_tokens"]
     saved = load_tree(
         {name: stored[name] for name in names.values() if name in stored},
@@ -185,9 +259,9 @@ def _of_pattern(patterns: dict[str, Any] | None, module: str, file: Path, defaul
     return default
 
 
-def _published_module(path: tuple[str, ...], layer: int) -> str:
+def _published_module(decoder: Decoder, path: tuple[str, ...], layer: int) -> str:
     """layers/self_attn/q_proj/... of one layer, as PyTorch names the module."""
-    return f"model.layers.{layer}." + ".".join(path[1:-1])
+    return f"{decoder}layers.{layer}." + ".".join(path[1:-1])
 
 
 def _is_target(module: str, layer: int, published: dict[str, Any], file: Path) -> bool:

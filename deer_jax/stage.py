@@ -32,7 +32,7 @@ from common.models.qwen2_vl_weights import (
 )
 from common.options import Needs
 from common.parallel import Layout, check_rows, place, shardings
-from common.peft import save_peft
+from common.peft import VISION_LANGUAGE, save_peft
 from common.sampling import Sampling
 from common.types import PyTree
 from common.weights import open_tensors
@@ -169,7 +169,7 @@ def export(config: RunConfig, base: Base, trainable: PyTree, frozen: PyTree, run
     whole = {**frozen, **trainable}
     if config.model.tuning == "lora":
         adapters = whole.pop("lora")
-        save_peft(run_dir / "adapter", adapters, config.lora, str(base.directory))
+        save_peft(run_dir / "adapter", adapters, config.lora, str(base.directory.resolve()), VISION_LANGUAGE)
         whole["language"] = merge(whole["language"], adapters, config.lora)
     naming = naming_of(open_tensors(base.directory))
     save_qwen2_vl(run_dir / "model", base.config, whole, source=base.directory, naming=naming)

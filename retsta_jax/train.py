@@ -116,7 +116,7 @@ def export(config: RetstaConfig, base: Base, trainable: PyTree, run_dir: Path) -
     if config.model.tuning == "full":
         save_qwen2(run_dir / "model", base.config, trainable, source=base.directory)
     else:
-        save_peft(run_dir / "adapter", trainable, config.lora, str(base.directory))
+        save_peft(run_dir / "adapter", trainable, config.lora, str(base.directory.resolve()))
 
 
 def checkpoint_note(directory: Path) -> dict[str, Any]:
