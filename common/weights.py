@@ -222,6 +222,18 @@ def written_whole(directory: str | Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def widest_dtype(tree: PyTree) -> str:
+    """The dtype that holds every number of a tree: float32 for a bfloat16 tree with some leaves of float32."""
+    return jnp.result_type(*{leaf.dtype for leaf in jax.tree.leaves(tree)}).name
+
+
+def write_texts(directory: Path, texts: Mapping[str, str]) -> None:
+    """Write texts by file name. Raises UserError."""
+    with writing(directory):
+        for name, text in texts.items():
+            (directory / name).write_text(text, encoding="utf-8")
+
+
 def to_host(leaf: Any) -> np.ndarray:
     """A leaf as one numpy array; gathered from all processes (all must call) where this one does not hold it all."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:

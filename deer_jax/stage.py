@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from common.config import check_seed, choose_preset, parse
+from common.data.exported_tokenizer import exported_files, reading_note
 from common.data.parts import Part
 from common.data.qwen_images import check_processor
 from common.data.records import Quarantine
@@ -172,4 +173,7 @@ def export(config: RunConfig, base: Base, trainable: PyTree, frozen: PyTree, run
         save_peft(run_dir / "adapter", adapters, config.lora, str(base.directory.resolve()), VISION_LANGUAGE)
         whole["language"] = merge(whole["language"], adapters, config.lora)
     naming = naming_of(open_tensors(base.directory))
-    save_qwen2_vl(run_dir / "model", base.config, whole, source=base.directory, naming=naming)
+    files = exported_files(base.directory, base.tokenizer)
+    save_qwen2_vl(run_dir / "model", base.config, whole, source=base.directory, naming=naming, files=files)
+    if jax.process_index() == 0 and (note := reading_note(run_dir / "model", base.tokenizer)):
+        print(note, flush=True)

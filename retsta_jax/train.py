@@ -12,6 +12,7 @@ from jaxtyping import Array
 from common.checkpoint import open_checkpoints, restore_trainable
 from common.config import check_run_directory, check_seed, claim_run_directory
 from common.data.encode import Example, encode_examples
+from common.data.exported_tokenizer import exported_files, reading_note
 from common.data.packing import plan_epochs
 from common.data.pipeline import evaluation_batches, make_iterator, text_batches
 from common.data.records import Quarantine
@@ -114,7 +115,10 @@ def make_validation(
 def export(config: RetstaConfig, base: Base, trainable: PyTree, run_dir: Path) -> None:
     """Write what was trained for others to use: `adapter/` as PEFT does, or a whole model in `model/`."""
     if config.model.tuning == "full":
-        save_qwen2(run_dir / "model", base.config, trainable, source=base.directory)
+        files = exported_files(base.directory, base.tokenizer)
+        save_qwen2(run_dir / "model", base.config, trainable, source=base.directory, files=files)
+        if jax.process_index() == 0 and (note := reading_note(run_dir / "model", base.tokenizer)):
+            print(note, flush=True)
     else:
         save_peft(run_dir / "adapter", trainable, config.lora, str(base.directory.resolve()))
 

@@ -138,6 +138,11 @@ class HuggingFaceTokenizer:
         self.stop_ids = tuple(sorted({eos, *stops, *marks.values()}))
         self.chat_end_id: int = marks.get(CHAT_MARKS[1], eos)
 
+    @property
+    def published(self) -> Any:
+        """The tokenizer of transformers."""
+        return self._tokenizer
+
     def encode(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 

@@ -7,7 +7,7 @@ sizes at its top; in transformers' memory, and in files written from it, they ar
 
 import dataclasses
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -30,8 +30,10 @@ from common.weights import (
     load_tree,
     open_tensors,
     published_tensors,
+    widest_dtype,
     write_json,
     write_tensors,
+    write_texts,
     writing,
     written_whole,
 )
@@ -132,14 +134,18 @@ def save_qwen2_vl(
     *,
     source: str | Path | None = None,
     naming: Naming = "hub",
+    files: Mapping[str, str] | None = None,
     max_shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a directory that transformers' `Qwen2_5_VLForConditionalGeneration.from_pretrained` loads.
 
-    In the dtype of `params`, named as on the hub or as in transformers' memory. `source` is the directory of the model
+    In the dtypes of `params`, named as on the hub or as in transformers' memory. `source` is the directory of the model
     that `params` descends from: the rest of its `config.json`, its generation config, tokenizer and image processor go
-    along. The directory appears whole or not at all (`written_whole`).
+    along, and `files` in their place (`common.data.exported_tokenizer`). The directory appears whole or not at all
+    (`written_whole`).
     """
+    stored = widest_dtype(params)
+    config = dataclasses.replace(config, language=dataclasses.replace(config.language, param_dtype=stored))
     companions = [] if source is None else [Path(source) / name for name in COMPANIONS]
     original = {} if source is None else read_json_object(Path(source) / "config.json")
     with written_whole(directory) as aside:
@@ -149,6 +155,7 @@ def save_qwen2_vl(
             with writing(aside):
                 for companion in filter(Path.is_file, companions):
                     shutil.copyfile(companion, aside / companion.name)
+            write_texts(aside, files or {})
 
 
 def naming_of(stored: Collection[str]) -> Naming:

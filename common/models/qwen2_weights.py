@@ -6,6 +6,7 @@ PyTorch's linear layers are [out, in] and ours [in, out]; embedding and head are
 import dataclasses
 import math
 import shutil
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ from common.weights import (
     load_tree,
     open_tensors,
     published_tensors,
+    widest_dtype,
     write_json,
     write_tensors,
+    write_texts,
     writing,
     written_whole,
 )
@@ -180,13 +183,16 @@ def save_qwen2(
     params: PyTree,
     *,
     source: str | Path | None = None,
+    files: Mapping[str, str] | None = None,
     max_shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a directory that transformers' `AutoModelForCausalLM.from_pretrained` loads, in the dtype of `params`.
+    """Write a directory that transformers' `AutoModelForCausalLM.from_pretrained` loads, in the dtypes of `params`.
 
     `source` is the directory of the model that `params` descends from: the rest of its `config.json`, its generation
-    config and its tokenizer go along. The directory appears whole or not at all (`written_whole`).
+    config and its tokenizer go along, and `files` in their place (`common.data.exported_tokenizer`). The directory
+    appears whole or not at all (`written_whole`).
     """
+    config = dataclasses.replace(config, param_dtype=widest_dtype(params))
     names, companions = name_map(config), [] if source is None else [Path(source) / name for name in COMPANIONS]
     original = {} if source is None else read_json_object(Path(source) / "config.json")
     with written_whole(directory) as aside:
@@ -196,6 +202,7 @@ def save_qwen2(
             with writing(aside):
                 for companion in filter(Path.is_file, companions):
                     shutil.copyfile(companion, aside / companion.name)
+            write_texts(aside, files or {})
 
 
 def published_config(config: Qwen2Config, original: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -214,7 +221,8 @@ def published_config(config: Qwen2Config, original: dict[str, Any] | None = None
         "use_sliding_window": False,
         "torch_dtype": config.param_dtype,
     }
-    kept = {name: value for name, value in (original or {}).items() if name not in ("dtype", "rope_scaling")}
+    replaced = ("dtype", "rope_scaling", "quantization_config")  # what is written is never quantized
+    kept = {name: value for name, value in (original or {}).items() if name not in replaced}
     return {"max_position_embeddings": 32_768, **kept, **own}
 
 
