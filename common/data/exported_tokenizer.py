@@ -65,8 +65,8 @@ def reading_note(directory: str | Path, tokenizer: Tokenizer) -> str:
             break
     else:
         return (
-            f"note: {directory}: no tokenizer of transformers gives the tokens of this run; encode with the files in it "
-            "as this program does"
+            f"note: {directory}: no tokenizer of transformers gives the tokens of this run; encode with the files in "
+            "it as this program does"
         )
     if kind is AutoTokenizer:
         return ""

@@ -95,22 +95,26 @@ def test_loss_and_gradient_are_those_of_trl(normalisation, kl, corrected, weight
 
 
 def test_the_correction_of_the_divergence_changes_the_gradient_of_a_policy_that_has_not_moved():
-    """The gradient then is the one of KL(policy || reference), which TRL takes by default and the GRPO paper does not."""
+    """Corrected it is that of KL(policy || reference), which TRL takes by default and the GRPO paper does not."""
     random = np.random.default_rng(1)
     logits, reference = random.normal(size=(2, 5)).astype(np.float32)
 
     def expected(logits, objective):
         """The loss over all samples of the policy before the update, each with its probability."""
         logp, old = jax.nn.log_softmax(logits), jax.lax.stop_gradient(jax.nn.log_softmax(logits))
-        rows = Rollouts(
-            prompts={}, tokens=np.arange(5)[:, None, None], mask=np.ones((5, 1, 1), bool),
-            old_log_probs=old[:, None, None], advantages=np.zeros((5, 1), np.float32),
-            token_weights=np.ones((5, 1, 1), np.float32), reference_log_probs=jax.nn.log_softmax(reference)[:, None, None],
-        )  # fmt: skip
-        losses = [
-            ditpo_loss(logp[k, None, None, None], jax.tree.map(lambda leaf: leaf[k : k + 1], rows), objective)[0].total
-            for k in range(5)
-        ]
+        losses = []
+        for token in range(5):
+            one = (1, 1, 1)
+            rows = Rollouts(
+                prompts={},
+                tokens=np.full(one, token),
+                mask=np.ones(one, bool),
+                old_log_probs=old[token].reshape(one),
+                advantages=np.zeros(one[:2], np.float32),
+                token_weights=np.ones(one, np.float32),
+                reference_log_probs=jax.nn.log_softmax(reference)[token].reshape(one),
+            )
+            losses.append(ditpo_loss(logp[token].reshape(one), rows, objective)[0].total)
         return (jnp.exp(old) * jnp.stack(losses)).sum()
 
     def divergence(logits):
