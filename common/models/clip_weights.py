@@ -34,6 +34,7 @@ from common.weights import (
 
 BATCH_NORM_EPS = 1e-5
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
+CONNECT = re.compile(r"(^|\.)attnpool\.connect\.")
 # Buffers that say nothing about the weights.
 IGNORED = r"input_resolution|context_length|vocab_size|(.+\.)?(attn_mask|num_batches_tracked)"
 
@@ -48,9 +49,11 @@ def load_clip(
     """Config and parameters of a published CLIP: a PyTorch archive, a safetensors file, or a directory with one.
 
     Computes in `dtype` and stores `param_dtype`. Raises UserError, naming tensor and file, for anything missing,
-    surplus, misshapen or not finite, and for a CLIP whose image side is no ResNet.
+    surplus, misshapen or not finite, for a CLIP whose image side is no ResNet, and for the CLIP of UniCrossAdapter's
+    authors.
     """
     stored = open_checkpoint(path)
+    check_original(stored)
     config = dataclasses.replace(config_from_tensors(stored, path), dtype=dtype, param_dtype=param_dtype)
     shapes, names = param_shapes(config), name_map(config)
     return config, load_tree(
@@ -88,6 +91,20 @@ def open_checkpoint(path: str | Path) -> dict[str, StoredTensor]:
     if path.suffix == ".safetensors":
         return open_tensors(path.parent, path.stem)
     return read_archive(path)
+
+
+def check_original(stored: Mapping[str, StoredTensor]) -> None:
+    """Raise UserError for the CLIP of UniCrossAdapter's authors, whatever stands before the names of its tensors.
+
+    Behind its attention pool, used densely, lie a convolution with a BatchNorm as a residual, and a ReLU; leaving them
+    out would give other features without a word (docs/unicross.md).
+    """
+    if theirs := sorted(name for name in stored if CONNECT.search(name)):
+        raise UserError(
+            f"{stored[theirs[0]].file}: holds {theirs[0]}, the residual of the attention pool in the code of "
+            "UniCrossAdapter's authors, which is not in CLIP and not built here; give CLIP as OpenAI publishes it, "
+            "such as RN101.pt (docs/unicross.md)"
+        )
 
 
 def config_from_tensors(stored: Mapping[str, StoredTensor], where: str | Path) -> ClipConfig:

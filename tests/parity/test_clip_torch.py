@@ -12,13 +12,14 @@ from flax.traverse_util import flatten_dict
 from common.errors import UserError
 from common.models.attention import KeyValues, Past
 from common.models.clip import RN50, RN101, Clip, ClipConfig, ModifiedResNet, TextTransformer, init_params
-from common.models.clip_weights import load_clip, name_map, param_shapes
+from common.models.clip_weights import load_clip, name_map, param_shapes, save_clip
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from launch.torch_clip import TorchClip, randomise
+from unicross_jax.config import EMBEDDED_CLIP
 
 TOLERANCE = 1e-4
 CONFIG = ClipConfig(
@@ -264,6 +265,52 @@ def test_errors_name_tensor_and_file(peer, tmp_path, edit, message):
         load_clip(tmp_path / "model.safetensors")
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "archive"])
+@pytest.mark.parametrize("prefix", ["", "module.", "clip.", "module.encode_clip.backbone."])
+def test_a_checkpoint_of_the_authors_is_refused_with_the_reason(peer, tmp_path, prefix, kind):
+    """Their attention pool has a residual, `connect`: a 1x1 convolution and its BatchNorm."""
+    tensors = {f"{prefix}{name}": tensor.clone() for name, tensor in peer.state_dict().items()}
+    tensors[f"{prefix}visual.attnpool.connect.0.weight"] = torch.ones(24, 256, 1, 1)
+    for part in ("weight", "bias", "running_mean", "running_var"):
+        tensors[f"{prefix}visual.attnpool.connect.1.{part}"] = torch.ones(24)
+    if kind == "archive":
+        file = tmp_path / "best.pth"
+        torch.save({"epoch": 3, "state_dict": tensors, "optimizer": {"state": {}}, "monitor_best": 0.2}, file)
+    else:
+        file = tmp_path / "model.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    with pytest.raises(UserError, match=r"attnpool\.connect\.0\.weight, the residual of the attention pool") as caught:
+        load_clip(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# The published layout, as `save_clip` writes it and as it is shipped, in the module that reads OpenAI's.
+@pytest.mark.parametrize("which", ["saved", "shipped"])
+def test_an_exported_clip_loads_into_the_published_module(loaded, tmp_path, which):
+    config, params = loaded
+    directory = EMBEDDED_CLIP
+    if which == "saved":
+        save_clip(tmp_path / "clip", config, params)
+        directory = tmp_path / "clip"
+    config, params = load_clip(directory)
+    stored = load_file(directory / "model.safetensors")
+    model = TorchClip(config)
+    result = model.load_state_dict({name: tensor.float() for name, tensor in stored.items()}, strict=False)
+    assert not result.unexpected_keys
+    counters = [name for name in model.state_dict() if name.endswith("num_batches_tracked")]
+    # Sizes that OpenAI's `build_model` drops before it loads, and counters, which PyTorch sets where a file has none.
+    assert set(result.missing_keys) <= {"context_length", "input_resolution", "vocab_size", *counters}
+    random = np.random.default_rng(3)
+    images = random.normal(size=(2, config.image_size, config.image_size, 3)).astype(np.float32)
+    ids = random.integers(1, config.vocab_size, (2, config.context_length))
+    ours = call(Clip(config), params, images, ids)
+    with torch.no_grad():
+        theirs = model.eval()(nchw(images), torch.tensor(ids))
+    for found, expected in zip(ours, theirs, strict=True):
+        agree(found, expected)
 
 
 # Parameters that OpenAI's code prints for its models, and some of the shapes in the published archives.
