@@ -21,6 +21,7 @@ from common.io.terminal import is_visible, printable
 
 LONGEST_LINE = 16 << 20  # characters of a line of a CSV file, and of one of its fields
 DEEPEST = 100  # arrays and objects within each other
+MOST_DIGITS = 1000  # of a whole number
 _MARK = "\ufeff"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _GZIP = b"\x1f\x8b"
@@ -129,8 +130,10 @@ def csv_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
                 yield rows.line_num, values
     except csv.Error as error:
         raise UserError(f"{path}: not CSV ({error} on line {rows.line_num}); fetch it again") from error
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole CSV file ({reason(error)}); fetch it again") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        raise UserError(f"{path}: cannot be read ({reason(error)}); expected a CSV file") from error
 
 
 def _lines(stream: BinaryIO | gzip.GzipFile, path: str | Path) -> Iterator[str]:
@@ -180,4 +183,10 @@ def _finite(digits: str) -> float:
     return value
 
 
-_DECODER = json.JSONDecoder(parse_constant=_not_json, parse_float=_finite)
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"the number {printable(digits, 20)} is too large")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_not_json, parse_float=_finite, parse_int=_whole)

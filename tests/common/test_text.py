@@ -62,7 +62,8 @@ def test_what_is_said_to_do_about_an_encoding_helps(tmp_path):
         ("NaN", "NaN is not a JSON number"),
         ('{"a": [-Infinity]}', "-Infinity is not a JSON number"),
         ("1e999", "the number 1e999 is too large"),
-        ("1" * 5000, "digits"),
+        ("1" * 5000, "the number 1111"),
+        ("-" + "1" * 5000, "is too large"),
         ("", "Expecting value"),
         ('{"a": 1} x', "Extra data"),
     ],
@@ -143,6 +144,18 @@ def test_a_damaged_table_is_refused(tmp_path, content, message):
     with pytest.raises(UserError) as refusal:
         list(read_csv(table(tmp_path / "t.csv", content), ("id",)))
     assert message in str(refusal.value)
+
+
+def test_a_table_that_is_not_there_or_not_whole_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"t\.csv: cannot be read \(No such file or directory\); expected a CSV file"):
+        list(read_csv(tmp_path / "t.csv", ("id",)))
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        list(read_csv(tmp_path, ("id",)))
+    (tmp_path / "t.csv.gz").write_bytes(b"id\n1\n")
+    with pytest.raises(UserError, match=r"t\.csv\.gz: not a whole CSV file \(Not a gzipped file"):
+        list(read_csv(tmp_path / "t.csv.gz", ("id",)))
+    (tmp_path / "t.csv").write_bytes(gzip.compress(b"id\n1\n"))
+    assert list(read_csv(tmp_path / "t.csv", ("id",))) == [(2, {"id": "1"})]
 
 
 def test_sizes_are_bounded(tmp_path):
