@@ -38,6 +38,7 @@ class _Loop(flax.struct.PyTreeNode):
     finished: Beams
     filled: Bool[Array, "B K"]  # finished places that hold a beam
     improvable: Bool[Array, "B"]
+    finite: Bool[Array, "B"]  # all logits of all beams while the prompt was not done
 
 
 def beam_search(
@@ -81,8 +82,8 @@ def search_prompts(
     candidates = min(max(2, 1 + len(stop_ids)) * beams, beams * vocabulary)
 
     def step(state: _Loop) -> _Loop:
-        logits = next_logits(state.hidden.reshape(batch * beams, width), head, forbidden).T
-        log_probs = jax.nn.log_softmax(logits, axis=-1).reshape(batch, beams, vocabulary)
+        logits, finite = next_logits(state.hidden.reshape(batch * beams, width), head, forbidden)
+        log_probs = jax.nn.log_softmax(logits.T, axis=-1).reshape(batch, beams, vocabulary)
         totals = (state.running.scores[..., None] + log_probs).reshape(batch, -1)
         totals, places = jax.lax.top_k(totals, candidates)
         parents, tokens = places // vocabulary, places % vocabulary
@@ -104,7 +105,8 @@ def search_prompts(
         suffix = jax.tree.map(lambda leaf: _pick(leaf, _pick(parents, best), axis=leaf.ndim - 4), state.suffix)
         hidden, suffix = extend(forward, _pick(tokens, best), prefilled, suffix, state.step)
         improvable = state.improvable & (possible > worst).any(axis=-1)
-        return _Loop(state.step + 1, hidden, suffix, running, finished, filled, improvable)
+        finite = state.finite & (finite.reshape(batch, beams).all(axis=-1) | ~state.improvable)
+        return _Loop(state.step + 1, hidden, suffix, running, finished, filled, improvable, finite)
 
     def _finish(state: _Loop, extended: _Running, stopped: Array, ends: Array) -> tuple[Beams, Array]:
         """The best K of the finished beams and the first K candidates that end here."""
@@ -112,7 +114,7 @@ def search_prompts(
         scores = extended.scores / (state.step + 1.0) ** length_penalty
         scores = jnp.where(entering & state.improvable[:, None], scores, scores + LOWEST)
         lengths = jnp.full_like(stopped, state.step + 1, jnp.int32)
-        new = Beams(Generated(extended.tokens, extended.log_probs, lengths, stopped), scores)
+        new = Beams(Generated(extended.tokens, extended.log_probs, lengths, stopped, jnp.ones_like(stopped)), scores)
         merged = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), state.finished, new)
         _, best = jax.lax.top_k(merged.scores, beams)
         filled = jnp.concatenate([state.filled, entering], axis=1)
@@ -120,7 +122,8 @@ def search_prompts(
 
     shape = (batch, beams, max_new_tokens)
     tokens, log_probs = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
-    nothing = Generated(tokens, log_probs, jnp.zeros(shape[:2], jnp.int32), jnp.zeros(shape[:2], bool))
+    no, yes = jnp.zeros(shape[:2], bool), jnp.ones(shape[:2], bool)
+    nothing = Generated(tokens, log_probs, jnp.zeros(shape[:2], jnp.int32), stopped=no, finite=yes)
     # All beams of a prompt start equal: only the first may be extended.
     scores = jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, LOWEST), shape[:2])
     start = _Loop(
@@ -129,14 +132,18 @@ def search_prompts(
         suffix=empty_suffix(prefilled.keys_values, beams, max_new_tokens),
         running=_Running(tokens, log_probs, scores),
         finished=Beams(nothing, jnp.full(shape[:2], LOWEST)),
-        filled=jnp.zeros(shape[:2], bool),
+        filled=no,
         improvable=jnp.ones(batch, bool),
+        finite=jnp.ones(batch, bool),
     )
 
     def unfinished(state: _Loop) -> Bool[Array, ""]:
         return (state.step < max_new_tokens) & state.improvable.any()
 
-    return jax.lax.while_loop(unfinished, step, start).finished
+    end = jax.lax.while_loop(unfinished, step, start)
+    # One beam that is not finite spoils the choice among all of its prompt.
+    finite = jnp.broadcast_to(end.finite[:, None], shape[:2])
+    return end.finished.replace(generated=end.finished.generated.replace(finite=finite))
 
 
 def _pick(x: Array, places: Int[Array, "B N"], axis: int = 1) -> Array:

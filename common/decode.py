@@ -57,6 +57,7 @@ class Generated(flax.struct.PyTreeNode):
     log_probs: Float[Array, "B G T"]
     lengths: Int[Array, "B G"]
     stopped: Bool[Array, "B G"]  # by a stop token, not by the limit
+    finite: Bool[Array, "B G"]  # every logit that a token was chosen from; where false the rest means nothing
 
     @property
     def mask(self) -> Bool[Array, "B G T"]:
@@ -134,9 +135,10 @@ def continue_prompts(
 
     def step(state: _Loop) -> _Loop:
         rows = state.hidden.reshape(batch * group, -1)
-        logits = next_logits(rows, head, forbidden)
+        logits, finite = next_logits(rows, head, forbidden)
         tokens, log_probs = choose_tokens(logits, uniforms[state.step].reshape(-1), sampling)
-        tokens, log_probs = tokens.reshape(batch, group), log_probs.reshape(batch, group)
+        finite &= jnp.isfinite(log_probs)  # a low temperature may have taken a large logit beyond float32
+        tokens, log_probs, finite = (x.reshape(batch, group) for x in (tokens, log_probs, finite))
 
         done = state.generated
         active = ~done.stopped
@@ -146,6 +148,7 @@ def continue_prompts(
             log_probs=done.log_probs.at[:, :, state.step].set(jnp.where(active, log_probs, 0.0)),
             lengths=done.lengths + active,
             stopped=done.stopped | (active & is_stop(tokens, stop_ids)),
+            finite=done.finite & (finite | ~active),
         )
         hidden, suffix = extend(forward, tokens, prefilled, state.suffix, state.step)
         return _Loop(state.step + 1, hidden, suffix, generated)
@@ -160,6 +163,7 @@ def continue_prompts(
             log_probs=jnp.zeros(shape, jnp.float32),
             lengths=jnp.zeros(shape[:2], jnp.int32),
             stopped=jnp.zeros(shape[:2], bool),
+            finite=jnp.ones(shape[:2], bool),
         ),
     )
 
@@ -201,11 +205,16 @@ def empty_suffix(prompt: PyTree, group: int, slots: int) -> PyTree:
 
 def next_logits(
     hidden: Float[Array, "N D"], head: Float[Array, "V D"], forbidden: Bool[Array, "V"] | None
-) -> Float[Array, "V N"]:
-    """Float32 logits, -inf where forbidden."""
+) -> tuple[Float[Array, "V N"], Bool[Array, "N"]]:
+    """Float32 logits, -inf where forbidden; and whether all of a row's were finite before that.
+
+    A row that was not is 0 throughout, because with NaN the bisection of top-k would not end.
+    """
     logits = few_columns(head.astype(hidden.dtype), hidden, jnp.float32)
     logits = constrain(logits, "tensor", BATCH_AXES)
-    return logits if forbidden is None else jnp.where(forbidden[:, None], -jnp.inf, logits)
+    finite = jnp.isfinite(logits).all(axis=0)
+    logits = jnp.where(finite, logits, 0.0)
+    return logits if forbidden is None else jnp.where(forbidden[:, None], -jnp.inf, logits), finite
 
 
 def is_stop(tokens: Int[Array, "..."], stop_ids: tuple[int, ...]) -> Bool[Array, "..."]:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from common.data.tokenizers import Tokenizer, end_ids, load_tokenizer
 from common.errors import Parser, UserError
+from common.finite import check_finite, precision_remedy
 from common.generate import (
     Continuation,
     DecodeSettings,
@@ -180,11 +182,18 @@ def _texts(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Nam
         prompts = [rows[number].prompt for number in chunk]
         found = generate_rows(generator, model.variables, prompts, row_keys(arguments.seed, chunk), batch_size)
         for number, (continuation,) in zip(chunk, found, strict=True):
+            _check(continuation.finite, rows[number], model, "the model's logits")
             yield {"id": rows[number].id, **_described(continuation, model.tokenizer)}
 
 
+def _check(finite: bool, row: Row, model: Model, what: str) -> None:
+    """Raise UserError where a row's result is not finite; those before it are written by then."""
+    remedy = precision_remedy(model.config.dtype, "--dtype, and another --output if this one holds rows")
+    check_finite([finite], [row.id], what, remedy)
+
+
 def _described(continuation: Continuation, tokenizer: Tokenizer) -> dict[str, Any]:
-    ids, log_probs, stopped = continuation
+    ids, log_probs, stopped, _ = continuation
     return {
         "text": tokenizer.decode(ids[:-1] if stopped else ids),
         "token_ids": ids,
@@ -201,6 +210,7 @@ def _scores(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Na
         found = score_rows(scorer, model.variables, prompts, completions, batch_size)
         for number, log_probs in zip(chunk, found, strict=True):
             row = rows[number]
+            _check(all(map(math.isfinite, log_probs)), row, model, "the completion's log-probabilities")
             yield {"id": row.id, "token_ids": row.completion, "log_probs": log_probs, "total": sum(log_probs)}
 
 

@@ -43,11 +43,15 @@ class DecodeSettings:
 
 
 class Continuation(NamedTuple):
-    """One continuation of one prompt; `token_ids` ends with the stop token where `stopped`."""
+    """One continuation of one prompt; `token_ids` ends with the stop token where `stopped`.
+
+    Where it is not `finite` the rest means nothing: it is an error to show it (`common.finite`).
+    """
 
     token_ids: list[int]
     log_probs: list[float]
     stopped: bool
+    finite: bool
 
 
 Generator = Callable[[PyTree, Prompts, Key[Array, "B"]], Generated]
@@ -128,12 +132,13 @@ def generate_rows(
         generated = jax.device_get(generator(variables, batch, keys[np.array(rows)]))
         for place, row in enumerate(rows):  # a row that fills up its batch comes again and is the same
             results[row] = [
-                Continuation(tokens[:n].tolist(), log_probs[:n].tolist(), bool(stopped))
-                for tokens, log_probs, n, stopped in zip(
+                Continuation(tokens[:n].tolist(), log_probs[:n].tolist(), bool(stopped), bool(finite))
+                for tokens, log_probs, n, stopped, finite in zip(
                     generated.tokens[place],
                     generated.log_probs[place],
                     generated.lengths[place],
                     generated.stopped[place],
+                    generated.finite[place],
                     strict=True,
                 )
             ]

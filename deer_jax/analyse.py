@@ -109,14 +109,15 @@ def masking(
     replaced by "[MASK]"; ties are broken by chance.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    before = label_texts(labeler, [rollout.text for rollout in rollouts]).classes == POSITIVE
+    ids = [group.id for group in groups for _ in group.rollouts]
+    before = label_texts(labeler, [rollout.text for rollout in rollouts], ids=ids).classes == POSITIVE
     rng = np.random.default_rng(seed)
     result: dict[str, Any] = {"reports": len(rollouts), "share": share}
     for method in ("random", "tfidf", "gradient"):
         scores = score_function("uniform" if method == "random" else method, labeler, stop_ids)(groups)
         flat = [values for group in scores for values in group]
         texts = [masked(rollout, top(values, share, rng)) for rollout, values in zip(rollouts, flat, strict=True)]
-        after = label_texts(labeler, texts).classes == POSITIVE
+        after = label_texts(labeler, texts, ids=ids).classes == POSITIVE
         same = ~(before | after).any(-1)
         f1 = np.where(same, 1.0, label_f1(after.astype(int), before.astype(int)))
         changed = (before != after).any(-1).astype(float)
@@ -152,9 +153,10 @@ def rewards(
     rows: Sequence[dict[str, Any]], labeler: Labeler, gamma: float, selected: set[str] | None
 ) -> dict[str, Any]:
     """Table 7: the rewards of Eq. 1 within groups, of all studies and of the selected ones."""
-    expected = label_texts(labeler, [row["reference"] for row in rows]).classes
+    ids = [row["id"] for row in rows]
+    expected = label_texts(labeler, [row["reference"] for row in rows], ids=ids).classes
     found = []
-    each = classes_of_groups(labeler, [row["rollouts"] for row in rows])
+    each = classes_of_groups(labeler, [row["rollouts"] for row in rows], ids)
     for row, classes, own in zip(rows, expected, each, strict=True):
         f1 = label_f1(own, np.broadcast_to(classes, own.shape))
         found.append(f1 + gamma * bleu2(row["rollouts"], [row["reference"]] * len(own)))

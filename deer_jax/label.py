@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from common.errors import Parser, UserError
 from common.jsonl import read_rows
 from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept
-from deer_jax.labeler import Labeler, Labels, label_texts, load_labeler, spread
+from deer_jax.labeler import Labeler, Labels, check_labels, load_labeler, read_texts, spread
 
 BATCHES_AT_ONCE = 32  # of each process, sorted into length buckets together before their rows are written
 
@@ -83,10 +83,12 @@ def label_rows(
     for chunk in _chunks(len(rows), done, local_batch * BATCHES_AT_ONCE * jax.process_count()):
         share = -(-len(chunk) // jax.process_count())
         mine = chunk[jax.process_index() * share :][:share]
-        found = label_texts(labeler, [rows[number]["report"] for number in mine], local_batch)
+        found = read_texts(labeler, [rows[number]["report"] for number in mine], local_batch)
         whole = _gathered(found, share)
         cut += whole.cut
         for place_, number in enumerate(chunk):
+            # Those before it are written by then; of several processes all stop at the same row.
+            check_labels(labeler, whole.finite[place_ : place_ + 1], [rows[number]["id"]])
             result = {"id": rows[number]["id"], "labels": whole.classes[place_].tolist()}
             yield result | ({"logits": logit_lists(labeler, whole.logits[place_])} if logits else {})
     if cut and jax.process_index() == 0:
@@ -107,10 +109,10 @@ def _gathered(found: Labels, share: int) -> Labels:
     if jax.process_count() == 1:
         return found
     missing = share - len(found.classes)
-    classes, logits = (np.pad(part, [(0, missing)] + [(0, 0)] * (part.ndim - 1)) for part in found[:2])
+    own = tuple(np.pad(part, [(0, missing)] + [(0, 0)] * (part.ndim - 1)) for part in found[:3])
     counts = np.array([found.cut, found.unknown])
-    classes, logits, counts = multihost_utils.process_allgather((classes, logits, counts))
-    flat = (part.reshape(-1, *part.shape[2:]) for part in (classes, logits))
+    own, counts = multihost_utils.process_allgather((own, counts))
+    flat = (part.reshape(-1, *part.shape[2:]) for part in own)
     return Labels(*flat, *map(int, counts.sum(0)))
 
 

@@ -7,7 +7,7 @@ what does not fit into the window cut off at the end. Spans of tokens are charac
 import functools
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from common.errors import UserError
+from common.finite import check_finite, precision_remedy
 from common.generate import batches, padded
 from common.io.terminal import say
 from common.io.text import read_json_object, read_text
@@ -75,11 +76,13 @@ class Encoded(NamedTuple):
 class Labels(NamedTuple):
     """What a labeler says of N texts: the likeliest class of each label, all logits, and how many texts were cut.
 
-    Logits are -inf beyond the classes of a label. `unknown` counts texts with a word that the vocabulary lacks.
+    Logits are -inf beyond the classes of a label, and finite elsewhere unless `finite` says otherwise. `unknown`
+    counts texts with a word that the vocabulary lacks.
     """
 
     classes: Int[np.ndarray, "N K"]
     logits: Float[np.ndarray, "N K C"]
+    finite: Bool[np.ndarray, "N"]
     cut: int
     unknown: int
 
@@ -234,22 +237,50 @@ def marks(tokenizer: "Tokenizer") -> tuple[int, int]:
     return start, end
 
 
-def label_texts(labeler: Labeler, texts: Sequence[str], batch_size: int = 32) -> Labels:
-    """Classes and logits of texts, in batches of one length bucket each; a row does not depend on its neighbours."""
+def label_texts(
+    labeler: Labeler, texts: Sequence[str], batch_size: int = 32, ids: Sequence[object] | None = None
+) -> Labels:
+    """Classes and logits of texts, in batches of one length bucket each; a row does not depend on its neighbours.
+
+    Raises UserError where logits are not finite, naming the text by its entry in `ids`, or by its number from 1.
+    """
+    found = read_texts(labeler, texts, batch_size)
+    check_labels(labeler, found.finite, range(1, len(texts) + 1) if ids is None else ids)
+    return found
+
+
+def check_labels(labeler: Labeler, finite: Iterable[bool], ids: Sequence[object]) -> None:
+    """Raise UserError naming the first of `ids` whose logits are not `finite`."""
+    check_finite(finite, ids, "the labeler's logits", precision_remedy(labeler.config.encoder.dtype))
+
+
+def read_texts(labeler: Labeler, texts: Sequence[str], batch_size: int) -> Labels:
+    """`label_texts`, which only tells what is not finite."""
     encoded = encode(labeler, texts)
     config = labeler.config
     logits = np.full((len(texts), len(config.labels), max(config.classes)), -np.inf, np.float32)
     for rows, ids, mask in token_batches(labeler, encoded, batch_size):
         logits[rows] = np.asarray(_jitted_logits(config, labeler.params, ids, mask))
+    own = np.arange(logits.shape[-1]) < np.array(config.classes)[:, None]
     unknown = labeler.tokenizer.token_to_id(UNKNOWN)
     return Labels(
-        logits.argmax(-1).astype(np.int8), logits, sum(encoded.cut), sum(unknown in ids for ids in encoded.ids)
+        logits.argmax(-1).astype(np.int8),
+        logits,
+        (np.isfinite(logits) | ~own).all((1, 2)),
+        sum(encoded.cut),
+        sum(unknown in ids for ids in encoded.ids),
     )
 
 
-def classes_of_groups(labeler: Labeler, groups: Sequence[Sequence[str]]) -> list[Int[np.ndarray, "G K"]]:
-    """The classes of the texts of each group, all of them labelled together: full batches, whatever the groups."""
-    classes = label_texts(labeler, [text for group in groups for text in group]).classes
+def classes_of_groups(
+    labeler: Labeler, groups: Sequence[Sequence[str]], ids: Sequence[object] | None = None
+) -> list[Int[np.ndarray, "G K"]]:
+    """The classes of the texts of each group, all of them labelled together: full batches, whatever the groups.
+
+    `ids` are those of the groups, or their numbers from 1, for the error of `label_texts`.
+    """
+    of_text = [id_ for group, id_ in zip(groups, ids or range(1, len(groups) + 1), strict=True) for _ in group]
+    classes = label_texts(labeler, [text for group in groups for text in group], ids=of_text).classes
     return np.split(classes, np.cumsum([len(group) for group in groups])[:-1]) if groups else []
 
 

@@ -24,7 +24,8 @@ def score_labeler(labeler: Labeler, reports: Sequence[LabeledReport], batch_size
     `classes` is the share of labels with the right class and `reports` the share of reports with all of them.
     """
     expected = np.array([report.labels for report in reports])
-    found = label_texts(labeler, [report.text for report in reports], batch_size).classes
+    ids = [report.id for report in reports]
+    found = label_texts(labeler, [report.text for report in reports], batch_size, ids).classes
     constant = np.full_like(expected, POSITIVE)
     labels = labeler.config.labels
     scores = {

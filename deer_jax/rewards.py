@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from common.errors import UserError
+from common.io.terminal import printable
 from common.metrics.clinical import POSITIVE
 from common.metrics.overlap import ngram_statistics, sentence_bleu
 
@@ -67,9 +68,20 @@ def load_function(path: str, option: str) -> Callable[..., Any]:
 def checked_rewards(values: Any, count: int, where: str) -> Float[np.ndarray, "N"]:
     """The values as float64. Raises UserError where there are not `count` numbers; NaN and infinity pass."""
     try:
-        rewards = np.asarray(values, np.float64)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: returned no numbers ({error})") from error
+        rewards = as_numbers(values)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{where}: did not return numbers ({printable(error)}); expected one for each text") from error
     if rewards.shape != (count,):
         raise UserError(f"{where}: returned values of shape {rewards.shape} for {count} texts; expected one each")
     return rewards
+
+
+def as_numbers(values: Any) -> np.ndarray:
+    """What a user's function returned as float64. Raises TypeError and ValueError where it is not numbers.
+
+    NumPy would take a text for the number in it, and None for NaN.
+    """
+    found = np.asarray(values)
+    if found.dtype.kind in "OUSMmc":
+        raise TypeError(f"found {found.dtype}")
+    return found.astype(np.float64)

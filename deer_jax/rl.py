@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from common.data.packing import GlobalBatch, Plan
 from common.data.tokenizers import Tokenizer
 from common.decode import Generated
+from common.finite import check_finite
 from common.logs import SECONDS
 from common.parallel import Layout, compile_rows, compile_step, fetch_rows, place_batch
 from common.step import TrainStep, make_train_step
@@ -127,11 +128,13 @@ def make_rl_step(
     updates: int = 1,
     accumulate: int = 1,
     reference: PyTree | None = None,
+    ids: Sequence[str | int] | None = None,
 ) -> TrainStep:
     """`step(state, frozen, batch, rng)` over `StudyBatch`es: rollout, judgement, `updates` updates on it.
 
     `reference` is the trainable tree before RL; it is needed where the objective has `kl`. `state.step` counts steps,
-    not updates. Metrics whose name begins with "seconds/" tell where the time went.
+    not updates. Metrics whose name begins with "seconds/" tell where the time went. Raises UserError naming a study, by
+    its entry in `ids` or by its number, whose reports were sampled from logits that are not finite.
     """
 
     def sample(trainable: PyTree, frozen: PyTree, batch: StudyBatch, at: tuple[Array, Array]) -> Generated:
@@ -153,6 +156,7 @@ def make_rl_step(
         sampled = jax.block_until_ready(run_sample(state.trainable, frozen, batch, (rng, state.step)))
         clock.stop("rollout")
         generated, studies = fetch_rows((sampled, batch.study), layout)
+        check_rollouts(generated, studies if ids is None else [ids[study] for study in studies], int(state.step) + 1)
         groups = read_groups(generated, tokenizer)
         judged = judge(studies, groups, int(state.step))
         host = {
@@ -181,6 +185,16 @@ def make_rl_step(
         return state, {**metrics, "tokens": np.int64(round(new_tokens)), **spent}
 
     return step
+
+
+def check_rollouts(generated: Generated, ids: Sequence[object], step: int) -> None:
+    """Raise UserError naming the first of `ids` with a rollout that is not finite."""
+    check_finite(
+        np.asarray(generated.finite).all(-1),
+        ids,
+        f"the policy's logits in step {step}",
+        "lower the learning rate, or look for bad weights; the checkpoints are from before",
+    )
 
 
 class _Clock:

@@ -1,6 +1,7 @@
 """`deer rl`: reinforcement learning of report generation, GRPO or DiTPO by the token weights that are chosen."""
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ from deer_jax.studies import prompt_length, study_prompts
 from deer_jax.token_weights import STRENGTH
 from deer_jax.vision_policy import vision_policy
 
+NOT_FINITE = "the policy's logits are not finite (NaN or infinity), so this validation has no value"
 PAPERS = -1  # the strength that stands for the paper's
 
 
@@ -102,7 +104,9 @@ def make_scores(reward: RewardConfig, labeler: Labeler | None, stop_ids: tuple[i
     return score_function(reward.weights, labeler, stop_ids, reward.uncertain, option="--reward.labeler"), strength
 
 
-def judge_of(config: RlConfig, part: Part, labeler: Labeler | None, stop_ids: tuple[int, ...]) -> Judge:
+def judge_of(
+    config: RlConfig, part: Part, labeler: Labeler | None, stop_ids: tuple[int, ...], learning: bool
+) -> Judge:
     """What gives rewards and weights to rollouts of the studies of a part. Raises UserError."""
     reward = config.reward
     own: Reward | None = load_function(reward.function, "--reward.function") if reward.function else None
@@ -116,6 +120,8 @@ def judge_of(config: RlConfig, part: Part, labeler: Labeler | None, stop_ids: tu
         reward=own,
         names=(f"--reward.function {reward.function}", f"--reward.weights {reward.weights}"),
         option="--reward.labeler",
+        ids=[study.id for study in part.studies],
+        learning=learning,
     )
 
 
@@ -133,7 +139,11 @@ def batch_maker(config: RlConfig, base: Base, part: Part) -> Callable[[GlobalBat
 def make_validation(
     config: RlConfig, base: Base, part: Part, frozen: PyTree, judge: Judge, layout: Layout
 ) -> Validation:
-    """A function of the state: 1 minus the mean reward of the greedy reports of a part, by the last phase's reward."""
+    """A function of the state: 1 minus the mean reward of the greedy reports of a part, by the last phase's reward.
+
+    The mean is over finite rewards, as that of training is. It is NaN, which is no best, where there is none, or where a
+    report comes from logits that are not finite.
+    """
     greedy = RolloutConfig(max_new_tokens=config.rollout.max_new_tokens, temperature=0.0)
     policy = vision_policy(base.config, base.layout, decode_settings(base, greedy), config.lora)
 
@@ -149,7 +159,7 @@ def make_validation(
     local = rows // jax.process_count()
 
     def validation_loss(state: TrainState, check: Callable[[], None]) -> float:
-        rewards = []
+        sums = np.zeros(2)
         for start in range(0, count, rows):
             check()
             first = start + jax.process_index() * local
@@ -158,13 +168,18 @@ def make_validation(
             written = fetch_rows(run(state.trainable, frozen, place_batch(batch, layout), rng), layout)
             judged = judge(np.asarray(batch.study), read_groups(written, base.tokenizer), config.steps)
             real = np.arange(first, first + local) < count
-            rewards.append(np.where(np.isfinite(judged.rewards[:, 0]), judged.rewards[:, 0], 0)[real])
-        total = np.array([np.concatenate(rewards).sum()])
+            rewards, finite = judged.rewards[real, 0], np.isfinite(judged.rewards[real, 0])
+            sums += rewards[finite].sum(), finite.sum()
+            for place, own in zip(np.arange(first, first + local)[real], written.finite[real, 0], strict=True):
+                if not own:
+                    print(f"warning: validation: id {part.studies[place].id!r}: {NOT_FINITE}", file=sys.stderr)
+                    sums[0] = np.nan
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
-            total = multihost_utils.process_allgather(total)
-        return 1 - float(total.sum() / count)
+            sums = multihost_utils.process_allgather(sums).sum(0)
+        total, known = sums
+        return 1 - float(total / known) if known else math.nan
 
     return validation_loss
 
@@ -187,7 +202,10 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
     base = load_base(config.model, config.data.side, config.instruction, layout)
     note = checkpoint_note(base.directory)
     stop_ids = base.tokenizer.stop_ids
-    judge, held_out = (judge_of(config, parts[name], labeler, stop_ids) for name in ("train", "validation"))
+    judge, held_out = (
+        judge_of(config, parts[name], labeler, stop_ids, learning)
+        for name, learning in (("train", True), ("validation", False))
+    )
     policy = vision_policy(
         base.config, base.layout, decode_settings(base, config.rollout), config.lora, config.model.loss_chunk
     )
@@ -223,6 +241,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
             updates=config.updates,
             accumulate=accumulate,
             reference=reference,
+            ids=[study.id for study in parts["train"].studies],
         ),
         run_dir=run_dir,
         total_steps=config.steps,

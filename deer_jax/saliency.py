@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from common.finite import check_finite, precision_remedy
 from common.metrics.clinical import POSITIVE, UNCERTAIN
 from common.models.bert import ClassifierConfig, chexbert_logits, word_embeddings
 from common.types import PyTree
@@ -56,10 +57,12 @@ def token_saliency(
     targets: Bool[np.ndarray, "N C"],
     uncertain: bool = False,
     batch_size: int = 32,
+    ids: Sequence[object] | None = None,
 ) -> list[tuple[Float[np.ndarray, "J"], Spans]]:
     """Of each text the saliency of the labeler's tokens, [CLS] and [SEP] among them, and their characters in it.
 
-    Texts without a target are not read: their saliency is 0.
+    Texts without a target are not read: their saliency is 0. Raises UserError for a saliency that is not finite, naming
+    the text by its entry in `ids`, or by its number from 1.
     """
     encoded = encode(labeler, texts)
     found = [np.zeros(len(ids)) for ids in encoded.ids]
@@ -70,6 +73,12 @@ def token_saliency(
         values = np.asarray(_jitted(labeler.config, labeler.params, ids, mask, targets[rows], uncertain))
         for row, own in zip(rows, values, strict=True):
             found[row] = own[: len(encoded.ids[row])]
+    check_finite(
+        (np.isfinite(values).all() for values in found),
+        range(1, len(texts) + 1) if ids is None else ids,
+        "the gradients of the labeler",
+        precision_remedy(labeler.config.encoder.dtype),
+    )
     return [(values, np.array(spans).reshape(-1, 2)) for values, spans in zip(found, encoded.spans, strict=True)]
 
 

@@ -14,6 +14,7 @@ from common.config import check_seed, choose_preset, parse, to_json
 from common.data.parts import Part
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
+from common.finite import check_finite, precision_remedy
 from common.fingerprints import fingerprint_directory
 from common.metrics.clinical import POSITIVE
 from common.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
@@ -112,7 +113,8 @@ def rows_of(part: Part, sampled: Sequence[tuple[int, list[str]]], labeler: Label
         row: dict[str, Any] = {"id": part.studies[study].id, "reference": part.studies[study].report}
         rows.append(row | ({"prediction": texts[0]} if len(texts) == 1 else {"rollouts": texts}))
     if labeler is not None:
-        for row, classes in zip(rows, classes_of_groups(labeler, [texts for _, texts in sampled]), strict=True):
+        ids = [row["id"] for row in rows]
+        for row, classes in zip(rows, classes_of_groups(labeler, [texts for _, texts in sampled], ids), strict=True):
             row["labels"] = (classes == POSITIVE).astype(int).tolist()
     return rows
 
@@ -142,7 +144,13 @@ def sampled_texts(
         if jax.process_count() > 1:
             gathered = multihost_utils.process_allgather(written)
             written = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), gathered)
-        groups = read_groups(written, base.tokenizer)
         numbers = range(start, min(start + config.batch_size, studies.stop))  # what fills up the last batch falls off
+        check_finite(
+            np.asarray(written.finite).all(-1)[: len(numbers)],
+            [part.studies[number].id for number in numbers],
+            "the model's logits",
+            precision_remedy(base.config.language.dtype),
+        )
+        groups = read_groups(written, base.tokenizer)
         texts = ([rollout.text for rollout in group] for group in groups)
         yield list(zip(numbers, texts, strict=False))

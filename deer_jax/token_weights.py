@@ -18,9 +18,11 @@ from jaxtyping import Float
 
 from common.data.tokenizers import Tokenizer
 from common.errors import UserError
+from common.io.terminal import printable
 from common.metrics.clinical import POSITIVE
 from deer_jax.alignment import Spans, text_and_spans, transfer
 from deer_jax.labeler import Labeler
+from deer_jax.rewards import as_numbers
 from deer_jax.saliency import token_saliency
 
 STRENGTH = {"uniform": 0.0, "tfidf": 4.0, "gradient": 1.0}  # alpha and beta of the paper
@@ -35,11 +37,12 @@ class Rollout(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The rollouts of one study, its reference report, and the labeler's classes of that."""
+    """The rollouts of one study, its reference report, the labeler's classes of that, and the id of the study."""
 
     reference: str
     rollouts: Sequence[Rollout]
     reference_classes: Sequence[int]
+    id: str | int = ""
 
 
 Scores = list[list[Float[np.ndarray, "T"]]]  # of each group, of each rollout, of each token
@@ -86,7 +89,8 @@ def gradient_scores(groups: Sequence[Group], labeler: Labeler, uncertain: bool =
     """
     texts = [rollout.text for group in groups for rollout in group.rollouts]
     targets = np.array([np.equal(group.reference_classes, POSITIVE) for group in groups for _ in group.rollouts])
-    found = iter(token_saliency(labeler, texts, targets, uncertain))
+    ids = [group.id for group in groups for _ in group.rollouts]
+    found = iter(token_saliency(labeler, texts, targets, uncertain, ids=ids))
     scores: Scores = []
     for group in groups:
         scores.append([])
@@ -97,22 +101,33 @@ def gradient_scores(groups: Sequence[Group], labeler: Labeler, uncertain: bool =
 
 
 def checked_scores(scores: Any, groups: Sequence[Group], where: str) -> Scores:
-    """The scores as arrays. Raises UserError where they do not fit the rollouts or are no finite numbers."""
+    """The scores as arrays. Raises UserError where they do not fit the rollouts or are not finite numbers.
+
+    `where` names the function that returned them.
+    """
     try:
-        found = [[np.asarray(values, np.float64) for values in group] for group in scores]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: returned no lists of scores for each group and rollout ({error})") from error
+        found = [[as_numbers(values) for values in group] for group in scores]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{where}: did not return lists of scores for each group and rollout ({printable(error)})"
+        ) from error
     if [len(group) for group in found] != [len(group.rollouts) for group in groups]:
         raise UserError(f"{where}: expected scores of {len(groups)} groups, and in each of all its rollouts")
     for values, group in zip(found, groups, strict=True):
-        for own, rollout in zip(values, group.rollouts, strict=True):
+        for number, (own, rollout) in enumerate(zip(values, group.rollouts, strict=True), start=1):
+            row = f"{where}: id {group.id!r}, rollout {number}"
             if own.shape != (len(rollout.tokens),):
-                raise UserError(f"{where}: scores of shape {own.shape} for a rollout of {len(rollout.tokens)} tokens")
+                raise UserError(f"{row}: scores of shape {own.shape} for a rollout of {len(rollout.tokens)} tokens")
             if not np.isfinite(own).all():
-                raise UserError(f"{where}: returned a score that is not finite")
+                raise UserError(f"{row}: returned a score that is not finite (NaN or infinity); expected a number")
     return found
 
 
 def weights_of(scores: Scores, strength: float) -> Scores:
-    """w = 1 + strength * score."""
-    return [[1 + strength * values for values in group] for group in scores]
+    """w = 1 + strength * score. Raises UserError where that is too large for a float32, in which weights are used."""
+    with np.errstate(over="ignore"):
+        weights = [[1 + strength * values for values in group] for group in scores]
+    largest = max((float(np.abs(own).max(initial=0)) for group in weights for own in group), default=0.0)
+    if not largest <= np.finfo(np.float32).max:
+        raise UserError(f"token weights: 1 + {strength:g} x score is too large for float32; give a smaller strength")
+    return weights

@@ -142,9 +142,10 @@ def read_groups(rows: Sequence[dict[str, Any]], read: Callable[[str], Rollout], 
     """The rows' rollouts as groups, with the labels of their references where there is a labeler."""
     expected: Any = [()] * len(rows)
     if labeler is not None:
-        expected = label_texts(labeler, [row["reference"] for row in rows]).classes
+        ids = [row["id"] for row in rows]
+        expected = label_texts(labeler, [row["reference"] for row in rows], ids=ids).classes
     return [
-        Group(row["reference"], [read(text) for text in row["rollouts"]], classes)
+        Group(row["reference"], [read(text) for text in row["rollouts"]], classes, row["id"])
         for row, classes in zip(rows, expected, strict=True)
     ]
 
