@@ -1,7 +1,6 @@
 """The host's part of a step of reinforcement learning: rewards and token weights of sampled texts."""
 
 import functools
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -9,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common.errors import UserError
+from common.io.terminal import say
 from common.metrics.clinical import POSITIVE
 from deer_jax.labeler import Labeler, label_texts
 from deer_jax.rewards import Reward, bleu2, checked_rewards, label_f1
@@ -91,7 +91,7 @@ def make_judge(
         if learning and len(bad) == len(rewards):
             raise UserError(f"{what}, so there is nothing to learn from; return a finite number for a report")
         if not warned:
-            print(f"warning: {what}; such reports are left out, and counted (rewards_not_finite)", file=sys.stderr)
+            say(f"warning: {what}; such reports are left out, and counted (rewards_not_finite)", error=True)
         warned = True
 
     def judge(studies: Int[np.ndarray, "B"], groups: Sequence[Sequence[Rollout]], step: int) -> Judged:

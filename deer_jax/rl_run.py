@@ -1,7 +1,6 @@
 """`deer rl`: reinforcement learning of report generation, GRPO or DiTPO by the token weights that are chosen."""
 
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from common.data.parts import Part
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
 from common.errors import UserError
+from common.io.terminal import say
 from common.models.qwen2_vl import SHARDING_RULES
 from common.optim import make_optimizer, make_schedule
 from common.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
@@ -104,9 +104,7 @@ def make_scores(reward: RewardConfig, labeler: Labeler | None, stop_ids: tuple[i
     return score_function(reward.weights, labeler, stop_ids, reward.uncertain, option="--reward.labeler"), strength
 
 
-def judge_of(
-    config: RlConfig, part: Part, labeler: Labeler | None, stop_ids: tuple[int, ...], learning: bool
-) -> Judge:
+def judge_of(config: RlConfig, part: Part, labeler: Labeler | None, stop_ids: tuple[int, ...], learning: bool) -> Judge:
     """What gives rewards and weights to rollouts of the studies of a part. Raises UserError."""
     reward = config.reward
     own: Reward | None = load_function(reward.function, "--reward.function") if reward.function else None
@@ -141,8 +139,8 @@ def make_validation(
 ) -> Validation:
     """A function of the state: 1 minus the mean reward of the greedy reports of a part, by the last phase's reward.
 
-    The mean is over finite rewards, as that of training is. It is NaN, which is no best, where there is none, or where a
-    report comes from logits that are not finite.
+    The mean is over finite rewards, as that of training is. It is NaN, which is never the best, where there is none, or
+    where a report comes from logits that are not finite.
     """
     greedy = RolloutConfig(max_new_tokens=config.rollout.max_new_tokens, temperature=0.0)
     policy = vision_policy(base.config, base.layout, decode_settings(base, greedy), config.lora)
@@ -170,10 +168,9 @@ def make_validation(
             real = np.arange(first, first + local) < count
             rewards, finite = judged.rewards[real, 0], np.isfinite(judged.rewards[real, 0])
             sums += rewards[finite].sum(), finite.sum()
-            for place, own in zip(np.arange(first, first + local)[real], written.finite[real, 0], strict=True):
-                if not own:
-                    print(f"warning: validation: id {part.studies[place].id!r}: {NOT_FINITE}", file=sys.stderr)
-                    sums[0] = np.nan
+            for study in np.asarray(batch.study)[real & ~written.finite[:, 0]]:
+                say(f"warning: validation: id {part.studies[study].id!r}: {NOT_FINITE}", error=True)
+                sums[0] = np.nan
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 

@@ -14,8 +14,8 @@ from common.config import check_seed, choose_preset, parse, to_json
 from common.data.parts import Part
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
-from common.finite import check_finite, precision_remedy
 from common.fingerprints import fingerprint_directory
+from common.finite import check_finite, precision_remedy
 from common.metrics.clinical import POSITIVE
 from common.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
 from deer_jax.config import HELP, SAMPLE_NEEDS, SAMPLE_PRESETS, SampleConfig

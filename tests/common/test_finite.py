@@ -1,14 +1,12 @@
 """A result that is not finite is an error that names its row, and never a row; rows beside it are as they were."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import decode_cli
 from common.errors import UserError
 from common.finite import check_finite, precision_remedy
 from common.generate import (
@@ -16,11 +14,9 @@ from common.generate import (
     generate_rows,
     make_generator,
     make_scorer,
-    padded,
     row_keys,
     score_rows,
 )
-from common.models.qwen2_weights import save_qwen2
 from common.sampling import Sampling
 from tests import tiny
 from tests.overflow import LOUD, overflowing
@@ -52,6 +48,7 @@ def test_generation_tells_which_rows_overflow_and_leaves_the_others_alone(way):
     assert [found[0], found[2]] == alone[:2]
     for row in (found[0], found[2]):
         assert all(np.isfinite(sample.log_probs).all() for sample in row)
+
 
 def test_float32_holds_what_float16_does_not():
     generator = make_generator(tiny.CONFIG, WAYS["groups"])

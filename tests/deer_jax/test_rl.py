@@ -1,5 +1,6 @@
 """Reinforcement learning end to end on a tiny model: a toy reward is learnt, and credit goes to the right tokens."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 
 from common.checkpoint import open_checkpoints
+from common.data.packing import GlobalBatch
 from common.data.pipeline import make_iterator
 from common.data.tokenizers import WordTokenizer
 from common.decode import Generated, Prompts
+from common.errors import UserError
 from common.generate import DecodeSettings
 from common.optim import OptimConfig, make_optimizer, make_schedule
-from common.parallel import MeshConfig, make_layout, place
+from common.parallel import MeshConfig, make_layout, place, place_batch
 from common.sampling import Sampling
 from common.step import init_state
 from common.train_loop import train
@@ -21,8 +24,9 @@ from deer_jax.ditpo import Objective
 from deer_jax.judge import make_judge, score_function
 from deer_jax.policy import text_policy
 from deer_jax.rl import StudyBatch, make_rl_step, plan_studies, reward_measures, rollout_measures
-from deer_jax.token_weights import Rollout
+from deer_jax.token_weights import Rollout, uniform_scores
 from tests import tiny
+from tests.overflow import LOUD, overflowing
 
 WORDS = WordTokenizer(tuple(f"word{number}" for number in range(tiny.CONFIG.vocab_size - 4)))
 SETTINGS = DecodeSettings(
@@ -183,7 +187,8 @@ def test_endless_empty_and_undecodable_reports_are_counted():
     groups = [[Rollout((), text, np.zeros((0, 2), int)) for text in own] for own in texts]
     lengths, stopped = np.array([[2, 1, 2], [5, 5, 2]]), np.array([[True, True, True], [False, False, True]])
     tokens = np.zeros((2, 3, 5), int)
-    measured = rollout_measures(Generated(tokens, tokens.astype(float), lengths, stopped), groups)
+    finite = np.ones_like(stopped)
+    measured = rollout_measures(Generated(tokens, tokens.astype(float), lengths, stopped, finite), groups)
     found = {name: values.mean() for name, values in measured.items()}
     assert found == pytest.approx({"new_tokens": 17 / 6, "unfinished": 1 / 3, "empty": 1 / 3, "invalid_text": 1 / 6})
 
@@ -196,3 +201,44 @@ def test_a_reward_of_nan_and_empty_reports_do_no_harm(tmp_path):
     assert rows[0]["rewards_not_finite"] == pytest.approx(1 / 3, abs=0.01)
     assert rows[-1]["skipped"] == 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trainable))
+
+
+def test_rewards_none_of_which_is_finite_are_refused_and_a_few_are_said_once(capsys):
+    rollout = Rollout((), "text", np.zeros((0, 2), int))
+
+    def judged(*values, **options):
+        judge = make_judge(
+            ["a", "b"], None, uniform_scores, 0.0, reward=lambda texts, _: list(values), names=("mine:reward", "w"),
+            ids=["s1", "s2"], **options,
+        )  # fmt: skip
+        return [judge(np.array([0, 1]), [[rollout], [rollout]], 0).rewards for _ in range(2)]
+
+    judged(1.0, np.inf)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "mine:reward: the reward of a report of id 's2' is inf, and 1 of 2 are not finite" in said
+    with pytest.raises(UserError, match=r"mine:reward: the reward of a report of id 's1' is nan, and 2 of 2"):
+        judged(np.nan, np.nan)
+    assert np.isnan(judged(np.nan, np.nan, learning=False)).all()
+    for wrong, what in (
+        ((1.0,), r"shape \(1,\) for 2 texts"),
+        ((None, 1.0), "found object"),
+        (("1", "2"), "found <U1"),
+    ):
+        with pytest.raises(UserError, match=f"mine:reward: .*{what}"):
+            judged(*wrong)
+
+
+def test_rollouts_of_a_policy_that_overflows_name_their_study():
+    settings = dataclasses.replace(SETTINGS, forbidden_ids=(LOUD,))
+    policy = text_policy(dataclasses.replace(tiny.CONFIG, dtype="float16"), settings, chunk=8)
+    judge = make_judge(REFERENCES, None, uniform_scores, 1.0, reward=wanted_words)
+    layout, tx = make_layout("jit"), make_optimizer(OptimConfig(), 1)
+    step = make_rl_step(
+        policy, Objective(), tx, judge, WORDS, layout, group=2, ids=[f"study-{number}" for number in range(STUDIES)]
+    )  # fmt: skip
+    state = place(init_state(overflowing(tiny.params()), tx), layout)
+    studies = np.array([3, LOUD - 10], np.int32)  # the second one's prompt begins with the token
+    batch = to_batch(GlobalBatch(1, [[study] for study in studies], 2, 0))
+    with pytest.raises(UserError, match=r"id 'study-7': the policy's logits in step 1 are not finite .* learning rate"):
+        step(state, {}, place_batch(batch, layout), jax.random.key(0))

@@ -157,14 +157,46 @@ def by_length(groups):
     [
         (lambda groups: [[np.zeros(99)]], "expected scores of 1 groups"),
         (lambda groups: [[np.zeros(9), np.zeros(1)]], "shape"),
-        (lambda groups: [[np.array([np.nan, 0]), np.zeros(1)]], "not finite"),
-        (lambda groups: "no", "no lists"),
+        (lambda groups: [[np.zeros(2), np.zeros(3)]], "id 'r7', rollout 2: scores of shape"),
+        (lambda groups: [[np.array([np.nan, 0]), np.zeros(1)]], "id 'r7', rollout 1: returned a score .* not finite"),
+        (lambda groups: [[np.zeros(2), np.array([-np.inf])]], "id 'r7', rollout 2: returned a score .* not finite"),
+        (lambda groups: "no", "did not return lists"),
+        (lambda groups: [[["1", "2"], ["3"]]], "did not return lists .*found <U1"),
+        (lambda groups: [[[1, None], [3]]], "did not return lists .*found object"),
+        (lambda groups: [[[1, 10**400], [3]]], "did not return lists"),
+        (lambda groups: None, "did not return lists"),
     ],
 )
 def test_scores_that_do_not_fit_are_refused(bad, said):
-    groups = [group("no edema", "heart")]
-    with pytest.raises(UserError, match=said):
+    groups = [group("no edema", "heart")._replace(id="r7")]
+    with pytest.raises(UserError, match=f"mine:scores: .*{said}|mine:scores: {said}"):
         checked_scores(bad(groups), groups, "mine:scores")
+
+
+def test_weights_that_float32_does_not_hold_are_refused():
+    with pytest.raises(UserError, match=r"1 \+ 1e\+300 x score is too large"):
+        weights_of([[np.array([0.0, 1.0])]], 1e300)
+    with pytest.raises(UserError, match="too large"):
+        weights_of([[np.array([1e300])]], 1e300)
+
+
+def test_a_labeler_that_overflows_names_the_text(labeler):
+    """One word's embedding is too large for its LayerNorm."""
+    table = labeler.params["bert"]["embeddings"]["word_embeddings"].at[VOCABULARY.index("edema")].set(3e38)
+    embeddings = {**labeler.params["bert"]["embeddings"], "word_embeddings": table}
+    loud = labeler._replace(params={**labeler.params, "bert": {**labeler.params["bert"], "embeddings": embeddings}})
+    texts, ids = ["heart", "no edema", "edema"], ["a", "b", 3]
+    with pytest.raises(UserError, match=r"^id 'b' \(and 1 more\): the labeler's logits are not finite .* damaged"):
+        label_texts(loud, texts, ids=ids)
+    with pytest.raises(UserError, match=r"^id 2 .and 1 more.: the labeler's logits"):
+        label_texts(loud, texts)
+    assert np.isfinite(label_texts(loud, texts[:1]).logits[:, :13]).all()
+    targets = np.ones((3, 14), bool)
+    with pytest.raises(UserError, match=r"^id 'b' .and 1 more.: the gradients of the labeler are not finite"):
+        token_saliency(loud, texts, targets, ids=ids)
+    groups = [group("heart", classes=np.ones(14))._replace(id="a"), group("edema", classes=np.ones(14))._replace(id=9)]
+    with pytest.raises(UserError, match=r"^id 9: the gradients of the labeler"):
+        gradient_scores(groups, loud)
 
 
 def test_the_command_takes_a_function_of_ones_own(tmp_path, capsys, monkeypatch):
