@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import re
 import shutil
 import sys
@@ -20,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from common.config import differences, to_json
 from common.errors import UserError
+from common.io.terminal import say
 from common.stopping import held
 from common.types import PyTree, TrainState
 
@@ -80,7 +82,7 @@ def open_checkpoints(run_dir: Path, note: dict[str, Any], config: Any = None) ->
             options=ocp.CheckpointManagerOptions(
                 multiprocessing_options=barriers("best"),
                 max_to_keep=1,
-                best_fn=lambda metrics: metrics["value"],
+                best_fn=lambda metrics: metrics["value"] if math.isfinite(metrics["value"]) else math.inf,
                 best_mode="min",
                 keep_checkpoints_without_metrics=False,
             ),
@@ -116,9 +118,12 @@ def save_latest(checkpoints: Checkpoints, state: TrainState, data: dict[str, Any
 
 
 def save_best(checkpoints: Checkpoints, state: TrainState, value: float) -> None:
-    """Offer the trainable tree as the best so far; it is kept if `value` (lower is better) beats the one there."""
+    """Offer the trainable tree as the best so far; it is kept if `value` (lower is better) beats the one there.
+
+    It is not where `value` is not finite: NaN compares with nothing.
+    """
     step = int(state.step)
-    if step in checkpoints.best.all_steps():
+    if not math.isfinite(value) or step in checkpoints.best.all_steps():
         return
     _check_room(checkpoints.best, state.trainable)
     items = ocp.args.Composite(
@@ -148,7 +153,7 @@ def restore_latest(checkpoints: Checkpoints, like: TrainState) -> tuple[TrainSta
 
 
 def restore_trainable(checkpoints: Checkpoints, like: PyTree) -> tuple[int, PyTree]:
-    """(step, trainable tree) of the best checkpoint, or of the latest where no best was kept.
+    """(step, trainable tree) of the best checkpoint, or of the latest where no best was kept, which is said.
 
     Raises UserError where there is no checkpoint, or it belongs to other base weights or another config.
     """
@@ -158,6 +163,9 @@ def restore_trainable(checkpoints: Checkpoints, like: PyTree) -> tuple[int, PyTr
         step, manager = checkpoints.latest.latest_step(), checkpoints.latest
     if step is None:
         raise UserError(f"{manager.directory.parent}: holds no checkpoint; train first")
+    if manager is checkpoints.latest and jax.process_index() == 0:
+        where = manager.directory.parent
+        say(f"warning: {where}: no validation has chosen a best checkpoint; step {step} is taken", error=True)
     _check_note(manager, step, checkpoints.note)
     items = ocp.args.Composite(trainable=ocp.args.StandardRestore(_abstract(like)))
     return step, _restored(manager, step, items)["trainable"]

@@ -8,6 +8,7 @@ cut short, the checkpoint holds the row that it belongs to, and the next start v
 import contextlib
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,6 +22,7 @@ from jax.experimental import multihost_utils
 from common.checkpoint import Checkpoints, restore_latest, save_best, save_latest
 from common.errors import UserError
 from common.fingerprints import fingerprint
+from common.io.terminal import say
 from common.logs import SECONDS, Logs, open_logs
 from common.parallel import Layout, place_batch
 from common.step import TrainStep
@@ -76,8 +78,8 @@ def train(
     """Train `state` until step `total_steps`, from the latest checkpoint where there is one.
 
     `state`, `frozen` and `rng` are placed; `step` is compiled; where it makes the tokens that it learns from, its
-    metric `tokens` is their number. `validation_loss` decides the best checkpoint. Raises UserError after too many
-    non-finite updates in a row, and `Stopped`, with the state saved, after the step or the batch of a validation in
+    metric `tokens` is their number. `validation_loss` decides the best checkpoint; where it is not finite, which is
+    said, these weights are no candidate. Raises UserError after too many non-finite updates in a row, and `Stopped`, with the state saved, after the step or the batch of a validation in
     which SIGTERM or SIGINT came. `now` is the clock in seconds.
     """
     resumed = restore_latest(checkpoints, state)
@@ -126,6 +128,8 @@ def train(
                 extra["val/loss"] = validation_loss(state, check)
             except Stopped:
                 return False
+            if not math.isfinite(extra["val/loss"]):
+                tell(f"step {index}: the validation loss is not finite (NaN or infinity); no best checkpoint")
         if index == total_steps:
             extra["weights_sha256"] = fingerprint(state.trainable)
         _write(logs, run_dir, index, _Row(row.metrics | extra, row.timings))
@@ -135,7 +139,7 @@ def train(
 
     with logs, clock.listening(), contextlib.ExitStack() as block:
         block.callback(checkpoints.wait)  # a process must not end while they are being written
-        if unfinished is not None and not finished(first, _Row(*unfinished), state, evaluate=True):
+        if unfinished is not None and not finished(first, _row_of_json(unfinished), state, evaluate=True):
             stop(f"the state after step {first} is saved; the same command continues")
         clock.restart()
         for index in range(first + 1, total_steps + 1):
@@ -156,11 +160,29 @@ def train(
             jax.block_until_ready(metrics)
             row, waiting = waiting(), None
             done = finished(index, row, state, evaluate)
-            save_latest(checkpoints, state, batches.get_state() | ({} if done else {UNFINISHED: [*row]}))
+            save_latest(checkpoints, state, batches.get_state() | ({} if done else {UNFINISHED: _json_of_row(row)}))
             if stopping or not done:
                 stop(f"the state after step {index} is saved; the same command continues")
             clock.restart()
+    if skipped := int(state.skipped):
+        tell(f"{skipped} of {total_steps} updates were not finite and were skipped")
     return state
+
+
+def tell(line: str) -> None:
+    """Say a line once, on the first process."""
+    if jax.process_index() == 0:
+        say(f"warning: {line}", error=True)
+
+
+def _json_of_row(row: _Row) -> list[dict[str, Any]]:
+    """A row for a checkpoint, in which what is not finite is None: JSON has no NaN."""
+    return [{name: value if math.isfinite(value) else None for name, value in part.items()} for part in row]
+
+
+def _row_of_json(parts: list[dict[str, Any]]) -> _Row:
+    """The row of `_json_of_row`; what was not finite is NaN."""
+    return _Row(*({name: math.nan if value is None else value for name, value in part.items()} for part in parts))
 
 
 def _write(logs: Logs, run_dir: Path, index: int, row: _Row) -> None:
@@ -190,7 +212,7 @@ def mean_loss(batches: Iterable[Batch], loss: Callable[[Any], LossSum], check: C
             add()
     if waiting:
         add()
-    return total / weight
+    return total / weight if weight else math.nan
 
 
 def stop_asked() -> Callable[[], bool]:

@@ -151,7 +151,7 @@ def write_tensors(
     """Write `<stem>.safetensors`, or shards of at most `max_bytes` (one tensor may be larger) and their index.
 
     Holds one shard in host memory. Use it inside `written_whole`. Under several processes all must call it (gathering
-    is collective); the first writes.
+    is collective); the first writes. Raises UserError for a tensor that is not finite, which nobody would read.
     """
     shards: list[list[str]] = []
     total, size, pending = 0, 0, dict[str, np.ndarray]()
@@ -164,6 +164,11 @@ def write_tensors(
         pending.clear()
 
     for name, tensor in tensors:
+        if jnp.issubdtype(tensor.dtype, jnp.floating) and not np.isfinite(tensor).all():
+            raise UserError(
+                f"{directory}: tensor {name} is not finite (NaN or infinity) as {tensor.dtype}; write it in a wider "
+                "dtype, or look for what made it so"
+            )
         if pending and size + tensor.nbytes > max_bytes:
             flush()
             size = 0
@@ -323,9 +328,10 @@ def _filled(
             with np.errstate(over="ignore"):  # an overflow is found below, by name
                 part[...] = found if published.axes is None else found.transpose(published.axes)
             if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(part).all():
+                large = np.isfinite(found.astype(np.float64)).all()
                 raise UserError(
-                    f"{stored[name].file}: tensor {name} holds values that are not finite as {leaf.dtype}; the "
-                    "checkpoint is damaged"
+                    f"{stored[name].file}: tensor {name} holds values that are not finite as {leaf.dtype}; "
+                    + ("they are too large for it: read it as bfloat16 or float32" if large else "it is damaged")
                 )
         return out
 

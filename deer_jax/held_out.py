@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from common.data.parts import Part
+from common.finite import check_finite, precision_remedy
 from common.jsonl import read_rows
 from common.metrics.baselines import constant_report
 from common.metrics.studies import Scores, score_reports
@@ -25,6 +26,7 @@ from deer_jax.vision_policy import image_features
 
 NEAREST, CONSTANT = "nearest training study", "constant report"
 AT_ONCE = 32  # studies
+SMALLEST = 1e-30  # length that a vector is divided by: a study that is the mean of its part has no direction
 F1 = ("findings/F1", "promptmrg/F1")
 
 
@@ -106,5 +108,8 @@ def features(base: Base, part: Part, views: int, layout: Layout) -> np.ndarray:
         own = fetch_rows(run({}, base.params, place_batch(batch, layout), jax.random.key(0)), layout)
         found.append(np.asarray(own, np.float32)[: count - start])
     stacked = np.concatenate(found)
+    ids = [study.id for study in part.studies]
+    remedy = precision_remedy(base.config.vision.dtype)
+    check_finite(np.isfinite(stacked).all(-1), ids, "the vision tower's features", remedy)
     stacked -= stacked.mean(0)
-    return stacked / np.linalg.norm(stacked, axis=-1, keepdims=True)
+    return stacked / np.maximum(np.linalg.norm(stacked, axis=-1, keepdims=True), SMALLEST)

@@ -48,9 +48,13 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     if not pairs:
         raise UserError(f"{run_dir}: the {split} part is empty ({quarantine.summary()}); expected at least one report")
     quarantine.write(run_dir / "evaluation_quarantine.jsonl")
+    ids = [pair.id for pair in pairs]
+    models = {MODEL: trained.variables, BEFORE: trained.untrained}
     outputs = {
-        MODEL: [result.text for result in standardize(trained, trained.variables, sources(pairs), batch_size)],
-        BEFORE: [result.text for result in standardize(trained, trained.untrained, sources(pairs), batch_size)],
+        **{
+            name: [result.text for result in standardize(trained, variables, sources(pairs), batch_size, ids)]
+            for name, variables in models.items()
+        },
         **baselines(splits.train, pairs),
     }
     codes = trained.config.data.corpus == "openi"

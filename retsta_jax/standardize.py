@@ -10,6 +10,7 @@ from common.config import read_config
 from common.data.cleaning import clean_report
 from common.data.tokenizers import Tokenizer
 from common.errors import UserError
+from common.finite import check_finite, precision_remedy
 from common.generate import DecodeSettings, generate_rows, make_generator, row_keys
 from common.io.inputs import read_bytes, read_standard_input
 from common.io.terminal import printable
@@ -70,9 +71,18 @@ def load_trained(run_dir: Path) -> Trained:
 
 
 def standardize(
-    trained: Trained, variables: PyTree, reports: Sequence[str], batch_size: int = 32
+    trained: Trained,
+    variables: PyTree,
+    reports: Sequence[str],
+    batch_size: int = 32,
+    ids: Sequence[object] | None = None,
 ) -> Iterator[Standardized]:
-    """The standard form of each report, in order, some batches at a time."""
+    """The standard form of each report, in order, some batches at a time.
+
+    Raises UserError naming a report whose logits are not finite, by its entry in `ids` or by its number from 1.
+    """
+    ids = range(1, len(reports) + 1) if ids is None else ids
+    remedy = precision_remedy(trained.base.config.dtype)
     tokenizer: Tokenizer = trained.base.tokenizer
     vocabulary = trained.base.config.vocab_size
     settings = DecodeSettings(
@@ -86,9 +96,11 @@ def standardize(
         part = reports[start : start + batch_size * BATCHES_AT_ONCE]
         prompts = [prompt_tokens(tokenizer, trained.config.instruction, clean_report(report)) for report in part]
         keys = row_keys(0, range(start, start + len(part)))
-        for (continuation,) in generate_rows(generator, variables, prompts, keys, batch_size):
-            ids = continuation.token_ids[:-1] if continuation.stopped else continuation.token_ids
-            yield Standardized(tokenizer.decode(ids), continuation.stopped)
+        found = generate_rows(generator, variables, prompts, keys, batch_size)
+        for id_, (continuation,) in zip(ids[start : start + len(part)], found, strict=True):
+            check_finite([continuation.finite], [id_], "the model's logits", remedy)
+            tokens = continuation.token_ids[:-1] if continuation.stopped else continuation.token_ids
+            yield Standardized(tokenizer.decode(tokens), continuation.stopped)
 
 
 def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size: int) -> None:
@@ -109,7 +121,8 @@ def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size
         return
     trained = load_trained(run_dir)
     check_usable(trained, rest, source)
-    results = standardize(trained, trained.variables, [report for _, report in rest], batch_size)
+    ids, texts = zip(*rest, strict=True)
+    results = standardize(trained, trained.variables, texts, batch_size, ids)
     if output is not None and not done:
         claim_output(output, {"run_dir": str(run_dir.resolve())}, inputs)
     with row_writer(output) as write:

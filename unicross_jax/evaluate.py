@@ -25,6 +25,7 @@ from common.data.parts import PHANTOM_PLACES, Part
 from common.data.phantom import make_phantom
 from common.data.records import Quarantine
 from common.errors import UserError
+from common.finite import check_finite, precision_remedy
 from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_report
@@ -44,6 +45,7 @@ from unicross_jax.train import encode
 MODEL, NEAREST, CONSTANT = "this run", "nearest training study", "constant report"
 SHOWN, SHOWN_SIDE = 12, 256  # examples on the page; pixels of their images, at least where they can be drawn
 EMBEDDED_AT_ONCE = 64  # images
+SMALLEST = 1e-30  # length that a vector is divided by: one of zeros stays so, and is like no other
 
 
 def evaluate_run(
@@ -65,7 +67,8 @@ def evaluate_run(
     quarantine.write(run_dir / "evaluation_quarantine.jsonl")
     left_out = [f"{quarantine.summary()} of all parts: they are in no score."] if quarantine else []
     examples, _ = encode(trained.config, trained.task, part.studies)
-    written = list(write_reports(trained, examples, part.images, batch_size=batch_size))
+    ids = [study.id for study in part.studies]
+    written = list(write_reports(trained, examples, part.images, batch_size=batch_size, ids=ids))
     outputs = {
         MODEL: [report.text for report in written],
         NEAREST: nearest_reports(trained, train, part),
@@ -156,7 +159,7 @@ def embedded(trained: Trained, part: Part) -> Float[np.ndarray, "N E"]:
     def embed(images: Array) -> Array:
         found: Any = ModifiedResNet(clip).apply({"params": params}, normalise(images))
         found = found.astype(jnp.float32)
-        return found / jnp.linalg.norm(found, axis=-1, keepdims=True)
+        return found / jnp.maximum(jnp.linalg.norm(found, axis=-1, keepdims=True), SMALLEST)
 
     sums = np.zeros((len(part.studies), clip.embed_dim), np.float32)
     each = ((place, view(image)) for place in range(len(sums)) for image in part.images[place])  # read as needed
@@ -164,7 +167,9 @@ def embedded(trained: Trained, part: Part) -> Float[np.ndarray, "N E"]:
         stacked = np.zeros((EMBEDDED_AT_ONCE, clip.image_size, clip.image_size), np.uint8)
         stacked[: len(batch)] = [image for _, image in batch]
         np.add.at(sums, [place for place, _ in batch], np.asarray(embed(stacked))[: len(batch)])
-    return sums / np.linalg.norm(sums, axis=-1, keepdims=True)
+    ids = [study.id for study in part.studies]
+    check_finite(np.isfinite(sums).all(-1), ids, "CLIP's embeddings of its images", precision_remedy(clip.dtype))
+    return sums / np.maximum(np.linalg.norm(sums, axis=-1, keepdims=True), SMALLEST)
 
 
 def page(
@@ -192,6 +197,7 @@ def page(
         [examples[place] for place in places],
         [part.images[place] for place in places],
         [written[place] for place in places],
+        ids=[part.studies[place].id for place in places],
     )
     phantoms = trained.config.data.layout == "phantom"
     notes = [

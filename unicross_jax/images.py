@@ -75,7 +75,8 @@ def report_images(
     ]
     studies = [ImageStudy(" ".join(group), (), "", indication) for group in groups]
     examples, _ = encode(trained.config, trained.task, studies)
-    written = list(write_reports(trained, examples, read))
+    ids = [study.id for study in studies]
+    written = list(write_reports(trained, examples, read, ids=ids))
     rows = [{"images": list(group), "report": report.text} for group, report in zip(groups, written, strict=True)]
     if output is not None:
         write_rows(output, rows)
@@ -83,7 +84,7 @@ def report_images(
         with row_writer(None) as write:
             for row in rows:
                 write(row)
-    attention = attention_of(trained, examples, read, written)
+    attention = attention_of(trained, examples, read, written, ids=ids)
     view = still_view(trained.config.data, trained.task.model.clip.image_size)
     shown = [
         Shown(

@@ -13,6 +13,7 @@ from common.checkpoint import open_checkpoints, restore_trainable
 from common.config import read_config
 from common.data.images import GreyImage
 from common.errors import UserError
+from common.finite import check_finite, precision_remedy
 from common.generate import DecodeSettings, row_keys
 from common.parallel import make_layout, place
 from common.types import PyTree
@@ -78,8 +79,12 @@ def write_reports(
     images: Sequence[tuple[GreyImage, ...]],
     *,
     batch_size: int = 32,
+    ids: Sequence[object] | None = None,
 ) -> Iterator[Written]:
-    """A report for each study, in order; every batch has the same shape."""
+    """A report for each study, in order; every batch has the same shape.
+
+    Raises UserError naming a study whose logits are not finite, by its entry in `ids` or by its number from 1.
+    """
     task, tokenizer = trained.task, trained.task.tokenizer
     settings = DecodeSettings(
         max_new_tokens=trained.config.max_length - 1,
@@ -89,17 +94,21 @@ def write_reports(
         # CLIP pads with a token that is also a word.
         forbidden_ids=tuple(id_ for id_ in {tokenizer.pad_id, tokenizer.bos_id} if not tokenizer.decode([id_])),
     )
+    ids = range(1, len(examples) + 1) if ids is None else ids
+    remedy = precision_remedy(trained.config.model.dtype)
     generator = make_generator(without_dropout(task.model), settings, tokenizer.bos_id)
     rows = max(min(batch_size, len(examples)), 1)
     for start in range(0, len(examples), rows):
         studies = studies_of(trained, examples, images, range(start, min(start + rows, len(examples))), rows)
         generated = generator(trained.trainable, task.frozen, studies, row_keys(0, range(start, start + rows)))
         tokens, lengths = np.asarray(generated.tokens)[:, 0], np.asarray(generated.lengths)[:, 0]
+        finite = np.asarray(generated.finite)[:, 0]
         for row in range(min(rows, len(examples) - start)):
-            ids = tokens[row, : lengths[row]].tolist()
-            complete = bool(ids) and ids[-1] == tokenizer.eos_id
-            ids = ids[:-1] if complete else ids
-            yield Written(tokenizer.decode(ids), ids, complete)
+            check_finite(finite[row : row + 1], ids[start + row : start + row + 1], "the model's logits", remedy)
+            own = tokens[row, : lengths[row]].tolist()
+            complete = bool(own) and own[-1] == tokenizer.eos_id
+            own = own[:-1] if complete else own
+            yield Written(tokenizer.decode(own), own, complete)
 
 
 def studies_of(
@@ -123,16 +132,19 @@ def attention_of(
     images: Sequence[tuple[GreyImage, ...]],
     written: Sequence[Written],
     batch_size: int = 32,
+    ids: Sequence[object] | None = None,
 ) -> list[list[tuple[str, Float[np.ndarray, "V h w"]]]]:
     """For each study the words of its report, and how much the model looked at each place of each view for them.
 
     The decoder's attention to the images as it wrote the word, a mean over layers and heads and over the pieces of a
     word; the class token's share is left out. Under `published` the images see the report, so that each token has a
-    pass of its own over what came before it.
+    pass of its own over what came before it. Raises UserError where it is not finite, as `write_reports` does.
     """
+    ids = range(1, len(written) + 1) if ids is None else ids
     tokenizer, grid = trained.task.tokenizer, trained.task.model.clip.image_size // 16
     longest = max(1, *(len(report.token_ids) for report in written))
     rows = min(batch_size, len(written))
+    remedy = precision_remedy(trained.config.model.dtype)
     program = _memory_attention(without_dropout(trained.task.model))
     found = []
     for start in range(0, len(written), rows):
@@ -148,6 +160,8 @@ def attention_of(
         for row, report in enumerate(reports):
             views = np.asarray(studies.view_mask[row])
             words = words_of(tokenizer, report)
+            seen = maps[row, : len(report.token_ids)]
+            check_finite([np.isfinite(seen).all()], ids[start + row : start + row + 1], "the attention weights", remedy)
             found.append([(word, maps[row, first:end].mean(0)[views]) for word, first, end in words])
     return found
 
