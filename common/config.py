@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from common.errors import UserError
 from common.files import written_aside
 from common.io.terminal import printable
-from common.io.text import read_json
+from common.io.text import json_text, read_json
 from common.options import Needs, check_options
 
 Config = TypeVar("Config")
@@ -162,7 +162,7 @@ def claim_run_directory(run_dir: Path, config: Any) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         # Written also where it is there already: a run continues only where it can write.
         with written_aside(run_dir / "config.json") as aside:
-            aside.write_text(json.dumps(to_json(config), indent=2) + "\n", encoding="utf-8")
+            aside.write_text(json_text(to_json(config), run_dir / "config.json", indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{run_dir}: cannot be written ({error.strerror}); give another --run-dir") from error
 

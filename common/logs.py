@@ -34,6 +34,7 @@ from rich.progress import (
 from common.errors import UserError
 from common.files import written_aside
 from common.io.inputs import read_bytes
+from common.io.numbers import rounded
 from common.io.text import parse_json
 
 METRICS_FILE = "metrics.jsonl"
@@ -304,7 +305,7 @@ def _line_sink(total_steps: int) -> Sink:
 
 
 def _validation(metrics: Metrics) -> str:
-    return "  ".join(f"{name} {_short(value)}" for name, value in metrics.items() if name.startswith("val/"))
+    return "  ".join(f"{name} {_short(rounded(value))}" for name, value in metrics.items() if name.startswith("val/"))
 
 
 def _parts(timings: Timings) -> str:

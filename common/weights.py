@@ -7,7 +7,6 @@ the host there is never more than one leaf beside the finished tree. Paths of le
 
 import contextlib
 import dataclasses
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,7 +24,7 @@ from safetensors.numpy import save_file
 
 from common.errors import UserError
 from common.files import written_aside
-from common.io.text import read_json_object
+from common.io.text import json_text, read_json_object
 from common.types import PyTree
 
 Index = tuple[slice, ...]
@@ -249,7 +248,7 @@ def to_host(leaf: Any) -> np.ndarray:
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object, indented as on the hub, beside `file`, then rename. Raises UserError."""
     with writing(file.parent), written_aside(file) as aside:
-        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.write_text(json_text(content, file, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from common.config import check_run_directory, check_seed, choose_preset, differ
 from common.data.parts import Part
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
+from common.io.numbers import rounded
 from common.io.text import read_json_object
 from common.metrics.studies import Scores
 from common.metrics.text import warn_of_absent
@@ -115,7 +116,7 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"{PROGRAM}: --rows {unknown[0]!r}: unknown; expected some of {', '.join(rows)}")
         rows = {name: rows[name] for name in chosen.rows}
     table = run_ablation(config, sft, chosen.preset, chosen.directory, rows, chosen.seeds)
-    write_json(chosen.directory / f"{arguments[0]}.json", table)
+    write_json(chosen.directory / f"{arguments[0]}.json", rounded(table))
     warn_of_absent({name: scores[0] for name, scores in table.items()})
     print(as_markdown(table, SHOWN), flush=True)
     if arguments[0] == "proportion":

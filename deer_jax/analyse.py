@@ -5,7 +5,6 @@ paper's Table 6, `rewards` its Table 7, `page` its Figure 3.
 """
 
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ from jaxtyping import Bool, Float
 
 from common.config import check_seed
 from common.errors import Parser, UserError
+from common.io.numbers import rounded
+from common.io.text import json_text
 from common.jsonl import check_output
 from common.metrics.bootstrap import mean_measure, summarize
 from common.metrics.clinical import BLANK, POSITIVE
@@ -77,17 +78,22 @@ def main(arguments: list[str]) -> None:
     )
     if chosen.what == "rewards":
         table = rewards(rows, labeler, chosen.gamma, selected)
-        write_out(json.dumps(table, indent=2), chosen.output)
+        write_out(scores_text(table), chosen.output)
         return
     read, stop_ids = rollout_reader(chosen.tokenizer)
     if chosen.what == "masking":
         groups = read_groups(rows, read, labeler)
-        write_out(json.dumps(masking(groups, labeler, stop_ids, chosen.share, chosen.seed), indent=2), chosen.output)
+        write_out(scores_text(masking(groups, labeler, stop_ids, chosen.share, chosen.seed)), chosen.output)
         return
     groups = read_groups(rows[: chosen.limit], read, labeler)
     page = chosen.output or Path("token_weights.html")
     write_out(token_page(groups, [row["id"] for row in rows], labeler, stop_ids, chosen.method), page)
     print(f"page: {page.absolute()}", flush=True)
+
+
+def scores_text(table: dict[str, Any]) -> str:
+    """A table of scores as JSON. Raises UserError where one is not finite, as under a --gamma too large for a float."""
+    return json_text(rounded(table), PROGRAM, indent=2)
 
 
 def write_out(text: str, file: Path | None) -> None:

@@ -16,6 +16,7 @@ from common.data.parts import PHANTOM_PLACES, Part
 from common.data.phantom import make_phantom
 from common.data.records import Quarantine
 from common.errors import Parser
+from common.io.numbers import rounded, score_text
 from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.studies import Scores
@@ -83,12 +84,12 @@ def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
     systems = {name: score_model(reports, *about) for name, reports in written.items()} | score_systems(others, *about)
     texts = {name: reports.greedy for name, reports in written.items()} | others
     absent = warn_of_absent(systems)
-    write_json(run_dir / "metrics.json", {"systems": systems, "notes": absent})
+    write_json(run_dir / "metrics.json", rounded({"systems": systems, "notes": absent}))
     write_token_page(samples, selection["ids"], base, labeler, run_dir / TOKEN_PAGE)
     shown = page(config, run_dir, parts["test"], texts, systems, selection)
     write_report(run_dir, dataclasses.replace(shown, notes=[*shown.notes, *absent]))
     for system, scores in systems.items():
-        values = (f"{name} {scores[name]['value'] or 0:.3f}" for name in HEADLINE if name in scores)
+        values = (f"{name} {score_text(scores[name]['value'])}" for name in HEADLINE if name in scores)
         print(f"{system:>24}  " + "  ".join(values))
     print(f"token weights: {(run_dir / TOKEN_PAGE).absolute()}")
     print(f"page: {(run_dir / REPORT_FILE).absolute()}", flush=True)
@@ -117,7 +118,8 @@ def page(
     """The run page."""
 
     def shown(name: str) -> str:
-        return ", ".join(f"{scores[name]['value'] or 0:.3f} {who}" for who, scores in systems.items() if name in scores)
+        found = {who: scores[name]["value"] for who, scores in systems.items() if name in scores}
+        return ", ".join(f"{score_text(value)} {who}" for who, value in found.items())
 
     count = len(part.studies)
     places = range(0, count, count // SHOWN | 1)[:SHOWN]

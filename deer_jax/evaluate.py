@@ -5,7 +5,6 @@ common.metrics` (DEER's Tables 1-3). Scorers with an environment of their own, s
 of the user's (`common.metrics.external`).
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,9 @@ import numpy as np
 from jaxtyping import Int
 
 from common.errors import Parser, UserError
+from common.io.numbers import rounded
 from common.io.terminal import say
+from common.io.text import json_text
 from common.jsonl import check_output, read_rows
 from common.metrics.__main__ import evaluate as evaluate_as_texts
 from common.metrics.baselines import constant_report
@@ -72,8 +73,8 @@ def main(arguments: list[str]) -> None:
     if chosen.output is not None:
         from common.weights import write_json
 
-        write_json(chosen.output, result)
-    print(json.dumps(result, indent=2, ensure_ascii=False))
+        write_json(chosen.output, rounded(result))
+    print(json_text(rounded(result), "deer evaluate", indent=2))
 
 
 def evaluate_predictions(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
+from common.io.numbers import interval_text, score_text
 from common.metrics.bootstrap import Measure, mean_measure, summarize
 from common.metrics.clinical import POSITIVE
 from deer_jax.labeler import Labeler, label_texts
@@ -37,18 +38,17 @@ def score_labeler(labeler: Labeler, reports: Sequence[LabeledReport], batch_size
 
 def as_markdown(scores: dict[str, Scores]) -> str:
     """A table of them, one label a line."""
-    lines = ["| label | positive | F1 (95% interval) | constant |", "|---|---|---|---|"]
+    lines = ["| label | positive | F1 [95% interval] | constant |", "|---|---|---|---|"]
     for name, own in scores["labeler"].items():
         if name.startswith("F1/"):
             label = name.removeprefix("F1/")
-            support = scores["support"].get(label, {"value": float("nan")})["value"]
-            shown = f"{support:.0f}" if support == support else ""
-            constant = scores["constant"][name]["value"]
-            value = f"{own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f})" if support != 0 else "none to find"
-            lines.append(f"| {label} | {shown} | {value} | {constant:.3f} |")
+            support = scores["support"].get(label, {"value": None})["value"]
+            constant = score_text(scores["constant"][name]["value"])
+            value = "none to find" if support == 0 else interval_text(own)
+            lines.append(f"| {label} | {'' if support is None else f'{support:.0f}'} | {value} | {constant} |")
     for name, meaning in (("classes", "right classes"), ("reports", "reports with all classes right")):
-        own, constant = scores["labeler"][name], scores["constant"][name]["value"]
-        lines.append(f"| {meaning} | | {own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f}) | {constant:.3f} |")
+        constant = score_text(scores["constant"][name]["value"])
+        lines.append(f"| {meaning} | | {interval_text(scores['labeler'][name])} | {constant} |")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common.errors import Parser, UserError
-from common.io.text import read_json_object
+from common.io.text import json_text, read_json_object
 from common.jsonl import check_output, read_rows, write_rows
 from common.metrics.clinical import FINDINGS
 from deer_jax.ddsampling import (
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
     result = choose(read_studies(chosen.file), chosen.fraction, chosen.seed, chosen.strategy, exponent)
     if chosen.output is not None:
         write_rows(chosen.output, [result])
-    print(json.dumps(result, ensure_ascii=False))
+    print(json_text(result, "deer select"))
 
 
 def choose(

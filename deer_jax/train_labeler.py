@@ -19,6 +19,7 @@ from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
 from common.fingerprints import fingerprint
+from common.io.numbers import rounded
 from common.io.terminal import say
 from common.logs import check_wandb
 from common.models.bert import ClassifierConfig, init_classifier
@@ -85,7 +86,7 @@ def finish(config: LabelerRunConfig, corpus: LabeledCorpus, run_dir: Path, expor
     """Score the labeler that a run wrote, on the test reports; print tables and write `metrics.json`."""
     labeler = load_labeler(run_dir)
     scores = {name: score_labeler(labeler, reports) for name, reports in corpus.tests.items()}
-    write_json(run_dir / "metrics.json", scores)
+    write_json(run_dir / "metrics.json", rounded(scores))
     for name, found in scores.items():
         say(f"{name}\n\n{as_markdown(found)}\n")
     if export_to is not None:

@@ -9,7 +9,6 @@ with ours, and the ratios of the medians are printed. Weights are random: the sp
 
 import dataclasses
 import functools
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from common.data.packing import assemble, first_fit
 from common.errors import Parser, UserError
 from common.flops import attended_pairs, forward_flops, sft_flops
 from common.generate import DecodeSettings, make_generator, padded, row_keys
+from common.io.text import json_text
 from common.lora import LoraConfig, init_lora
 from common.models.attention import choose_implementation
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config, init_params
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str]) -> int:
         result = bench_rl.measure(bench_rl.Shape(**options), with_peer, with_trl)
     else:
         result = measure(work, Shape(**options), with_peer)
-    print(json.dumps(result, indent=2))
+    print(json_text(result, "bench", indent=2))
     return 0
 
 

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
-import json
 import math
 import os
 import re
@@ -28,6 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from common.config import choose_preset
 from common.errors import Parser, UserError
 from common.flops import forward_flops, matrix_parameters, peak_flops, train_flops
+from common.io.text import json_text
 from common.lora import init_lora
 from common.models.attention import choose_implementation
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError(f"--preset {options.preset}: --remat and --sequence are for text models; leave them out")
         planner = others[options.preset]
         found = planner.make_plan(options.preset, options.topology, options.micro_batch, options.loss_chunk)
-        print(json.dumps({"preset": options.preset, **found}, indent=2))
+        print(json_text({"preset": options.preset, **found}, "plan", indent=2))
         return 0
     config = choose_preset(PRESETS | dict.fromkeys(others, RetstaConfig()), options.preset)
     changes = {"remat": options.remat, "loss_chunk": options.loss_chunk}
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
     plan = make_plan(config, base_sizes(config), options.topology, devices, search_seconds)
     if plan.get("search") == OUT_OF_TIME:
         print(f"the search ran out of time: {search_outcome(plan)}", file=sys.stderr, flush=True)
-    print(json.dumps({"preset": options.preset, **plan}, indent=2))
+    print(json_text({"preset": options.preset, **plan}, "plan", indent=2))
     return 0
 
 

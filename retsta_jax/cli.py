@@ -4,6 +4,7 @@ from pathlib import Path
 
 from common.config import choose_preset, parse, remove_run
 from common.errors import Parser, UserError, run_cli
+from common.io.numbers import score_text
 from retsta_jax.config import HELP, NEEDS, PRESETS, RetstaConfig
 
 USAGE = """usage: retsta COMMAND ...
@@ -78,7 +79,7 @@ def evaluate_in(run_dir: Path, split: str = "test", limit: int = 0, batch_size: 
     systems = evaluate_run(run_dir, split, limit, batch_size)
     names = headline(next(iter(systems.values())))
     for system, scores in systems.items():
-        print(f"{system:>24}  " + "  ".join(f"{name} {scores[name]['value'] or 0:.3f}" for name in names))
+        print(f"{system:>24}  " + "  ".join(f"{name} {score_text(scores[name]['value'])}" for name in names))
     print(f"page: {(run_dir / 'report.html').absolute()}", flush=True)
 
 

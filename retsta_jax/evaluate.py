@@ -15,6 +15,7 @@ from typing import Any
 from common.config import to_json
 from common.data.records import Language, Quarantine, ReportPair
 from common.errors import UserError
+from common.io.numbers import rounded, score_text
 from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_report, nearest_reports
@@ -70,7 +71,7 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     write_rows(run_dir / "predictions.jsonl", prediction_rows(outputs[MODEL], pairs, codes))
     counts = {"reports": len(pairs), "quarantined": len(quarantine)}
     result = {"split": split, **counts, "step": trained.step, "systems": systems, "notes": absent}
-    write_json(run_dir / "metrics.json", result)
+    write_json(run_dir / "metrics.json", rounded(result))
     write_report(run_dir, page(trained, run_dir, pairs, outputs, systems, notes))
     return systems
 
@@ -160,7 +161,7 @@ def page(
     """The run page of an evaluation."""
 
     def shown(system: str, name: str) -> str:
-        return f"{systems[system][name]['value']:.3f}"
+        return score_text(systems[system][name]["value"])
 
     name = "codes/F1" if "codes/F1" in systems[MODEL] else "findings/F1"
     verdict = (

@@ -10,6 +10,7 @@ from typing import Any
 
 from common.config import check_run_directory
 from common.errors import UserError
+from common.io.numbers import rounded
 from common.io.text import read_json_object
 from common.metrics.studies import Scores
 from common.weights import write_json
@@ -62,7 +63,7 @@ def run_ablation(
         table.setdefault(name, []).append(systems[MODEL])
         if name == variants[0] and seed == seeds[0]:
             table |= {baseline: [systems[baseline]] for baseline in (NEAREST, CONSTANT)}
-    write_json(directory / "ablation.json", table)
+    write_json(directory / "ablation.json", rounded(table))
     return table
 
 

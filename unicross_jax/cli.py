@@ -6,6 +6,7 @@ from typing import Any
 
 from common.config import choose_preset, parse, remove_run
 from common.errors import Parser, UserError, run_cli
+from common.io.numbers import score_text
 from unicross_jax.config import ABLATION_NEEDS, HELP, NEEDS, PRESETS, RunConfig
 
 USAGE = """usage: unicross COMMAND ...
@@ -88,7 +89,7 @@ def evaluate_in(run_dir: Path, split: str = "test", limit: int = 0, batch_size: 
     systems = evaluate_run(run_dir, split, limit, batch_size, **decoding)
     for system, scores in systems.items():
         known = [name for name in SHOWN if name in scores and scores[name]["value"] is not None]
-        values = (f"{name} {scores[name]['value']:.3f}" for name in known)
+        values = (f"{name} {score_text(scores[name]['value'])}" for name in known)
         print(f"{system:>24}  " + "  ".join(values))
     print(f"page: {(run_dir / 'report.html').absolute()}", flush=True)
 

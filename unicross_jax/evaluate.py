@@ -26,6 +26,7 @@ from common.data.phantom import make_phantom
 from common.data.records import Quarantine
 from common.errors import UserError
 from common.finite import check_finite, precision_remedy
+from common.io.numbers import interval_text, rounded, score_text
 from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_report
@@ -100,7 +101,7 @@ def evaluate_run(
     }
     absent = warn_of_absent(systems)
     found = {"split": split, **counts, "systems": systems, "above": above, "notes": absent}
-    write_json(run_dir / "metrics.json", found)
+    write_json(run_dir / "metrics.json", rounded(found))
     shown = page(trained, run_dir, part, examples, written, outputs, systems, split)
     paired = [described(name, above[name], shown.headline) for name in above]
     write_report(run_dir, dataclasses.replace(shown, notes=[*left_out, *paired, *shown.notes, *absent]))
@@ -110,7 +111,7 @@ def evaluate_run(
 
 def described(baseline: str, above: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:
     """By how much the model is above a baseline in these scores, in words."""
-    shown = ", ".join("{} {value:+.3f} [{low:+.3f}, {high:+.3f}]".format(name, **above[name]) for name in names)
+    shown = ", ".join(f"{name} {interval_text(above[name], sign=True)}" for name in names)
     return f"This run less the {baseline}, with the 95% interval over studies: {shown}."
 
 
@@ -185,7 +186,7 @@ def page(
     """The run page of an evaluation."""
     name = "findings/F1" if "findings/F1" in systems[MODEL] else "coco/BLEU-4"
     title = "F1 over the findings that reports state" if name == "findings/F1" else "BLEU-4"
-    shown = {system: f"{scores[name]['value']:.3f}" for system, scores in systems.items()}
+    shown = {system: score_text(scores[name]["value"]) for system, scores in systems.items()}
     verdict = (
         f"{title}: {shown[MODEL]}; {shown[NEAREST]} for the report of the nearest training study, "
         f"{shown[CONSTANT]} for a constant report."

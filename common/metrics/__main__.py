@@ -5,11 +5,12 @@ scores of one report for all, chosen from the references), `distinct_outputs`, `
 what is absent and why.
 """
 
-import json
 from typing import Any
 
 from common.errors import Parser, run_cli
+from common.io.numbers import rounded
 from common.io.terminal import say
+from common.io.text import json_text
 from common.jsonl import read_rows
 from common.metrics.baselines import constant_report
 from common.metrics.text import evaluate_texts
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> None:
     result = evaluate(rows, arguments.language, arguments.convention)
     for key, reason in result["notes"].items():
         say(f"warning: {key} is absent: {reason}", error=True)
-    print(json.dumps(result, indent=2, ensure_ascii=False))
+    print(json_text(rounded(result), arguments.file, indent=2))
 
 
 def evaluate(rows: list[dict[str, Any]], language: Any, convention: Any) -> dict[str, Any]:

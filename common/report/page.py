@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from common.data.images import GreyImage
 from common.errors import UserError
 from common.files import written_aside
+from common.io.numbers import NONE, score_text
 from common.report.differences import differences
 from common.report.pictures import WordAttention, check_attention, looks, picture
 from common.report.plots import SERIES_COLOURS, training_charts
@@ -130,10 +131,10 @@ def _bar(score: Mapping[str, float | None], bottom: float, top: float) -> Bar:
 
     value, low, high = (score.get(name) for name in ("value", "low", "high"))
     if value is None or not math.isfinite(value):
-        return Bar("–", "", 0, 0, None, 0)
+        return Bar(NONE, "", 0, 0, None, 0)
     digits = 3 if top <= 1 else 2
     start, end = sorted((place(0), place(value)))
     if low is None or high is None:
-        return Bar(f"{value:.{digits}f}", "", start, end - start, None, 0)
-    interval = f"{low:.{digits}f} to {high:.{digits}f}"
-    return Bar(f"{value:.{digits}f}", interval, start, end - start, place(low), place(high) - place(low))
+        return Bar(score_text(value, digits), "", start, end - start, None, 0)
+    interval = f"{score_text(low, digits)} to {score_text(high, digits)}"
+    return Bar(score_text(value, digits), interval, start, end - start, place(low), place(high) - place(low))

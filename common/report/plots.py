@@ -16,6 +16,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from common.io.numbers import rounded
+
 SERIES_COLOURS = 6
 _LINE, _INK = "#0b0b01", "#0b0b02"
 _SERIES = [f"#0a0a0{index}" for index in range(SERIES_COLOURS)]
@@ -62,16 +64,19 @@ def training_charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     ]
     charts = []
     for title, names in wanted:
-        series = [Series(label, _points(rows, name), name in _NOISY) for label, name in names.items()]
+        scores = title in ("Reward", "Validation")
+        series = [Series(label, _points(rows, name, scores), name in _NOISY) for label, name in names.items()]
         drawn = [line for line in series if line.last is not None]
         if drawn:
             charts.append(Chart(title, drawn, line_chart(title, drawn, (rows[0]["step"], rows[-1]["step"]))))
     return charts
 
 
-def _points(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float | None]]:
+def _points(rows: Sequence[Mapping[str, Any]], name: str, scores: bool) -> list[tuple[int, float | None]]:
     values = [(row["step"], row[name]) for row in rows if name in row]
-    return [(step, value if value is not None and math.isfinite(value) else None) for step, value in values]
+    known = [(step, value if value is not None and math.isfinite(value) else None) for step, value in values]
+    # A BLEU of 1e-21 is 0, and would stretch a logarithmic axis over twenty decades.
+    return [(step, rounded(value)) for step, value in known] if scores else known
 
 
 def line_chart(title: str, series: Sequence[Series], steps: tuple[int, int]) -> Markup:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from common.io.numbers import interval_text, score_text
+
 
 def as_markdown(table: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) -> str:
     """A row for each system, whose scores (`value`, and `low` and `high` where known) stand there once a seed.
@@ -39,5 +41,5 @@ def _cell(scores: Sequence[Any]) -> str:
         return ""
     mean, low, high = mean_interval(scores)
     if len(scores) > 1:
-        return f"{mean:.3f} ± {high - mean:.3f}"
-    return f"{mean:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
+        return f"{score_text(mean)} ± {score_text(high - mean)}"
+    return interval_text({"value": mean, "low": low, "high": high})

@@ -7,7 +7,6 @@ run of `retsta train` on fundus reports will do, and takes the same loop to 7B. 
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,8 @@ from jaxtyping import Float
 from common.data.records import Quarantine, ReportPair
 from common.errors import Parser, run_cli
 from common.generate import DecodeSettings, bucket, padded
+from common.io.numbers import score_text
+from common.io.text import json_text
 from common.models.qwen2 import SHARDING_RULES
 from common.optim import OptimConfig, make_optimizer
 from common.parallel import make_layout, place, place_batch
@@ -101,8 +102,9 @@ def main(arguments: list[str]) -> None:
     after = scores(trained._replace(trainable=state.trainable), test)
     options = {name: str(value) for name, value in vars(chosen).items()}
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_text(json.dumps({"options": options, "before": before, "after": after, "curve": curve}))
-    print(f"findings/F1 {before['findings/F1']['value']:.3f} -> {after['findings/F1']['value']:.3f}")
+    result = {"options": options, "before": before, "after": after, "curve": curve}
+    chosen.output.write_text(json_text(result, chosen.output), encoding="utf-8")
+    print(f"findings/F1 {' -> '.join(score_text(found['findings/F1']['value']) for found in (before, after))}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ on a laptop:
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,8 @@ from common.data.records import Quarantine
 from common.decode import Generated, Prompts
 from common.errors import Parser, run_cli
 from common.generate import DecodeSettings, decode
+from common.io.numbers import score_text
+from common.io.text import json_text
 from common.losses import token_logprobs
 from common.metrics.bootstrap import summarize
 from common.metrics.clinical import clinical_measures
@@ -196,8 +197,9 @@ def main(arguments: list[str]) -> None:
     result = {"options": {name: str(value) for name, value in vars(chosen).items()}, "before": before}
     result |= {"after": scores(material, state.trainable), "curve": curve}
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_text(json.dumps(result), encoding="utf-8")
-    print(f"promptmrg/F1 {before['promptmrg/F1']['value']:.3f} -> {result['after']['promptmrg/F1']['value']:.3f}")
+    chosen.output.write_text(json_text(result, chosen.output), encoding="utf-8")
+    found = [score_text(scores["promptmrg/F1"]["value"]) for scores in (result["before"], result["after"])]
+    print(f"promptmrg/F1 {' -> '.join(found)}")
 
 
 if __name__ == "__main__":

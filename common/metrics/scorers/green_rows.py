@@ -39,7 +39,7 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         scores = score(rows, arguments)
     for row, found in zip(rows, scores, strict=True):
-        print(json.dumps({"id": row["id"], "scores": found}))
+        print(json.dumps({"id": row["id"], "scores": found}, allow_nan=False))
 
 
 def score(rows: list[dict[str, str]], arguments: argparse.Namespace) -> list[dict[str, float]]:
