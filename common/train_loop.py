@@ -80,8 +80,8 @@ def train(
     `state`, `frozen` and `rng` are placed; `step` is compiled; where it makes the tokens that it learns from, its
     metric `tokens` is their number. `validation_loss` decides the best checkpoint; where it is not finite, which is
     said, these weights are no candidate. Raises UserError after too many non-finite updates in a row, and `Stopped`,
-    with the state saved, after the step or the batch of a validation in which SIGTERM or SIGINT came. `now` is the clock
-    in seconds.
+    with the state saved, after the step or the batch of a validation in which SIGTERM or SIGINT came. `now` is the
+    clock in seconds.
     """
     resumed = restore_latest(checkpoints, state)
     unfinished: list[Any] | None = None

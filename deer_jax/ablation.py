@@ -17,7 +17,7 @@ from common.data.records import Quarantine
 from common.errors import Parser, UserError
 from common.io.numbers import rounded
 from common.io.text import read_json_object
-from common.metrics.studies import Scores
+from common.metrics.studies import Scores, in_each_language
 from common.metrics.text import warn_of_absent
 from common.parallel import make_layout
 from common.report.table import as_markdown
@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> None:
     table = run_ablation(config, sft, chosen.preset, chosen.directory, rows, chosen.seeds)
     write_json(chosen.directory / f"{arguments[0]}.json", rounded(table))
     warn_of_absent({name: scores[0] for name, scores in table.items()})
-    print(as_markdown(table, SHOWN), flush=True)
+    print(as_markdown(table, in_each_language(SHOWN, table[SFT][0])), flush=True)
     if arguments[0] == "proportion":
         curve = chosen.directory / "proportion.svg"
         draw_proportions(table, curve, level=SFT)

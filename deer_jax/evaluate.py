@@ -8,7 +8,7 @@ of the user's (`common.metrics.external`).
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
@@ -18,11 +18,13 @@ from common.io.numbers import rounded
 from common.io.terminal import say
 from common.io.text import json_text
 from common.jsonl import check_output, read_rows
+from common.metrics.__main__ import LANGUAGE_HELP
 from common.metrics.__main__ import evaluate as evaluate_as_texts
-from common.metrics.baselines import constant_report
+from common.metrics.baselines import constant_reports
 from common.metrics.bootstrap import mean_measure, summarize
 from common.metrics.clinical import FINDINGS, POSITIVE, evaluate_labels, finding_measure
 from common.metrics.external import Scorer, parse_scorers, run_scorers
+from common.metrics.tokenize import Language, languages_of
 
 if TYPE_CHECKING:
     from deer_jax.labeler import Labeler
@@ -48,7 +50,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="with vocab.txt; of bert-base-uncased for CheXbert"
     )
-    parser.add_argument("--language", choices=("en", "zh"), default="en", help="of the text metrics")
+    parser.add_argument("--language", choices=("en", "zh"), help=f"of the text metrics; {LANGUAGE_HELP}")
     parser.add_argument(
         "--external", action="append", default=[], metavar="NAME=COMMAND",
         help='a scorer: reads those rows on standard input, writes rows {"id", "scores": {name: number}}; repeatable',
@@ -80,7 +82,7 @@ def main(arguments: list[str]) -> None:
 def evaluate_predictions(
     rows: Sequence[Mapping[str, Any]],
     labeler: "Labeler",
-    language: Literal["en", "zh"] = "en",
+    language: Language | None = None,
     *,
     scorers: Sequence[Scorer] = (),
     batch_size: int = 32,
@@ -92,12 +94,15 @@ def evaluate_predictions(
     """
     result = evaluate_as_texts([dict(row) for row in rows], language, "all")
     predictions, references = [row["prediction"] for row in rows], [row["reference"] for row in rows]
-    constant = [constant_report(references, language=language)] * len(rows)
-    (predicted, expected, always), cut = label_each(labeler, (predictions, references, constant), batch_size)
+    languages = languages_of(rows) if language is None else [language] * len(rows)
+    constant = constant_reports(references, languages, languages)
+    ids = [row["id"] for row in rows]
+    (predicted, expected, always), cut = label_each(labeler, (predictions, references, constant), batch_size, ids)
     _add(result, clinical_summary(predicted, expected))
     baseline = clinical_summary(always, expected, intervals=False)
     result["constant_report"] |= {name: score["value"] for name, score in baseline.items()}
-    external, absent = run_scorers(scorers, rows)
+    own = zip(rows, languages, strict=True)
+    external, absent = run_scorers(scorers, [{**row, "language": language} for row, language in own])
     for scorer, scores in external.items():
         _add(result, summarize([mean_measure(f"{scorer}/{name}", values) for name, values in scores.items()]))
     result |= dict.fromkeys(absent)
@@ -119,10 +124,13 @@ def clinical_summary(predicted: Classes, expected: Classes, *, intervals: bool =
     return evaluate_labels(predicted, expected, intervals=intervals) | by_finding
 
 
-def label_each(labeler: "Labeler", lists: Sequence[Sequence[str]], batch_size: int = 32) -> tuple[list[Classes], int]:
+def label_each(
+    labeler: "Labeler", lists: Sequence[Sequence[str]], batch_size: int = 32, ids: Sequence[object] | None = None
+) -> tuple[list[Classes], int]:
     """The classes of several lists of texts, each different text labelled once; and how many of these were cut.
 
-    Raises UserError for a labeler of other labels than CheXbert's 14.
+    Raises UserError for a labeler of other labels than CheXbert's 14, and as `label_texts` does; `ids` are those of the
+    texts of each list.
     """
     from deer_jax.labeler import label_texts
 
@@ -132,7 +140,11 @@ def label_each(labeler: "Labeler", lists: Sequence[Sequence[str]], batch_size: i
             "give CheXbert, or a labeler trained on its labels"
         )
     place = {text: number for number, text in enumerate(dict.fromkeys(text for texts in lists for text in texts))}
-    found = label_texts(labeler, list(place), batch_size)
+    first: dict[str, object] = {}
+    for texts in lists:
+        for id_, text in zip(ids or range(1, len(texts) + 1), texts, strict=True):
+            first.setdefault(text, id_)
+    found = label_texts(labeler, list(place), batch_size, [first[text] for text in place])
     return [found.classes[[place[text] for text in texts]] for texts in lists], found.cut
 
 

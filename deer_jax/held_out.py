@@ -11,7 +11,7 @@ import numpy as np
 from common.data.parts import Part
 from common.finite import check_finite, precision_remedy
 from common.jsonl import read_rows
-from common.metrics.baselines import constant_report
+from common.metrics.baselines import constant_reports
 from common.metrics.studies import Scores, score_reports
 from common.parallel import Layout, compile_rows, fetch_rows, place_batch
 from common.weights import writing
@@ -86,10 +86,14 @@ def score_systems(
 
 def baselines(base: Base, train: Part, part: Part, views: int, layout: Layout) -> dict[str, list[str]]:
     """A constant report, and for each study the report of the training study most alike by the tower's features."""
-    constant = constant_report([study.report for study in train.studies])
+    constant = constant_reports(
+        [study.report for study in train.studies],
+        [study.language for study in train.studies],
+        [study.language for study in part.studies],
+    )
     known, asked = (features(base, one, views, layout) for one in (train, part))
     nearest = [train.studies[place].report for place in (asked @ known.T).argmax(1)]
-    return {NEAREST: nearest, CONSTANT: [constant] * len(part.studies)}
+    return {NEAREST: nearest, CONSTANT: constant}
 
 
 def features(base: Base, part: Part, views: int, layout: Layout) -> np.ndarray:

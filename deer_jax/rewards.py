@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.io.terminal import printable
 from common.metrics.clinical import POSITIVE
 from common.metrics.overlap import ngram_statistics, sentence_bleu
+from common.metrics.tokenize import language_of, tokens_of
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float] | Float[np.ndarray, "N"]]
 Classes = Int[np.ndarray, "N 14"]
@@ -28,8 +29,13 @@ def label_f1(predicted: Classes, expected: Classes) -> Float[np.ndarray, "N"]:
 
 
 def bleu2(texts: Sequence[str], references: Sequence[str]) -> Float[np.ndarray, "N"]:
-    """BLEU-2 of each text by itself, on white-space tokens, with the additive constants of COCO captions."""
-    return sentence_bleu(ngram_statistics([*map(str.split, texts)], [*map(str.split, references)]))[:, 1]
+    """BLEU-2 of each text by itself, with the additive constants of COCO captions.
+
+    Tokens are what white space separates, and single characters where a reference is in Chinese.
+    """
+    languages = [language_of(reference) for reference in references]
+    said, true = ([*map(tokens_of, side, languages)] for side in (texts, references))
+    return sentence_bleu(ngram_statistics(said, true))[:, 1]
 
 
 def mixed_reward(predicted: Classes, expected: Classes, bleu: Float[np.ndarray, "N"], gamma: float) -> np.ndarray:

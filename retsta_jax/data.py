@@ -8,6 +8,7 @@ from common.data.openi import count_unknown_ids, openi_pairs, openi_splits, read
 from common.data.records import Language, Quarantine, ReportPair, check_splits
 from common.errors import UserError
 from common.jsonl import read_rows
+from common.metrics.tokenize import language_of
 from retsta_jax.config import RetstaConfig
 from retsta_jax.corpus import make_splits
 
@@ -68,10 +69,3 @@ def read_pairs(file: Path, quarantine: Quarantine) -> list[ReportPair]:
         else:
             quarantine.add(id_, "no source text" if target else "no target text")
     return pairs
-
-
-def language_of(text: str) -> Language:
-    """`zh` where a fifth of the letters or more are Chinese characters, else `en`."""
-    letters = [character for character in text if character.isalpha()]
-    chinese = sum("\u4e00" <= character <= "\u9fff" for character in letters)
-    return "zh" if chinese * 5 >= len(letters) and chinese else "en"

@@ -83,12 +83,13 @@ def evaluate(arguments: list[str]) -> None:
 
 def evaluate_in(run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32, **decoding: Any) -> None:
     """Evaluate and print the headline scores of every system."""
+    from common.metrics.studies import in_each_language
     from unicross_jax.ablation import SHOWN
     from unicross_jax.evaluate import evaluate_run
 
     systems = evaluate_run(run_dir, split, limit, batch_size, **decoding)
     for system, scores in systems.items():
-        known = [name for name in SHOWN if name in scores and scores[name]["value"] is not None]
+        known = [name for name in in_each_language(SHOWN, scores) if scores[name]["value"] is not None]
         values = (f"{name} {score_text(scores[name]['value'])}" for name in known)
         print(f"{system:>24}  " + "  ".join(values))
     print(f"page: {(run_dir / 'report.html').absolute()}", flush=True)

@@ -23,14 +23,14 @@ from common.config import to_json
 from common.data.images import GreyImage, resize_crop
 from common.data.parts import PHANTOM_PLACES, Part
 from common.data.phantom import make_phantom
-from common.data.records import Quarantine
+from common.data.records import Language, Quarantine
 from common.errors import UserError
 from common.finite import check_finite, precision_remedy
 from common.io.numbers import interval_text, rounded, score_text
 from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
-from common.metrics.baselines import constant_report
-from common.metrics.studies import Scores, compare_reports, score_reports
+from common.metrics.baselines import constant_reports
+from common.metrics.studies import Scores, compare_reports, in_each_language, score_reports
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.models.clip import ModifiedResNet, normalise
 from common.options import check_options, flag
@@ -44,6 +44,7 @@ from unicross_jax.report import Trained, Written, attention_of, load_trained, wr
 from unicross_jax.train import encode
 
 MODEL, NEAREST, CONSTANT = "this run", "nearest training study", "constant report"
+HEADLINE = ("findings/F1", "coco/BLEU-4", "coco/ROUGE-L")
 SHOWN, SHOWN_SIDE = 12, 256  # examples on the page; pixels of their images, at least where they can be drawn
 EMBEDDED_AT_ONCE = 64  # images
 SMALLEST = 1e-30  # length that a vector is divided by: one of zeros stays so, and is like no other
@@ -73,12 +74,19 @@ def evaluate_run(
     outputs = {
         MODEL: [report.text for report in written],
         NEAREST: nearest_reports(trained, train, part),
-        CONSTANT: [constant_report([study.report for study in train.studies])] * len(part.studies),
+        CONSTANT: constant_reports(
+            [study.report for study in train.studies],
+            [study.language for study in train.studies],
+            [study.language for study in part.studies],
+        ),
     }
     phantoms = trained.config.data.layout == "phantom"
     cut = cut_references(trained, examples)
     systems = {
-        name: {**score_reports(texts, part.studies, phantoms), **cut_scores(texts, cut)}
+        name: {
+            **score_reports(texts, part.studies, phantoms),
+            **cut_scores(texts, cut, [study.language for study in part.studies]),
+        }
         for name, texts in outputs.items()
     }
     write_rows(
@@ -121,10 +129,10 @@ def cut_references(trained: Trained, examples: Sequence[Example]) -> list[str]:
     return [one_line(tokenizer.decode([*example.tokens[1:], tokenizer.eos_id])) for example in examples]
 
 
-def cut_scores(texts: Sequence[str], references: Sequence[str]) -> Scores:
+def cut_scores(texts: Sequence[str], references: Sequence[str], languages: Sequence[Language]) -> Scores:
     """BLEU and ROUGE-L against cut references, as "coco-cut/..."; higher than "coco/..." for reports that are cut."""
-    found = evaluate_texts([one_line(text) for text in texts], references, convention="coco")
-    return {f"coco-cut/{name.removeprefix('coco/')}": found[name] for name in found if name.startswith("coco/")}
+    found = evaluate_texts([one_line(text) for text in texts], references, language=languages, convention="coco")
+    return {name.replace("coco/", "coco-cut/"): score for name, score in found.items() if "coco/" in name}
 
 
 def shown_images(trained: Trained, part: Part, split: str, place: int) -> list[GreyImage]:
@@ -184,8 +192,8 @@ def page(
     split: str,
 ) -> Page:
     """The run page of an evaluation."""
-    name = "findings/F1" if "findings/F1" in systems[MODEL] else "coco/BLEU-4"
-    title = "F1 over the findings that reports state" if name == "findings/F1" else "BLEU-4"
+    name = in_each_language(HEADLINE, systems[MODEL])[0]
+    title = "F1 over the findings that reports state" if name == "findings/F1" else name.replace("coco/", "")
     shown = {system: score_text(scores[name]["value"]) for system, scores in systems.items()}
     verdict = (
         f"{title}: {shown[MODEL]}; {shown[NEAREST]} for the report of the nearest training study, "
@@ -216,7 +224,7 @@ def page(
         environment=environment(),
         rows=read_rows(run_dir / METRICS_FILE),
         systems=systems,
-        headline=[known for known in ("findings/F1", "coco/BLEU-4", "coco/ROUGE-L") if known in systems[MODEL]],
+        headline=in_each_language(HEADLINE, systems[MODEL]),
         examples=[
             Shown(
                 part.studies[place].id,

@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from common.errors import UserError
 from common.jsonl import write_rows
-
-Language = Literal["en", "zh"]
+from common.metrics.tokenize import Language
 
 
 class Identified(Protocol):

@@ -21,6 +21,7 @@ from common.errors import UserError
 from common.io.terminal import printable
 from common.io.text import read_json
 from common.jsonl import check_row, read_rows
+from common.metrics.tokenize import language_of
 
 # The names that data sets use, and ours.
 SPLIT_NAMES = {
@@ -65,7 +66,12 @@ def read_annotation(annotation: str | Path, image_dir: str | Path, quarantine: Q
     splits: Splits = {}
     for name, entries in annotation_entries(annotation, ENTRY).items():
         studies = [
-            ImageStudy(str(entry["id"]), _files(image_dir, entry["image_path"]), clean_report(entry["report"]))
+            ImageStudy(
+                str(entry["id"]),
+                _files(image_dir, entry["image_path"]),
+                clean_report(entry["report"]),
+                language=language_of(entry["report"]),
+            )
             for entry in entries
         ]
         splits[name] = [study for study in studies if is_usable(study, quarantine)]
@@ -134,10 +140,10 @@ def read_image_rows(
     """Studies of any number of images, one a row, as JSONL or as a JSON array (.json).
 
     A row has `id`, `images` (paths under `image_dir`), `report` and `split` (train, val or validation, test), and may
-    have `indication`, `labels` (a list of texts) and `language` ("en" or "zh"). Of more than `maximum_images` images,
-    as angiographies have, that many are taken at equal distances, the first and the last among them. With `sections`, a
-    row's report is a whole one with headings, of which those sections are taken, and the indication where the row has
-    none; `headings` counts the headings that no list has (`common.data.sections`).
+    have `indication`, `labels` (a list of texts) and `language` ("en" or "zh"; otherwise the report's characters tell).
+    Of more than `maximum_images` images, as angiographies have, that many are taken at equal distances, the first and
+    the last among them. With `sections`, a row's report is a whole one with headings, of which those sections are taken,
+    and the indication where the row has none; `headings` counts the headings that no list has (`common.data.sections`).
 
     Raises UserError for a file of another form, an id that occurs twice, or a split without a usable study.
     """
@@ -145,7 +151,8 @@ def read_image_rows(
     splits: Splits = {}
     for row in found:
         where = f"{rows}: id {row['id']}"
-        optional = check_row({"indication": "", "labels": [], "language": "en"} | row, OPTIONAL, where)
+        default = {"indication": "", "labels": [], "language": language_of(row["report"])}
+        optional = check_row(default | row, OPTIONAL, where)
         for label in optional["labels"]:
             check_row({"label": label}, {"label": str}, where)
         if row["split"] not in SPLIT_NAMES:

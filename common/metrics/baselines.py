@@ -9,20 +9,32 @@ from collections.abc import Sequence
 
 from common.errors import UserError
 from common.metrics.overlap import ORDERS, ngrams
-from common.metrics.tokenize import Language, characters
+from common.metrics.tokenize import Language, characters, language_of, tokens_of
 
 
-def constant_report(reports: Sequence[str], *, language: Language = "en") -> str:
+def constant_reports(
+    known: Sequence[str], known_languages: Sequence[Language], languages: Sequence[Language]
+) -> list[str]:
+    """For each of `languages` the constant report of the `known` reports in it; of all of these where none is."""
+    chosen = {}
+    for language in set(languages):
+        own = [report for report, other in zip(known, known_languages, strict=True) if other == language]
+        chosen[language] = constant_report(own or known, language=language)
+    return [chosen[language] for language in languages]
+
+
+def constant_report(reports: Sequence[str], *, language: Language | None = None) -> str:
     """The report most similar to all of them: the medoid by the cosines of 1- to 4-gram counts, the first of equals.
 
     The most frequent report would be arbitrary where nearly every text is unique, and a weak baseline: on IU X-ray it
     has half the BLEU-4 of this one. Taken from training reports it is a fair baseline; taken from the references
-    themselves an optimistic one, a bound on what a single text can give.
+    themselves an optimistic one, a bound on what a single text can give. `language` says what a token is; where it is
+    not given, the characters of all reports do.
     """
     if not reports:
         raise UserError("a constant report needs at least one report to choose from")
-    tokens = str.split if language == "en" else characters
-    vectors = {report: _unit_counts(tokens(report)) for report in dict.fromkeys(reports)}
+    language = language or language_of("".join(reports))
+    vectors = {report: _unit_counts(tokens_of(report, language)) for report in dict.fromkeys(reports)}
     centre: dict[tuple[str, ...], float] = defaultdict(float)
     for report, times in Counter(reports).items():
         for ngram, weight in vectors[report].items():
@@ -35,7 +47,7 @@ def nearest_reports(
     train_targets: Sequence[str],
     sources: Sequence[str],
     *,
-    language: Language = "en",
+    language: Language | None = None,
 ) -> list[str]:
     """For each source the target of the training source with the largest cosine of TF-IDF, the first one of equals.
 
@@ -47,6 +59,7 @@ def nearest_reports(
         raise UserError(
             f"{len(train_sources)} training sources and {len(train_targets)} targets: expected as many, at least one"
         )
+    language = language or language_of("".join(train_sources))
     if language == "en":
         vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b")
     else:

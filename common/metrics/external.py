@@ -1,12 +1,11 @@
 """Scorers that live in an environment of their own, such as GREEN and RadGraph: JSONL rows in, JSONL scores out.
 
-A scorer is a command of the user's. It finds rows `{"id", "prediction", "reference"}` on standard input (and in the
-file whose path replaces `{rows}` among its arguments), and writes a row `{"id", "scores": {name: number}}` for each, in
-any order, to standard output. What it says on standard error is shown. `common/metrics/scorers` holds such commands for
-the public packages.
+A scorer is a command of the user's. It finds rows `{"id", "prediction", "reference", "language"}` on standard input
+(and in the file whose path replaces `{rows}` among its arguments), and writes a row `{"id", "scores": {name: number}}`
+for each, in any order, to standard output. What it says on standard error is shown. `common/metrics/scorers` holds such
+commands for the public packages.
 """
 
-import math
 import shlex
 import subprocess
 import tempfile
@@ -24,6 +23,8 @@ from common.jsonl import read_rows, write_rows
 SCORERS = Path(__file__).parent / "scorers"
 KNOWN = {"green": SCORERS / "green_rows.py", "radgraph": SCORERS / "radgraph_rows.py"}
 
+GIVEN = ("id", "prediction", "reference", "language")
+LARGEST = float(np.finfo(np.float32).max)  # of a score: sums and means of larger ones would not be finite
 RESERVED = ("intervals", "constant_report", "distinct_outputs", "count", "notes", "without_positive_label", "labeler")
 
 Scores = dict[str, Float[np.ndarray, "N"]]
@@ -86,7 +87,7 @@ def run_scorer(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> Scores:
     """
     with tempfile.TemporaryDirectory(prefix="medreport-scorer-") as folder:
         given, answer = Path(folder, "rows.jsonl"), Path(folder, "scores.jsonl")
-        write_rows(given, ({key: row[key] for key in ("id", "prediction", "reference")} for row in rows))
+        write_rows(given, ({key: row[key] for key in GIVEN if key in row} for row in rows))
         command = [part.replace("{rows}", str(given)) for part in scorer.command]
         try:
             with given.open("rb") as source, answer.open("wb") as sink:
@@ -114,6 +115,8 @@ def _checked(found: list[dict[str, Any]], ids: list[str | int]) -> Scores:
         if not names or scores[id].keys() != set(names):
             raise UserError(f"its output, id {id!r}: expected the same scores in every row, at least one")
         for name, value in scores[id].items():
-            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-                raise UserError(f"its output, id {id!r}: score {name!r} is no finite number")
+            if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST:
+                raise UserError(
+                    f"its output, id {id!r}: score {name!r} is not a finite number of at most {LARGEST:.1g}"
+                )
     return {name: np.array([scores[id][name] for id in ids], np.float64) for name in names}

@@ -9,7 +9,7 @@ from common.data.studies import ImageStudy
 from common.metrics.bootstrap import Measure, paired_difference, summarize, values
 from common.metrics.clinical import clinical_measures
 from common.metrics.codes import code_measure
-from common.metrics.text import distinct_outputs, one_line, text_measures
+from common.metrics.text import distinct_outputs, measures_by_language, one_line
 
 NO_FINDING = "No Finding"
 
@@ -41,10 +41,18 @@ def compare_reports(
     return found
 
 
+def in_each_language(wanted: Sequence[str], scores: Collection[str]) -> list[str]:
+    """The names among `scores` that are `wanted`, in that order, also with the language that begins them ("zh/...")."""
+    return [name for one in wanted for name in scores if name.removeprefix("en/").removeprefix("zh/") == one]
+
+
 def report_measures(
     texts: Sequence[str], studies: Sequence[ImageStudy], phantoms: bool
 ) -> tuple[list[Measure], Collection[str]]:
-    """What `score_reports` scores by, and the names of scores that are absent here (METEOR without WordNet)."""
+    """What `score_reports` scores by, and the names of scores that are absent here (METEOR without WordNet).
+
+    Text metrics are those of each study's language; of two languages each is scored by itself, as `evaluate_texts` does.
+    """
     measures: list[Measure] = []
     if phantoms:
         # Without "No Finding", which a report that never finds anything would get right often.
@@ -57,5 +65,5 @@ def report_measures(
             *clinical_measures(np.stack(classes), np.stack(references)),
         ]
     lines = [one_line(text) for text in texts], [one_line(study.report) for study in studies]
-    told, absent = text_measures(*lines, "en", "all")
+    told, absent = measures_by_language(*lines, [study.language for study in studies], "all")
     return measures + told, absent

@@ -12,6 +12,7 @@
 All are fractions in [0, 1]. Texts are scored as given: nothing is lower-cased or cleaned first.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from common.io.terminal import say
 from common.metrics.bootstrap import Measure, summarize
 from common.metrics.meteor import absence, meteor, meteor_exact
 from common.metrics.overlap import coco_bleu, coco_rouge, ngram_statistics, nltk_bleu, nltk_rouge
-from common.metrics.tokenize import Language, characters, jieba_words
+from common.metrics.tokenize import Language, characters, jieba_words, languages_of
 
 Convention = Literal["coco", "coco-jieba", "nltk", "all"]
 
@@ -29,12 +30,15 @@ def evaluate_texts(
     predictions: Sequence[str],
     references: Sequence[str],
     *,
-    language: Language = "en",
+    language: Language | Sequence[Language] | None = None,
     convention: Convention = "all",
     intervals: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Scores of predictions against their references, one of each per report.
+
+    `language` is that of all reports or of each; where it is not given, `languages_of` tells it from the texts. Of two
+    languages each is scored by itself, and names begin with it: "zh/coco/BLEU-4".
 
     Returns {"coco/BLEU-4": {"value": v, "low": l, "high": h}, ..., "distinct_outputs": share, "notes": {key: why}};
     low and high are the 95% bootstrap interval over reports and left out with `intervals=False`. Under "all", METEOR
@@ -44,10 +48,38 @@ def evaluate_texts(
         raise UserError(
             f"{len(predictions)} predictions and {len(references)} references: expected as many of each, at least one"
         )
-    measures, notes = text_measures(predictions, references, language, convention)
+    measures, notes = measures_by_language(predictions, references, language, convention)
     result: dict[str, Any] = summarize(measures, with_intervals=intervals, seed=seed)
     result.update(dict.fromkeys(notes), distinct_outputs=distinct_outputs(predictions), notes=notes)
     return result
+
+
+def measures_by_language(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    language: Language | Sequence[Language] | None,
+    convention: Convention,
+) -> tuple[list[Measure], dict[str, str]]:
+    """`text_measures` of reports in one language or two, as `evaluate_texts` names them."""
+    if isinstance(language, str):
+        return text_measures(predictions, references, language, convention)
+    if language is None:
+        pairs = zip(predictions, references, strict=True)
+        language = languages_of([{"prediction": prediction, "reference": reference} for prediction, reference in pairs])
+    if len(set(language)) == 1:
+        return text_measures(predictions, references, language[0], convention)
+    measures: list[Measure] = []
+    notes: dict[str, str] = {}
+    for one in sorted(set(language)):
+        places = [place for place, own in enumerate(language) if own == one]
+        own, absent = text_measures(
+            [predictions[place] for place in places], [references[place] for place in places], one, convention
+        )
+        measures += [
+            dataclasses.replace(measure, names=tuple(f"{one}/{name}" for name in measure.names)) for measure in own
+        ]
+        notes |= {f"{one}/{name}": reason for name, reason in absent.items()}
+    return measures, notes
 
 
 def text_measures(

@@ -32,6 +32,8 @@ def main() -> None:
     if not (arguments.weights / "config.json").exists():
         parser.error(f"--weights {arguments.weights}: has no config.json; expected the folder of a GREEN model")
     rows = [json.loads(line) for line in sys.stdin.buffer if line.strip()]
+    if foreign := [row["id"] for row in rows if row.get("language", "en") != "en"]:
+        parser.error(f"id {foreign[0]!r}: GREEN reads English reports, and {len(foreign)} of {len(rows)} are not")
     os.environ["HF_HUB_OFFLINE"] = "1"
     # With several GPUs in sight the package expects to have been started by torchrun.
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]

@@ -38,12 +38,16 @@ def main() -> None:
     if missing:
         parser.error(f"--weights {arguments.weights}: has no {missing[0]}; unpack the model's archive there")
     rows = [json.loads(line) for line in sys.stdin.buffer if line.strip()]
+    if foreign := [row["id"] for row in rows if row.get("language", "en") != "en"]:
+        parser.error(f"id {foreign[0]!r}: RadGraph reads English reports, and {len(foreign)} of {len(rows)} are not")
     os.environ["HF_HUB_OFFLINE"] = "1"
     # The package prints to standard output, where only scores may stand.
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as cache:
         scores = score(rows, arguments, Path(cache))
     for row in rows:
-        print(json.dumps({"id": row["id"], "scores": dict(zip(LEVELS, scores[row["id"]], strict=True))}))
+        print(
+            json.dumps({"id": row["id"], "scores": dict(zip(LEVELS, scores[row["id"]], strict=True))}, allow_nan=False)
+        )
 
 
 def score(rows: list[dict[str, str]], arguments: argparse.Namespace, cache: Path) -> dict[str, tuple[float, ...]]:
