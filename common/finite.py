@@ -1,12 +1,13 @@
 """What becomes of results that are not finite: an error that names the row, and never a row."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from common.errors import UserError
 
 
-def check_finite(finite: Iterable[bool], ids: Sequence[object], what: str, remedy: str) -> None:
-    """Raise UserError naming the first of `ids` that is not `finite`, and how many there are.
+def check_finite(finite: Iterable[Any], ids: Sequence[object], what: str, remedy: str) -> None:
+    """Raise UserError naming the first of `ids` that is not `finite` (a truth value each), and how many there are.
 
     `what` is what is not finite ("the model's logits"), `remedy` what the user can do.
     """

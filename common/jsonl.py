@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.files import written_aside
 from common.io.inputs import read_bytes
 from common.io.terminal import printable
-from common.io.text import decode_text, parse_json
+from common.io.text import decode_text, json_text, parse_json
 from common.stopping import held
 
 INPUTS = "inputs"  # digests of what rows were made from, beside the options that made them
@@ -59,9 +59,14 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path = Path(path)
     try:
         with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(row_text(row, path) for row in rows)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def row_text(row: Mapping[str, Any], path: str | Path) -> str:
+    """A row as a line of JSONL. Raises UserError naming its id where a value is not finite."""
+    return json_text(row, f"{path}, id {row['id']!r}" if "id" in row else path) + "\n"
 
 
 def check_output(path: Path | None, *inputs: str | Path) -> None:

@@ -114,6 +114,6 @@ def features(base: Base, part: Part, views: int, layout: Layout) -> np.ndarray:
     stacked = np.concatenate(found)
     ids = [study.id for study in part.studies]
     remedy = precision_remedy(base.config.vision.dtype)
-    check_finite(np.isfinite(stacked).all(-1), ids, "the vision tower's features", remedy)
+    check_finite(np.asarray(np.isfinite(stacked).all(-1)), ids, "the vision tower's features", remedy)
     stacked -= stacked.mean(0)
     return stacked / np.maximum(np.linalg.norm(stacked, axis=-1, keepdims=True), SMALLEST)

@@ -249,7 +249,7 @@ def label_texts(
     return found
 
 
-def check_labels(labeler: Labeler, finite: Iterable[bool], ids: Sequence[object]) -> None:
+def check_labels(labeler: Labeler, finite: Iterable[Any], ids: Sequence[object]) -> None:
     """Raise UserError naming the first of `ids` whose logits are not `finite`."""
     check_finite(finite, ids, "the labeler's logits", precision_remedy(labeler.config.encoder.dtype))
 
@@ -266,7 +266,7 @@ def read_texts(labeler: Labeler, texts: Sequence[str], batch_size: int) -> Label
     return Labels(
         logits.argmax(-1).astype(np.int8),
         logits,
-        (np.isfinite(logits) | ~own).all((1, 2)),
+        np.asarray((np.isfinite(logits) | ~own).all((1, 2))),
         sum(encoded.cut),
         sum(unknown in ids for ids in encoded.ids),
     )

@@ -190,7 +190,7 @@ def make_rl_step(
 def check_rollouts(generated: Generated, ids: Sequence[object], step: int) -> None:
     """Raise UserError naming the first of `ids` with a rollout that is not finite."""
     check_finite(
-        np.asarray(generated.finite).all(-1),
+        np.asarray(generated.finite.all(-1)),
         ids,
         f"the policy's logits in step {step}",
         "lower the learning rate, or look for bad weights; the checkpoints are from before",

@@ -146,7 +146,7 @@ def sampled_texts(
             written = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), gathered)
         numbers = range(start, min(start + config.batch_size, studies.stop))  # what fills up the last batch falls off
         check_finite(
-            np.asarray(written.finite).all(-1)[: len(numbers)],
+            np.asarray(written.finite.all(-1))[: len(numbers)],
             [part.studies[number].id for number in numbers],
             "the model's logits",
             precision_remedy(base.config.language.dtype),

@@ -120,6 +120,7 @@ def report(arguments: list[str]) -> None:
 
 def ablation(arguments: list[str]) -> None:
     """Train and evaluate without each part, and print the table."""
+    from common.metrics.studies import in_each_language
     from common.report.table import as_markdown
     from unicross_jax.ablation import SHOWN, VARIANTS, run_ablation
 
@@ -136,7 +137,8 @@ def ablation(arguments: list[str]) -> None:
     config = parse(RunConfig, choose_preset(PRESETS, chosen.preset), rest, program, ABLATION_NEEDS, PRESETS)
     if chosen.directory is None:
         raise UserError("unicross ablation: --directory DIR is missing; name a directory for the runs")
-    print(as_markdown(run_ablation(config, chosen.directory, chosen.variants, chosen.seeds), SHOWN), flush=True)
+    table = run_ablation(config, chosen.directory, chosen.variants, chosen.seeds)
+    print(as_markdown(table, in_each_language(SHOWN, next(iter(table.values()))[0])), flush=True)
 
 
 def demo(arguments: list[str]) -> None:

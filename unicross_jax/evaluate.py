@@ -177,7 +177,9 @@ def embedded(trained: Trained, part: Part) -> Float[np.ndarray, "N E"]:
         stacked[: len(batch)] = [image for _, image in batch]
         np.add.at(sums, [place for place, _ in batch], np.asarray(embed(stacked))[: len(batch)])
     ids = [study.id for study in part.studies]
-    check_finite(np.isfinite(sums).all(-1), ids, "CLIP's embeddings of its images", precision_remedy(clip.dtype))
+    check_finite(
+        np.asarray(np.isfinite(sums).all(-1)), ids, "CLIP's embeddings of its images", precision_remedy(clip.dtype)
+    )
     return sums / np.maximum(np.linalg.norm(sums, axis=-1, keepdims=True), SMALLEST)
 
 

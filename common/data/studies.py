@@ -142,8 +142,9 @@ def read_image_rows(
     A row has `id`, `images` (paths under `image_dir`), `report` and `split` (train, val or validation, test), and may
     have `indication`, `labels` (a list of texts) and `language` ("en" or "zh"; otherwise the report's characters tell).
     Of more than `maximum_images` images, as angiographies have, that many are taken at equal distances, the first and
-    the last among them. With `sections`, a row's report is a whole one with headings, of which those sections are taken,
-    and the indication where the row has none; `headings` counts the headings that no list has (`common.data.sections`).
+    the last among them. With `sections`, a row's report is a whole one with headings, of which those sections are
+    taken, and the indication where the row has none; `headings` counts the headings that no list has
+    (`common.data.sections`).
 
     Raises UserError for a file of another form, an id that occurs twice, or a split without a usable study.
     """

@@ -51,7 +51,7 @@ def report_measures(
 ) -> tuple[list[Measure], Collection[str]]:
     """What `score_reports` scores by, and the names of scores that are absent here (METEOR without WordNet).
 
-    Text metrics are those of each study's language; of two languages each is scored by itself, as `evaluate_texts` does.
+    Text metrics are those of each study's language, of two languages each by itself, as in `evaluate_texts`.
     """
     measures: list[Measure] = []
     if phantoms:

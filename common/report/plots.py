@@ -64,8 +64,8 @@ def training_charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     ]
     charts = []
     for title, names in wanted:
-        scores = title in ("Reward", "Validation")
-        series = [Series(label, _points(rows, name, scores), name in _NOISY) for label, name in names.items()]
+        of_scores = title in ("Reward", "Validation")
+        series = [Series(label, _points(rows, name, of_scores), name in _NOISY) for label, name in names.items()]
         drawn = [line for line in series if line.last is not None]
         if drawn:
             charts.append(Chart(title, drawn, line_chart(title, drawn, (rows[0]["step"], rows[-1]["step"]))))

@@ -21,6 +21,7 @@ from common.errors import Parser, run_cli
 from common.generate import DecodeSettings, bucket, padded
 from common.io.numbers import score_text
 from common.io.text import json_text
+from common.metrics.tokenize import language_of
 from common.models.qwen2 import SHARDING_RULES
 from common.optim import OptimConfig, make_optimizer
 from common.parallel import make_layout, place, place_batch
@@ -32,7 +33,7 @@ from deer_jax.judge import make_judge
 from deer_jax.policy import text_policy
 from deer_jax.rl import StudyBatch, make_rl_step, plan_studies
 from deer_jax.rl_run import make_scores
-from retsta_jax.data import language_of, load_splits
+from retsta_jax.data import load_splits
 from retsta_jax.evaluate import score, sources, statements
 from retsta_jax.prompts import prompt_tokens
 from retsta_jax.standardize import Trained, load_trained, standardize

@@ -6,7 +6,10 @@ import sys
 
 import pytest
 
+from common.errors import UserError
 from common.metrics.__main__ import main
+
+BLEU = [f"BLEU-{order}" for order in range(1, 5)]
 
 ROWS = [
     {"id": "a", "prediction": "the heart is normal in size .", "reference": "heart size is normal ."},
@@ -56,6 +59,60 @@ def test_chinese_rows_score_by_character(tmp_path, capsys) -> None:
     rows = [{"id": 1, "prediction": "视盘边界清晰", "reference": "视盘边界清"}]
     main([write(tmp_path, json.dumps(rows[0])), "--language", "zh", "--convention", "coco"])
     assert json.loads(capsys.readouterr().out)["coco/BLEU-1"] == pytest.approx(5 / 6)
+
+
+CHINESE = {"id": 1, "prediction": "视盘边界清晰，黄斑区未见异常。", "reference": "视盘边界清晰，黄斑区未见异常。"}
+SAME = {"id": "e", "prediction": "the lungs are clear .", "reference": "the lungs are clear ."}
+
+
+def score(tmp_path, capsys, rows, *options: str) -> tuple[dict, str]:
+    main([write(tmp_path, "\n".join(map(json.dumps, rows))), *options])
+    printed = capsys.readouterr()
+    return json.loads(printed.out), printed.err
+
+
+def test_the_language_is_that_of_the_rows(tmp_path, capsys) -> None:
+    result, _ = score(tmp_path, capsys, [CHINESE])
+    assert result["language"] == "zh"
+    names = ("coco/BLEU-4", "coco/ROUGE-L", "coco-jieba/ROUGE-L", "nltk/BLEU-4", "nltk/ROUGE-L")
+    for name in names:
+        assert result[name] == pytest.approx(1, abs=1e-3)
+        assert result["constant_report"][name] == pytest.approx(1, abs=1e-3)
+    english, _ = score(tmp_path, capsys, [SAME], "--convention", "coco")
+    assert english["language"] == "en"
+    assert "coco/ROUGE-L" in english
+
+
+def test_rows_of_two_languages_are_scored_apart(tmp_path, capsys) -> None:
+    numbers = {"id": 3, "prediction": "1.5", "reference": "1.5"}  # no letters: the language of most rows
+    stated = {"id": 4, "prediction": "NPDR", "reference": "NPDR", "language": "zh"}
+    rows = [CHINESE, SAME, {**CHINESE, "id": 2}, numbers, stated]
+    result, _ = score(tmp_path, capsys, rows, "--convention", "coco")
+    assert result["language"] == {"en": 1, "zh": 4}
+    names = {f"{language}/coco/{name}" for language in ("en", "zh") for name in (*BLEU, "ROUGE-L")}
+    assert {key for key in result if "/" in key} == names == set(result["intervals"]) == set(result["constant_report"])
+    assert result["en/coco/ROUGE-L"] == result["zh/coco/ROUGE-L"] == 1
+    for language, own in (("en", [SAME]), ("zh", [row for row in rows if row is not SAME])):
+        alone, _ = score(tmp_path, capsys, own, "--convention", "coco")
+        assert {f"{language}/{name}": alone[name] for name in alone if "/" in name}.items() <= result.items()
+
+
+def test_a_language_that_is_not_the_texts_is_done_and_said(tmp_path, capsys) -> None:
+    result, said = score(tmp_path, capsys, [CHINESE, SAME], "--language", "en", "--convention", "coco")
+    assert result["language"] == "en"
+    assert result["notes"]["language"].startswith("1 of 2 reports are not in en")
+    assert said == f"warning: language: {result['notes']['language']}\n"
+    with pytest.raises(UserError, match="id 1: language is 'de', expected en or zh"):
+        main([write(tmp_path, json.dumps({**CHINESE, "language": "de"}))])
+
+
+def test_no_score_is_printed_with_an_exponent(tmp_path, capsys) -> None:
+    main(
+        [write(tmp_path, json.dumps({"id": 1, "prediction": "lungs clear", "reference": "the heart is large today ."}))]
+    )
+    printed = capsys.readouterr().out
+    assert "e-" not in printed.replace("METEOR-exact", "").replace("wordnet-base", "")
+    assert json.loads(printed)["coco/BLEU-4"] == 0
 
 
 def test_bad_rows_end_with_one_line_and_code_2(tmp_path) -> None:

@@ -134,6 +134,25 @@ def test_best_and_latest_are_kept_apart(tmp_path):
     np.testing.assert_array_equal(latest.trainable["w"], state.trainable["w"])
 
 
+def test_a_validation_that_is_not_finite_is_no_best_and_is_said(tmp_path, capsys):
+    values = {2: 0.5, 4: float("nan"), 6: float("-inf")}
+    state = run(tmp_path, bad={5}, validation=lambda state: values[int(state.step)])
+    said = capsys.readouterr().err
+    assert said.count("the validation loss is not finite") == 2
+    assert "warning: step 4: the validation loss is not finite" in said
+    assert "warning: 1 of 6 updates were not finite and were skipped" in said
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["val/loss"] for row in rows if "val/loss" in row] == [0.5, None, None]
+    assert read(tmp_path, restore_trainable, state.trainable)[0] == 2
+    assert "no validation has chosen" not in capsys.readouterr().err
+
+
+def test_where_no_validation_is_finite_the_latest_is_taken_and_it_is_said(tmp_path, capsys):
+    state = run(tmp_path, validation=lambda state: float("nan"))
+    assert read(tmp_path, restore_trainable, state.trainable)[0] == 6
+    assert "no validation has chosen a best checkpoint; step 6 is taken" in capsys.readouterr().err
+
+
 def test_a_second_start_continues_and_a_third_does_nothing(tmp_path):
     whole = run(tmp_path / "whole")
     with pytest.raises(RuntimeError, match="cut"):

@@ -18,6 +18,7 @@ from common.errors import UserError
 from common.metrics.__main__ import evaluate as evaluate_as_texts
 from common.metrics.baselines import constant_report
 from common.metrics.clinical import COMPETITION, FINDINGS
+from common.metrics.external import Scorer
 from common.models.bert import BertConfig, ClassifierConfig, init_classifier
 from common.models.bert_weights import save_classifier
 from deer_jax.evaluate import evaluate_predictions, label_each, main
@@ -125,6 +126,21 @@ def test_text_metrics_are_those_of_the_metrics_command(labeler):
     assert {key: result[key] for key in text if "/" in key} == {key: text[key] for key in text if "/" in key}
     assert text["intervals"].items() <= result["intervals"].items()
     assert text["constant_report"].items() <= result["constant_report"].items()
+
+
+def test_each_report_is_scored_and_given_to_scorers_in_its_language(labeler):
+    rows = [
+        {"id": "zh", "prediction": "双肺纹理清晰。", "reference": "双肺纹理清晰。"},
+        {"id": "en", "prediction": "no edema", "reference": "no edema"},
+    ]
+    code = SCORER.replace('float(row["prediction"] == row["reference"])', 'float(row["language"] == row["id"])')
+    result = evaluate_predictions(rows, labeler, scorers=[Scorer("mine", (sys.executable, "-c", code))])
+    assert result["language"] == {"en": 1, "zh": 1}
+    assert result["zh/coco/ROUGE-L"] == result["en/coco/ROUGE-L"] == 1
+    assert result["constant_report"]["zh/coco/ROUGE-L"] == 1
+    assert result["mine/partial"] == 1
+    forced = evaluate_predictions(rows, labeler, "en")
+    assert forced["notes"]["language"].startswith("1 of 2 reports are not in en")
 
 
 def test_absent_scorers_and_cut_texts_are_in_the_notes(labeler):

@@ -8,8 +8,9 @@ from common.data.records import Quarantine, ReportPair
 from common.errors import UserError
 from common.jsonl import write_rows
 from common.metrics.__main__ import main as metrics_command
+from common.metrics.tokenize import language_of
 from retsta_jax.corpus import make_splits
-from retsta_jax.data import language_of, read_pairs
+from retsta_jax.data import read_pairs
 from retsta_jax.evaluate import CONSTANT, NEAREST, baselines, prediction_rows, score, statements
 
 ZH = ReportPair("zh", "右眼NPDR", "右眼：轻度非增生型糖尿病视网膜病变；未见黄斑水肿。", "zh")
