@@ -97,7 +97,8 @@ def evaluate_predictions(
     languages = languages_of(rows) if language is None else [language] * len(rows)
     constant = constant_reports(references, languages, languages)
     ids = [row["id"] for row in rows]
-    (predicted, expected, always), cut = label_each(labeler, (predictions, references, constant), batch_size, ids)
+    texts = predictions, references, constant
+    (predicted, expected, always), cut, unknown = label_each(labeler, texts, batch_size, ids)
     _add(result, clinical_summary(predicted, expected))
     baseline = clinical_summary(always, expected, intervals=False)
     result["constant_report"] |= {name: score["value"] for name, score in baseline.items()}
@@ -115,6 +116,10 @@ def evaluate_predictions(
         result["notes"]["labeler"] = (
             f"{cut} different texts were longer than the labeler's {labeler.window} tokens and were cut"
         )
+    if unknown:
+        result["notes"]["unknown_to_labeler"] = (
+            f"{unknown} different texts have words that the labeler's vocabulary lacks, as those of another language"
+        )
     return {name: result[name] for name in sorted(result, key=lambda name: "/" not in name)}  # the metrics first
 
 
@@ -126,8 +131,9 @@ def clinical_summary(predicted: Classes, expected: Classes, *, intervals: bool =
 
 def label_each(
     labeler: "Labeler", lists: Sequence[Sequence[str]], batch_size: int = 32, ids: Sequence[object] | None = None
-) -> tuple[list[Classes], int]:
-    """The classes of several lists of texts, each different text labelled once; and how many of these were cut.
+) -> tuple[list[Classes], int, int]:
+    """The classes of several lists of texts, each different text labelled once; how many of these were cut, and how
+    many have a word that the labeler's vocabulary lacks.
 
     Raises UserError for a labeler of other labels than CheXbert's 14, and as `label_texts` does; `ids` are those of the
     texts of each list.
@@ -145,7 +151,7 @@ def label_each(
         for id_, text in zip(ids or range(1, len(texts) + 1), texts, strict=True):
             first.setdefault(text, id_)
     found = label_texts(labeler, list(place), batch_size, [first[text] for text in place])
-    return [found.classes[[place[text] for text in texts]] for texts in lists], found.cut
+    return [found.classes[[place[text] for text in texts]] for texts in lists], found.cut, found.unknown
 
 
 def _add(result: dict[str, Any], summary: Summary) -> None:

@@ -78,7 +78,7 @@ def score_systems(
     systems = {name: score_reports(reports, part.studies, phantoms) for name, reports in texts.items()}
     if labeler is not None and not phantoms:
         references = [study.report for study in part.studies]
-        (expected, *found), _ = label_each(labeler, [references, *texts.values()])
+        (expected, *found), *_ = label_each(labeler, [references, *texts.values()])
         for name, own in zip(texts, found, strict=True):
             systems[name] |= clinical_summary(own, expected)
     return systems

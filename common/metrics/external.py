@@ -25,7 +25,10 @@ KNOWN = {"green": SCORERS / "green_rows.py", "radgraph": SCORERS / "radgraph_row
 
 GIVEN = ("id", "prediction", "reference", "language")
 LARGEST = float(np.finfo(np.float32).max)  # of a score: sums and means of larger ones would not be finite
-RESERVED = ("intervals", "constant_report", "distinct_outputs", "count", "notes", "without_positive_label", "labeler")
+RESERVED = (
+    *("intervals", "constant_report", "distinct_outputs", "count", "language", "notes"),
+    *("without_positive_label", "labeler", "unknown_to_labeler"),
+)
 
 Scores = dict[str, Float[np.ndarray, "N"]]
 

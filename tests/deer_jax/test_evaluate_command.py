@@ -139,6 +139,7 @@ def test_each_report_is_scored_and_given_to_scorers_in_its_language(labeler):
     assert result["zh/coco/ROUGE-L"] == result["en/coco/ROUGE-L"] == 1
     assert result["constant_report"]["zh/coco/ROUGE-L"] == 1
     assert result["mine/partial"] == 1
+    assert result["notes"]["unknown_to_labeler"].startswith("1 different texts have words")
     forced = evaluate_predictions(rows, labeler, "en")
     assert forced["notes"]["language"].startswith("1 of 2 reports are not in en")
 
@@ -156,10 +157,10 @@ def test_absent_scorers_and_cut_texts_are_in_the_notes(labeler):
 
 def test_each_different_text_is_labelled_once(labeler):
     lists = (["edema", "no edema", "edema"], ["heart", "edema", "clear"])
-    found, cut = label_each(labeler, lists, batch_size=2)
+    found, cut, unknown = label_each(labeler, lists, batch_size=2)
     for texts, classes in zip(lists, found, strict=True):
         np.testing.assert_array_equal(classes, label_texts(labeler, texts).classes)
-    assert cut == 0
+    assert (cut, unknown) == (0, 0)
 
 
 def test_a_labeler_of_other_labels_is_refused():
