@@ -33,6 +33,7 @@ SETTINGS = DecodeSettings(
 )
 POLICY = vision_policy(CONFIG, LAYOUT, SETTINGS, LoraConfig(rank=2), chunk=8)
 SCORE = jax.jit(POLICY.token_logprobs)
+SAMPLE = jax.jit(POLICY.sample, static_argnums=3)
 
 
 def studies() -> StudyPrompts:
@@ -54,7 +55,15 @@ def params():
 @pytest.fixture(scope="module")
 def sampled(params):
     keys = jax.random.split(jax.random.key(1), 3)
-    return jax.jit(POLICY.sample, static_argnums=3)(PolicyParams({}, params), studies(), keys, G)
+    return SAMPLE(PolicyParams({}, params), studies(), keys, G)
+
+
+def test_a_policy_tells_whether_its_logits_are_finite(params, sampled):
+    assert np.asarray(sampled.finite).all()
+    language = params["language"] | {"norm": {"scale": params["language"]["norm"]["scale"] * 3e38}}
+    keys = jax.random.split(jax.random.key(1), 3)
+    found = SAMPLE(PolicyParams({}, {**params, "language": language}), studies(), keys, G)
+    assert not np.asarray(found.finite).any()
 
 
 @pytest.mark.parametrize("tuning", ["vision", "full", "lora"])

@@ -9,9 +9,13 @@ from common.errors import UserError
 from common.jsonl import write_rows
 from common.metrics.__main__ import main as metrics_command
 from common.metrics.tokenize import language_of
+from common.parallel import make_layout
+from retsta_jax.config import ModelConfig, RetstaConfig
 from retsta_jax.corpus import make_splits
 from retsta_jax.data import read_pairs
 from retsta_jax.evaluate import CONSTANT, NEAREST, baselines, prediction_rows, score, statements
+from retsta_jax.standardize import Trained, standardize
+from retsta_jax.train import load_base
 
 ZH = ReportPair("zh", "右眼NPDR", "右眼：轻度非增生型糖尿病视网膜病变；未见黄斑水肿。", "zh")
 EN = ReportPair("en", "OD: DR", "Right eye: diabetic retinopathy; no drusen.", "en")
@@ -21,6 +25,17 @@ CODES = ReportPair("c", "FINDINGS: Clear.", "Opacity/lung/base/left\nCardiomegal
 @pytest.fixture(scope="module")
 def splits():
     return make_splits(200, 0, 30, seed=3, language="both")
+
+
+def test_a_model_that_overflows_names_the_report(material):
+    config = RetstaConfig(
+        model=ModelConfig(base=str(material.base), dtype="float32", param_dtype="float32"), max_new_tokens=2
+    )
+    base = load_base(config, make_layout("jit"))
+    params = base.params | {"norm": {"scale": base.params["norm"]["scale"] * 3e38}}
+    trained = Trained(config, base._replace(params=params), {}, {}, 0)
+    with pytest.raises(UserError, match=r"^id 'x': the model's logits are not finite .* computed in float32"):
+        list(standardize(trained, trained.untrained, ["OD: few drusen.", "no"], ids=["x", "y"]))
 
 
 def test_statements_tell_eye_status_and_severity_apart():

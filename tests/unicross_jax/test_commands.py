@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from common.data.phantom import make_phantom
 from common.errors import UserError
@@ -64,7 +65,8 @@ def test_an_evaluation_stands_beside_its_baselines_and_scores_what_it_wrote_down
     rows = [json.loads(line) for line in (trained / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == metrics["studies"] == 4
     again = evaluate_texts([row["prediction"] for row in rows], [row["reference"] for row in rows])
-    assert metrics["systems"]["this run"]["coco/BLEU-1"]["value"] == pytest.approx(again["coco/BLEU-1"]["value"])
+    own = metrics["systems"]["this run"]
+    assert own["coco/BLEU-1"]["value"] == pytest.approx(again["coco/BLEU-1"]["value"], abs=1e-6)
     assert metrics["systems"]["constant report"]["distinct_outputs"]["value"] == 0.25
     known = {*json.loads((trained / "vocabulary.json").read_text())["words"]}
     cut = [  # 20 tokens are start and 19 words
@@ -73,12 +75,13 @@ def test_an_evaluation_stands_beside_its_baselines_and_scores_what_it_wrote_down
     again = evaluate_texts([row["prediction"] for row in rows], cut)
     for name in ("BLEU-1", "BLEU-4", "ROUGE-L"):
         found = metrics["systems"]["this run"][f"coco-cut/{name}"]["value"]
-        assert found == pytest.approx(again[f"coco/{name}"]["value"])
+        assert found == pytest.approx(again[f"coco/{name}"]["value"], abs=1e-6)
     for baseline, above in metrics["above"].items():
         for name, score in metrics["systems"]["this run"].items():
             if score["value"] is None or name.startswith(("coco-cut/", "distinct")):
                 continue
-            assert above[name]["value"] == pytest.approx(score["value"] - metrics["systems"][baseline][name]["value"])
+            less = metrics["systems"][baseline][name]["value"]
+            assert above[name]["value"] == pytest.approx(score["value"] - less, abs=2e-6)
             assert above[name]["low"] <= above[name]["high"]
     page = (trained / "report.html").read_text()
     assert "Where the model looked" in page
@@ -115,6 +118,18 @@ def test_a_killed_run_continues_to_the_same_bits(clip, trained, tmp_path):
     assert unicross(words) == 0
     assert log(tmp_path / "run") == log(trained)
     assert log(trained)[-1]["weights_sha256"]
+
+
+def test_a_model_that_overflows_names_the_study_and_writes_no_report(trained, images, tmp_path, refused):
+    loud = tmp_path / "model"
+    shutil.copytree(trained / "model", loud)
+    tensors = load_file(loud / "model.safetensors")
+    save_file(tensors | {"logits/kernel": np.full_like(tensors["logits/kernel"], 3e38)}, loud / "model.safetensors")
+    output = tmp_path / "out.jsonl"
+    said = refused(["report", *images, "--checkpoint", str(loud), "--output", str(output)])
+    assert f"id '{images[0]} {images[1]}'" in said
+    assert "the model's logits are not finite (NaN or infinity)" in said
+    assert not output.exists()
 
 
 @pytest.mark.parametrize(("study", "groups"), [("each", 4), ("one", 1), (r"s\d", 2)])
