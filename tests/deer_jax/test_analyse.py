@@ -135,9 +135,9 @@ def test_texts_of_all_groups_are_labelled_together(labeler, monkeypatch):
     groups = [["edema .", "no heart ."], [], ["effusion edema .", "heart", "edema"]]
     calls = []
 
-    def counting(labeler, texts, *more):
+    def counting(labeler, texts, *more, **named):
         calls.append(len(texts))
-        return label_texts(labeler, texts, *more)
+        return label_texts(labeler, texts, *more, **named)
 
     monkeypatch.setattr("deer_jax.labeler.label_texts", counting)
     for texts, own in zip(groups, classes_of_groups(labeler, groups), strict=True):
