@@ -128,6 +128,6 @@ def weights_of(scores: Scores, strength: float) -> Scores:
     with np.errstate(over="ignore"):
         weights = [[1 + strength * values for values in group] for group in scores]
     largest = max((float(np.abs(own).max(initial=0)) for group in weights for own in group), default=0.0)
-    if not largest <= np.finfo(np.float32).max:
+    if not largest <= float(np.finfo(np.float32).max):
         raise UserError(f"token weights: 1 + {strength:g} x score is too large for float32; give a smaller strength")
     return weights

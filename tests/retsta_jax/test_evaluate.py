@@ -6,6 +6,7 @@ import pytest
 
 from common.data.records import Quarantine, ReportPair
 from common.errors import UserError
+from common.io.numbers import rounded
 from common.jsonl import write_rows
 from common.metrics.__main__ import main as metrics_command
 from common.metrics.tokenize import language_of
@@ -100,7 +101,7 @@ def test_the_metrics_command_gives_the_text_metrics_of_an_evaluation(codes, tmp_
     metrics_command([str(tmp_path / "predictions.jsonl")])
     found, expected = json.loads(capsys.readouterr().out), score(texts, pairs, codes)
     for name in ("coco/BLEU-4", "coco/ROUGE-L", "nltk/BLEU-4"):
-        assert found[name] == expected[name]["value"]
+        assert found[name] == rounded(expected[name]["value"])
 
 
 def test_pairs_of_ones_own_are_read_with_their_language(tmp_path):
