@@ -4,11 +4,13 @@ import argparse
 import dataclasses
 import math
 import operator
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.data.tokenizers import Tokenizer, end_ids, load_tokenizer
+from common.data.huggingface_tokenizer import end_ids
+from common.data.tokenizers import Tokenizer, load_tokenizer
 from common.errors import Parser, UserError
 from common.finite import check_finite, precision_remedy
 from common.generate import (
@@ -34,14 +36,15 @@ BATCHES_AT_ONCE = 8  # batches whose rows are sorted into buckets together befor
 
 DESCRIPTION = """Continue the prompts of a JSONL file with any Qwen2 model in the layout of the Hugging Face hub.
 
-Rows {"id", "prompt"} become rows {"id", "text", "token_ids", "log_probs", "finish"} in input order; finish is "stop" or
-"length", and token_ids includes the stop token. log_probs are those of softmax(logits / temperature) before top-k and
-top-p, over all rows of the embedding, also those beyond the tokenizer's last id, which write no text; a greedy or beam
-choice is scored at temperature 1. With --score, rows {"id", "prompt", "completion"} become
-rows {"id", "token_ids", "log_probs", "total"}. Of generation_config.json only what ends an answer is used: tokens are
-chosen by the options below alone, without a repetition penalty. A row's result does not depend on the rows beside it.
-Where --output holds rows already, they are kept and the rest is done; OUTPUT.config.json says with what they were
-begun, and they are not continued with anything else."""
+Rows {"id", "prompt"} become rows {"id", "text", "token_ids", "log_probs", "finish"} in input order; finish is "stop"
+or "length", and token_ids includes the stop token. Prompts are encoded as tokenizer.json says, with what its
+post-processing adds, such as a beginning; a chat template writes its own, and completions get none. log_probs are
+those of softmax(logits / temperature) before top-k and top-p, over all rows of the embedding, also those beyond the
+tokenizer's last id, which write no text; a greedy or beam choice is scored at temperature 1. With --score, rows
+{"id", "prompt", "completion"} become rows {"id", "token_ids", "log_probs", "total"}. Of generation_config.json only
+what ends an answer is used: tokens are chosen by the options below alone, without a repetition penalty. A row's
+result does not depend on the rows beside it. Where --output holds rows already, they are kept and the rest is done;
+OUTPUT.config.json says with what they were begun, and they are not continued with anything else."""
 
 
 NEEDS = (
@@ -80,6 +83,12 @@ def main(argv: list[str]) -> None:
     stops = stop_ids(arguments.model, tokenizer, config.vocab_size, arguments.chat)
     rows = [_tokenized(record, tokenizer, arguments) for record in records]
     _check_lengths(rows, arguments)
+    if ended := sum(row.prompt[-1] in stops for row in rows):
+        print(
+            f"{ended} of {len(rows)} prompts end with a token that ends an answer, as written or by the tokenizer's "
+            "post-processing; they are continued after it",
+            file=sys.stderr,
+        )
     written: dict[str, Any] = {"token_ids": list, "log_probs": list, "total" if arguments.score else "text": object}
     inputs = [(record["prompt"], record.get("completion")) for record in records]
     if arguments.output and arguments.output.exists():
@@ -229,7 +238,7 @@ def _tokenized(record: Mapping[str, Any], tokenizer: Tokenizer, arguments: argpa
     if arguments.chat:
         prompt = tokenizer.chat([{"role": "user", "content": record["prompt"]}], add_generation_prompt=True)
     else:
-        prompt = tokenizer.encode(record["prompt"])
+        prompt = tokenizer.encode_prompt(record["prompt"])
     if not prompt:
         raise UserError(f"{arguments.prompts}: the prompt of id {record['id']!r} has no tokens; expected some text")
     return Row(record["id"], prompt, tokenizer.encode(record["completion"]) if arguments.score else [])

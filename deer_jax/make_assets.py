@@ -19,11 +19,13 @@ import optax
 from jaxtyping import Array, Float
 
 from common.checkpoint import open_checkpoints
+from common.data.huggingface_tokenizer import QWEN2_SPECIAL
 from common.data.images import GreyImage, augment, resize_shorter
 from common.data.packing import GlobalBatch, plan_epochs, plan_in_order
 from common.data.phantom import Phantom, make_phantoms
+from common.data.pieces import CHAT_MARKS
 from common.data.pipeline import make_iterator
-from common.data.tokenizers import CHAT_MARKS, QWEN2_SPECIAL, load_tokenizer
+from common.data.tokenizers import load_tokenizer
 from common.errors import Parser, run_cli
 from common.io.text import read_json_object
 from common.lora import LoraConfig

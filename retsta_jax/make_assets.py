@@ -17,9 +17,10 @@ import sentencepiece
 from common.checkpoint import open_checkpoints
 from common.data.encode import encode_examples
 from common.data.packing import plan_epochs
+from common.data.pieces import CHAT_MARKS
 from common.data.pipeline import evaluation_batches, make_iterator, text_batches
 from common.data.records import Quarantine
-from common.data.tokenizers import CHAT_MARKS, Tokenizer, load_tokenizer
+from common.data.tokenizers import Tokenizer, load_tokenizer
 from common.errors import Parser, run_cli
 from common.lora import LoraConfig
 from common.models.qwen2 import Qwen2Config, init_params

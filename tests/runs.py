@@ -12,7 +12,7 @@ import jax
 import pytest
 import sentencepiece
 
-from common.data.tokenizers import CHAT_MARKS
+from common.data.pieces import CHAT_MARKS
 from common.errors import run_cli
 from common.models.qwen2 import Qwen2Config, init_params
 from common.models.qwen2_weights import save_qwen2

@@ -17,7 +17,7 @@ import tokenizers
 from jaxtyping import Int
 from tokenizers import models, pre_tokenizers
 
-from common.data.tokenizers import byte_of_character
+from common.data.pieces import byte_of_character
 from common.errors import UserError
 from common.io.inputs import open_input, reason
 from common.io.text import decode_text

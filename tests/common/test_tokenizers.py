@@ -11,10 +11,10 @@ import sentencepiece
 import tokenizers
 from transformers import LlamaTokenizerFast, PreTrainedTokenizerFast
 
+from common.data.pieces import byte_of_character
 from common.data.tokenizers import (
     SentencePieceTokenizer,
     build_word_tokenizer,
-    byte_of_character,
     load_tokenizer,
     save_words,
 )
@@ -134,7 +134,7 @@ def test_chat_is_chatml_without_a_template_and_the_template_with_one(byte_level,
         tokenizer.chat([{"role": "tool", "content": ""}])
     templated.chat_template = "{{ messages[0].content + 1 }}"
     templated.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="chat template fails: can only concatenate"):
+    with pytest.raises(UserError, match=r"chat template fails \(can only concatenate"):
         load_tokenizer(tmp_path).chat(messages)
 
 

@@ -27,7 +27,8 @@ SMALL = ["--tensorboard", "False", "--batch-size", "4", "--micro-batch", "2"]
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A tiny Qwen2.5-VL with random weights and a tokenizer of its own."""
-    from common.data.tokenizers import QWEN2_SPECIAL, load_tokenizer
+    from common.data.huggingface_tokenizer import QWEN2_SPECIAL
+    from common.data.tokenizers import load_tokenizer
 
     folder = tmp_path_factory.mktemp("deer")
     make_assets.train_tokenizer(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from common.data.tokenizers import WordTokenizer, byte_of_character, save_words
+from common.data.pieces import byte_of_character
+from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
 from common.jsonl import write_rows
 from common.models.bert import BertConfig, ClassifierConfig, chexbert_logits, init_classifier, word_embeddings

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.data.clip_tokenizer import ClipTokenizer, token_rows
-from common.data.tokenizers import byte_of_character
+from common.data.pieces import byte_of_character
 from common.errors import UserError
 
 TEXTS = [

@@ -1,0 +1,198 @@
+"""Tokenizers in the layout of the Hugging Face hub, loaded and run by transformers and its `tokenizers` library.
+
+Both raise whatever they meet: neither documents a closed list of errors, and Rust's panics are no `Exception`. Each
+call goes through `_one_line`, which makes one line of all of them.
+"""
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.data.pieces import (
+    CHAT_MARKS,
+    SPACE,
+    Messages,
+    byte_level_bytes,
+    chat_without_template,
+    sentencepiece_bytes,
+    without_first_space,
+)
+from common.errors import UserError
+from common.io.terminal import printable
+from common.io.text import read_json_object
+
+USUAL_ENDS = (CHAT_MARKS[1], "<|endoftext|>", "</s>", "<eos>")  # of a sequence, where no file names its end
+# Of Qwen2 and Qwen2.5 (tokenizer_config.json on the hub), for a directory that has only the ranks.
+QWEN2_RANKS = 151_643
+QWEN2_SPECIAL = (
+    *("<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"),
+    *("<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>"),
+    "<|video_pad|>",
+)
+MOST_IDS = 1 << 24  # a hundred times the largest published vocabulary
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+
+
+def end_ids(file: Path) -> tuple[int, ...]:
+    """`eos_token_id` of a generation_config.json or config.json; () where it is not there. Raises UserError."""
+    found = read_json_object(file).get("eos_token_id") if file.is_file() else None
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(id_) is int and 0 <= id_ < MOST_IDS for id_ in ids):
+        raise UserError(
+            f"{file}: eos_token_id is {printable(found)!r}, expected a token's number or a list of them, each below "
+            f"{MOST_IDS}"
+        )
+    return tuple(ids)
+
+
+class HuggingFaceTokenizer:
+    """A fast tokenizer of transformers. `stops` are ids that end an answer beside its end-of-sequence token."""
+
+    def __init__(self, tokenizer: Any, stops: Iterable[int] = ()):
+        self._tokenizer = tokenizer
+        self._name = tokenizer.name_or_path
+        named = (tokenizer.eos_token_id, tokenizer.sep_token_id, *map(tokenizer.get_vocab().get, USUAL_ENDS))
+        eos = next((id_ for id_ in named if id_ is not None), None)
+        if eos is None:
+            raise UserError(f"{self._name}: no eos_token; expected one in tokenizer_config.json")
+        self.eos_id: int = eos
+        self.pad_id: int = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self.vocab_size: int = 1 + max(tokenizer.get_vocab().values())
+        if self.vocab_size > MOST_IDS:
+            raise UserError(f"{self._name}: has ids up to {self.vocab_size - 1}, expected them below {MOST_IDS}")
+        self._added = {id_: str(token) for id_, token in tokenizer.added_tokens_decoder.items()}
+        self._special = set(tokenizer.all_special_ids)
+        self._special |= {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+        marks = {text: id_ for id_, text in self._added.items() if text in (CHAT_MARKS[1], "<|endoftext|>")}
+        self.stop_ids = tuple(sorted({eos, *stops, *marks.values()}))
+        self.chat_end_id: int = marks.get(CHAT_MARKS[1], eos)
+
+    @property
+    def published(self) -> Any:
+        """The tokenizer of transformers."""
+        return self._tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return self._encoded(text, add_special_tokens=False)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        return self._encoded(text, add_special_tokens=True)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        if self._writes is None:
+            with _one_line(self._name, "these tokens cannot be decoded"):
+                return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return b"".join(self.token_bytes(ids)).decode("utf-8", "replace")
+
+    def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """As the protocol says. Raises UserError for tokenizers that are neither byte-level BPE nor SentencePiece."""
+        if self._writes is None:
+            raise UserError(
+                f"{self._name}: bytes of tokens are known for byte-level BPE and SentencePiece, not for this kind of "
+                "tokenizer"
+            )
+        kind, drops_first_space = self._writes
+        written = []
+        for id_, piece in zip(ids, self._tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
+            if id_ in self._special or piece is None:  # None: a padding row of the embedding
+                written.append(b"")
+            elif id_ in self._added:
+                written.append(self._added[id_].encode())
+            else:
+                written.append(byte_level_bytes(piece) if kind == "bytes" else sentencepiece_bytes(piece))
+        return without_first_space(written) if drops_first_space else written
+
+    def chat(self, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
+        if not self._tokenizer.chat_template:
+            ids_of = {text: id_ for id_, text in self._added.items()}
+            marks = [ids_of[mark] for mark in CHAT_MARKS if mark in ids_of]
+            return chat_without_template(
+                self.encode, messages, add_generation_prompt, start=self._start, end=self.eos_id, marks=marks
+            )
+        with _one_line(self._name, "the chat template fails"):
+            return self._tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+            )
+
+    def _encoded(self, text: str, add_special_tokens: bool) -> list[int]:
+        with _one_line(self._name, "a text cannot be encoded"):
+            return self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+
+    @functools.cached_property
+    def _start(self) -> list[int]:
+        """What post-processing puts before a text."""
+        own = self.encode("a")
+        whole = self.encode_prompt("a")
+        places = range(len(whole) - len(own) + 1)
+        return whole[: next((place for place in places if whole[place : place + len(own)] == own), 0)]
+
+    @functools.cached_property
+    def _writes(self) -> tuple[str, bool] | None:
+        """How pieces become bytes, and whether a sequence loses its first space; None where they do not."""
+        if self._tokenizer.backend_tokenizer.decoder is None:
+            return None
+        decoder = json.loads(self._tokenizer.backend_tokenizer.decoder.__getstate__())
+        steps = {step["type"]: step for step in decoder.get("decoders", [decoder])}
+        if "ByteLevel" in steps:
+            return "bytes", False
+        if "Metaspace" in steps:
+            return "pieces", steps["Metaspace"].get("prepend_scheme", "always") != "never"
+        if "Replace" in steps and steps["Replace"].get("pattern") == {"String": SPACE}:
+            return "pieces", steps.get("Strip", {}).get("start", 0) == 1
+        return None
+
+
+def load_hugging_face(directory: Path) -> HuggingFaceTokenizer:
+    """The tokenizer of a directory with `tokenizer.json` or `tokenizer_config.json`. Raises UserError."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    def load(kind: Any) -> Any:
+        return kind.from_pretrained(str(directory), local_files_only=True)
+
+    for name in FILES:
+        if (directory / name).is_file():
+            read_json_object(directory / name)
+    with _one_line(directory, "transformers cannot load this tokenizer"):
+        # The class that AutoTokenizer takes by the name of the model has pre-tokenization and special tokens of its own
+        # beside those of tokenizer.json. It is of use where no file names an end, as for the published BERT.
+        tokenizer = load(PreTrainedTokenizerFast) if (directory / "tokenizer.json").is_file() else None
+        if tokenizer is None or tokenizer.eos_token_id is None is tokenizer.sep_token_id:
+            tokenizer = load(AutoTokenizer)
+        if tokenizer.get_vocab().keys() <= tokenizer.get_added_vocab().keys():
+            raise UserError(f"{directory}: no vocabulary found; expected tokenizer.json, or vocab.json with merges.txt")
+        if not tokenizer.is_fast:
+            raise UserError(f"{directory}: no fast tokenizer; expected tokenizer.json (save it with transformers once)")
+        return HuggingFaceTokenizer(tokenizer, end_ids(directory / "generation_config.json"))
+
+
+def load_bare_qwen2(directory: Path) -> HuggingFaceTokenizer:
+    """From `vocab.json` and `merges.txt` alone, with the special tokens of the published Qwen2 models."""
+    from transformers import Qwen2Tokenizer
+
+    ranks = len(read_json_object(directory / "vocab.json"))
+    if ranks != QWEN2_RANKS:
+        raise UserError(
+            f"{directory}: vocab.json has {ranks} entries, Qwen2's has {QWEN2_RANKS}; add the tokenizer.json of this "
+            "tokenizer, which says what kind it is"
+        )
+    with _one_line(directory, "transformers cannot load this tokenizer"):
+        tokenizer = Qwen2Tokenizer.from_pretrained(str(directory), extra_special_tokens=list(QWEN2_SPECIAL))
+        tokenizer.eos_token = CHAT_MARKS[1]
+        return HuggingFaceTokenizer(tokenizer)
+
+
+@contextlib.contextmanager
+def _one_line(where: str | Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:  # see the module's docstring
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = printable(error) or type(error).__name__
+        raise UserError(f"{where}: {what} ({reason})") from error
