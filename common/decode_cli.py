@@ -22,11 +22,10 @@ from common.generate import (
     row_keys,
     score_rows,
 )
-from common.io.text import read_json_object
 from common.jsonl import claim_output, read_rows, row_writer, rows_done
 from common.lora import scaled
 from common.models.qwen2 import Qwen2Config, check_vocabulary
-from common.models.qwen2_weights import config_from_directory, load_qwen2
+from common.models.qwen2_weights import config_from_directory, load_qwen2, max_positions
 from common.options import Needs, check_options
 from common.peft import load_peft
 from common.sampling import Sampling
@@ -245,10 +244,7 @@ def _tokenized(record: Mapping[str, Any], tokenizer: Tokenizer, arguments: argpa
 
 
 def _check_lengths(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
-    file = arguments.model / "config.json"
-    limit = read_json_object(file).get("max_position_embeddings")
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise UserError(f"{file}: max_position_embeddings is {limit!r}, expected a positive whole number")
+    limit = max_positions(arguments.model)
     for row in rows:
         new = len(row.completion) if arguments.score else arguments.max_new_tokens
         if limit and len(row.prompt) + new > limit:

@@ -6,7 +6,6 @@ The base tree is never rewritten. A model run as `apply({"params": base, "lora":
 
 import dataclasses
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from common.errors import UserError
+from common.io.patterns import full_matches
 from common.types import PyTree
 
 
@@ -44,13 +44,13 @@ def init_lora(base: PyTree, config: LoraConfig, key: Array) -> PyTree:
     numbers that make no sense.
     """
     check_lora(config)
-    try:
-        targets = re.compile(config.targets)
-    except re.error as error:
-        raise UserError(f"lora.targets: {config.targets!r} is no regular expression ({error})") from error
+    kernels = [path for path in flatten_dict(base) if path[-1] == "kernel"]
+    names = sorted({path[-2] for path in kernels})
+    (held,) = full_matches([config.targets], names, "lora.targets")
+    targets = {name for name, holds in zip(names, held, strict=True) if holds}
     adapters: dict[tuple[str, ...], Array] = {}
     for path, kernel in flatten_dict(base).items():
-        if path[-1] != "kernel" or not targets.fullmatch(path[-2]):
+        if path[-1] != "kernel" or path[-2] not in targets:
             continue
         *stack, width, features = kernel.shape
         bound = width**-0.5  # kaiming_uniform(a=sqrt(5)), PEFT's initialisation of A
@@ -60,7 +60,6 @@ def init_lora(base: PyTree, config: LoraConfig, key: Array) -> PyTree:
         adapters[(*path[:-1], "a")] = draw
         adapters[(*path[:-1], "b")] = jnp.zeros((*stack, config.rank, features), jnp.float32)
     if not adapters:
-        names = sorted({path[-2] for path in flatten_dict(base) if path[-1] == "kernel"})
         raise UserError(f"lora.targets: {config.targets!r} matches no dense layer; the model has {', '.join(names)}")
     return unflatten_dict(adapters)
 

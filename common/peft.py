@@ -10,7 +10,7 @@ warning and no effect. The layers of Qwen2 are `model.layers.*` in every version
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from common.bounds import RATE, Within
 from common.errors import UserError
-from common.io.text import read_json_object
+from common.io.patterns import full_matches
+from common.io.terminal import printable
 from common.lora import LoraConfig
+from common.models.published import read_entries
 from common.types import PyTree
 from common.weights import (
     Index,
@@ -40,6 +43,9 @@ PREFIX = "base_model.model."
 Decoder = Literal["model.", "model.language_model."]  # how the names of a decoder's modules begin in memory
 TEXT: Decoder = "model."
 VISION_LANGUAGE: Decoder = "model.language_model."
+ALL_LINEAR = "all-linear"
+RANK = Within(1, 1 << 16)
+SCALE = Within(0, 1e9, above=True)
 # Modules that an adapter may hold whole (`modules_to_save`), by their names in PEFT, and our leaves.
 WHOLE = {
     "lm_head": "lm_head",
@@ -97,19 +103,20 @@ def load_peft(directory: str | Path, base: PyTree, decoder: Decoder = TEXT) -> t
     and as `load_tree` does.
     """
     file = Path(directory) / "adapter_config.json"
-    published = read_json_object(file)
+    published = read_entries(file).values
     _check(published, file)
     stored = open_tensors(directory, "adapter_model")
     decoder = _decoder_of(stored, decoder, file)
+    matches = _matches(published, decoder, base, file)
     ranks = published.get("rank_pattern") or {}
-    rank, common_scale = max([_rank(published, file), *ranks.values()]), _scale(published, file)
+    rank, common_scale = max([_rank(published, matches), *ranks.values()]), _scale(published, matches)
     shapes, names = {}, {}
     for path, kernel in flatten_dict(base).items():
         if path[-1] != "kernel":
             continue
         layers, width, features = kernel.shape
         modules = [_published_module(decoder, path, layer) for layer in range(layers)]
-        adapted = [_is_target(module, layer, published, file) for layer, module in enumerate(modules)]
+        adapted = [_is_target(module, layer, published, matches) for layer, module in enumerate(modules)]
         if not any(adapted):
             continue
         sides = (("a", "lora_A", (width, rank)), ("b", "lora_B", (rank, features)))
@@ -122,7 +129,7 @@ def load_peft(directory: str | Path, base: PyTree, decoder: Decoder = TEXT) -> t
             names["/".join((*path[:-1], ours))] = Published(tensors, axes=(1, 0), stacked=True)
             for module, tensor in zip(modules, tensors, strict=True):
                 if tensor in stored:
-                    own_rank, own_scale = _rank(published, file, module), _scale(published, file, module)
+                    own_rank, own_scale = _rank(published, matches, module), _scale(published, matches, module)
                     factor = own_scale / common_scale if ours == "b" else 1.0
                     stored[tensor] = _fitted(stored[tensor], rank_axis, own_rank, rank, factor)
     if not shapes:
@@ -239,24 +246,44 @@ def _fitted(tensor: StoredTensor, rank_axis: int, own_rank: int, rank: int, fact
     return dataclasses.replace(tensor, shape=tuple(shape), read=read)
 
 
-def _rank(published: dict[str, Any], file: Path, module: str = "") -> int:
+Matches = Mapping[str, Collection[str]]  # pattern -> the modules that it matches
+
+
+def _matches(published: dict[str, Any], decoder: Decoder, base: PyTree, file: Path) -> Matches:
+    """The modules of `base` that each pattern of an adapter matches, by PEFT's rules. Raises UserError."""
+    paths = [(path, kernel.shape[0]) for path, kernel in flatten_dict(base).items() if path[-1] == "kernel"]
+    modules = [_published_module(decoder, path, layer) for path, layers in paths for layer in range(layers)]
+    given: list[Any] = [published.get("target_modules"), published.get("exclude_modules")]
+    patterns = [pattern for pattern in given if isinstance(pattern, str) and pattern != ALL_LINEAR]
+    for name in ("rank_pattern", "alpha_pattern"):
+        patterns += [_ending(pattern) for pattern in published.get(name) or {}]
+    found = full_matches(patterns, modules, str(file))
+    return {
+        pattern: {module for module, holds in zip(modules, held, strict=True) if holds}
+        for pattern, held in zip(patterns, found, strict=True)
+    }
+
+
+def _ending(pattern: str) -> str:
+    """A pattern of `rank_pattern` or `alpha_pattern`, which the end of a module's name matches (`get_pattern_key`)."""
+    return rf"(.*\.)?({pattern})"
+
+
+def _rank(published: dict[str, Any], matches: Matches, module: str = "") -> int:
     """Rank of the adapter on a module, or what `rank_pattern` has exceptions from."""
-    return _of_pattern(published.get("rank_pattern"), module, file, published.get("r", 8))
+    return _of_pattern(published.get("rank_pattern"), module, matches, published.get("r", 8))
 
 
-def _scale(published: dict[str, Any], file: Path, module: str = "") -> float:
+def _scale(published: dict[str, Any], matches: Matches, module: str = "") -> float:
     """alpha / rank of the adapter on a module, or alpha / sqrt(rank) (rank-stabilised, arXiv:2312.03732)."""
-    alpha = _of_pattern(published.get("alpha_pattern"), module, file, published.get("lora_alpha", 8))
-    rank = _rank(published, file, module)
+    alpha = _of_pattern(published.get("alpha_pattern"), module, matches, published.get("lora_alpha", 8))
+    rank = _rank(published, matches, module)
     return alpha / (math.sqrt(rank) if published.get("use_rslora") else rank)
 
 
-def _of_pattern(patterns: dict[str, Any] | None, module: str, file: Path, default: Any) -> Any:
-    """PEFT's rule (`get_pattern_key`): the value of the first pattern that the end of the module's name matches."""
-    for pattern, value in (patterns or {}).items():
-        if module and _is_match(rf"(.*\.)?({pattern})", module, file):
-            return value
-    return default
+def _of_pattern(patterns: dict[str, Any] | None, module: str, matches: Matches, default: Any) -> Any:
+    """The value of the first pattern that the end of the module's name matches."""
+    return next((value for pattern, value in (patterns or {}).items() if module in matches[_ending(pattern)]), default)
 
 
 def _published_module(decoder: Decoder, path: tuple[str, ...], layer: int) -> str:
@@ -264,29 +291,21 @@ def _published_module(decoder: Decoder, path: tuple[str, ...], layer: int) -> st
     return f"{decoder}layers.{layer}." + ".".join(path[1:-1])
 
 
-def _is_target(module: str, layer: int, published: dict[str, Any], file: Path) -> bool:
+def _is_target(module: str, layer: int, published: dict[str, Any], matches: Matches) -> bool:
     """PEFT's rules (`check_target_module_exists`) for one linear layer of the decoder."""
-    if _matches(module, published.get("exclude_modules") or [], file):
+    if _is_named(module, published.get("exclude_modules") or [], matches):
         return False
-    targets, layers = published.get("target_modules"), published.get("layers_to_transform")
-    if targets is None:
-        raise UserError(f"{file}: target_modules is missing; expected a list of names, a pattern or 'all-linear'")
+    layers = published.get("layers_to_transform")
     if layers is not None and layer not in ([layers] if isinstance(layers, int) else layers):
         return False
-    return targets == "all-linear" or _matches(module, targets, file)
+    targets = published["target_modules"]
+    return targets == ALL_LINEAR or _is_named(module, targets, matches)
 
 
-def _matches(module: str, targets: str | list[str], file: Path) -> bool:
-    if not isinstance(targets, str):
-        return any(module == target or module.endswith(f".{target}") for target in targets)
-    return _is_match(targets, module, file)
-
-
-def _is_match(pattern: str, module: str, file: Path) -> bool:
-    try:
-        return re.fullmatch(pattern, module) is not None
-    except re.error as error:
-        raise UserError(f"{file}: {pattern!r} is no regular expression ({error})") from error
+def _is_named(module: str, targets: str | list[str], matches: Matches) -> bool:
+    if isinstance(targets, str):
+        return module in matches[targets]
+    return any(module == target or module.endswith(f".{target}") for target in targets)
 
 
 def _check(published: dict[str, Any], file: Path) -> None:
@@ -297,7 +316,9 @@ def _check(published: dict[str, Any], file: Path) -> None:
         raise UserError(f"{file}: bias is {published['bias']!r}, expected 'none'")
     for name, (holds, expected) in _kinds(published):
         if not holds:
-            raise UserError(f"{file}: {name} is {published.get(name)!r}, expected {expected}")
+            raise UserError(f"{file}: {name} is {printable(repr(published.get(name)))}, expected {expected}")
+    if "target_modules" not in published:
+        raise UserError(f"{file}: target_modules is missing; expected a list of names, a pattern or {ALL_LINEAR!r}")
     start = published.get("init_lora_weights", True)
     if isinstance(start, str) and re.match("pissa|olora|corda|loftq|lora_ga", start):
         raise UserError(
@@ -306,16 +327,20 @@ def _check(published: dict[str, Any], file: Path) -> None:
         )
     for name, value in published.items():
         if value and name not in KNOWN and name != "megatron_config":
-            raise UserError(f"{file}: {name} = {value!r} is more than plain LoRA, which is all that can be loaded")
+            shown = printable(repr(value), 60)
+            raise UserError(
+                f"{file}: {printable(name)} = {shown} is more than plain LoRA, which is all that can be loaded"
+            )
 
 
 def _kinds(published: dict[str, Any]) -> Iterator[tuple[str, tuple[bool, str]]]:
     """Whether each entry that is read is of its kind, and what is expected."""
-    whole, number = "a positive whole number", "a positive number"
+    whole, number = f"a whole number, {RANK}", f"a number, {SCALE}"
     yield "r", (_is_rank(published.get("r", 8)), whole)
     yield "lora_alpha", (_is_number(published.get("lora_alpha", 8)), number)
     dropout = published.get("lora_dropout", 0.0)
-    yield "lora_dropout", (dropout == 0 or (_is_number(dropout) and dropout < 1), "a number in [0, 1)")
+    yield "lora_dropout", (type(dropout) in (int, float) and dropout in RATE, f"a number, {RATE}")
+    yield "use_rslora", (type(published.get("use_rslora", False)) is bool, "true or false")
     for name, is_kind, kind in (("rank_pattern", _is_rank, whole), ("alpha_pattern", _is_number, number)):
         pattern = published.get(name) or {}
         yield name, (isinstance(pattern, dict) and all(map(is_kind, pattern.values())), f"{kind} for each pattern")
@@ -334,8 +359,8 @@ def _are(kind: type, values: Any) -> bool:
 
 
 def _is_rank(value: Any) -> bool:
-    return type(value) is int and value >= 1
+    return type(value) is int and value in RANK
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf
+    return type(value) in (int, float) and value in SCALE

@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 
 from common.errors import UserError
 from common.files import written_aside
+from common.io.terminal import printable
 from common.io.text import json_text, read_json_object
 from common.types import PyTree
 
@@ -32,6 +33,7 @@ Index = tuple[slice, ...]
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 INTEGERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1}
 WIDTHS = FLOATS | INTEGERS  # bytes of one number
+READABLE = (*WIDTHS, "BOOL")
 SHARD_BYTES = 5_000_000_000
 
 
@@ -82,19 +84,23 @@ def open_tensors(directory: str | Path, stem: str = "model") -> dict[str, Stored
             f"{directory}: no {single.name} and no {index.name}; expected a directory with safetensors weights"
         )
     listed = read_json_object(index).get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
+    if not isinstance(listed, dict) or not all(isinstance(file, str) and file for file in listed.values()):
         raise UserError(f"{index}: no 'weight_map' from tensor names to files; download the index again")
     stored = {}
     for file in sorted(set(listed.values())):
         if Path(file).name != file:
-            raise UserError(f"{index}: names the shard {file!r}; expected a file of the same directory")
+            raise UserError(f"{index}: names the shard {printable(file)!r}; expected a file of the same directory")
         for name, tensor in _open_file(directory / file).items():
             if listed.get(name) != file:
-                raise UserError(f"{directory / file}: tensor {name} is not listed for this file in {index.name}")
+                raise UserError(
+                    f"{directory / file}: tensor {printable(name)} is not listed for this file in {index.name}"
+                )
             stored[name] = tensor
     for name in listed:
         if name not in stored:
-            raise UserError(f"{directory / listed[name]}: tensor {name} is missing, but {index.name} lists it")
+            raise UserError(
+                f"{directory / listed[name]}: tensor {printable(name)} is missing, but {index.name} lists it"
+            )
     return stored
 
 
@@ -114,6 +120,7 @@ def load_tree(
     naming tensor and file for anything missing, surplus, misshapen, not finite, or of another kind of dtype; `where`
     is what the message calls the checkpoint.
     """
+    _check_full(stored, ignored)
     leaves = flatten_dict(shapes, sep="/")
     wanted = {name for path in leaves for name in names[path].names if name is not None}
     if missing := sorted(wanted - set(stored)):
@@ -265,17 +272,23 @@ def _open_file(file: Path) -> dict[str, StoredTensor]:
         handle = safe_open(file, framework="numpy")
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file; download the checkpoint again") from error
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: no whole safetensors file ({error}); download it again") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{file}: no whole safetensors file ({printable(error)}); download it again") from error
 
-    def reader(name: str) -> Callable[[Index], np.ndarray]:
-        return lambda index: handle.get_slice(name)[index] if index else handle.get_tensor(name)
+    def reader(name: str, dtype: str) -> Callable[[Index], np.ndarray]:
+        def read(index: Index) -> np.ndarray:
+            if dtype not in READABLE:
+                raise UserError(_not_full(file, name, dtype))
+            return handle.get_slice(name)[index] if index else handle.get_tensor(name)
+
+        return read
 
     stored = {}
     names: list[str] = handle.keys()
     for name in names:
         header = handle.get_slice(name)
-        stored[name] = StoredTensor(name, file, tuple(header.get_shape()), header.get_dtype(), reader(name))
+        shape, dtype = tuple(header.get_shape()), header.get_dtype()
+        stored[name] = StoredTensor(name, file, shape, dtype, reader(name, dtype))
     return stored
 
 
@@ -295,10 +308,22 @@ def _check(stored: Mapping[str, StoredTensor], leaf: jax.ShapeDtypeStruct, publi
             )
         allowed = FLOATS if jnp.issubdtype(leaf.dtype, jnp.floating) else INTEGERS
         if tensor.dtype not in allowed:
-            raise UserError(
-                f"{tensor.file}: tensor {name} is {tensor.dtype}, expected one of {', '.join(allowed)}; a quantized "
-                "checkpoint must be exported as full weights first"
-            )
+            raise UserError(_not_full(tensor.file, name, tensor.dtype, allowed))
+
+
+def _check_full(stored: Mapping[str, StoredTensor], ignored: str) -> None:
+    """UserError where the tensors are those of a quantized checkpoint, whatever config.json says or leaves out."""
+    for name, tensor in stored.items():
+        packed = len(tensor.shape) > 1 and tensor.dtype not in (*FLOATS, "I64", "BOOL")
+        if packed and not re.fullmatch(ignored, name):
+            raise UserError(_not_full(tensor.file, name, tensor.dtype))
+
+
+def _not_full(file: Path, name: str, dtype: str, allowed: Iterable[str] = FLOATS) -> str:
+    return (
+        f"{file}: tensor {printable(name)} is {dtype}, expected one of {', '.join(allowed)}; a quantized checkpoint "
+        "must be exported as full weights first"
+    )
 
 
 def _filled(
@@ -343,5 +368,5 @@ def _family(file: str) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    first = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    first = ", ".join(map(printable, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"tensor {first} is" if len(names) == 1 else f"tensors {first} are"

@@ -14,8 +14,9 @@ from common.finite import check_finite, precision_remedy
 from common.generate import DecodeSettings, generate_rows, make_generator, row_keys
 from common.io.inputs import read_bytes, read_standard_input
 from common.io.terminal import printable
-from common.io.text import decode_text, parse_json, read_json_object
+from common.io.text import decode_text, parse_json
 from common.jsonl import check_row, claim_output, row_writer, rows_done
+from common.models.qwen2_weights import max_positions
 from common.parallel import make_layout
 from common.sft import model_variables
 from common.types import PyTree
@@ -132,8 +133,7 @@ def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size
 
 def unusable(trained: Trained, reports: Sequence[str]) -> list[str]:
     """Why each report cannot be standardized, "" where it can: it has no text, or leaves no room for an answer."""
-    published = read_json_object(trained.base.directory / "config.json").get("max_position_embeddings", MOST_POSITIONS)
-    limit = published - trained.config.max_new_tokens
+    limit = (max_positions(trained.base.directory) or MOST_POSITIONS) - trained.config.max_new_tokens
 
     def reason(report: str) -> str:
         text = clean_report(report)

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.data.tokenizers import CHAT_MARKS, HuggingFaceTokenizer, Tokenizer, end_ids
+from common.data.huggingface_tokenizer import HuggingFaceTokenizer, end_ids
+from common.data.pieces import CHAT_MARKS
+from common.data.tokenizers import Tokenizer
 from common.io.text import json_text, read_json_object, read_text
 
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")

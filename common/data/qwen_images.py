@@ -13,14 +13,16 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from common.bounds import Within
 from common.errors import UserError
-from common.io.text import read_json_object
 from common.models.clip import CLIP_MEAN, CLIP_STD
+from common.models.published import SIZE, read_entries
 from common.models.qwen2_vl_vision import VisionConfig
 
 MAXIMUM_ASPECT = 200
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 BICUBIC = 3  # as Pillow numbers it, and processor files with it
+PIXELS = Within(1, 1 << 40)  # that an image is given at most or at least
 
 Pixels = UInt8[np.ndarray, "H W"] | UInt8[np.ndarray, "H W 3"]
 
@@ -61,20 +63,25 @@ def processor_from_directory(directory: str | Path, fixed: tuple[int, int] | Non
     file, joint = (Path(directory) / name for name in PROCESSOR_FILES)
     if not file.is_file() and not joint.is_file():
         raise UserError(f"{directory}: no {file.name}; expected the image processor of Qwen2.5-VL beside the weights")
-    published = read_json_object(file) if file.is_file() else read_json_object(joint).get("image_processor") or {}
-    for name, expected in {"resample": BICUBIC, "do_resize": True, "do_rescale": True, "do_normalize": True}.items():
-        if published.get(name, expected) != expected:
-            raise UserError(f"{file}: {name} is {published[name]!r}, expected {expected!r}")
-    if not math.isclose(published.get("rescale_factor", 1 / 255), 1 / 255):
-        raise UserError(f"{file}: rescale_factor is {published['rescale_factor']!r}, expected 1 / 255")
-    size = published.get("size") or {}
-    limits = {
-        "min_pixels": published.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels"),
-        "max_pixels": published.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels"),
-    }
-    sizes = {name: published.get(name) for name in ("patch_size", "temporal_patch_size", "merge_size")}
-    colours = {name: tuple(published[name]) for name in ("image_mean", "image_std") if published.get(name)}
-    given: dict[str, Any] = {name: value for name, value in {**limits, **sizes, **colours}.items() if value is not None}
+    published = read_entries(file) if file.is_file() else read_entries(joint).part("image_processor")
+    if published.whole("resample", Within(0, 5), BICUBIC) != BICUBIC:
+        raise published.error("resample", f"{BICUBIC} (bicubic)")
+    for name in ("do_resize", "do_rescale", "do_normalize"):
+        if not published.flag(name, default=True):
+            raise published.error(name, "true")
+    if not math.isclose(published.number("rescale_factor", default=1 / 255), 1 / 255):
+        raise published.error("rescale_factor", "1 / 255")
+    size, given = published.part("size"), dict[str, Any]()
+    for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+        places = ((published, name), (size, edge), (size, name))
+        given |= next(({name: place.whole(entry, PIXELS)} for place, entry in places if entry in place), {})
+    for name in ("patch_size", "temporal_patch_size", "merge_size"):
+        given |= {name: published.whole(name, SIZE)} if name in published else {}
+    for name in ("image_mean", "image_std"):
+        if name in published:
+            given[name] = tuple(published.items(name, float))
+            if len(given[name]) != 3:
+                raise published.error(name, "a list of three numbers")
     return ImageProcessor(**given, fixed=fixed)
 
 

@@ -16,8 +16,9 @@ from common.data.huggingface_tokenizer import load_bare_qwen2, load_hugging_face
 from common.data.pieces import CHAT_MARKS, Messages, chat_without_template, sentencepiece_bytes, without_first_space
 from common.errors import UserError
 from common.files import written_aside
+from common.io.inputs import read_bytes
 from common.io.terminal import printable
-from common.io.text import read_bytes, read_json_object
+from common.io.text import read_json_object
 from common.weights import writing
 
 MOST_MODEL_BYTES = 256 << 20  # of a SentencePiece model; a million pieces take 30 MB

@@ -11,12 +11,14 @@ The pooler and the heads of pre-training are left out; nothing here uses them.
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
+from common.bounds import RATE
 from common.errors import UserError
-from common.io.text import read_json_object
 from common.models.bert import SIZES, BertConfig, ClassifierConfig, classifier_shapes
+from common.models.published import SIZE, WIDTH, read_entries
 from common.torch_archive import read_archive
 from common.types import PyTree
 from common.weights import (
@@ -74,39 +76,32 @@ def save_classifier(aside: Path, config: ClassifierConfig, params: PyTree) -> No
 
 def is_classifier(directory: str | Path) -> bool:
     """Whether a directory is one of ours: its `config.json` names labels."""
-    return "labels" in read_json_object(Path(directory) / "config.json")
+    return "labels" in read_entries(Path(directory) / "config.json")
 
 
 def classifier_config(directory: Path) -> ClassifierConfig:
     """The config of a directory of ours. Raises UserError for a BERT without labels."""
     file = directory / "config.json"
-    published = read_json_object(file)
-    labels, classes = published.get("labels"), published.get("label_classes")
-    if not isinstance(labels, list) or not isinstance(classes, list):
+    published = read_entries(file)
+    if "labels" not in published or "label_classes" not in published:
         raise UserError(
             f"{file}: names no 'labels' and 'label_classes', so this is no labeler; expected chexbert.pth or the "
             "--output of deer train-labeler (a BERT is what --init of deer train-labeler takes)"
         )
-    if not all(isinstance(label, str) for label in labels) or not all(type(number) is int for number in classes):
-        raise UserError(f"{file}: expected texts in 'labels' and whole numbers in 'label_classes'")
+    labels, classes = published.items("labels", str), published.items("label_classes", int)
     return ClassifierConfig(encoder_config(file), tuple(labels), tuple(classes))
 
 
 def encoder_config(file: Path) -> BertConfig:
     """The config of a published BERT. Raises UserError for another architecture and for variants not implemented."""
-    published = read_json_object(file)
-    wanted = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
-    for name, expected in wanted.items():
-        if published.get(name, expected) != expected:
-            raise UserError(f"{file}: {name} is {published[name]!r}, expected {expected!r}")
-    sizes = {name: published[name] for name in SIZES if name in published}
-    for name, value in sizes.items():
-        if type(value) is not int or value < 1:
-            raise UserError(f"{file}: {name} is {value!r}, expected a positive whole number")
-    rates = {name: published[name] for name in RATES if name in published}
-    for name, value in rates.items():
-        if not isinstance(value, int | float) or not 0 <= value < 1:
-            raise UserError(f"{file}: {name} is {value!r}, expected a number from 0 to below 1")
+    published, defaults = read_entries(file), BertConfig()
+    for name, expected in (("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+        published.choice(name, [expected], expected)
+    few = ("num_hidden_layers", "num_attention_heads")
+    sizes: dict[str, Any] = {
+        name: published.whole(name, SIZE if name in few else WIDTH, getattr(defaults, name)) for name in SIZES
+    }
+    rates: dict[str, Any] = {name: published.number(name, RATE, getattr(defaults, name)) for name in RATES}
     try:
         return BertConfig(**sizes, **rates)
     except UserError as error:
@@ -172,12 +167,11 @@ def _config_from_tensors(stored: Mapping[str, StoredTensor], path: Path, folders
         return stored[name].shape
 
     files = [folder / "config.json" for folder in folders if (folder / "config.json").is_file()]
-    published = {file: own for file in files if (own := read_json_object(file)).get("model_type") == "bert"}
-    file, sizes = next(iter(published.items()), (path, {}))
+    published = [own for own in map(read_entries, files) if own.values.get("model_type") == "bert"]
     vocab_size, hidden = shape("bert.embeddings.word_embeddings.weight")
-    heads = sizes.get("num_attention_heads") if sizes.get("hidden_size") == hidden else None
-    if heads is not None and (type(heads) is not int or heads < 1):
-        raise UserError(f"{file}: num_attention_heads is {heads!r}, expected a positive whole number")
+    heads = None
+    if published and published[0].values.get("hidden_size") == hidden and "num_attention_heads" in published[0]:
+        heads = published[0].whole("num_attention_heads", SIZE)
     if heads is None and hidden % HEAD_DIM:
         raise UserError(
             f"{path}: hidden size {hidden} is no multiple of {HEAD_DIM}, so the number of attention heads cannot be "

@@ -15,9 +15,11 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Sharding
 
+from common.bounds import Within
 from common.errors import UserError
 from common.io.text import read_json_object
 from common.models import qwen2_weights
+from common.models.published import SIZE, WIDTH, Entries, read_entries
 from common.models.qwen2_vl import Qwen2VLConfig, init_params
 from common.models.qwen2_vl_vision import VisionConfig
 from common.models.qwen2_weights import check_tied, decoder_config
@@ -45,12 +47,13 @@ PREFIXES: dict[Naming, tuple[str, str]] = {
     "memory": ("model.visual.", "model.language_model."),
 }
 # What an entry that config.json leaves out stands for, where it differs from Qwen2.
-TEXT_DEFAULTS = {"rope_theta": 1e6, "rms_norm_eps": 1e-5}
-MROPE_SECTION = (16, 24, 24)
+TEXT_DEFAULTS = {"rope_theta": 1e6, "rms_norm_eps": 1e-5, "mrope_section": (16, 24, 24)}
 VISION_SIZES = (
     *("depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size", "patch_size"),
     *("temporal_patch_size", "spatial_merge_size", "window_size"),
 )
+VISION_WIDTHS = ("hidden_size", "intermediate_size", "out_hidden_size", "window_size")
+IDS = Within(0, WIDTH.most)
 SPECIAL_IDS = {  # ours -> in config.json
     "vision_start_token_id": "vision_start_token_id",
     "vision_end_token_id": "vision_end_token_id",
@@ -69,33 +72,28 @@ def config_from_directory(directory: str | Path) -> Qwen2VLConfig:
 
     Raises UserError for another architecture and for variants that are not implemented.
     """
-    file = Path(directory) / "config.json"
-    published = read_json_object(file)
-    if published.get("model_type") != "qwen2_5_vl":
-        raise UserError(f"{file}: model_type is {published.get('model_type')!r}, expected 'qwen2_5_vl'")
-    seen = published.get("vision_config")
-    if not isinstance(seen, dict):
-        raise UserError(f"{file}: no vision_config; expected a config.json of Qwen2.5-VL")
-    if seen.get("hidden_act", "silu") != "silu":
-        raise UserError(f"{file}: vision_config hidden_act is {seen['hidden_act']!r}, expected 'silu'")
-    language = decoder_config(_text_config(published), file)
+    published = read_entries(Path(directory) / "config.json")
+    published.choice("model_type", ["qwen2_5_vl"])
+    seen = published.part("vision_config")
+    if not seen.values:
+        raise published.error("vision_config", "that of Qwen2.5-VL")
+    seen.choice("hidden_act", ["silu"], "silu")
+    language = decoder_config(_text_entries(published), TEXT_DEFAULTS)
     defaults = dataclasses.asdict(VisionConfig())
-    sizes = {name: seen.get(name, defaults[name]) for name in VISION_SIZES}
-    sizes["in_channels"] = seen.get("in_channels", seen.get("in_chans", defaults["in_channels"]))
-    for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise UserError(f"{file}: vision_config {name} is {size!r}, expected a positive whole number")
+    sizes: dict[str, Any] = {
+        name: seen.whole(name, WIDTH if name in VISION_WIDTHS else SIZE, defaults[name]) for name in VISION_SIZES
+    }
+    channels = "in_channels" if "in_channels" in seen else "in_chans"
+    sizes["in_channels"] = seen.whole(channels, SIZE, defaults["in_channels"])
+    full = seen.items("fullatt_block_indexes", int, defaults["fullatt_block_indexes"])
+    ids = {ours: published.whole(name, IDS, getattr(Qwen2VLConfig, ours)) for ours, name in SPECIAL_IDS.items()}
     try:
         vision = VisionConfig(
-            **sizes,
-            fullatt_block_indexes=tuple(seen.get("fullatt_block_indexes", defaults["fullatt_block_indexes"])),
-            dtype=language.dtype,
-            param_dtype=language.param_dtype,
+            **sizes, fullatt_block_indexes=tuple(full), dtype=language.dtype, param_dtype=language.param_dtype
         )
-        ids = {ours: published[name] for ours, name in SPECIAL_IDS.items() if name in published}
         return Qwen2VLConfig(language, vision, **ids)
     except UserError as error:
-        raise UserError(f"{file}: {error}") from error
+        raise UserError(f"{published.where}: {error}") from error
 
 
 def load_qwen2_vl(
@@ -167,7 +165,8 @@ def published_config(
     config: Qwen2VLConfig, original: dict[str, Any] | None = None, naming: Naming = "hub"
 ) -> dict[str, Any]:
     """`config.json` for `config` in either layout, over the other entries of `original`."""
-    text = qwen2_weights.published_config(config.language, _text_config(original or {}))
+    described = _text_entries(Entries(original or {}, "config.json")).values
+    text = qwen2_weights.published_config(config.language, described)
     for name in ("head_dim", "rope_parameters"):  # not of this architecture; rope_scaling and rope_theta say it
         del text[name]
     seen = (original or {}).get("vision_config") or {}
@@ -223,11 +222,14 @@ def name_map(config: Qwen2VLConfig, naming: Naming = "hub") -> NameMap:
     return names
 
 
-def _text_config(published: dict[str, Any]) -> dict[str, Any]:
-    """The entries that describe the decoder, at the top of config.json or in its `text_config`, all at the top."""
-    top = {name: value for name, value in published.items() if name not in ("text_config", "vision_config")}
-    nested = {name: value for name, value in (published.get("text_config") or {}).items() if value is not None}
-    text = {**TEXT_DEFAULTS, **top, **nested}
-    rope = {**(text.pop("rope_scaling", None) or {}), **(text.get("rope_parameters") or {})}
-    tied = bool(top.get("tie_word_embeddings") or nested.get("tie_word_embeddings"))
-    return {**text, "rope_parameters": {"mrope_section": MROPE_SECTION, **rope}, "tie_word_embeddings": tied}
+def _text_entries(published: Entries) -> Entries:
+    """The entries that describe the decoder, at the top of config.json or in its `text_config`."""
+    nested = published.part("text_config")
+    top = {name: value for name, value in published.values.items() if name not in ("text_config", "vision_config")}
+    rope: dict[str, Any] = {}
+    for entries in (published, nested):
+        for name in ("rope_scaling", "rope_parameters"):
+            rope |= entries.part(name).values
+    tied = published.flag("tie_word_embeddings") or nested.flag("tie_word_embeddings")
+    own = {"rope_scaling": None, "rope_parameters": rope, "tie_word_embeddings": tied}
+    return Entries({**top, **nested.values, **own}, published.where, "text_config " if nested.values else "")

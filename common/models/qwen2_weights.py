@@ -15,9 +15,11 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
+from common.bounds import Within
 from common.errors import UserError
 from common.io.text import read_json_object
 from common.models.layers import RotaryScaling
+from common.models.published import POSITIONS, SIZE, WIDTH, Entries, read_entries
 from common.models.qwen2 import Qwen2Config, init_params
 from common.types import PyTree
 from common.weights import (
@@ -37,7 +39,11 @@ from common.weights import (
     written_whole,
 )
 
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+WIDTHS = ("vocab_size", "hidden_size", "intermediate_size")
+SIZES = (*WIDTHS, "num_hidden_layers", "num_attention_heads")
+NOT_NEGATIVE = Within(0, POSITIONS.most)
+# Entries that say how the source was stored, not how an export of full weights is.
+LEFT_BEHIND = ("dtype", "rope_scaling", "quantization_config")
 # What stands beside the weights of a published model and belongs to an export of its descendants too.
 COMPANIONS = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
@@ -50,108 +56,103 @@ def config_from_directory(directory: str | Path) -> Qwen2Config:
 
     Raises UserError for another architecture and for variants that the decoder does not implement.
     """
-    file = Path(directory) / "config.json"
-    published = read_json_object(file)
-    if published.get("model_type") != "qwen2":
-        raise UserError(f"{file}: model_type is {published.get('model_type')!r}, expected 'qwen2' (Qwen2 or Qwen2.5)")
-    return decoder_config(published, file)
+    published = read_entries(Path(directory) / "config.json")
+    published.choice("model_type", ["qwen2"])
+    return decoder_config(published)
 
 
-def decoder_config(published: dict[str, Any], file: Path) -> Qwen2Config:
-    """The config of the decoder that `published`, read from `file`, describes. Raises UserError."""
+def decoder_config(published: Entries, defaults: Mapping[str, Any] | None = None) -> Qwen2Config:
+    """The config of the decoder that `published` describes. Raises UserError.
 
-    def refuse(what: str) -> UserError:
-        return UserError(f"{file}: {what}")
-
-    def number(name: str, value: Any) -> float:
-        if type(value) not in (int, float) or not 0 < value < math.inf:
-            raise refuse(f"{name} is {value!r}, expected a positive number")
-        return float(value)
-
-    def size(name: str, value: Any) -> int:
-        if type(value) is not int or value < 1:
-            raise refuse(f"{name} is {value!r}, expected a positive whole number")
-        return value
-
-    if published.get("hidden_act", "silu") != "silu":
-        raise refuse(f"hidden_act is {published['hidden_act']!r}, expected 'silu'")
-    if "quantization_config" in published:
-        raise refuse("the checkpoint is quantized; export it as full weights first")
-    rope: dict[str, Any] = {}
-    for name in ("rope_scaling", "rope_parameters"):
-        if not isinstance(published.get(name) or {}, dict):
-            raise refuse(f"{name} is {published[name]!r}, expected an object")
-        rope |= published.get(name) or {}
-    scaling = _rotary_scaling(rope, published, file)
-    sizes: dict[str, Any] = {name: size(name, published.get(name)) for name in SIZES}
-    kinds = published.get("layer_types") or []
-    if not isinstance(kinds, list):
-        raise refuse(f"layer_types is {kinds!r}, expected a list")
-    if kinds and len(kinds) != sizes["num_hidden_layers"]:
-        raise refuse(f"layer_types has {len(kinds)} entries, expected num_hidden_layers {sizes['num_hidden_layers']}")
+    `defaults` are for entries that are left out, where they are not those of Qwen2.
+    """
+    own: dict[str, Any] = {"rope_theta": 10_000.0, "rms_norm_eps": 1e-6, "mrope_section": ()} | dict(defaults or {})
+    published.choice("hidden_act", ["silu"], "silu")
+    given = published.part("rope_scaling").values | published.part("rope_parameters").values
+    rope = Entries({"mrope_section": own["mrope_section"] or None, **given}, published.where, "rotary ")
+    for name in rope.values:
+        if isinstance(rope.values[name], dict):
+            raise rope.error(name, "one kind of rotary embedding for all layers")
+    widths: dict[str, Any] = {name: published.whole(name, WIDTH) for name in WIDTHS}
+    layers, heads = (published.whole(name, SIZE) for name in ("num_hidden_layers", "num_attention_heads"))
+    kinds = published.items("layer_types", str)
+    if kinds and len(kinds) != layers:
+        raise UserError(f"{published.where}: layer_types has {len(kinds)} entries, expected num_hidden_layers {layers}")
     slides = "sliding_attention" in kinds
-    if not kinds and published.get("use_sliding_window") and published.get("sliding_window", 4096) is not None:
-        full = published.get("max_window_layers", 28)  # layers before the first that slides
-        slides = type(full) is not int or full < sizes["num_hidden_layers"]
+    if not kinds and published.flag("use_sliding_window") and "sliding_window" not in published.null:
+        slides = published.whole("max_window_layers", NOT_NEGATIVE, 28) < layers  # layers before the first that slides
     if slides:
-        raise refuse("use_sliding_window is not implemented; expected full attention in every layer")
-    heads, shared, width = sizes["num_attention_heads"], published.get("num_key_value_heads"), published.get("head_dim")
-    key_value_heads = heads if shared is None else size("num_key_value_heads", shared)
-    head_dim = size("head_dim", sizes["hidden_size"] // heads if width is None else width)
-    if head_dim % 2:
-        raise refuse(f"head_dim is {head_dim}, expected an even number")
-    sections = rope.get("mrope_section") or []
-    if not isinstance(sections, list):
-        raise refuse(f"mrope_section is {sections!r}, expected a list")
+        raise UserError(
+            f"{published.where}: use_sliding_window is not implemented; expected full attention in every layer"
+        )
+    key_value_heads = published.whole("num_key_value_heads", SIZE, heads)
     if heads % key_value_heads:
-        raise refuse(f"num_attention_heads {heads} is no multiple of num_key_value_heads {key_value_heads}")
-    dtype = published.get("dtype") or published.get("torch_dtype") or "float32"
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise refuse(f"dtype is {dtype!r}, expected float32, bfloat16 or float16")
+        raise UserError(
+            f"{published.where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {key_value_heads}"
+        )
+    if "head_dim" not in published and widths["hidden_size"] % heads:
+        raise UserError(
+            f"{published.where}: hidden_size {widths['hidden_size']} is not a multiple of num_attention_heads {heads}"
+        )
+    head_dim = published.whole("head_dim", WIDTH, widths["hidden_size"] // heads)
+    if head_dim % 2 or heads * head_dim not in WIDTH:
+        raise UserError(f"{published.where}: head_dim is {head_dim}, expected an even number, {WIDTH} with all heads")
+    stored = "dtype" if "dtype" in published else "torch_dtype"
+    dtype = published.choice(stored, ["float32", "bfloat16", "float16"], "float32")
+    sections = rope.items("mrope_section", int)
+    if any(section not in SIZE for section in sections):
+        raise rope.error("mrope_section", f"whole numbers, each {SIZE}")
     return Qwen2Config(
-        **sizes,
+        **widths,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         num_key_value_heads=key_value_heads,
         head_dim=head_dim,
-        rope_theta=number("rope_theta", rope.get("rope_theta", published.get("rope_theta", 10_000.0))),
-        mrope_section=tuple(size("mrope_section", section) for section in sections),
-        rotary_scaling=scaling,
-        rms_norm_eps=number("rms_norm_eps", published.get("rms_norm_eps", 1e-6)),
-        tie_word_embeddings=bool(published.get("tie_word_embeddings", False)),
+        rope_theta=(rope if "rope_theta" in rope else published).number("rope_theta", default=own["rope_theta"]),
+        mrope_section=tuple(sections),
+        rotary_scaling=_rotary_scaling(rope, published),
+        rms_norm_eps=published.number("rms_norm_eps", default=own["rms_norm_eps"]),
+        tie_word_embeddings=published.flag("tie_word_embeddings"),
         dtype=dtype,
         param_dtype=dtype,
     )
 
 
-def _rotary_scaling(rope: dict[str, Any], published: dict[str, Any], file: Path) -> RotaryScaling:
+def max_positions(directory: str | Path) -> int | None:
+    """How many positions a published model was trained on; None where it does not say. Raises UserError."""
+    published = read_entries(Path(directory) / "config.json")
+    if "max_position_embeddings" not in published:
+        return None
+    return published.whole("max_position_embeddings", POSITIONS)
+
+
+def _rotary_scaling(rope: Entries, published: Entries) -> RotaryScaling:
     """What transformers calls linear and YaRN scaling. Raises UserError for other kinds."""
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    named = "rope_type" if "rope_type" in rope or "type" not in rope else "type"
+    kind = rope.choice(named, ["default", "linear", "yarn", "mrope"], "default")
     if kind == "default" or (kind == "mrope" and "mrope_section" in rope):
         return RotaryScaling()
-    if kind not in ("linear", "yarn") or "mrope_section" in rope:
-        raise UserError(f"{file}: rotary scaling {kind!r} is not implemented; expected 'default', 'linear' or 'yarn'")
-
-    def number(name: str, default: Any = None) -> float:
-        value = default if rope.get(name) is None else rope[name]
-        if type(value) not in (int, float) or not 0 < value < math.inf:
-            raise UserError(f"{file}: {name} of the rotary scaling is {value!r}, expected a positive number")
-        return float(value)
-
-    factor = number("factor")
+    if kind == "mrope" or "mrope_section" in rope:
+        raise rope.error(named, "'default', or 'mrope' with mrope_section")
+    factor = rope.number("factor")
     if kind == "linear":
         return RotaryScaling(factor)
 
     def amplitude(scale: float = 1.0) -> float:
         return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
-    scales = rope.get("mscale"), rope.get("mscale_all_dim")
-    own = amplitude(number("mscale")) / amplitude(number("mscale_all_dim")) if all(scales) else amplitude()
+    scaled = "mscale" in rope and "mscale_all_dim" in rope
+    own = amplitude(rope.number("mscale")) / amplitude(rope.number("mscale_all_dim")) if scaled else amplitude()
+    positions = "original_max_position_embeddings"
     return RotaryScaling(
         factor,
-        original=int(number("original_max_position_embeddings", published.get("max_position_embeddings"))),
-        fast=number("beta_fast", 32),
-        slow=number("beta_slow", 1),
-        truncate=bool(rope.get("truncate", True)),
-        amplitude=number("attention_factor", own),
+        original=rope.whole(positions, POSITIONS)
+        if positions in rope
+        else published.whole("max_position_embeddings", POSITIONS),
+        fast=rope.number("beta_fast", default=32),
+        slow=rope.number("beta_slow", default=1),
+        truncate=rope.flag("truncate", default=True),
+        amplitude=rope.number("attention_factor", default=own),
     )
 
 
@@ -221,8 +222,7 @@ def published_config(config: Qwen2Config, original: dict[str, Any] | None = None
         "use_sliding_window": False,
         "torch_dtype": config.param_dtype,
     }
-    replaced = ("dtype", "rope_scaling", "quantization_config")  # what is written is never quantized
-    kept = {name: value for name, value in (original or {}).items() if name not in replaced}
+    kept = {name: value for name, value in (original or {}).items() if name not in LEFT_BEHIND}
     return {"max_position_embeddings": 32_768, **kept, **own}
 
 

@@ -86,7 +86,7 @@ def test_processor_files(tmp_path):
     expected = ImageProcessor(3136, 12_845_056, image_std=(0.5, 0.5, 0.5), fixed=(448, 448))
     assert processor_from_directory(tmp_path, fixed=(448, 448)) == expected
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**hub, "resample": 2}))
-    with pytest.raises(UserError, match="resample is 2, expected 3"):
+    with pytest.raises(UserError, match=r"resample is 2, expected 3 \(bicubic\)"):
         processor_from_directory(tmp_path)
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match=r"no preprocessor_config\.json"):

@@ -211,7 +211,9 @@ def test_a_config_beside_a_single_file_must_make_sense(labeler, saved, heads):
     torch.save(state, saved / "chexbert.pth")
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(config | {"num_attention_heads": heads}))
-    with pytest.raises(UserError, match=r"config\.json: num_attention_heads is .*, expected a positive whole number"):
+    with pytest.raises(
+        UserError, match=r"config\.json: num_attention_heads is .*, expected a whole number, at least 1"
+    ):
         load_labeler(saved / "chexbert.pth")
 
 

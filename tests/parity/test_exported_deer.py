@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from common.data.exported_tokenizer import CHATML
-from common.data.tokenizers import QWEN2_SPECIAL, load_tokenizer
+from common.data.huggingface_tokenizer import QWEN2_SPECIAL
+from common.data.tokenizers import load_tokenizer
 from common.errors import UserError
 from common.lora import LoraConfig, merge
 from common.parallel import make_layout

@@ -203,11 +203,11 @@ def test_gradients_of_the_adapters_are_those_of_peft(base, tmp_path):
         ({"modules_to_save": ["lm_head"]}, "tensor base_model.model.lm_head.weight is missing"),
         ({"modules_to_save": ["score"]}, "modules_to_save is .* expected none, or lm_head and embed_tokens"),
         ({"rank_pattern": {"q_proj": 2}}, r"lora_A.weight has shape \[4, 48\], but .* rank 2"),
-        ({"rank_pattern": {"q_proj": "2"}}, "rank_pattern is .* a positive whole number for each pattern"),
-        ({"rank_pattern": {"(": 2}}, "no regular expression"),
+        ({"rank_pattern": {"q_proj": "2"}}, "rank_pattern is .* a whole number, at least 1 and .* for each pattern"),
+        ({"rank_pattern": {"(": 2}}, "is not a valid regular expression"),
         ({"alpha_pattern": ["q_proj"]}, "alpha_pattern is"),
         ({"r": True}, "r is True"),
-        ({"lora_alpha": "x"}, "lora_alpha is 'x', expected a positive number"),
+        ({"lora_alpha": "x"}, "lora_alpha is 'x', expected a number, above 0"),
         ({"lora_alpha": 0}, "lora_alpha is 0"),
         ({"lora_dropout": "x"}, "lora_dropout is 'x'"),
         ({"target_modules": 5}, "target_modules is 5"),
@@ -221,7 +221,7 @@ def test_gradients_of_the_adapters_are_those_of_peft(base, tmp_path):
         ({"target_modules": ["q_proj"]}, r"v_proj.lora_A.weight.* surplus"),
         ({"target_modules": ["lm_head"]}, "match no linear layer"),
         ({"target_modules": None}, "target_modules is missing"),
-        ({"target_modules": "("}, "no regular expression"),
+        ({"target_modules": "("}, "is not a valid regular expression"),
     ],
 )
 def test_what_is_more_than_plain_lora_or_does_not_fit_is_refused(base, tmp_path, changes, message):
