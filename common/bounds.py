@@ -16,6 +16,7 @@ from common.io.terminal import printable
 
 MOST = 1 << 20  # rows, tokens, layers or pixels of one kind; no machine holds so many at a time
 MOST_STEPS = 10**12  # of anything that is only counted
+LARGEST = 1e30  # so that float32 holds it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,23 +36,29 @@ class Within:
     def __str__(self) -> str:
         low = f"above {self.least:,}" if self.above else f"at least {self.least:,}"
         high = f"below {self.most:,}" if self.below else f"at most {self.most:,}"
-        parts = [part for part, end in ((low, self.least), (high, self.most)) if math.isfinite(end)]
+        parts = [part for part, end in ((low, self.least), (high, self.most)) if abs(end) < LARGEST]
         return " and ".join(parts) or "a finite number"
 
 
 COUNT = Within(1, MOST)
+FEW = Within(1, 1024)  # layers, heads, beams, images of a study
+SIDE = Within(1, 1 << 14)  # pixels of an image's side
+PHANTOMS = Within(0, 1_000_000)  # of a split; those of the next have the following numbers
 COUNT_OR_NONE = Within(0, MOST)
 STEPS = Within(1, MOST_STEPS)
 STEPS_OR_ALL = Within(0, MOST_STEPS)
 SEED = Within(0, 2**32 - 1)  # that JAX and NumPy both take as it is
-FINITE = Within(-1e30, 1e30)
-NOT_NEGATIVE = Within(0, 1e30)
-POSITIVE = Within(0, 1e30, above=True)
+FINITE = Within(-LARGEST, LARGEST)
+NOT_NEGATIVE = Within(0, LARGEST)
+POSITIVE = Within(0, LARGEST, above=True)
 PROBABILITY = Within(0, 1)
 RATE = Within(0, 1, below=True)
 SHARE = Within(0, 1, above=True)
 
 Count = Annotated[int, COUNT]
+Few = Annotated[int, FEW]
+Side = Annotated[int, SIDE]
+Phantoms = Annotated[int, PHANTOMS]
 CountOrNone = Annotated[int, COUNT_OR_NONE]
 Steps = Annotated[int, STEPS]
 StepsOrAll = Annotated[int, STEPS_OR_ALL]

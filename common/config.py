@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from common.bounds import check_numbers
 from common.errors import UserError
 from common.files import written_aside
 from common.io.terminal import printable
@@ -68,6 +69,7 @@ def parse(
         text = re.sub(r"^(.+?) (?=\1\b)", "", text)  # a title that the text repeats
         raise UserError(f"{program}: {text}; see {program} --help") from None
     check_options(config, arguments, needs, program, presets)
+    check_numbers(config)
     return config
 
 
@@ -119,12 +121,6 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     raise UserError(f"{where}: found {printable(repr(value))}, expected {expected}")
 
 
-def check_seed(seed: int) -> None:
-    """Raise UserError for a seed that JAX and NumPy would not both take as it is."""
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed: {seed}; expected a whole number from 0 to {2**32 - 1}")
-
-
 def check_run_directory(run_dir: Path, config: Any) -> None:
     """Raise UserError where `run_dir` cannot be the directory of a run of this config. Writes nothing.
 
@@ -172,7 +168,9 @@ def read_config(config_class: type[Config], run_dir: Path) -> Config:
     path = run_dir / "config.json"
     if not path.exists():
         raise UserError(f"{run_dir}: no config.json there; expected the --run-dir of a training run")
-    return from_json(config_class, read_json(path, "the config of a run"), str(path))
+    config = from_json(config_class, read_json(path, "the config of a run"), str(path))
+    check_numbers(config, f"{path}: ")
+    return config
 
 
 def remove_run(run_dir: Path, config_class: type, names: frozenset[str] = RUN_NAMES, inside: str = "") -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.bounds import COUNT, FEW, NOT_NEGATIVE, SEED, SHARE, Within, bounded
 from common.data.huggingface_tokenizer import end_ids
 from common.data.tokenizers import Tokenizer, load_tokenizer
 from common.errors import Parser, UserError
@@ -120,15 +121,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSONL file to write or resume; default: stdout")
     parser.add_argument("--chat", action="store_true", help="a prompt is a user's message in the chat template")
     parser.add_argument("--score", action="store_true", help="score the row's completion instead of generating one")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
+    parser.add_argument("--max-new-tokens", type=bounded(COUNT), default=256, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--temperature", type=float, help="0 takes the likeliest token; default: 1 with top-k or top-p, else 0"
+        "--temperature",
+        type=bounded(NOT_NEGATIVE, float),
+        help="0 takes the likeliest token; default: 1 with top-k or top-p, else 0",
     )
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="0, the default, keeps all tokens")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1, the default, keeps all the mass")
-    parser.add_argument("--beams", type=int, default=1, metavar="K", help="more than 1 searches with K beams")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="B", help="default: %(default)s")
+    parser.add_argument(
+        "--top-k", type=bounded(Within(0, 1 << 24)), default=0, metavar="K", help="0, the default, keeps all tokens"
+    )
+    parser.add_argument(
+        "--top-p", type=bounded(SHARE, float), default=1.0, metavar="P", help="1, the default, keeps all the mass"
+    )
+    parser.add_argument("--beams", type=bounded(FEW), default=1, metavar="K", help="more than 1 searches with K beams")
+    parser.add_argument("--seed", type=bounded(SEED), default=0, help="default: %(default)s")
+    parser.add_argument("--batch-size", type=bounded(COUNT), default=16, metavar="B", help="default: %(default)s")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of the checkpoint")
     arguments = parser.parse_args(argv)
     truncated = arguments.top_k != 0 or arguments.top_p != 1
@@ -136,16 +143,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if arguments.temperature is None:
         arguments.temperature = 1.0 if truncated else 0.0
     checks = {
-        "--max-new-tokens": (arguments.max_new_tokens >= 1, "at least 1"),
         "--temperature": (
-            arguments.temperature == 0 or 1e-6 <= arguments.temperature < float("inf"),
+            arguments.temperature == 0 or arguments.temperature >= 1e-6,
             "0 or a number from 1e-6",
         ),
-        "--top-k": (arguments.top_k >= 0, "0 or a positive whole number"),
-        "--top-p": (0 < arguments.top_p <= 1, "in (0, 1]"),
-        "--beams": (arguments.beams >= 1, "at least 1"),
-        "--seed": (0 <= arguments.seed < 2**32, "a whole number from 0 to 4294967295"),
-        "--batch-size": (arguments.batch_size >= 1, "at least 1"),
         "--beams with --temperature, --top-k or --top-p": (arguments.beams == 1 or not sampled, "beams or sampling"),
     }
     for name, (holds, expected) in checks.items():

@@ -61,6 +61,8 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         _end(2, out_of_memory(str(error)))
+    except MemoryError as error:
+        _end(2, out_of_memory(str(error)))
     except BrokenPipeError:
         _end(1)
     except Stopped as stop:
@@ -106,7 +108,7 @@ def out_of_memory(message: str) -> str:
     named = re.search(r"\d[\d.,]* ?(?:[KMGT]i?B?\b|bytes)", message)
     wanted = named[0] if named else "XLA does not say how much"
     return (
-        f"a device has too little memory ({wanted} asked for); give a smaller --micro-batch, --batch-size or "
+        f"there is too little memory ({wanted} asked for); give a smaller --micro-batch, --batch-size or "
         "--max-length, --model.remat full, or more devices to split the parameters over (--parallel mesh "
         "--mesh.fsdp -1 --mesh.data 1); python -m launch plan says what a preset takes"
     )

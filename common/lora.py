@@ -5,45 +5,41 @@ The base tree is never rewritten. A model run as `apply({"params": base, "lora":
 """
 
 import dataclasses
-import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
+from common.bounds import Rate, Within, check_numbers
 from common.errors import UserError
 from common.io.patterns import full_matches
 from common.types import PyTree
+
+RANK = Within(1, 1 << 16)
+ALPHA = Within(0, 1e9, above=True)
+Rank = Annotated[int, RANK]
+Alpha = Annotated[float, ALPHA]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """Rank, scale and places of the adapters. All linear projections of the decoder by default."""
 
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.05
+    rank: Rank = 16
+    alpha: Alpha = 32.0
+    dropout: Rate = 0.05
     targets: str = r"(q|k|v|o|gate|up|down)_proj"  # regular expression that a layer's name must match whole
-
-
-def check_lora(config: LoraConfig) -> None:
-    """Raise UserError for a number that makes no sense."""
-    if config.rank < 1:
-        raise UserError(f"lora.rank: {config.rank} makes no sense; expected at least 1")
-    if not math.isfinite(config.alpha) or config.alpha <= 0:
-        raise UserError(f"lora.alpha: {config.alpha} makes no sense; expected a finite number above 0")
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"lora.dropout: {config.dropout} makes no sense; expected from 0 to below 1")
 
 
 def init_lora(base: PyTree, config: LoraConfig, key: Array) -> PyTree:
     """Adapters for every dense layer whose name matches `config.targets`: A uniform as in PEFT, B zero; float32.
 
     `base` may hold arrays or shapes (`jax.eval_shape`). Raises UserError where nothing matches, and for
-    numbers that make no sense.
+    numbers out of bounds.
     """
-    check_lora(config)
+    check_numbers(config, "lora.")
     kernels = [path for path in flatten_dict(base) if path[-1] == "kernel"]
     names = sorted({path[-2] for path in kernels})
     (held,) = full_matches([config.targets], names, "lora.targets")

@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import optax
 
-from common.errors import UserError
+from common.bounds import NotNegative, Positive, Probability, Rate, check_numbers
 from common.types import PyTree
 
 
@@ -16,29 +16,20 @@ class OptimConfig:
     """AdamW with warm-up and decay. Defaults are those of the RetSTA paper and of Hugging Face's trainer."""
 
     optimizer: Literal["adamw", "adam", "amsgrad"] = "adamw"  # but for adamw, weight decay is L2 on everything
-    learning_rate: float = 3e-5  # at the end of the warm-up
+    learning_rate: NotNegative = 3e-5  # at the end of the warm-up
     schedule: Literal["constant", "linear", "cosine"] = "cosine"  # after the warm-up, down to 0
-    warmup_ratio: float = 0.03  # share of all steps over which the learning rate rises from 0
-    weight_decay: float = 0.0  # adamw: decoupled; on matrices only, never on biases and norms
-    clip_norm: float = 1.0  # largest global norm of the gradient; 0 turns clipping off
-    clip_value: float = 0.0  # largest absolute value of a gradient's entry; 0 turns clipping off
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
+    warmup_ratio: Probability = 0.03  # share of all steps over which the learning rate rises from 0
+    weight_decay: NotNegative = 0.0  # adamw: decoupled; on matrices only, never on biases and norms
+    clip_norm: NotNegative = 1.0  # largest global norm of the gradient; 0 turns clipping off
+    clip_value: NotNegative = 0.0  # largest absolute value of a gradient's entry; 0 turns clipping off
+    b1: Rate = 0.9
+    b2: Rate = 0.999
+    eps: Positive = 1e-8
 
 
 def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     """Learning rate by step: linear warm-up over ceil(warmup_ratio x total), then the named decay to 0."""
-    for name in ("learning_rate", "weight_decay", "clip_norm", "clip_value", "eps"):
-        if not 0 <= (value := getattr(config, name)) < float("inf"):
-            raise UserError(f"optim.{name}: {value} makes no sense; expected a finite number from 0")
-    if config.eps == 0:
-        raise UserError("optim.eps: 0 divides by zero where a gradient is 0; expected a number above 0, such as 1e-8")
-    for name in ("b1", "b2"):
-        if not 0 <= (value := getattr(config, name)) < 1:
-            raise UserError(f"optim.{name}: {value} makes no sense; expected from 0 to below 1")
-    if not 0 <= config.warmup_ratio <= 1:
-        raise UserError(f"optim.warmup_ratio: {config.warmup_ratio} is not a share between 0 and 1")
+    check_numbers(config, "optim.")
     warmup = -int(-config.warmup_ratio * total_steps // 1)
     rest = max(total_steps - warmup, 1)
     decay = {

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from common.bounds import Within
 from common.errors import UserError
 from common.models.layers import BATCH_AXES, constrain
 from common.options import Needs
@@ -29,13 +30,16 @@ Rules = Sequence[tuple[str, tuple[str | None, ...]]]  # (pattern searched in a l
 Mode = Literal["auto", "jit", "pmap", "mesh"]  # auto: jit on one device, a mesh on several
 
 
+Axis = Annotated[int, Within(-1, 1 << 20)]
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Sizes of the mesh axes; at most one may be -1, which stands for the devices that the others leave."""
 
-    data: int = -1  # mesh axis: rows split, parameters repeated
-    fsdp: int = 1  # mesh axis: rows split, and parameters split too and gathered layer by layer
-    tensor: int = 1  # mesh axis: heads, hidden units and vocabulary split
+    data: Axis = -1  # mesh axis: rows split, parameters repeated
+    fsdp: Axis = 1  # mesh axis: rows split, and parameters split too and gathered layer by layer
+    tensor: Axis = 1  # mesh axis: heads, hidden units and vocabulary split
 
 
 MESH_NEEDS = Needs("mesh", "parallel", ("auto", "mesh"))

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from common.bounds import RATE, Within
+from common.bounds import RATE
 from common.errors import UserError
 from common.io.patterns import full_matches
 from common.io.terminal import printable
-from common.lora import LoraConfig
+from common.lora import ALPHA, RANK, LoraConfig
 from common.models.published import read_entries
 from common.types import PyTree
 from common.weights import (
@@ -44,8 +44,6 @@ Decoder = Literal["model.", "model.language_model."]  # how the names of a decod
 TEXT: Decoder = "model."
 VISION_LANGUAGE: Decoder = "model.language_model."
 ALL_LINEAR = "all-linear"
-RANK = Within(1, 1 << 16)
-SCALE = Within(0, 1e9, above=True)
 # Modules that an adapter may hold whole (`modules_to_save`), by their names in PEFT, and our leaves.
 WHOLE = {
     "lm_head": "lm_head",
@@ -335,7 +333,7 @@ def _check(published: dict[str, Any], file: Path) -> None:
 
 def _kinds(published: dict[str, Any]) -> Iterator[tuple[str, tuple[bool, str]]]:
     """Whether each entry that is read is of its kind, and what is expected."""
-    whole, number = f"a whole number, {RANK}", f"a number, {SCALE}"
+    whole, number = f"a whole number, {RANK}", f"a number, {ALPHA}"
     yield "r", (_is_rank(published.get("r", 8)), whole)
     yield "lora_alpha", (_is_number(published.get("lora_alpha", 8)), number)
     dropout = published.get("lora_dropout", 0.0)
@@ -363,4 +361,4 @@ def _is_rank(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and value in SCALE
+    return type(value) in (int, float) and value in ALPHA

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from common.config import check_run_directory, check_seed, choose_preset, differences, parse
+from common.bounds import SEED, STEPS_OR_ALL, bounded
+from common.config import check_run_directory, choose_preset, differences, parse
 from common.data.parts import Part
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
@@ -89,8 +90,8 @@ def main(arguments: list[str]) -> None:
     first.add_argument("--preset", default="demo")
     first.add_argument("--directory", type=Path)
     first.add_argument("--rows", nargs="+")
-    first.add_argument("--seeds", nargs="+", type=int, default=[0])
-    first.add_argument("--sft-steps", type=int, default=0)
+    first.add_argument("--seeds", nargs="+", type=bounded(SEED), default=[0])
+    first.add_argument("--sft-steps", type=bounded(STEPS_OR_ALL), default=0)
     chosen, rest = first.parse_known_args(arguments[1:])
     if {"-h", "--help"} & set(arguments):
         print(
@@ -107,8 +108,6 @@ def main(arguments: list[str]) -> None:
     config = parse(RlConfig, choose_preset(RL_PRESETS, chosen.preset), rest, program, ABLATION_NEEDS, RL_PRESETS)
     if chosen.directory is None:
         raise UserError(f"{PROGRAM}: --directory DIR is missing; name a directory for the runs")
-    for seed in chosen.seeds:
-        check_seed(seed)
     sft = dataclasses.replace(SFT_PRESETS[chosen.preset], max_steps=chosen.sft_steps)
     rows = dict(TABLES[arguments[0]])
     if chosen.rows is not None:

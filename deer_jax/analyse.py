@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from common.config import check_seed
+from common.bounds import COUNT, FINITE, SEED, SHARE, bounded
 from common.errors import Parser, UserError
 from common.io.numbers import rounded
 from common.io.text import json_text
@@ -54,20 +54,19 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--labeler", required=True, metavar="PATH")
     parser.add_argument("--labeler-tokenizer", type=Path, metavar="DIR", help="with the vocab.txt of chexbert.pth")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the policy (masking, page)")
-    parser.add_argument("--share", type=float, default=0.1, help="masking: of each report's tokens (%(default)s)")
+    parser.add_argument(
+        "--share", type=bounded(SHARE, float), default=0.1, help="masking: of each report's tokens (%(default)s)"
+    )
     parser.add_argument("--selected", type=Path, help="rewards: what deer select printed")
-    parser.add_argument("--gamma", type=float, default=0.0, help="rewards: weight of BLEU-2 (%(default)s)")
+    parser.add_argument(
+        "--gamma", type=bounded(FINITE, float), default=0.0, help="rewards: weight of BLEU-2 (%(default)s)"
+    )
     parser.add_argument("--method", choices=("tfidf", "gradient"), default="gradient", help="page: the weights shown")
-    parser.add_argument("--limit", type=int, default=20, help="page: studies shown (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=bounded(COUNT), default=20, help="page: studies shown (%(default)s)")
+    parser.add_argument("--seed", type=bounded(SEED), default=0)
     parser.add_argument("--output", type=Path, help="file to write; default: standard output, token_weights.html")
     chosen = parser.parse_args(arguments)
     check_options(chosen, arguments, NEEDS, PROGRAM)
-    if not 0 < chosen.share <= 1 or chosen.limit < 1:
-        raise UserError(f"{PROGRAM}: --share is above 0 up to 1, --limit at least 1")
-    if not np.isfinite(chosen.gamma):
-        raise UserError(f"{PROGRAM}: --gamma {chosen.gamma} is not finite")
-    check_seed(chosen.seed)
     check_output(chosen.output, chosen.file, *filter(None, [chosen.selected]))
     if chosen.what != "rewards" and chosen.tokenizer is None:
         raise UserError(f"{PROGRAM} {chosen.what}: --tokenizer DIR is missing; name the policy's")

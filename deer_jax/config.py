@@ -8,8 +8,21 @@ epochs, temperature, clip range, KL or lengths; docs/deer.md says what is chosen
 import dataclasses
 import operator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from common.bounds import (
+    Count,
+    CountOrNone,
+    Finite,
+    NotNegative,
+    Probability,
+    Seed,
+    Share,
+    Side,
+    Steps,
+    StepsOrAll,
+    Within,
+)
 from common.data.source import HELP as DATA_HELP
 from common.data.source import STUDY_NEEDS, StudySource
 from common.lora import LoraConfig
@@ -23,12 +36,14 @@ from deer_jax.ditpo import Objective
 EMBEDDED_BASE = Path(__file__).parent / "assets" / "base"
 INSTRUCTION = "Write the findings section of the radiology report for this study."
 
+Group = Annotated[int, Within(1, 4096)]
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(StudySource):
     """Which studies to learn from, and what the model sees of them."""
 
-    side: int = 448  # pixels of the square that images are resized to; a multiple of 112 fills every attention window
+    side: Side = 448  # pixels of the square that images are resized to; a multiple of 112 fills every attention window
     ids: str = ""  # JSON of `deer select`, whose ids are the training studies that are used; "": all
 
 
@@ -42,17 +57,17 @@ class ModelConfig:
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of stored weights that are not trained
     attention: Implementation = "auto"
     remat: Remat = "dots"  # what the backward pass recomputes: nothing, all but large products, each layer whole
-    loss_chunk: int = 128  # positions of each row whose logits exist at one time
+    loss_chunk: Count = 128  # positions of each row whose logits exist at one time
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
     """How reports are sampled."""
 
-    group: int = 8  # reports of each study
-    max_new_tokens: int = 256
-    temperature: float = 1.0
-    top_p: float = 1.0  # log-probabilities are those before it
+    group: Group = 8  # reports of each study
+    max_new_tokens: Count = 256
+    temperature: NotNegative = 1.0
+    top_p: Share = 1.0  # log-probabilities are those before it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +77,10 @@ class RewardConfig:
     labeler: str = ""  # chexbert.pth, a labeler's directory, or "phantom"
     labeler_tokenizer: str = ""  # directory with the vocab.txt of chexbert.pth
     function: str = ""  # module:function of another reward (texts, references) -> floats; "": label F1 + gamma * BLEU-2
-    gammas: tuple[float, ...] = (0.0, 0.25)  # one for each phase
-    phase_ends: tuple[float, ...] = (0.5,)  # shares of the run at which phases end, but for the last
+    gammas: tuple[Finite, ...] = (0.0, 0.25)  # one for each phase
+    phase_ends: tuple[Probability, ...] = (0.5,)  # shares of the run at which phases end, but for the last
     weights: str = "gradient"  # of tokens: uniform (GRPO), tfidf, gradient, or module:function of your own scores
-    strength: float = -1.0  # w = 1 + strength * score; -1: the paper's 4 for tfidf and 1 for gradient
+    strength: Finite = -1.0  # w = 1 + strength * score; -1: the paper's 4 for tfidf and 1 for gradient
     uncertain: bool = False  # gradient: also the logits of the uncertain class
 
 
@@ -80,11 +95,11 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
     instruction: str = INSTRUCTION
-    batch_size: int = 64  # studies of one update, over all devices
-    micro_batch: int = 8  # studies that one device takes at a time; the rest is accumulation
-    checkpoint_every: int = 100  # updates between checkpoints; the last update always gets one
-    evaluate_every: int = 100  # updates between validations, after which the best checkpoint may change
-    seed: int = 0
+    batch_size: Count = 64  # studies of one update, over all devices
+    micro_batch: Count = 8  # studies that one device takes at a time; the rest is accumulation
+    checkpoint_every: Steps = 100  # updates between checkpoints; the last update always gets one
+    evaluate_every: Steps = 100  # updates between validations, after which the best checkpoint may change
+    seed: Seed = 0
     tensorboard: bool = True  # write TensorBoard event files
     wandb_project: str = ""  # Weights & Biases project to send numbers to; "": none
 
@@ -93,17 +108,17 @@ class RunConfig:
 class SftConfig(RunConfig):
     """Everything that decides a supervised run."""
 
-    epochs: int = 1
-    max_steps: int = 0  # updates after which to end; 0: after all epochs
-    max_length: int = 256  # tokens of a report with its end; a longer one is cut, and counted
+    epochs: Steps = 1
+    max_steps: StepsOrAll = 0  # updates after which to end; 0: after all epochs
+    max_length: Count = 256  # tokens of a report with its end; a longer one is cut, and counted
 
 
 @dataclasses.dataclass(frozen=True)
 class RlConfig(RunConfig):
     """Everything that decides a run of reinforcement learning."""
 
-    steps: int = 1000  # rollouts of a batch of studies
-    updates: int = 1  # updates on each rollout
+    steps: Steps = 1000  # rollouts of a batch of studies
+    updates: Steps = 1  # updates on each rollout
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     objective: Objective = Objective()
@@ -120,11 +135,11 @@ class SampleConfig:
     parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
     instruction: str = INSTRUCTION
     split: Literal["train", "validation", "test"] = "train"
-    limit: int = 0  # studies at most; 0: all
+    limit: CountOrNone = 0  # studies at most; 0: all
     labeler: str = ""  # chexbert.pth, a labeler's directory, or "phantom": adds the labels that deer select reads
     labeler_tokenizer: str = ""  # directory with the vocab.txt of chexbert.pth
-    batch_size: int = 16  # studies at a time, over all devices
-    seed: int = 0
+    batch_size: Count = 16  # studies at a time, over all devices
+    seed: Seed = 0
 
 
 PAPER_SFT = OptimConfig(learning_rate=1e-5)

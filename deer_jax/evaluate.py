@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
+from common.bounds import COUNT, bounded
 from common.errors import Parser, UserError
 from common.io.numbers import rounded
 from common.io.terminal import say
@@ -55,11 +56,11 @@ def main(arguments: list[str]) -> None:
         "--external", action="append", default=[], metavar="NAME=COMMAND",
         help='a scorer: reads those rows on standard input, writes rows {"id", "scores": {name: number}}; repeatable',
     )  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="of the labeler; default: %(default)s")
+    parser.add_argument(
+        "--batch-size", type=bounded(COUNT), default=32, metavar="N", help="of the labeler; default: %(default)s"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="file to write the object to as well")
     chosen = parser.parse_args(arguments)
-    if chosen.batch_size < 1:
-        raise UserError("deer evaluate: --batch-size: expected at least 1")
     check_output(chosen.output, chosen.predictions)
     rows = read_rows(chosen.predictions, {"id": str | int, "prediction": str, "reference": str})
     scorers = parse_scorers(chosen.external)

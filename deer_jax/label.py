@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from common.errors import Parser, UserError
+from common.bounds import COUNT, bounded
+from common.errors import Parser
 from common.jsonl import read_rows
 from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept
 from deer_jax.labeler import Labeler, Labels, check_labels, load_labeler, read_texts, spread
@@ -64,11 +65,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--logits", action="store_true", help="add the logits of all classes to each row")
     parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="file to write or resume; default: stdout")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: %(default)s")
-    chosen = parser.parse_args(arguments)
-    if chosen.batch_size < 1:
-        raise UserError("deer label: --batch-size: expected at least 1")
-    return chosen
+    parser.add_argument("--batch-size", type=bounded(COUNT), default=32, metavar="N", help="default: %(default)s")
+    return parser.parse_args(arguments)
 
 
 def label_rows(

@@ -4,13 +4,11 @@ import dataclasses
 import operator
 from typing import Literal
 
-from common.errors import UserError
+from common.bounds import Count, Probability, Seed, Steps, StepsOrAll, check_numbers
 from common.models.bert import BertConfig
 from common.optim import OptimConfig
 from common.options import Needs
 from common.parallel import MESH_NEEDS, MeshConfig, Mode
-
-POSITIVE = ("epochs", "checkpoint_every", "evaluate_every", "batch_size", "validation_size", "train_size", "test_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,24 +21,24 @@ class LabelerRunConfig:
     archive: str = ""  # openi: NLMCXR_reports.tgz
     gold: str = ""  # openi: openi_gld_std14.csv
     test_ids: str = ""  # openi: openi-testset.txt
-    train_size: int = 48_000  # phantom reports
-    validation_size: int = 500  # phantom reports, or Open-i reports set aside from the training part
-    test_size: int = 1000  # phantom reports
-    damaged: float = 0.5  # share of phantom reports that are cut, repeated, mixed, scrambled
+    train_size: Count = 48_000  # phantom reports
+    validation_size: Count = 500  # phantom reports, or Open-i reports set aside from the training part
+    test_size: Count = 1000  # phantom reports
+    damaged: Probability = 0.5  # share of phantom reports that are cut, repeated, mixed, scrambled
     init: str = ""  # directory of bert-base-uncased, weights and vocab.txt; without it training is from scratch
     encoder: BertConfig = BertConfig()  # from scratch; vocab_size is then the most that the vocabulary may hold
     shuffle: bool = False  # sentences of a training report change places in each epoch
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()
     parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
-    epochs: int = 1
-    max_steps: int = 0  # updates after which to end; 0: after all epochs
-    checkpoint_every: int = 100  # updates between checkpoints; the last update always gets one
-    evaluate_every: int = 100  # updates between validations, after which the best checkpoint may change
-    batch_size: int = 16  # reports of one update, over all devices
-    buckets: tuple[int, ...] = (64, 128, 256, 512)  # tokens that rows are padded to
+    epochs: Steps = 1
+    max_steps: StepsOrAll = 0  # updates after which to end; 0: after all epochs
+    checkpoint_every: Steps = 100  # updates between checkpoints; the last update always gets one
+    evaluate_every: Steps = 100  # updates between validations, after which the best checkpoint may change
+    batch_size: Count = 16  # reports of one update, over all devices
+    buckets: tuple[Count, ...] = (64, 128, 256, 512)  # tokens that rows are padded to
     export_dtype: Literal["float32", "float16"] = "float32"  # of the labeler's weights as they are written
-    seed: int = 0
+    seed: Seed = 0
     tensorboard: bool = True  # write TensorBoard event files
     wandb_project: str = ""  # Weights & Biases project to send numbers to; "": none
 
@@ -96,11 +94,5 @@ NEEDS = (
 
 
 def check_config(config: LabelerRunConfig) -> None:
-    """Raise UserError for a number that makes no sense, before it does harm elsewhere."""
-    for name in POSITIVE:
-        if getattr(config, name) < 1:
-            raise UserError(f"{name}: {getattr(config, name)} makes no sense; expected at least 1")
-    if config.max_steps < 0:
-        raise UserError(f"max_steps: {config.max_steps} makes no sense; expected at least 1, or 0 for all epochs")
-    if not 0 <= config.damaged <= 1:
-        raise UserError(f"damaged: {config.damaged} is not a share between 0 and 1")
+    """Raise UserError for a number out of its bounds."""
+    check_numbers(config)

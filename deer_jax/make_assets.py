@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from common.bounds import COUNT, STEPS, bounded
 from common.checkpoint import open_checkpoints
 from common.data.huggingface_tokenizer import QWEN2_SPECIAL
 from common.data.images import GreyImage, augment, resize_shorter
@@ -223,9 +224,9 @@ def main(arguments: list[str]) -> None:
     parser = Parser("python -m deer_jax.make_assets", description=__doc__)
     parser.add_argument("--output", type=Path, default=EMBEDDED_BASE, help="directory of the finished model")
     parser.add_argument("--work", type=Path, default=Path("runs/deer-base"), help="run directory; can be continued")
-    parser.add_argument("--studies", type=int, default=5_000, help="phantom studies to learn from")
-    parser.add_argument("--steps", type=int, default=3_000, help="updates")
-    parser.add_argument("--rows", type=int, default=32, help="studies of an update")
+    parser.add_argument("--studies", type=bounded(COUNT), default=5_000, help="phantom studies to learn from")
+    parser.add_argument("--steps", type=bounded(STEPS), default=3_000, help="updates")
+    parser.add_argument("--rows", type=bounded(COUNT), default=32, help="studies of an update")
     options = parser.parse_args(arguments)
     make(options.output, options.work, options.studies, options.steps, options.rows)
 

@@ -1,6 +1,5 @@
 """`deer rl`: reinforcement learning of report generation, GRPO or DiTPO by the token weights that are chosen."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from common.bounds import POSITIVE, check_number
 from common.checkpoint import open_checkpoints, restore_trainable
 from common.config import check_run_directory, claim_run_directory
 from common.data.packing import GlobalBatch
@@ -40,7 +40,7 @@ from deer_jax.stage import (
     Base,
     accumulation,
     attention_of,
-    check_numbers,
+    check_run,
     checkpoint_note,
     decode_settings,
     export,
@@ -65,28 +65,16 @@ def main(arguments: list[str]) -> None:
 
 
 def check_config(config: RlConfig) -> None:
-    """Raise UserError for a number that makes no sense, before it does harm elsewhere."""
-    check_numbers(config, "steps", "updates")
+    """Raise UserError for a number out of its bounds, and for numbers that do not go together."""
+    check_run(config)
     rollout, reward = config.rollout, config.reward
     if rollout.group < 2:
         raise UserError(f"rollout.group: {rollout.group} reports have no group to be compared with; expected 2 or more")
-    if rollout.max_new_tokens < 1 or not 0 < rollout.temperature < math.inf or not 0 < rollout.top_p <= 1:
-        raise UserError(
-            "rollout: expected max_new_tokens of at least 1, a temperature above 0, and top_p above 0 up to 1"
-        )
+    check_number("rollout.temperature", rollout.temperature, POSITIVE)
     if len(reward.phase_ends) != len(reward.gammas) - 1 or sorted(reward.phase_ends) != list(reward.phase_ends):
         raise UserError("reward: expected an end in phase_ends for each phase of gammas but the last, in rising order")
-    if not all(0 <= end <= 1 for end in reward.phase_ends):
-        raise UserError(f"reward.phase_ends: {reward.phase_ends}; expected shares of the run, from 0 to 1")
-    if not all(map(math.isfinite, reward.gammas)):
-        raise UserError(f"reward.gammas: {reward.gammas}; expected finite numbers")
-    if reward.strength != PAPERS and not 0 <= reward.strength < math.inf:
-        raise UserError(
-            f"reward.strength: {reward.strength}; expected a finite number of at least 0, or {PAPERS} for the paper's"
-        )
-    for name in ("clip_low", "clip_high", "kl"):
-        if not 0 <= (value := getattr(config.objective, name)) < math.inf:
-            raise UserError(f"objective.{name}: {value}; expected a finite number of at least 0")
+    if reward.strength != PAPERS and reward.strength < 0:
+        raise UserError(f"reward.strength must be at least 0, or {PAPERS} for the paper's, found {reward.strength}")
 
 
 def reward_labeler(reward: RewardConfig) -> Labeler | None:

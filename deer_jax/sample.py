@@ -1,7 +1,6 @@
 """`deer sample`: reports of a model for the studies of a data set, several of each or the likeliest one."""
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from common.config import check_seed, choose_preset, parse, to_json
+from common.bounds import check_numbers
+from common.config import choose_preset, parse, to_json
 from common.data.parts import Part
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
@@ -54,11 +54,7 @@ def main(arguments: list[str]) -> None:
 def sample_run(config: SampleConfig, output: Path) -> None:
     """Write, or go on writing, the reports of a split. Raises UserError."""
     rollout = config.rollout
-    if min(rollout.group, rollout.max_new_tokens, config.batch_size) < 1 or config.limit < 0:
-        raise UserError(f"{PROGRAM}: group, max_new_tokens and batch_size are at least 1, limit at least 0")
-    check_seed(config.seed)
-    if not 0 <= rollout.temperature < math.inf or not 0 < rollout.top_p <= 1:
-        raise UserError(f"{PROGRAM}: expected a temperature of at least 0, and top_p above 0 up to 1")
+    check_numbers(config)
     if rollout.temperature == 0 and rollout.group > 1:
         raise UserError(f"{PROGRAM}: temperature 0 gives one report; set --rollout.group 1, or a temperature")
     parts = read_parts(config.data, Quarantine())

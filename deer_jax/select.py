@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from common.bounds import FINITE, bounded
 from common.errors import Parser, UserError
 from common.io.text import json_text, read_json_object
 from common.jsonl import check_output, read_rows, write_rows
@@ -58,7 +59,9 @@ def main(arguments: list[str]) -> None:
         help="log-rank: with the probabilities of Eq. 5, without replacement (default); top: the most diverse; random",
     )  # fmt: skip
     parser.add_argument(
-        "--exponent", type=float, help="log-rank: power of the probabilities, 1 being the paper's; more is sharper"
+        "--exponent",
+        type=bounded(FINITE, float),
+        help="log-rank: power of the probabilities, 1 being the paper's; more is sharper",
     )
     parser.add_argument("--output", type=Path, help="file to write the object to as well")
     chosen = parser.parse_args(arguments)

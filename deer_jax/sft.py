@@ -13,7 +13,6 @@ from common.data.packing import plan_epochs, plan_in_order
 from common.data.parts import Part
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
-from common.errors import UserError
 from common.models.qwen2_vl import SHARDING_RULES
 from common.optim import make_optimizer, make_schedule
 from common.parallel import Layout, compile_evaluation, compile_step, make_layout, place, place_batch
@@ -25,7 +24,7 @@ from deer_jax.stage import (
     Base,
     accumulation,
     attention_of,
-    check_numbers,
+    check_run,
     checkpoint_note,
     export,
     initial_trees,
@@ -83,9 +82,7 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
 
     Raises UserError for bad input before anything is written.
     """
-    check_numbers(config, "epochs", "max_length")
-    if config.max_steps < 0:
-        raise UserError(f"max_steps: {config.max_steps} makes no sense; expected at least 1, or 0 for all epochs")
+    check_run(config)
     first_process = jax.process_index() == 0
     if first_process:
         check_run_directory(run_dir, config)

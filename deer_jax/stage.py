@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from common.config import check_seed, choose_preset, parse
+from common.bounds import check_numbers
+from common.config import choose_preset, parse
 from common.data.exported_tokenizer import exported_files, reading_note
 from common.data.parts import Part
 from common.data.qwen_images import check_processor
@@ -83,12 +84,9 @@ def base_directory(model: ModelConfig) -> Path:
     return EMBEDDED_BASE if model.base == "embedded" else Path(model.base)
 
 
-def check_numbers(config: RunConfig, *more: str) -> None:
-    """Raise UserError for a number below 1 where that makes no sense, a seed that is none, a logger that is missing."""
-    check_seed(config.seed)
-    for name in ("batch_size", "micro_batch", "checkpoint_every", "evaluate_every", *more):
-        if (value := getattr(config, name)) < 1:
-            raise UserError(f"{name}: {value} makes no sense; expected at least 1")
+def check_run(config: RunConfig) -> None:
+    """Raise UserError for a number out of its bounds, or a logger that is missing."""
+    check_numbers(config)
     check_wandb(config.wandb_project)
 
 

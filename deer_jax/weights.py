@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from common.bounds import FINITE, bounded
 from common.data.tokenizers import load_tokenizer
 from common.errors import Parser, UserError
 from common.jsonl import SURROGATE, read_rows
@@ -60,15 +61,15 @@ def main(arguments: list[str]) -> None:
         metavar="DIR",
         help="with the labeler's vocab.txt; default: beside it, or in the --tokenizer directory",
     )
-    parser.add_argument("--strength", type=float, help="default: 4 for tfidf, 1 for gradient and for your own")
+    parser.add_argument(
+        "--strength", type=bounded(FINITE, float), help="default: 4 for tfidf, 1 for gradient and for your own"
+    )
     parser.add_argument("--uncertain", action="store_true", help="gradient: add the logits of the uncertain class")
     parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="file to write or resume; default: stdout")
     chosen = parser.parse_args(arguments)
     check_options(chosen, arguments, NEEDS, "deer weights")
     rows = read_rollout_rows(chosen.file)
     strength = STRENGTH.get(chosen.method, 1.0) if chosen.strength is None else chosen.strength
-    if not np.isfinite(strength):
-        raise UserError(f"deer weights: --strength {strength} is not finite")
     labeler = None
     own = ":" in chosen.method
     if chosen.labeler is not None and (own or chosen.method == "gradient"):

@@ -24,6 +24,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
+from common.bounds import COUNT, NOT_NEGATIVE, bounded
 from common.config import choose_preset
 from common.errors import Parser, UserError
 from common.flops import forward_flops, matrix_parameters, peak_flops, train_flops
@@ -68,12 +69,17 @@ def main(arguments: Sequence[str]) -> int:
     names = [*PRESETS, *others]
     parser.add_argument("--preset", required=True, help="one of " + ", ".join(names))
     parser.add_argument("--topology", required=True, help="v5e:2x4, v6e:4x8, v5p:2x2x1, ...")
-    parser.add_argument("--micro-batch", type=int, help="rows of one device; given, no other is tried (preset's)")
-    parser.add_argument("--sequence", type=int, help="tokens of a row (preset's)")
-    parser.add_argument("--remat", choices=("none", "dots", "full"), help="(preset's)")
-    parser.add_argument("--loss-chunk", type=int, help="positions whose logits exist at one time (preset's)")
     parser.add_argument(
-        "--search-seconds", type=float, default=SEARCH_SECONDS, help="processor time to search (%(default)s)"
+        "--micro-batch", type=bounded(COUNT), help="rows of one device; given, no other is tried (preset's)"
+    )
+    parser.add_argument("--sequence", type=bounded(COUNT), help="tokens of a row (preset's)")
+    parser.add_argument("--remat", choices=("none", "dots", "full"), help="(preset's)")
+    parser.add_argument("--loss-chunk", type=bounded(COUNT), help="positions whose logits exist at one time (preset's)")
+    parser.add_argument(
+        "--search-seconds",
+        type=bounded(NOT_NEGATIVE, float),
+        default=SEARCH_SECONDS,
+        help="processor time to search (%(default)s)",
     )
     options = parser.parse_args(list(arguments))
     jax.config.update("jax_platforms", "cpu")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from common.bounds import COUNT, COUNT_OR_NONE, bounded
 from common.config import choose_preset, parse, remove_run
 from common.errors import Parser, UserError, run_cli
 from common.io.numbers import score_text
@@ -64,11 +65,11 @@ def evaluate(arguments: list[str]) -> None:
     )
     options.add_argument("--run-dir", type=Path, required=True)
     options.add_argument("--split", choices=("test", "validation"), default="test")
-    options.add_argument("--limit", type=int, default=0, help="at most so many reports; 0, the default: all")
-    options.add_argument("--batch-size", type=int, default=32)
+    options.add_argument(
+        "--limit", type=bounded(COUNT_OR_NONE), default=0, help="at most so many reports; 0, the default: all"
+    )
+    options.add_argument("--batch-size", type=bounded(COUNT), default=32)
     chosen = options.parse_args(arguments)
-    if chosen.batch_size < 1 or chosen.limit < 0:
-        raise UserError("retsta evaluate: --batch-size is at least 1, --limit at least 0")
     evaluate_in(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size)
 
 
@@ -93,10 +94,8 @@ def standardize(arguments: list[str]) -> None:
     )
     options.add_argument("--run-dir", type=Path, required=True, help="the run whose best weights to use")
     options.add_argument("--output", type=Path, help="JSONL file to write or resume; default: standard output")
-    options.add_argument("--batch-size", type=int, default=32)
+    options.add_argument("--batch-size", type=bounded(COUNT), default=32)
     chosen = options.parse_args(arguments)
-    if chosen.batch_size < 1:
-        raise UserError("retsta standardize: --batch-size is at least 1")
     from retsta_jax.standardize import standardize_file
 
     standardize_file(chosen.run_dir, chosen.source, chosen.output, chosen.batch_size)

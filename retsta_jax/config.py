@@ -9,6 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from common.bounds import Count, Phantoms, Seed, Steps, StepsOrAll
 from common.lora import LoraConfig
 from common.models.attention import Implementation
 from common.models.qwen2 import Remat
@@ -25,9 +26,9 @@ class DataConfig:
 
     corpus: Literal["fundus", "openi", "jsonl"] = "fundus"  # generated; the Open-i archive; files of your own
     language: Literal["zh", "en", "both"] = "both"  # of generated reports
-    train_size: int = 4000  # generated pairs
-    validation_size: int = 100  # generated pairs, or Open-i reports set aside from the training part
-    test_size: int = 200  # generated pairs
+    train_size: Phantoms = 4000  # generated pairs
+    validation_size: Phantoms = 100  # generated pairs, or Open-i reports set aside from the training part
+    test_size: Phantoms = 200  # generated pairs
     archive: str = ""  # Open-i: NLMCXR_reports.tgz, as published
     test_ids: str = ""  # Open-i: openi-testset.txt, the ids of the test part
     train: str = ""  # jsonl: rows {"id", "source", "target", "language"?}
@@ -47,7 +48,7 @@ class ModelConfig:
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of a frozen base; what is trained is float32
     attention: Implementation = "auto"
     remat: Remat = "full"  # what the backward pass recomputes: nothing, all but large products, each layer whole
-    loss_chunk: int = 128  # positions of each row whose logits exist at one time
+    loss_chunk: Count = 128  # positions of each row whose logits exist at one time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +65,17 @@ class RetstaConfig:
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()
     parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
-    epochs: int = 1
-    max_steps: int = 0  # updates after which to end; 0: after all epochs
-    checkpoint_every: int = 100  # updates between checkpoints; the last update always gets one
-    evaluate_every: int = 100  # updates between validations, after which the best checkpoint may change
-    batch_size: int = 16  # rows of one update, over all devices
-    micro_batch: int = 2  # rows that one device takes at a time; the rest is accumulation
-    max_length: int = 2048  # tokens of a row; a longer example is left out and counted
+    epochs: Steps = 1
+    max_steps: StepsOrAll = 0  # updates after which to end; 0: after all epochs
+    checkpoint_every: Steps = 100  # updates between checkpoints; the last update always gets one
+    evaluate_every: Steps = 100  # updates between validations, after which the best checkpoint may change
+    batch_size: Count = 16  # rows of one update, over all devices
+    micro_batch: Count = 2  # rows that one device takes at a time; the rest is accumulation
+    max_length: Count = 2048  # tokens of a row; a longer example is left out and counted
     packing: bool = False  # several examples in a row; else one, padded to the next of `buckets`
-    buckets: tuple[int, ...] = (256, 512, 1024, 2048)
-    max_new_tokens: int = 512  # of a standard report
-    seed: int = 0
+    buckets: tuple[Count, ...] = (256, 512, 1024, 2048)
+    max_new_tokens: Count = 512  # of a standard report
+    seed: Seed = 0
     tensorboard: bool = True  # write TensorBoard event files
     wandb_project: str = ""  # Weights & Biases project to send numbers to; "": none
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import sentencepiece
 
+from common.bounds import COUNT, STEPS, bounded
 from common.checkpoint import open_checkpoints
 from common.data.encode import encode_examples
 from common.data.packing import plan_epochs
@@ -144,8 +145,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("runs/assets"), help="run directory; continues if interrupted"
     )
-    parser.add_argument("--steps", type=int, default=2500, help="updates of batch-size rows of 256 tokens")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=bounded(STEPS), default=2500, help="updates of batch-size rows of 256 tokens")
+    parser.add_argument("--batch-size", type=bounded(COUNT), default=8)
     options = parser.parse_args(arguments)
     make(options.output, options.work, options.steps, options.batch_size)
 

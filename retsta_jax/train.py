@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array
 
+from common.bounds import check_numbers
 from common.checkpoint import open_checkpoints, restore_trainable
-from common.config import check_run_directory, check_seed, claim_run_directory
+from common.config import check_run_directory, claim_run_directory
 from common.data.encode import Example, encode_examples
 from common.data.exported_tokenizer import exported_files, reading_note
 from common.data.packing import plan_epochs
@@ -21,7 +22,7 @@ from common.errors import UserError
 from common.fingerprints import fingerprint_directory
 from common.flops import peak_flops, sft_flops
 from common.logs import check_wandb
-from common.lora import check_lora, init_lora
+from common.lora import init_lora
 from common.models.attention import attention_line, check_implementation
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config, check_vocabulary
 from common.models.qwen2_weights import config_from_directory, load_qwen2, param_shapes, save_qwen2
@@ -44,8 +45,6 @@ from common.types import LossSum, PyTree, TextBatch, TrainState
 from retsta_jax.config import EMBEDDED_BASE, RetstaConfig
 from retsta_jax.data import load_splits
 from retsta_jax.prompts import encode_pairs
-
-POSITIVE = ("epochs", "checkpoint_every", "evaluate_every", "batch_size", "micro_batch", "max_length", "max_new_tokens")
 
 
 class Base(NamedTuple):
@@ -129,16 +128,8 @@ def checkpoint_note(directory: Path) -> dict[str, Any]:
 
 
 def check_config(config: RetstaConfig) -> None:
-    """Raise UserError for a number that makes no sense, before it does harm elsewhere."""
-    check_seed(config.seed)
-    positive = {name: getattr(config, name) for name in POSITIVE}
-    positive |= {"model.loss_chunk": config.model.loss_chunk}
-    for name, value in positive.items():
-        if value < 1:
-            raise UserError(f"{name}: {value} makes no sense; expected at least 1")
-    if config.max_steps < 0:
-        raise UserError(f"max_steps: {config.max_steps} makes no sense; expected at least 1, or 0 for all epochs")
-    check_lora(config.lora)
+    """Raise UserError for a number out of its bounds, or a logger that is missing."""
+    check_numbers(config)
     check_wandb(config.wandb_project)
 
 

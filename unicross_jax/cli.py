@@ -1,13 +1,13 @@
 """`unicross train | evaluate | report | ablation | demo`: the command line of report generation from radiographs."""
 
-import math
 from pathlib import Path
 from typing import Any
 
+from common.bounds import COUNT, COUNT_OR_NONE, FEW, SEED, bounded
 from common.config import choose_preset, parse, remove_run
 from common.errors import Parser, UserError, run_cli
 from common.io.numbers import score_text
-from unicross_jax.config import ABLATION_NEEDS, HELP, NEEDS, PRESETS, RunConfig
+from unicross_jax.config import ABLATION_NEEDS, HELP, LENGTH_PENALTY, NEEDS, PRESETS, RunConfig
 
 USAGE = """usage: unicross COMMAND ...
 
@@ -67,17 +67,17 @@ def evaluate(arguments: list[str]) -> None:
     )
     options.add_argument("--run-dir", type=Path, required=True)
     options.add_argument("--split", choices=("test", "validation"), default="test")
-    options.add_argument("--limit", type=int, default=0, help="at most so many studies; 0, the default: all")
-    options.add_argument("--batch-size", type=int, default=32)
-    options.add_argument("--beams", type=int, help="of the search; 1: greedy (default: the run's own)")
-    options.add_argument("--length-penalty", type=float, help="of beams (default: the run's own)")
+    options.add_argument(
+        "--limit", type=bounded(COUNT_OR_NONE), default=0, help="at most so many studies; 0, the default: all"
+    )
+    options.add_argument("--batch-size", type=bounded(COUNT), default=32)
+    options.add_argument("--beams", type=bounded(FEW), help="of the search; 1: greedy (default: the run's own)")
+    options.add_argument(
+        "--length-penalty", type=bounded(LENGTH_PENALTY, float), help="of beams (default: the run's own)"
+    )
     chosen = options.parse_args(arguments)
-    if chosen.batch_size < 1 or chosen.limit < 0 or (chosen.beams is not None and chosen.beams < 1):
-        raise UserError("unicross evaluate: --batch-size and --beams are at least 1, --limit at least 0")
     own = {"beams": chosen.beams, "length_penalty": chosen.length_penalty}
     decoding = {name: value for name, value in own.items() if value is not None}
-    if not math.isfinite(decoding.get("length_penalty", 0.0)):
-        raise UserError("unicross evaluate: --length-penalty is a finite number, 0 for none")
     evaluate_in(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size, **decoding)
 
 
@@ -128,7 +128,7 @@ def ablation(arguments: list[str]) -> None:
     first.add_argument("--preset", default="demo")
     first.add_argument("--directory", type=Path)
     first.add_argument("--variants", nargs="+", default=list(VARIANTS))
-    first.add_argument("--seeds", nargs="+", type=int, default=[0])
+    first.add_argument("--seeds", nargs="+", type=bounded(SEED), default=[0])
     chosen, rest = first.parse_known_args(arguments)
     if {"-h", "--help"} & set(rest):
         names = " ".join(f"'{name}'" for name in VARIANTS)

@@ -7,8 +7,9 @@ epochs and beams of 3. `conditioning = "causal"` and no mirroring are our choice
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from common.bounds import Count, Few, Finite, NotNegative, Probability, Rate, Seed, Side, Steps, StepsOrAll, Within
 from common.data.source import HELP as DATA_HELP
 from common.data.source import STUDY_NEEDS, StudySource
 from common.optim import OptimConfig
@@ -20,14 +21,19 @@ ASSETS = Path(__file__).parent / "assets"
 EMBEDDED_CLIP = ASSETS / "clip"  # made by `python -m unicross_jax.pretrain`
 EMBEDDED_RUN = ASSETS / "demo"  # the model of a demo, for `unicross report` where no run is named
 
+Degrees = Annotated[float, Within(0, 180)]
+ReportLength = Annotated[int, Within(3, 1 << 20)]  # start, a word and end
+LENGTH_PENALTY = Within(-100, 100)  # an exponent
+LengthPenalty = Annotated[float, LENGTH_PENALTY]
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(StudySource):
     """Which studies to learn from, and what a model sees of them."""
 
-    resize: int = 256  # pixels of the shorter side, before a square of CLIP's image size is cut out
-    degrees: float = 5.0  # training images are turned by at most so much
-    brightness: float = 0.1  # and made brighter or darker by at most this share
+    resize: Side = 256  # pixels of the shorter side, before a square of CLIP's image size is cut out
+    degrees: Degrees = 5.0  # training images are turned by at most so much
+    brightness: Probability = 0.1  # and made brighter or darker by at most this share
     mirror: bool = False  # and half of them mirrored, against the "left" and "right" of their reports
 
 
@@ -36,9 +42,9 @@ class VocabularyConfig:
     """The tokens of reports."""
 
     kind: Literal["words", "clip"] = "words"  # words of the training reports, or CLIP's own pieces
-    minimum_count: int = 3  # times that a word must occur in the training reports
+    minimum_count: Count = 3  # times that a word must occur in the training reports
     merged_with: str = ""  # R2Gen's annotation.json of a second corpus, whose frequent words are added
-    merged_minimum_count: int = 10
+    merged_minimum_count: Count = 10
     merged_cleaning: Literal["lossless", "r2gen-iu", "r2gen-mimic"] = "r2gen-mimic"
 
 
@@ -54,12 +60,12 @@ class ModelConfig:
     adapters: Literal["both", "within", "across", "none"] = "both"  # attention within and across modalities
     modulation: bool = True  # text gates the visual maps (Eq. 5)
     multi_scale: bool = True  # three visual maps are merged, else the last one alone
-    heads: int = 8
-    vision_layers: int = 3
-    decoder_layers: int = 3
-    dropout: float = 0.09  # of vision Transformer and decoder
-    adapter_dropout: float = 0.1
-    words_begin: float = 0.0  # logits begin with so many times CLIP's word embeddings; 0: with random weights
+    heads: Few = 8
+    vision_layers: Few = 3
+    decoder_layers: Few = 3
+    dropout: Rate = 0.09  # of vision Transformer and decoder
+    adapter_dropout: Rate = 0.1
+    words_begin: Finite = 0.0  # logits begin with so many times CLIP's word embeddings; 0: with random weights
     dtype: Literal["float32", "bfloat16"] = "float32"  # CLIP's computation and its frozen weights
 
 
@@ -71,20 +77,24 @@ class RunConfig:
     vocabulary: VocabularyConfig = VocabularyConfig()
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
-    visual_rate: float = 1.0  # learning rate of adapters, fusion and vision Transformer, as a share of the decoder's
+    visual_rate: NotNegative = (
+        1.0  # learning rate of adapters, fusion and vision Transformer, as a share of the decoder's
+    )
     mesh: MeshConfig = MeshConfig()
     parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
-    epochs: int = 1
-    max_steps: int = 0  # updates after which to end; 0: after all epochs
-    checkpoint_every: int = 100  # updates between checkpoints; the last update always gets one
-    evaluate_every: int = 100  # updates between validations, after which the best checkpoint may change
-    batch_size: int = 16  # studies of one update, over all devices
-    micro_batch: int = 16  # studies that one device takes at a time; the rest is accumulation
-    max_length: int = 60  # tokens of a report with its start and end; a longer one is cut, and counted
-    loss_chunk: int = 128  # positions of each row whose logits exist at one time
-    beams: int = 3  # of generation; 1: greedy
-    length_penalty: float = 0.0  # of beams: log-probabilities are divided by length ** this; 0, the code's: their sum
-    seed: int = 0
+    epochs: Steps = 1
+    max_steps: StepsOrAll = 0  # updates after which to end; 0: after all epochs
+    checkpoint_every: Steps = 100  # updates between checkpoints; the last update always gets one
+    evaluate_every: Steps = 100  # updates between validations, after which the best checkpoint may change
+    batch_size: Count = 16  # studies of one update, over all devices
+    micro_batch: Count = 16  # studies that one device takes at a time; the rest is accumulation
+    max_length: ReportLength = 60  # tokens of a report with its start and end; a longer one is cut, and counted
+    loss_chunk: Count = 128  # positions of each row whose logits exist at one time
+    beams: Few = 3  # of generation; 1: greedy
+    length_penalty: LengthPenalty = (
+        0.0  # of beams: log-probabilities are divided by length ** this; 0, the code's: their sum
+    )
+    seed: Seed = 0
     tensorboard: bool = True  # write TensorBoard event files
     wandb_project: str = ""  # Weights & Biases project to send numbers to; "": none
 

@@ -21,6 +21,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, UInt8
 
+from common.bounds import COUNT, STEPS, bounded
 from common.checkpoint import open_checkpoints
 from common.data.cleaning import r2gen_clean_iu
 from common.data.clip_tokenizer import token_rows
@@ -242,9 +243,11 @@ def main(arguments: list[str]) -> None:
     parser = Parser("python -m unicross_jax.pretrain", description=__doc__)
     parser.add_argument("--output", type=Path, default=EMBEDDED_CLIP, help="directory of the finished CLIP")
     parser.add_argument("--work", type=Path, default=Path("runs/clip"), help="run directory; continues if interrupted")
-    parser.add_argument("--studies", type=int, default=16_000, help="phantom studies to learn from")
-    parser.add_argument("--steps", type=int, default=3000, help="updates")
-    parser.add_argument("--rows", type=int, default=64, help="studies of an update; each is compared with the others")
+    parser.add_argument("--studies", type=bounded(COUNT), default=16_000, help="phantom studies to learn from")
+    parser.add_argument("--steps", type=bounded(STEPS), default=3000, help="updates")
+    parser.add_argument(
+        "--rows", type=bounded(COUNT), default=64, help="studies of an update; each is compared with the others"
+    )
     options = parser.parse_args(arguments)
     make(options.output, options.work, options.studies, options.steps, options.rows)
 

@@ -1,7 +1,6 @@
 """Training UniCrossAdapter: `train_run` puts the engine around `unicross_jax.model.loss`."""
 
 import functools
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +12,9 @@ import optax
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array
 
+from common.bounds import COUNT, check_number, check_numbers
 from common.checkpoint import open_checkpoints, restore_trainable
-from common.config import check_run_directory, check_seed, claim_run_directory, to_json
+from common.config import check_run_directory, claim_run_directory, to_json
 from common.data.packing import plan_epochs, plan_in_order
 from common.data.parts import Part
 from common.data.pipeline import make_iterator
@@ -53,7 +53,6 @@ from unicross_jax.data import (
 )
 from unicross_jax.model import ReportBatch, UniCrossConfig, init_trainable, loss
 
-POSITIVE = ("epochs", "checkpoint_every", "evaluate_every", "batch_size", "micro_batch", "loss_chunk", "beams")
 VOCABULARY_FILE = "vocabulary.json"
 
 
@@ -67,28 +66,9 @@ class Task(NamedTuple):
 
 
 def check_config(config: RunConfig) -> None:
-    """Raise UserError for a number that makes no sense, before it does harm elsewhere."""
-    check_seed(config.seed)
-    least = {name: 1 for name in POSITIVE} | {"max_length": 3, "max_steps": 0}
-    values = {name: getattr(config, name) for name in least}
-    values |= {f"data.{name}": getattr(config.data, name) for name in ("views", "resize", "train_size", "test_size")}
-    values |= {f"model.{name}": getattr(config.model, name) for name in ("heads", "vision_layers", "decoder_layers")}
-    least["data.test_size"] = 0
-    for name, value in values.items():
-        if value < least.get(name, 1):
-            raise UserError(f"{name}: {value} makes no sense; expected at least {least.get(name, 1)}")
-    if not math.isfinite(config.length_penalty):
-        raise UserError(f"length_penalty: {config.length_penalty} makes no sense; expected a finite number")
-    if not math.isfinite(config.model.words_begin):
-        raise UserError(f"model.words_begin: {config.model.words_begin} makes no sense; expected a finite number")
-    if not 0 <= config.visual_rate < float("inf"):
-        raise UserError(f"visual_rate: {config.visual_rate} makes no sense; expected a finite number from 0")
-    for name, highest in (("degrees", 180), ("brightness", 1)):
-        if not 0 <= (value := getattr(config.data, name)) <= highest:
-            raise UserError(f"data.{name}: {value} makes no sense; expected from 0 to {highest}")
-    for name in ("dropout", "adapter_dropout"):
-        if not 0 <= (rate := getattr(config.model, name)) < 1:
-            raise UserError(f"model.{name}: {rate} makes no sense; expected from 0 to below 1")
+    """Raise UserError for a number out of its bounds."""
+    check_numbers(config)
+    check_number("data.train_size", config.data.train_size, COUNT)
 
 
 def check_sizes(config: RunConfig, backbone: Backbone) -> None:

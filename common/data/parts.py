@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import grain
 
+from common.bounds import check_numbers
 from common.data.builders import open_split
 from common.data.cleaning import clean_report, r2gen_clean_iu, r2gen_clean_mimic
 from common.data.images import GreyImage, read_image
@@ -47,10 +48,8 @@ def load_parts(config: StudySource, side: int, shrink: Shrink, quarantine: Quara
     Phantoms are drawn at `side` pixels; other images go through `shrink` as they are read. Studies with an image that
     cannot be read are quarantined. Raises UserError for whatever makes the data unusable.
     """
+    check_numbers(config, "data.")
     if config.layout == "phantom":
-        for name in ("phantom_seed", *(f"{part}_size" for part in PHANTOM_PLACES)):
-            if getattr(config, name) < 0:
-                raise UserError(f"data.{name}: {getattr(config, name)} makes no sense; expected at least 0")
         return {name: phantom_part(config, side, name) for name in PHANTOM_PLACES if getattr(config, f"{name}_size")}
     for field in REQUIRED[config.layout]:
         if not getattr(config, field):

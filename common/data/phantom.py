@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
+from common.bounds import PHANTOMS, SEED, SIDE, Within, bounded
 from common.data.phantom_frontal import draw_frontal
 from common.data.phantom_lateral import draw_lateral
 from common.data.phantom_study import Finding, Study, sample_study
@@ -119,14 +120,12 @@ def main(argv: list[str]) -> None:
     """Write a sheet of studies as one image."""
     parser = Parser("python -m common.data.phantom", description="Draw a sheet of phantom chest radiographs.")
     parser.add_argument("--sheet", type=Path, required=True, help="the image file to write (png)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=int, default=440, help="index of the first study")
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--columns", type=int, default=3)
-    parser.add_argument("--size", type=int, default=200, help="pixels of an image's side")
+    parser.add_argument("--seed", type=bounded(SEED), default=0)
+    parser.add_argument("--start", type=bounded(PHANTOMS), default=440, help="index of the first study")
+    parser.add_argument("--rows", type=bounded(Within(1, 100)), default=4)
+    parser.add_argument("--columns", type=bounded(Within(1, 100)), default=3)
+    parser.add_argument("--size", type=bounded(SIDE), default=200, help="pixels of an image's side")
     arguments = parser.parse_args(argv)
-    if arguments.rows < 1 or arguments.columns < 1:
-        raise UserError(f"sheet of {arguments.rows} rows and {arguments.columns} columns; expected 1 or more of each")
     sheet = draw_sheet(arguments.seed, arguments.start, arguments.rows, arguments.columns, arguments.size)
     # 64 grey levels look the same on a page of small images and take half the space.
     try:

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+from common.bounds import Few, Phantoms, Seed
 from common.options import Needs
 
 
@@ -15,11 +16,11 @@ class StudySource:
     source: str = ""  # annotation.json; Open-i's reports; JSONL rows; folder made by python -m common.data.builders
     images: str = ""  # annotation, openi, rows: folder of the images
     split: str = ""  # openi: R2Gen's split (.json), or a file with the ids of the test part
-    train_size: int = 1600  # phantom studies
-    validation_size: int = 64  # phantom studies
-    test_size: int = 200  # phantom studies
-    phantom_seed: int = 0  # which phantom studies: other seeds draw others
-    views: int = 2  # images of a study that are used, at most
+    train_size: Phantoms = 1600  # phantom studies
+    validation_size: Phantoms = 64  # phantom studies
+    test_size: Phantoms = 200  # phantom studies
+    phantom_seed: Seed = 0  # which phantom studies: other seeds draw others
+    views: Few = 2  # images of a study that are used, at most
     cleaning: Literal["lossless", "r2gen-iu", "r2gen-mimic"] = "lossless"  # of reports
 
 

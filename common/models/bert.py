@@ -8,13 +8,14 @@ parameter names follow the published checkpoints, with the layers stacked on a l
 import dataclasses
 import functools
 import operator
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from common.bounds import Few, Rate, Within
 from common.errors import UserError
 from common.metrics.clinical import FINDINGS
 from common.models.attention import attend_to, attention_weights
@@ -28,22 +29,25 @@ SIZES = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
     *("max_position_embeddings", "type_vocab_size"),
 )
+MOST_CLASSES = 1024  # of a label
+
+Width = Annotated[int, Within(1, 1 << 24)]
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
     """Sizes of the published `config.json` (default: bert-base-uncased), and how to compute."""
 
-    vocab_size: int = 30_522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    layer_norm_eps: float = 1e-12
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
+    vocab_size: Width = 30_522
+    hidden_size: Width = 768
+    num_hidden_layers: Few = 12
+    num_attention_heads: Few = 12
+    intermediate_size: Width = 3072
+    max_position_embeddings: Width = 512
+    type_vocab_size: Width = 2
+    layer_norm_eps: Rate = 1e-12
+    hidden_dropout_prob: Rate = 0.1
+    attention_probs_dropout_prob: Rate = 0.1
     dtype: str = "float32"  # of the computation
     param_dtype: str = "float32"  # of the stored weights
 
@@ -66,10 +70,14 @@ class ClassifierConfig:
     classes: tuple[int, ...] = (*(4,) * 13, 2)
 
     def __post_init__(self):
-        if len(self.labels) != len(self.classes) or not self.labels or min(self.classes) < 2:
+        if (
+            len(self.labels) != len(self.classes)
+            or not self.labels
+            or not all(2 <= number <= MOST_CLASSES for number in self.classes)
+        ):
             raise UserError(
-                f"{len(self.labels)} labels and {len(self.classes)} numbers of classes; expected as many, each at "
-                "least 2"
+                f"{len(self.labels)} labels and {len(self.classes)} numbers of classes; expected as many, each "
+                f"from 2 to {MOST_CLASSES}"
             )
 
 

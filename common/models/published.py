@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.bounds import MOST, Within
+from common.bounds import MOST, POSITIVE, Within
 from common.errors import UserError
 from common.io.terminal import printable
 from common.io.text import read_json_object
@@ -16,7 +16,7 @@ from common.io.text import read_json_object
 WIDTH = Within(1, 1 << 24)  # vocabulary, hidden units; no published model has a hundredth of it
 SIZE = Within(1, 4096)  # layers, heads, pixels of a patch
 POSITIONS = Within(1, 2**31 - 1)
-NUMBER = Within(0, 1e30, above=True)
+NUMBER = POSITIVE
 
 
 class Entries:

@@ -120,7 +120,7 @@ def test_rollouts_that_are_no_texts_are_refused(tmp_path, command, rollouts):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("rewards --gamma nan", "--gamma nan is not finite"),
+        ("rewards --gamma nan", "--gamma: must be a finite number, found nan"),
         ("masking --seed -1", "seed: -1"),
         ("page --output nowhere/page.html", "its folder does not exist"),
     ],

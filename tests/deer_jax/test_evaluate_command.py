@@ -208,7 +208,7 @@ def test_a_labeler_in_one_file_needs_no_option_where_its_vocabulary_is_beside_it
     ("change", "message"),
     [
         (["--external", "green"], "expected NAME=COMMAND"),
-        (["--batch-size", "0"], "--batch-size: expected at least 1"),
+        (["--batch-size", "0"], "--batch-size: must be at least 1"),
         (["--labeler", "/nowhere"], "/nowhere: no such labeler"),
         (["--language", "de"], "invalid choice"),
         (["--predictions", "/nowhere.jsonl"], "/nowhere.jsonl: cannot be read"),
