@@ -120,7 +120,7 @@ def load_tree(
     naming tensor and file for anything missing, surplus, misshapen, not finite, or of another kind of dtype; `where`
     is what the message calls the checkpoint.
     """
-    _check_full(stored, ignored)
+    check_full(stored, ignored)
     leaves = flatten_dict(shapes, sep="/")
     wanted = {name for path in leaves for name in names[path].names if name is not None}
     if missing := sorted(wanted - set(stored)):
@@ -311,8 +311,8 @@ def _check(stored: Mapping[str, StoredTensor], leaf: jax.ShapeDtypeStruct, publi
             raise UserError(_not_full(tensor.file, name, tensor.dtype, allowed))
 
 
-def _check_full(stored: Mapping[str, StoredTensor], ignored: str) -> None:
-    """UserError where the tensors are those of a quantized checkpoint, whatever config.json says or leaves out."""
+def check_full(stored: Mapping[str, StoredTensor], ignored: str = r"(?!)") -> None:
+    """Raise UserError where the tensors are those of a quantized checkpoint, whatever config.json says or leaves out."""
     for name, tensor in stored.items():
         packed = len(tensor.shape) > 1 and tensor.dtype not in (*FLOATS, "I64", "BOOL")
         if packed and not re.fullmatch(ignored, name):

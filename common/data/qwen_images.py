@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from common.bounds import Within
+from common.bounds import FINITE, Within
 from common.errors import UserError
 from common.models.clip import CLIP_MEAN, CLIP_STD
 from common.models.published import SIZE, read_entries
@@ -79,7 +79,7 @@ def processor_from_directory(directory: str | Path, fixed: tuple[int, int] | Non
         given |= {name: published.whole(name, SIZE)} if name in published else {}
     for name in ("image_mean", "image_std"):
         if name in published:
-            given[name] = tuple(published.items(name, float))
+            given[name] = tuple(published.items(name, float, bounds=FINITE))
             if len(given[name]) != 3:
                 raise published.error(name, "a list of three numbers")
     return ImageProcessor(**given, fixed=fixed)

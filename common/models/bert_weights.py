@@ -88,7 +88,7 @@ def classifier_config(directory: Path) -> ClassifierConfig:
             f"{file}: names no 'labels' and 'label_classes', so this is no labeler; expected chexbert.pth or the "
             "--output of deer train-labeler (a BERT is what --init of deer train-labeler takes)"
         )
-    labels, classes = published.items("labels", str), published.items("label_classes", int)
+    labels, classes = published.items("labels", str), published.items("label_classes", int, bounds=SIZE)
     return ClassifierConfig(encoder_config(file), tuple(labels), tuple(classes))
 
 

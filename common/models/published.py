@@ -66,14 +66,14 @@ class Entries:
             raise self.error(name, " or ".join(map(repr, choices)))
         return value
 
-    def items(self, name: str, kind: type, default: Sequence[Any] = ()) -> list[Any]:
-        """A list of values of one type, at most as many as there can be layers or classes."""
+    def items(self, name: str, kind: type, default: Sequence[Any] = (), bounds: Within | None = None) -> list[Any]:
+        """A list of values of one type, of numbers within bounds."""
         values = self.values.get(name, default)
         numbers = (int, float) if kind is float else (kind,)
         right = isinstance(values, list | tuple) and all(type(value) in numbers for value in values)
-        if not right or len(values) > MOST:
+        if not right or len(values) > MOST or (bounds is not None and not all(value in bounds for value in values)):
             expected = {int: "whole numbers", float: "numbers", str: "texts"}[kind]
-            raise self.error(name, f"a list of {expected}")
+            raise self.error(name, f"a list of {expected}" + ("" if bounds is None else f", each {bounds}"))
         return list(values)
 
     def part(self, name: str) -> "Entries":

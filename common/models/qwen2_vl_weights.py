@@ -54,6 +54,7 @@ VISION_SIZES = (
 )
 VISION_WIDTHS = ("hidden_size", "intermediate_size", "out_hidden_size", "window_size")
 IDS = Within(0, WIDTH.most)
+LAYERS = Within(0, SIZE.most)
 SPECIAL_IDS = {  # ours -> in config.json
     "vision_start_token_id": "vision_start_token_id",
     "vision_end_token_id": "vision_end_token_id",
@@ -85,7 +86,7 @@ def config_from_directory(directory: str | Path) -> Qwen2VLConfig:
     }
     channels = "in_channels" if "in_channels" in seen else "in_chans"
     sizes["in_channels"] = seen.whole(channels, SIZE, defaults["in_channels"])
-    full = seen.items("fullatt_block_indexes", int, defaults["fullatt_block_indexes"])
+    full = seen.items("fullatt_block_indexes", int, defaults["fullatt_block_indexes"], LAYERS)
     ids = {ours: published.whole(name, IDS, getattr(Qwen2VLConfig, ours)) for ours, name in SPECIAL_IDS.items()}
     try:
         vision = VisionConfig(

@@ -27,6 +27,7 @@ from common.weights import (
     NameMap,
     Published,
     StoredTensor,
+    check_full,
     layered,
     load_tree,
     open_tensors,
@@ -99,9 +100,7 @@ def decoder_config(published: Entries, defaults: Mapping[str, Any] | None = None
         raise UserError(f"{published.where}: head_dim is {head_dim}, expected an even number, {WIDTH} with all heads")
     stored = "dtype" if "dtype" in published else "torch_dtype"
     dtype = published.choice(stored, ["float32", "bfloat16", "float16"], "float32")
-    sections = rope.items("mrope_section", int)
-    if any(section not in SIZE for section in sections):
-        raise rope.error("mrope_section", f"whole numbers, each {SIZE}")
+    sections = rope.items("mrope_section", int, bounds=SIZE)
     return Qwen2Config(
         **widths,
         num_hidden_layers=layers,
@@ -277,6 +276,7 @@ PROJECTIONS = {
 
 def check_tied(stored: dict[str, StoredTensor], name: str = "model.embed_tokens.weight", rows: int = 8192) -> None:
     """A tied checkpoint may hold its head again; it must not hold another one than the embedding `name`."""
+    check_full(stored)
     head, embedding = stored["lm_head.weight"], stored.get(name)
     if embedding is None:
         return  # load_tree says that it is missing

@@ -177,7 +177,7 @@ def test_the_vocabulary_of_a_text_is_always_the_same_and_knows_every_ascii_word(
         ({"config.json": b"{}", "vocab.txt": b"[CLS]\n[SEP]\n[UNK]\n"}, "is no labeler"),
         (
             {"config.json": b'{"labels": ["Edema"], "label_classes": [1]}', "vocab.txt": b"[CLS]\n[SEP]\n[UNK]"},
-            "least 2",
+            "each from 2",
         ),
         ({"vocab.txt": b"[CLS]\n[SEP]\n"}, "[UNK] is missing"),
         ({"vocab.txt": b"\xff\xfe"}, "vocab.txt"),
