@@ -312,7 +312,7 @@ def _check(stored: Mapping[str, StoredTensor], leaf: jax.ShapeDtypeStruct, publi
 
 
 def check_full(stored: Mapping[str, StoredTensor], ignored: str = r"(?!)") -> None:
-    """Raise UserError where the tensors are those of a quantized checkpoint, whatever config.json says or leaves out."""
+    """Raise UserError where the tensors are those of a quantized checkpoint, whatever config.json says."""
     for name, tensor in stored.items():
         packed = len(tensor.shape) > 1 and tensor.dtype not in (*FLOATS, "I64", "BOOL")
         if packed and not re.fullmatch(ignored, name):
