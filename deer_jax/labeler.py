@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from common.errors import UserError
 from common.finite import check_finite, precision_remedy
 from common.generate import batches, padded
-from common.io.terminal import say
+from common.io.terminal import printable, say
 from common.io.text import read_json_object, read_text
 from common.models.bert import ClassifierConfig, chexbert_logits, layers_apart, word_embeddings
 from common.models.bert_weights import load_classifier
@@ -168,8 +168,9 @@ def _whole_tokenizer(file: Path) -> "Tokenizer":
 
     try:
         tokenizer: Tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.encode("\u89c6 heart")  # also an unknown word must have a token
     except Exception as error:  # what the tokenizers library raises has no type of its own
-        raise UserError(f"{file}: is no tokenizer ({error}); expected that of the labeler") from error
+        raise UserError(f"{file}: is no tokenizer ({printable(error)}); expected that of the labeler") from error
     if missing := [mark for mark in (START, END) if tokenizer.token_to_id(mark) is None]:
         raise UserError(f"{file}: {missing[0]} is missing; expected a tokenizer of BERT")
     tokenizer.no_truncation()
