@@ -1,5 +1,6 @@
 """`deer rl`: reinforcement learning of report generation, GRPO or DiTPO by the token weights that are chosen."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

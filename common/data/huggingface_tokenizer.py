@@ -6,7 +6,6 @@ call goes through `_one_line`, which makes one line of all of them.
 
 import contextlib
 import functools
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from common.data.pieces import (
 )
 from common.errors import UserError
 from common.io.terminal import printable
-from common.io.text import read_json_object
+from common.io.text import parse_json, read_json_object
 
 USUAL_ENDS = (CHAT_MARKS[1], "<|endoftext|>", "</s>", "<eos>")  # of a sequence, where no file names its end
 # Of Qwen2 and Qwen2.5 (tokenizer_config.json on the hub), for a directory that has only the ranks.
@@ -135,7 +134,7 @@ class HuggingFaceTokenizer:
         """How pieces become bytes, and whether a sequence loses its first space; None where they do not."""
         if self._tokenizer.backend_tokenizer.decoder is None:
             return None
-        decoder = json.loads(self._tokenizer.backend_tokenizer.decoder.__getstate__())
+        decoder = parse_json(self._tokenizer.backend_tokenizer.decoder.__getstate__(), self._name)
         steps = {step["type"]: step for step in decoder.get("decoders", [decoder])}
         if "ByteLevel" in steps:
             return "bytes", False

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.io.text import parse_json
 
 SECONDS = 5  # of processor time
 BYTES = 4 << 30
@@ -42,4 +43,4 @@ def run_bounded(script: Path, request: Any, what: str) -> Any:
         raise UserError(
             f"{what}: takes more than {SECONDS} seconds of processor time or {BYTES >> 30} GB of memory to read"
         )
-    return json.loads(done.stdout)
+    return parse_json(done.stdout, what)
