@@ -130,7 +130,7 @@ def train(
             except Stopped:
                 return False
             if not math.isfinite(extra["val/loss"]):
-                tell(f"step {index}: the validation loss is not finite (NaN or infinity); no best checkpoint")
+                tell(f"step {index}: the validation loss is not finite (NaN or infinity): never the best checkpoint")
         if index == total_steps:
             extra["weights_sha256"] = fingerprint(state.trainable)
         _write(logs, run_dir, index, _Row(row.metrics | extra, row.timings))
