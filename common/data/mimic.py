@@ -10,7 +10,16 @@ from pathlib import Path
 
 from common.data.records import Quarantine
 from common.data.sections import HeadingCounts, Wanted, report_and_indication, report_sections
-from common.data.studies import NO_REPORT, SPLIT_NAMES, ImageStudy, Splits, check_once, checked_splits, is_usable
+from common.data.studies import (
+    NO_REPORT,
+    NO_TEXT,
+    SPLIT_NAMES,
+    ImageStudy,
+    Splits,
+    check_once,
+    checked_splits,
+    is_usable,
+)
 from common.errors import UserError
 from common.io.inputs import read_bytes
 from common.io.terminal import printable
@@ -105,7 +114,7 @@ def _report_text(file: Path) -> tuple[str, str]:
     try:
         return decode_text(content, file), ""
     except UserError:
-        return "", "report file is not UTF-8 text"
+        return "", NO_TEXT
 
 
 def _csv_file(root: Path, name: str) -> Path:

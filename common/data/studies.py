@@ -34,10 +34,11 @@ SPLIT_NAMES = {
 ENTRY: dict[str, type | UnionType] = {"id": str | int, "report": str, "image_path": list}
 ROW: dict[str, type | UnionType] = {"id": str | int, "images": list, "report": str, "split": str}
 REPEATED = "an image named twice"
-NO_FILE, NO_REPORT = "image file missing", "no readable report file"
+NO_FILE, NO_REPORT, NO_TEXT = "image file missing", "no readable report file", "report file is not UTF-8 text"
 REMEDIES = {
     NO_FILE: "name the folder under which the images have the paths that the data gives them",
     NO_REPORT: "name the folder of the reports (--reports), the one that holds files/p10",
+    NO_TEXT: "save the report files as UTF-8",
     REPEATED: "name each image of a study once",
 }
 OPTIONAL: dict[str, type | UnionType] = {"indication": str, "labels": list, "language": str}

@@ -87,6 +87,17 @@ def test_reports_may_lie_apart_from_the_images(tmp_path):
             read_mimic_cxr(root, Quarantine(), reports=wrong)
 
 
+def test_reports_in_another_encoding_are_read_once_saved_as_utf_8(tmp_path):
+    root = write_layout(tmp_path)
+    for encoding in ("utf-16", "utf-8"):
+        for file in root.rglob("s*.txt"):
+            file.write_text(REPORT, encoding=encoding)
+        if encoding == "utf-16":
+            with pytest.raises(UserError, match=r"not UTF-8 text: 4\); save the report files as UTF-8"):
+                read_mimic_cxr(root, Quarantine())
+    assert len(read_mimic_cxr(root, Quarantine())["train"]) == 2
+
+
 def test_unusable_studies_are_counted_by_reason(tmp_path):
     extra = [(f"x{place}", 10000032, 60000000 + place, "train", "PA") for place in range(6)]
     root = write_layout(tmp_path, [*ROWS, *extra])
