@@ -157,6 +157,23 @@ def restore_trainable(checkpoints: Checkpoints, like: PyTree) -> tuple[int, PyTr
 
     Raises UserError where there is no checkpoint, or it belongs to other base weights or another config.
     """
+    items = ocp.args.Composite(trainable=ocp.args.StandardRestore(_abstract(like)))
+    step, manager = _best(checkpoints)
+    while True:
+        try:
+            _check_note(manager, step, checkpoints.note)
+            return step, _restored(manager, step, items)["trainable"]
+        except UserError:
+            # Training that still runs may have put a better one in its place.
+            checkpoints.best.reload()
+            checkpoints.latest.reload()
+            before, (step, manager) = step, _best(checkpoints)
+            if step == before:
+                raise
+
+
+def _best(checkpoints: Checkpoints) -> tuple[int, ocp.CheckpointManager]:
+    """The step of the best checkpoint, or of the latest where no best was kept, and its manager. Raises UserError."""
     with _damage(checkpoints.best.directory):
         step, manager = checkpoints.best.best_step(), checkpoints.best
     if step is None:
@@ -166,9 +183,7 @@ def restore_trainable(checkpoints: Checkpoints, like: PyTree) -> tuple[int, PyTr
     if manager is checkpoints.latest and jax.process_index() == 0:
         where = manager.directory.parent
         say(f"warning: {where}: no validation has chosen a best checkpoint; step {step} is taken", error=True)
-    _check_note(manager, step, checkpoints.note)
-    items = ocp.args.Composite(trainable=ocp.args.StandardRestore(_abstract(like)))
-    return step, _restored(manager, step, items)["trainable"]
+    return step, manager
 
 
 def _restored(manager: ocp.CheckpointManager, step: int, items: ocp.args.Composite) -> Any:

@@ -7,6 +7,7 @@ its default and its comment (tyro); `config.json` in a run directory records the
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
 import json
 import os
@@ -14,27 +15,36 @@ import re
 import shutil
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from common.bounds import check_numbers
 from common.errors import UserError
 from common.files import written_aside
+from common.io.locks import is_first_process, is_lock, lock_of, locked_by_first, locked_directory
 from common.io.terminal import printable
-from common.io.text import json_text, read_json
+from common.io.text import json_text, read_json, read_json_object
 from common.options import Needs, check_options
 
 Config = TypeVar("Config")
+Result = TypeVar("Result")
 
 _ASIDE = re.compile(r"\.config\.json\.\d+\.partial")  # of a command that was killed while it wrote
+
+TRAINED_ON = "trained_on.json"  # digests of the base, the data and what else a run learns from, by their names
+# Fields that say where these lie. They may move.
+MOVED = re.compile(
+    r"(data\.)?(archive|source|images|split|ids|gold|test_ids|train|validation|test)|init|"
+    r"model\.(base|clip|clip_vocabulary)|vocabulary\.merged_with|reward\.(labeler|labeler_tokenizer)"
+)
 
 # What training and evaluation write into a run directory.
 RUN_NAMES = frozenset(
     {
         *("config.json", "checkpoints", "metrics.jsonl", "timings.jsonl", "tensorboard", "wandb", "quarantine.jsonl"),
         *("adapter", "model", "vocabulary.json", "metrics.json", "predictions.jsonl", "evaluation_quarantine.jsonl"),
-        "report.html",
+        *("report.html", TRAINED_ON),
     }
 )
 
@@ -124,7 +134,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 def check_run_directory(run_dir: Path, config: Any) -> None:
     """Raise UserError where `run_dir` cannot be the directory of a run of this config. Writes nothing.
 
-    It must be new, empty, or hold a run of the same config; and it must be possible to write there.
+    It must be new, empty, or hold a run of the same config, whose files may have moved; and it must be possible to
+    write there.
     """
     path = run_dir / "config.json"
     existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
@@ -135,32 +146,67 @@ def check_run_directory(run_dir: Path, config: Any) -> None:
     if existing != run_dir:
         return
     if not path.exists():
-        if any(not _ASIDE.fullmatch(entry.name) for entry in run_dir.iterdir()):
+        if any(not (_ASIDE.fullmatch(entry.name) or is_lock(entry.name)) for entry in run_dir.iterdir()):
             raise UserError(f"{run_dir}: is not empty and holds no config.json; give another --run-dir")
         return
     found = read_json(path, "the config of a run; give another --run-dir")
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}; give another --run-dir")
-    if different := differences(found, to_json(config)):
+    by_content = (run_dir / TRAINED_ON).exists()
+    different = differences(found, to_json(config))
+    if different := [line for line in different if not (by_content and MOVED.fullmatch(line.field))]:
         raise UserError(
             f"{run_dir}: holds a run of another config ({'; '.join(map(str, different[:3]))}); "
             "give the same options to continue it, or another --run-dir"
         )
 
 
-def claim_run_directory(run_dir: Path, config: Any) -> None:
+def check_trained_on(run_dir: Path, trained_on: Mapping[str, str]) -> None:
+    """Raise UserError where a run learns from something else than these digests name; no record: nothing is known."""
+    file = run_dir / TRAINED_ON
+    known = read_json_object(file) if file.exists() else {}
+    for name, digest in trained_on.items():
+        if known.get(name, digest) != digest:
+            raise UserError(
+                f"{run_dir}: is a run on another {name}: its digest was {str(known[name])[:16]} and is now "
+                f"{digest[:16]}; give the {name} that it was begun with, or another --run-dir"
+            )
+
+
+def claim_run_directory(run_dir: Path, config: Any, trained_on: Mapping[str, str] | None = None) -> None:
     """Make `run_dir` the directory of this config by writing config.json, where it is not that already.
 
-    Raises UserError as `check_run_directory` does, and where the disk refuses.
+    `trained_on` are digests of what the run learns from, which are recorded too. Raises UserError as
+    `check_run_directory` and `check_trained_on` do, and where the disk refuses.
     """
     check_run_directory(run_dir, config)
+    check_trained_on(run_dir, trained_on or {})
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         # Written also where it is there already: a run continues only where it can write.
         with written_aside(run_dir / "config.json") as aside:
             aside.write_text(json_text(to_json(config), run_dir / "config.json", indent=2) + "\n", encoding="utf-8")
+        if trained_on:
+            with written_aside(run_dir / TRAINED_ON) as aside:
+                aside.write_text(json.dumps(trained_on, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{run_dir}: cannot be written ({error.strerror}); give another --run-dir") from error
+
+
+def owning_run_directory(train: Callable[[Config, Path], Result]) -> Callable[[Config, Path], Result]:
+    """A decorator for what trains by a config in a run directory: the directory is checked, and locked meanwhile.
+
+    Raises UserError as `check_run_directory` does, and where another process writes there.
+    """
+
+    @functools.wraps(train)
+    def run(config: Config, run_dir: Path) -> Result:
+        if is_first_process():
+            check_run_directory(run_dir, config)
+        with locked_by_first(run_dir):
+            return train(config, run_dir)
+
+    return run
 
 
 def read_config(config_class: type[Config], run_dir: Path) -> Config:
@@ -177,26 +223,41 @@ def remove_run(run_dir: Path, config_class: type, names: frozenset[str] = RUN_NA
     """Remove a run, so that it starts again; nothing is done where there is none, without a config.json.
 
     `inside` is the folder of `run_dir` that is the run itself, where others stand beside it under `names`. Raises
-    UserError, and removes nothing, unless the config is one of `config_class` and all entries have names of ours.
+    UserError, and removes nothing, unless the config is one of `config_class`, all entries have names of ours, and
+    nobody writes there.
     """
+    if (run_dir / inside / "config.json").exists():
+        with locked_directory(run_dir), locked_directory(run_dir / inside):
+            _remove_run(run_dir, config_class, names, inside)
+
+
+def _remove_run(run_dir: Path, config_class: type, names: frozenset[str], inside: str) -> None:
     run = run_dir / inside
-    if not (run / "config.json").exists():
-        return
     try:
         read_config(config_class, run)
     except UserError as error:
         raise UserError(f"{error}; so it is not known as a run of this command: remove {run_dir} yourself") from error
     for folder, known in ((run_dir, names), (run, RUN_NAMES if inside else names)):
-        own = re.compile(rf"\.?({'|'.join(map(re.escape, known))})(\.\d+)?(\.partial|\.old)?")
-        foreign = sorted(entry.name for entry in folder.iterdir() if not own.fullmatch(entry.name))
-        if foreign:
-            raise UserError(
-                f"{folder}: holds {foreign[0]}, which no run writes; move it elsewhere, or give another --run-dir"
-            )
+        check_own_names(folder, known)
     try:
-        shutil.rmtree(run_dir)
+        # Renamed first, so that who begins there meanwhile begins in a new directory.
+        real = Path(os.path.realpath(run_dir))
+        shutil.rmtree(real.rename(real.with_name(f".{real.name}.{os.getpid()}.old")))
     except OSError as error:
         raise UserError(f"{run_dir}: cannot be removed ({error.strerror or error}); give another --run-dir") from error
+
+
+def check_own_names(folder: Path, names: Collection[str]) -> None:
+    """Raise UserError where a folder holds something else than what has these names, what comes with it, and locks."""
+    own = re.compile(rf"\.?({'|'.join(map(re.escape, names))})(\.config\.json)?(\.\d+)?(\.partial|\.old)?")
+    entries = folder.iterdir() if folder.is_dir() else ()
+    ours = {"", *names, *(f"{name}.config.json" for name in names)}
+    foreign = sorted(entry.name for entry in entries if not (own.fullmatch(entry.name) or lock_of(entry.name) in ours))
+    if foreign:
+        raise UserError(
+            f"{folder}: holds {printable(foreign[0])}, which no run writes; move it elsewhere, or give another "
+            "--run-dir"
+        )
 
 
 class Difference(typing.NamedTuple):

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import math
 import operator
 import sys
@@ -13,6 +14,7 @@ from common.bounds import COUNT, FEW, NOT_NEGATIVE, SEED, SHARE, Within, bounded
 from common.data.huggingface_tokenizer import end_ids
 from common.data.tokenizers import Tokenizer, load_tokenizer
 from common.errors import Parser, UserError
+from common.fingerprints import adapter_record, model_record
 from common.finite import check_finite, precision_remedy
 from common.generate import (
     Continuation,
@@ -23,7 +25,9 @@ from common.generate import (
     row_keys,
     score_rows,
 )
-from common.jsonl import claim_output, read_rows, row_writer, rows_done
+from common.io.locks import locked_file
+from common.io.resumable import claim_output, continue_rows, row_writer
+from common.jsonl import read_rows
 from common.lora import scaled
 from common.models.qwen2 import Qwen2Config, check_vocabulary
 from common.models.qwen2_weights import config_from_directory, load_qwen2, max_positions
@@ -75,6 +79,12 @@ class Model:
 def main(argv: list[str]) -> None:
     """Run the command. Raises UserError for whatever is wrong with its input, before anything is written."""
     arguments = parse(argv)
+    with locked_file(arguments.output):
+        decode_file(arguments)
+
+
+def decode_file(arguments: argparse.Namespace) -> None:
+    """Write, or go on writing, what the parsed command line asks for. Raises UserError."""
     required: dict[str, Any] = {"id": str | int, "prompt": str} | ({"completion": str} if arguments.score else {})
     records = read_rows(arguments.prompts, required)
     config = config_from_directory(arguments.model)
@@ -90,10 +100,9 @@ def main(argv: list[str]) -> None:
             file=sys.stderr,
         )
     written: dict[str, Any] = {"token_ids": list, "log_probs": list, "total" if arguments.score else "text": object}
-    inputs = [(record["prompt"], record.get("completion")) for record in records]
-    if arguments.output and arguments.output.exists():
-        claim_output(arguments.output, _deciding(arguments), inputs)
-    done = rows_done(arguments.output, [row.id for row in rows], written) if arguments.output else 0
+    inputs = {record["id"]: (record["prompt"], record.get("completion")) for record in records}
+    made_with = functools.cache(functools.partial(_made_with, arguments))
+    done = continue_rows(arguments.output, inputs, written, made_with) if arguments.output else 0
     if done == len(rows):
         return
     config, params = load_qwen2(arguments.model, dtype=arguments.dtype, param_dtype=arguments.dtype)
@@ -104,7 +113,7 @@ def main(argv: list[str]) -> None:
     model = Model(config, variables, tokenizer, stops)
     results = _scores(model, rows, done, arguments) if arguments.score else _texts(model, rows, done, arguments)
     if arguments.output and not done:
-        claim_output(arguments.output, _deciding(arguments), inputs)
+        claim_output(arguments.output, made_with(), list(inputs.values()))
     with row_writer(arguments.output) as write:
         for result in results:
             write(result)
@@ -159,14 +168,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def _deciding(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What decides a row beside its prompt, as JSON; the batch size does not."""
+def _made_with(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What decides a row beside its prompt, by content; the batch size does not."""
     left_out = ("prompts", "output", "batch_size")
-    return {
-        name: str(value.resolve()) if isinstance(value, Path) else value
-        for name, value in vars(arguments).items()
-        if name not in left_out
-    }
+    options = {name: value for name, value in vars(arguments).items() if name not in left_out}
+    adapter = adapter_record(arguments.adapter) if arguments.adapter else None
+    return {**options, "model": model_record(arguments.model), "adapter": adapter}
 
 
 def stop_ids(directory: Path, tokenizer: Tokenizer, vocab_size: int, chat: bool = False) -> tuple[int, ...]:

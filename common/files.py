@@ -8,7 +8,13 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write, which takes its name when the block ends well and vanishes otherwise."""
+    """A file beside `path` to write, which takes its name when the block ends well and vanishes otherwise.
+
+    A device or a pipe, whose place no file may take, is written itself.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield aside

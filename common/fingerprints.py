@@ -1,16 +1,39 @@
-"""What tells weights apart: SHA-256 of a tree in memory, and of published tensors, read in part."""
+"""What tells weights, and all else that decides what a model writes, apart: SHA-256 of contents, never of paths.
+
+Checkpoints name their base by `fingerprint_directory`, which reads large tensors in part. Outputs name what made their
+rows by `model_record`, which reads every byte of a model of up to WHOLE_BYTES.
+"""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import inspect
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
+from common.errors import UserError
+from common.io.inputs import read_bytes
+from common.io.text import parse_json
 from common.types import PyTree
 from common.weights import WIDTHS, Index, StoredTensor, open_tensors, to_host
 
 SAMPLED_BYTES = 1 << 20
+WHOLE_BYTES = 4 << 30  # of a model's tensors; a few seconds
+DIGITS = 16  # of a digest in a record
+# Beside the weights of a model, what decides its tokens, how it computes, what it sees and when it stops.
+DECIDING_FILES = (
+    *("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
+    *("chat_template.jinja", "chat_template.json", "words.json", "vocabulary.json"),
+)
+ADAPTER_CONFIG = "adapter_config.json"
+CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
+# Entries of these that decide nothing: where a model came from, and which program wrote the file.
+NAMES_ONLY = ("_name_or_path", "transformers_version", "base_model_name_or_path", "revision", "architectures")
 
 
 def fingerprint(tree: PyTree) -> str:
@@ -40,15 +63,84 @@ def fingerprint_directory(directory: str | Path, stem: str = "model") -> str:
     return fingerprint_stored(open_tensors(directory, stem))
 
 
-def fingerprint_stored(stored: Mapping[str, StoredTensor]) -> str:
-    """`fingerprint_directory` of tensors that are open already."""
+def fingerprint_stored(stored: Mapping[str, StoredTensor], whole_bytes: int = 0) -> str:
+    """`fingerprint_directory` of tensors that are open already; where they have up to `whole_bytes`, of every byte."""
     digest = hashlib.sha256()
+    whole = sum(math.prod(tensor.shape) * WIDTHS.get(tensor.dtype, 1) for tensor in stored.values()) <= whole_bytes
     for name in sorted(stored):
         tensor = stored[name]
         digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
-        for index in _sampled(tensor):
+        for index in [()] if whole else _sampled(tensor):
             digest.update(tensor.read(index).tobytes())
     return digest.hexdigest()
+
+
+def model_record(directory: str | Path) -> dict[str, str]:
+    """Digests of all that decides what a published model writes, by what they are of. Raises UserError.
+
+    "weights" covers all tensors, whatever files hold them: every byte, or, of a model of more than WHOLE_BYTES, what
+    `fingerprint_directory` does.
+    """
+    return {"weights": weights_record(open_tensors(directory)), **tokenizer_record(directory, *CONFIGS)}
+
+
+def adapter_record(directory: str | Path) -> dict[str, str]:
+    """`model_record` of an adapter in the layout of PEFT."""
+    weights = weights_record(open_tensors(directory, "adapter_model"))
+    return {"weights": weights, ADAPTER_CONFIG: _file_digest(Path(directory) / ADAPTER_CONFIG)}
+
+
+def weights_record(stored: Mapping[str, StoredTensor]) -> str:
+    """A digest of tensors: of every byte, or of parts where they have more than WHOLE_BYTES."""
+    return fingerprint_stored(stored, WHOLE_BYTES)[:DIGITS]
+
+
+def tokenizer_record(path: str | Path, *more: str) -> dict[str, str]:
+    """Digests of the files of a tokenizer, a directory or one file, by their names, and of `more` files beside them.
+
+    Raises UserError.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return {"tokenizer": digest_of(read_bytes(path))}
+    wanted = {*DECIDING_FILES, *more} - (set(CONFIGS) - set(more))
+    return {name: _file_digest(path / name) for name in sorted(wanted) if (path / name).is_file()}
+
+
+def data_record(rows: Iterable[Any]) -> str:
+    """A digest of what a run learns from, such as [id, report] of each study, in order."""
+    whole = hashlib.sha256()
+    for row in rows:
+        whole.update(json.dumps(row).encode() + b"\n")
+    return whole.hexdigest()[:DIGITS]
+
+
+def function_record(function: Callable[..., Any]) -> str:
+    """A digest of the source of the module that a function is in, or of its name where there is none."""
+    try:
+        source = inspect.getsource(inspect.getmodule(function) or function)
+    except (OSError, TypeError):
+        source = repr(getattr(function, "__qualname__", function))
+    return digest_of(source.encode())
+
+
+def digest_of(*parts: bytes) -> str:
+    """A short digest of some bytes, and of where one part ends."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(len(part).to_bytes(8, "little") + part)
+    return whole.hexdigest()[:DIGITS]
+
+
+def _file_digest(file: Path) -> str:
+    """Of a config the entries that may decide something, in any order; of other files every byte."""
+    content = read_bytes(file)
+    if file.name in (*CONFIGS, ADAPTER_CONFIG):
+        values = parse_json(content, file)
+        if not isinstance(values, dict):
+            raise UserError(f"{file}: expected a JSON object, found {type(values).__name__}")
+        content = json.dumps({key: values[key] for key in values if key not in NAMES_ONLY}, sort_keys=True).encode()
+    return digest_of(content)
 
 
 def _sampled(tensor: StoredTensor, blocks: int = 16) -> Iterator[Index]:

@@ -35,11 +35,13 @@ from common.errors import UserError
 from common.files import written_aside
 from common.io.inputs import read_bytes
 from common.io.numbers import rounded
+from common.io.terminal import printable
 from common.io.text import parse_json
 
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
 PLAIN_LINE_SECONDS = 5.0
+HASH = "sha256"  # text stands under names that end so
 SECONDS = "seconds/"  # parts of a step are timed under such names
 
 Metrics = Mapping[str, float | int | str]
@@ -146,13 +148,27 @@ def _complete_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
             row = parse_json(line, path)
         except UserError:
             row = None
-        if isinstance(row, dict) and type(row.get("step")) is int and line.endswith(b"\n"):
+        whole = isinstance(row, dict) and type(row.get("step")) is int and line.endswith(b"\n")
+        wrong = next((name for name, value in row.items() if not _is_value(name, value)), None) if whole else None
+        if wrong is not None:
+            raise UserError(
+                f"{path}:{number}: {printable(wrong)} must be a finite number or null; the log was damaged from "
+                "outside: restore it, or remove the run directory to start again"
+            )
+        if whole:
             yield row, line
         elif number < len(lines):
             raise UserError(
                 f"{path}:{number}: expected a JSON row with a step, found something else; "
                 "the log was damaged from outside: restore it, or remove the run directory to start again"
             )
+
+
+def _is_value(name: str, value: Any) -> bool:
+    """Whether a log may hold this value: a number, null for one that was not finite, or text that names a hash."""
+    if isinstance(value, str):
+        return name.endswith(HASH)
+    return value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
 
 
 def _drop_after(path: Path, last_step: int) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 
 from common.errors import UserError
 from common.files import written_aside
+from common.io.locks import is_lock, locked_file
 from common.io.terminal import printable
 from common.io.text import json_text, read_json_object
 from common.types import PyTree
@@ -209,19 +210,22 @@ def written_whole(directory: str | Path) -> Iterator[Path]:
         yield aside
         return
     with writing(directory):
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    with locked_file(directory), _written_whole(directory, aside):
         yield aside
-        written = {path.name for path in aside.iterdir()}
+
+
+@contextlib.contextmanager
+def _written_whole(directory: Path, aside: Path) -> Iterator[None]:
+    with writing(directory):
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+    try:
+        yield
+        written = {_family(path.name) for path in aside.iterdir()}
         with writing(directory):
             if directory.exists():
-                foreign = [path.name for path in directory.iterdir() if _family(path.name) not in map(_family, written)]
-                if foreign:
-                    raise UserError(
-                        f"{directory}: holds {sorted(foreign)[0]}, which this export does not write; choose a new or "
-                        "empty directory"
-                    )
+                check_export(directory, written)
                 old = directory.with_name(f".{directory.name}.old")
                 shutil.rmtree(old, ignore_errors=True)
                 directory.rename(old)
@@ -243,6 +247,22 @@ def write_texts(directory: Path, texts: Mapping[str, str]) -> None:
     with writing(directory):
         for name, text in texts.items():
             (directory / name).write_text(text, encoding="utf-8")
+
+
+def check_export(directory: Path, families: Collection[str]) -> None:
+    """Raise UserError where a directory that is to be replaced holds files of other names than an export writes.
+
+    `families` are names of files, those of weights without their place among the shards.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory}: is not a directory; choose another for the export")
+    entries = directory.iterdir() if directory.exists() else ()
+    foreign = [path.name for path in entries if _family(path.name) not in families and not is_lock(path.name)]
+    if foreign:
+        raise UserError(
+            f"{directory}: holds {printable(sorted(foreign)[0])}, which this export does not write, and is left as it "
+            "is; choose a new or empty directory"
+        )
 
 
 def to_host(leaf: Any) -> np.ndarray:

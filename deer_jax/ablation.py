@@ -9,14 +9,17 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common.bounds import SEED, STEPS_OR_ALL, bounded
-from common.config import check_run_directory, choose_preset, differences, parse
+from common.config import check_run_directory, check_trained_on, choose_preset, differences, parse
 from common.data.parts import Part
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
+from common.fingerprints import model_record
+from common.io.locks import locked_by_first
 from common.io.numbers import rounded
+from common.io.outputs import check_own_object
 from common.io.text import read_json_object
 from common.metrics.studies import Scores, in_each_language
 from common.metrics.text import warn_of_absent
@@ -33,15 +36,25 @@ from deer_jax.config import (
     RlConfig,
     SftConfig,
 )
+from deer_jax.continued import labeler_record
 from deer_jax.ddsampling import Strategy
-from deer_jax.held_out import Reports, baselines, held_out_reports, sampling, score_model, score_systems
+from deer_jax.held_out import (
+    CONSTANT,
+    NEAREST,
+    Reports,
+    baselines,
+    held_out_reports,
+    sampling,
+    score_model,
+    score_systems,
+)
 from deer_jax.proportion import draw_proportions
 from deer_jax.rl_run import check_config, reward_labeler
 from deer_jax.rl_run import train_run as run_rl
 from deer_jax.sample import sample_run
 from deer_jax.select import choose, read_studies
 from deer_jax.sft import train_run as run_sft
-from deer_jax.stage import load_base
+from deer_jax.stage import base_directory, checkpoint_note, load_base
 from deer_jax.studies import read_parts
 
 PROGRAM = "deer ablation"
@@ -114,14 +127,17 @@ def main(arguments: list[str]) -> None:
         if unknown := [name for name in chosen.rows if name not in rows]:
             raise UserError(f"{PROGRAM}: --rows {unknown[0]!r}: unknown; expected some of {', '.join(rows)}")
         rows = {name: rows[name] for name in chosen.rows}
-    table = run_ablation(config, sft, chosen.preset, chosen.directory, rows, chosen.seeds)
-    write_json(chosen.directory / f"{arguments[0]}.json", rounded(table))
-    warn_of_absent({name: scores[0] for name, scores in table.items()})
-    print(as_markdown(table, in_each_language(SHOWN, table[SFT][0])), flush=True)
-    if arguments[0] == "proportion":
-        curve = chosen.directory / "proportion.svg"
-        draw_proportions(table, curve, level=SFT)
-        print(f"curve: {curve}", flush=True)
+    file = chosen.directory / f"{arguments[0]}.json"
+    with locked_by_first(chosen.directory):
+        check_own_object(file, [SFT, NEAREST, CONSTANT])
+        table = run_ablation(config, sft, chosen.preset, chosen.directory, rows, chosen.seeds)
+        write_json(file, rounded(table))
+        warn_of_absent({name: scores[0] for name, scores in table.items()})
+        print(as_markdown(table, in_each_language(SHOWN, table[SFT][0])), flush=True)
+        if arguments[0] == "proportion":
+            curve = chosen.directory / "proportion.svg"
+            draw_proportions(table, curve, level=SFT)
+            print(f"curve: {curve}", flush=True)
 
 
 def run_ablation(
@@ -146,6 +162,7 @@ def run_ablation(
     part = parts["test"]
     if not start.is_dir():
         run_sft(sft, directory / "sft")
+    check_trained_on(directory / "sft", {"base": checkpoint_note(base_directory(sft.model))["base"]["sha256"]})
     score = functools.partial(score_model, part=part, layout=config.data.layout, labeler=labeler)
     table = {SFT: [score(held_out_reports(config, start, directory / "sft"))]}
     others = nearest(config, start, parts["train"], part)
@@ -193,6 +210,7 @@ def with_variant(config: RlConfig, variant: Variant, start: Path, chosen: str, s
 def rl_reports(config: RlConfig, run_dir: Path) -> Reports:
     """The reports for the test studies after a run, which is done, continued or already there."""
     check_run_directory(run_dir, config)
+    check_trained_on(run_dir, {"base": checkpoint_note(base_directory(config.model))["base"]["sha256"]})
     if not (run_dir / "model").is_dir():
         run_rl(config, run_dir)
     return held_out_reports(config, run_dir / "model", run_dir)
@@ -201,7 +219,10 @@ def rl_reports(config: RlConfig, run_dir: Path) -> Reports:
 def select_studies(config: RlConfig, preset: str, model: Path, directory: Path, variant: Variant, seed: int) -> str:
     """The file with the ids that DDSampling, or chance, chooses by what `model` samples for the training studies."""
     file = directory / f"chosen-{variant.strategy}-{variant.fraction}.json"
-    of = {"fraction": variant.fraction, "strategy": variant.strategy, "seed": seed, "model": str(model)}
+    of: dict[str, Any] = {"fraction": variant.fraction, "strategy": variant.strategy, "seed": seed}
+    of["model"] = model_record(model)
+    if (labeler := reward_labeler(config.reward)) is not None:
+        of["labeler"] = labeler_record(config.reward.labeler, labeler)
     if file.is_file():
         if found := differences(read_json_object(file).get("of"), of):
             shown = "; ".join(map(str, found))

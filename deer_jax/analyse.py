@@ -4,6 +4,7 @@ All read rollouts, rows {"id", "reference", "rollouts": [text, ...]} as `deer sa
 paper's Table 6, `rewards` its Table 7, `page` its Figure 3.
 """
 
+import argparse
 import itertools
 import re
 from collections.abc import Sequence
@@ -15,14 +16,14 @@ from jaxtyping import Bool, Float
 
 from common.bounds import COUNT, FINITE, SEED, SHARE, bounded
 from common.errors import Parser, UserError
+from common.io.locks import locked_file
 from common.io.numbers import rounded
+from common.io.outputs import check_output, check_own_object, check_own_page, write_whole
 from common.io.text import json_text
-from common.jsonl import check_output
 from common.metrics.bootstrap import mean_measure, summarize
 from common.metrics.clinical import BLANK, POSITIVE
 from common.options import Needs, check_options
 from common.report.template import render_template
-from common.weights import writing
 from deer_jax.ddsampling import reward_statistics
 from deer_jax.judge import score_function
 from deer_jax.labeler import Labeler, classes_of_groups, label_texts, load_labeler
@@ -70,8 +71,22 @@ def main(arguments: list[str]) -> None:
     check_output(chosen.output, chosen.file, *filter(None, [chosen.selected]))
     if chosen.what != "rewards" and chosen.tokenizer is None:
         raise UserError(f"{PROGRAM} {chosen.what}: --tokenizer DIR is missing; name the policy's")
+    if chosen.what == "page":
+        chosen.output = chosen.output or Path("token_weights.html")
+    with locked_file(chosen.output):
+        analyse(chosen)
+
+
+def analyse(chosen: argparse.Namespace) -> None:
+    """Print or write what the parsed command line asks for. Raises UserError."""
+    if chosen.what == "page":
+        check_own_page(chosen.output)
+    else:
+        check_own_object(chosen.output, ["reports", "share"] if chosen.what == "masking" else ["studies", "all"])
     rows = read_rollout_rows(chosen.file)
     selected = None if chosen.selected is None else set(read_ids(chosen.selected))
+    if selected is not None and not selected & {str(row["id"]) for row in rows}:
+        raise UserError(f"{PROGRAM} rewards: none of the selected ids is in the rollouts")
     labeler = load_labeler(
         chosen.labeler, chosen.labeler_tokenizer, option="--labeler-tokenizer", policy=chosen.tokenizer
     )
@@ -85,7 +100,7 @@ def main(arguments: list[str]) -> None:
         write_out(scores_text(masking(groups, labeler, stop_ids, chosen.share, chosen.seed)), chosen.output)
         return
     groups = read_groups(rows[: chosen.limit], read, labeler)
-    page = chosen.output or Path("token_weights.html")
+    page = chosen.output
     write_out(token_page(groups, [row["id"] for row in rows], labeler, stop_ids, chosen.method), page)
     print(f"page: {page.absolute()}", flush=True)
 
@@ -100,8 +115,7 @@ def write_out(text: str, file: Path | None) -> None:
     if file is None:
         print(text)
         return
-    with writing(file.parent):
-        file.write_text(text + "\n", encoding="utf-8")
+    write_whole(file, text + "\n")
 
 
 def masking(
@@ -168,8 +182,6 @@ def rewards(
     result: dict[str, Any] = {"studies": len(rows), "all": reward_statistics(found)}
     if selected is not None:
         chosen = [group for row, group in zip(rows, found, strict=True) if str(row["id"]) in selected]
-        if not chosen:
-            raise UserError(f"{PROGRAM} rewards: none of the selected ids is in the rollouts")
         result |= {"selected_studies": len(chosen), "selected": reward_statistics(chosen)}
     return result
 

@@ -1,12 +1,6 @@
-"""Outputs that a later run goes on with: rows of JSONL, and beside them the options that decide what is in the rows.
-
-`out.jsonl.config.json` holds these options, with fingerprints of weights and tokenizers in place of their paths, and a
-digest of what each row is made from. It is written before the first row. Rows without such a file are continued where
-they have all that is asked for.
-"""
+"""Outputs that a later run goes on with (`common.io.resumable`), of commands that may run in several processes."""
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +10,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from common.errors import UserError
-from common.fingerprints import fingerprint_directory, fingerprint_stored
-from common.jsonl import claim_output, row_writer, rows_done
+from common.fingerprints import digest_of, weights_record
+from common.io.resumable import claim_output, continue_rows, row_writer
 from common.torch_archive import read_archive
+from common.weights import open_tensors
 from deer_jax.labeler import Labeler, labeler_path
-
-TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja")
 
 Options = Callable[[], Mapping[str, Any]]  # called where it is needed: fingerprints take a second
 
@@ -37,9 +30,7 @@ def rows_kept(
     done, problem = 0, None
     if output is not None and jax.process_index() == 0:
         try:
-            done = rows_done(output, list(inputs), required)
-            if done:
-                claim_output(output, options(), list(inputs.values()))
+            done = continue_rows(output, inputs, required, options)
         except UserError as error:
             done, problem = -1, error
     if jax.process_count() > 1:
@@ -60,24 +51,9 @@ def continued_writer(
         yield write
 
 
-def labeler_fingerprint(path: str | Path, labeler: Labeler) -> str:
-    """What tells the labeler that was read from `path` from others: weights, sizes and tokenizer. Raises UserError."""
+def labeler_record(path: str | Path, labeler: Labeler) -> dict[str, str]:
+    """Digests of what tells the labeler that was read from `path` from others, by what they are of."""
     path = labeler_path(path)
-    weights = fingerprint_directory(path) if path.is_dir() else fingerprint_stored(read_archive(path))
-    return _digest(weights.encode(), repr(labeler.config).encode(), labeler.tokenizer.to_str().encode())
-
-
-def tokenizer_fingerprint(path: Path) -> str:
-    """What tells a tokenizer from others, wherever it lies: the small files of its directory. Raises UserError."""
-    files = [file for file in sorted(path.iterdir()) if file.suffix in TOKENIZER_FILES] if path.is_dir() else [path]
-    try:
-        return _digest(*(part for file in files for part in (file.name.encode(), file.read_bytes())))
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
-
-
-def _digest(*parts: bytes) -> str:
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(len(part).to_bytes(8, "little") + part)
-    return whole.hexdigest()
+    weights = weights_record(open_tensors(path) if path.is_dir() else read_archive(path))
+    sizes, words = repr(labeler.config).encode(), labeler.tokenizer.to_str().encode()
+    return {"weights": weights, "sizes": digest_of(sizes), "tokenizer": digest_of(words)}

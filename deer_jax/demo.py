@@ -11,12 +11,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.config import remove_run, to_json
+from common.config import check_own_names, remove_run, to_json
 from common.data.parts import PHANTOM_PLACES, Part
 from common.data.phantom import make_phantom
 from common.data.records import Quarantine
 from common.errors import Parser
+from common.io.locks import owning
 from common.io.numbers import rounded, score_text
+from common.io.outputs import check_output, write_whole
 from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.studies import Scores
@@ -60,8 +62,13 @@ def main(arguments: list[str]) -> None:
     demo(dataclasses.replace(preset, data=data), chosen.run_dir)
 
 
+@owning("run_dir")
 def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
     """Sample, choose, learn, evaluate; writes report.html and token_weights.html. Returns the scores by system."""
+    check_own_names(run_dir, DEMO_NAMES)
+    read_rows(run_dir / "rl" / METRICS_FILE)  # of a demo that goes on; damage is told before the work
+    for name in ("chosen.json", "metrics.json", TOKEN_PAGE, REPORT_FILE):
+        check_output(run_dir / name)
     print("DEER demo: reinforcement learning of reports for drawn radiographs, with token-level credit", flush=True)
     parts = read_parts(config.data, Quarantine())
     base = base_directory(config.model)
@@ -104,7 +111,7 @@ def write_token_page(samples: Path, ids: Sequence[str], tokenizer: Path, labeler
     read, stop_ids = rollout_reader(tokenizer)
     groups = read_groups(rows, read, labeler)
     html = token_page(groups, [row["id"] for row in rows], labeler, stop_ids, "gradient")
-    file.write_text(html + "\n", encoding="utf-8")
+    write_whole(file, html + "\n")
 
 
 def page(

@@ -5,6 +5,7 @@ common.metrics` (DEER's Tables 1-3). Scorers with an environment of their own, s
 of the user's (`common.metrics.external`).
 """
 
+import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,16 +16,18 @@ from jaxtyping import Int
 
 from common.bounds import COUNT, bounded
 from common.errors import Parser, UserError
+from common.io.locks import locked_file
 from common.io.numbers import rounded
+from common.io.outputs import check_output, check_own_object
 from common.io.terminal import say
 from common.io.text import json_text
-from common.jsonl import check_output, read_rows
+from common.jsonl import read_rows
 from common.metrics.__main__ import LANGUAGE_HELP
 from common.metrics.__main__ import evaluate as evaluate_as_texts
 from common.metrics.baselines import constant_reports
 from common.metrics.bootstrap import mean_measure, summarize
 from common.metrics.clinical import FINDINGS, POSITIVE, evaluate_labels, finding_measure
-from common.metrics.external import Scorer, parse_scorers, run_scorers
+from common.metrics.external import Scorer, check_programs, parse_scorers, run_scorers
 from common.metrics.tokenize import Language, languages_of
 
 if TYPE_CHECKING:
@@ -62,8 +65,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="file to write the object to as well")
     chosen = parser.parse_args(arguments)
     check_output(chosen.output, chosen.predictions)
+    with locked_file(chosen.output):
+        evaluate_file(chosen)
+
+
+def evaluate_file(chosen: argparse.Namespace) -> None:
+    """Print, and write, the scores that the parsed command line asks for. Raises UserError before scoring."""
+    check_own_object(chosen.output, ["intervals", "constant_report"])
     rows = read_rows(chosen.predictions, {"id": str | int, "prediction": str, "reference": str})
     scorers = parse_scorers(chosen.external)
+    check_programs(scorers)
     if scorers:
         # JAX would take most of the accelerator's memory, and leave none for the scorers.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -93,6 +104,7 @@ def evaluate_predictions(
     A scorer that fails, and GREEN and RadGraph where they are not given, are None under their names, with the reason in
     the notes. Raises UserError for a labeler of other labels than CheXbert's.
     """
+    _check_labels(labeler)
     result = evaluate_as_texts([dict(row) for row in rows], language, "all")
     predictions, references = [row["prediction"] for row in rows], [row["reference"] for row in rows]
     languages = languages_of(rows) if language is None else [language] * len(rows)
@@ -141,11 +153,7 @@ def label_each(
     """
     from deer_jax.labeler import label_texts
 
-    if labeler.config.labels != FINDINGS:
-        raise UserError(
-            f"the labeler names {', '.join(labeler.config.labels)}; clinical scores are of CheXbert's 14 labels, so "
-            "give CheXbert, or a labeler trained on its labels"
-        )
+    _check_labels(labeler)
     place = {text: number for number, text in enumerate(dict.fromkeys(text for texts in lists for text in texts))}
     first: dict[str, object] = {}
     for texts in lists:
@@ -153,6 +161,14 @@ def label_each(
             first.setdefault(text, id_)
     found = label_texts(labeler, list(place), batch_size, [first[text] for text in place])
     return [found.classes[[place[text] for text in texts]] for texts in lists], found.cut, found.unknown
+
+
+def _check_labels(labeler: "Labeler") -> None:
+    if labeler.config.labels != FINDINGS:
+        raise UserError(
+            f"the labeler names {', '.join(labeler.config.labels)}; clinical scores are of CheXbert's 14 labels, so "
+            "give CheXbert, or a labeler trained on its labels"
+        )
 
 
 def _add(result: dict[str, Any], summary: Summary) -> None:

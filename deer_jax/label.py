@@ -13,8 +13,9 @@ from jax.experimental import multihost_utils
 
 from common.bounds import COUNT, bounded
 from common.errors import Parser
+from common.io.locks import locked_by_first, locked_file
 from common.jsonl import read_rows
-from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept
+from deer_jax.continued import continued_writer, labeler_record, rows_kept
 from deer_jax.labeler import Labeler, Labels, check_labels, load_labeler, read_texts, spread
 
 BATCHES_AT_ONCE = 32  # of each process, sorted into length buckets together before their rows are written
@@ -30,12 +31,16 @@ processes (jax.distributed.initialize) each reads the whole file and labels its 
 def main(arguments: list[str]) -> None:
     """Run the command. Raises UserError for whatever is wrong with its input, before anything is written."""
     chosen = parse(arguments)
+    with locked_by_first(chosen.output, locked_file):
+        label_file(chosen)
+
+
+def label_file(chosen: argparse.Namespace) -> None:
+    """Write, or go on writing, the labels that the parsed command line asks for. Raises UserError."""
     rows = read_rows(chosen.file, {"id": str | int, "report": str})
     required = {"labels": list} | ({"logits": list} if chosen.logits else {})
     labeler = load_labeler(chosen.labeler, chosen.tokenizer)
-    options = functools.cache(
-        lambda: {"labeler": labeler_fingerprint(chosen.labeler, labeler), "logits": chosen.logits}
-    )
+    options = functools.cache(lambda: {"labeler": labeler_record(chosen.labeler, labeler), "logits": chosen.logits})
     inputs = {row["id"]: row["report"] for row in rows}
     done = rows_kept(chosen.output, inputs, required, options)
     if done == len(rows):

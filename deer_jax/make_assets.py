@@ -28,6 +28,7 @@ from common.data.pieces import CHAT_MARKS
 from common.data.pipeline import make_iterator
 from common.data.tokenizers import load_tokenizer
 from common.errors import Parser, run_cli
+from common.io.locks import owning
 from common.io.text import read_json_object
 from common.lora import LoraConfig
 from common.metrics.clinical import FINDINGS, POSITIVE
@@ -137,6 +138,7 @@ def base_loss(
     return LossSum(words.total + per_word * labels.total, words.weight), parts
 
 
+@owning("work")
 def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> None:
     """Train in `work`, a run directory that can be continued, and write the finished model to `directory`."""
     drawn = make_phantoms(SEED, range(studies + HELD_OUT), DRAWN)

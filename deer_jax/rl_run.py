@@ -10,12 +10,13 @@ import numpy as np
 
 from common.bounds import POSITIVE, check_number
 from common.checkpoint import open_checkpoints, restore_trainable
-from common.config import check_run_directory, claim_run_directory
+from common.config import check_run_directory, claim_run_directory, owning_run_directory
 from common.data.packing import GlobalBatch
 from common.data.parts import Part
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
 from common.errors import UserError
+from common.fingerprints import data_record
 from common.io.terminal import say
 from common.models.qwen2_vl import SHARDING_RULES
 from common.optim import make_optimizer, make_schedule
@@ -32,6 +33,7 @@ from deer_jax.config import (
     RlConfig,
     RolloutConfig,
 )
+from deer_jax.continued import labeler_record
 from deer_jax.ditpo import PolicyParams
 from deer_jax.judge import make_judge, score_function
 from deer_jax.labeler import Labeler, load_labeler, spread
@@ -170,6 +172,7 @@ def make_validation(
     return validation_loss
 
 
+@owning_run_directory
 def train_run(config: RlConfig, run_dir: Path) -> PyTree:
     """Train, or continue, the run in `run_dir`, and export its best weights there. Returns what was trained.
 
@@ -187,6 +190,10 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
     parts = load_studies(config.data, quarantine)
     base = load_base(config.model, config.data.side, config.instruction, layout)
     note = checkpoint_note(base.directory)
+    learnt = ([study.id, study.report] for name in ("train", "validation") for study in parts[name].studies)
+    trained_on = {"base": note["base"]["sha256"], "data": data_record(learnt)}
+    if labeler is not None:
+        trained_on |= {"labeler": data_record([labeler_record(config.reward.labeler, labeler)])}
     stop_ids = base.tokenizer.stop_ids
     judge, held_out = (
         judge_of(config, parts[name], labeler, stop_ids, learning)
@@ -200,7 +207,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
     reference = jax.tree.map(lambda leaf: leaf.copy(), trainable) if config.objective.kl else None
     plan = plan_studies(len(parts["train"].studies), config.batch_size, config.steps, config.seed)
     if first_process:
-        claim_run_directory(run_dir, config)
+        claim_run_directory(run_dir, config, trained_on)
         quarantine.write(run_dir / "quarantine.jsonl")
         if quarantine:
             print(quarantine.summary(), flush=True)

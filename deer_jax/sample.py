@@ -11,15 +11,16 @@ from jax.experimental import multihost_utils
 
 from common.bounds import check_numbers
 from common.config import choose_preset, parse, to_json
-from common.data.parts import Part
+from common.data.parts import Part, images_record
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
-from common.fingerprints import fingerprint_directory
+from common.fingerprints import model_record
 from common.finite import check_finite, precision_remedy
+from common.io.locks import locked_file, owning
 from common.metrics.clinical import POSITIVE
 from common.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
 from deer_jax.config import HELP, SAMPLE_NEEDS, SAMPLE_PRESETS, SampleConfig
-from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept
+from deer_jax.continued import continued_writer, labeler_record, rows_kept
 from deer_jax.ditpo import PolicyParams
 from deer_jax.labeler import Labeler, classes_of_groups, load_labeler, spread
 from deer_jax.rl import StudyBatch, read_groups
@@ -51,6 +52,7 @@ def main(arguments: list[str]) -> None:
     print(f"reports: {chosen.output}", flush=True)
 
 
+@owning("output", locked_file)
 def sample_run(config: SampleConfig, output: Path) -> None:
     """Write, or go on writing, the reports of a split. Raises UserError."""
     rollout = config.rollout
@@ -68,7 +70,9 @@ def sample_run(config: SampleConfig, output: Path) -> None:
     if config.labeler:
         vocabulary = config.labeler_tokenizer or None
         labeler = load_labeler(config.labeler, vocabulary, option="--labeler-tokenizer")
-    inputs: dict[str | int, str] = {study.id: study.report for study in part.studies[:count]}
+    inputs: dict[str | int, list[str]] = {
+        study.id: [study.report, images_record(part.images, place)] for place, study in enumerate(part.studies[:count])
+    }
     options = functools.cache(functools.partial(row_options, config, labeler))
     done = rows_kept(output, inputs, required | ({"labels": list} if config.labeler else {}), options)
     if done == count:
@@ -90,16 +94,13 @@ def sample_run(config: SampleConfig, output: Path) -> None:
 
 
 def row_options(config: SampleConfig, labeler: Labeler | None) -> dict[str, Any]:
-    """The options that decide what is written of a study. Which studies these are, their ids tell."""
-    options = to_json(config)
-    for name in ("mesh", "parallel", "batch_size", "limit", "labeler_tokenizer"):
-        del options[name]
-    for name in ("ids", "train_size", "validation_size", "test_size"):
-        del options["data"][name]
-    for name in ("base", "attention", "remat", "loss_chunk"):
-        del options["model"][name]
-    options["model"]["weights"] = fingerprint_directory(base_directory(config.model))
-    return options | {"labeler": "" if labeler is None else labeler_fingerprint(config.labeler, labeler)}
+    """What decides what is written of a study beside its report and its images, by content."""
+    whole = to_json(config)
+    options = {name: whole[name] for name in ("rollout", "instruction", "seed")}
+    options["data"] = {"side": config.data.side}
+    options["model"] = {name: whole["model"][name] for name in ("tuning", "dtype", "frozen_dtype")}
+    options["model"] |= model_record(base_directory(config.model))
+    return options | {"labeler": None if labeler is None else labeler_record(config.labeler, labeler)}
 
 
 def rows_of(part: Part, sampled: Sequence[tuple[int, list[str]]], labeler: Labeler | None) -> list[dict[str, Any]]:

@@ -15,8 +15,10 @@ from jaxtyping import Int
 
 from common.bounds import FINITE, bounded
 from common.errors import Parser, UserError
+from common.io.locks import locked_file
+from common.io.outputs import check_output, check_own_object
 from common.io.text import json_text, read_json_object
-from common.jsonl import check_output, read_rows, write_rows
+from common.jsonl import read_rows, write_rows
 from common.metrics.clinical import FINDINGS
 from deer_jax.ddsampling import (
     Strategy,
@@ -69,9 +71,11 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"deer select: --exponent is for --strategy log-rank; leave it out with {chosen.strategy}")
     check_output(chosen.output, chosen.file)
     exponent = 1.0 if chosen.exponent is None else chosen.exponent
-    result = choose(read_studies(chosen.file), chosen.fraction, chosen.seed, chosen.strategy, exponent)
-    if chosen.output is not None:
-        write_rows(chosen.output, [result])
+    with locked_file(chosen.output):
+        check_own_object(chosen.output, ["ids", "statistics"])
+        result = choose(read_studies(chosen.file), chosen.fraction, chosen.seed, chosen.strategy, exponent)
+        if chosen.output is not None:
+            write_rows(chosen.output, [result])
     print(json_text(result, "deer select"))
 
 

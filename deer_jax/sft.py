@@ -8,11 +8,12 @@ import jax
 from jaxtyping import Array
 
 from common.checkpoint import open_checkpoints, restore_trainable
-from common.config import check_run_directory, claim_run_directory
+from common.config import check_run_directory, claim_run_directory, owning_run_directory
 from common.data.packing import plan_epochs, plan_in_order
 from common.data.parts import Part
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
+from common.fingerprints import data_record
 from common.models.qwen2_vl import SHARDING_RULES
 from common.optim import make_optimizer, make_schedule
 from common.parallel import Layout, compile_evaluation, compile_step, make_layout, place, place_batch
@@ -77,6 +78,7 @@ def make_validation(
     return validation_loss
 
 
+@owning_run_directory
 def train_run(config: SftConfig, run_dir: Path) -> PyTree:
     """Train, or continue, the run in `run_dir`, and export its best weights there. Returns what was trained.
 
@@ -92,6 +94,8 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
     parts = load_studies(config.data, quarantine)
     base = load_base(config.model, config.data.side, config.instruction, layout)
     note = checkpoint_note(base.directory)
+    learnt = ([study.id, study.report] for name in ("train", "validation") for study in parts[name].studies)
+    trained_on = {"base": note["base"]["sha256"], "data": data_record(learnt)}
     make, cut = batch_maker(config, base, parts["train"])
     plan = plan_epochs(
         [1] * len(parts["train"].studies), batch_rows=config.batch_size, epochs=config.epochs, max_length=1,
@@ -104,7 +108,7 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
     tx = make_optimizer(config.optim, total_steps)
     trainable, frozen = initial_trees(config, base, layout)
     if first_process:
-        claim_run_directory(run_dir, config)
+        claim_run_directory(run_dir, config, trained_on)
         quarantine.write(run_dir / "quarantine.jsonl")
         if quarantine:
             print(quarantine.summary(), flush=True)

@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from common.checkpoint import open_checkpoints, restore_trainable
-from common.config import check_run_directory, choose_preset, claim_run_directory, parse
+from common.config import check_run_directory, choose_preset, claim_run_directory, owning_run_directory, parse
 from common.data.packing import plan_epochs, plan_in_order
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
-from common.fingerprints import fingerprint
+from common.fingerprints import data_record, fingerprint
 from common.io.numbers import rounded
 from common.io.terminal import say
 from common.logs import check_wandb
@@ -136,6 +136,7 @@ def make_labeler(config: LabelerRunConfig, corpus: LabeledCorpus) -> Labeler:
     return Labeler(classifier, params, tokenizer)
 
 
+@owning_run_directory
 def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
     """Train, or continue, the run in `run_dir`, and write its best weights as a labeler there. Returns its reports.
 
@@ -152,6 +153,8 @@ def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
     corpus = load_corpus(config, quarantine)
     labeler = make_labeler(config, corpus)
     note = {"base": {"name": Path(config.init).name or "random", "sha256": fingerprint(labeler.params)}}
+    learnt = ([report.text, [*map(int, report.labels)]] for report in (*corpus.train, *corpus.validation))
+    trained_on = {"base": note["base"]["sha256"], "data": data_record(learnt)}
     ids, labels, cut = encode_reports(labeler, corpus.train)
     plan = plan_epochs(
         [len(own) for own in ids],
@@ -166,7 +169,7 @@ def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
     tx = make_optimizer(config.optim, total_steps)
     stop = labeler.tokenizer.token_to_id(".") if config.shuffle else None
     if first_process:
-        claim_run_directory(run_dir, config)
+        claim_run_directory(run_dir, config, trained_on)
         quarantine.write(run_dir / "quarantine.jsonl")
         if quarantine:
             print(quarantine.summary(), flush=True)

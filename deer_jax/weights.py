@@ -12,10 +12,12 @@ import numpy as np
 from common.bounds import FINITE, bounded
 from common.data.tokenizers import load_tokenizer
 from common.errors import Parser, UserError
+from common.fingerprints import function_record, tokenizer_record
+from common.io.locks import locked_file
 from common.jsonl import SURROGATE, read_rows
 from common.options import Needs, check_options
 from deer_jax import labeler as wordpiece
-from deer_jax.continued import continued_writer, labeler_fingerprint, rows_kept, tokenizer_fingerprint
+from deer_jax.continued import continued_writer, labeler_record, rows_kept
 from deer_jax.judge import score_function
 from deer_jax.labeler import Labeler, encode, is_wordpiece, label_texts, load_labeler
 from deer_jax.rewards import load_function
@@ -68,6 +70,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="file to write or resume; default: stdout")
     chosen = parser.parse_args(arguments)
     check_options(chosen, arguments, NEEDS, "deer weights")
+    with locked_file(chosen.output):
+        weigh_file(chosen)
+
+
+def weigh_file(chosen: argparse.Namespace) -> None:
+    """Write, or go on writing, the weights that the parsed command line asks for. Raises UserError."""
     rows = read_rollout_rows(chosen.file)
     strength = STRENGTH.get(chosen.method, 1.0) if chosen.strength is None else chosen.strength
     labeler = None
@@ -81,7 +89,7 @@ def main(arguments: list[str]) -> None:
         scores: ScoreFunction = load_function(chosen.method, "--method")
     else:
         scores = score_function(chosen.method, labeler, stop_ids, chosen.uncertain)
-    options = functools.cache(functools.partial(row_options, chosen, strength, labeler))
+    options = functools.cache(functools.partial(row_options, chosen, strength, labeler, scores if own else None))
     inputs = {row["id"]: [row["reference"], row["rollouts"]] for row in rows}
     done = rows_kept(chosen.output, inputs, {"rollouts": list}, options)
     if done == len(rows):
@@ -94,11 +102,16 @@ def main(arguments: list[str]) -> None:
         say_cut(labeler, rows[done:], rollouts=not own)
 
 
-def row_options(chosen: argparse.Namespace, strength: float, labeler: Labeler | None) -> dict[str, Any]:
-    """The options that decide what is written of a row."""
-    read = "" if labeler is None else labeler_fingerprint(chosen.labeler, labeler)
-    own = {name: getattr(chosen, name) for name in ("method", "uncertain")}
-    return own | {"strength": strength, "labeler": read, "tokenizer": tokenizer_fingerprint(chosen.tokenizer)}
+def row_options(
+    chosen: argparse.Namespace, strength: float, labeler: Labeler | None, scores: ScoreFunction | None
+) -> dict[str, Any]:
+    """What decides what is written of a row, by content; `scores` are the user's own."""
+    options = {name: getattr(chosen, name) for name in ("method", "uncertain")} | {"strength": strength}
+    return options | {
+        "source": None if scores is None else function_record(scores),
+        "labeler": None if labeler is None else labeler_record(chosen.labeler, labeler),
+        "tokenizer": tokenizer_record(chosen.tokenizer),
+    }
 
 
 def read_rollout_rows(file: Path) -> list[dict[str, Any]]:

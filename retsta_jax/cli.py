@@ -5,6 +5,7 @@ from pathlib import Path
 from common.bounds import COUNT, COUNT_OR_NONE, bounded
 from common.config import choose_preset, parse, remove_run
 from common.errors import Parser, UserError, run_cli
+from common.io.locks import locked_by_first
 from common.io.numbers import score_text
 from retsta_jax.config import HELP, NEEDS, PRESETS, RetstaConfig
 
@@ -112,8 +113,9 @@ def demo(arguments: list[str]) -> None:
     if chosen.fresh:
         remove_run(chosen.run_dir, RetstaConfig)
     print("RetSTA demo: LoRA fine-tuning of a small bilingual model to standardize fundus reports", flush=True)
-    train_in(PRESETS["demo"], chosen.run_dir)
-    evaluate_in(chosen.run_dir)
+    with locked_by_first(chosen.run_dir):
+        train_in(PRESETS["demo"], chosen.run_dir)
+        evaluate_in(chosen.run_dir)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,16 @@ from typing import Any
 from common.config import to_json
 from common.data.records import Language, Quarantine, ReportPair
 from common.errors import UserError
+from common.io.locks import locked_run, owning
 from common.io.numbers import rounded, score_text
+from common.io.outputs import check_output
 from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_report, nearest_reports
 from common.metrics.codes import evaluate_codes
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.report.environment import environment
-from common.report.page import Example, Page, write_report
+from common.report.page import REPORT_FILE, Example, Page, write_report
 from common.weights import write_json
 from retsta_jax.codes import parse_codes, terminology, terminology_validity
 from retsta_jax.data import load_splits
@@ -31,16 +33,21 @@ from retsta_jax.standardize import Trained, load_trained, standardize, unusable
 
 MODEL, BEFORE, NEAREST, CONSTANT = "this run", "before fine-tuning", "nearest training report", "constant report"
 EXAMPLES = 12
+OUTPUTS = ("evaluation_quarantine.jsonl", "predictions.jsonl", "metrics.json", REPORT_FILE)  # of a run directory
 
 Scores = dict[str, Mapping[str, float | None]]
 
 
+@owning("run_dir", locked_run)
 def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32) -> dict[str, Scores]:
     """Score a run on its test or validation part; writes predictions.jsonl, metrics.json and report.html there.
 
     `limit` reports at most, if positive. Returns scores by system. Raises UserError.
     """
+    history = read_rows(run_dir / METRICS_FILE)
     trained = load_trained(run_dir)
+    for name in OUTPUTS:
+        check_output(run_dir / name)
     splits = load_splits(trained.config, Quarantine())
     pairs: Sequence[ReportPair] = getattr(splits, split)
     pairs, quarantine = usable(trained, pairs[:limit] if limit else pairs)
@@ -72,7 +79,7 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     counts = {"reports": len(pairs), "quarantined": len(quarantine)}
     result = {"split": split, **counts, "step": trained.step, "systems": systems, "notes": absent}
     write_json(run_dir / "metrics.json", rounded(result))
-    write_report(run_dir, page(trained, run_dir, pairs, outputs, systems, notes))
+    write_report(run_dir, page(trained, history, pairs, outputs, systems, notes))
     return systems
 
 
@@ -152,13 +159,13 @@ def statements(text: str, language: Language, codes: bool) -> frozenset[str]:
 
 def page(
     trained: Trained,
-    run_dir: Path,
+    history: Sequence[Mapping[str, Any]],
     pairs: Sequence[ReportPair],
     outputs: dict[str, list[str]],
     systems: dict[str, Scores],
     notes: list[str],
 ) -> Page:
-    """The run page of an evaluation."""
+    """The run page of an evaluation; `history` are the rows of the run's log."""
 
     def shown(system: str, name: str) -> str:
         return score_text(systems[system][name]["value"])
@@ -176,7 +183,7 @@ def page(
         command=shlex.join(["retsta", *sys.argv[1:]]),
         config=to_json(trained.config),
         environment=environment(),
-        rows=read_rows(run_dir / METRICS_FILE),
+        rows=history,
         systems=systems,
         headline=headline(systems[MODEL]),
         examples=[

@@ -23,6 +23,7 @@ from common.data.pipeline import evaluation_batches, make_iterator, text_batches
 from common.data.records import Quarantine
 from common.data.tokenizers import Tokenizer, load_tokenizer
 from common.errors import Parser, run_cli
+from common.io.locks import owning
 from common.lora import LoraConfig
 from common.models.qwen2 import Qwen2Config, init_params
 from common.models.qwen2_weights import save_qwen2
@@ -87,6 +88,7 @@ def encode_text(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[int]]:
     return [tokenizer.eos_id], [*tokenizer.encode(text), tokenizer.eos_id]
 
 
+@owning("work")
 def make(directory: Path, work: Path, steps: int, batch_size: int) -> None:
     """Train in `work`, a run directory that can be continued, and write the finished model to `directory`."""
     # More texts than the steps can use: a text has about 20 tokens.

@@ -3,19 +3,22 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common.checkpoint import open_checkpoints, restore_trainable
 from common.config import read_config
 from common.data.cleaning import clean_report
 from common.data.tokenizers import Tokenizer
 from common.errors import UserError
+from common.fingerprints import DIGITS, fingerprint, model_record
 from common.finite import check_finite, precision_remedy
 from common.generate import DecodeSettings, generate_rows, make_generator, row_keys
 from common.io.inputs import read_bytes, read_standard_input
+from common.io.locks import locked_file, owning, warn_of_writer
+from common.io.resumable import claim_output, row_writer, rows_done
 from common.io.terminal import printable
 from common.io.text import decode_text, parse_json
-from common.jsonl import check_row, claim_output, row_writer, rows_done
+from common.jsonl import check_row
 from common.models.qwen2_weights import max_positions
 from common.parallel import make_layout
 from common.sft import model_variables
@@ -62,6 +65,7 @@ def load_trained(run_dir: Path) -> Trained:
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"{run_dir}: holds no checkpoint; train first")
+    warn_of_writer(run_dir)
     layout = make_layout("jit")
     base = load_base(config, layout)
     start, frozen = initial_trees(config, base, layout)
@@ -104,6 +108,7 @@ def standardize(
             yield Standardized(tokenizer.decode(tokens), continuation.stopped)
 
 
+@owning("output", locked_file)
 def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size: int) -> None:
     """Standardize the reports of a file, or of standard input ("-"), into rows {"id", "standard", "complete"}.
 
@@ -113,22 +118,33 @@ def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size
     reports = read_reports(source)
     if output is not None and output.exists() and source != "-" and output.samefile(source):
         raise UserError(f"{output}: is the file of the reports; choose another --output")
-    inputs = [report for _, report in reports]
-    if output is not None and output.exists():
-        claim_output(output, {"run_dir": str(run_dir.resolve())}, inputs)
-    done = 0 if output is None else rows_done(output, [id_ for id_, _ in reports], {"standard": str})
+    keys: dict[str, Any] = {"standard": str, "complete": bool}
+    done = 0 if output is None else rows_done(output, [id_ for id_, _ in reports], keys)
     rest = reports[done:]
-    if not rest:
-        return
     trained = load_trained(run_dir)
     check_usable(trained, rest, source)
+    if output is not None:
+        claim_output(output, made_with(trained), [report for _, report in reports])
+    if not rest:
+        return
     ids, texts = zip(*rest, strict=True)
     results = standardize(trained, trained.variables, texts, batch_size, ids)
-    if output is not None and not done:
-        claim_output(output, {"run_dir": str(run_dir.resolve())}, inputs)
     with row_writer(output) as write:
         for (id_, _), result in zip(rest, results, strict=True):
             write({"id": id_, "standard": result.text, "complete": result.complete})
+
+
+def made_with(trained: Trained) -> dict[str, Any]:
+    """What decides the standard form of a report, by content."""
+    config = trained.config
+    adapters = {name: value for name, value in dataclasses.asdict(config.lora).items() if name != "dropout"}
+    return {
+        "trained": fingerprint(trained.trainable)[:DIGITS],
+        "base": model_record(trained.base.directory),
+        "lora": adapters if trained.frozen else None,
+        **{name: getattr(config.model, name) for name in ("tuning", "dtype", "param_dtype")},
+        **{name: getattr(config, name) for name in ("instruction", "max_new_tokens")},
+    }
 
 
 def unusable(trained: Trained, reports: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from common.bounds import check_numbers
 from common.checkpoint import open_checkpoints, restore_trainable
-from common.config import check_run_directory, claim_run_directory
+from common.config import check_run_directory, claim_run_directory, owning_run_directory
 from common.data.encode import Example, encode_examples
 from common.data.exported_tokenizer import exported_files, reading_note
 from common.data.packing import plan_epochs
@@ -19,7 +19,7 @@ from common.data.pipeline import evaluation_batches, make_iterator, text_batches
 from common.data.records import Quarantine
 from common.data.tokenizers import Tokenizer, load_tokenizer
 from common.errors import UserError
-from common.fingerprints import fingerprint_directory
+from common.fingerprints import data_record, fingerprint_directory
 from common.flops import peak_flops, sft_flops
 from common.logs import check_wandb
 from common.lora import init_lora
@@ -133,6 +133,7 @@ def check_config(config: RetstaConfig) -> None:
     check_wandb(config.wandb_project)
 
 
+@owning_run_directory
 def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
     """Train, or continue, the run in `run_dir`, and export its best weights there. Returns them.
 
@@ -149,6 +150,8 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
     splits = load_splits(config, quarantine)
     directory = base_directory(config)
     note = checkpoint_note(directory)
+    learnt = ([pair.id, pair.source, pair.target] for pair in (*splits.train, *splits.validation))
+    trained_on = {"base": note["base"]["sha256"], "data": data_record(learnt)}
     base = load_base(config, layout)
     encode = functools.partial(encode_pairs, base.tokenizer, config.instruction)
     examples = encode_examples(encode(splits.train), config.max_length, quarantine)
@@ -168,7 +171,7 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
     tx = make_optimizer(config.optim, total_steps)
     trainable, frozen = initial_trees(config, base, layout)
     if first_process:
-        claim_run_directory(run_dir, config)
+        claim_run_directory(run_dir, config, trained_on)
         quarantine.write(run_dir / "quarantine.jsonl")
         if quarantine:
             print(quarantine.summary(), flush=True)

@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from common.config import check_run_directory
+from common.data.records import Quarantine
 from common.errors import UserError
+from common.io.locks import owning
 from common.io.numbers import rounded
+from common.io.outputs import check_own_object
 from common.io.text import read_json_object
 from common.metrics.studies import Scores
 from common.weights import write_json
 from unicross_jax.config import ModelConfig, RunConfig
-from unicross_jax.evaluate import CONSTANT, MODEL, NEAREST, evaluate_run
+from unicross_jax.data import read_parts
+from unicross_jax.evaluate import CONSTANT, MADE_FROM, MODEL, NEAREST, evaluate_run, scores_record
+from unicross_jax.report import load_trained
 from unicross_jax.train import train_run
 
 FULL = "full model"
+TABLE = "ablation.json"
 VARIANTS: dict[str, dict[str, Any]] = {
     FULL: {},
     "no-adapters": {"adapters": "none"},
@@ -42,6 +48,7 @@ def variant(config: RunConfig, name: str) -> RunConfig:
     return dataclasses.replace(config, model=model)
 
 
+@owning("directory")
 def run_ablation(
     config: RunConfig, directory: Path, variants: Sequence[str], seeds: Sequence[int], batch_size: int = 32
 ) -> dict[str, list[Scores]]:
@@ -50,12 +57,13 @@ def run_ablation(
     What is finished already is not done again. Returns for each system its scores, one for each seed; the constant
     report and the nearest training study stand beside the variants. Raises UserError.
     """
+    check_own_object(directory / TABLE, [NEAREST, CONSTANT])
     runs = {(name, seed): dataclasses.replace(variant(config, name), seed=seed) for seed in seeds for name in variants}
     table: dict[str, list[Scores]] = {}
     for (name, seed), chosen in runs.items():
         run_dir = directory / f"{name.replace(' ', '-')}-{seed}"
         check_run_directory(run_dir, chosen)
-        systems = finished(run_dir)
+        systems = finished(run_dir) if (run_dir / "model").is_dir() else None
         if systems is None:
             print(f"{run_dir}", flush=True)
             train_run(chosen, run_dir)
@@ -63,15 +71,25 @@ def run_ablation(
         table.setdefault(name, []).append(systems[MODEL])
         if name == variants[0] and seed == seeds[0]:
             table |= {baseline: [systems[baseline]] for baseline in (NEAREST, CONSTANT)}
-    write_json(directory / "ablation.json", rounded(table))
+    write_json(directory / TABLE, rounded(table))
     return table
 
 
 def finished(run_dir: Path) -> dict[str, Scores] | None:
-    """The scores of a run that has been evaluated on its whole test part, as `run_ablation` does; None of others."""
+    """The scores of a run that has been evaluated on its whole test part, as `run_ablation` does; None of others.
+
+    Scores of other weights or studies than are there now are not taken, which is said.
+    """
     file = run_dir / "metrics.json"
     if not file.is_file():
         return None
     found = read_json_object(file)
     whole = found.get("split") == "test" and not found.get("limit") and not found.get("decoding")
-    return found.get("systems") if whole else None
+    if not whole:
+        return None
+    trained = load_trained(run_dir)
+    if found.get(MADE_FROM) == scores_record(trained, read_parts(trained.config.data, Quarantine())["test"]):
+        return found.get("systems")
+    known = "were made from other weights or studies" if MADE_FROM in found else "do not say what they were made from"
+    print(f"{file}: its scores {known}; the run is evaluated again", flush=True)
+    return None

@@ -6,6 +6,7 @@ from typing import Any
 from common.bounds import COUNT, COUNT_OR_NONE, FEW, SEED, bounded
 from common.config import choose_preset, parse, remove_run
 from common.errors import Parser, UserError, run_cli
+from common.io.locks import locked_by_first
 from common.io.numbers import score_text
 from unicross_jax.config import ABLATION_NEEDS, HELP, LENGTH_PENALTY, NEEDS, PRESETS, RunConfig
 
@@ -150,8 +151,9 @@ def demo(arguments: list[str]) -> None:
     if chosen.fresh:
         remove_run(chosen.run_dir, RunConfig)
     print("UniCrossAdapter demo: reports for drawn radiographs, adapters around a small frozen CLIP", flush=True)
-    train_in(PRESETS["demo"], chosen.run_dir)
-    evaluate_in(chosen.run_dir)
+    with locked_by_first(chosen.run_dir):
+        train_in(PRESETS["demo"], chosen.run_dir)
+        evaluate_in(chosen.run_dir)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,15 @@ from jaxtyping import Array, Float
 
 from common.config import to_json
 from common.data.images import GreyImage, resize_crop
-from common.data.parts import PHANTOM_PLACES, Part
+from common.data.parts import PHANTOM_PLACES, Part, images_record
 from common.data.phantom import make_phantom
 from common.data.records import Language, Quarantine
 from common.errors import UserError
+from common.fingerprints import data_record, fingerprint
 from common.finite import check_finite, precision_remedy
+from common.io.locks import locked_run, owning
 from common.io.numbers import interval_text, rounded, score_text
+from common.io.outputs import check_output
 from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_reports
@@ -35,8 +38,8 @@ from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.models.clip import ModifiedResNet, normalise
 from common.options import check_options, flag
 from common.report.environment import environment
+from common.report.page import REPORT_FILE, Page, write_report
 from common.report.page import Example as Shown
-from common.report.page import Page, write_report
 from common.weights import write_json
 from unicross_jax.config import NEEDS
 from unicross_jax.data import Example, read_parts, still_view
@@ -45,11 +48,14 @@ from unicross_jax.train import encode
 
 MODEL, NEAREST, CONSTANT = "this run", "nearest training study", "constant report"
 HEADLINE = ("findings/F1", "coco/BLEU-4", "coco/ROUGE-L")
+MADE_FROM = "made_from"  # in metrics.json
+OUTPUTS = ("evaluation_quarantine.jsonl", "predictions.jsonl", "metrics.json", REPORT_FILE)  # of a run directory
 SHOWN, SHOWN_SIDE = 12, 256  # examples on the page; pixels of their images, at least where they can be drawn
 EMBEDDED_AT_ONCE = 64  # images
 SMALLEST = 1e-30  # length that a vector is divided by: one of zeros stays so, and is like no other
 
 
+@owning("run_dir", locked_run)
 def evaluate_run(
     run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32, **decoding: Any
 ) -> dict[str, Scores]:
@@ -58,7 +64,10 @@ def evaluate_run(
     `limit` studies at most, if positive. `decoding`: beams and length_penalty where not those of the config. Returns
     scores by system. Raises UserError.
     """
+    history = read_rows(run_dir / METRICS_FILE)
     trained = load_trained(run_dir)
+    for name in OUTPUTS:
+        check_output(run_dir / name)
     trained = trained._replace(config=dataclasses.replace(trained.config, **decoding))
     check_options(trained.config, [flag(name) for name in decoding], NEEDS, "unicross evaluate")
     quarantine = Quarantine()
@@ -109,12 +118,23 @@ def evaluate_run(
     }
     absent = warn_of_absent(systems)
     found = {"split": split, **counts, "systems": systems, "above": above, "notes": absent}
+    found[MADE_FROM] = scores_record(trained, part)
     write_json(run_dir / "metrics.json", rounded(found))
-    shown = page(trained, run_dir, part, examples, written, outputs, systems, split)
+    shown = page(trained, history, part, examples, written, outputs, systems, split)
     paired = [described(name, above[name], shown.headline) for name in above]
     write_report(run_dir, dataclasses.replace(shown, notes=[*left_out, *paired, *shown.notes, *absent]))
     print("\n".join([*left_out, *paired]), flush=True)
     return systems
+
+
+def scores_record(trained: Trained, part: Part) -> dict[str, str]:
+    """Digests of the weights and of the studies that scores are of."""
+    studies = (
+        [study.id, study.report, study.indication, images_record(part.images, place)]
+        for place, study in enumerate(part.studies)
+    )
+    frozen = fingerprint(trained.task.frozen)
+    return {"weights": data_record([fingerprint(trained.trainable), frozen]), "studies": data_record(studies)}
 
 
 def described(baseline: str, above: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:
@@ -185,7 +205,7 @@ def embedded(trained: Trained, part: Part) -> Float[np.ndarray, "N E"]:
 
 def page(
     trained: Trained,
-    run_dir: Path,
+    history: Sequence[Mapping[str, Any]],
     part: Part,
     examples: Sequence[Example],
     written: Sequence[Written],
@@ -193,7 +213,7 @@ def page(
     systems: dict[str, Scores],
     split: str,
 ) -> Page:
-    """The run page of an evaluation."""
+    """The run page of an evaluation; `history` are the rows of the run's log."""
     name = in_each_language(HEADLINE, systems[MODEL])[0]
     title = "F1 over the findings that reports state" if name == "findings/F1" else name.replace("coco/", "")
     shown = {system: score_text(scores[name]["value"]) for system, scores in systems.items()}
@@ -224,7 +244,7 @@ def page(
         command=shlex.join(["unicross", *sys.argv[1:]]),
         config=to_json(trained.config),
         environment=environment(),
-        rows=read_rows(run_dir / METRICS_FILE),
+        rows=history,
         systems=systems,
         headline=in_each_language(HEADLINE, systems[MODEL]),
         examples=[

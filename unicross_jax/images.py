@@ -9,11 +9,13 @@ from pathlib import Path
 from common.data.images import GreyImage, read_image, resize_shorter
 from common.data.studies import ImageStudy
 from common.errors import UserError
-from common.jsonl import row_writer, write_rows
+from common.io.locks import locked_file, owning
+from common.io.outputs import check_own_page, write_whole
+from common.io.resumable import row_writer
+from common.jsonl import write_rows
 from common.report.environment import environment
 from common.report.page import Example as Shown
 from common.report.page import Page, render
-from common.weights import writing
 from unicross_jax.config import EMBEDDED_RUN
 from unicross_jax.data import still_view
 from unicross_jax.report import Trained, attention_of, load_trained, write_reports
@@ -50,6 +52,8 @@ def group_images(images: Sequence[str], study: str) -> list[tuple[str, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
+@owning("output", locked_file)
+@owning("page", locked_file)
 def report_images(
     images: Sequence[str], study: str, checkpoint: Path | None, indication: str, output: Path | None, page: Path
 ) -> None:
@@ -98,8 +102,7 @@ def report_images(
         for row, (group, report) in enumerate(zip(groups, written, strict=True))
     ]
     html = render(_page(trained, shown))
-    with writing(page.parent):
-        page.write_text(html, encoding="utf-8")
+    write_whole(page, html)
     print(f"page: {page.absolute()}", file=sys.stderr, flush=True)
 
 
@@ -112,6 +115,7 @@ def check_outputs(output: Path | None, page: Path, images: Sequence[Path]) -> No
             raise UserError(f"{file}: cannot be written; expected a file in a folder that exists")
     if page.exists() and any(page.samefile(image) for image in images):
         raise UserError(f"{page}: is one of the images and would be overwritten; give another --page")
+    check_own_page(page)
     if output is not None and output.resolve() == page.resolve():
         raise UserError(f"{output}: --output and the page are the same file; give another --page")
 

@@ -29,6 +29,7 @@ from common.data.images import augment, resize_crop
 from common.data.phantom import Phantom, make_phantoms
 from common.data.tokenizers import WordTokenizer, build_word_tokenizer, save_words
 from common.errors import Parser, run_cli
+from common.io.locks import owning
 from common.models.clip import Clip, ClipConfig, ScaledConv, init_params, normalise
 from common.models.clip_weights import save_clip
 from common.optim import OptimConfig, make_optimizer, make_schedule
@@ -196,6 +197,7 @@ def standardised(params: PyTree, seen: PyTree) -> PyTree:
     return params | {"visual": unflatten_dict(convolutions)}
 
 
+@owning("work")
 def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> None:
     """Train in `work`, a run directory that can be continued, and write the finished CLIP to `directory`."""
     drawn = make_phantoms(SEED, range(studies + HELD_OUT), RESIZE)

@@ -15,6 +15,7 @@ from common.data.images import GreyImage
 from common.errors import UserError
 from common.finite import check_finite, precision_remedy
 from common.generate import DecodeSettings, row_keys
+from common.io.locks import warn_of_writer
 from common.parallel import make_layout, place
 from common.types import PyTree
 from common.weights import load_tree, open_tensors
@@ -61,6 +62,7 @@ def load_trained(directory: Path) -> Trained:
         tokenizer = load_words(directory / VOCABULARY_FILE)
     task = make_task(config, backbone, tokenizer)
     key = jax.random.key(config.seed)
+    warn_of_writer(directory)
     if (directory / "checkpoints").is_dir():
         checkpoints = open_checkpoints(directory, dict(checkpoint_note(backbone, task.frozen)), config)
         step, trainable = restore_trainable(checkpoints, place(init_trainable(task.model, key), make_layout("jit")))

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from common.bounds import COUNT, check_number, check_numbers
 from common.checkpoint import open_checkpoints, restore_trainable
-from common.config import check_run_directory, claim_run_directory, to_json
+from common.config import check_run_directory, claim_run_directory, owning_run_directory, to_json
 from common.data.packing import plan_epochs, plan_in_order
 from common.data.parts import Part
 from common.data.pipeline import make_iterator
@@ -22,6 +22,7 @@ from common.data.records import Quarantine
 from common.data.studies import ImageStudy
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
+from common.fingerprints import data_record
 from common.logs import check_wandb
 from common.optim import make_optimizer, make_schedule
 from common.parallel import Layout, check_rows, compile_evaluation, compile_step, make_layout, place, place_batch
@@ -182,6 +183,7 @@ def own_names(trainable: PyTree) -> NameMap:
     return {path: Published((path,)) for path in flatten_dict(trainable, sep="/")}
 
 
+@owning_run_directory
 def train_run(config: RunConfig, run_dir: Path) -> PyTree:
     """Train, or continue, the run in `run_dir`, and export its best weights there. Returns them.
 
@@ -218,11 +220,15 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
     )
     total_steps = min(len(plan), config.max_steps or len(plan))
     tx = optax.chain(make_optimizer(config.optim, total_steps), slower_images(config.visual_rate))
-    note = checkpoint_note(backbone, task.frozen)
+    note = dict(checkpoint_note(backbone, task.frozen))
+    learnt = (
+        [study.id, study.report, study.indication] for name in ("train", "validation") for study in parts[name].studies
+    )
+    trained_on = {"base": note["base"]["sha256"], "data": data_record(learnt)}
     frozen = place(task.frozen, layout)
     trainable = place(first_weights(config, task), layout)
     if first_process:
-        claim_run_directory(run_dir, config)
+        claim_run_directory(run_dir, config, trained_on)
         quarantine.write(run_dir / "quarantine.jsonl")
         if isinstance(tokenizer, WordTokenizer):
             save_words(run_dir / VOCABULARY_FILE, tokenizer)
@@ -232,7 +238,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
             print(f"{cut} of {len(examples)} reports were cut at {config.max_length} tokens", flush=True)
     train_loss = functools.partial(loss, config=task.model, chunk=config.loss_chunk)
     view = training_view(config.data, task.model.clip.image_size, config.seed)
-    checkpoints = open_checkpoints(run_dir, dict(note), config)
+    checkpoints = open_checkpoints(run_dir, note, config)
     state = train(
         place(init_state(trainable, tx), layout),
         frozen,

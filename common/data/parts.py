@@ -23,6 +23,7 @@ from common.data.records import Quarantine
 from common.data.source import REQUIRED, StudySource
 from common.data.studies import ImageStudy, Splits, read_annotation, read_image_rows, read_openi_images
 from common.errors import UserError
+from common.fingerprints import digest_of
 
 CLEANING: dict[str, Callable[[str], str]] = {
     "lossless": clean_report,
@@ -151,6 +152,17 @@ class PreparedImages(Sequence[tuple[GreyImage, ...]]):
 
     def __getitem__(self, place: Any) -> Any:
         return tuple(self._shrink(read_image(image)) for image in self._stored[place].images[: self._views])
+
+    def encoded(self, place: int) -> list[Any]:
+        """The images of a study as they are stored, which takes no decoding."""
+        return list(self._stored[place].images[: self._views])
+
+
+def images_record(images: Sequence[tuple[GreyImage, ...]], place: int) -> str:
+    """A digest of the images of a study: of their pixels, or of the files that hold them."""
+    if isinstance(images, PreparedImages):
+        return digest_of(*images.encoded(place))
+    return digest_of(*(f"{image.shape}".encode() + image.tobytes() for image in images[place]))
 
 
 def cleaned(study: ImageStudy, config: StudySource) -> ImageStudy:

@@ -7,6 +7,7 @@ commands for the public packages.
 """
 
 import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from common.errors import UserError
+from common.io.terminal import printable
 from common.jsonl import read_rows, write_rows
 
 SCORERS = Path(__file__).parent / "scorers"
@@ -59,6 +61,16 @@ def parse_scorers(texts: Iterable[str]) -> list[Scorer]:
     if repeated := [name for name in names if names.count(name) > 1]:
         raise UserError(f"--external {repeated[0]} is given {names.count(repeated[0])} times; give each another name")
     return scorers
+
+
+def check_programs(scorers: Sequence[Scorer]) -> None:
+    """Raise UserError, before anything is scored, where a command names a program that is not there."""
+    for scorer in scorers:
+        if shutil.which(scorer.command[0]) is None:
+            raise UserError(
+                f"--external {scorer.name}: {printable(scorer.command[0])} cannot be run (no such program); name one "
+                "that is installed, or the path of one"
+            )
 
 
 def run_scorers(

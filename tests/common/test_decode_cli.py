@@ -86,7 +86,8 @@ def test_rows_come_in_input_order_with_text_tokens_and_why_they_end(model, promp
 def test_a_stopped_run_goes_on_where_it_stopped(model, prompts, tmp_path, kept_bytes):
     whole = decode(model, prompts, tmp_path / "whole.jsonl", *SAMPLED)
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
-    output = tmp_path / "resumed.jsonl"
+    output = tmp_path / "resumed.jsonl"  # it may have moved, with its record
+    (tmp_path / "whole.jsonl.config.json").rename(tmp_path / "resumed.jsonl.config.json")
     output.write_bytes(b"".join(lines[:2]) + (lines[2][:20] if "torn" in kept_bytes else b""))
     assert decode(model, prompts, output, *SAMPLED) == whole
 

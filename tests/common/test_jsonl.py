@@ -7,7 +7,8 @@ import pytest
 from common.config import claim_run_directory
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
-from common.jsonl import check_output, claim_output, read_rows, row_writer, rows_done, write_rows
+from common.io.resumable import claim_output
+from common.jsonl import read_rows, write_rows
 from common.lora import LoraConfig
 from common.report.page import Page, write_report
 from common.weights import write_json
@@ -98,96 +99,3 @@ def test_a_full_disk_leaves_no_part_of_a_file(tmp_path) -> None:
 def test_a_folder_that_is_not_there_is_named(tmp_path) -> None:
     with pytest.raises(UserError, match=r"nowhere/rows\.jsonl: cannot be written"):
         write_rows(tmp_path / "nowhere" / "rows.jsonl", [])
-
-
-OURS = b'{"id": "a", "text": "t"}\n'
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"shopping list",
-        b"first line\nsecond line without end",
-        b'{"id": "z", "text": "another\'s"',
-        b'{"key": "a", "text": "t"}',
-        b'{"id": "z", "text": "t"}\n{"id": "y"',
-        b"\n\nnotes",
-    ],
-)
-def test_a_file_that_is_not_ours_is_refused_and_keeps_every_byte(tmp_path, content) -> None:
-    path = tmp_path / "notes.txt"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"notes\.txt.*"):
-        rows_done(path, ["a", "b"], {"text": str})
-    assert path.read_bytes() == content
-
-
-@pytest.mark.parametrize(
-    ("content", "done", "left"),
-    [
-        (b"", 0, b""),
-        (OURS, 1, OURS),
-        (OURS + b'{"id": "b", "te', 1, OURS),
-        (OURS + b"{", 1, OURS),
-        (b'{"id": "a", "te', 0, b""),
-        (b'{"i', 0, b""),
-    ],
-)
-def test_a_torn_row_of_ours_is_cut_off(tmp_path, content, done, left) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(content)
-    assert rows_done(path, ["a", "b"], {"text": str}) == done
-    assert path.read_bytes() == left
-
-
-def test_rows_are_continued_with_the_settings_that_began_them(tmp_path) -> None:
-    path = tmp_path / "rows.jsonl"
-    claim_output(path, {"model": "old"})
-    claim_output(path, {"model": "m", "seed": 1})  # no row yet: nothing to mix
-    path.write_bytes(OURS)
-    claim_output(path, {"model": "m", "seed": 1})
-    with pytest.raises(UserError, match=r"rows\.jsonl: holds rows .* \(seed was 1 and is now 2\)"):
-        claim_output(path, {"model": "m", "seed": 2})
-    with pytest.raises(UserError, match=r"chat was None and is now True"):
-        claim_output(path, {"model": "m", "seed": 1, "chat": True})
-    (tmp_path / "rows.jsonl.config.json").write_text("[]")
-    with pytest.raises(UserError, match=r"config\.json: expected a JSON object, found list"):
-        claim_output(path, {"model": "m", "seed": 1})
-    (tmp_path / "rows.jsonl.config.json").unlink()
-    claim_output(path, {"model": "other"})
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_rows_are_continued_with_the_inputs_that_began_them(tmp_path) -> None:
-    path = tmp_path / "rows.jsonl"
-    claim_output(path, {"model": "m"}, ["first", "second"])
-    beside = tmp_path / "rows.jsonl.config.json"
-    assert "first" not in beside.read_text()  # digests: what rows are made from is a patient's
-    path.write_bytes(OURS)
-    with pytest.raises(UserError, match=r"made from other input, which differs from row 2 on; choose another --output"):
-        claim_output(path, {"model": "m"}, ["first", "changed"])
-    claim_output(path, {"model": "m"}, ["first", "second", "third"])  # more rows may come
-    with pytest.raises(UserError, match="row 3"):
-        claim_output(path, {"model": "m"}, ["first", "second", "changed"])
-
-
-def test_one_process_at_a_time_writes_a_file(tmp_path) -> None:
-    path = tmp_path / "rows.jsonl"
-    with row_writer(path) as write:
-        with pytest.raises(UserError, match=r"rows\.jsonl: another process writes to it"), row_writer(path):
-            pass
-        write({"id": 1})
-    with row_writer(path) as write:
-        write({"id": 2})
-    assert path.read_text() == '{"id": 1}\n{"id": 2}\n'
-
-
-def test_an_output_takes_no_input_s_place(tmp_path) -> None:
-    path, other = tmp_path / "rows.jsonl", tmp_path / "linked.jsonl"
-    path.write_bytes(OURS)
-    other.symlink_to(path)
-    check_output(None, path)
-    check_output(tmp_path / "new.jsonl", path)
-    for output, said in ((path, "is read as input"), (other, "is read as input"), (tmp_path, "is a directory")):
-        with pytest.raises(UserError, match=said):
-            check_output(output, path)

@@ -79,8 +79,9 @@ def test_rows_are_the_likeliest_classes_in_input_order(directory, reports, label
 def test_an_interrupted_file_is_completed(directory, reports, labelled, tmp_path, capsys):
     output = tmp_path / "out.jsonl"
     half = "".join(json.dumps({"id": row["id"], "labels": row["labels"]}) + "\n" for row in labelled[:9])
-    output.write_text(half + '{"id": "torn')
     arguments = ["label", str(reports), "--labeler", str(directory), "--output", str(output), "--batch-size", "4"]
+    assert deer(arguments) == 0
+    output.write_text(half + '{"id": "torn')
     assert deer(arguments) == 0
     expected = [{"id": row["id"], "labels": row["labels"]} for row in labelled]
     assert read_rows(output, {"id": str | int}) == expected
@@ -88,7 +89,7 @@ def test_an_interrupted_file_is_completed(directory, reports, labelled, tmp_path
     assert deer(arguments) == 0
     assert output.read_bytes() == before
     assert deer([*arguments, "--logits"]) == 2
-    assert "'logits' is missing" in capsys.readouterr().err
+    assert "logits was False and is now True" in capsys.readouterr().err
 
 
 def test_rows_of_another_labeler_are_not_continued(directory, reports, labelled, tmp_path, capsys):
@@ -101,7 +102,7 @@ def test_rows_of_another_labeler_are_not_continued(directory, reports, labelled,
         output.write_bytes(content)
         assert deer([*command, "phantom"]) == 2
         err = capsys.readouterr().err
-        assert "out.jsonl: holds rows made under other options (labeler was" in err
+        assert "out.jsonl: holds rows made with other options or files (labeler." in err
         assert err.count("\n") == 1
     copied = tmp_path / "copied"  # where it lies does not matter
     shutil.copytree(directory, copied)
@@ -181,8 +182,10 @@ def test_what_the_first_process_cannot_continue_ends_the_others_too(directory, r
 
 def test_two_processes_write_the_file_that_one_writes(directory, reports, labelled, tmp_path):
     output = tmp_path / "out.jsonl"
-    write_rows(output, [labelled[0]])  # continued
-    command = ["label", str(reports), "--labeler", str(directory), "--logits", "--batch-size", "4"]
+    options = ["--labeler", str(directory), "--logits", "--batch-size", "4"]
+    write_rows(tmp_path / "first.jsonl", read_rows(reports, {})[:1])
+    assert deer(["label", str(tmp_path / "first.jsonl"), *options, "--output", str(output)]) == 0  # continued
+    command = ["label", str(reports), *options]
     codes, errors = in_two_processes(command, output)
     assert codes == [0, 0], errors
     assert not list(tmp_path.glob("never*"))

@@ -241,7 +241,7 @@ def test_rows_are_continued_with_the_same_tokenizer_wherever_it_lies(tmp_path):
         save_words(file, WORDS)
         dispatch(["weights", str(rows), "--method", "tfidf", "--tokenizer", str(file), "--output", str(output)])
     save_words(moved, WordTokenizer((*WORDS.words, "another")))
-    with pytest.raises(UserError, match=r"made under other options .*tokenizer was"):
+    with pytest.raises(UserError, match=r"made with other options or files .*tokenizer.tokenizer was"):
         dispatch(["weights", str(rows), "--method", "tfidf", "--tokenizer", str(moved), "--output", str(output)])
 
 
@@ -290,7 +290,7 @@ def test_only_weights_that_read_the_labeler_load_it_and_what_it_cuts_is_told(lab
     written = (tmp_path / "out.jsonl").read_bytes()
     dispatch([*command, "nowhere", *output])
     assert (tmp_path / "out.jsonl").read_bytes() == written
-    with pytest.raises(UserError, match=r"options \(strength was 4.0 and is now 2.0\)"):
+    with pytest.raises(UserError, match=r"files \(strength was 4.0 and is now 2.0\)"):
         dispatch([*command, "nowhere", *output, "--strength", "2"])
 
 

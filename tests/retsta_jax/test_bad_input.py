@@ -289,17 +289,6 @@ def test_reports_that_cannot_be_standardized_are_named_by_line(tmp_path, refused
     assert not (tmp_path / "no-run").exists()
 
 
-def test_standard_reports_of_another_run_are_not_continued(tmp_path, refused):
-    (tmp_path / "reports.txt").write_text("OD: drusen\nOS: drusen\n")
-    output = tmp_path / "out.jsonl"
-    output.write_bytes(before := rows({"id": 1, "standard": "x", "complete": True}))
-    (tmp_path / "out.jsonl.config.json").write_text(json.dumps({"run_dir": "/another"}))
-    command = ["standardize", "--run-dir", str(tmp_path / "run"), str(tmp_path / "reports.txt")]
-    assert "'/another'" in refused([*command, "--output", str(output)])
-    assert output.read_bytes() == before
-    assert "file of the reports" in refused([*command, "--output", str(tmp_path / "reports.txt")])
-
-
 def test_rows_from_standard_input_are_named_by_line(refused, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"id": 1, "report": "x"}\n{"id": 2}\n')))
     error = refused(["standardize", "--run-dir", str(tmp_path), "-"])

@@ -1,0 +1,392 @@
+"""One command at a time writes a directory or a file.
+
+A lock is a small JSON file that says which process holds it and since when: `.lock` in a directory, `.NAME.lock` beside
+a file. It is written under a name of its own and then linked to the lock's, which succeeds for one process however many
+try, also on NFS. What a process leaves that was killed is taken over:
+
+- on the same machine as soon as no process of that number and start time is alive;
+- on another machine, or in another container, when the lock has not been touched for STALE_SECONDS. Its holder touches
+  it every BEAT_SECONDS. Ages are differences of times that the file system itself gave, so that clocks need not agree.
+
+Of several that would take one lock over, one succeeds: the lock of each process has a token of its own, and a process
+takes over by making the file that is named for the dead one's token, which can be made once.
+"""
+
+import _thread
+import contextlib
+import dataclasses
+import errno
+import functools
+import inspect
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import datetime
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from common.errors import UserError
+from common.io.terminal import printable
+from common.io.text import parse_json
+
+BEAT_SECONDS = 10.0
+STALE_SECONDS = 120.0
+DIRECTORY_LOCK = ".lock"
+# Names of a lock, of what is linked to it, and of what marks that it is being taken over.
+LOCK_NAME = re.compile(r"\.(?P<of>.+\.)?lock(\.[0-9a-f]{32}\.(partial|taken))?")
+_TOKEN = re.compile(r"[0-9a-f]{32}")
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK)
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+_held: set[Path] = set()  # locks of this process, which may ask for them again
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """The process that a lock names. `boot` and `namespace` tell the machine and the container, "" where unknown."""
+
+    host: str
+    boot: str
+    namespace: str
+    pid: int
+    started: str  # in ticks since the machine was started; tells a process from a later one of the same number
+    since: str
+    token: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {printable(self.host)}, since {printable(self.since)}"
+
+
+def is_lock(name: str) -> bool:
+    """Whether a file of this name is a lock, or left over from taking one."""
+    return lock_of(name) is not None
+
+
+def lock_of(name: str) -> str | None:
+    """The name of the file beside it that a lock of this name is of, "" of its directory; None: it is no lock."""
+    found = LOCK_NAME.fullmatch(name)
+    return found and (found["of"] or "").removesuffix(".")
+
+
+@contextlib.contextmanager
+def locked_directory(directory: Path) -> Iterator[None]:
+    """This process alone writes in `directory` meanwhile. It is made, and removed again where nothing was written.
+
+    What this process holds already it may ask for again. Raises UserError naming the process that holds the lock, and
+    where the folder refuses.
+    """
+    real = Path(os.path.realpath(directory))
+    made = [folder for folder in (real, *real.parents) if not folder.exists()]
+    try:
+        with _disk_errors(directory):
+            real.mkdir(parents=True, exist_ok=True)
+        with _locked(real / DIRECTORY_LOCK, directory):
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for folder in made:
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def locked_run(directory: Path) -> Iterator[None]:
+    """`locked_directory` of a run that is there already; where there is none, nothing is made."""
+    with locked_directory(directory) if directory.is_dir() else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def locked_file(file: Path | None) -> Iterator[None]:
+    """This process alone writes `file`, or a directory of that name, meanwhile. Raises UserError as `locked_directory`.
+
+    None, devices and pipes need no lock, and where there is no folder there is nothing to lock.
+    """
+    if file is None:
+        yield
+        return
+    real = Path(os.path.realpath(file))
+    free = not real.parent.is_dir() or (real.exists() and not (real.is_file() or real.is_dir()))
+    with contextlib.nullcontext() if free else _locked(_beside(real), file):
+        yield
+
+
+def owning(
+    argument: str, lock: Callable[..., AbstractContextManager[None]] = locked_directory
+) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    """A decorator: while the function runs, the path that is its `argument` is locked.
+
+    Of several processes the first locks, and all others wait to hear whether it could: all must call the function.
+    """
+
+    def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            with locked_by_first(signature.bind(*args, **kwargs).arguments.get(argument), lock):
+                return function(*args, **kwargs)
+
+        return run
+
+    return decorate
+
+
+@contextlib.contextmanager
+def locked_by_first(
+    path: Path | None, lock: Callable[..., AbstractContextManager[None]] = locked_directory
+) -> Iterator[None]:
+    """`lock` of a path by the first of several processes; all must call it. Raises UserError in all."""
+    if not _has_several_processes():
+        with lock(path):
+            yield
+        return
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    with contextlib.ExitStack() as stack:
+        problem: UserError | None = None
+        if is_first_process():
+            try:
+                stack.enter_context(lock(path))
+            except UserError as error:
+                problem = error
+        if not multihost_utils.broadcast_one_to_all(np.int32(problem is None)):
+            raise problem or UserError(f"{path}: is not free; the first process says why")
+        yield
+
+
+def is_first_process() -> bool:
+    """Whether this process, of several, is the one that writes. Asks JAX only where it has joined others already."""
+    return not _has_several_processes() or sys.modules["jax"].process_index() == 0
+
+
+def _has_several_processes() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def writer_of(file: str | Path) -> Holder | None:
+    """The other process that is writing a file, or in a directory; None where nobody is."""
+    real = Path(os.path.realpath(file))
+    lock = real / DIRECTORY_LOCK if real.is_dir() else _beside(real)
+    if lock in _held:
+        return None
+    try:
+        holder = _read(lock)
+        if holder is None:
+            return None
+        now = datetime.now().timestamp()  # a reader may not write, and so not ask the file system
+        return holder if _is_alive(holder, now - lock.stat().st_mtime) else None
+    except OSError:
+        return None
+
+
+def _beside(file: Path) -> Path:
+    return file.parent / f".{file.name}.lock"
+
+
+def warn_of_writer(path: str | Path) -> None:
+    """Say on standard error where another process is writing what this one reads."""
+    if (holder := writer_of(path)) is not None:
+        print(f"warning: {path} is still being written by {holder}; what it holds by now is read", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _locked(lock: Path, what: Path) -> Iterator[None]:
+    if lock in _held:
+        yield
+        return
+    with _disk_errors(what):
+        token = _acquire(lock, what)
+    _held.add(lock)
+    ended = threading.Event()
+    threading.Thread(target=_keep, args=(lock, what, token, ended), daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        _held.discard(lock)
+        with contextlib.suppress(OSError):  # such as its directory having been removed
+            holder = _read(lock)
+            if holder is not None and holder.token == token:
+                lock.unlink()
+
+
+@contextlib.contextmanager
+def _disk_errors(what: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def _acquire(lock: Path, what: Path) -> str:
+    """Make the lock this process's. Returns its token."""
+    own = _this_process()
+    aside = lock.with_name(f"{lock.name}.{own.token}.partial")
+    try:
+        aside.write_text(json.dumps(dataclasses.asdict(own)), encoding="utf-8")
+        while not _linked(aside, lock):
+            holder = _read(lock)
+            if holder is not None and _takes_over(lock, aside, holder, what):
+                _sweep(lock)
+                break
+    finally:
+        aside.unlink(missing_ok=True)
+    return own.token
+
+
+def _linked(aside: Path, name: Path) -> bool:
+    """Give a file a second name; False where that is taken. Where a file can have one name only, it is copied."""
+    try:
+        os.link(aside, name)
+    except FileExistsError:
+        # A server that answered too late was asked twice, and the second time found what the first had made.
+        return aside.stat().st_nlink > 1 and os.path.samefile(aside, name)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        try:
+            with name.open("xb") as file:
+                file.write(aside.read_bytes())
+        except FileExistsError:
+            return False
+    return True
+
+
+def _takes_over(lock: Path, aside: Path, holder: Holder, what: Path) -> bool:
+    """Put `aside` in the place of a lock whose holder is dead; False where somebody else was faster.
+
+    Who takes over may die of it: then the file that it made is the one whose holder is looked at. Raises UserError
+    where one of them is alive.
+    """
+    now = aside.stat().st_mtime
+    marks: list[Path] = []
+    place, last = lock, holder
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            age = now - place.stat().st_mtime
+            if _is_alive(last, age):
+                raise UserError(_refusal(what, last, age))
+        marks.append(lock.with_name(f"{lock.name}.{last.token}.taken"))
+        if _linked(aside, marks[-1]):
+            break
+        place, following = marks[-1], _read(marks[-1])
+        if following is None:
+            return False
+        last = following
+    try:
+        # Making a file has also made NFS look at the folder anew. Whoever changes the lock has made one of the marks.
+        present = _read(lock)
+        if present is None or present.token != holder.token:
+            marks = marks[-1:]
+            return False
+        os.replace(aside, lock)
+        return True
+    finally:
+        for mark in marks:
+            mark.unlink(missing_ok=True)
+
+
+def _sweep(lock: Path) -> None:
+    """Remove what others that are dead have left beside a lock that is this process's."""
+    now = lock.stat().st_mtime
+    for left in lock.parent.iterdir():
+        if left.name.startswith(f"{lock.name}.") and is_lock(left.name):
+            with contextlib.suppress(OSError):
+                holder = _read(left)
+                if holder is not None and not _is_alive(holder, now - left.stat().st_mtime):
+                    left.unlink()
+
+
+def _refusal(what: Path, holder: Holder, age: float) -> str:
+    seen = ""
+    if not _is_here(holder):
+        seen = f" (last sign of life {max(age, 0):.0f} s ago; it counts as dead after {STALE_SECONDS:.0f} s)"
+    return f"{what}: is being written by {holder}{seen}; wait for it to end, or stop it, and start again"
+
+
+def _keep(lock: Path, what: Path, token: str, ended: threading.Event) -> None:
+    """Touch a lock until `ended`; where another process has taken it over, interrupt this one."""
+    while not ended.wait(BEAT_SECONDS):
+        with contextlib.suppress(OSError):  # the next beat may succeed
+            holder = _read(lock)
+            if holder is not None and holder.token != token:
+                print(f"{what}: this process was silent for too long, and {holder} has taken over", file=sys.stderr)
+                _thread.interrupt_main()
+                return
+            os.utime(lock)
+
+
+def _read(lock: Path) -> Holder | None:
+    """What a lock says; None where there is none. One that says nothing yet, or is damaged, has an unknown holder."""
+    try:
+        with lock.open("rb") as file:
+            content, inode = file.read(4096), os.fstat(file.fileno()).st_ino
+    except FileNotFoundError:
+        return None
+    try:
+        holder = Holder(**parse_json(content, lock))
+        if _TOKEN.fullmatch(holder.token) and isinstance(holder.pid, int):
+            return holder
+    except (UserError, TypeError):
+        pass
+    return Holder("an unknown machine", "", "", 0, "", "an unknown time", f"{inode:032x}")
+
+
+def _this_process() -> Holder:
+    boot, namespace = _machine()
+    now = datetime.now().astimezone().isoformat(" ", "seconds")
+    pid = os.getpid()
+    return Holder(socket.gethostname(), boot, namespace, pid, _start(pid) or "", now, uuid.uuid4().hex)
+
+
+@functools.cache
+def _machine() -> tuple[str, str]:
+    """What tells this start of this machine from others, and this container; "" where the system does not say."""
+    boot = namespace = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    with contextlib.suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return boot, namespace
+
+
+def _is_here(holder: Holder) -> bool:
+    """Whether this process could see the holder: it runs, or ran, on this machine and in this container."""
+    boot, namespace = _machine()
+    return holder.boot == boot and holder.namespace == namespace and holder.host == socket.gethostname()
+
+
+def _is_alive(holder: Holder, age: float) -> bool:
+    """Whether a holder is alive, whose lock was touched `age` seconds ago."""
+    if _is_here(holder) and holder.started and (start := _start(holder.pid)) is not None:
+        return start == holder.started
+    return age < STALE_SECONDS
+
+
+def _start(pid: int) -> str | None:
+    """When a process started, "" where there is none (or a dead one that nobody has asked for its end); None: unknown.
+
+    A system without /proc does not say; nor does one that hides the processes of other users.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
+    except (OSError, IndexError):
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except (OSError, OverflowError):
+        return None
+    return None
