@@ -12,7 +12,6 @@ Of several that would take one lock over, one succeeds: the lock of each process
 takes over by making the file that is named for the dead one's token, which can be made once.
 """
 
-import _thread
 import contextlib
 import dataclasses
 import errno
@@ -34,6 +33,7 @@ from typing import ParamSpec, TypeVar
 from common.errors import UserError
 from common.io.terminal import printable
 from common.io.text import parse_json
+from common.stopping import end_now
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
@@ -315,14 +315,12 @@ def _refusal(what: Path, holder: Holder, age: float) -> str:
 
 
 def _keep(lock: Path, what: Path, token: str, ended: threading.Event) -> None:
-    """Touch a lock until `ended`; where another process has taken it over, interrupt this one."""
+    """Touch a lock until `ended`; where another process has taken it over, end this one before it writes more."""
     while not ended.wait(BEAT_SECONDS):
         with contextlib.suppress(OSError):  # the next beat may succeed
             holder = _read(lock)
             if holder is not None and holder.token != token:
-                print(f"{what}: this process was silent for too long, and {holder} has taken over", file=sys.stderr)
-                _thread.interrupt_main()
-                return
+                end_now(2, f"{what}: this process gave no sign of life for too long, and {holder} has taken over")
             os.utime(lock)
 
 

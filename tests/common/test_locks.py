@@ -192,10 +192,10 @@ def test_a_file_system_without_hard_links_is_locked_too(tmp_path, monkeypatch, l
     assert names(tmp_path) == []
 
 
-def test_the_holder_gives_signs_of_life_and_is_interrupted_where_it_was_succeeded(tmp_path, monkeypatch) -> None:
+def test_the_holder_gives_signs_of_life_and_ends_where_it_was_succeeded(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(locks, "BEAT_SECONDS", 0.01)
-    interrupted = threading.Event()
-    monkeypatch.setattr(locks._thread, "interrupt_main", interrupted.set)
+    ended = threading.Event()
+    monkeypatch.setattr(locks, "end_now", lambda code, message: ended.set())
     lock = tmp_path / ".lock"
     with locked_directory(tmp_path):
         os.utime(lock, (1, 1))
@@ -206,7 +206,7 @@ def test_the_holder_gives_signs_of_life_and_is_interrupted_where_it_was_succeede
         other = json.loads(lock.read_text()) | {"token": "2" * 32, "host": "node7"}
         (tmp_path / "other").write_text(json.dumps(other))
         os.replace(tmp_path / "other", lock)
-        assert interrupted.wait(20)
+        assert ended.wait(20)
     assert names(tmp_path) == [".lock"]  # it is the other's
 
 
