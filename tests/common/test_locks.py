@@ -104,7 +104,7 @@ def test_what_a_killed_process_left_is_taken_over_at_once(tmp_path) -> None:
 
 
 def test_a_number_that_another_process_has_now_is_not_taken_for_the_dead_one(tmp_path) -> None:
-    left_behind(tmp_path, pid=os.getppid())  # alive, but started at another time
+    left_behind(tmp_path, pid=os.getppid(), started="1")  # alive, but started at another time
     with locked_directory(tmp_path):
         pass
     left_behind(tmp_path, pid=os.getppid(), started=locks._start(os.getppid()))
