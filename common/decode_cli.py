@@ -13,6 +13,7 @@ from typing import Any
 from common.bounds import COUNT, FEW, NOT_NEGATIVE, SEED, SHARE, Within, bounded
 from common.data.huggingface_tokenizer import end_ids
 from common.data.tokenizers import Tokenizer, load_tokenizer
+from common.devices import say_devices
 from common.errors import Parser, UserError
 from common.fingerprints import adapter_record, model_record
 from common.finite import check_finite, precision_remedy
@@ -106,6 +107,7 @@ def decode_file(arguments: argparse.Namespace) -> None:
     if done == len(rows):
         return
     config, params = load_qwen2(arguments.model, dtype=arguments.dtype, param_dtype=arguments.dtype)
+    say_devices()
     variables = {"params": params}
     if arguments.adapter:
         lora_config, lora, params = load_peft(arguments.adapter, params)

@@ -6,11 +6,12 @@ import errno
 import os
 import re
 import sys
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NoReturn, TextIO
 
-from common.devices import join_hosts, prefer_what_is_there
+from common.devices import prefer_what_is_there
 from common.io.terminal import printable
 from common.stopping import Stopped, handled, held
 
@@ -32,8 +33,10 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
-def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
-    """Run a command, with other hosts if the environment names some.
+def run_cli(
+    main: Callable[[list[str]], int | None], argv: list[str] | None = None, hosts: Collection[str] = ()
+) -> None:
+    """Run a command, with other hosts if the environment names some and `hosts` has its first argument.
 
     A UserError becomes one line on standard error and exit code 2, and so do a device that has too little memory and a
     full disk. SIGTERM and SIGINT become one line and the exit codes of `common.stopping`.
@@ -41,18 +44,19 @@ def run_cli(main: Callable[[list[str]], int | None], argv: list[str] | None = No
     prefer_what_is_there()
     warnings.showwarning = _show_warning
     with handled():
-        code = _run(main, sys.argv[1:] if argv is None else argv)
+        try:
+            code = _run(main, sys.argv[1:] if argv is None else argv, hosts)
+        except BaseException as error:
+            _leave_hosts(error)
+            raise
+        _leave_hosts(None)
     raise SystemExit(code or 0)
 
 
-def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
+def _run(main: Callable[[list[str]], int | None], argv: list[str], hosts: Collection[str]) -> int | None:
     """The exit code of `main`. Raises SystemExit where it ends otherwise."""
     try:
-        try:
-            join_hosts()
-        except (ValueError, RuntimeError) as error:
-            raise UserError(str(error)) from error
-        code = main(argv)
+        code = _together(main, argv, hosts)
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -87,6 +91,45 @@ def _show_warning(
 ) -> None:
     """A library's warning in one line, without the line of its source that raised it."""
     print("warning: " + printable(" ".join(str(message).split()), LONGEST_MESSAGE), file=sys.stderr, flush=True)
+
+
+def _together(main: Callable[[list[str]], int | None], argv: list[str], hosts: Collection[str]) -> int | None:
+    """The exit code of `main`, after the hosts have joined; where another of them is lost, the command ends so."""
+    from common.hosts import join_hosts  # which raises UserError
+
+    if not join_hosts(argv, hosts):
+        return main(argv)
+    from common.host_watch import ending_of
+
+    try:
+        return main(argv)
+    except Exception as error:  # what collectives raise has no type of its own
+        ending = ending_of(error)
+        if ending is None:
+            raise
+        _end(*ending)
+
+
+def _leave_hosts(error: BaseException | None) -> None:
+    """Tell other hosts how this one ends. After an error the process ends here: JAX would wait for them as it does."""
+    from common.host_watch import watch
+
+    here = watch()
+    if here is None:
+        return
+    with held():
+        code = error.code if isinstance(error, SystemExit) else int(error is not None)
+        if not code:
+            here.leave(0)
+            return
+        if not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        code = code if isinstance(code, int) else 1
+        here.leave(code)
+        os._exit(code)
 
 
 def _end(code: int, message: str = "") -> NoReturn:

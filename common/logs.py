@@ -327,6 +327,8 @@ def _validation(metrics: Metrics) -> str:
 def _parts(timings: Timings) -> str:
     """Where the time of a step went, in the order of its parts."""
     spent = {name.removeprefix(SECONDS): value for name, value in timings.items() if name.startswith(SECONDS)}
+    if "compile_seconds" in timings:
+        spent["of which compiling"] = timings["compile_seconds"]
     return ", ".join(f"{name} {value:.2g} s" for name, value in spent.items())
 
 

@@ -7,7 +7,6 @@ cut short, the checkpoint holds the row that it belongs to, and the next start v
 
 import contextlib
 import functools
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -17,11 +16,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 
 from common.checkpoint import Checkpoints, restore_latest, save_best, save_latest
 from common.errors import UserError
 from common.fingerprints import fingerprint
+from common.host_watch import stop_asked
 from common.io.terminal import say
 from common.logs import SECONDS, Logs, open_logs
 from common.parallel import Layout, place_batch
@@ -214,14 +213,3 @@ def mean_loss(batches: Iterable[Batch], loss: Callable[[Any], LossSum], check: C
     if waiting:
         add()
     return total / weight if weight else math.nan
-
-
-def stop_asked() -> Callable[[], bool]:
-    """A function that says whether to end: a signal came, to this process or, of several, to any.
-
-    All processes are to call it equally often, and are told at the same call.
-    """
-    if jax.process_count() == 1:
-        return lambda: bool(received())
-    calls = itertools.count()
-    return lambda: multihost_utils.reached_preemption_sync_point(next(calls))

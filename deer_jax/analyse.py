@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from common.bounds import COUNT, FINITE, SEED, SHARE, bounded
+from common.devices import say_devices
 from common.errors import Parser, UserError
 from common.io.locks import locked_file
 from common.io.numbers import rounded
@@ -90,6 +91,7 @@ def analyse(chosen: argparse.Namespace) -> None:
     labeler = load_labeler(
         chosen.labeler, chosen.labeler_tokenizer, option="--labeler-tokenizer", policy=chosen.tokenizer
     )
+    say_devices()
     if chosen.what == "rewards":
         table = rewards(rows, labeler, chosen.gamma, selected)
         write_out(scores_text(table), chosen.output)

@@ -33,11 +33,12 @@ COMMANDS = {
     "demo": "demo",
     "evaluate": "evaluate",
 }  # each is the module of deer_jax whose `main` takes the arguments
+ON_HOSTS = ("sft", "rl", "train-labeler", "label", "sample")  # those that several hosts do together
 
 
 def main() -> None:
     """The console script."""
-    run_cli(dispatch)
+    run_cli(dispatch, hosts=ON_HOSTS)
 
 
 def dispatch(arguments: list[str]) -> None:

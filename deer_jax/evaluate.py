@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common.bounds import COUNT, bounded
+from common.devices import say_devices
 from common.errors import Parser, UserError
 from common.io.locks import locked_file
 from common.io.numbers import rounded
@@ -81,6 +82,7 @@ def evaluate_file(chosen: argparse.Namespace) -> None:
     from deer_jax.labeler import load_labeler  # JAX reads the variable above when it is first used
 
     labeler = load_labeler(chosen.labeler, chosen.tokenizer)
+    say_devices()
     result = evaluate_predictions(rows, labeler, chosen.language, scorers=scorers, batch_size=chosen.batch_size)
     for name, reason in result["notes"].items():
         say(f"note: {name}: {reason}", error=True)

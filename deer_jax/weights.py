@@ -11,6 +11,7 @@ import numpy as np
 
 from common.bounds import FINITE, bounded
 from common.data.tokenizers import load_tokenizer
+from common.devices import say_devices
 from common.errors import Parser, UserError
 from common.fingerprints import function_record, tokenizer_record
 from common.io.locks import locked_file
@@ -84,6 +85,7 @@ def weigh_file(chosen: argparse.Namespace) -> None:
         labeler = load_labeler(
             chosen.labeler, chosen.labeler_tokenizer, option="--labeler-tokenizer", policy=chosen.tokenizer
         )
+        say_devices()
     read, stop_ids = rollout_reader(chosen.tokenizer)
     if own:
         scores: ScoreFunction = load_function(chosen.method, "--method")

@@ -21,7 +21,7 @@ Each command has --help. Presets: {presets}."""
 
 def main() -> None:
     """The console script."""
-    run_cli(dispatch)
+    run_cli(dispatch, hosts=("train",))
 
 
 def dispatch(arguments: list[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from common.config import to_json
 from common.data.records import Language, Quarantine, ReportPair
+from common.devices import say_devices
 from common.errors import UserError
 from common.io.locks import locked_run, owning
 from common.io.numbers import rounded, score_text
@@ -58,6 +59,7 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     quarantine.write(run_dir / "evaluation_quarantine.jsonl")
     ids = [pair.id for pair in pairs]
     models = {MODEL: trained.variables, BEFORE: trained.untrained}
+    say_devices()
     outputs = {
         **{
             name: [result.text for result in standardize(trained, variables, sources(pairs), batch_size, ids)]

@@ -9,6 +9,7 @@ from common.checkpoint import open_checkpoints, restore_trainable
 from common.config import read_config
 from common.data.cleaning import clean_report
 from common.data.tokenizers import Tokenizer
+from common.devices import say_devices
 from common.errors import UserError
 from common.fingerprints import DIGITS, fingerprint, model_record
 from common.finite import check_finite, precision_remedy
@@ -127,6 +128,7 @@ def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size
         claim_output(output, made_with(trained), [report for _, report in reports])
     if not rest:
         return
+    say_devices()
     ids, texts = zip(*rest, strict=True)
     results = standardize(trained, trained.variables, texts, batch_size, ids)
     with row_writer(output) as write:

@@ -24,6 +24,7 @@ from common.data.images import GreyImage, resize_crop
 from common.data.parts import PHANTOM_PLACES, Part, images_record
 from common.data.phantom import make_phantom
 from common.data.records import Language, Quarantine
+from common.devices import say_devices
 from common.errors import UserError
 from common.fingerprints import data_record, fingerprint
 from common.finite import check_finite, precision_remedy
@@ -79,6 +80,7 @@ def evaluate_run(
     left_out = [f"{quarantine.summary()} of all parts: they are in no score."] if quarantine else []
     examples, _ = encode(trained.config, trained.task, part.studies)
     ids = [study.id for study in part.studies]
+    say_devices()
     written = list(write_reports(trained, examples, part.images, batch_size=batch_size, ids=ids))
     outputs = {
         MODEL: [report.text for report in written],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.data.images import GreyImage, read_image, resize_shorter
 from common.data.studies import ImageStudy
+from common.devices import say_devices
 from common.errors import UserError
 from common.io.locks import locked_file, owning
 from common.io.outputs import check_own_page, write_whole
@@ -80,6 +81,7 @@ def report_images(
     studies = [ImageStudy(" ".join(group), (), "", indication) for group in groups]
     examples, _ = encode(trained.config, trained.task, studies)
     ids = [study.id for study in studies]
+    say_devices()
     written = list(write_reports(trained, examples, read, ids=ids))
     rows = [{"images": list(group), "report": report.text} for group, report in zip(groups, written, strict=True)]
     if output is not None:
