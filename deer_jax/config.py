@@ -160,7 +160,7 @@ SFT_PRESETS: dict[str, SftConfig] = {
         max_length=DEMO_TOKENS,
     ),
     "mimic-cxr": SftConfig(
-        data=DataConfig(layout="prepared", cleaning="r2gen-mimic", views=1),
+        data=DataConfig(layout="prepared", cleaning="mimic-cxr", views=1),
         model=dataclasses.replace(LARGE, tuning="vision"),
         mesh=SPLIT,
         optim=PAPER_SFT,
@@ -186,7 +186,7 @@ RL_PRESETS: dict[str, RlConfig] = {
         evaluate_every=20,
     ),
     "mimic-cxr": RlConfig(
-        data=DataConfig(layout="prepared", cleaning="r2gen-mimic", views=1),
+        data=DataConfig(layout="prepared", cleaning="mimic-cxr", views=1),
         model=LARGE,
         mesh=SPLIT,
         optim=PAPER_RL,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from common.bounds import Count, Few, Finite, NotNegative, Probability, Rate, Seed, Side, Steps, StepsOrAll, Within
+from common.data.cleaning import CleaningName
 from common.data.source import HELP as DATA_HELP
 from common.data.source import STUDY_NEEDS, StudySource
 from common.optim import OptimConfig
@@ -45,7 +46,7 @@ class VocabularyConfig:
     minimum_count: Count = 3  # times that a word must occur in the training reports
     merged_with: str = ""  # R2Gen's annotation.json of a second corpus, whose frequent words are added
     merged_minimum_count: Count = 10
-    merged_cleaning: Literal["lossless", "r2gen-iu", "r2gen-mimic"] = "r2gen-mimic"
+    merged_cleaning: CleaningName = "mimic-cxr"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,7 @@ PAPER = OptimConfig(
 
 PRESETS: dict[str, RunConfig] = {
     "demo": RunConfig(
-        data=DataConfig(cleaning="r2gen-iu", resize=72, train_size=2400),
+        data=DataConfig(cleaning="iu-xray", resize=72, train_size=2400),
         # The small CLIP tells next words by ten times its word embeddings: the decoder need not learn that anew.
         model=ModelConfig(
             heads=4, vision_layers=1, decoder_layers=2, dropout=0.0, adapter_dropout=0.0, words_begin=10.0
@@ -120,13 +121,13 @@ PRESETS: dict[str, RunConfig] = {
         length_penalty=0.5,  # without it reports are a tenth shorter than the references
     ),
     "iu-xray": RunConfig(
-        data=DataConfig(layout="annotation", cleaning="r2gen-iu"),
+        data=DataConfig(layout="annotation", cleaning="iu-xray"),
         model=ModelConfig(clip=""),
         optim=PAPER,
         epochs=25,
     ),
     "mimic-cxr": RunConfig(
-        data=DataConfig(layout="prepared", cleaning="r2gen-mimic", views=1),
+        data=DataConfig(layout="prepared", cleaning="mimic-cxr", views=1),
         vocabulary=VocabularyConfig(minimum_count=10),
         model=ModelConfig(clip="", vision_layers=6, decoder_layers=6, dropout=0.1),
         optim=dataclasses.replace(PAPER, weight_decay=4e-5),

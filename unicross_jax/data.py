@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from common.data.cleaning import r2gen_clean_iu
+from common.data.cleaning import CLEANING, chosen_cleaning, r2gen_clean_iu
 from common.data.clip_tokenizer import CanEncode, token_rows
 from common.data.images import GreyImage, augment, resize_crop, resize_shorter
 from common.data.packing import GlobalBatch
-from common.data.parts import CLEANING, Part, load_parts
+from common.data.parts import Part, load_parts
 from common.data.records import Quarantine
 from common.data.studies import ImageStudy
 from common.data.tokenizers import WordTokenizer
@@ -45,16 +45,17 @@ def build_vocabulary(config: VocabularyConfig, reports: Sequence[str]) -> WordTo
     if config.merged_with:
         # Of the second corpus only the texts are used: its images need not be there.
         texts = annotation_reports(config.merged_with)
-        cleaning = CLEANING[config.merged_cleaning]
-        corpora.append(Corpus([cleaning(text) for text in texts], config.merged_minimum_count))
+        cleaning = CLEANING[chosen_cleaning(config.merged_cleaning, "annotation", texts)]
+        corpora.append(Corpus([cleaning(text) for text in texts.values()], config.merged_minimum_count))
     return merged_vocabulary(*corpora)
 
 
-def annotation_reports(annotation: str) -> list[str]:
-    """The training reports of R2Gen's annotation.json. Raises UserError for a file of another form."""
+def annotation_reports(annotation: str) -> dict[str, str]:
+    """The training reports of R2Gen's annotation.json by id. Raises UserError for a file of another form."""
     from common.data.studies import annotation_entries
 
-    return [entry["report"] for entry in annotation_entries(annotation, {"report": str})["train"]]
+    entries = annotation_entries(annotation, {"id": str | int, "report": str})["train"]
+    return {str(entry["id"]): entry["report"] for entry in entries}
 
 
 def encode_studies(

@@ -1,7 +1,14 @@
-"""Cleaning of report text: a lossless default, and the lossy one of earlier work under its own name."""
+"""Cleaning of report text: a lossless default, and the lossy one of earlier work under its own name.
+
+What the lossy one takes away (decimal points, comparisons, marks of de-identification) published tables were measured
+without. It belongs to their data sets; `chosen_cleaning` keeps it from other reports.
+"""
 
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
 
 # Characters that show nothing and split a word or a number in two for a tokenizer: byte order mark,
 # zero-width space, word joiner, soft hyphen. (Zero-width joiners shape letters in some scripts and stay.)
@@ -10,6 +17,53 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 
 _R2GEN_QUOTES_AND_SLASHES = str.maketrans("", "", "\"'/\\")
 _R2GEN_PUNCTUATION = str.maketrans("", "", ".,?;*!%^&_+():<=>@[]{}")
+
+
+Lossy = Literal["r2gen-iu", "r2gen-mimic"]
+CleaningName = Literal["lossless", "iu-xray", "mimic-cxr", "r2gen-iu", "r2gen-mimic"]
+
+
+class _DataSet(NamedTuple):
+    """A data set with published tables: their cleaning, the layouts in which it comes, and what its ids look like."""
+
+    cleaning: Lossy
+    layouts: tuple[str, ...]
+    ids: re.Pattern[str]
+
+
+DATA_SETS: dict[str, _DataSet] = {
+    "iu-xray": _DataSet("r2gen-iu", ("annotation", "openi", "prepared"), re.compile(r"CXR\d+(?:_.*)?")),
+    "mimic-cxr": _DataSet(
+        "r2gen-mimic",
+        ("annotation", "mimic", "prepared"),
+        re.compile(r"s\d{8}|[0-9a-f]{8}(?:-[0-9a-f]{8}){4}"),  # of a study, and of an image as R2Gen has them
+    ),
+}
+_NUMBER = re.compile(r"\d+(?:[.,:/]\d+)*")
+_LIST_NUMBER = re.compile(r"(?:(?<=\.)|(?<=\n)|^)\s*\d\.(?=\s)")
+
+
+def chosen_cleaning(name: str, layout: str, ids: Iterable[str] = ()) -> str:
+    """The cleaning that `name` stands for: itself, or that of a data set's tables where the reports are that data set.
+
+    They are where the layout is one of its own and every id looks like its ids, and where they are drawn. Reports of a
+    user's own are left lossless.
+    """
+    if name not in DATA_SETS:
+        return name
+    published = DATA_SETS[name]
+    own = layout in published.layouts and all(published.ids.fullmatch(id) for id in ids)
+    return published.cleaning if own or layout == "phantom" else "lossless"
+
+
+def altered_number(report: str, cleaned: str) -> str:
+    """A number of a report that its cleaned form lacks, such as "2.5" of "25 cm"; "" where it has all of them.
+
+    Numbers of a list ("1. ") do not count.
+    """
+    left = Counter(_NUMBER.findall(cleaned))
+    left.subtract(_NUMBER.findall(_LIST_NUMBER.sub("", report)))
+    return next((number for number, count in left.items() if count < 0), "")
 
 
 def without_invisible(text: str) -> str:
@@ -66,3 +120,10 @@ def _r2gen_sentences(report: str) -> str:
         sentence.translate(_R2GEN_QUOTES_AND_SLASHES).strip().translate(_R2GEN_PUNCTUATION) for sentence in sentences
     )
     return " . ".join(kept) + " ."
+
+
+CLEANING: dict[str, Callable[[str], str]] = {
+    "lossless": clean_report,
+    "r2gen-iu": r2gen_clean_iu,
+    "r2gen-mimic": r2gen_clean_mimic,
+}

@@ -6,7 +6,7 @@ see of it, when it is read.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import grain
 
 from common.bounds import check_numbers
-from common.data.builders import open_split
-from common.data.cleaning import clean_report, r2gen_clean_iu, r2gen_clean_mimic
+from common.data.builders import open_split, prepared_layout
+from common.data.cleaning import CLEANING, altered_number, chosen_cleaning
 from common.data.images import GreyImage, read_image
 from common.data.phantom import make_phantoms
 from common.data.phantom_labels import positive_labels
@@ -24,12 +24,8 @@ from common.data.source import REQUIRED, StudySource
 from common.data.studies import ImageStudy, Splits, read_annotation, read_image_rows, read_openi_images
 from common.errors import UserError
 from common.fingerprints import digest_of
+from common.io.terminal import say
 
-CLEANING: dict[str, Callable[[str], str]] = {
-    "lossless": clean_report,
-    "r2gen-iu": r2gen_clean_iu,
-    "r2gen-mimic": r2gen_clean_mimic,
-}
 PHANTOM_PLACES = {"train": 0, "validation": 1_000_000, "test": 2_000_000}  # index of each part's first study
 MOST_IN_MEMORY = 20_000  # studies
 
@@ -37,7 +33,7 @@ Shrink = Callable[[GreyImage], GreyImage]
 
 
 class Part(NamedTuple):
-    """The studies of a split with cleaned reports, and apart from them their images, by the same index."""
+    """The studies of a split, and apart from them their images, by the same index."""
 
     studies: list[ImageStudy]
     images: Sequence[tuple[GreyImage, ...]]
@@ -51,12 +47,14 @@ def load_parts(config: StudySource, side: int, shrink: Shrink, quarantine: Quara
     """
     check_numbers(config, "data.")
     if config.layout == "phantom":
+        quarantine.cleaning = chosen_cleaning(config.cleaning, config.layout)
         return {name: phantom_part(config, side, name) for name in PHANTOM_PLACES if getattr(config, f"{name}_size")}
     for field in REQUIRED[config.layout]:
         if not getattr(config, field):
             raise UserError(f"data.{field}: not given; the {config.layout} layout needs --data.{field} PATH")
     if config.layout == "prepared":
-        return {name: prepared_part(config, shrink, name) for name in prepared_names(config.source)}
+        parts = {name: prepared_part(config, shrink, name) for name in prepared_names(config.source)}
+        return clean_parts(config, prepared_layout(config.source), parts, quarantine)
     splits = read_splits(config, quarantine)
     count = sum(map(len, splits.values()))
     if count > MOST_IN_MEMORY:
@@ -64,19 +62,46 @@ def load_parts(config: StudySource, side: int, shrink: Shrink, quarantine: Quara
             f"{config.source}: {count} studies are too many to hold their images in memory; prepare them once with "
             "python -m common.data.builders and use --data.layout prepared"
         )
-    return {name: in_memory(config, shrink, name, studies, quarantine) for name, studies in splits.items()}
+    parts = {name: in_memory(config, shrink, name, studies, quarantine) for name, studies in splits.items()}
+    return clean_parts(config, config.layout, parts, quarantine)
+
+
+def clean_parts(config: StudySource, layout: str, parts: Mapping[str, Part], quarantine: Quarantine) -> dict[str, Part]:
+    """The parts with their reports cleaned, and a warning where a lossy cleaning that was asked for alters numbers.
+
+    `quarantine` is told which cleaning was done.
+    """
+    name = chosen_cleaning(config.cleaning, layout, (study.id for part in parts.values() for study in part.studies))
+    clean, quarantine.cleaning = CLEANING[name], name
+    cleaned: dict[str, Part] = {}
+    altered: list[str] = []
+    reports = 0
+    for split, part in parts.items():
+        studies = [dataclasses.replace(study, report=clean(study.report)) for study in part.studies]
+        cleaned[split] = part._replace(studies=studies)
+        if name != "lossless" and name == config.cleaning:
+            pairs = zip(part.studies, studies, strict=True)
+            altered += filter(None, (altered_number(before.report, after.report) for before, after in pairs))
+            reports += len(studies)
+    if altered:
+        say(
+            f"warning: --data.cleaning {name} alters numbers in {len(altered):,} of {reports:,} reports, such as "
+            f"{altered[0]}; --data.cleaning lossless keeps them",
+            error=True,
+        )
+    return cleaned
 
 
 @functools.lru_cache(maxsize=len(PHANTOM_PLACES))  # training and its evaluation draw the same
 def phantom_part(config: StudySource, side: int, name: str) -> Part:
     """Phantom studies, drawn at `side` pixels."""
-    start = PHANTOM_PLACES[name]
+    start, clean = PHANTOM_PLACES[name], CLEANING[chosen_cleaning(config.cleaning, config.layout)]
     drawn = make_phantoms(config.phantom_seed, range(start, start + getattr(config, f"{name}_size")), size=side)
     studies = [
         ImageStudy(
             phantom.id,
             (),
-            CLEANING[config.cleaning](phantom.report),
+            clean(phantom.report),
             phantom.indication,
             positive_labels(phantom.labels),
         )
@@ -113,7 +138,7 @@ def in_memory(
         if views is None:
             quarantine.add(study.id, "image cannot be read")
         else:
-            kept.studies.append(cleaned(study, config))
+            kept.studies.append(without_images(study))
             found.append(views)
     if not found:
         raise UserError(f"{config.source}: no study of the {name} split has images that can be read")
@@ -135,7 +160,7 @@ def prepared_part(config: StudySource, shrink: Shrink, name: str) -> Part:
     """A split of a prepared data set, its images read when they are needed."""
     stored = open_split(config.source, name)
     try:
-        studies = [cleaned(stored[place], config) for place in range(len(stored))]
+        studies = [without_images(stored[place]) for place in range(len(stored))]
     except (RuntimeError, ValueError) as error:  # array_record's, and those of a record that is cut
         raise UserError(f"{config.source}: its {name} split is damaged ({error}); prepare the data again") from error
     return Part(studies, PreparedImages(stored, shrink, config.views))
@@ -165,6 +190,6 @@ def images_record(images: Sequence[tuple[GreyImage, ...]], place: int) -> str:
     return digest_of(*(f"{image.shape}".encode() + image.tobytes() for image in images[place]))
 
 
-def cleaned(study: ImageStudy, config: StudySource) -> ImageStudy:
-    """The study with its report cleaned and without its images."""
-    return dataclasses.replace(study, images=(), report=CLEANING[config.cleaning](study.report))
+def without_images(study: ImageStudy) -> ImageStudy:
+    """The study without its images."""
+    return dataclasses.replace(study, images=())

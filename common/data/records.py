@@ -40,6 +40,7 @@ class Quarantine:
     """Records left out of a run, as (id, reason). Report text is patient data and never enters it."""
 
     entries: list[tuple[str, str]] = field(default_factory=list)
+    cleaning: str = ""  # of the reports that were read, where a config had a choice
 
     def add(self, id: str, reason: str) -> None:
         """Leave record `id` out. Reasons are short and fixed, so that counting them says something."""

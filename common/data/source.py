@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.bounds import Few, Phantoms, Seed
+from common.data.cleaning import CleaningName
 from common.options import Needs
 
 
@@ -21,7 +22,7 @@ class StudySource:
     test_size: Phantoms = 200  # phantom studies
     phantom_seed: Seed = 0  # which phantom studies: other seeds draw others
     views: Few = 2  # images of a study that are used, at most
-    cleaning: Literal["lossless", "r2gen-iu", "r2gen-mimic"] = "lossless"  # of reports
+    cleaning: CleaningName = "lossless"  # of reports; iu-xray, mimic-cxr: R2Gen's of that data set, lossless of others
 
 
 REQUIRED: dict[str, tuple[str, ...]] = {

@@ -4,7 +4,16 @@ import random
 import re
 import unicodedata
 
-from common.data.cleaning import clean_report, r2gen_clean_iu, r2gen_clean_mimic
+import pytest
+
+from common.data.cleaning import (
+    CLEANING,
+    altered_number,
+    chosen_cleaning,
+    clean_report,
+    r2gen_clean_iu,
+    r2gen_clean_mimic,
+)
 
 MEANINGFUL = [
     "2.5", "0.35", "12", "1.", "10.", "3x4", "cm", "mm", "ml/h", "cm²", "µm", "%", "left", "right", "LEFT", "bilateral",
@@ -127,3 +136,39 @@ def test_r2gen_cleaning_as_published_only_shortens_very_long_runs():
     assert r2gen_clean_mimic("a" + 64 * " " + "b") == "a b ."
     assert r2gen_clean_mimic("a" + 65 * " " + "b") == "a  b ."
     assert r2gen_clean_mimic("a" + 256 * "." + " b") == "a . b ."
+
+
+OWN_IDS = {
+    "iu-xray": ["CXR10", "CXR2384_IM-0942", "CXR1_1_IM-0001"],
+    "mimic-cxr": ["s50414267", "02aa804e-bde0afdd-112c0b34-7bc16630-4e384014"],
+}
+
+
+@pytest.mark.parametrize("name", OWN_IDS)
+def test_the_cleaning_of_published_tables_is_for_their_data_set_alone(name):
+    lossy = {"iu-xray": "r2gen-iu", "mimic-cxr": "r2gen-mimic"}[name]
+    assert chosen_cleaning(name, "phantom") == lossy
+    for layout in ("annotation", "prepared", {"iu-xray": "openi", "mimic-cxr": "mimic"}[name]):
+        assert chosen_cleaning(name, layout, OWN_IDS[name]) == lossy
+        assert chosen_cleaning(name, layout, [*OWN_IDS[name], "patient-7"]) == "lossless"
+    for layout in ("rows", "chexpert-plus"):
+        assert chosen_cleaning(name, layout, OWN_IDS[name]) == "lossless"
+    for explicit in CLEANING:
+        assert chosen_cleaning(explicit, "rows", ["patient-7"]) == explicit
+
+
+@pytest.mark.parametrize(
+    ("report", "number"),
+    [
+        ("A 2.5 cm nodule.", "2.5"),
+        ("C/D 0.3 in both eyes.", "0.3"),
+        ("Seen at 2:30 PM.", "2:30"),
+        ("Grade 3. No edema.", "3"),
+        ("T11/12 fracture.", "11/12"),
+        ("1. No edema.\n2. A nodule of 5 mm. 3. None.", ""),
+        ("Clear.", ""),
+    ],
+)
+def test_a_number_that_cleaning_alters_is_found(report, number):
+    assert altered_number(report, r2gen_clean_mimic(report)) == number
+    assert altered_number(report, clean_report(report)) == ""

@@ -25,9 +25,10 @@ from common.data.images import encode_png, read_image, resize_shorter
 from common.data.records import Quarantine
 from common.data.studies import ImageStudy, Splits
 from common.errors import UserError
-from common.jsonl import write_rows
+from common.jsonl import read_rows, write_rows
 from common.weights import writing
 
+LAYOUT_FILE = "layout.jsonl"
 BYTES = tfds.features.Tensor(shape=(), dtype=np.object_)  # encoded images: TFDS's Image would decode every one
 # What TFDS says of it, without Beam and with it.
 EMPTY_SPLIT = re.compile(r'split "(\w+)": No examples were|examples is 0 for split (\w+)')
@@ -81,14 +82,16 @@ def prepare(
     name: str,
     quarantine: Quarantine,
     *,
+    layout: str = "",
     shorter_side: int | None = None,
     beam_options: Sequence[str] | None = None,
 ) -> Path:
     """Write a data set `name` under `output`, with its quarantine, and return its folder (image_studies/name/1.0.0).
 
-    Studies with an image that cannot be read are quarantined. The folder appears when everything is written. With
-    `beam_options`, such as "runner=DirectRunner", Beam does the work. Raises UserError where the name is unfit, the
-    folder exists already, the disk refuses, no study of a split can be read, or Beam is asked for and not installed.
+    `layout` is the one that the studies came in, for `prepared_layout` to tell. Studies with an image that cannot be
+    read are quarantined. The folder appears when everything is written. With `beam_options`, such as
+    "runner=DirectRunner", Beam does the work. Raises UserError where the name is unfit, the folder exists already, the
+    disk refuses, no study of a split can be read, or Beam is asked for and not installed.
     """
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"{name!r} cannot name a data set; expected letters, digits, dots and dashes")
@@ -115,7 +118,15 @@ def prepare(
                 if study.id not in written:
                     quarantine.add(study.id, "image cannot be read")
     quarantine.write(folder / "quarantine.jsonl")
+    write_rows(folder / LAYOUT_FILE, [{"layout": layout}] if layout else [])
     return folder
+
+
+def prepared_layout(folder: str | Path) -> str:
+    """The layout that a prepared data set came in; "prepared" where it does not say. Raises UserError."""
+    file = Path(folder, LAYOUT_FILE)
+    rows = read_rows(file, {"layout": str}) if file.is_file() and file.stat().st_size else []
+    return rows[0]["layout"] if rows else "prepared"
 
 
 def open_split(folder: str | Path, split: str) -> grain.MapDataset[ImageStudy]:

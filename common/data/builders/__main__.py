@@ -58,6 +58,7 @@ def main(argv: list[str]) -> None:
         arguments.output,
         arguments.name or arguments.layout,
         quarantine,
+        layout=arguments.layout,
         shorter_side=arguments.shorter_side,
         beam_options=arguments.beam,
     )
