@@ -41,15 +41,16 @@ BATCHES_AT_ONCE = 8  # batches whose rows are sorted into buckets together befor
 
 DESCRIPTION = """Continue the prompts of a JSONL file with any Qwen2 model in the layout of the Hugging Face hub.
 
-Rows {"id", "prompt"} become rows {"id", "text", "token_ids", "log_probs", "finish"} in input order; finish is "stop"
-or "length", and token_ids includes the stop token. Prompts are encoded as tokenizer.json says, with what its
-post-processing adds, such as a beginning; a chat template writes its own, and completions get none. log_probs are
-those of softmax(logits / temperature) before top-k and top-p, over all rows of the embedding, also those beyond the
-tokenizer's last id, which write no text; a greedy or beam choice is scored at temperature 1. With --score, rows
-{"id", "prompt", "completion"} become rows {"id", "token_ids", "log_probs", "total"}. Of generation_config.json only
-what ends an answer is used: tokens are chosen by the options below alone, without a repetition penalty. A row's
-result does not depend on the rows beside it. Where --output holds rows already, they are kept and the rest is done;
-OUTPUT.config.json says with what they were begun, and they are not continued with anything else."""
+Rows {"id", "prompt"} become rows {"id", "text", "token_ids", "log_probs", "finish"} in input order; finish is "stop" or
+"length", and token_ids includes the stop token. text is what token_ids say, white space included. Prompts are encoded
+as tokenizer.json says, with what its post-processing adds, such as a beginning; a chat template writes its own, and
+completions get none. log_probs are those of softmax(logits / temperature) before top-k and top-p, over all rows of the
+embedding, also those beyond the tokenizer's last id, which write no text; a greedy or beam choice is scored at
+temperature 1. With --score, rows {"id", "prompt", "completion"} become rows {"id", "token_ids", "log_probs", "total"}.
+Of generation_config.json only what ends an answer is used: tokens are chosen by the options below alone, without a
+repetition penalty. A row's result does not depend on the rows beside it. Where --output holds rows already, they are
+kept and the rest is done; OUTPUT.config.json says with what they were begun, and they are not continued with anything
+else."""
 
 
 NEEDS = (

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 
 from common.bounds import check_numbers
 from common.config import choose_preset, parse, to_json
+from common.data.cleaning import clean_report
 from common.data.parts import Part, images_record
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
@@ -108,7 +109,8 @@ def rows_of(part: Part, sampled: Sequence[tuple[int, list[str]]], labeler: Label
     rows: list[dict[str, Any]] = []
     for study, texts in sampled:
         row: dict[str, Any] = {"id": part.studies[study].id, "reference": part.studies[study].report}
-        rows.append(row | ({"prediction": texts[0]} if len(texts) == 1 else {"rollouts": texts}))
+        # A prediction is read; rollouts are weighed by the characters of their tokens, and stay as they are.
+        rows.append(row | ({"prediction": clean_report(texts[0])} if len(texts) == 1 else {"rollouts": texts}))
     if labeler is not None:
         ids = [row["id"] for row in rows]
         for row, classes in zip(rows, classes_of_groups(labeler, [texts for _, texts in sampled], ids), strict=True):

@@ -83,7 +83,7 @@ def standardize(
     batch_size: int = 32,
     ids: Sequence[object] | None = None,
 ) -> Iterator[Standardized]:
-    """The standard form of each report, in order, some batches at a time.
+    """The standard form of each report, in order, some batches at a time, with white space as in training targets.
 
     Raises UserError naming a report whose logits are not finite, by its entry in `ids` or by its number from 1.
     """
@@ -106,7 +106,7 @@ def standardize(
         for id_, (continuation,) in zip(ids[start : start + len(part)], found, strict=True):
             check_finite([continuation.finite], [id_], "the model's logits", remedy)
             tokens = continuation.token_ids[:-1] if continuation.stopped else continuation.token_ids
-            yield Standardized(tokenizer.decode(tokens), continuation.stopped)
+            yield Standardized(clean_report(tokenizer.decode(tokens)), continuation.stopped)
 
 
 @owning("output", locked_file)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from common.checkpoint import open_checkpoints, restore_trainable
 from common.config import read_config
+from common.data.cleaning import clean_report
 from common.data.images import GreyImage
 from common.errors import UserError
 from common.finite import check_finite, precision_remedy
@@ -56,7 +57,7 @@ def load_trained(directory: Path) -> Trained:
     config = dataclasses.replace(read_config(RunConfig, directory), parallel="jit")
     check_config(config)
     backbone = load_backbone(config.model, config.seed)
-    check_sizes(config, backbone)
+    check_sizes(config, backbone, trained=True)
     tokenizer: ReportTokenizer = backbone.tokenizer
     if config.vocabulary.kind == "words":
         tokenizer = load_words(directory / VOCABULARY_FILE)
@@ -110,7 +111,7 @@ def write_reports(
             own = tokens[row, : lengths[row]].tolist()
             complete = bool(own) and own[-1] == tokenizer.eos_id
             own = own[:-1] if complete else own
-            yield Written(tokenizer.decode(own), own, complete)
+            yield Written(clean_report(tokenizer.decode(own)), own, complete)
 
 
 def studies_of(

@@ -23,6 +23,7 @@ from common.data.studies import ImageStudy
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
 from common.fingerprints import data_record
+from common.io.terminal import say
 from common.logs import check_wandb
 from common.optim import make_optimizer, make_schedule
 from common.parallel import Layout, check_rows, compile_evaluation, compile_step, make_layout, place, place_batch
@@ -55,6 +56,7 @@ from unicross_jax.data import (
 from unicross_jax.model import ReportBatch, UniCrossConfig, init_trainable, loss
 
 VOCABULARY_FILE = "vocabulary.json"
+PUBLISHED_RESIZE, PUBLISHED_SIDE = 256, 224  # of the published recipe; a smaller share of an image is not learned from
 
 
 class Task(NamedTuple):
@@ -72,13 +74,24 @@ def check_config(config: RunConfig) -> None:
     check_number("data.train_size", config.data.train_size, COUNT)
 
 
-def check_sizes(config: RunConfig, backbone: Backbone) -> None:
-    """Raise UserError where the config does not fit the CLIP."""
+def check_sizes(config: RunConfig, backbone: Backbone, *, trained: bool = False) -> None:
+    """Raise UserError where the config does not fit the CLIP.
+
+    Of a model that is `trained` already, that it sees little of each image is only said.
+    """
     sizes = backbone.config
-    if config.data.resize < sizes.image_size:
-        raise UserError(
-            f"data.resize: {config.data.resize} pixels, and this CLIP sees {sizes.image_size}; give at least as many"
+    resize, side = config.data.resize, sizes.image_size
+    most = side * PUBLISHED_RESIZE // PUBLISHED_SIDE
+    if resize < side:
+        raise UserError(f"data.resize: {resize} pixels, and this CLIP sees {side}; give {side} to {most}")
+    if resize > most:
+        problem = (
+            f"data.resize: of {resize} pixels this CLIP sees a square of {side}, {(side / resize) ** 2:.0%} of a "
+            "square image"
         )
+        if not trained:
+            raise UserError(f"{problem}; give {side} to {most}")
+        say(f"warning: {problem}; a model trained with --data.resize {side} to {most} sees more", error=True)
     if config.max_length - 1 > sizes.context_length:
         raise UserError(
             f"max_length: {config.max_length} tokens, and this CLIP reads at most {sizes.context_length} and an end; "

@@ -54,6 +54,7 @@ def load_parts(config: StudySource, side: int, shrink: Shrink, quarantine: Quara
             raise UserError(f"data.{field}: not given; the {config.layout} layout needs --data.{field} PATH")
     if config.layout == "prepared":
         parts = {name: prepared_part(config, shrink, name) for name in prepared_names(config.source)}
+        warn_of_enlarged(config, side)
         return clean_parts(config, prepared_layout(config.source), parts, quarantine)
     splits = read_splits(config, quarantine)
     count = sum(map(len, splits.values()))
@@ -154,6 +155,21 @@ def prepared_names(folder: str) -> list[str]:
         remedy = f"name {below[0].parent}" if below else "make it by python -m common.data.builders"
         raise UserError(f"{folder}: no data set there; {remedy}")
     return names
+
+
+def warn_of_enlarged(config: StudySource, side: int) -> None:
+    """Say where a prepared data set was stored smaller than a model sees it, by its first image."""
+    stored = open_split(config.source, prepared_names(config.source)[0])
+    try:
+        shorter = min(read_image(stored[0].images[0]).shape)
+    except (UserError, RuntimeError, ValueError, LookupError):  # told where the images are used
+        return
+    if shorter < side:
+        say(
+            f"warning: {config.source}: its first image has {shorter} pixels on the shorter side and is enlarged to "
+            f"{side}; prepare the data with --shorter-side {side} or more",
+            error=True,
+        )
 
 
 def prepared_part(config: StudySource, shrink: Shrink, name: str) -> Part:

@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from common.data.parts import Part
+from common.data.studies import ImageStudy
 from common.errors import UserError
 from common.logs import read_rows
 from common.models.qwen2_vl import init_params
@@ -17,6 +18,7 @@ from deer_jax.cli import dispatch
 from deer_jax.config import INSTRUCTION, RL_PRESETS, RewardConfig
 from deer_jax.demo import demo
 from deer_jax.rl_run import make_scores
+from deer_jax.sample import rows_of as sampled_rows
 from deer_jax.studies import chosen_part
 
 DATA = ["--data.train-size", "12", "--data.validation-size", "4", "--data.test-size", "4", "--data.side", "56"]
@@ -172,6 +174,12 @@ def test_ids_that_are_no_list_of_ids_are_refused(tmp_path, ids):
     (tmp_path / "ids.json").write_text(json.dumps({"ids": ids}))
     with pytest.raises(UserError, match=r"data\.ids: .*ids\.json: 'ids' must be a list"):
         chosen_part(Part([], []), str(tmp_path / "ids.json"))
+
+
+def test_a_prediction_is_trimmed_and_rollouts_stay_exact():
+    part = Part([ImageStudy("a", (), "clear .")], [()])
+    assert sampled_rows(part, [(0, ["\n\n clear .\n"])], None)[0]["prediction"] == "clear ."
+    assert sampled_rows(part, [(0, ["\n clear", " x"])], None)[0]["rollouts"] == ["\n clear", " x"]
 
 
 def test_only_the_strength_of_minus_1_is_the_papers():

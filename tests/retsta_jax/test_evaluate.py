@@ -1,9 +1,12 @@
 """What an evaluation counts: statements of reports, scores of perfect, empty and shuffled systems, baselines."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import retsta_jax.standardize as module
 from common.data.records import Quarantine, ReportPair
 from common.errors import UserError
 from common.io.numbers import rounded
@@ -53,6 +56,20 @@ def test_both_languages_state_the_same():
 
 def test_text_that_does_not_parse_counts_as_wrong_statements():
     assert statements("Lorem ipsum. " + EN.target, "en", codes=False) > statements(EN.target, "en", codes=False)
+
+
+def test_a_standard_report_has_the_white_space_of_training_targets_wherever_it_is_written(monkeypatch):
+    written = SimpleNamespace(token_ids=[1], stopped=False, finite=True)
+    monkeypatch.setattr(module, "generate_rows", lambda generator, variables, prompts, *_: [[written] for _ in prompts])
+    monkeypatch.setattr(module, "make_generator", lambda *_: None)
+    monkeypatch.setattr(module, "prompt_tokens", lambda *_: [1])
+    tokenizer = SimpleNamespace(stop_ids=(), vocab_size=2, decode=lambda ids: "\n\n Opacity/lung \n\nEdema 2.5\n")
+    base: Any = SimpleNamespace(tokenizer=tokenizer, config=SimpleNamespace(vocab_size=2, dtype="float32"))
+    trained = module.Trained(RetstaConfig(), base, {}, {}, 0)
+    (result,) = module.standardize(trained, {}, ["x"])
+    assert result.text == "Opacity/lung\nEdema 2.5"
+    (row,) = prediction_rows([result.text], [CODES], codes=True)
+    assert row["prediction"] == "Opacity/lung Edema 2.5"
 
 
 def test_codes_are_lines():

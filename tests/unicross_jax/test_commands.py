@@ -179,7 +179,8 @@ def refused(capsys):
     [
         ({"modell__heads": 3}, ["modell.heads", "model.heads"]),
         ({"max_length": 60}, ["max_length", "60", "at most 25"]),
-        ({"data__resize": 20}, ["data.resize", "20", "32"]),
+        ({"data__resize": 20}, ["data.resize", "20", "give 32 to 36"]),
+        ({"data__resize": 256}, ["data.resize", "256", "square of 32", "2% of a square image", "give 32 to 36"]),
         ({"model__heads": 5}, ["model.heads", "5", "64"]),
         ({"model__dropout": 1.0}, ["model.dropout"]),
         ({"visual_rate": -1.0}, ["visual_rate", "at least 0"]),

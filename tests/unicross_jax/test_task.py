@@ -10,13 +10,14 @@ from common.config import parse
 from common.data.phantom import make_phantom
 from common.data.studies import ImageStudy
 from common.data.tokenizers import build_word_tokenizer
+from common.errors import UserError
 from common.models.clip_weights import load_clip
 from tests.unicross_jax.runs import arguments, make_clip
 from unicross_jax.backbone import load_backbone
 from unicross_jax.config import PRESETS, RunConfig
 from unicross_jax.data import encode_studies
 from unicross_jax.report import Trained, Written, attention_of
-from unicross_jax.train import encode, first_weights, make_task
+from unicross_jax.train import check_sizes, encode, first_weights, make_task
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +76,14 @@ def test_an_indication_is_read_as_the_words_that_clip_knows():
 
     assert condition("Shortness of breath.") == condition("shortness of breath")
     assert words.unk_id not in condition("Shortness of breath.")
+
+
+def test_a_trained_model_that_sees_little_of_each_image_says_so_once(clip, capsys):
+    config = parse(RunConfig, PRESETS["demo"], arguments(Path("run"), clip, data__resize=256)[3:], "test")
+    backbone = load_backbone(config.model, config.seed)
+    with pytest.raises(UserError, match="of 256 pixels this CLIP sees a square of 32, 2% of a square image; give 32"):
+        check_sizes(config, backbone)
+    check_sizes(config, backbone, trained=True)
+    assert "a model trained with --data.resize 32 to 36 sees more" in capsys.readouterr().err
+    check_sizes(dataclasses.replace(config, data=dataclasses.replace(config.data, resize=36)), backbone)
+    assert not capsys.readouterr().err
