@@ -234,7 +234,7 @@ def test_commands_and_their_arguments_are_checked(refused):
     assert "--preset: expected one argument" in refused(["train", "--preset"])
     assert "--run-dir" in refused(["evaluate"])
     assert "invalid choice: 'trian'" in refused(["evaluate", "--run-dir", "x", "--split", "trian"])
-    assert "invalid int value: 'few'" in refused(["evaluate", "--run-dir", "x", "--limit", "few"])
+    assert "expected a whole number, found 'few'" in refused(["evaluate", "--run-dir", "x", "--limit", "few"])
     assert "unrecognized arguments: --runs" in refused(["demo", "--runs", "3"])
     assert "source" in refused(["standardize", "--run-dir", "x"])
 
