@@ -12,6 +12,7 @@ from typing import Any
 
 from common.bounds import COUNT, FEW, NOT_NEGATIVE, SEED, SHARE, Within, bounded
 from common.data.huggingface_tokenizer import end_ids
+from common.data.summary import already, data_line, say_data
 from common.data.tokenizers import Tokenizer, load_tokenizer
 from common.devices import say_devices
 from common.errors import Parser, UserError
@@ -105,6 +106,7 @@ def decode_file(arguments: argparse.Namespace) -> None:
     inputs = {record["id"]: (record["prompt"], record.get("completion")) for record in records}
     made_with = functools.cache(functools.partial(_made_with, arguments))
     done = continue_rows(arguments.output, inputs, written, made_with) if arguments.output else 0
+    say_data(data_line([arguments.prompts], "rows", {"prompts": len(rows)}, notes=already(done)), rows_on_stdout=True)
     if done == len(rows):
         return
     config, params = load_qwen2(arguments.model, dtype=arguments.dtype, param_dtype=arguments.dtype)

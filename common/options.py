@@ -151,6 +151,11 @@ def training_command(
     return command_line(program, {"preset": nearest, "run_dir": run_dir, **own})
 
 
+def changed_options(chosen: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a command that are not at their defaults."""
+    return {name: value for name, value in chosen.items() if name not in defaults or value != defaults[name]}
+
+
 def used_settings(config: Any, needs: Sequence[Needs]) -> dict[str, Any]:
     """The fields of a config that have an effect, by their paths, as plain values."""
     fields = list(fields_of(config))

@@ -15,6 +15,7 @@ from common.bounds import SEED, STEPS_OR_ALL, bounded
 from common.config import check_run_directory, check_trained_on, choose_preset, differences, parse
 from common.data.parts import Part
 from common.data.records import Quarantine
+from common.data.summary import say_data
 from common.errors import Parser, UserError
 from common.fingerprints import model_record
 from common.io.locks import locked_by_first
@@ -55,7 +56,7 @@ from deer_jax.sample import sample_run
 from deer_jax.select import choose, read_studies
 from deer_jax.sft import train_run as run_sft
 from deer_jax.stage import base_directory, checkpoint_note, load_base
-from deer_jax.studies import read_parts
+from deer_jax.studies import parts_line, read_parts
 
 PROGRAM = "deer ablation"
 SFT = "SFT"
@@ -156,7 +157,10 @@ def run_ablation(
     check_run_directory(directory / "sft", sft)
     check_labeler(config, rows.values())
     labeler = reward_labeler(config.reward)
-    parts = read_parts(dataclasses.replace(config.data, ids=""), Quarantine())
+    quarantine = Quarantine()
+    data = dataclasses.replace(config.data, ids="")
+    parts = read_parts(data, quarantine)
+    say_data(parts_line(data, parts, quarantine))
     if "test" not in parts:
         raise UserError(f"{PROGRAM}: the data has no test part, on which the rows would be compared")
     part = parts["test"]

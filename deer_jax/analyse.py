@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from common.bounds import COUNT, FINITE, SEED, SHARE, bounded
+from common.data.summary import say_data
 from common.devices import say_devices
 from common.errors import Parser, UserError
 from common.io.locks import locked_file
@@ -31,7 +32,7 @@ from deer_jax.labeler import Labeler, classes_of_groups, label_texts, load_label
 from deer_jax.rewards import bleu2, label_f1
 from deer_jax.select import read_ids
 from deer_jax.token_weights import STRENGTH, Group, Rollout, weights_of
-from deer_jax.weights import read_groups, read_rollout_rows, rollout_reader
+from deer_jax.weights import read_groups, read_rollout_rows, rollout_reader, rollouts_line
 
 PROGRAM = "deer analyse"
 # Up to [.!?] before white space, or a newline; marks and spaces at either end of a text belong to the sentence there.
@@ -91,6 +92,7 @@ def analyse(chosen: argparse.Namespace) -> None:
     labeler = load_labeler(
         chosen.labeler, chosen.labeler_tokenizer, option="--labeler-tokenizer", policy=chosen.tokenizer
     )
+    say_data(rollouts_line(chosen.file, rows, labeler), rows_on_stdout=True)
     say_devices()
     if chosen.what == "rewards":
         table = rewards(rows, labeler, chosen.gamma, selected)

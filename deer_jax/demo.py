@@ -6,15 +6,14 @@ out studies are reported before and after.
 """
 
 import dataclasses
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.config import check_own_names, remove_run, to_json
+from common.config import check_own_names, remove_run
 from common.data.parts import PHANTOM_PLACES, Part
 from common.data.phantom import make_phantom
 from common.data.records import Quarantine
+from common.data.summary import say_data
 from common.errors import Parser
 from common.io.locks import owning
 from common.io.numbers import rounded, score_text
@@ -23,19 +22,20 @@ from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.studies import Scores
 from common.metrics.text import warn_of_absent
+from common.options import command_line, training_command, used_settings
 from common.parallel import make_layout
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, write_report
 from common.weights import write_json
 from deer_jax.analyse import token_page
-from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, RlConfig
+from deer_jax.config import RL_NEEDS, RL_PRESETS, SAMPLE_PRESETS, RlConfig
 from deer_jax.held_out import NEAREST, baselines, held_out_reports, sampling, score_model, score_systems
 from deer_jax.labeler import Labeler, load_labeler
 from deer_jax.rl_run import train_run
 from deer_jax.sample import sample_run
 from deer_jax.select import choose, read_studies
 from deer_jax.stage import base_directory, load_base
-from deer_jax.studies import read_parts
+from deer_jax.studies import parts_line, read_parts
 from deer_jax.weights import read_groups, read_rollout_rows, rollout_reader
 
 AFTER, BEFORE = "after RL", "before RL"
@@ -70,7 +70,9 @@ def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
     for name in ("chosen.json", "metrics.json", TOKEN_PAGE, REPORT_FILE):
         check_output(run_dir / name)
     print("DEER demo: reinforcement learning of reports for drawn radiographs, with token-level credit", flush=True)
-    parts = read_parts(config.data, Quarantine())
+    quarantine = Quarantine()
+    parts = read_parts(config.data, quarantine)
+    data_read = say_data(parts_line(config.data, parts, quarantine))
     base = base_directory(config.model)
     labeler = load_labeler(config.reward.labeler)
     before = held_out_reports(config, base, run_dir / "before")
@@ -94,7 +96,7 @@ def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
     write_json(run_dir / "metrics.json", rounded({"systems": systems, "notes": absent}))
     write_token_page(samples, selection["ids"], base, labeler, run_dir / TOKEN_PAGE)
     shown = page(config, run_dir, parts["test"], texts, systems, selection)
-    write_report(run_dir, dataclasses.replace(shown, notes=[*shown.notes, *absent]))
+    write_report(run_dir, dataclasses.replace(shown, notes=[data_read, *shown.notes, *absent]))
     for system, scores in systems.items():
         values = (f"{name} {score_text(scores[name]['value'])}" for name in HEADLINE if name in scores)
         print(f"{system:>24}  " + "  ".join(values))
@@ -139,8 +141,13 @@ def page(
         title="DEER: phantom radiographs",
         verdict=f"Label F1 of a report drawn by chance, the reward's: {shown('sampled/promptmrg/F1')}. F1 over the "
         f"findings of the likeliest report: {shown('findings/F1')}.",
-        command=shlex.join(["deer", *sys.argv[1:]]),
-        config=to_json(config),
+        command="\n".join(
+            [
+                command_line("deer demo", {"run_dir": run_dir}),
+                training_command("deer rl", RL_PRESETS, config, run_dir / "rl", RL_NEEDS),
+            ]
+        ),
+        config=used_settings(config, RL_NEEDS),
         environment=environment(),
         rows=read_rows(run_dir / "rl" / METRICS_FILE),
         systems=systems,

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common.bounds import COUNT, bounded
+from common.data.summary import say_data
 from common.devices import say_devices
 from common.errors import Parser, UserError
 from common.io.locks import locked_file
@@ -79,9 +80,11 @@ def evaluate_file(chosen: argparse.Namespace) -> None:
     if scorers:
         # JAX would take most of the accelerator's memory, and leave none for the scorers.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from deer_jax.labeler import load_labeler  # JAX reads the variable above when it is first used
+    from deer_jax.labeler import load_labeler, texts_line  # JAX reads the variable above when it is first used
 
     labeler = load_labeler(chosen.labeler, chosen.tokenizer)
+    texts = [row[name] for row in rows for name in ("prediction", "reference")]
+    say_data(texts_line([chosen.predictions], {"reports": len(rows)}, labeler, texts), rows_on_stdout=True)
     say_devices()
     result = evaluate_predictions(rows, labeler, chosen.language, scorers=scorers, batch_size=chosen.batch_size)
     for name, reason in result["notes"].items():

@@ -12,11 +12,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from common.bounds import COUNT, bounded
+from common.data.summary import already, say_data
 from common.errors import Parser
 from common.io.locks import locked_by_first, locked_file
 from common.jsonl import read_rows
 from deer_jax.continued import continued_writer, labeler_record, rows_kept
-from deer_jax.labeler import Labeler, Labels, check_labels, load_labeler, read_texts, spread
+from deer_jax.labeler import Labeler, Labels, check_labels, load_labeler, read_texts, spread, texts_line
 
 BATCHES_AT_ONCE = 32  # of each process, sorted into length buckets together before their rows are written
 
@@ -43,6 +44,10 @@ def label_file(chosen: argparse.Namespace) -> None:
     options = functools.cache(lambda: {"labeler": labeler_record(chosen.labeler, labeler), "logits": chosen.logits})
     inputs = {row["id"]: row["report"] for row in rows}
     done = rows_kept(chosen.output, inputs, required, options)
+    if jax.process_index() == 0:
+        texts = [row["report"] for row in rows]
+        line = texts_line([chosen.file], {"reports": len(rows)}, labeler, texts, notes=already(done))
+        say_data(line, rows_on_stdout=True)
     if done == len(rows):
         return
     results = label_rows(labeler, rows, done, chosen.batch_size, chosen.logits)

@@ -7,7 +7,7 @@ what does not fit into the window cut off at the end. Spans of tokens are charac
 import functools
 import re
 import string
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from common.data.summary import Cut, data_line, share_of
 from common.errors import UserError
 from common.finite import check_finite, precision_remedy
 from common.generate import batches, padded
@@ -271,6 +272,21 @@ def read_texts(labeler: Labeler, texts: Sequence[str], batch_size: int) -> Label
         sum(encoded.cut),
         sum(unknown in ids for ids in encoded.ids),
     )
+
+
+def texts_line(
+    files: Sequence[object],
+    counts: Mapping[str, int],
+    labeler: Labeler,
+    texts: Sequence[str],
+    kind: str = "rows",
+    notes: Sequence[str] = (),
+) -> str:
+    """The line that names texts for a labeler: how many it cuts, and the share of their words that it does not know."""
+    encoded = encode(labeler, texts)
+    cut = Cut(sum(encoded.cut), labeler.window)
+    unknown = share_of(labeler.tokenizer.token_to_id(UNKNOWN), encoded.ids, marks(labeler.tokenizer))
+    return data_line(files, f"{kind}, cleaning white space", counts, cut=cut, unknown=unknown, notes=notes)
 
 
 def classes_of_groups(

@@ -15,6 +15,7 @@ from common.data.packing import GlobalBatch
 from common.data.parts import Part
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
+from common.data.summary import say_data
 from common.errors import UserError
 from common.fingerprints import data_record
 from common.io.terminal import say
@@ -52,7 +53,7 @@ from deer_jax.stage import (
     load_studies,
     run_options,
 )
-from deer_jax.studies import prompt_length, study_prompts
+from deer_jax.studies import parts_line, prompt_length, study_prompts
 from deer_jax.token_weights import STRENGTH
 from deer_jax.vision_policy import vision_policy
 
@@ -209,8 +210,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
     if first_process:
         claim_run_directory(run_dir, config, trained_on)
         quarantine.write(run_dir / "quarantine.jsonl")
-        if quarantine:
-            print(quarantine.summary(), flush=True)
+        say_data(parts_line(config.data, parts, quarantine))
         print(attention_of(base, prompt_length(base.encoder, config.data.views)), flush=True)
     checkpoints = open_checkpoints(run_dir, note, config)
     schedule = make_schedule(config.optim, config.steps * config.updates)

@@ -14,6 +14,7 @@ from common.config import choose_preset, parse, to_json
 from common.data.cleaning import clean_report
 from common.data.parts import Part, images_record
 from common.data.records import Quarantine
+from common.data.summary import first_of, say_data, study_line
 from common.errors import Parser, UserError
 from common.fingerprints import model_record
 from common.finite import check_finite, precision_remedy
@@ -60,11 +61,16 @@ def sample_run(config: SampleConfig, output: Path) -> None:
     check_numbers(config)
     if rollout.temperature == 0 and rollout.group > 1:
         raise UserError(f"{PROGRAM}: temperature 0 gives one report; set --rollout.group 1, or a temperature")
-    parts = read_parts(config.data, Quarantine())
+    quarantine = Quarantine()
+    parts = read_parts(config.data, quarantine)
     if config.split not in parts:
         raise UserError(f"data: there is no {config.split} part; it has {', '.join(parts)}")
     part = parts[config.split]
     count = min(len(part.studies), config.limit or len(part.studies))
+    ids = [config.data.ids] if config.split == "train" else []
+    notes = first_of(config.limit, len(part.studies))
+    if jax.process_index() == 0:
+        say_data(study_line(config.data, {config.split: count}, quarantine, files=ids, notes=notes))
     text = "prediction" if rollout.group == 1 else "rollouts"
     required: dict[str, Any] = {"reference": str, text: str if rollout.group == 1 else list}
     labeler = None

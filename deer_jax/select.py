@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common.bounds import FINITE, bounded
+from common.data.summary import data_line, say_data
 from common.errors import Parser, UserError
 from common.io.locks import locked_file
 from common.io.outputs import check_output, check_own_object
@@ -73,7 +74,10 @@ def main(arguments: list[str]) -> None:
     exponent = 1.0 if chosen.exponent is None else chosen.exponent
     with locked_file(chosen.output):
         check_own_object(chosen.output, ["ids", "statistics"])
-        result = choose(read_studies(chosen.file), chosen.fraction, chosen.seed, chosen.strategy, exponent)
+        studies = read_studies(chosen.file)
+        counts = {"studies": len(studies.ids), "samples": sum(map(len, studies.labels))}
+        say_data(data_line([chosen.file], "rows", counts), rows_on_stdout=True)
+        result = choose(studies, chosen.fraction, chosen.seed, chosen.strategy, exponent)
         if chosen.output is not None:
             write_rows(chosen.output, [result])
     print(json_text(result, "deer select"))

@@ -13,6 +13,7 @@ from common.data.packing import plan_epochs, plan_in_order
 from common.data.parts import Part
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
+from common.data.summary import Cut, say_data
 from common.fingerprints import data_record
 from common.models.qwen2_vl import SHARDING_RULES
 from common.optim import make_optimizer, make_schedule
@@ -33,7 +34,7 @@ from deer_jax.stage import (
     load_studies,
     run_options,
 )
-from deer_jax.studies import ReportRows, prompt_length, report_rows, report_tokens
+from deer_jax.studies import ReportRows, parts_line, prompt_length, report_rows, report_tokens
 from deer_jax.vision_policy import sft_loss
 
 
@@ -97,6 +98,7 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
     learnt = ([study.id, study.report] for name in ("train", "validation") for study in parts[name].studies)
     trained_on = {"base": note["base"]["sha256"], "data": data_record(learnt)}
     make, cut = batch_maker(config, base, parts["train"])
+    cut += batch_maker(config, base, parts["validation"])[1]
     plan = plan_epochs(
         [1] * len(parts["train"].studies), batch_rows=config.batch_size, epochs=config.epochs, max_length=1,
         packing=False, seed=config.seed,
@@ -110,10 +112,7 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
     if first_process:
         claim_run_directory(run_dir, config, trained_on)
         quarantine.write(run_dir / "quarantine.jsonl")
-        if quarantine:
-            print(quarantine.summary(), flush=True)
-        if cut:
-            print(f"{cut} of {len(parts['train'].studies)} reports were cut at {config.max_length} tokens", flush=True)
+        say_data(parts_line(config.data, parts, quarantine, Cut(cut, config.max_length)))
         print(attention_of(base, prompt_length(base.encoder, config.data.views) + config.max_length), flush=True)
     checkpoints = open_checkpoints(run_dir, note, config)
     state = train(

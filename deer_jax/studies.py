@@ -1,7 +1,7 @@
 """From studies to the arrays that Qwen2.5-VL reads: images at one size, prompts, and reports to learn from."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -13,6 +13,7 @@ from common.data.packing import GlobalBatch
 from common.data.parts import Part, load_parts
 from common.data.qwen_images import ImageProcessor, resize
 from common.data.records import Quarantine
+from common.data.summary import Cut, study_line
 from common.data.tokenizers import Tokenizer
 from common.errors import UserError
 from common.models.qwen2_vl import Qwen2VLConfig, StudyRows
@@ -73,6 +74,12 @@ def read_parts(config: DataConfig, quarantine: Quarantine) -> dict[str, Part]:
     if config.ids and "train" in parts:
         parts["train"] = chosen_part(parts["train"], config.ids)
     return parts
+
+
+def parts_line(config: DataConfig, parts: Mapping[str, Part], quarantine: Quarantine, cut: Cut | None = None) -> str:
+    """The line that names the data of a config and its parts."""
+    counts = {name: len(part.studies) for name, part in parts.items()}
+    return study_line(config, counts, quarantine, cut=cut, files=[config.ids])
 
 
 def chosen_part(part: Part, file: str) -> Part:

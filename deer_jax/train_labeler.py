@@ -17,6 +17,7 @@ from common.config import check_run_directory, choose_preset, claim_run_director
 from common.data.packing import plan_epochs, plan_in_order
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
+from common.data.summary import say_data
 from common.errors import Parser, UserError
 from common.fingerprints import data_record, fingerprint
 from common.io.numbers import rounded
@@ -38,7 +39,16 @@ from common.step import init_state, make_train_step
 from common.train_loop import Validation, mean_loss, train
 from common.types import LossSum, PyTree, TrainState
 from common.weights import write_json, written_whole
-from deer_jax.labeler import IN_RUN, Labeler, encode, load_labeler, load_tokenizer, save_vocabulary, train_tokenizer
+from deer_jax.labeler import (
+    IN_RUN,
+    Labeler,
+    encode,
+    load_labeler,
+    load_tokenizer,
+    save_vocabulary,
+    texts_line,
+    train_tokenizer,
+)
 from deer_jax.labeler_config import NEEDS, PRESETS, LabelerRunConfig, check_config
 from deer_jax.labeler_data import LabeledCorpus, LabeledReport, openi_corpus, phantom_corpus, rows_corpus
 from deer_jax.labeler_loss import LabelBatch, label_batch, labeler_loss
@@ -155,7 +165,7 @@ def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
     note = {"base": {"name": Path(config.init).name or "random", "sha256": fingerprint(labeler.params)}}
     learnt = ([report.text, [*map(int, report.labels)]] for report in (*corpus.train, *corpus.validation))
     trained_on = {"base": note["base"]["sha256"], "data": data_record(learnt)}
-    ids, labels, cut = encode_reports(labeler, corpus.train)
+    ids, labels = encode_reports(labeler, corpus.train)
     plan = plan_epochs(
         [len(own) for own in ids],
         batch_rows=config.batch_size,
@@ -173,8 +183,7 @@ def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
         quarantine.write(run_dir / "quarantine.jsonl")
         if quarantine:
             print(quarantine.summary(), flush=True)
-        if cut:
-            print(f"{cut} of {len(ids)} reports were cut at {labeler.window} tokens", flush=True)
+        say_data(corpus_line(config, corpus, labeler))
     checkpoints = open_checkpoints(run_dir, note, config)
     loss = functools.partial(labeler_loss, config=labeler.config, dropout=True)
     state = train(
@@ -215,7 +224,7 @@ def make_validation(
 
     evaluate = compile_evaluation(sums, layout)
     rng = place(jax.random.key(0), layout)
-    ids, labels, _ = encode_reports(labeler, reports)
+    ids, labels = encode_reports(labeler, reports)
     buckets, rows = fitting_buckets(config, labeler), layout.row_shards * -(-32 // layout.row_shards)
     plan = plan_in_order([len(own) for own in ids], batch_rows=rows, buckets=buckets)
     to_arrays = functools.partial(label_batch, ids=ids, labels=labels, stop=None, seed=0)
@@ -230,12 +239,23 @@ def make_validation(
     return validation_loss
 
 
+def corpus_line(config: LabelerRunConfig, corpus: LabeledCorpus, labeler: Labeler) -> str:
+    """The line that names the reports of a config."""
+    kinds = {"phantom": f"phantom, seed {config.seed}", "openi": "openi"}
+    paths = {"phantom": (), "openi": ("archive", "gold", "test_ids")}.get(config.data, ("data", "validation", "test"))
+    files = [file for name in paths if (file := getattr(config, name))]
+    parts = {"train": corpus.train, "validation": corpus.validation, **corpus.tests}
+    counts = {name: len(reports) for name, reports in parts.items()}
+    texts = [report.text for reports in parts.values() for report in reports]
+    return texts_line(files, counts, labeler, texts, kinds.get(config.data, "rows"))
+
+
 def encode_reports(
     labeler: Labeler, reports: Sequence[LabeledReport]
-) -> tuple[list[list[int]], Int[np.ndarray, "N K"], int]:
-    """Tokens and classes of reports, and how many were cut."""
+) -> tuple[list[list[int]], Int[np.ndarray, "N K"]]:
+    """Tokens and classes of reports."""
     encoded = encode(labeler, [report.text for report in reports])
-    return encoded.ids, np.array([report.labels for report in reports]), sum(encoded.cut)
+    return encoded.ids, np.array([report.labels for report in reports])
 
 
 def fitting_buckets(config: LabelerRunConfig, labeler: Labeler) -> list[int]:

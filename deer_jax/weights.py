@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.bounds import FINITE, bounded
+from common.data.summary import already, data_line, say_data
 from common.data.tokenizers import load_tokenizer
 from common.devices import say_devices
 from common.errors import Parser, UserError
@@ -20,7 +21,7 @@ from common.options import Needs, check_options
 from deer_jax import labeler as wordpiece
 from deer_jax.continued import continued_writer, labeler_record, rows_kept
 from deer_jax.judge import score_function
-from deer_jax.labeler import Labeler, encode, is_wordpiece, label_texts, load_labeler
+from deer_jax.labeler import Labeler, encode, is_wordpiece, label_texts, load_labeler, texts_line
 from deer_jax.rewards import load_function
 from deer_jax.token_weights import (
     STRENGTH,
@@ -94,6 +95,7 @@ def weigh_file(chosen: argparse.Namespace) -> None:
     options = functools.cache(functools.partial(row_options, chosen, strength, labeler, scores if own else None))
     inputs = {row["id"]: [row["reference"], row["rollouts"]] for row in rows}
     done = rows_kept(chosen.output, inputs, {"rollouts": list}, options)
+    say_data(rollouts_line(chosen.file, rows, labeler, done, rollouts=not own), rows_on_stdout=True)
     if done == len(rows):
         return
     with continued_writer(chosen.output, inputs, options) as write:
@@ -125,6 +127,19 @@ def read_rollout_rows(file: Path) -> list[dict[str, Any]]:
         if any(map(SURROGATE.search, row["rollouts"])):
             raise UserError(f"{file}, id {row['id']!r}: 'rollouts' holds an unpaired surrogate escape; expected text")
     return rows
+
+
+def rollouts_line(
+    file: Path, rows: Sequence[dict[str, Any]], labeler: Labeler | None, done: int = 0, rollouts: bool = True
+) -> str:
+    """The line that names a file of rollouts; what is cut and unknown is told where a labeler reads them."""
+    counts = {"studies": len(rows), "rollouts": sum(len(row["rollouts"]) for row in rows)}
+    if labeler is None:
+        return data_line([file], "rows", counts, notes=already(done))
+    texts = [row["reference"] for row in rows]
+    if rollouts:
+        texts += [text for row in rows for text in row["rollouts"]]
+    return texts_line([file], counts, labeler, texts, notes=already(done))
 
 
 def say_cut(labeler: Labeler, rows: Sequence[dict[str, Any]], rollouts: bool) -> None:

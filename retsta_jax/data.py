@@ -1,15 +1,17 @@
 """The three sources of report pairs as training, validation and test parts."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
 from common.data.cleaning import clean_report
 from common.data.openi import count_unknown_ids, openi_pairs, openi_splits, read_openi, read_test_ids
 from common.data.records import Language, Quarantine, ReportPair, check_splits
+from common.data.summary import data_line
 from common.errors import UserError
 from common.jsonl import read_rows
 from common.metrics.tokenize import language_of
-from retsta_jax.config import RetstaConfig
+from retsta_jax.config import FILES, RetstaConfig
 from retsta_jax.corpus import make_splits
 
 
@@ -28,7 +30,7 @@ def load_splits(config: RetstaConfig, quarantine: Quarantine) -> Splits:
         sizes = data.train_size, data.validation_size, data.test_size
         return Splits(**make_splits(*sizes, seed=config.seed, language=data.language))
     if data.corpus == "openi":
-        for name in ("archive", "test_ids"):
+        for name in FILES["openi"]:
             if not getattr(data, name):
                 raise UserError(
                     f"data.{name}: not given; corpus openi needs --data.archive NLMCXR_reports.tgz and "
@@ -49,6 +51,21 @@ def load_splits(config: RetstaConfig, quarantine: Quarantine) -> Splits:
     parts = {name: read_pairs(Path(file), quarantine) for name, file in files.items()}
     check_splits(parts)
     return Splits(**parts)
+
+
+def splits_line(
+    config: RetstaConfig,
+    counts: Mapping[str, int],
+    quarantine: Quarantine,
+    unknown: float | None = None,
+    notes: Sequence[str] = (),
+) -> str:
+    """The line that names the data of a config."""
+    data = config.data
+    files = [getattr(data, name) for name in FILES[data.corpus]]
+    generated = f", language {data.language}, seed {config.seed}" if data.corpus == "fundus" else ""
+    kind = f"{data.corpus}{generated}, cleaning lossless"
+    return data_line(files, kind, counts, quarantine=quarantine, unknown=unknown, notes=notes)
 
 
 def read_pairs(file: Path, quarantine: Quarantine) -> list[ReportPair]:

@@ -6,14 +6,13 @@ or findings of a fundus report); exact match. All with bootstrap intervals over 
 """
 
 import dataclasses
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.config import to_json
+from common.config import read_config
 from common.data.records import Language, Quarantine, ReportPair
+from common.data.summary import first_of, say_data, unknown_share
 from common.devices import say_devices
 from common.errors import UserError
 from common.io.locks import locked_run, owning
@@ -24,11 +23,13 @@ from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_report, nearest_reports
 from common.metrics.codes import evaluate_codes
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
+from common.options import changed_options, command_line, training_command, used_settings
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, write_report
 from common.weights import write_json
 from retsta_jax.codes import parse_codes, terminology, terminology_validity
-from retsta_jax.data import load_splits
+from retsta_jax.config import NEEDS, PRESETS, RetstaConfig
+from retsta_jax.data import load_splits, splits_line
 from retsta_jax.findings import parse_standard_report
 from retsta_jax.standardize import Trained, load_trained, standardize, unusable
 
@@ -49,13 +50,17 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     trained = load_trained(run_dir)
     for name in OUTPUTS:
         check_output(run_dir / name)
-    splits = load_splits(trained.config, Quarantine())
-    pairs: Sequence[ReportPair] = getattr(splits, split)
-    pairs, quarantine = usable(trained, pairs[:limit] if limit else pairs)
-    if quarantine:
-        print(f"{split}: {quarantine.summary()}", flush=True)
+    left_out = Quarantine()
+    splits = load_splits(trained.config, left_out)
+    every: Sequence[ReportPair] = getattr(splits, split)
+    pairs, quarantine = usable(trained, every[:limit] if limit else every)
     if not pairs:
         raise UserError(f"{run_dir}: the {split} part is empty ({quarantine.summary()}); expected at least one report")
+    left_out.entries += quarantine.entries
+    tokens = (trained.base.tokenizer.encode(source) for source in sources(pairs))
+    unknown = unknown_share(trained.base.tokenizer, tokens)
+    counts = {"train": len(splits.train), split: len(pairs)}
+    data = say_data(splits_line(trained.config, counts, left_out, unknown, first_of(limit, len(every))))
     quarantine.write(run_dir / "evaluation_quarantine.jsonl")
     ids = [pair.id for pair in pairs]
     models = {MODEL: trained.variables, BEFORE: trained.untrained}
@@ -69,7 +74,7 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     }
     codes = trained.config.data.corpus == "openi"
     systems = {name: score(texts, pairs, codes) for name, texts in outputs.items()}
-    notes = [f"{len(pairs)} {split} reports; best checkpoint: step {trained.step}."]
+    notes = [data, f"{len(pairs)} {split} reports; best checkpoint: step {trained.step}."]
     if quarantine:
         notes.append(f"{quarantine.summary()}: they are in no score.")
     absent = warn_of_absent(systems)
@@ -81,7 +86,9 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     counts = {"reports": len(pairs), "quarantined": len(quarantine)}
     result = {"split": split, **counts, "step": trained.step, "systems": systems, "notes": absent}
     write_json(run_dir / "metrics.json", rounded(result))
-    write_report(run_dir, page(trained, history, pairs, outputs, systems, notes))
+    chosen = {"split": split, "limit": limit, "batch_size": batch_size}
+    shown = page(trained, history, pairs, outputs, systems, notes)
+    write_report(run_dir, reproducible(shown, run_dir, chosen))
     return systems
 
 
@@ -159,6 +166,15 @@ def statements(text: str, language: Language, codes: bool) -> frozenset[str]:
     return frozenset([*stated, *parsed.unparsed])
 
 
+def reproducible(shown: Page, run_dir: Path, chosen: Mapping[str, Any]) -> Page:
+    """The page with the commands that train the run and evaluate it with these options, and what had an effect."""
+    config = read_config(RetstaConfig, run_dir)
+    own = changed_options(chosen, {"split": "test", "limit": 0, "batch_size": 32})
+    training = training_command("retsta train", PRESETS, config, run_dir, NEEDS)
+    evaluation = command_line("retsta evaluate", {"run_dir": run_dir, **own})
+    return dataclasses.replace(shown, command=f"{training}\n{evaluation}", config=used_settings(config, NEEDS))
+
+
 def page(
     trained: Trained,
     history: Sequence[Mapping[str, Any]],
@@ -182,8 +198,7 @@ def page(
     return Page(
         title=f"RetSTA: {trained.config.data.corpus} reports",
         verdict=verdict,
-        command=shlex.join(["retsta", *sys.argv[1:]]),
-        config=to_json(trained.config),
+        command="",
         environment=environment(),
         rows=history,
         systems=systems,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from common.checkpoint import open_checkpoints, restore_trainable
 from common.config import read_config
 from common.data.cleaning import clean_report
+from common.data.summary import already, data_line, say_data, unknown_share
 from common.data.tokenizers import Tokenizer
 from common.devices import say_devices
 from common.errors import UserError
@@ -124,6 +125,7 @@ def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size
     rest = reports[done:]
     trained = load_trained(run_dir)
     check_usable(trained, rest, source)
+    say_data(reports_line(trained, source, [report for _, report in reports], done), rows_on_stdout=True)
     if output is not None:
         claim_output(output, made_with(trained), [report for _, report in reports])
     if not rest:
@@ -147,6 +149,16 @@ def made_with(trained: Trained) -> dict[str, Any]:
         **{name: getattr(config.model, name) for name in ("tuning", "dtype", "param_dtype")},
         **{name: getattr(config, name) for name in ("instruction", "max_new_tokens")},
     }
+
+
+def reports_line(trained: Trained, source: str, reports: Sequence[str], done: int) -> str:
+    """The line that names the reports of a file, of which `done` are standardized already."""
+    tokenizer = trained.base.tokenizer
+    unknown = unknown_share(tokenizer, (tokenizer.encode(clean_report(report)) for report in reports))
+    name = "standard input" if source == "-" else source
+    return data_line(
+        [name], "reports, cleaning lossless", {"reports": len(reports)}, unknown=unknown, notes=already(done)
+    )
 
 
 def unusable(trained: Trained, reports: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from common.data.exported_tokenizer import exported_files, reading_note
 from common.data.packing import plan_epochs
 from common.data.pipeline import evaluation_batches, make_iterator, text_batches
 from common.data.records import Quarantine
+from common.data.summary import say_data, unknown_share
 from common.data.tokenizers import Tokenizer, load_tokenizer
 from common.errors import UserError
 from common.fingerprints import data_record, fingerprint_directory
@@ -43,7 +44,7 @@ from common.step import LossFn, init_state, make_train_step
 from common.train_loop import Validation, mean_loss, train
 from common.types import LossSum, PyTree, TextBatch, TrainState
 from retsta_jax.config import EMBEDDED_BASE, RetstaConfig
-from retsta_jax.data import load_splits
+from retsta_jax.data import load_splits, splits_line
 from retsta_jax.prompts import encode_pairs
 
 
@@ -173,8 +174,9 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
     if first_process:
         claim_run_directory(run_dir, config, trained_on)
         quarantine.write(run_dir / "quarantine.jsonl")
-        if quarantine:
-            print(quarantine.summary(), flush=True)
+        counts = {"train": len(examples), "validation": len(held_out), "test": len(splits.test)}
+        unknown = unknown_share(base.tokenizer, (example.tokens.tolist() for example in (*examples, *held_out)))
+        say_data(splits_line(config, counts, quarantine, unknown))
         lengths = {*config.buckets, config.max_length}
         print(attention_line(base.config.attention, lengths, base.config.head_dim, base.config.dtype), flush=True)
     checkpoints = open_checkpoints(run_dir, note, config)

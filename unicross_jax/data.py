@@ -14,6 +14,7 @@ from common.data.packing import GlobalBatch
 from common.data.parts import Part, load_parts
 from common.data.records import Quarantine
 from common.data.studies import ImageStudy
+from common.data.summary import unknown_share
 from common.data.tokenizers import WordTokenizer
 from common.data.vocabulary import Corpus, merged_vocabulary
 from unicross_jax.config import DataConfig, VocabularyConfig
@@ -82,6 +83,11 @@ def encode_studies(
         cut += len(tokens) > max_length
         examples.append(Example(study.id, np.array(tokens[:max_length], np.int32), condition, int(end)))
     return examples, cut
+
+
+def unknown_words(tokenizer: CanEncode, examples: Sequence[Example]) -> float | None:
+    """The share of words in reports that a word vocabulary lacks; None of CLIP's pieces, which write all text."""
+    return unknown_share(tokenizer, (example.tokens.tolist() for example in examples))
 
 
 def training_view(config: DataConfig, side: int, seed: int) -> Callable[[GreyImage, int, int, int], Square]:

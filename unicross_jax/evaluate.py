@@ -8,8 +8,6 @@ stand twice: against whole references, and against references cut as published f
 
 import dataclasses
 import itertools
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from common.config import to_json
+from common.config import read_config
 from common.data.images import GreyImage, resize_crop
 from common.data.parts import PHANTOM_PLACES, Part, images_record
 from common.data.phantom import make_phantom
 from common.data.records import Language, Quarantine
+from common.data.summary import Cut, first_of, say_data, study_line
 from common.devices import say_devices
 from common.errors import UserError
 from common.fingerprints import data_record, fingerprint
@@ -37,13 +36,13 @@ from common.metrics.baselines import constant_reports
 from common.metrics.studies import Scores, compare_reports, in_each_language, score_reports
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.models.clip import ModifiedResNet, normalise
-from common.options import check_options, flag
+from common.options import changed_options, check_options, command_line, flag, training_command, used_settings
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Page, write_report
 from common.report.page import Example as Shown
 from common.weights import write_json
-from unicross_jax.config import NEEDS
-from unicross_jax.data import Example, read_parts, still_view
+from unicross_jax.config import NEEDS, PRESETS, RunConfig
+from unicross_jax.data import Example, read_parts, still_view, unknown_words
 from unicross_jax.report import Trained, Written, attention_of, load_trained, write_reports
 from unicross_jax.train import encode
 
@@ -76,9 +75,19 @@ def evaluate_run(
     if split not in parts:
         raise UserError(f"{run_dir}: the data has no {split} part")
     train, part = parts["train"], first(parts[split], limit)
+    examples, longer = encode(trained.config, trained.task, part.studies)
+    data = say_data(
+        study_line(
+            trained.config.data,
+            {"train": len(train.studies), split: len(part.studies)},
+            quarantine,
+            cut=Cut(longer, trained.config.max_length),
+            unknown=unknown_words(trained.task.tokenizer, examples),
+            notes=first_of(limit, len(parts[split].studies)),
+        )
+    )
     quarantine.write(run_dir / "evaluation_quarantine.jsonl")
     left_out = [f"{quarantine.summary()} of all parts: they are in no score."] if quarantine else []
-    examples, _ = encode(trained.config, trained.task, part.studies)
     ids = [study.id for study in part.studies]
     say_devices()
     written = list(write_reports(trained, examples, part.images, batch_size=batch_size, ids=ids))
@@ -123,8 +132,10 @@ def evaluate_run(
     found[MADE_FROM] = scores_record(trained, part)
     write_json(run_dir / "metrics.json", rounded(found))
     shown = page(trained, history, part, examples, written, outputs, systems, split)
+    chosen = {"split": split, "limit": limit, "batch_size": batch_size, **decoding}
+    shown = reproducible(shown, run_dir, chosen)
     paired = [described(name, above[name], shown.headline) for name in above]
-    write_report(run_dir, dataclasses.replace(shown, notes=[*left_out, *paired, *shown.notes, *absent]))
+    write_report(run_dir, dataclasses.replace(shown, notes=[data, *left_out, *paired, *shown.notes, *absent]))
     print("\n".join([*left_out, *paired]), flush=True)
     return systems
 
@@ -137,6 +148,15 @@ def scores_record(trained: Trained, part: Part) -> dict[str, str]:
     )
     frozen = fingerprint(trained.task.frozen)
     return {"weights": data_record([fingerprint(trained.trainable), frozen]), "studies": data_record(studies)}
+
+
+def reproducible(shown: Page, run_dir: Path, chosen: Mapping[str, Any]) -> Page:
+    """The page with the commands that train the run and evaluate it with these options, and what had an effect."""
+    config = read_config(RunConfig, run_dir)
+    own = changed_options(chosen, {"split": "test", "limit": 0, "batch_size": 32})
+    training = training_command("unicross train", PRESETS, config, run_dir, NEEDS)
+    evaluation = command_line("unicross evaluate", {"run_dir": run_dir, **own})
+    return dataclasses.replace(shown, command=f"{training}\n{evaluation}", config=used_settings(config, NEEDS))
 
 
 def described(baseline: str, above: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:
@@ -243,8 +263,7 @@ def page(
     return Page(
         title=f"UniCrossAdapter: {'phantom radiographs' if phantoms else trained.config.data.layout}",
         verdict=verdict,
-        command=shlex.join(["unicross", *sys.argv[1:]]),
-        config=to_json(trained.config),
+        command="",
         environment=environment(),
         rows=history,
         systems=systems,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.data.images import GreyImage, read_image, resize_shorter
 from common.data.studies import ImageStudy
+from common.data.summary import data_line, say_data
 from common.devices import say_devices
 from common.errors import UserError
 from common.io.locks import locked_file, owning
@@ -74,6 +75,7 @@ def report_images(
         raise UserError("--indication: not read by a model of --model.conditioning published; leave it out")
     if checkpoint is None:
         print(PHANTOMS_ONLY, file=sys.stderr, flush=True)
+    say_data(images_line(groups), rows_on_stdout=True)
     resize = trained.config.data.resize
     read: list[tuple[GreyImage, ...]] = [
         tuple(resize_shorter(read_image(image), resize) for image in group) for group in groups
@@ -106,6 +108,12 @@ def report_images(
     html = render(_page(trained, shown))
     write_whole(page, html)
     print(f"page: {page.absolute()}", file=sys.stderr, flush=True)
+
+
+def images_line(groups: Sequence[Sequence[str]]) -> str:
+    """The line that names the folders of the images: a file's own name may be that of a patient."""
+    folders = list(dict.fromkeys(str(Path(image).parent) for group in groups for image in group))
+    return data_line(folders, "images", {"images": sum(map(len, groups)), "studies": len(groups)})
 
 
 def check_outputs(output: Path | None, page: Path, images: Sequence[Path]) -> None:

@@ -20,6 +20,7 @@ from common.data.parts import Part
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
 from common.data.studies import ImageStudy
+from common.data.summary import Cut, say_data, study_line
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
 from common.fingerprints import data_record
@@ -52,6 +53,7 @@ from unicross_jax.data import (
     report_batch,
     still_view,
     training_view,
+    unknown_words,
 )
 from unicross_jax.model import ReportBatch, UniCrossConfig, init_trainable, loss
 
@@ -222,7 +224,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
         tokenizer = build_vocabulary(config.vocabulary, [study.report for study in parts["train"].studies])
     task = make_task(config, backbone, tokenizer)
     examples, cut = encode(config, task, parts["train"].studies)
-    held_out, _ = encode(config, task, parts["validation"].studies)
+    held_out, cut_held_out = encode(config, task, parts["validation"].studies)
     plan = plan_epochs(
         [len(example.tokens) - 1 for example in examples],
         batch_rows=config.batch_size,
@@ -245,10 +247,10 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
         quarantine.write(run_dir / "quarantine.jsonl")
         if isinstance(tokenizer, WordTokenizer):
             save_words(run_dir / VOCABULARY_FILE, tokenizer)
-        if quarantine:
-            print(quarantine.summary(), flush=True)
-        if cut:
-            print(f"{cut} of {len(examples)} reports were cut at {config.max_length} tokens", flush=True)
+        counts = {name: len(part.studies) for name, part in parts.items()}
+        of = Cut(cut + cut_held_out, config.max_length)
+        unknown = unknown_words(tokenizer, [*examples, *held_out])
+        say_data(study_line(config.data, counts, quarantine, cut=of, unknown=unknown))
     train_loss = functools.partial(loss, config=task.model, chunk=config.loss_chunk)
     view = training_view(config.data, task.model.clip.image_size, config.seed)
     checkpoints = open_checkpoints(run_dir, note, config)

@@ -21,7 +21,7 @@ from common.data.phantom import make_phantoms
 from common.data.phantom_labels import positive_labels
 from common.data.records import Quarantine
 from common.data.source import REQUIRED, StudySource
-from common.data.studies import ImageStudy, Splits, read_annotation, read_image_rows, read_openi_images
+from common.data.studies import VIEWS_LEFT_OUT, ImageStudy, Splits, read_annotation, read_image_rows, read_openi_images
 from common.errors import UserError
 from common.fingerprints import digest_of
 from common.io.terminal import say
@@ -52,8 +52,9 @@ def load_parts(config: StudySource, side: int, shrink: Shrink, quarantine: Quara
     for field in REQUIRED[config.layout]:
         if not getattr(config, field):
             raise UserError(f"data.{field}: not given; the {config.layout} layout needs --data.{field} PATH")
+    quarantine.note(VIEWS_LEFT_OUT, 0)
     if config.layout == "prepared":
-        parts = {name: prepared_part(config, shrink, name) for name in prepared_names(config.source)}
+        parts = {name: prepared_part(config, shrink, name, quarantine) for name in prepared_names(config.source)}
         warn_of_enlarged(config, side)
         return clean_parts(config, prepared_layout(config.source), parts, quarantine)
     splits = read_splits(config, quarantine)
@@ -85,6 +86,7 @@ def clean_parts(config: StudySource, layout: str, parts: Mapping[str, Part], qua
             altered += filter(None, (altered_number(before.report, after.report) for before, after in pairs))
             reports += len(studies)
     if altered:
+        quarantine.note("reports with an altered number", len(altered))
         say(
             f"warning: --data.cleaning {name} alters numbers in {len(altered):,} of {reports:,} reports, such as "
             f"{altered[0]}; --data.cleaning lossless keeps them",
@@ -141,6 +143,7 @@ def in_memory(
         else:
             kept.studies.append(without_images(study))
             found.append(views)
+            quarantine.note(VIEWS_LEFT_OUT, len(study.images) - len(views))
     if not found:
         raise UserError(f"{config.source}: no study of the {name} split has images that can be read")
     return Part(kept.studies, found)
@@ -172,11 +175,15 @@ def warn_of_enlarged(config: StudySource, side: int) -> None:
         )
 
 
-def prepared_part(config: StudySource, shrink: Shrink, name: str) -> Part:
+def prepared_part(config: StudySource, shrink: Shrink, name: str, quarantine: Quarantine) -> Part:
     """A split of a prepared data set, its images read when they are needed."""
     stored = open_split(config.source, name)
     try:
-        studies = [without_images(stored[place]) for place in range(len(stored))]
+        studies = []
+        for place in range(len(stored)):
+            study = stored[place]
+            studies.append(without_images(study))
+            quarantine.note(VIEWS_LEFT_OUT, max(len(study.images) - config.views, 0))
     except (RuntimeError, ValueError) as error:  # array_record's, and those of a record that is cut
         raise UserError(f"{config.source}: its {name} split is damaged ({error}); prepare the data again") from error
     return Part(studies, PreparedImages(stored, shrink, config.views))

@@ -37,10 +37,18 @@ class ReportPair:
 
 @dataclass
 class Quarantine:
-    """Records left out of a run, as (id, reason). Report text is patient data and never enters it."""
+    """Records left out of a run, as (id, reason), and `notes` that count what is left out of others.
+
+    Report text is patient data and never enters it.
+    """
 
     entries: list[tuple[str, str]] = field(default_factory=list)
     cleaning: str = ""  # of the reports that were read, where a config had a choice
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def note(self, what: str, count: int) -> None:
+        """Count what is left out of records that stay, or altered in them, such as "views left out"."""
+        self.notes[what] = self.notes.get(what, 0) + count
 
     def add(self, id: str, reason: str) -> None:
         """Leave record `id` out. Reasons are short and fixed, so that counting them says something."""

@@ -33,6 +33,7 @@ SPLIT_NAMES = {
 }
 ENTRY: dict[str, type | UnionType] = {"id": str | int, "report": str, "image_path": list}
 ROW: dict[str, type | UnionType] = {"id": str | int, "images": list, "report": str, "split": str}
+VIEWS_LEFT_OUT = "views left out"
 REPEATED = "an image named twice"
 NO_FILE, NO_REPORT, NO_TEXT = "image file missing", "no readable report file", "report file is not UTF-8 text"
 REMEDIES = {
@@ -183,6 +184,7 @@ def read_image_rows(
         )
         if is_usable(study, quarantine):
             usable.append(study)
+            quarantine.note(VIEWS_LEFT_OUT, len(files) - len(study.images))
     return checked_splits(splits, rows, quarantine)
 
 

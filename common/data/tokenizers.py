@@ -135,6 +135,7 @@ class SentencePieceTokenizer:
         self._drops_all_first_spaces = described.normalizer_spec.remove_extra_whitespaces
         self._drops_first_space = described.normalizer_spec.add_dummy_prefix or self._drops_all_first_spaces
         self._unknown = described.trainer_spec.unk_surface.encode()
+        self.unk_id = None if described.trainer_spec.byte_fallback else int(self._model.unk_id())
 
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text)

@@ -9,6 +9,7 @@ what is absent and why. Rows in English and in Chinese are scored apart: names t
 from collections import Counter
 from typing import Any
 
+from common.data.summary import data_line, say_data
 from common.errors import Parser, run_cli
 from common.io.numbers import rounded
 from common.io.terminal import say
@@ -29,6 +30,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--language", choices=["en", "zh"], help=LANGUAGE_HELP)
     arguments = parser.parse_args(argv)
     rows = read_rows(arguments.file, {"id": str | int, "prediction": str, "reference": str})
+    say_data(data_line([arguments.file], "rows", {"reports": len(rows)}), rows_on_stdout=True)
     result = evaluate(rows, arguments.language, arguments.convention)
     for key, reason in result["notes"].items():
         say(f"warning: {key}: {reason}" if key == "language" else f"warning: {key} is absent: {reason}", error=True)

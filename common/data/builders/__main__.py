@@ -14,6 +14,7 @@ from common.data.mimic import read_mimic_cxr
 from common.data.records import Quarantine
 from common.data.sections import HeadingCounts, Wanted
 from common.data.studies import Splits, read_annotation, read_image_rows, read_openi_images
+from common.data.summary import data_line, say_data
 from common.errors import Parser, UserError, run_cli
 from common.io.terminal import say
 from common.options import Needs, check_options
@@ -50,6 +51,8 @@ def main(argv: list[str]) -> None:
     quarantine = Quarantine()
     headings = HeadingCounts()
     splits = _read(arguments, quarantine, headings)
+    files = [file for file in (arguments.source, arguments.images, arguments.split, arguments.reports) if file]
+    say_data(data_line(files, f"{arguments.layout}, cleaning lossless", counts_of(splits), quarantine=quarantine))
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns of every configuration that it did not define
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
@@ -67,6 +70,11 @@ def main(argv: list[str]) -> None:
     say(f"{folder}: {', '.join(counts)}; {quarantine.summary()}")
     if told := headings.summary():
         say(told)
+
+
+def counts_of(splits: Splits) -> dict[str, int]:
+    """How many studies each split has."""
+    return {name: len(studies) for name, studies in splits.items()}
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
