@@ -54,10 +54,7 @@ kept and the rest is done; OUTPUT.config.json says with what they were begun, an
 else."""
 
 
-NEEDS = (
-    *(Needs(name, "score", operator.not_, "no --score") for name in ("top_k", "top_p", "beams")),
-    *(Needs(name, "temperature", bool, "--temperature 1") for name in ("top_k", "top_p")),
-)
+NEEDS = tuple(Needs(name, "score", operator.not_, "no --score") for name in ("top_k", "top_p", "beams"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -247,7 +247,6 @@ SAMPLE_NEEDS = (
     Needs("data.ids", "split", ("train",)),
     *(Needs(f"model.{name}", give="it computes no gradient; leave it out") for name in ("remat", "loss_chunk")),
     Needs("model.frozen_dtype", "model.tuning", ("vision", "lora")),
-    Needs("rollout.top_p", "rollout.temperature", lambda temperature: temperature != 0, "--rollout.temperature 1"),
     Needs("labeler_tokenizer", "labeler", bool, "--labeler PATH"),
     MESH_NEEDS,
 )

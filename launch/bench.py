@@ -28,7 +28,6 @@ from common.lora import LoraConfig, init_lora
 from common.models.attention import choose_implementation
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config, init_params
 from common.optim import OptimConfig, make_optimizer
-from common.options import Needs, check_options
 from common.parallel import MeshConfig, check_rows, compile_step, make_layout, place, place_batch, shardings
 from common.sampling import GREEDY, Sampling
 from common.sft import sft_loss
@@ -89,18 +88,6 @@ CPU = Shape(
 LORA = LoraConfig(rank=16, alpha=32.0, dropout=0.0)
 
 
-NEEDS = (
-    *(
-        Needs(name, "work", ("decode", "unicross", "rl"), shown="bench")
-        for name in ("prompts", "prompt", "new_tokens", "shared_prompt")
-    ),
-    *(
-        Needs(name, "work", ("sft", "unicross", "rl"), shown="bench")
-        for name in ("remat", "loss_chunk", "rows", "segment", "examples")
-    ),
-)  # the shape of text models is that of two works
-
-
 def main(arguments: Sequence[str]) -> int:
     """Measure and print one JSON object. Raises UserError where the peer cannot run."""
     run_in_first_thread()
@@ -114,9 +101,7 @@ def main(arguments: Sequence[str]) -> int:
     rl = works.add_parser("rl")
     add_flags(rl, bench_rl.CPU if on_cpu else bench_rl.Shape())
     rl.add_argument("--trl", action="store_true", help="with the peer, one step of TRL's trainer too, which is slow")
-    chosen = parser.parse_args(list(arguments))
-    check_options(chosen, arguments, NEEDS, "python -m launch bench")
-    options = vars(chosen)
+    options = vars(parser.parse_args(list(arguments)))
     work, with_peer = options.pop("work"), options.pop("peer")
     if work == "unicross":
         result = bench_unicross.measure(bench_unicross.Shape(**options), with_peer)

@@ -134,7 +134,7 @@ def test_a_damaged_data_set_is_one_clear_error(tmp_path, splits):
     records.write_bytes(records.read_bytes()[:1000])
     config = StudySource(layout="prepared", source=str(folder))
     with pytest.raises(UserError, match=r"its train split is damaged|no data set with a split train"):
-        prepared_part(config, lambda image: image, "train")
+        prepared_part(config, lambda image: image, "train", Quarantine())
     (folder / "dataset_info.json").write_text("{")
     with pytest.raises(UserError, match="no data set with a split train"):
         prepared_part(config, lambda image: image, "train")

@@ -15,7 +15,6 @@ from common.options import fields_of, training_command, unused_options, used_set
 from deer_jax import config as deer
 from deer_jax import labeler_config
 from deer_jax.cli import dispatch as deer_command
-from launch.bench import main as bench
 from retsta_jax import config as retsta
 from retsta_jax.cli import dispatch as retsta_command
 from unicross_jax import config as unicross
@@ -72,8 +71,6 @@ COMMANDS = [(*command, name) for command in (RETSTA, UNICROSS, SFT, RL) for name
         (deer_command, "analyse rewards f --labeler phantom --share 0.2", "with deer analyse rewards; give deer"),
         (prepare, "--layout mimic --source a --output b --images c", "with --layout mimic; give --layout annotation"),
         (decode, "--model a --prompts b --score --top-k 4 --temperature 1", "--top-k: not read with --score; give no"),
-        (decode, "--model a --prompts b --temperature 0 --top-p 0.5", "give --temperature 1, or leave it out"),
-        (bench, "sft --new-tokens 4", "--new-tokens: not read with bench sft; give bench decode or"),
     ],
 )  # fmt: skip
 def test_an_option_without_effect_is_refused_with_its_remedy(tmp_path, monkeypatch, command, words, said):

@@ -6,6 +6,7 @@ import json
 import jax
 import pytest
 
+from common.config import parse, read_config
 from common.data.parts import Part
 from common.data.studies import ImageStudy
 from common.errors import UserError
@@ -15,11 +16,12 @@ from common.models.qwen2_vl_weights import config_from_directory, save_qwen2_vl
 from deer_jax import make_assets
 from deer_jax.ablation import Variant, select_studies
 from deer_jax.cli import dispatch
-from deer_jax.config import INSTRUCTION, RL_PRESETS, RewardConfig
+from deer_jax.config import INSTRUCTION, RL_NEEDS, RL_PRESETS, RewardConfig, RlConfig
 from deer_jax.demo import demo
 from deer_jax.rl_run import make_scores
 from deer_jax.sample import rows_of as sampled_rows
 from deer_jax.studies import chosen_part
+from tests.pages import commands_of
 
 DATA = ["--data.train-size", "12", "--data.validation-size", "4", "--data.test-size", "4", "--data.side", "56"]
 DATA += ["--parallel", "jit"]
@@ -151,6 +153,12 @@ def test_the_demo_ends_with_its_two_pages(base, tmp_path):
     systems = demo(config, tmp_path)
     assert list(systems) == ["after RL", "before RL", "nearest training study", "constant report"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    again, training = commands_of(page)
+    assert again == ["deer", "demo", "--run-dir", str(tmp_path)]
+    assert training[:6] == ["deer", "rl", "--preset", "demo", "--run-dir", str(tmp_path / "rl")]
+    learnt = parse(RlConfig, preset, training[6:], "deer rl", RL_NEEDS)
+    assert learnt == read_config(RlConfig, tmp_path / "rl")
+    assert "data: drawn (phantom, seed 0, cleaning lossless): train 12, validation 4, test 4; quarantined 0" in page
     assert "Reward" in page
     assert page.count("data:image/") >= 4
     assert "class=" in (tmp_path / "token_weights.html").read_text(encoding="utf-8")

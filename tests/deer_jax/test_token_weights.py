@@ -278,20 +278,22 @@ def test_only_weights_that_read_the_labeler_load_it_and_what_it_cuts_is_told(lab
     save_words(tmp_path / "words.json", WORDS)
     rows = [{"id": number, "reference": "edema " * 20 * number, "rollouts": ["heart " * 11, "no"]} for number in (0, 1)]
     write_rows(tmp_path / "rows.jsonl", rows)
-    command = ["weights", str(tmp_path / "rows.jsonl"), "--tokenizer", str(tmp_path / "words.json"), "--labeler"]
-    dispatch([*command, str(tmp_path)])
+    command = ["weights", str(tmp_path / "rows.jsonl"), "--tokenizer", str(tmp_path / "words.json")]
+    dispatch([*command, "--labeler", str(tmp_path)])
     assert "1 of 2 references and 2 of 4 rollouts were longer than the labeler's 12 tokens" in capsys.readouterr().err
     for method in ("tfidf", "uniform"):
-        dispatch([*command, "nowhere", "--method", method])
-        assert capsys.readouterr().err == ""
+        with pytest.raises(UserError, match="--labeler: not read with --method"):
+            dispatch([*command, "--method", method, "--labeler", str(tmp_path)])
+        dispatch([*command, "--method", method])
+        assert capsys.readouterr().err == f"data: {tmp_path / 'rows.jsonl'} (rows): studies 2, rollouts 4\n"
 
     output = ["--method", "tfidf", "--output", str(tmp_path / "out.jsonl")]
-    dispatch([*command, "nowhere", *output])
+    dispatch([*command, *output])
     written = (tmp_path / "out.jsonl").read_bytes()
-    dispatch([*command, "nowhere", *output])
+    dispatch([*command, *output])
     assert (tmp_path / "out.jsonl").read_bytes() == written
     with pytest.raises(UserError, match=r"files \(strength was 4.0 and is now 2.0\)"):
-        dispatch([*command, "nowhere", *output, "--strength", "2"])
+        dispatch([*command, *output, "--strength", "2"])
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,14 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from common.config import parse, read_config
 from common.data.phantom import make_phantom
 from common.errors import UserError
 from common.metrics.text import evaluate_texts
+from tests.pages import commands_of
 from tests.unicross_jax.runs import arguments, log, make_clip, start, unicross
 from unicross_jax.ablation import finished
+from unicross_jax.config import NEEDS, PRESETS, RunConfig
 from unicross_jax.report import Written
 
 
@@ -358,11 +361,22 @@ def test_unreadable_images_of_a_data_set_are_counted_and_left_out(clip, images, 
     options = {"data__layout": "rows", "data__source": tmp_path / "rows.jsonl", "data__images": "/"}
     run = arguments(tmp_path / "run", clip, **options, vocabulary__minimum_count=1, max_steps=1)
     assert unicross(run) == 0
-    assert "1 record quarantined" in capsys.readouterr().out
+    named = f"data: {tmp_path / 'rows.jsonl'}, / (rows, cleaning lossless): train 2, validation 1; "
+    named += "quarantined 1 (image cannot be read: 1); cut 0 at 20 tokens; 0.0% of words unknown; 0 views left out"
+    assert capsys.readouterr().out.startswith(named)
     left_out = {"id": "3", "reason": "image cannot be read"}
     assert json.loads((tmp_path / "run" / "quarantine.jsonl").read_text()) == left_out
     assert unicross(["evaluate", "--run-dir", str(tmp_path / "run"), "--split", "validation"]) == 0
-    assert "1 record quarantined" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith(named)
     assert json.loads((tmp_path / "run" / "evaluation_quarantine.jsonl").read_text()) == left_out
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["quarantined"] == {left_out["reason"]: 1}
-    assert "1 record quarantined" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "1 record quarantined" in page
+    assert "quarantined 1 (image cannot be read: 1); cut 0" in page
+    training, evaluation = commands_of(page)
+    assert evaluation == ["unicross", "evaluate", "--run-dir", str(tmp_path / "run"), "--split", "validation"]
+    assert training[:6] == ["unicross", "train", "--preset", "demo", "--run-dir", str(tmp_path / "run")]
+    assert parse(RunConfig, PRESETS["demo"], training[6:], "unicross train", NEEDS) == read_config(
+        RunConfig, tmp_path / "run"
+    )
+    assert "data.train_size" not in page
