@@ -137,7 +137,7 @@ def test_a_damaged_data_set_is_one_clear_error(tmp_path, splits):
         prepared_part(config, lambda image: image, "train", Quarantine())
     (folder / "dataset_info.json").write_text("{")
     with pytest.raises(UserError, match="no data set with a split train"):
-        prepared_part(config, lambda image: image, "train")
+        prepared_part(config, lambda image: image, "train", Quarantine())
 
 
 def write_rows(tmp_path: Path) -> Path:

@@ -30,8 +30,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_prints_one_object_of_numbers_intervals_and_baseline(tmp_path) -> None:
-    done = run(write(tmp_path, "\n\n".join(map(json.dumps, ROWS))), "--convention", "coco")
-    assert (done.returncode, done.stderr) == (0, "")
+    path = write(tmp_path, "\n\n".join(map(json.dumps, ROWS)))
+    done = run(path, "--convention", "coco")
+    assert (done.returncode, done.stderr) == (0, f"data: {path} (rows): reports 2\n")
     result = json.loads(done.stdout)
     names = {f"coco/BLEU-{order}" for order in range(1, 5)} | {"coco/ROUGE-L"}
     assert {key for key in result if "/" in key} == set(result["intervals"]) == set(result["constant_report"]) == names
@@ -51,7 +52,7 @@ def test_absent_meteor_is_null_with_a_note_and_a_warning(tmp_path, monkeypatch, 
     assert result["constant_report"]["nltk/METEOR"] is None
     assert "nltk/METEOR" not in result["intervals"]
     assert "nowhere" in result["notes"]["nltk/METEOR"]
-    assert printed.err.startswith("warning: nltk/METEOR is absent")
+    assert printed.err.splitlines()[1].startswith("warning: nltk/METEOR is absent")
     assert result["nltk/ROUGE-L"] > 0
 
 
@@ -130,4 +131,4 @@ def test_the_command_starts_without_jax_nltk_or_scikit_learn(tmp_path) -> None:
         "print({'jax', 'nltk', 'sklearn', 'jieba', 'rouge_score'} & set(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr == "set()\n"
+    assert done.stderr == f"data: {path} (rows): reports 1\nset()\n"
