@@ -361,7 +361,7 @@ def test_unreadable_images_of_a_data_set_are_counted_and_left_out(clip, images, 
     options = {"data__layout": "rows", "data__source": tmp_path / "rows.jsonl", "data__images": "/"}
     run = arguments(tmp_path / "run", clip, **options, vocabulary__minimum_count=1, max_steps=1)
     assert unicross(run) == 0
-    named = f"data: {tmp_path / 'rows.jsonl'}, / (rows, cleaning r2gen-iu): train 2, validation 1; "
+    named = f"data: {tmp_path / 'rows.jsonl'}, / (rows, cleaning lossless): train 2, validation 1; "
     named += "quarantined 1 (image cannot be read: 1); cut 0 at 20 tokens; 0.0% of words unknown; 0 views left out"
     assert capsys.readouterr().out.startswith(named)
     left_out = {"id": "3", "reason": "image cannot be read"}
