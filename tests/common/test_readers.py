@@ -13,7 +13,8 @@ from common.data.records import Quarantine
 from common.data.studies import read_annotation, read_image_rows
 from common.data.tokenizers import load_tokenizer
 from common.errors import UserError
-from common.jsonl import claim_output, read_rows
+from common.io.resumable import claim_output
+from common.jsonl import read_rows
 from common.logs import read_rows as read_log
 from common.models.qwen2_weights import config_from_directory
 from common.peft import load_peft

@@ -12,7 +12,7 @@ import pytest
 
 from common.checkpoint import save_latest
 from common.errors import run_cli
-from common.jsonl import row_writer
+from common.io.resumable import row_writer
 from tests.common.test_train_loop import Counted, run
 
 ROOT = Path(__file__).parents[2]
