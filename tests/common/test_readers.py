@@ -90,7 +90,7 @@ def test_marks_and_line_ends_change_nothing(tmp_path, reader):
         "chosen ids": json.dumps({"ids": ["a", 2]}, indent=1),
         "run": (tmp_path / "run" / "config.json").read_text(),
         "words": json.dumps({"words": ["a", "b"]}, indent=1),
-        "second corpus": json.dumps({"train": [{"report": "a"}], "val": [], "test": []}, indent=1),
+        "second corpus": json.dumps({"train": [{"id": 1, "report": "a"}], "val": [], "test": []}, indent=1),
     }
     file = tmp_path / name
     file.write_text(contents[reader])

@@ -104,8 +104,14 @@ def test_rewards_are_those_of_the_groups_and_of_the_selected_ones(labeler):
     assert table["all"]["zero_variance_share"] == 0.5
     assert table["selected"]["unique_rewards"] == 3
     np.testing.assert_allclose(table["selected"]["mean_std"], np.std([1, 0, 2 / 3]))
-    with pytest.raises(UserError, match="none of the selected"):
-        rewards(rows, labeler, 0.0, {"7"})
+
+
+def test_selected_ids_that_no_rollout_has_are_told_before_the_labeler_is_read(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"id": 1, "reference": "heart .", "rollouts": ["heart ."]}')
+    (tmp_path / "chosen.json").write_text('{"ids": ["7"]}')
+    selected = ["--labeler", "nowhere", "--selected", str(tmp_path / "chosen.json")]
+    with pytest.raises(UserError, match="none of the selected ids is in the rollouts"):
+        dispatch(["analyse", "rewards", str(tmp_path / "rows.jsonl"), *selected])
 
 
 @pytest.mark.parametrize("rollouts", ["[1, null]", "[]", '["\\ud800"]', '[["text"]]', '"text"'])
@@ -121,7 +127,7 @@ def test_rollouts_that_are_no_texts_are_refused(tmp_path, command, rollouts):
     ("command", "said"),
     [
         ("rewards --gamma nan", "--gamma: must be a finite number, found nan"),
-        ("masking --seed -1", "seed: -1"),
+        ("masking --seed -1", "--seed: must be at least 0"),
         ("page --output nowhere/page.html", "its folder does not exist"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import pytest
@@ -10,6 +11,7 @@ from common.config import parse, read_config
 from common.data.parts import Part
 from common.data.studies import ImageStudy
 from common.errors import UserError
+from common.fingerprints import model_record
 from common.logs import read_rows
 from common.models.qwen2_vl import init_params
 from common.models.qwen2_vl_weights import config_from_directory, save_qwen2_vl
@@ -17,8 +19,9 @@ from deer_jax import make_assets
 from deer_jax.ablation import Variant, select_studies
 from deer_jax.cli import dispatch
 from deer_jax.config import INSTRUCTION, RL_NEEDS, RL_PRESETS, RewardConfig, RlConfig
+from deer_jax.continued import labeler_record
 from deer_jax.demo import demo
-from deer_jax.rl_run import make_scores
+from deer_jax.rl_run import make_scores, reward_labeler
 from deer_jax.sample import rows_of as sampled_rows
 from deer_jax.studies import chosen_part
 from tests.pages import commands_of
@@ -164,17 +167,19 @@ def test_the_demo_ends_with_its_two_pages(base, tmp_path):
     assert "class=" in (tmp_path / "token_weights.html").read_text(encoding="utf-8")
 
 
-def test_studies_that_were_chosen_otherwise_are_not_taken(tmp_path):
-    variant, model = Variant(fraction=0.2), tmp_path / "sft" / "model"
+def test_studies_that_were_chosen_otherwise_are_not_taken(base, tmp_path):
+    config, variant = RL_PRESETS["demo"], Variant(fraction=0.2)
+    model = shutil.copytree(base, tmp_path / "moved")
     file = tmp_path / "chosen-log-rank-0.2.json"
-    of = {"fraction": 0.2, "strategy": "log-rank", "seed": 3, "model": str(model)}
+    labeler = labeler_record(config.reward.labeler, reward_labeler(config.reward))
+    of = {"fraction": 0.2, "strategy": "log-rank", "seed": 3, "model": model_record(base), "labeler": labeler}
     file.write_text(json.dumps({"ids": ["1"], "of": of}))
-    assert select_studies(RL_PRESETS["demo"], "demo", model, tmp_path, variant, 3) == str(file)
+    assert select_studies(config, "demo", model, tmp_path, variant, 3) == str(file)
     with pytest.raises(UserError, match=r"chosen otherwise \(seed was 3 and is now 4\)"):
-        select_studies(RL_PRESETS["demo"], "demo", model, tmp_path, variant, 4)
+        select_studies(config, "demo", model, tmp_path, variant, 4)
     file.write_text(json.dumps({"ids": ["1"]}))
     with pytest.raises(UserError, match="chosen otherwise"):
-        select_studies(RL_PRESETS["demo"], "demo", model, tmp_path, variant, 3)
+        select_studies(config, "demo", model, tmp_path, variant, 3)
 
 
 @pytest.mark.parametrize("ids", [None, "12", [None], [["1"]]])
@@ -206,9 +211,12 @@ def test_only_the_strength_of_minus_1_is_the_papers():
         (["rl", "--run-dir", "x", "--reward.labeler", "", "--reward.weights", "tfidf"], "with --reward.labeler"),
         (["rl", "--run-dir", "x", "--reward.labeler", __file__], "with --reward.labeler-tokenizer"),
         (["rl", "--run-dir", "x", "--data.ids", "nowhere.json"], "data.ids"),
-        (["rl", "--run-dir", "x", "--seed", "-1"], "seed: -1"),
-        (["sft", "--run-dir", "x", "--seed", str(2**32)], "seed: 4294967296"),
-        (["sft", "--run-dir", "x", "--data.phantom-seed", "-3"], "data.phantom_seed: -3"),
+        (["rl", "--run-dir", "x", "--seed", "-1"], "seed must be at least 0"),
+        (
+            ["sft", "--run-dir", "x", "--seed", str(2**32)],
+            "seed must be .* found 4294967296",
+        ),
+        (["sft", "--run-dir", "x", "--data.phantom-seed", "-3"], "data.phantom_seed must be at least 0"),
         (["rl", "--run-dir", "x", "--reward.strength", "-0.5"], "reward.strength"),
         (["rl", "--run-dir", "x", "--reward.strength", "nan"], "reward.strength"),
         (["rl", "--run-dir", "x", "--reward.strength", "inf"], "reward.strength"),
@@ -220,8 +228,8 @@ def test_only_the_strength_of_minus_1_is_the_papers():
         (["rl", "--run-dir", "x", "--objective.clip-high", "inf"], "objective.clip_high"),
         (["rl", "--run-dir", "x", "--objective.kl", "nan"], "objective.kl"),
         (["sample", "--output", "x.jsonl", "--rollout.temperature", "nan"], "temperature"),
-        (["sample", "--output", "x.jsonl", "--seed", "-1"], "seed: -1"),
-        (["ablation", "components", "--directory", "x", "--seeds", "0", "-1"], "seed: -1"),
+        (["sample", "--output", "x.jsonl", "--seed", "-1"], "seed must be at least 0"),
+        (["ablation", "components", "--directory", "x", "--seeds", "0", "-1"], "--seeds: must be at least 0"),
         (["ablation", "rewards", "--directory", "x", "--reward.labeler", ""], "name one with --reward.labeler"),
         (["sft", "--run-dir", "x", "--model.base", ""], "model.base"),
         (["sft"], "--run-dir"),
