@@ -32,12 +32,14 @@ Kind = Literal["section", "findings", "views", "organ", "sentence", "unknown"]
 _SPELLINGS: dict[Section, str] = {
     "findings": "findings|finding|reference findings",
     "impression": "impression|impressions|conclusion|conclusions|findings and impression|findings impression|imp"
-    "|impression and findings|summary|opinion|assessment|interpretation|diagnosis|diagnoses|end of impression",
+    "|impression and findings|summary|opinion|assessment|interpretation|diagnosis|diagnoses|end of impression"
+    "|bottom line",
     "indication": "indication|indications|clinical indication|clinical indications|reason for exam|reason"
     "|reason for examination|reason for this examination|reason for study|reason for visit|clinical question"
-    "|underlying medical condition|chief complaint|presenting complaint|symptoms|signs and symptoms",
+    "|underlying medical condition|medical condition|clinical presentation|presentation|admitting diagnosis"
+    "|admission diagnosis|chief complaint|presenting complaint|symptoms|signs and symptoms",
     "history": "history|clinical history|patient history|clinical information|clinical data|clinical details"
-    "|clinical background|history of present illness|past medical history|pmh|hpi",
+    "|clinical background|history of present illness|past medical history|pmh|hpi|hx",
     "comparison": "comparison|comparisons|comparison exam|comparison film|reference exam|prior studies|prior"
     "|previous studies|compared to|compared with",
     "examination": "examination|examinations|exam|exams|type of examination|study|studies",
@@ -106,7 +108,7 @@ ORGANS = _words(
     "nodules mass masses pneumonia fracture fractures calcification calcifications infiltrate infiltrates scarring "
     "scar hernia congestion cavity cavities lesion lesions air gas fluid abnormality abnormalities structure "
     "structures left right bilateral upper lower middle other miscellaneous misc incidental additional position size "
-    "great compression occlusion contusion ectasia"
+    "lll lul rll rul rml svc ivc ij ptx great compression occlusion contusion ectasia"
 )
 _DISEASE = re.compile(r"\w{3,}(?:itis|osis|oses|oma|omas|ectasis|thorax|thoraces|megaly|pathy|plegia|ema)")
 FILLING = _words(
@@ -191,6 +193,17 @@ def is_capitals(heading: str) -> bool:
 def shown_name(heading: str) -> str:
     """A heading for a list: its words in capitals, so that dates, times and what was taken out are left out."""
     return " ".join(heading_words(heading)).upper()
+
+
+def ends_with_name(heading: str, section: Section) -> bool:
+    """Whether the last word of a heading of at most three is a name of its section, or a misspelling of one.
+
+    Also "reason for exam" and other listed spellings of what a model is shown, of more than one word.
+    """
+    words = heading_words(heading)
+    if section in INPUTS and len(words) > 1 and " ".join(words) in SPELLINGS:
+        return True
+    return 0 < len(words) <= 3 and _corrected(words[-1]) in TELLING.get(section, ())
 
 
 def names_nobody(heading: str) -> bool:

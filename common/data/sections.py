@@ -19,6 +19,7 @@ from common.data.section_headings import (
     Heading,
     Section,
     classify,
+    ends_with_name,
     heading_words,
     is_capitals,
     names_nobody,
@@ -37,19 +38,23 @@ BEFORE_FINDINGS: frozenset[Section] = frozenset(
 # Sections of which organs and views are text as they are of findings.
 WHOLE: frozenset[Section] = frozenset({"impression", "wet read", "addendum", "recommendations", "notification"})
 _MOST_WORDS = 12  # of a heading
-_COLON = r"[ \t*]*(?!(?<=\d):[\d_])[:：]\**"  # not that of a time
+_COLON = r"[ \t*]*(?!(?<=\d):[\d_])[:：]+[*_]*"  # not that of a time
 _AT_START = re.compile(rf"[\s*#>]*([A-Z\d_](?:[^:：]|(?<=\d):(?=[\d_])){{0,100}}?){_COLON}")
-_ALONE = re.compile(r"[\s*#>]*([A-Z][A-Z /&()]{3,40}?)[ \t*]*(?:([-–—;])|$)")
+_AT_START_LOWER = re.compile(rf"[\s*#>]*([a-z][a-z /&]{{3,40}}?){_COLON}")
+_ALONE = re.compile(r"[\s*#>]*([A-Z][A-Z /&()]{3,40}?)[ \t*]*(?:([-–—;]|\.(?=\s))|\.?$)")
 _PART = re.compile(
     r"[\s*_#]*(?=[A-Z])((?:final|preliminary|interim|provisional|pfi) (?:report|addendum))[\s*_:.]*"
     r"|\s*([-_=]{10,})\s*",
     re.IGNORECASE,
 )
+_UNENDED = re.compile(r"[^\s.!?:;_*]\s*$")  # a line whose sentence the next one continues
 _ADDENDUM = re.compile(r"\s*ADDENDUM\b(?![ \t]*[:：])")
 # In the middle of a line: after the end of a sentence or wide space; or, listed and in capitals, after any word.
 _AFTER_SENTENCE = re.compile(
     rf"(?:(?<=[.!?;)\]])\s+|\s{{2,20}})([A-Z][A-Za-z0-9/&,()' -]{{2,60}}?){_COLON}",
 )
+_ALONE_MIXED = re.compile(r"[\s*#>]*([A-Z][A-Za-z /&]{3,40}?)[ \t*]*$")
+_AFTER_SENTENCE_LOWER = re.compile(rf"(?<=[.!?;)\]])\s+([a-z][a-z /&]{{3,40}}?){_COLON}")
 _LISTED = "|".join(re.sub(" ", "[ /]+", spelling.upper()) for spelling in sorted(SPELLINGS, key=len, reverse=True))
 _AFTER_WORD = re.compile(rf"\s({_LISTED}){_COLON}")
 
@@ -216,7 +221,9 @@ class _Reading:
 def _pieces(text: str) -> Iterator[_Piece]:
     """The report cut at whatever could be a heading."""
     mixed = text != text.upper()
+    lower, before = text == text.lower(), ""
     for line in text.splitlines():
+        continues, before = not lower and bool(_UNENDED.search(before)), line
         if part := _PART.fullmatch(line):
             yield _Piece("", part=(part[1] or part[2]).lower())
             continue
@@ -224,7 +231,10 @@ def _pieces(text: str) -> Iterator[_Piece]:
             yield _Piece("", part="addendum")
             continue
         start, heading = 0, ""
-        if match := _AT_START.match(line) or _alone(line, mixed):
+        in_lower_case = None if continues else _in_lower_case(_AT_START_LOWER.match(line))
+        if in_lower_case:
+            before = ""  # the headings of this report are in lower case
+        if match := _AT_START.match(line) or in_lower_case or _alone(line, mixed):
             start, heading = match.end(), match[1]
         written = line[:start].lstrip()
         place: _Place = "line"
@@ -242,6 +252,7 @@ def _inside(line: str, start: int) -> Iterator[tuple[re.Match[str], _Place]]:
         # "Fever COMPARISON:" is a sentence's beginning and a heading, "FINAL IMPRESSION:" a heading as a whole.
         if match.end() not in words or classify(match[1]).kind == "section":
             found.append((match, "sentence"))
+    found += [(match, "line") for match in _AFTER_SENTENCE_LOWER.finditer(line, start) if _in_lower_case(match)]
     end = start
     for match, place in sorted(found, key=lambda item: (item[0].start(), item[1])):
         if match.start() >= end:
@@ -249,14 +260,25 @@ def _inside(line: str, start: int) -> Iterator[tuple[re.Match[str], _Place]]:
             end = match.end()
 
 
+def _in_lower_case(match: re.Match[str] | None) -> re.Match[str] | None:
+    """A heading in lower case that names its section: "impression:", but not "study:", which ends many a sentence."""
+    if match is None:
+        return None
+    heading = classify(match[1])
+    section = "findings" if heading.kind == "findings" else heading.section
+    named = heading.kind in ("section", "findings") and ends_with_name(match[1], section)
+    return match if named else None
+
+
 def _alone(line: str, mixed: bool) -> re.Match[str] | None:
-    """A heading that is a line by itself, or a listed one before a dash.
+    """A heading that is a line by itself, or a listed one before a dash or full stop; in mixed case a listed one.
 
     In a report all in capitals, where any word may stand alone on a line, only those of the main sections.
     """
     match = _ALONE.match(line)
     if match is None:
-        return None
+        match = _ALONE_MIXED.match(line) if mixed else None
+        return match if match and classify(match[1]).listed else None
     heading = classify(match[1])
     if not mixed:
         return match if heading.listed and heading.section in ("findings", "impression", *INPUTS) else None

@@ -209,5 +209,5 @@ def test_the_command_prints_what_it_read_under_unlisted_headings(tmp_path, capsy
     out = capsys.readouterr().out
     assert "CHEST TWO VIEWS read as findings in 1 report; IMPESSION read as impression in 1 report; 1 unknown" in out
     assert "DOE" not in out
-    (study,) = [study for study in open_split(out.split(":")[0], "train") if study.id == "s50414267"]
+    (study,) = [study for study in open_split(out.splitlines()[1].split(":")[0], "train") if study.id == "s50414267"]
     assert (study.report, study.indication) == ("Clear.", "Cough.")

@@ -238,3 +238,33 @@ def test_no_text_makes_it_fail_and_nothing_is_invented():
 def test_small_words_do_not_take_a_heading_its_capitals():
     assert is_capitals("PA and LATERAL, 5:32 a.m.")
     assert not is_capitals("PA and lateral")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "indication: cough.\n\nfindings: clear lungs.\n\nimpression: normal.\n",
+        "history: cough.\ncomparison: none\nfindings: clear lungs.\nimpresion: normal.",
+        "reason for exam: cough. comparison: none. findings: clear lungs. impression: normal.",
+        "INDICATION: cough.\n\nFINDINGS: clear lungs.\n\nimpression: normal.\n",
+        "## Indication\ncough.\n\n## Findings\nclear lungs.\n\n## Impression\nnormal.\n",
+        "INDICATION: cough.\nFINDINGS: clear lungs.\nIMPRESSION.\nnormal.\n",
+        "INDICATION: cough.\nFINDINGS: clear lungs.\nIMPRESSION:: normal.\n",
+        "MEDICAL CONDITION: cough.\nFINDINGS: clear lungs.\nBOTTOM LINE: normal.\n",
+    ],
+)
+def test_headings_in_lower_case_alone_on_a_line_or_oddly_punctuated_end_sections(text):
+    sections = report_sections(text)
+    assert report_and_indication(sections, "findings") == ("clear lungs.", "cough.")
+    assert sections["impression"] == "normal."
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["No change from the prior\nstudy: clear.", "As in the\nfindings: of before.", "LLL: clear.", "note: turned."],
+)
+def test_lower_case_words_of_a_sentence_and_lobes_are_text(text):
+    assert report_sections(f"FINDINGS: Heart normal.\n{text}\n\nIMPRESSION: {NORMAL}") == {
+        "findings": " ".join(f"Heart normal. {text}".split()),
+        "impression": NORMAL,
+    }
