@@ -23,6 +23,7 @@ from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_report, nearest_reports
 from common.metrics.codes import evaluate_codes
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
+from common.metrics.tokenize import unread_note
 from common.options import changed_options, command_line, training_command, used_settings
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, write_report
@@ -77,7 +78,7 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     notes = [data, f"{len(pairs)} {split} reports; best checkpoint: step {trained.step}."]
     if quarantine:
         notes.append(f"{quarantine.summary()}: they are in no score.")
-    absent = warn_of_absent(systems)
+    absent = warn_of_absent(systems, unread_note([pair.target for pair in pairs], [pair.language for pair in pairs]))
     notes += absent
     if codes:
         valid = terminology_validity([parse_codes(text) for text in outputs[MODEL]], terminology(splits.train))

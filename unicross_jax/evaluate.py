@@ -35,6 +35,7 @@ from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_reports
 from common.metrics.studies import Scores, compare_reports, in_each_language, score_reports
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
+from common.metrics.tokenize import unread_note
 from common.models.clip import ModifiedResNet, normalise
 from common.options import changed_options, check_options, command_line, flag, training_command, used_settings
 from common.report.environment import environment
@@ -127,7 +128,9 @@ def evaluate_run(
         "limit": limit,
         "decoding": decoding,
     }
-    absent = warn_of_absent(systems)
+    absent = warn_of_absent(
+        systems, unread_note([study.report for study in part.studies], [study.language for study in part.studies])
+    )
     found = {"split": split, **counts, "systems": systems, "above": above, "notes": absent}
     found[MADE_FROM] = scores_record(trained, part)
     write_json(run_dir / "metrics.json", rounded(found))

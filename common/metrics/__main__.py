@@ -17,7 +17,7 @@ from common.io.text import json_text
 from common.jsonl import read_rows
 from common.metrics.baselines import constant_reports
 from common.metrics.text import evaluate_texts
-from common.metrics.tokenize import languages_of
+from common.metrics.tokenize import languages_of, unread_note
 
 LANGUAGE_HELP = "en: white-space tokens; zh: characters; default: each row's own 'language', else by its characters"
 
@@ -54,6 +54,8 @@ def evaluate(rows: list[dict[str, Any]], language: Any, convention: Any) -> dict
             f"{other} of {len(rows)} reports are not in {language}, in which --language has them scored: their text "
             "metrics mean nothing"
         )
+    elif unread := unread_note(references, languages):
+        notes["language"] = unread
     metrics = [key for key in scores if "/" in key]
     return {
         **{key: scores[key] and scores[key]["value"] for key in metrics},

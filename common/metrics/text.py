@@ -123,10 +123,10 @@ def text_measures(
     return measures, notes
 
 
-def warn_of_absent(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def warn_of_absent(systems: Mapping[str, Mapping[str, Any]], unread: str = "") -> list[str]:
     """A note for each metric without a value in the scores by system and name: why, and how to get it.
 
-    They are also printed to standard error.
+    Before them is what is `unread` (`unread_note`). They are also printed to standard error.
     """
     names = {
         name
@@ -134,7 +134,7 @@ def warn_of_absent(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for name, score in scores.items()
         if name.endswith("nltk/METEOR") and score["value"] is None
     }
-    notes = [f"{name} is absent: {absence()}" for name in sorted(names)]
+    notes = [unread] * bool(unread) + [f"{name} is absent: {absence()}" for name in sorted(names)]
     for note in notes:
         say(f"warning: {note}", error=True)
     return notes

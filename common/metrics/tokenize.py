@@ -7,6 +7,7 @@ character by itself, punctuation included, but a run of ASCII letters and digits
 
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -16,13 +17,15 @@ from common.io.terminal import printable
 
 Language = Literal["en", "zh"]
 
+# How the names of letters begin that the metrics can read; "µ" is MICRO, "ª" and "º" are ordinals.
+KNOWN_LETTERS = ("LATIN", "FULLWIDTH LATIN", "CJK", "GREEK", "MICRO", "FEMININE", "MASCULINE")
 _CHARACTERS = re.compile(r"[A-Za-z0-9]+(?:\.[0-9]+)*|\S")
 
 
 def language_of(text: str) -> Language:
     """`zh` where a fifth of the letters or more are Chinese characters, else `en`."""
     letters = [character for character in text if character.isalpha()]
-    chinese = sum("\u4e00" <= character <= "\u9fff" for character in letters)
+    chinese = sum(unicodedata.name(character, "").startswith("CJK") for character in letters)
     return "zh" if chinese * 5 >= len(letters) and chinese else "en"
 
 
@@ -42,6 +45,30 @@ def languages_of(rows: Sequence[Mapping[str, Any]]) -> list[Language]:
     known = Counter(language for language in found if language)
     usual = known.most_common(1)[0][0] if known else "en"
     return [language or usual for language in found]
+
+
+def unread_note(references: Sequence[str], languages: Sequence[Language]) -> str:
+    """What to say of references that the metrics of their language cannot read; "" where there are none.
+
+    Those of "en" know words between white space, in part of Latin letters alone; those of "zh" Chinese characters.
+    """
+    unread = sum(
+        _in_another_script(text) or (language == "en" and language_of(text) == "zh")
+        for text, language in zip(references, languages, strict=True)
+    )
+    if not unread:
+        return ""
+    return (
+        f"{unread} of {len(references)} reports are not in the language or script that they are scored in: text "
+        "metrics are for English and Chinese, and those of other scripts mean nothing"
+    )
+
+
+def _in_another_script(text: str) -> bool:
+    """Whether a fifth of the letters or more are neither Latin nor Chinese, nor Greek, as in "α"."""
+    names = [unicodedata.name(character, "") for character in text if character.isalpha()]
+    foreign = sum(not name.startswith(KNOWN_LETTERS) for name in names)
+    return foreign * 5 >= len(names) and foreign > 0
 
 
 def tokens_of(text: str, language: Language) -> list[str]:

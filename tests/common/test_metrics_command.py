@@ -107,6 +107,28 @@ def test_a_language_that_is_not_the_texts_is_done_and_said(tmp_path, capsys) -> 
         main([write(tmp_path, json.dumps({**CHINESE, "language": "de"}))])
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["ひだりめ", "肺野に異常陰影を認めません。", "폐는 깨끗합니다", "Лёгкие чистые", "الرئتان صافيتان"],
+)
+def test_a_script_that_no_metric_reads_is_said(tmp_path, capsys, text: str) -> None:
+    other = {"id": "o", "prediction": text, "reference": text}
+    result, said = score(tmp_path, capsys, [SAME, other])
+    assert result["notes"]["language"].startswith("1 of 2 reports are not in the language or script")
+    assert "warning: language: 1 of 2 reports" in said
+
+
+def test_a_stated_language_that_is_not_the_text_is_said(tmp_path, capsys) -> None:
+    result, _ = score(tmp_path, capsys, [{**CHINESE, "language": "en"}])
+    assert result["notes"]["language"].startswith("1 of 1 reports are not in the language")
+
+
+@pytest.mark.parametrize("text", ["Größe 2 µm, α-Blocker", "250", "", "㐀㐁㐂㐃", "𠀀𠀁𠀂𠀃", "OCT：左眼 250 µm"])
+def test_what_the_metrics_read_is_scored_without_a_warning(tmp_path, capsys, text: str) -> None:
+    result, _ = score(tmp_path, capsys, [{"id": 1, "prediction": text, "reference": text}])
+    assert "language" not in result["notes"]
+
+
 def test_no_score_is_printed_with_an_exponent(tmp_path, capsys) -> None:
     main(
         [write(tmp_path, json.dumps({"id": 1, "prediction": "lungs clear", "reference": "the heart is large today ."}))]
