@@ -6,6 +6,9 @@ call goes through `_one_line`, which makes one line of all of them.
 
 import contextlib
 import functools
+import os
+import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ QWEN2_SPECIAL = (
     *("<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>"),
     "<|video_pad|>",
 )
+TRIED = "Left eye: 2.5 mm.\n\n左眼"  # so that files which no text can be encoded with are met when they are loaded
 MOST_IDS = 1 << 24  # a hundred times the largest published vocabulary
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 
@@ -155,7 +159,7 @@ def load_hugging_face(directory: Path) -> HuggingFaceTokenizer:
     for name in FILES:
         if (directory / name).is_file():
             read_json_object(directory / name)
-    with _one_line(directory, "transformers cannot load this tokenizer"):
+    with _one_line(directory, "transformers cannot load this tokenizer"), _without_panics():
         # The class that AutoTokenizer takes by the name of the model has pre-tokenization and special tokens of its own
         # beside those of tokenizer.json. It is of use where no file names an end, as for the published BERT.
         tokenizer = load(PreTrainedTokenizerFast) if (directory / "tokenizer.json").is_file() else None
@@ -165,7 +169,9 @@ def load_hugging_face(directory: Path) -> HuggingFaceTokenizer:
             raise UserError(f"{directory}: no vocabulary found; expected tokenizer.json, or vocab.json with merges.txt")
         if not tokenizer.is_fast:
             raise UserError(f"{directory}: no fast tokenizer; expected tokenizer.json (save it with transformers once)")
-        return HuggingFaceTokenizer(tokenizer, end_ids(directory / "generation_config.json"))
+        loaded = HuggingFaceTokenizer(tokenizer, end_ids(directory / "generation_config.json"))
+        loaded.decode(loaded.encode_prompt(TRIED))
+        return loaded
 
 
 def load_bare_qwen2(directory: Path) -> HuggingFaceTokenizer:
@@ -185,13 +191,44 @@ def load_bare_qwen2(directory: Path) -> HuggingFaceTokenizer:
 
 
 @contextlib.contextmanager
+def _without_panics() -> Iterator[None]:
+    """Keeps from standard error what Rust writes there itself before its panic is raised; all else is passed on."""
+    try:
+        terminal = os.dup(2)
+    except OSError:  # standard error is closed
+        yield
+        return
+    with tempfile.TemporaryFile() as written:
+        sys.stderr.flush()
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        except BaseException as error:
+            if _is_panic(error) or _is_panic(error.__cause__):
+                written.truncate(0)
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            written.seek(0)
+            while part := written.read(1 << 16):
+                os.write(terminal, part)
+            os.close(terminal)
+
+
+@contextlib.contextmanager
 def _one_line(where: str | Path, what: str) -> Iterator[None]:
     try:
         yield
     except UserError:
         raise
     except BaseException as error:  # see the module's docstring
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not isinstance(error, Exception) and not _is_panic(error):
             raise
         reason = printable(error) or type(error).__name__
         raise UserError(f"{where}: {what} ({reason})") from error
+
+
+def _is_panic(error: BaseException | None) -> bool:
+    """Whether Rust code has panicked; the class cannot be imported."""
+    return type(error).__name__ == "PanicException"

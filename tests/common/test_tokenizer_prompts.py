@@ -12,6 +12,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from common import decode_cli
 from common.data.tokenizers import build_word_tokenizer, load_tokenizer, save_words
+from common.errors import UserError
 from common.models.qwen2_weights import save_qwen2
 from tests import tiny
 
@@ -138,3 +139,15 @@ def test_decode_gives_prompts_and_not_completions_what_post_processing_adds(
     assert list(completions) == [peer("clear", add_special_tokens=False)["input_ids"]] * 2
     said = capsys.readouterr().err
     assert (f"{ended} of 2 prompts end with a token that ends an answer" in said) == bool(ended)
+
+
+def test_a_post_processor_that_fails_is_one_line_when_the_tokenizer_is_loaded(trained, tmp_path, capfd):
+    entries = json.loads(trained)
+    piece = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    template = {"type": "TemplateProcessing", "single": [piece, text], "pair": [text, text], "special_tokens": {}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**entries, "post_processor": template}), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}), encoding="utf-8")
+    with pytest.raises(UserError, match="a text cannot be encoded"):  # Rust panics, and would print where
+        load_tokenizer(tmp_path)
+    assert capfd.readouterr().err == ""
