@@ -140,7 +140,7 @@ def check_run_directory(run_dir: Path, config: Any) -> None:
     path = run_dir / "config.json"
     existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
     if not existing.is_dir():
-        raise UserError(f"{run_dir}: cannot be made, because {existing} is no directory; give another --run-dir")
+        raise UserError(f"{run_dir}: cannot be made, because {existing} is not a directory; give another --run-dir")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{run_dir}: cannot be written (no permission for {existing}); give another --run-dir")
     if existing != run_dir:

@@ -153,16 +153,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     sampled = truncated or arguments.temperature not in (None, 0)
     if arguments.temperature is None:
         arguments.temperature = 1.0 if truncated else 0.0
-    checks = {
-        "--temperature": (
-            arguments.temperature == 0 or arguments.temperature >= 1e-6,
-            "0 or a number from 1e-6",
-        ),
-        "--beams with --temperature, --top-k or --top-p": (arguments.beams == 1 or not sampled, "beams or sampling"),
-    }
-    for name, (holds, expected) in checks.items():
-        if not holds:
-            raise UserError(f"{name}: expected {expected}")
+    if 0 < arguments.temperature < 1e-6:
+        raise UserError(f"--temperature must be 0, or at least 0.000001, found {arguments.temperature}")
+    if arguments.beams > 1 and sampled:
+        raise UserError("--beams with --temperature, --top-k or --top-p: expected beams or sampling; leave one out")
     check_options(arguments, argv, NEEDS, "python -m common.decode")
     output, prompts = arguments.output, arguments.prompts
     if output and output.exists() and prompts.exists() and output.samefile(prompts):
