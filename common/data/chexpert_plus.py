@@ -160,7 +160,7 @@ def _rows(file: Path, report: Wanted, headings: HeadingCounts | None) -> Iterato
 
 def _key(path: str) -> str:
     """What the paths of one image have in common: train/patient42142/study5/view1_frontal."""
-    return "/".join(_stem(path).split("/")[-4:])
+    return "/".join([part for part in _stem(path).split("/") if part not in ("", ".")][-4:])
 
 
 def _stem(path: str) -> str:

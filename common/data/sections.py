@@ -48,6 +48,7 @@ _PART = re.compile(
     re.IGNORECASE,
 )
 _UNENDED = re.compile(r"[^\s.!?:;_*]\s*$")  # a line whose sentence the next one continues
+_SENTENCE_END = re.compile(r"[.!?;]\s")
 _ADDENDUM = re.compile(r"\s*ADDENDUM\b(?![ \t]*[:：])")
 # In the middle of a line: after the end of a sentence or wide space; or, listed and in capitals, after any word.
 _AFTER_SENTENCE = re.compile(
@@ -234,7 +235,7 @@ def _pieces(text: str) -> Iterator[_Piece]:
         in_lower_case = None if continues else _in_lower_case(_AT_START_LOWER.match(line))
         if in_lower_case:
             before = ""  # the headings of this report are in lower case
-        if match := _AT_START.match(line) or in_lower_case or _alone(line, mixed):
+        if match := _at_start(line) or in_lower_case or _alone(line, mixed):
             start, heading = match.end(), match[1]
         written = line[:start].lstrip()
         place: _Place = "line"
@@ -258,6 +259,21 @@ def _inside(line: str, start: int) -> Iterator[tuple[re.Match[str], _Place]]:
         if match.start() >= end:
             yield match, place
             end = match.end()
+
+
+def _at_start(line: str) -> re.Match[str] | None:
+    """The possible heading at the start of a line; none where a sentence is before it: "Clear. IMPRESSION:"."""
+    match = _AT_START.match(line)
+    if match is None:
+        return None
+    one_phrase = not _SENTENCE_END.search(match[1])
+    if one_phrase and classify(match[1]).kind in ("section", "findings", "views"):
+        return match
+    for inner, place in _inside(line, 0):
+        if inner.end() == match.end() and re.search(r"[^\W\d_]{3}", line[: inner.start()]):
+            heads = place == "word" or classify(inner[1]).kind in ("section", "findings", "views")
+            return None if heads else match
+    return match
 
 
 def _in_lower_case(match: re.Match[str] | None) -> re.Match[str] | None:

@@ -117,6 +117,8 @@ def csv_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
         with open_input(path) as file:
             start = file.read(2)
             file.seek(0)
+            if start in _UTF16:
+                raise UserError(f"{path}: is UTF-16; save the file as UTF-8")
             zipped = start == _GZIP or Path(path).suffix == ".gz"
             rows = csv.reader(_lines(gzip.GzipFile(fileobj=file) if zipped else file, path), strict=True)
             for row in rows:

@@ -264,7 +264,7 @@ def test_the_command_prepares_it(tmp_path, capsys):
     for png in root.rglob("*.png"):
         Image.new("L", (20, 30), 90).save(png)
     prepare_data(["--layout", "chexpert-plus", "--source", str(root), "--output", str(tmp_path / "out")])
-    folder = capsys.readouterr().out.split(":")[0]
+    folder = capsys.readouterr().out.splitlines()[1].split(":")[0]
     (study,) = [study for study in open_split(folder, "train") if study.id == "patient00002_study1"]
     assert study.report.split() == FINDINGS.split()
     assert read_image(study.images[0]).shape == (30, 20)

@@ -268,3 +268,17 @@ def test_lower_case_words_of_a_sentence_and_lobes_are_text(text):
         "findings": " ".join(f"Heart normal. {text}".split()),
         "impression": NORMAL,
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "begin", "expected"),
+    [
+        ("Scar of 2.5 cm. IMPESSION: bad", "findings", {"findings": "Scar of 2.5 cm.", "impression": "bad"}),
+        ("FINDINGS:\nScar; IMPRESSION: bad", "other", {"findings": "Scar;", "impression": "bad"}),
+        ("Cough. TWO VIEWS OF THE CHEST: clear", "indication", {"indication": "Cough.", "findings": "clear"}),
+        ("Cough COMPARISON: none", "indication", {"indication": "Cough", "comparison": "none"}),
+        ("1. INDICATION: cough\n2. FINDINGS: clear", "other", {"indication": "cough", "findings": "clear"}),
+    ],
+)
+def test_a_heading_behind_the_first_sentence_of_a_line_ends_its_section(text, begin, expected):
+    assert report_sections(text, begin) == expected

@@ -136,7 +136,7 @@ def test_long_fields_are_read_and_endless_ones_refused(tmp_path):
         (b"id,b\n1,2,3\n", "line 2: too many columns"),
         (b'id,b\n1,"2\n3,4\n', "not CSV (unexpected end of data on line 3)"),
         (b"id,b\n1,2\n\xe9,2\n", "not UTF-8, after line"),
-        ("id,b\n".encode("utf-16"), "not UTF-8, after line 0"),
+        ("id,b\n".encode("utf-16"), "is UTF-16; save the file as UTF-8"),
         ("id,b\n".encode("utf-16-le"), "line 1: holds a NUL character"),
     ],
 )
