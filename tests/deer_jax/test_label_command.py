@@ -323,7 +323,7 @@ def test_training_starts_from_a_published_encoder(directory, rows_file, tmp_path
     [
         (["--data", "openi"], "archive: not given"),
         (["--preset", "chexbert", "--parallel", "jit"], "data: not given"),
-        (["--data", "phantom", "--epochs", "0"], "epochs: 0"),
+        (["--data", "phantom", "--epochs", "0"], "epochs must be at least 1"),
         (["--preset", "fantom"], "did you mean phantom?"),
     ],
 )
