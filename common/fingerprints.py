@@ -26,12 +26,14 @@ WHOLE_BYTES = 4 << 30  # of a model's tensors; a few seconds
 DIGITS = 16  # of a digest in a record
 # Beside the weights of a model, what decides its tokens, how it computes, what it sees and when it stops.
 DECIDING_FILES = (
-    *("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
     *("chat_template.jinja", "chat_template.json", "words.json", "vocabulary.json"),
 )
 ADAPTER_CONFIG = "adapter_config.json"
-CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+CONFIGS = ("config.json", "generation_config.json", *PROCESSORS)
 # Entries of these that decide nothing: where a model came from, and which program wrote the file.
 NAMES_ONLY = ("_name_or_path", "transformers_version", "base_model_name_or_path", "revision", "architectures")
 
@@ -81,7 +83,7 @@ def model_record(directory: str | Path) -> dict[str, str]:
     "weights" covers all tensors, whatever files hold them: every byte, or, of a model of more than WHOLE_BYTES, what
     `fingerprint_directory` does.
     """
-    return {"weights": weights_record(open_tensors(directory)), **tokenizer_record(directory, *CONFIGS)}
+    return {"weights": weights_record(open_tensors(directory)), **tokenizer_record(directory, *PROCESSORS)}
 
 
 def adapter_record(directory: str | Path) -> dict[str, str]:
@@ -98,12 +100,15 @@ def weights_record(stored: Mapping[str, StoredTensor]) -> str:
 def tokenizer_record(path: str | Path, *more: str) -> dict[str, str]:
     """Digests of the files of a tokenizer, a directory or one file, by their names, and of `more` files beside them.
 
-    Raises UserError.
+    The configs of a model count: they name the tokens that end an answer, and the tokenizer's class. Raises UserError.
     """
     path = Path(path)
+    if path.name == "tokenizer.json":  # whose directory is read
+        path = path.parent
     if not path.is_dir():
         return {"tokenizer": digest_of(read_bytes(path))}
-    wanted = {*DECIDING_FILES, *more} - (set(CONFIGS) - set(more))
+    pieces = (file.name for file in path.glob("*.model"))  # of SentencePiece, under any name
+    wanted = {*DECIDING_FILES, *pieces, *more} - (set(PROCESSORS) - set(more))
     return {name: _file_digest(path / name) for name in sorted(wanted) if (path / name).is_file()}
 
 
