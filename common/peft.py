@@ -294,7 +294,7 @@ def _is_target(module: str, layer: int, published: dict[str, Any], matches: Matc
     if _is_named(module, published.get("exclude_modules") or [], matches):
         return False
     layers = published.get("layers_to_transform")
-    if layers is not None and layer not in ([layers] if isinstance(layers, int) else layers):
+    if layers not in (None, []) and layer not in ([layers] if isinstance(layers, int) else layers):
         return False
     targets = published["target_modules"]
     return targets == ALL_LINEAR or _is_named(module, targets, matches)
@@ -343,7 +343,8 @@ def _kinds(published: dict[str, Any]) -> Iterator[tuple[str, tuple[bool, str]]]:
         pattern = published.get(name) or {}
         yield name, (isinstance(pattern, dict) and all(map(is_kind, pattern.values())), f"{kind} for each pattern")
     for name in ("target_modules", "exclude_modules"):
-        value = published.get(name) or ""
+        value = published.get(name)
+        value = "" if value in (None, {}) else value
         expected = "a list of names, a pattern or 'all-linear'"
         yield name, (isinstance(value, str) or _are(str, value), expected)
     layers = published.get("layers_to_transform")

@@ -76,6 +76,7 @@ def random_lora(params, config, key=7):
         {"target_modules": r".*\.layers\.[02]\.mlp\.(up|down)_proj"},
         {"target_modules": ["self_attn.o_proj", "gate_proj"], "layers_to_transform": [1]},
         {"target_modules": "all-linear", "exclude_modules": ["k_proj"]},
+        {"target_modules": "all-linear", "layers_to_transform": []},
     ],
 )
 def test_an_adapter_of_peft_gives_its_logits_here(base, tmp_path, options):
@@ -211,6 +212,8 @@ def test_gradients_of_the_adapters_are_those_of_peft(base, tmp_path):
         ({"lora_alpha": 0}, "lora_alpha is 0"),
         ({"lora_dropout": "x"}, "lora_dropout is 'x'"),
         ({"target_modules": 5}, "target_modules is 5"),
+        ({"target_modules": 0}, "target_modules is 0"),
+        ({"target_modules": False}, "target_modules is False"),
         ({"exclude_modules": [5]}, r"exclude_modules is \[5\]"),
         ({"layers_to_transform": "0"}, "layers_to_transform is '0'"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
