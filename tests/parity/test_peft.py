@@ -76,7 +76,7 @@ def random_lora(params, config, key=7):
         {"target_modules": r".*\.layers\.[02]\.mlp\.(up|down)_proj"},
         {"target_modules": ["self_attn.o_proj", "gate_proj"], "layers_to_transform": [1]},
         {"target_modules": "all-linear", "exclude_modules": ["k_proj"]},
-        {"target_modules": "all-linear", "layers_to_transform": []},
+        {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": []},
     ],
 )
 def test_an_adapter_of_peft_gives_its_logits_here(base, tmp_path, options):
