@@ -57,9 +57,9 @@ class Objective:
     clip_low: NotNegative = 0.2  # probability ratios below 1 - clip_low gain nothing more
     clip_high: NotNegative = 0.2  # and above 1 + clip_high
     kl: NotNegative = 0.0  # weight of the divergence from the policy before RL; 0: none, and no reference is scored
-    kl_bias_correction: bool = False  # that divergence times the probability ratio, as TRL does by default
     normalisation: Normalisation = "sequence"  # mean of each report, then of all; all tokens alike; all possible tokens
     drop_equal_groups: bool = False  # groups whose rewards are all equal do not count in the denominator
+    kl_bias_correction: bool = False  # the divergence times the probability ratio, as TRL does by default
 
 
 class Rollouts(flax.struct.PyTreeNode):
