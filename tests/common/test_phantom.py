@@ -324,7 +324,7 @@ def test_pixels_tell_what_the_indication_does_not():
 def test_the_sheet_is_one_image(tmp_path):
     main(["--sheet", str(tmp_path / "sheet.png"), "--rows", "1", "--columns", "2", "--size", "32"])
     assert Image.open(tmp_path / "sheet.png").size == (128, 32 + 34)
-    with pytest.raises(UserError, match="0 rows"):
+    with pytest.raises(UserError, match="--rows: must be at least 1"):
         main(["--sheet", str(tmp_path / "none.png"), "--rows", "0"])
     with pytest.raises(UserError, match="folder that exists"):
         main(["--sheet", str(tmp_path / "none" / "sheet.png"), "--rows", "1", "--columns", "1", "--size", "32"])
