@@ -1,4 +1,4 @@
-"""Labelled reports to train a labeler on: phantoms, the gold labels of Open-i, or rows of one's own.
+"""Labelled reports to train a labeler on: phantoms, the gold labels of Open-i, or your own rows.
 
 Phantom reports come whole and damaged, as a policy early in its training writes them: cut, repeated, mixed, scrambled.
 Labels of damaged text are what the rules of `common.data.phantom_labels` read in it.

@@ -30,7 +30,7 @@ def random_labels(studies: int, samples: int = 10, seed: int = 0) -> np.ndarray:
 
 
 def sequential_draw(probabilities: np.ndarray, order: tuple[int, ...]) -> float:
-    """Chance of drawing these places in this order, one after the other, without putting back."""
+    """Chance of drawing these places in this order, one after the other, without replacement."""
     chance, left = 1.0, 1.0
     for place in order:
         chance *= probabilities[place] / left
