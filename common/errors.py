@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TextIO
 
 from common.devices import prefer_what_is_there
 from common.io.terminal import printable
-from common.stopping import Stopped, handled, held
+from common.stopping import Stopped, handled, held, last_line
 
 LONGEST_MESSAGE = 2_000  # characters
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk says
@@ -141,7 +141,7 @@ def _end(code: int, message: str = "") -> NoReturn:
             # What it still holds would be refused once more when Python ends, with another message and another code.
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if message:
+        if message and last_line():
             print("error: " + printable(" ".join(message.split()), LONGEST_MESSAGE), file=sys.stderr)
         raise SystemExit(code) from None
 

@@ -8,11 +8,18 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class _End(NamedTuple):
+    """When the end of a step was seen, and of how many: a busy machine may see the next step's end at once with it."""
+
+    at: float
+    steps: int = 1
 
 
 class StepClock:
@@ -23,6 +30,7 @@ class StepClock:
         self._pool = ThreadPoolExecutor(1, "step-clock")
         self._compiling = 0.0
         self._started = now()
+        self._latest: Any = None
 
     def restart(self) -> None:
         """What has passed since the last step's end (validation, a checkpoint) belongs to no step."""
@@ -50,20 +58,27 @@ class StepClock:
         compiled. The functions of steps are to be called in the order of the steps.
         """
         compiling, self._compiling = self._compiling, 0.0
-        ended: Future[float]
-        if all(getattr(leaf, "is_ready", lambda: True)() for leaf in jax.tree.leaves(result)):
+        ended: Future[_End]
+        self._latest = result
+        if _is_ready(result):
             ended = Future()
-            ended.set_result(self.now())
+            ended.set_result(_End(self.now()))
         else:
             ended = self._pool.submit(self._end_of, result)
 
         def timings() -> dict[str, float]:
-            end = ended.result()
-            seconds, self._started = max(end - self._started, 1e-9), max(end, self._started)
+            end, steps = ended.result()
+            seconds = max(end - self._started, 1e-9) / steps
+            self._started += seconds
             return {"step_seconds": seconds} | ({"compile_seconds": min(compiling, seconds)} if compiling else {})
 
         return timings
 
-    def _end_of(self, result: Any) -> float:
+    def _end_of(self, result: Any) -> _End:
         jax.block_until_ready(result)
-        return self.now()
+        seen = self.now()
+        return _End(seen, 2 if self._latest is not result and _is_ready(self._latest) else 1)
+
+
+def _is_ready(result: Any) -> bool:
+    return all(getattr(leaf, "is_ready", lambda: True)() for leaf in jax.tree.leaves(result))

@@ -46,6 +46,7 @@ class _Signals:
 
     def reset(self) -> None:
         self.received, self.raised, self.held = 0, False, 0
+        self.last_line = threading.Lock()
 
 
 _signals = _Signals()
@@ -165,9 +166,14 @@ def _watch(heard: socket.socket) -> None:
             end_now(exit_code(first), stop_word(first))
 
 
+def last_line() -> bool:
+    """True for the first who asks: a command ends with one line, whichever thread ends it."""
+    return _signals.last_line.acquire(blocking=False)
+
+
 def end_now(code: int, message: str) -> None:
     """End the process from any thread, without a word from any other."""
-    if message:
+    if message and last_line():
         with contextlib.suppress(OSError):
             os.write(2, f"error: {message}\n".encode())
     os._exit(code)

@@ -218,20 +218,22 @@ def test_the_clock_belongs_to_the_step(tmp_path):
     assert ["compile_seconds" in row for row in rows] == [True, *[False] * 5]
 
 
+class Result:
+    """What a step that is not computed yet returns."""
+
+    def __init__(self):
+        self.done = threading.Event()
+
+    def is_ready(self):
+        return self.done.is_set()
+
+    def block_until_ready(self):
+        self.done.wait(10)
+        return self
+
+
 def test_steps_in_flight_end_when_their_results_are_there():
     """Of two steps that are dispatched one after the other, each has its own time, whenever it is asked for."""
-
-    class Result:
-        def __init__(self):
-            self.done = threading.Event()
-
-        def is_ready(self):
-            return self.done.is_set()
-
-        def block_until_ready(self):
-            self.done.wait(10)
-            return self
-
     watch = Watch()
     clock, results = StepClock(watch), (Result(), Result())
     ended = [clock.dispatched(result) for result in results]
@@ -241,6 +243,17 @@ def test_steps_in_flight_end_when_their_results_are_there():
         result.done.set()
         timings.append(ended[len(timings)]()["step_seconds"])
     assert timings == [5.0, 7.0]
+
+
+def test_steps_whose_ends_are_seen_at_once_share_their_time():
+    """A busy machine wakes the thread that looks only after the next step has ended, too."""
+    watch = Watch()
+    clock, results = StepClock(watch), (Result(), Result())
+    ended = [clock.dispatched(result) for result in results]
+    watch.time += 12.0
+    for result in reversed(results):
+        result.done.set()
+    assert [timed()["step_seconds"] for timed in ended] == [6.0, 6.0]
 
 
 def test_compiling_is_told_of_the_step_that_does_it():
