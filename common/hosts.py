@@ -69,7 +69,7 @@ def join_hosts(arguments: Collection[str], commands: Collection[str]) -> bool:
             f"without {VARIABLE}{others}"
         )
     within = seconds_of(JOIN_VARIABLE, JOIN_SECONDS)
-    if os.environ.get(LOG_LEVEL, "1") == "1":  # JAX's own default
+    if os.environ.get(LOG_LEVEL, "1") in ("1", "2", "3"):  # not all messages, which a user asked for; JAX says 1
         if "jaxlib" in sys.modules:
             # XLA reads its log level once. Where a host is lost, it would print a stack beside our one line.
             os.environ[LOG_LEVEL] = "4"

@@ -198,16 +198,16 @@ run_cli(main, hosts=["all"])
 
 
 @pytest.mark.parametrize(
-    ("victim", "how", "codes", "words"),
+    ("victim", "how", "level", "codes", "words"),
     [
-        (1, "SIGKILL", (75, -9), "host 1 of 2 was lost"),
-        (0, "SIGKILL", (-9, 75), "host 0 of 2"),
-        (1, "error", (2, 2), "host 1 of 2 ended with exit code 2"),
-        (0, "SIGINT", (130, 130), "interrupted|host 0 of 2 ended with exit code 130"),
+        (1, "SIGKILL", "1", (75, -9), "host 1 of 2 was lost"),
+        (0, "SIGKILL", "2", (-9, 75), "host 0 of 2"),
+        (1, "error", "3", (2, 2), "host 1 of 2 ended with exit code 2"),
+        (0, "SIGINT", "1", (130, 130), "interrupted|host 0 of 2 ended with exit code 130"),
     ],
 )
-def test_a_host_that_is_gone_ends_the_others_in_one_line(port, victim, how, codes, words):
-    environment = {**os.environ, "XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT)}
+def test_a_host_that_is_gone_ends_the_others_in_one_line(port, victim, how, level, codes, words):
+    environment = {**os.environ, "XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": level}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", LOST, "all", str(victim), how], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -217,6 +217,8 @@ def test_a_host_that_is_gone_ends_the_others_in_one_line(port, victim, how, code
     ]  # fmt: skip
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert tuple(process.returncode for process in processes) == codes, said
-    [other] = [line for line in said[1 - victim].splitlines() if not line.startswith("waiting for")]
+    lines = [line for line in said[1 - victim].splitlines() if not line.startswith("waiting for")]
+    assert len(lines) == 1, lines
+    [other] = lines
     assert other.startswith("error: ")
     assert re.search(words, other)
