@@ -1,5 +1,6 @@
-"""`retsta train | evaluate | standardize | demo`: the command line of report standardization."""
+"""`retsta train | evaluate | standardize | terminology | demo`: the command line of report standardization."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from common.bounds import COUNT, COUNT_OR_NONE, bounded
@@ -14,6 +15,7 @@ USAGE = """usage: retsta COMMAND ...
   train        fine-tune on report pairs:   retsta train --preset NAME --run-dir DIR [any field of the config]
   evaluate     score a run, with baselines: retsta evaluate --run-dir DIR
   standardize  rewrite reports:             retsta standardize --run-dir DIR FILE|- [--output FILE.jsonl]
+  terminology  check one, find its terms:   retsta terminology check [FILE]; retsta terminology match FILE
   demo         all of it, on generated fundus reports and a small model, in minutes
 
 Each command has --help. Presets: {presets}."""
@@ -24,15 +26,21 @@ def main() -> None:
     run_cli(dispatch, hosts=("train",))
 
 
-def dispatch(arguments: list[str]) -> None:
-    """Run the named command. Raises UserError where there is none of that name."""
-    commands = {"train": train, "evaluate": evaluate, "standardize": standardize, "demo": demo}
+def dispatch(arguments: list[str]) -> int | None:
+    """Run the named command; its exit code. Raises UserError where there is none of that name."""
+    commands: dict[str, Callable[[list[str]], int | None]] = {
+        "train": train,
+        "evaluate": evaluate,
+        "standardize": standardize,
+        "terminology": terminology,
+        "demo": demo,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE.format(presets=", ".join(PRESETS)))
-        return
+        return None
     if arguments[0] not in commands:
         raise UserError(f"retsta {arguments[0]}: unknown command; expected {', '.join(commands)}")
-    commands[arguments[0]](arguments[1:])
+    return commands[arguments[0]](arguments[1:])
 
 
 def train(arguments: list[str]) -> None:
@@ -100,6 +108,13 @@ def standardize(arguments: list[str]) -> None:
     from retsta_jax.standardize import standardize_file
 
     standardize_file(chosen.run_dir, chosen.source, chosen.output, chosen.batch_size)
+
+
+def terminology(arguments: list[str]) -> int | None:
+    """Check a terminology, or find its terms in reports."""
+    from retsta_jax.terminology_command import terminology as run
+
+    return run(arguments)
 
 
 def demo(arguments: list[str]) -> None:

@@ -148,7 +148,7 @@ def _phrase_in_both(rng: np.random.Generator, language: Language) -> str:
 
 def _glossary(rng: np.random.Generator, language: Language) -> str:
     """硬性渗出 = hard exudates, several lines of it, or the words for the eyes."""
-    terms = load_terminology()
+    terms = load_terminology().terms
     lines = []
     for _ in range(int(rng.integers(2, 6))):
         term = choose(rng, terms)
@@ -164,7 +164,7 @@ def _definitions(rng: np.random.Generator, language: Language) -> str:
             eye = choose(rng, tuple(FORMS[language].eyes))
             other_name, name = choose(rng, PHRASES[language].eyes[eye]), FORMS[language].eyes[eye]
         else:
-            term = choose(rng, load_terminology())
+            term = choose(rng, load_terminology().terms)
             other_name, name = choose(rng, term.synonyms(language)), term.name(language)
         short = other_name.isupper() and language == "en"
         lines.append(

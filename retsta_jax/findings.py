@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from common.data.records import Language
-from retsta_jax.terminology import CATEGORIES, load_terminology, terms_by_id
+from retsta_jax.terminology import KINDS, load_terminology
 
 Eye = Literal["right", "left"]
 Status = Literal["present", "suspected", "absent"]
@@ -147,7 +147,7 @@ def standard_phrase(finding: Finding, language: Language) -> str:
     if finding.ratio:
         details.append(f"C/D 0.{finding.ratio}")
     suffix = "".join(form.detail.format(detail) for detail in details)
-    return f"{form.statuses[finding.status]}{severity}{terms_by_id()[finding.term].name(language)}{suffix}"
+    return f"{form.statuses[finding.status]}{severity}{load_terminology().by_id[finding.term].name(language)}{suffix}"
 
 
 def parse_standard_report(text: str, language: Language) -> ParsedReport:
@@ -191,13 +191,13 @@ def _order_key(finding: Finding) -> tuple[int, int, int, int]:
 
 @functools.cache
 def _places() -> dict[str, tuple[int, int]]:
-    terms = load_terminology()
-    return {term.id: (CATEGORIES.index(term.category), place) for place, term in enumerate(terms)}
+    terms = load_terminology().terms
+    return {term.id: (KINDS.index(term.kind), place) for place, term in enumerate(terms)}
 
 
 @functools.cache
 def _terms_by_name(language: Language) -> dict[str, str]:
-    return {term.name(language).lower(): term.id for term in load_terminology()}
+    return {term.name(language).lower(): term.id for term in load_terminology().terms}
 
 
 def _parse_phrase(phrase: str, language: Language) -> Finding | None:
@@ -215,7 +215,7 @@ def _parse_phrase(phrase: str, language: Language) -> Finding | None:
     if name not in terms:
         severity = next((s for s in SEVERITIES if name.startswith(form.severities[s])), None)
         name = name.removeprefix(form.severities[severity]).strip() if severity else name
-    term = terms_by_id().get(terms.get(name, ""))
+    term = load_terminology().by_id.get(terms.get(name, ""))
     if term is None or (severity and "severity" not in term.modifiers):
         return None
     finding = Finding("right", term.id, status, severity)

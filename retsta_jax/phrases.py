@@ -212,16 +212,3 @@ PHRASES: dict[Language, Phrases] = {
         odd_stops=("; ", "\n", ".. ", " / ", ", ", ".", ".\n", ".  ", ".&nbsp;", ". XXXX ", "<br>"),
     ),
 }
-
-# Characters that pinyin or handwriting input confuses. None is a word about laterality, degree or denial.
-CONFUSED_CHARACTERS: dict[str, str] = dict(
-    pair
-    for pair in zip(
-        "膜渗斑脉萎缩盘裂孔脱瘤疣黄网糖病变血管增生出积混浊玻璃静硬棉绒絮肿萄葡豹纹格劈牵阻塞神经纤激巩络迂曲扩张囊样炎",
-        "模参班麦委索盆列空托榴尤皇往唐并便雪官曾升处集浑独波离净应绵戎序种桃蒲包文隔霹迁组赛伸径千击工洛于屈括章襄洋言",
-        strict=True,
-    )
-)
-
-# A neighbour on the keyboard for each letter.
-NEIGHBOUR_KEYS: dict[str, str] = dict(zip("abcdefghijklmnopqrstuvwxyz", "svxfrghjoklknmpowtdyibezux", strict=True))

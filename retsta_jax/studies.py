@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from retsta_jax.findings import EYES, SEVERITIES, SITE_GROUPS, Eye, Finding, FundusStudy, order_findings
-from retsta_jax.terminology import Term, load_terminology, terms_by_id
+from retsta_jax.terminology import Term, load_terminology
 
 # Findings that turn up beside anything.
 INCIDENTAL = (
@@ -100,26 +100,26 @@ def _sample_eye(rng: np.random.Generator) -> list[Finding]:
     for _ in range(int(rng.choice((0, 0, 0, 1, 1, 2)))):
         denied = choose(rng, OFTEN_DENIED) if rng.random() < 0.8 else choose(rng, _deniable())
         if len(terms) < MAX_FINDINGS - 1 and not any(_belong_together(denied, term) for term in terms):
-            terms.append(terms_by_id()[denied])
+            terms.append(load_terminology().by_id[denied])
             findings.append(Finding("right", denied, "absent"))
     return findings
 
 
 def _add(terms: list[Term], id: str) -> None:
-    term = terms_by_id()[id]
+    term = load_terminology().by_id[id]
     if not any(term.keys & other.keys for other in terms):
         terms.append(term)
 
 
 def _belong_together(id: str, term: Term) -> bool:
-    other = terms_by_id()[id]
+    other = load_terminology().by_id[id]
     return bool(other.keys & term.keys) or id in term.related or term.id in other.related
 
 
 def _describe(rng: np.random.Generator, term: Term) -> Finding:
     """A present or suspected finding with the modifiers that its term allows."""
     finding = Finding("right", term.id)
-    if term.category in ("diagnosis", "sign") and rng.random() < 0.14:
+    if term.kind in ("diagnosis", "sign") and rng.random() < 0.14:
         finding = replace(finding, status="suspected")
     if "severity" in term.modifiers and rng.random() < 0.6:
         finding = replace(finding, severity=choose(rng, SEVERITIES))
@@ -133,14 +133,14 @@ def _describe(rng: np.random.Generator, term: Term) -> Finding:
 
 def _main_term(rng: np.random.Generator) -> Term:
     cumulative = _cumulative_frequency()
-    return load_terminology()[int(np.searchsorted(cumulative, rng.integers(cumulative[-1]), side="right"))]
+    return load_terminology().terms[int(np.searchsorted(cumulative, rng.integers(cumulative[-1]), side="right"))]
 
 
 @functools.cache
 def _cumulative_frequency() -> np.ndarray:
-    return np.cumsum([term.frequency for term in load_terminology()])
+    return np.cumsum([term.frequency for term in load_terminology().terms])
 
 
 @functools.cache
 def _deniable() -> tuple[str, ...]:
-    return tuple(term.id for term in load_terminology() if term.category in ("diagnosis", "sign"))
+    return tuple(term.id for term in load_terminology().terms if term.kind in ("diagnosis", "sign"))

@@ -15,9 +15,10 @@ import numpy as np
 
 from common.data.records import Language
 from retsta_jax.findings import EYES, Finding, FundusStudy
-from retsta_jax.phrases import CONFUSED_CHARACTERS, NEIGHBOUR_KEYS, PHRASES
+from retsta_jax.phrases import PHRASES
 from retsta_jax.studies import choose
-from retsta_jax.terminology import terms_by_id
+from retsta_jax.terminology import load_terminology
+from retsta_jax.typos import misspell
 
 STANDARD_NAME_SHARE = 0.25  # of the mentions of a term; the rest are synonyms
 
@@ -46,7 +47,7 @@ def original_report(study: FundusStudy, language: Language, rng: np.random.Gener
 
 def _openings(study: FundusStudy, language: Language) -> tuple[str, ...]:
     phrases = PHRASES[language]
-    unclear = any(terms_by_id()[finding.term].category == "quality" for finding in study.findings)
+    unclear = any(load_terminology().by_id[finding.term].kind == "quality" for finding in study.findings)
     return phrases.openings if unclear else phrases.openings + phrases.clear_images
 
 
@@ -163,7 +164,7 @@ def _clause(finding: Finding, language: Language, rng: np.random.Generator, nois
         return choose(rng, phrases.absent).format(description)
     if finding.status == "suspected":
         return choose(rng, phrases.suspected).format(description)
-    category = terms_by_id()[finding.term].category
+    category = load_terminology().by_id[finding.term].kind
     if (verb and category != "normal") or (category in ("diagnosis", "sign") and rng.random() < 0.25):
         return choose(rng, phrases.verb_present).format(description)
     return description
@@ -172,7 +173,7 @@ def _clause(finding: Finding, language: Language, rng: np.random.Generator, nois
 def _description(finding: Finding, language: Language, rng: np.random.Generator, noise: float) -> str:
     """The term under one of its names, with severity, site and ratio."""
     phrases = PHRASES[language]
-    term = terms_by_id()[finding.term]
+    term = load_terminology().by_id[finding.term]
     standard = rng.random() < STANDARD_NAME_SHARE
     name = term.name(language) if standard else choose(rng, term.synonyms(language))
     if rng.random() < 0.35 * noise:
@@ -189,27 +190,6 @@ def _description(finding: Finding, language: Language, rng: np.random.Generator,
     if finding.ratio:
         name = choose(rng, phrases.ratio).format(name=name, ratio=f"0.{finding.ratio}")
     return name
-
-
-def misspell(text: str, language: Language, rng: np.random.Generator) -> str:
-    """The text with one typo: a confused character (zh), or a slip inside a word of six letters or more (en).
-
-    The first three letters stay, since they tell pre-, sub- and intraretinal apart.
-    """
-    if language == "zh":
-        places = [place for place, character in enumerate(text) if character in CONFUSED_CHARACTERS]
-        if not places:
-            return text
-        place = choose(rng, places)
-        return text[:place] + CONFUSED_CHARACTERS[text[place]] + text[place + 1 :]
-    words = list(re.finditer(r"[a-zA-Z]{6,}", text))
-    if not words:
-        return text
-    word = choose(rng, words)
-    place = int(rng.integers(word.start() + 3, word.end() - 1))
-    pair = text[place : place + 2]
-    slips = (pair[::-1], pair[1], pair[0] + pair, NEIGHBOUR_KEYS[pair[0].lower()] + pair[1])
-    return text[:place] + choose(rng, slips) + text[place + 2 :]
 
 
 def _store(text: str, language: Language, rng: np.random.Generator, noise: float) -> str:

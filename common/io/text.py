@@ -105,11 +105,13 @@ def read_csv(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, di
         yield line, {name: row[place] for name, place in index.items()}
 
 
-def csv_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(
+    path: str | Path, delimiter: str = ",", remedy: str = "fetch the file again"
+) -> Iterator[tuple[int, list[str]]]:
     """(line number, values without white space around them) of each row of a CSV file, its header first.
 
     A gzipped file is unpacked; blank lines are skipped. Raises UserError for a file that is not whole, another
-    encoding, or a row that has more or fewer values than the header.
+    encoding, or a row that has more or fewer values than the header, with the remedy for that.
     """
     csv.field_size_limit(LONGEST_LINE)
     width = 0
@@ -120,7 +122,9 @@ def csv_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
             if start in _UTF16:
                 raise UserError(f"{path}: is UTF-16; save the file as UTF-8")
             zipped = start == _GZIP or Path(path).suffix == ".gz"
-            rows = csv.reader(_lines(gzip.GzipFile(fileobj=file) if zipped else file, path), strict=True)
+            rows = csv.reader(
+                _lines(gzip.GzipFile(fileobj=file) if zipped else file, path), strict=True, delimiter=delimiter
+            )
             for row in rows:
                 values = [value.strip() for value in row]
                 if not any(values):
@@ -128,7 +132,7 @@ def csv_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
                 width = width or len(values)
                 if len(values) != width:
                     amount = "few" if len(values) < width else "many"
-                    raise UserError(f"{path}, line {rows.line_num}: too {amount} columns; fetch the file again")
+                    raise UserError(f"{path}, line {rows.line_num}: too {amount} columns; {remedy}")
                 yield rows.line_num, values
     except csv.Error as error:
         raise UserError(f"{path}: not CSV ({error} on line {rows.line_num}); fetch it again") from error

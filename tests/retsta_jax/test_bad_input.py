@@ -17,7 +17,8 @@ from common.data.tokenizers import load_tokenizer
 from common.errors import UserError
 from retsta_jax.config import PRESETS, RetstaConfig
 from retsta_jax.evaluate import usable
-from retsta_jax.standardize import Trained, check_usable, read_reports
+from retsta_jax.reports import read_reports
+from retsta_jax.standardize import Trained, check_usable
 from retsta_jax.train import Base
 from tests.runs import SIZES, Material, retsta
 

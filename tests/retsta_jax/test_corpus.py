@@ -22,10 +22,10 @@ from retsta_jax.corpus import (
     standard_report,
 )
 from retsta_jax.findings import EYES, Finding, FundusStudy, order_findings
-from retsta_jax.phrases import CONFUSED_CHARACTERS, NEIGHBOUR_KEYS, PHRASES
+from retsta_jax.phrases import PHRASES
 from retsta_jax.studies import MAX_FINDINGS
-from retsta_jax.terminology import LANGUAGES, load_terminology, terms_by_id
-from retsta_jax.wording import misspell
+from retsta_jax.terminology import LANGUAGES, load_terminology
+from retsta_jax.typos import CONFUSED_CHARACTERS, NEIGHBOUR_KEYS, misspell
 
 BY_LANGUAGE = pytest.mark.parametrize("language", LANGUAGES)
 STUDIES = [sample_study(np.random.default_rng([7, index])) for index in range(3000)]
@@ -112,7 +112,7 @@ def test_studies_are_consistent():
         assert study.findings == order_findings(study.findings)
         for eye in study.eyes:
             findings = study.of_eye(eye)
-            terms = [terms_by_id()[finding.term] for finding in findings]
+            terms = [load_terminology().by_id[finding.term] for finding in findings]
             assert len(findings) <= MAX_FINDINGS
             for place, term in enumerate(terms):
                 assert not any(term.keys & other.keys for other in terms[:place])
@@ -128,7 +128,7 @@ def test_studies_are_consistent():
 
 def test_findings_carry_only_modifiers_that_their_term_allows():
     for finding in (finding for study in STUDIES for finding in study.findings):
-        modifiers = terms_by_id()[finding.term].modifiers
+        modifiers = load_terminology().by_id[finding.term].modifiers
         assert finding.severity is None or "severity" in modifiers
         assert finding.ratio is None or "ratio" in modifiers
         assert finding.site is None or modifiers & {"quadrant", "region", "temporal"}
@@ -136,7 +136,7 @@ def test_findings_carry_only_modifiers_that_their_term_allows():
 
 
 def test_every_term_is_reached():
-    missing = {term.id for term in load_terminology()}
+    missing = {term.id for term in load_terminology().terms}
     for index in range(20_000):
         missing -= {finding.term for finding in sample_study(np.random.default_rng([3, index])).findings}
         if not missing:
@@ -146,8 +146,8 @@ def test_every_term_is_reached():
 
 @BY_LANGUAGE
 def test_standard_reports_contain_no_other_names(language):
-    names = sorted((term.name(language) for term in load_terminology()), key=len, reverse=True)
-    synonyms = {synonym for term in load_terminology() for synonym in term.synonyms(language)}
+    names = sorted((term.name(language) for term in load_terminology().terms), key=len, reverse=True)
+    synonyms = {synonym for term in load_terminology().terms for synonym in term.synonyms(language)}
     standard = re.compile("|".join(map(re.escape, names)))
     other = re.compile("|".join(rf"(?<![A-Za-z]){re.escape(synonym)}(?![A-Za-z])" for synonym in synonyms))
     for study in STUDIES[:500]:
@@ -204,7 +204,7 @@ def test_clean_originals_name_every_finding_and_deny_every_denial(language):
     for index, study in enumerate(STUDIES[:500]):
         report = original_report(study, language, np.random.default_rng(index), noise=0.0)
         for finding in study.findings:
-            term = terms_by_id()[finding.term]
+            term = load_terminology().by_id[finding.term]
             assert any(name in report for name in (term.name(language), *term.synonyms(language))), report
             if finding.status != "present":
                 assert any(mark in report for mark in marks[finding.status]), report
@@ -214,7 +214,7 @@ def test_clean_originals_name_every_finding_and_deny_every_denial(language):
 
 @BY_LANGUAGE
 def test_a_present_finding_after_a_denial_has_a_verb(language):
-    drusen, detachment = terms_by_id()["drusen"], terms_by_id()["retinal_detachment"]
+    drusen, detachment = load_terminology().by_id["drusen"], load_terminology().by_id["retinal_detachment"]
     study = FundusStudy((Finding("right", "drusen"), Finding("right", "retinal_detachment", "absent")))
     ambiguous = re.compile(
         f"({_any_of((detachment.name(language), *detachment.synonyms(language)))}) ?(absent|\\(-\\))?"

@@ -6,9 +6,9 @@ import pytest
 
 from retsta_jax.findings import SITE_GROUPS
 from retsta_jax.studies import INCIDENTAL, INFANTILE, OFTEN_DENIED
-from retsta_jax.terminology import LANGUAGES, load_terminology, terms_by_id
+from retsta_jax.terminology import LANGUAGES, load_terminology
 
-TERMS = load_terminology()
+TERMS = load_terminology().terms
 
 
 def test_terms_are_many_and_their_ids_unique():
@@ -44,15 +44,18 @@ def test_chinese_names_are_chinese_and_english_names_are_not():
 def test_related_terms_exist_and_may_stand_together():
     for term in TERMS:
         for id in term.related:
-            assert not terms_by_id()[id].keys & term.keys, (term.id, id)
+            assert not load_terminology().by_id[id].keys & term.keys, (term.id, id)
 
 
 def test_modifiers_and_lists_name_what_exists():
     known = {"severity", "ratio", *SITE_GROUPS}
     assert {modifier for term in TERMS for modifier in term.modifiers} <= known
-    assert {*INCIDENTAL, *OFTEN_DENIED, *INFANTILE} <= terms_by_id().keys()
+    assert {*INCIDENTAL, *OFTEN_DENIED, *INFANTILE} <= load_terminology().by_id.keys()
 
 
 def test_grades_of_one_disease_exclude_each_other():
-    grades = [terms_by_id()[id] for id in ("diabetic_retinopathy", "mild_npdr", "moderate_npdr", "severe_npdr", "pdr")]
+    grades = [
+        load_terminology().by_id[id]
+        for id in ("diabetic_retinopathy", "mild_npdr", "moderate_npdr", "severe_npdr", "pdr")
+    ]
     assert all(one.keys & other.keys for one in grades for other in grades)
