@@ -18,6 +18,7 @@ import numpy as np
 from common.errors import UserError
 from common.io.inputs import read_bytes
 from common.io.text import parse_json
+from common.torch_archive import open_model
 from common.types import PyTree
 from common.weights import WIDTHS, Index, StoredTensor, open_tensors, to_host
 
@@ -62,7 +63,7 @@ def fingerprint_directory(directory: str | Path, stem: str = "model") -> str:
     in all, of larger ones. Training changes every tensor all over, so it changes this; an edit of a few numbers inside
     one large tensor may not.
     """
-    return fingerprint_stored(open_tensors(directory, stem))
+    return fingerprint_stored(open_model(directory) if stem == "model" else open_tensors(directory, stem))
 
 
 def fingerprint_stored(stored: Mapping[str, StoredTensor], whole_bytes: int = 0) -> str:
@@ -83,7 +84,7 @@ def model_record(directory: str | Path) -> dict[str, str]:
     "weights" covers all tensors, whatever files hold them: every byte, or, of a model of more than WHOLE_BYTES, what
     `fingerprint_directory` does.
     """
-    return {"weights": weights_record(open_tensors(directory)), **tokenizer_record(directory, *PROCESSORS)}
+    return {"weights": weights_record(open_model(directory)), **tokenizer_record(directory, *PROCESSORS)}
 
 
 def adapter_record(directory: str | Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ never looked at), and the files that `torch.save` wrote before PyTorch 1.6. `com
 their tensors, in a process of its own with bounded time and memory.
 """
 
+import functools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,9 @@ from common import torch_pickle
 from common.errors import UserError
 from common.io.bounded import run_bounded
 from common.io.terminal import printable
+from common.io.text import read_json_object
 from common.torch_pickle import Storage, View
-from common.weights import StoredTensor
+from common.weights import StoredTensor, open_tensors
 
 # Storage class -> dtype as safetensors names it, and as numpy knows it.
 DTYPES = {
@@ -65,10 +67,33 @@ def read_archive(path: str | Path) -> dict[str, StoredTensor]:
     return {name: _stored(name, path, view, read) for name, view in views.items()}
 
 
+def open_model(directory: str | Path) -> dict[str, StoredTensor]:
+    """The tensors of a published model: of its safetensors or, where it has none, of `pytorch_model.bin` or its shards.
+
+    Raises UserError as `open_tensors` and `read_archive` do.
+    """
+    directory = Path(directory)
+    single, index = directory / "pytorch_model.bin", directory / "pytorch_model.bin.index.json"
+    if any(directory.glob("model.safetensors*")) or not (single.is_file() or index.is_file()):
+        return open_tensors(directory)
+    if single.is_file():
+        return read_archive(single)
+    listed = read_json_object(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
+        raise UserError(f"{index}: no 'weight_map' from tensor names to files; download the index again")
+    stored: dict[str, StoredTensor] = {}
+    for file in sorted(set(listed.values())):
+        if Path(file).name != file or not (directory / file).is_file():
+            raise UserError(f"{index}: names the shard {printable(file)!r}, which is not there; download it again")
+        stored |= read_archive(directory / file)
+    return stored
+
+
 def _zip_reader(path: Path, root: str) -> Reader:
     """Reads `<root>/data/<key>` and checks the archive's checksums."""
     archive = zipfile.ZipFile(path)
 
+    @functools.lru_cache(1)  # a fingerprint reads several parts of each
     def read(storage: Storage) -> np.ndarray:
         member = archive.getinfo(f"{root}data/{storage.key}")
         kind = np.dtype(DTYPES[storage.kind][1])

@@ -55,20 +55,22 @@ class Published:
 
     `names` holds one name or, where `stacked`, one for each entry of the leaf's leading axis; None stands for zeros
     that the checkpoint does not hold. `axes` permutes the axes of a published tensor into ours: (1, 0) for a
-    PyTorch linear layer, (2, 3, 1, 0) for a convolution.
+    PyTorch linear layer, (2, 3, 1, 0) for a convolution. Where several leaves are in one tensor, `rows` are the first
+    row of this one, the one after its last, and how many the tensor has. Such tensors are read, not written.
     """
 
     names: tuple[str | None, ...]
     axes: tuple[int, ...] | None = None
     stacked: bool = False
+    rows: tuple[int, int, int] | None = None
 
 
 NameMap = Mapping[str, Published]
 
 
-def layered(template: str, layers: int, axes: tuple[int, ...] | None = None) -> Published:
+def layered(template: str, layers: int, axes: tuple[int, ...] | None = None, rows: Any = None) -> Published:
     """A leaf stacked over layers; `template` has `{}` for the number of the layer."""
-    return Published(tuple(template.format(layer) for layer in range(layers)), axes, stacked=True)
+    return Published(tuple(template.format(layer) for layer in range(layers)), axes, stacked=True, rows=rows)
 
 
 def open_tensors(directory: str | Path, stem: str = "model") -> dict[str, StoredTensor]:
@@ -317,6 +319,8 @@ def _check(stored: Mapping[str, StoredTensor], leaf: jax.ShapeDtypeStruct, publi
     expected = leaf.shape[1:] if published.stacked else leaf.shape
     if published.axes is not None:
         expected = tuple(expected[axis] for axis in np.argsort(published.axes))
+    if published.rows is not None:
+        expected = (published.rows[2], *expected[1:])
     for name in published.names:
         if name is None:
             continue
@@ -364,6 +368,8 @@ def _filled(
         inner = [slice(*bound) for bound in (bounds[1:] if published.stacked else bounds)]
         if published.axes is not None:
             inner = [inner[axis] for axis in np.argsort(published.axes)]
+        if published.rows is not None:
+            inner[0] = slice(*(bound + published.rows[0] for bound in (inner[0].start, inner[0].stop)))
         names = published.names[slice(*bounds[0])] if published.stacked else published.names
         for part, name in zip(out if published.stacked else [out], names, strict=True):
             if name is None:

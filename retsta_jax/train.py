@@ -25,6 +25,7 @@ from common.flops import peak_flops, sft_flops
 from common.logs import check_wandb
 from common.lora import init_lora
 from common.models.attention import attention_line, check_implementation
+from common.models.families import check_adapted, check_exported
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config, check_vocabulary
 from common.models.qwen2_weights import config_from_directory, load_qwen2, param_shapes, save_qwen2
 from common.optim import make_optimizer, make_schedule
@@ -71,6 +72,10 @@ def load_base(config: RetstaConfig, layout: Layout) -> Base:
     directory = base_directory(config)
     check_implementation(config.model.attention)
     sizes = config_from_directory(directory)
+    if config.model.tuning == "lora":
+        check_adapted(sizes, config.lora.targets)
+    else:
+        check_exported(sizes)
     tokenizer = load_tokenizer(directory)
     check_vocabulary(tokenizer, sizes)
     stored = "float32" if config.model.tuning == "full" else config.model.param_dtype

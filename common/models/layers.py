@@ -7,6 +7,7 @@ A LoRA adapter is a variable collection of its own (`lora`) that mirrors the pat
 import dataclasses
 import functools
 import math
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -170,9 +171,10 @@ def _drawn(shapes: PyTree, by_fan_in: bool, key: Array) -> PyTree:
 class RotaryScaling:
     """Rotary frequencies for longer contexts than those of the training; the default leaves them as they are.
 
-    Frequencies are divided by `factor`; all of them, or with `original`, the number of positions in training (YaRN,
-    arXiv:2309.00071, section 3.2), those that turn fewer than `slow` times within it, none that turn more than `fast`
-    times, and those between by their place. Cosine and sine are multiplied by `amplitude`.
+    Frequencies are divided by `factor`; all of them, or with `original`, the number of positions in training, those
+    that turn fewer than `slow` times within it, none that turn more than `fast` times, and those between in part: by
+    their index (YaRN, arXiv:2309.00071, section 3.2) or by their turns (Llama 3.1). Cosine and sine are multiplied by
+    `amplitude`.
     """
 
     factor: float = 1.0
@@ -181,6 +183,7 @@ class RotaryScaling:
     slow: float = 1.0
     truncate: bool = True  # ends of the range between are whole frequencies
     amplitude: float = 1.0
+    ramp: Literal["index", "turns"] = "index"
 
     def frequencies(self, head_dim: int, theta: float) -> Float[Array, "half"]:
         """Turn of each pair of a head from one position to the next, in radians."""
@@ -189,6 +192,10 @@ class RotaryScaling:
             return frequencies
         if not self.original:
             return frequencies / self.factor
+        if self.ramp == "turns":
+            turns = frequencies * (self.original / (2 * math.pi))
+            kept = jnp.clip((turns - self.slow) / (self.fast - self.slow), 0, 1)
+            return frequencies * kept + frequencies / self.factor * (1 - kept)
 
         def place(turns: float) -> float:
             return head_dim * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
@@ -222,12 +229,23 @@ def rotary_angles(
 
 
 def rotate(
-    x: Float[Array, "B S heads dim"], cos: Float[Array, "B S half"], sin: Float[Array, "B S half"]
+    x: Float[Array, "B S heads dim"],
+    cos: Float[Array, "B S half"],
+    sin: Float[Array, "B S half"],
+    pairs: Literal["halves", "adjacent"] = "halves",
 ) -> Float[Array, "B S heads dim"]:
-    """Rotary position embedding with the halves convention of Llama and Qwen2: pairs are (i, i + dim / 2)."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    """Rotary position embedding of the first 2 half dimensions of each head; the rest of them passes as it is.
+
+    Pairs are (i, i + half) in Llama and Qwen2, (2 i, 2 i + 1) in GLM.
+    """
+    dims = 2 * cos.shape[-1]
+    if dims < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :dims], cos, sin, pairs), x[..., dims:]], axis=-1)
+    wide = x.astype(jnp.float32)
+    first, second = jnp.split(wide, 2, axis=-1) if pairs == "halves" else (wide[..., ::2], wide[..., 1::2])
     cos, sin = cos[..., None, :], sin[..., None, :]
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    both = [first * cos - second * sin, second * cos + first * sin]
+    rotated = jnp.concatenate(both, axis=-1) if pairs == "halves" else jnp.stack(both, axis=-1).reshape(x.shape)
     return rotated.astype(x.dtype)
 
 

@@ -25,10 +25,12 @@ class Entries:
     null counts as absent; `null` are the names of such entries, for where it means something of its own.
     """
 
-    def __init__(self, values: Mapping[str, Any], where: str | Path, of: str = ""):
+    def __init__(
+        self, values: Mapping[str, Any], where: str | Path, of: str = "", names: Mapping[str, str] | None = None
+    ):
         self.values = {name: value for name, value in values.items() if value is not None}
         self.null = frozenset(values) - self.values.keys()
-        self.where, self._of = where, of
+        self.where, self._of, self._names = where, of, names or {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.values
@@ -36,7 +38,15 @@ class Entries:
     def error(self, name: str, expected: str) -> UserError:
         """That the entry is not what was expected."""
         found = printable(repr(self.values[name])) if name in self.values else "missing"
-        return UserError(f"{self.where}: {self._of}{name} is {found}, expected {expected}")
+        return UserError(f"{self.where}: {self._of}{self._names.get(name, name)} is {found}, expected {expected}")
+
+    def renamed(self, names: Mapping[str, str]) -> "Entries":
+        """The entries of a file that has its own names, {ours: the file's}, for some; errors say the file's."""
+        values = dict.fromkeys(self.null) | self.values
+        ours = {theirs: name for name, theirs in names.items()}
+        # What the file says under a name of ours is of something else, as `vocab_size` is in ChatGLM.
+        kept = {name: value for name, value in values.items() if name not in names}
+        return Entries({ours.get(name, name): value for name, value in kept.items()}, self.where, self._of, names)
 
     def whole(self, name: str, bounds: Within, default: int | None = None) -> int:
         """A whole number."""

@@ -1,7 +1,9 @@
 """Qwen2 / Qwen2.5 decoder in Linen (arXiv:2407.10671): grouped-query attention, rotary positions, SwiGLU, RMSNorm.
 
+Llama 3, Yi, GLM-4 and Baichuan2 are the same decoder under other values of a few fields (`common.models.families`).
+
 Module and parameter names follow the published checkpoints (`layers/self_attn/q_proj/kernel`), with the layers
-stacked on a leading axis [L, ...]; `common.models.qwen2_weights` holds the map. The model returns hidden states, not
+stacked on a leading axis [L, ...]; `common.models.families` holds the maps. The model returns hidden states, not
 logits: the loss (`common.losses`) and decoding (`common.decode`) multiply by `output_head` themselves.
 """
 
@@ -59,6 +61,11 @@ class Qwen2Config:
     rotary_scaling: RotaryScaling = RotaryScaling()
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
+    model_type: str = "qwen2"  # whose names and layout the published tensors have (`common.models.families`)
+    attention_bias: bool = True  # on q, k and v; o has none in any family
+    post_norms: bool = False  # GLM-4-0414: what attention and MLP give is normalised before it is added
+    rotary_dims: int = 0  # dimensions of a head that rotate, from its start; 0: all
+    rotary_pairs: Literal["halves", "adjacent"] = "halves"  # `rotate`
     dtype: str = "float32"  # of the computation
     param_dtype: str = "float32"  # of the stored weights
     attention: Implementation = "auto"
@@ -77,12 +84,13 @@ class Attention(nn.Module):
 
         def project(name: str, heads: int) -> Array:
             features = heads * config.head_dim
-            return dense(config, features, name, self.lora_dropout, use_bias=True)(x).reshape(
+            return dense(config, features, name, self.lora_dropout, config.attention_bias)(x).reshape(
                 *x.shape[:2], heads, config.head_dim
             )
 
-        q = rotate(project("q_proj", config.num_attention_heads), *rotary)
-        k = rotate(project("k_proj", config.num_key_value_heads), *rotary)
+        cos, sin = rotary
+        q = rotate(project("q_proj", config.num_attention_heads), cos, sin, config.rotary_pairs)
+        k = rotate(project("k_proj", config.num_key_value_heads), cos, sin, config.rotary_pairs)
         v = project("v_proj", config.num_key_value_heads)
         if past is not None:
             out = attend_cached(q, k, v, past)
@@ -118,11 +126,17 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, past: Past | None, rotary, segments):
         config = self.config
-        normed = RMSNorm(config.rms_norm_eps, config.param_dtype, name="input_layernorm")(x)
-        attended, key_values = Attention(config, self.lora_dropout, name="self_attn")(normed, rotary, segments, past)
+
+        def norm(name: str, x: Array) -> Array:
+            return RMSNorm(config.rms_norm_eps, config.param_dtype, name=name)(x)
+
+        attention = Attention(config, self.lora_dropout, name="self_attn")
+        attended, key_values = attention(norm("input_layernorm", x), rotary, segments, past)
+        if config.post_norms:
+            attended = norm("post_self_attn_layernorm", attended)
         x = constrain(x + attended, BATCH_AXES, None, None)
-        normed = RMSNorm(config.rms_norm_eps, config.param_dtype, name="post_attention_layernorm")(x)
-        x = x + MLP(config, self.lora_dropout, name="mlp")(normed)
+        out = MLP(config, self.lora_dropout, name="mlp")(norm("post_attention_layernorm", x))
+        x = x + (norm("post_mlp_layernorm", out) if config.post_norms else out)
         return constrain(x, BATCH_AXES, None, None), key_values if self.keep else None
 
 
@@ -164,9 +178,7 @@ class Qwen2(nn.Module):
             )
         x = embedding[tokens] if embeddings is None else embeddings
         x = constrain(x.astype(config.dtype), BATCH_AXES, None, None)
-        rotary = rotary_angles(
-            positions, config.head_dim, config.rope_theta, config.mrope_section, config.rotary_scaling
-        )
+        rotary = angles(config, positions)
         layers = nn.scan(
             remat(Block, config.remat) if past is None else Block,
             variable_axes={"params": 0, "lora": 0},
@@ -204,7 +216,7 @@ def bind(config: Qwen2Config, variables: PyTree):
             hidden, stacked = model.apply(variables, tokens, positions, segments, keep=True, embeddings=embeddings)
             return hidden, [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(config.num_hidden_layers)]
         x = constrain(params["embed_tokens"][tokens].astype(config.dtype), BATCH_AXES, None, None)
-        rotary = rotary_angles(positions, config.head_dim, config.rope_theta, scaling=config.rotary_scaling)
+        rotary = angles(config, positions)
         key_values = []
         for i, layer in enumerate(layers):
             own = Past(past.prompt[i], past.prompt_mask, past.suffix[i], past.suffix_mask)
@@ -214,6 +226,14 @@ def bind(config: Qwen2Config, variables: PyTree):
         return norm.apply({"params": params["norm"]}, x), key_values
 
     return unrolled
+
+
+def angles(
+    config: Qwen2Config, positions: Int[Array, "B S"] | Int[Array, "3 B S"]
+) -> tuple[Float[Array, "B S half"], Float[Array, "B S half"]]:
+    """Cosine and sine of the rotation at these positions."""
+    dims = config.rotary_dims or config.head_dim
+    return rotary_angles(positions, dims, config.rope_theta, config.mrope_section, config.rotary_scaling)
 
 
 def kernels_transposed(variables: PyTree) -> PyTree:

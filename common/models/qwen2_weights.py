@@ -1,6 +1,6 @@
-"""Qwen2 / Qwen2.5 in the layout of the Hugging Face hub: `config.json` and safetensors <-> Qwen2Config and parameters.
+"""Decoders in the layout of the Hugging Face hub: `config.json` and safetensors <-> Qwen2Config and parameters.
 
-PyTorch's linear layers are [out, in] and ours [in, out]; embedding and head are [V, D] in both.
+Those of Qwen2 and of the other families of `common.models.families`, which says what each of them calls things.
 """
 
 import dataclasses
@@ -15,22 +15,28 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from common.bounds import Within
+from common.bounds import SHARE, Within
 from common.errors import UserError
 from common.io.text import read_json_object
+from common.models.families import (
+    FAMILIES,
+    check_exported,
+    normalizes_head,
+    read_family,
+    unit_rows,
+    warn_of_rotation,
+)
 from common.models.layers import RotaryScaling
-from common.models.published import POSITIONS, SIZE, WIDTH, Entries, read_entries
+from common.models.published import POSITIONS, SIZE, WIDTH, Entries
 from common.models.qwen2 import Qwen2Config, init_params
+from common.torch_archive import open_model
 from common.types import PyTree
 from common.weights import (
     SHARD_BYTES,
     NameMap,
-    Published,
     StoredTensor,
     check_full,
-    layered,
     load_tree,
-    open_tensors,
     published_tensors,
     widest_dtype,
     write_json,
@@ -53,21 +59,29 @@ COMPANIONS = (
 
 
 def config_from_directory(directory: str | Path) -> Qwen2Config:
-    """The config of a published Qwen2 or Qwen2.5 model, computing in the dtype its weights are stored in.
+    """The config of a published model of any family, computing in the dtype its weights are stored in.
 
-    Raises UserError for another architecture and for variants that the decoder does not implement.
+    Raises UserError for another architecture and for variants that the decoder does not implement. Warns where a
+    file's entries contradict what is known of the model.
     """
-    published = read_entries(Path(directory) / "config.json")
-    published.choice("model_type", ["qwen2"])
-    return decoder_config(published)
+    published = read_family(directory)
+    defaults, fields = FAMILIES[published.values["model_type"]].read(published)
+    config = decoder_config(published, defaults, fields)
+    warn_of_rotation(published, config)
+    return config
 
 
-def decoder_config(published: Entries, defaults: Mapping[str, Any] | None = None) -> Qwen2Config:
+def decoder_config(
+    published: Entries, defaults: Mapping[str, Any] | None = None, fields: Mapping[str, Any] | None = None
+) -> Qwen2Config:
     """The config of the decoder that `published` describes. Raises UserError.
 
-    `defaults` are for entries that are left out, where they are not those of Qwen2.
+    `defaults` are for entries that are left out, and `fields` for what no entry says, where they are not Qwen2's.
     """
-    own: dict[str, Any] = {"rope_theta": 10_000.0, "rms_norm_eps": 1e-6, "mrope_section": ()} | dict(defaults or {})
+    own: dict[str, Any] = {
+        **{"rope_theta": 10_000.0, "rms_norm_eps": 1e-6, "mrope_section": (), "partial_rotary_factor": 1.0},
+        **(defaults or {}),
+    }
     published.choice("hidden_act", ["silu"], "silu")
     given = published.part("rope_scaling").values | published.part("rope_parameters").values
     rope = Entries({"mrope_section": own["mrope_section"] or None, **given}, published.where, "rotary ")
@@ -86,18 +100,23 @@ def decoder_config(published: Entries, defaults: Mapping[str, Any] | None = None
         raise UserError(
             f"{published.where}: use_sliding_window is not implemented; expected full attention in every layer"
         )
-    key_value_heads = published.whole("num_key_value_heads", SIZE, heads)
+    key_value_heads = published.whole("num_key_value_heads", SIZE, own.get("num_key_value_heads", heads))
     if heads % key_value_heads:
         raise UserError(
             f"{published.where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {key_value_heads}"
         )
-    if "head_dim" not in published and widths["hidden_size"] % heads:
+    if "head_dim" not in {*published.values, *own} and widths["hidden_size"] % heads:
         raise UserError(
             f"{published.where}: hidden_size {widths['hidden_size']} is not a multiple of num_attention_heads {heads}"
         )
-    head_dim = published.whole("head_dim", WIDTH, widths["hidden_size"] // heads)
+    head_dim = published.whole("head_dim", WIDTH, own.get("head_dim", widths["hidden_size"] // heads))
     if head_dim % 2 or heads * head_dim not in WIDTH:
         raise UserError(f"{published.where}: head_dim is {head_dim}, expected an even number, {WIDTH} with all heads")
+    partial = (rope if "partial_rotary_factor" in rope else published).number(
+        "partial_rotary_factor", SHARE, own["partial_rotary_factor"]
+    )
+    if own["partial_rotary_factor"] == 1 != partial or int(head_dim * partial) % 2 or not int(head_dim * partial):
+        raise UserError(f"{published.where}: partial_rotary_factor is {partial}, which this architecture does not have")
     stored = "dtype" if "dtype" in published else "torch_dtype"
     dtype = published.choice(stored, ["float32", "bfloat16", "float16"], "float32")
     sections = rope.items("mrope_section", int, bounds=SIZE)
@@ -107,6 +126,7 @@ def decoder_config(published: Entries, defaults: Mapping[str, Any] | None = None
         num_attention_heads=heads,
         num_key_value_heads=key_value_heads,
         head_dim=head_dim,
+        rotary_dims=int(head_dim * partial) % head_dim,
         rope_theta=(rope if "rope_theta" in rope else published).number("rope_theta", default=own["rope_theta"]),
         mrope_section=tuple(sections),
         rotary_scaling=_rotary_scaling(rope, published),
@@ -114,21 +134,22 @@ def decoder_config(published: Entries, defaults: Mapping[str, Any] | None = None
         tie_word_embeddings=published.flag("tie_word_embeddings"),
         dtype=dtype,
         param_dtype=dtype,
+        **(fields or {}),
     )
 
 
 def max_positions(directory: str | Path) -> int | None:
     """How many positions a published model was trained on; None where it does not say. Raises UserError."""
-    published = read_entries(Path(directory) / "config.json")
+    published = read_family(directory)
     if "max_position_embeddings" not in published:
         return None
     return published.whole("max_position_embeddings", POSITIONS)
 
 
 def _rotary_scaling(rope: Entries, published: Entries) -> RotaryScaling:
-    """What transformers calls linear and YaRN scaling. Raises UserError for other kinds."""
+    """What transformers calls linear, YaRN and Llama 3's scaling. Raises UserError for other kinds."""
     named = "rope_type" if "rope_type" in rope or "type" not in rope else "type"
-    kind = rope.choice(named, ["default", "linear", "yarn", "mrope"], "default")
+    kind = rope.choice(named, ["default", "linear", "yarn", "llama3", "mrope"], "default")
     if kind == "default" or (kind == "mrope" and "mrope_section" in rope):
         return RotaryScaling()
     if kind == "mrope" or "mrope_section" in rope:
@@ -136,18 +157,24 @@ def _rotary_scaling(rope: Entries, published: Entries) -> RotaryScaling:
     factor = rope.number("factor")
     if kind == "linear":
         return RotaryScaling(factor)
+    positions = "original_max_position_embeddings"
+    trained = (
+        rope.whole(positions, POSITIONS) if positions in rope else published.whole("max_position_embeddings", POSITIONS)
+    )
+    if kind == "llama3":
+        slow, fast = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+        if slow >= fast:
+            raise rope.error("low_freq_factor", f"less than high_freq_factor {fast}")
+        return RotaryScaling(factor, trained, fast, slow, ramp="turns")
 
     def amplitude(scale: float = 1.0) -> float:
         return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
     scaled = "mscale" in rope and "mscale_all_dim" in rope
     own = amplitude(rope.number("mscale")) / amplitude(rope.number("mscale_all_dim")) if scaled else amplitude()
-    positions = "original_max_position_embeddings"
     return RotaryScaling(
         factor,
-        original=rope.whole(positions, POSITIONS)
-        if positions in rope
-        else published.whole("max_position_embeddings", POSITIONS),
+        original=trained,
         fast=rope.number("beta_fast", default=32),
         slow=rope.number("beta_slow", default=1),
         truncate=rope.flag("truncate", default=True),
@@ -169,11 +196,13 @@ def load_qwen2(
     """
     config = config_from_directory(directory)
     config = dataclasses.replace(config, dtype=dtype or config.dtype, param_dtype=param_dtype or config.param_dtype)
-    stored = open_tensors(directory)
+    stored = open_model(directory)
     names, shapes = name_map(config), param_shapes(config)
+    if normalizes_head(read_family(directory)) and "lm_head.weight" in stored:
+        stored["lm_head.weight"] = unit_rows(stored["lm_head.weight"])
     if config.tie_word_embeddings and "lm_head.weight" in stored:
         check_tied(stored)
-    ignored = r".*\.rotary_emb\.inv_freq" + (r"|lm_head\.weight" if config.tie_word_embeddings else "")
+    ignored = r".*\.rotary_(pos_)?emb\.inv_freq" + (r"|lm_head\.weight" if config.tie_word_embeddings else "")
     return config, load_tree(stored, shapes, names, where=directory, shardings=shardings, ignored=ignored)
 
 
@@ -190,8 +219,9 @@ def save_qwen2(
 
     `source` is the directory of the model that `params` descends from: the rest of its `config.json`, its generation
     config and its tokenizer go along, and `files` in their place (`common.data.exported_tokenizer`). The directory
-    appears whole or not at all (`written_whole`).
+    appears whole or not at all (`written_whole`). Raises UserError for a family that is read and not written.
     """
+    check_exported(config)
     config = dataclasses.replace(config, param_dtype=widest_dtype(params))
     names, companions = name_map(config), [] if source is None else [Path(source) / name for name in COMPANIONS]
     original = {} if source is None else read_json_object(Path(source) / "config.json")
@@ -208,8 +238,8 @@ def save_qwen2(
 def published_config(config: Qwen2Config, original: dict[str, Any] | None = None) -> dict[str, Any]:
     """`config.json` of the hub for `config`, over the other entries of `original`."""
     own = {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
+        "architectures": [FAMILIES[config.model_type].architecture],
+        "model_type": config.model_type,
         **{name: getattr(config, name) for name in SIZES},
         "num_key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
@@ -231,6 +261,14 @@ def _published_scaling(scaling: RotaryScaling) -> dict[str, Any]:
         return {"rope_type": "default"}
     if not scaling.original:
         return {"rope_type": "linear", "factor": scaling.factor}
+    if scaling.ramp == "turns":
+        return {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.slow,
+            "high_freq_factor": scaling.fast,
+            "original_max_position_embeddings": scaling.original,
+        }
     return {
         "rope_type": "yarn",
         "factor": scaling.factor,
@@ -250,28 +288,7 @@ def param_shapes(config: Qwen2Config) -> PyTree:
 
 def name_map(config: Qwen2Config) -> NameMap:
     """Our leaves -> names on the hub."""
-    layers = config.num_hidden_layers
-    names = {
-        "embed_tokens": Published(("model.embed_tokens.weight",)),
-        "norm/scale": Published(("model.norm.weight",)),
-    }
-    if not config.tie_word_embeddings:
-        names["lm_head"] = Published(("lm_head.weight",))
-    for norm in ("input_layernorm", "post_attention_layernorm"):
-        names[f"layers/{norm}/scale"] = layered(f"model.layers.{{}}.{norm}.weight", layers)
-    for module, projections in PROJECTIONS.items():
-        for name in projections:
-            published = f"model.layers.{{}}.{module}.{name}"
-            names[f"layers/{module}/{name}/kernel"] = layered(f"{published}.weight", layers, axes=(1, 0))
-            if name in ("q_proj", "k_proj", "v_proj"):
-                names[f"layers/{module}/{name}/bias"] = layered(f"{published}.bias", layers)
-    return names
-
-
-PROJECTIONS = {
-    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
-}
+    return FAMILIES[config.model_type].names(config)
 
 
 def check_tied(stored: dict[str, StoredTensor], name: str = "model.embed_tokens.weight", rows: int = 8192) -> None:

@@ -191,7 +191,8 @@ def test_a_tied_checkpoint_may_repeat_its_head_but_not_hold_another(params, publ
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama', expected 'qwen2'"),
+        ({"model_type": "mistral"}, "model_type is 'mistral', expected 'qwen2' or 'llama' or 'glm'"),
+        ({"model_type": "llama"}, "tensors model.layers.0.self_attn.k_proj.bias.* are surplus"),
         ({"use_sliding_window": True, "max_window_layers": 1, "layer_types": None}, "use_sliding_window is not"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "use_sliding_window is not implemented"),
         (

@@ -183,7 +183,7 @@ def damaged(base: Path, how: str) -> None:
     elif how == "vocabulary":
         config.write_text(json.dumps({**json.loads(config.read_text()), "vocab_size": 300}))
     elif how == "architecture":
-        config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "llama"}))
+        config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "mistral"}))
     else:
         save_file(tensors, file)
 
@@ -199,7 +199,7 @@ def damaged(base: Path, how: str) -> None:
         ("no weights", ["no model.safetensors"]),
         ("no tokenizer", ["no tokenizer found"]),
         ("vocabulary", ["the tokenizer has 448 ids, the model's vocab_size is 300"]),
-        ("architecture", ["config.json: model_type is 'llama', expected 'qwen2'"]),
+        ("architecture", ["config.json: model_type is 'mistral', expected 'qwen2'"]),
     ],
 )
 def test_a_damaged_base_model_is_refused_by_tensor(material, tmp_path, refused, how, words):
