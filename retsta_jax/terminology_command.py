@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,11 @@ from common.io.locks import locked_file, owning
 from common.io.resumable import claim_output, row_writer, rows_done
 from common.io.text import json_text
 from common.metrics.tokenize import language_of
-from retsta_jax.cues import FILLER_WORDS, TERM, TOKENS
-from retsta_jax.matching import Match, find_terms
+from retsta_jax.matching import find_terms
 from retsta_jax.reports import read_reports
-from retsta_jax.term_search import fold
 from retsta_jax.terminology import SHIPPED, Terminology, load_terminology, read_table
 from retsta_jax.terminology_check import summary_of
+from retsta_jax.uncovered import uncovered
 
 USAGE = """usage: retsta terminology check [FILE]          is the terminology sound? prints one JSON object
        retsta terminology match FILE|- [...]    the terms of reports, with eye and certainty"""
@@ -139,15 +138,6 @@ def summary(terms: Terminology, reports: Sequence[str], min_reports: int) -> dic
             {"phrase": phrase, "reports": count} for phrase, count in itertools.islice(_longest(frequent), CANDIDATES)
         ],
     }
-
-
-def uncovered(report: str, found: Iterable[Match]) -> str:
-    """A report in normalised form without its terms and the words that say whether and where; "|" in their place."""
-    places = list(report)
-    for match in found:
-        places[match.start : match.end] = TERM * (match.end - match.start)
-    folded = fold("".join(places)).text
-    return re.sub(f"{TERM}+", "|", FILLER_WORDS.sub("|", TOKENS.sub("|", folded)))
 
 
 def phrases(rest: str, language: Language) -> Iterator[str]:
