@@ -44,31 +44,48 @@ class Statement(NamedTuple):
     status: str
 
 
-class _Token(NamedTuple):
+class Token(NamedTuple):
+    """A term, or a cue of a kind that `cues.TOKENS` names, at characters `start` to `end`."""
+
     kind: str
     start: int
     end: int
     place: int = -1  # of a term, in the list of matches
 
 
+class Reading(NamedTuple):
+    """What is found in a text, in order: its terms, and these with the cues among them."""
+
+    matches: list[Match]
+    tokens: list[Token]
+
+
 def find_terms(text: str, terminology: Terminology, language: Language | None = None) -> list[Match]:
     """The terms of a text in order. `language` is told by the characters where it is not given."""
+    return read_text(text, terminology, language).matches
+
+
+def read_text(text: str, terminology: Terminology, language: Language | None = None) -> Reading:
+    """The terms of a text, and the cues from which their eyes and statuses are read."""
     language = language or language_of(text)
     folded = fold(text)
     found = list(mentions(text, folded, terminology, language))
-    if not found:
-        return []
     masked = list(folded.text)
     for start, end, _ in found:
         masked[start:end] = TERM * (end - start)
     tokens = _tokens("".join(masked), found, folded, text, language)
     status = _statuses(tokens, "".join(masked), found, language)
     eyes = _eyes(tokens, "".join(masked), len(found))
-    spans = [(folded.origin[start], folded.origin[end - 1] + 1) for start, end, _ in found]
-    return [
-        Match(mention.term.id, mention.term.name(language), text[start:end], start, end, eye, state)
-        for mention, (start, end), eye, state in zip(found, spans, eyes, status, strict=True)
+
+    def span(start: int, end: int) -> tuple[int, int]:
+        return folded.origin[start], folded.origin[end - 1] + 1
+
+    matches = [
+        Match(mention.term.id, mention.term.name(language), text[slice(*place)], *place, eye, state)
+        for mention, eye, state in zip(found, eyes, status, strict=True)
+        for place in (span(mention.start, mention.end),)
     ]
+    return Reading(matches, [Token(token.kind, *span(token.start, token.end), token.place) for token in tokens])
 
 
 def statements_of(matches: Iterable[Match], terminology: Terminology) -> frozenset[Statement]:
@@ -81,9 +98,9 @@ def statements_of(matches: Iterable[Match], terminology: Terminology) -> frozens
     )
 
 
-def _tokens(masked: str, found: Sequence[Mention], folded: Folded, text: str, language: Language) -> list[_Token]:
+def _tokens(masked: str, found: Sequence[Mention], folded: Folded, text: str, language: Language) -> list[Token]:
     """Terms and cues in the order of the text."""
-    tokens = [_Token("term", start, end, place) for place, (start, end, _) in enumerate(found)]
+    tokens = [Token("term", start, end, place) for place, (start, end, _) in enumerate(found)]
     for match in TOKENS.finditer(masked):
         kind, start = str(match.lastgroup), match.start()
         if kind.startswith("short_"):  # "be" is a word, "BE" both eyes; at the beginning of a statement it is as well
@@ -92,7 +109,7 @@ def _tokens(masked: str, found: Sequence[Mention], folded: Folded, text: str, la
             label = not first.islower() and (language == "zh" or any(map(str.islower, text)))
             if not label and before and before not in ".,:;。\n>(/":
                 continue
-        tokens.append(_Token(kind, *match.span()))
+        tokens.append(Token(kind, *match.span()))
     return sorted(tokens, key=lambda token: token.start)
 
 
@@ -103,7 +120,7 @@ def _tokens(masked: str, found: Sequence[Mention], folded: Folded, text: str, la
 class _Segment:
     """What stands between two breaks: `joined` by a comma to what is before it, or `listed` in an enumeration."""
 
-    tokens: list[_Token]
+    tokens: list[Token]
     start: int = 0
     end: int | None = None
     joined: bool = False
@@ -111,7 +128,7 @@ class _Segment:
     fresh: bool = False  # begins a sentence, or speaks of another eye
 
 
-def _statuses(tokens: Sequence[_Token], masked: str, found: Sequence[Mention], language: Language) -> list[MatchStatus]:
+def _statuses(tokens: Sequence[Token], masked: str, found: Sequence[Mention], language: Language) -> list[MatchStatus]:
     status: list[MatchStatus] = ["present"] * len(found)
     scope: MatchStatus = "present"
     segments = _segments(tokens, found)
@@ -124,7 +141,7 @@ def _statuses(tokens: Sequence[_Token], masked: str, found: Sequence[Mention], l
     return status
 
 
-def _segments(tokens: Sequence[_Token], found: Sequence[Mention]) -> list[_Segment]:
+def _segments(tokens: Sequence[Token], found: Sequence[Mention]) -> list[_Segment]:
     segments = [_Segment([], fresh=True)]
     for token in tokens:
         if token.kind == "term" and found[token.place].term.kind == "normal":  # "no haemorrhage, normal fundus"
@@ -175,7 +192,7 @@ def _bare(segment: _Segment, masked: str) -> bool:
 
 
 def _read_segment(
-    segment: _Segment, earlier: Sequence[_Token], scope: MatchStatus, status: list[MatchStatus], masked: str
+    segment: _Segment, earlier: Sequence[Token], scope: MatchStatus, status: list[MatchStatus], masked: str
 ) -> MatchStatus:
     """Set the status of the terms of a segment; returns the scope at its end. `earlier` are the tokens before it."""
     terms = [token for token in segment.tokens if token.kind == "term"]
@@ -243,14 +260,14 @@ EYE_OF: dict[str, MatchEye] = {
 _OF = re.compile(r"(?:in|of|at|on|for)(?: the)? ?$")
 
 
-def _eyes(tokens: Sequence[_Token], masked: str, count: int) -> list[MatchEye | None]:
+def _eyes(tokens: Sequence[Token], masked: str, count: int) -> list[MatchEye | None]:
     """The eye of each term: that of the label before it, or of the one behind it where labels follow."""
     eyes: list[MatchEye | None] = [None] * count
     labels = [token for token in tokens if token.kind in EYE_OF]
     terms = [token for token in tokens if token.kind == "term"]
     follow = bool(labels and terms) and terms[0].start < labels[0].start and not _begins(tokens, labels[0], masked)
     here: MatchEye | None = None
-    waiting: list[_Token] = []  # terms since the last label or stop
+    waiting: list[Token] = []  # terms since the last label or stop
     for index, token in enumerate(tokens):
         if token.kind == "term":
             eyes[token.place] = here
@@ -271,7 +288,7 @@ def _eyes(tokens: Sequence[_Token], masked: str, count: int) -> list[MatchEye | 
     return eyes
 
 
-def _is_behind(tokens: Sequence[_Token], index: int, masked: str, follow: bool) -> bool:
+def _is_behind(tokens: Sequence[Token], index: int, masked: str, follow: bool) -> bool:
     """Whether a label belongs to the terms before it."""
     token = tokens[index]
     if _in_brackets(token, masked):
@@ -283,11 +300,11 @@ def _is_behind(tokens: Sequence[_Token], index: int, masked: str, follow: bool) 
     return not begins and ahead != "term"
 
 
-def _begins(tokens: Sequence[_Token], label: _Token, masked: str) -> bool:
+def _begins(tokens: Sequence[Token], label: Token, masked: str) -> bool:
     """Whether a label opens a sentence, or a colon follows it."""
     before = [token.kind for token in tokens if token.end <= label.start]
     return not before or before[-1] == "stop" or masked[label.end : label.end + 2].lstrip()[:1] == ":"
 
 
-def _in_brackets(token: _Token, masked: str) -> bool:
+def _in_brackets(token: Token, masked: str) -> bool:
     return token.start > 0 and masked[token.start - 1] in "(["

@@ -232,8 +232,9 @@ def _any_of(words: Iterable[str]) -> str:
 
 
 def test_typos_spare_what_decides_the_meaning():
-    decisive = set("左右双轻中重未无疑似可上下颞鼻前后内外")
-    assert not decisive & (CONFUSED_CHARACTERS.keys() | set(CONFUSED_CHARACTERS.values()))
+    decisive = set("左右双轻中重未无不没否疑似可能待上下颞鼻前后内外大小多少高低深浅早晚急慢全半一二三四五六七八九十")
+    assert not decisive & {*CONFUSED_CHARACTERS, *"".join(CONFUSED_CHARACTERS.values())}
+    assert not any(character in others for character, others in CONFUSED_CHARACTERS.items())
     assert all(letter != neighbour for letter, neighbour in NEIGHBOUR_KEYS.items())
     rng = np.random.default_rng(0)
     for _ in range(200):
