@@ -6,7 +6,8 @@ from common.errors import UserError, run_cli
 from launch.malloc import keep_pages
 
 USAGE = (
-    "usage: python -m launch plan|bench sft|bench decode|bench unicross|bench rl ...; add --help to any for its options"
+    "usage: python -m launch plan|bench sft|bench decode|bench unicross|bench rl|bench duplicates ...; "
+    "add --help to any for its options"
 )
 
 

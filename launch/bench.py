@@ -1,10 +1,10 @@
-"""`python -m launch bench sft|decode|unicross|rl [--peer]`: how fast this device trains and generates, as JSON.
+"""`python -m launch bench sft|decode|unicross|rl|duplicates [--peer]`: how fast this device does its work, as JSON.
 
 Without `--peer` nothing beyond jax, flax, optax, jaxtyping and numpy is imported (by `rl` also Orbax, safetensors and
 tokenizers), so it runs on a bare image. With `--peer` the same work is done by PyTorch in a child process, in turns
 with ours, and the ratios of the medians are printed. Weights are random: the speed does not depend on them. `sft` and
 `decode` are LoRA adapters of a Qwen2 (`launch.peer_qwen2`: transformers and peft); `unicross` is
-`launch.bench_unicross`, `rl` is `launch.bench_rl`.
+`launch.bench_unicross`, `rl` is `launch.bench_rl`, and `duplicates`, which has no peer, `launch.bench_duplicates`.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from common.sampling import GREEDY, Sampling
 from common.sft import sft_loss
 from common.step import init_state, make_train_step
 from common.types import PyTree, TextBatch
-from launch import bench_rl, bench_unicross
+from launch import bench_duplicates, bench_rl, bench_unicross
 from launch.malloc import run_in_first_thread
 from launch.timing import Timed, about, add_flags, against_goals, compared, in_turns, peak_bytes
 
@@ -94,20 +94,25 @@ def main(arguments: Sequence[str]) -> int:
     on_cpu = jax.default_backend() == "cpu"
     parser = Parser("python -m launch bench", description=__doc__)
     named = cast(Any, lambda prog, **options: Parser(prog, **options))  # argparse gives the name by keyword
-    works = parser.add_subparsers(dest="work", required=True, metavar="sft|decode|unicross|rl", parser_class=named)
+    works = parser.add_subparsers(
+        dest="work", required=True, metavar="sft|decode|unicross|rl|duplicates", parser_class=named
+    )
     for work in ("sft", "decode"):
         add_flags(works.add_parser(work), CPU if on_cpu else Shape())
     add_flags(works.add_parser("unicross"), bench_unicross.CPU if on_cpu else bench_unicross.Shape())
     rl = works.add_parser("rl")
     add_flags(rl, bench_rl.CPU if on_cpu else bench_rl.Shape())
     rl.add_argument("--trl", action="store_true", help="with the peer, one step of TRL's trainer too, which is slow")
+    add_flags(works.add_parser("duplicates"), bench_duplicates.Shape(), with_peer=False)
     options = vars(parser.parse_args(list(arguments)))
-    work, with_peer = options.pop("work"), options.pop("peer")
+    work, with_peer = options.pop("work"), options.pop("peer", False)
     if work == "unicross":
         result = bench_unicross.measure(bench_unicross.Shape(**options), with_peer)
     elif work == "rl":
         with_trl = options.pop("trl")
         result = bench_rl.measure(bench_rl.Shape(**options), with_peer, with_trl)
+    elif work == "duplicates":
+        result = bench_duplicates.measure(bench_duplicates.Shape(**options))
     else:
         result = measure(work, Shape(**options), with_peer)
     print(json_text(result, "bench", indent=2))

@@ -14,13 +14,14 @@ from common.flops import utilisation
 Timed = Callable[[], float]  # does the work once and returns its seconds
 
 
-def add_flags(parser: argparse.ArgumentParser, default: Any) -> None:
-    """`--peer`, and a flag for every field of the dataclass `default`; several numbers are joined by commas."""
+def add_flags(parser: argparse.ArgumentParser, default: Any, with_peer: bool = True) -> None:
+    """A flag for every field of the dataclass `default`, and `--peer`; several numbers are joined by commas."""
 
     def numbers(text: str) -> tuple[int, ...]:
         return tuple(int(number) for number in text.split(","))
 
-    parser.add_argument("--peer", action="store_true", help="measure PyTorch beside it, in turns")
+    if with_peer:
+        parser.add_argument("--peer", action="store_true", help="measure PyTorch beside it, in turns")
     for field in dataclasses.fields(default):
         value = getattr(default, field.name)
         kind = numbers if isinstance(value, tuple) else type(value)
