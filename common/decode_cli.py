@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.bounds import COUNT, FEW, NOT_NEGATIVE, SEED, SHARE, Within, bounded
-from common.data.huggingface_tokenizer import end_ids
+from common.data.huggingface_tokenizer import end_ids, published_ends
 from common.data.summary import already, data_line, say_data
 from common.data.tokenizers import Tokenizer, load_tokenizer
 from common.devices import say_devices
@@ -40,7 +40,8 @@ from common.types import PyTree
 
 BATCHES_AT_ONCE = 8  # batches whose rows are sorted into buckets together before their results are written
 
-DESCRIPTION = """Continue the prompts of a JSONL file with any Qwen2 model in the layout of the Hugging Face hub.
+DESCRIPTION = """Continue the prompts of a JSONL file with a Qwen2, Llama 3, Yi, GLM-4 or Baichuan2 in the layout of
+the Hugging Face hub (docs/retsta.md says which, and what is not supported).
 
 Rows {"id", "prompt"} become rows {"id", "text", "token_ids", "log_probs", "finish"} in input order; finish is "stop" or
 "length", and token_ids includes the stop token. text is what token_ids say, white space included. Prompts are encoded
@@ -173,12 +174,14 @@ def _made_with(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def stop_ids(directory: Path, tokenizer: Tokenizer, vocab_size: int, chat: bool = False) -> tuple[int, ...]:
-    """What ends an answer: by generation_config.json, else config.json, else the tokenizer.
+    """What ends an answer: by generation_config.json, else config.json, else the tokenizer, as in transformers.
 
-    In a `chat` the end of the assistant's turn does too.
+    In a `chat` what either file names does, and so does the end of the assistant's turn: chat models are published with
+    one in the one and another in the other.
     """
     stops = end_ids(directory / "generation_config.json") or end_ids(directory / "config.json") or tokenizer.stop_ids
-    return tuple(sorted(stop for stop in {*stops, *[tokenizer.chat_end_id] * chat} if stop < vocab_size))
+    more = (*published_ends(directory), tokenizer.chat_end_id) if chat else ()
+    return tuple(sorted(stop for stop in {*stops, *more} if stop < vocab_size))
 
 
 def _texts(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -9,15 +9,18 @@ import functools
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.bounds import Within
 from common.data.pieces import (
     CHAT_MARKS,
     SPACE,
+    TURN_ENDS,
     Messages,
     byte_level_bytes,
+    chat_by_roles,
     chat_without_template,
     sentencepiece_bytes,
     without_first_space,
@@ -25,6 +28,7 @@ from common.data.pieces import (
 from common.errors import UserError
 from common.io.terminal import printable
 from common.io.text import parse_json, read_json_object
+from common.models.published import Entries
 
 USUAL_ENDS = (CHAT_MARKS[1], "<|endoftext|>", "</s>", "<eos>")  # of a sequence, where no file names its end
 # Of Qwen2 and Qwen2.5 (tokenizer_config.json on the hub), for a directory that has only the ranks.
@@ -34,6 +38,10 @@ QWEN2_SPECIAL = (
     *("<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>"),
     "<|video_pad|>",
 )
+DATE = (
+    "26 Jul 2024"  # of every conversation in Llama 3's templates, and their own default: results do not change by day
+)
+ROLES = {"user": 195, "assistant": 196}  # of Baichuan2, whose generation_config.json says so where there is one
 TRIED = "Left eye: 2.5 mm.\n\n左眼"  # so that files which no text can be encoded with are met when they are loaded
 MOST_IDS = 1 << 24  # a hundred times the largest published vocabulary
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
@@ -51,11 +59,30 @@ def end_ids(file: Path) -> tuple[int, ...]:
     return tuple(ids)
 
 
-class HuggingFaceTokenizer:
-    """A fast tokenizer of transformers. `stops` are ids that end an answer beside its end-of-sequence token."""
+def published_ends(directory: Path) -> tuple[int, ...]:
+    """What ends an answer by generation_config.json and by config.json: a model may have its turns end by one alone."""
+    return (*end_ids(directory / "generation_config.json"), *end_ids(directory / "config.json"))
 
-    def __init__(self, tokenizer: Any, stops: Iterable[int] = ()):
+
+def published_roles(directory: Path) -> dict[str, int]:
+    """Tokens that begin a message by its role, where a model has such in place of a chat template; else {}."""
+    config = directory / "config.json"
+    if not config.is_file() or read_json_object(config).get("model_type") != "baichuan":
+        return {}
+    file = directory / "generation_config.json"
+    published = Entries(read_json_object(file) if file.is_file() else {}, file)
+    return {role: published.whole(f"{role}_token_id", Within(0, MOST_IDS), own) for role, own in ROLES.items()}
+
+
+class HuggingFaceTokenizer:
+    """A fast tokenizer of transformers. `stops` are ids that end an answer beside its end-of-sequence token.
+
+    `roles` are tokens that begin messages where there is no chat template (`published_roles`).
+    """
+
+    def __init__(self, tokenizer: Any, stops: Iterable[int] = (), roles: Mapping[str, int] | None = None):
         self._tokenizer = tokenizer
+        self._roles = roles or {}
         self._name = tokenizer.name_or_path
         named = (tokenizer.eos_token_id, tokenizer.sep_token_id, *map(tokenizer.get_vocab().get, USUAL_ENDS))
         eos = next((id_ for id_ in named if id_ is not None), None)
@@ -70,9 +97,9 @@ class HuggingFaceTokenizer:
         self._added = {id_: str(token) for id_, token in tokenizer.added_tokens_decoder.items()}
         self._special = set(tokenizer.all_special_ids)
         self._special |= {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-        marks = {text: id_ for id_, text in self._added.items() if text in (CHAT_MARKS[1], "<|endoftext|>")}
-        self.stop_ids = tuple(sorted({eos, *stops, *marks.values()}))
-        self.chat_end_id: int = marks.get(CHAT_MARKS[1], eos)
+        known = {text: id_ for id_, text in self._added.items() if text in (*TURN_ENDS, "<|endoftext|>")}
+        self.stop_ids = tuple(sorted({eos, *stops, *known.values()}))
+        self.chat_end_id: int = next((known[end] for end in TURN_ENDS if end in known), eos)
 
     @property
     def published(self) -> Any:
@@ -110,6 +137,8 @@ class HuggingFaceTokenizer:
         return without_first_space(written) if drops_first_space else written
 
     def chat(self, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
+        if not self._tokenizer.chat_template and self._roles:
+            return chat_by_roles(self.encode, messages, add_generation_prompt, self._roles)
         if not self._tokenizer.chat_template:
             ids_of = {text: id_ for id_, text in self._added.items()}
             marks = [ids_of[mark] for mark in CHAT_MARKS if mark in ids_of]
@@ -118,7 +147,11 @@ class HuggingFaceTokenizer:
             )
         with _one_line(self._name, "the chat template fails"):
             return self._tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+                list(messages),
+                add_generation_prompt=add_generation_prompt,
+                tokenize=True,
+                return_dict=False,
+                date_string=DATE,
             )
 
     def _encoded(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -154,11 +187,16 @@ def load_hugging_face(directory: Path) -> HuggingFaceTokenizer:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     def load(kind: Any) -> Any:
-        return kind.from_pretrained(str(directory), local_files_only=True)
+        return kind.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
 
     for name in FILES:
         if (directory / name).is_file():
             read_json_object(directory / name)
+    if has_own_code(directory):
+        raise UserError(
+            f"{directory}: its tokenizer is a program of its own, which is not run; put the tokenizer.json of a copy "
+            "for transformers beside it (of GLM-4-9B-hf for GLM-4)"
+        )
     with _one_line(directory, "transformers cannot load this tokenizer"), _without_panics():
         # The class that AutoTokenizer takes by the name of the model has pre-tokenization and special tokens of its own
         # beside those of tokenizer.json. It is of use where no file names an end, as for the published BERT.
@@ -169,9 +207,18 @@ def load_hugging_face(directory: Path) -> HuggingFaceTokenizer:
             raise UserError(f"{directory}: no vocabulary found; expected tokenizer.json, or vocab.json with merges.txt")
         if not tokenizer.is_fast:
             raise UserError(f"{directory}: no fast tokenizer; expected tokenizer.json (save it with transformers once)")
-        loaded = HuggingFaceTokenizer(tokenizer, end_ids(directory / "generation_config.json"))
+        loaded = HuggingFaceTokenizer(tokenizer, published_ends(directory), published_roles(directory))
         loaded.decode(loaded.encode_prompt(TRIED))
         return loaded
+
+
+def has_own_code(directory: Path) -> bool:
+    """Whether a tokenizer is published as Python code, without a tokenizer.json that says the same."""
+    config = directory / "tokenizer_config.json"
+    if (directory / "tokenizer.json").is_file() or not config.is_file():
+        return False
+    classes = read_json_object(config).get("auto_map")
+    return isinstance(classes, list) or (isinstance(classes, dict) and "AutoTokenizer" in classes)
 
 
 def load_bare_qwen2(directory: Path) -> HuggingFaceTokenizer:

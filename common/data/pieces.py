@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 Messages = Sequence[Mapping[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
 
 CHAT_MARKS = ("<|im_start|>", "<|im_end|>")
+TURN_ENDS = (CHAT_MARKS[1], "<|eot_id|>")  # of the assistant's turn: ChatML, Llama 3
 SPACE = "\u2581"  # how SentencePiece writes a space
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -63,3 +64,17 @@ def chat_without_template(
     if add_generation_prompt:
         ids += [marks[0], *encode("assistant\n")] if chatml else encode("assistant:")
     return ids
+
+
+def chat_by_roles(
+    encode: Callable[[str], list[int]], messages: Messages, add_generation_prompt: bool, roles: Mapping[str, int]
+) -> list[int]:
+    """The token of the role, then the text, for each message; a role without a token, such as system, has none.
+
+    As Baichuan2 is published, with code in place of a template.
+    """
+    ids: list[int] = []
+    for message in messages:
+        ids += [roles[message["role"]]] if message["role"] in roles else []
+        ids += encode(message["content"])
+    return [*ids, roles["assistant"]] if add_generation_prompt else ids

@@ -8,12 +8,24 @@ import dataclasses
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from common.data.huggingface_tokenizer import load_bare_qwen2, load_hugging_face
-from common.data.pieces import CHAT_MARKS, Messages, chat_without_template, sentencepiece_bytes, without_first_space
+from common.data.huggingface_tokenizer import (
+    load_bare_qwen2,
+    load_hugging_face,
+    published_ends,
+    published_roles,
+)
+from common.data.pieces import (
+    CHAT_MARKS,
+    Messages,
+    chat_by_roles,
+    chat_without_template,
+    sentencepiece_bytes,
+    without_first_space,
+)
 from common.errors import UserError
 from common.files import written_aside
 from common.io.inputs import read_bytes
@@ -70,9 +82,9 @@ class Tokenizer(Protocol):
     def chat(self, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
         """Tokens of a conversation, ready for the assistant's answer or (False) complete.
 
-        By the tokenizer's own chat template, which writes its own beginning. Without one: what begins a text, then
-        ChatML as Qwen writes it where its marks are in the vocabulary, otherwise lines `role: content`, `eos_id` after
-        each of the assistant's, and `assistant:` to answer.
+        By the tokenizer's own chat template, which writes its own beginning. Without one: with Baichuan's tokens of the
+        roles; for other models what begins a text, then ChatML as Qwen writes it where its marks are in the vocabulary,
+        otherwise lines `role: content`, `eos_id` after each of the assistant's, and `assistant:` to answer.
         """
 
 
@@ -87,12 +99,14 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if path.is_dir():
         has = {entry.name for entry in path.iterdir()}
         models = sorted(name for name in has if name.endswith(".model"))
+        if len(models) == 1 and "tokenizer.json" not in has and (roles := published_roles(path)):
+            return SentencePieceTokenizer(path / models[0], published_ends(path), roles)  # Baichuan's
         if has & {"tokenizer.json", "tokenizer_config.json"}:
             return load_hugging_face(path)
         if {"vocab.json", "merges.txt"} <= has:
             return load_bare_qwen2(path)
         if len(models) == 1:
-            return SentencePieceTokenizer(path / models[0])
+            return SentencePieceTokenizer(path / models[0], published_ends(path))
         raise UserError(
             f"{path}: no tokenizer found; expected tokenizer.json, vocab.json with merges.txt, or one SentencePiece "
             f".model file ({len(models)} there)"
@@ -109,9 +123,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model file (arXiv:1808.06226)."""
+    """A SentencePiece model file (arXiv:1808.06226), with `stops` and `roles` as `HuggingFaceTokenizer` has them."""
 
-    def __init__(self, file: str | Path):
+    def __init__(self, file: str | Path, stops: Iterable[int] = (), roles: Mapping[str, int] | None = None):
         import sentencepiece
         from google.protobuf.message import DecodeError
         from sentencepiece import sentencepiece_model_pb2
@@ -130,7 +144,8 @@ class SentencePieceTokenizer:
         self.pad_id: int = self.eos_id if self._model.pad_id() < 0 else self._model.pad_id()
         self.bos_id: int | None = None if self._model.bos_id() < 0 else self._model.bos_id()
         self._marks = [id_ for id_ in map(self._model.piece_to_id, CHAT_MARKS) if id_ != self._model.unk_id()]
-        self.stop_ids = tuple(sorted({self.eos_id, *self._marks[1:]}))
+        self.stop_ids = tuple(sorted({self.eos_id, *stops, *self._marks[1:]}))
+        self._roles = roles or {}
         self.chat_end_id: int = [self.eos_id, *self._marks][2 if len(self._marks) == 2 else 0]
         self._drops_all_first_spaces = described.normalizer_spec.remove_extra_whitespaces
         self._drops_first_space = described.normalizer_spec.add_dummy_prefix or self._drops_all_first_spaces
@@ -157,6 +172,8 @@ class SentencePieceTokenizer:
         return [self._unknown if id_ == model.unk_id() else piece for id_, piece in zip(ids, written, strict=True)]
 
     def chat(self, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
+        if self._roles:
+            return chat_by_roles(self.encode, messages, add_generation_prompt, self._roles)
         start = [] if self.bos_id is None else [self.bos_id]
         return chat_without_template(
             self.encode, messages, add_generation_prompt, start=start, end=self.eos_id, marks=self._marks

@@ -99,7 +99,7 @@ def test_scores_are_log_softmax_over_the_whole_vocabulary(model, tmp_path):
 
 def test_an_answer_ends_where_it_does_in_transformers(model, tmp_path):
     tokenizer = load_tokenizer(model)
-    assert set(tokenizer.stop_ids) == {0, 2}
+    assert set(tokenizer.stop_ids) == {0, 2, 7}
     assert decode_cli.stop_ids(model, tokenizer, 320) == (7,)  # of config.json
     other = tmp_path / "other"
     other.mkdir()
@@ -113,4 +113,4 @@ def test_an_answer_ends_where_it_does_in_transformers(model, tmp_path):
     assert [row["token_ids"] for row in rows] == expected
     assert rows[1]["finish"] == "stop"
     assert decode_cli.stop_ids(other, tokenizer, 320) == tuple(sorted((third, 9)))
-    assert decode_cli.stop_ids(other, tokenizer, 320, chat=True) == tuple(sorted({third, 9, 2}))
+    assert decode_cli.stop_ids(other, tokenizer, 320, chat=True) == tuple(sorted({third, 9, 2, 7}))
