@@ -1,4 +1,4 @@
-"""`retsta train | evaluate | standardize | terminology | demo`: the command line of report standardization."""
+"""`retsta train | evaluate | standardize | label | terminology | demo`: the command line of report standardization."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +15,7 @@ USAGE = """usage: retsta COMMAND ...
   train        fine-tune on report pairs:   retsta train --preset NAME --run-dir DIR [any field of the config]
   evaluate     score a run, with baselines: retsta evaluate --run-dir DIR
   standardize  rewrite reports:             retsta standardize --run-dir DIR FILE|- [--output FILE.jsonl]
+  label        make pairs of many reports:  retsta label --run-dir DIR FILE --output DIR
   terminology  check one, find its terms:   retsta terminology check [FILE]; retsta terminology match FILE
   demo         all of it, on generated fundus reports and a small model, in minutes
 
@@ -23,7 +24,7 @@ Each command has --help. Presets: {presets}."""
 
 def main() -> None:
     """The console script."""
-    run_cli(dispatch, hosts=("train",))
+    run_cli(dispatch, hosts=("train", "label"))
 
 
 def dispatch(arguments: list[str]) -> int | None:
@@ -32,6 +33,7 @@ def dispatch(arguments: list[str]) -> int | None:
         "train": train,
         "evaluate": evaluate,
         "standardize": standardize,
+        "label": label,
         "terminology": terminology,
         "demo": demo,
     }
@@ -108,6 +110,13 @@ def standardize(arguments: list[str]) -> None:
     from retsta_jax.standardize import standardize_file
 
     standardize_file(chosen.run_dir, chosen.source, chosen.output, chosen.batch_size)
+
+
+def label(arguments: list[str]) -> None:
+    """Label free-text reports and filter the pairs."""
+    from retsta_jax.label_command import label as run
+
+    run(arguments)
 
 
 def terminology(arguments: list[str]) -> int | None:

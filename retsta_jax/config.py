@@ -34,6 +34,7 @@ class DataConfig:
     train: str = ""  # jsonl: rows {"id", "source", "target", "language"?}
     validation: str = ""  # jsonl
     test: str = ""  # jsonl
+    terminology: str = ""  # jsonl: CSV, TSV or JSON table of terms, by which findings are scored; "": the shipped one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +129,7 @@ FILES: dict[str, tuple[str, ...]] = {
 NEEDS = (
     *(Needs(f"data.{file}", "data.corpus", (corpus,)) for corpus, files in FILES.items() for file in files),
     *(Needs(f"data.{name}", "data.corpus", ("fundus",)) for name in ("language", "train_size", "test_size")),
+    Needs("data.terminology", "data.corpus", ("jsonl",)),
     Needs("data.validation_size", "data.corpus", ("fundus", "openi")),
     Needs("lora", "model.tuning", ("lora",)),
     Needs("model.param_dtype", "model.tuning", ("lora",)),

@@ -18,6 +18,7 @@ from common.errors import UserError
 from common.io.locks import locked_run, owning
 from common.io.numbers import rounded, score_text
 from common.io.outputs import check_output
+from common.io.terminal import say
 from common.jsonl import write_rows
 from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_report, nearest_reports
@@ -31,8 +32,9 @@ from common.weights import write_json
 from retsta_jax.codes import parse_codes, terminology, terminology_validity
 from retsta_jax.config import NEEDS, PRESETS, RetstaConfig
 from retsta_jax.data import load_splits, splits_line
-from retsta_jax.findings import parse_standard_report
 from retsta_jax.standardize import Trained, load_trained, standardize, unusable
+from retsta_jax.stated import recognised, stated, stated_in_standard_form
+from retsta_jax.terminology import SHIPPED, Terminology, load_terminology
 
 MODEL, BEFORE, NEAREST, CONSTANT = "this run", "before fine-tuning", "nearest training report", "constant report"
 EXAMPLES = 12
@@ -74,7 +76,8 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
         **baselines(splits.train, pairs),
     }
     codes = trained.config.data.corpus == "openi"
-    systems = {name: score(texts, pairs, codes) for name, texts in outputs.items()}
+    terms = load_terminology(trained.config.data.terminology or SHIPPED)
+    systems = {name: score(texts, pairs, trained.config.data.corpus, terms) for name, texts in outputs.items()}
     notes = [data, f"{len(pairs)} {split} reports; best checkpoint: step {trained.step}."]
     if quarantine:
         notes.append(f"{quarantine.summary()}: they are in no score.")
@@ -83,8 +86,14 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     if codes:
         valid = terminology_validity([parse_codes(text) for text in outputs[MODEL]], terminology(splits.train))
         notes.append(f"{valid:.1%} of the codes written are in the terminology of the training part.")
+    else:
+        read = recognised([pair.target for pair in pairs], [pair.language for pair in pairs], terms)
+        notes.append(read.note())
+        say(read.note())
     write_rows(run_dir / "predictions.jsonl", prediction_rows(outputs[MODEL], pairs, codes))
     counts = {"reports": len(pairs), "quarantined": len(quarantine)}
+    if not codes:
+        counts |= read._asdict()
     result = {"split": split, **counts, "step": trained.step, "systems": systems, "notes": absent}
     write_json(run_dir / "metrics.json", rounded(result))
     chosen = {"split": split, "limit": limit, "batch_size": batch_size}
@@ -132,11 +141,21 @@ def baselines(train: Sequence[ReportPair], pairs: Sequence[ReportPair]) -> dict[
     return {NEAREST: nearest, CONSTANT: constant}
 
 
-def score(texts: Sequence[str], pairs: Sequence[ReportPair], codes: bool) -> Scores:
+def statements(text: str, language: Language, corpus: str, terms: Terminology) -> frozenset[str]:
+    """What a report of a corpus states: its codes, the findings of a standard fundus report, or what terms tell."""
+    if corpus == "openi":
+        return parse_codes(text)
+    return stated_in_standard_form(text, language) if corpus == "fundus" else stated(text, language, terms)
+
+
+def score(texts: Sequence[str], pairs: Sequence[ReportPair], corpus: str, terms: Terminology) -> Scores:
     """All scores of one system: value, low and high by name. Names start with the language where there are two."""
-    ours = [statements(text, pair.language, codes) for text, pair in zip(texts, pairs, strict=True)]
-    measured_statements = evaluate_codes(ours, [statements(pair.target, pair.language, codes) for pair in pairs])
-    scores: Scores = {name if codes else finding_name(name): value for name, value in measured_statements.items()}
+    ours = [statements(text, pair.language, corpus, terms) for text, pair in zip(texts, pairs, strict=True)]
+    theirs = [statements(pair.target, pair.language, corpus, terms) for pair in pairs]
+    measured_statements = evaluate_codes(ours, theirs)
+    scores: Scores = {
+        name if corpus == "openi" else finding_name(name): value for name, value in measured_statements.items()
+    }
     languages = sorted({pair.language for pair in pairs})
     for language in languages:
         chosen = [place for place, pair in enumerate(pairs) if pair.language == language]
@@ -155,16 +174,6 @@ def score(texts: Sequence[str], pairs: Sequence[ReportPair], codes: bool) -> Sco
 def finding_name(name: str) -> str:
     """The score of a set of codes, named for the findings of fundus reports: a finding's head is its term."""
     return name.replace("codes/", "findings/").replace("heads/", "terms/")
-
-
-def statements(text: str, language: Language, codes: bool) -> frozenset[str]:
-    """What a standard report states, as codes whose head is the term; parts that do not parse stand for themselves."""
-    if codes:
-        return parse_codes(text)
-    parsed = parse_standard_report(text, language)
-    details = [dataclasses.asdict(finding) for finding in parsed.findings]
-    stated = ["/".join([row.pop("term"), *(str(value) for value in row.values())]) for row in details]
-    return frozenset([*stated, *parsed.unparsed])
 
 
 def reproducible(shown: Page, run_dir: Path, chosen: Mapping[str, Any]) -> Page:

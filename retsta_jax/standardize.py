@@ -5,20 +5,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+from jaxtyping import Array, Key
+
 from common.checkpoint import open_checkpoints, restore_trainable
 from common.config import read_config
 from common.data.cleaning import clean_report
 from common.data.summary import already, data_line, say_data, unknown_share
 from common.data.tokenizers import Tokenizer
+from common.decode import Generated, Prompts
 from common.devices import say_devices
 from common.errors import UserError
 from common.fingerprints import DIGITS, fingerprint, model_record
 from common.finite import check_finite, precision_remedy
-from common.generate import DecodeSettings, generate_rows, make_generator, row_keys
+from common.generate import DecodeSettings, Generator, generate_rows, make_generator, row_keys
 from common.io.locks import locked_file, owning, warn_of_writer
 from common.io.resumable import claim_output, row_writer, rows_done
 from common.models.qwen2_weights import max_positions
-from common.parallel import make_layout
+from common.parallel import Layout, MeshConfig, batch_sharding, make_layout
 from common.sft import model_variables
 from common.types import PyTree
 from retsta_jax.config import RetstaConfig
@@ -38,6 +42,7 @@ class Trained(NamedTuple):
     trainable: PyTree
     frozen: PyTree
     step: int
+    layout: Layout
 
     @property
     def variables(self) -> PyTree:
@@ -57,21 +62,24 @@ class Standardized(NamedTuple):
     complete: bool
 
 
-def load_trained(run_dir: Path) -> Trained:
-    """The best weights of a run directory on one device. Raises UserError where they are missing or do not fit."""
+def load_trained(run_dir: Path, mesh: MeshConfig | None = None) -> Trained:
+    """The best weights of a run directory on one device, or split over those of this process as `mesh` says.
+
+    Raises UserError where they are missing or do not fit.
+    """
     config = dataclasses.replace(read_config(RetstaConfig, run_dir), parallel="jit")
     # This machine may not have the attention of the one that trained.
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"{run_dir}: holds no checkpoint; train first")
     warn_of_writer(run_dir)
-    layout = make_layout("jit")
+    layout = make_layout("jit") if mesh is None else make_layout("auto", mesh, jax.local_devices())
     base = load_base(config, layout)
     start, frozen = initial_trees(config, base, layout)
     checkpoints = open_checkpoints(run_dir, checkpoint_note(base_directory(config)), config)
     step, trainable = restore_trainable(checkpoints, start)
     checkpoints.close()
-    return Trained(config, base, trainable, frozen, step)
+    return Trained(config, base, trainable, frozen, step, layout)
 
 
 def standardize(
@@ -94,8 +102,9 @@ def standardize(
         stop_ids=tokenizer.stop_ids,
         forbidden_ids=tuple(range(tokenizer.vocab_size, vocabulary)),
     )
-    generator = make_generator(trained.base.config, settings)
-    batch_size = max(min(batch_size, len(reports)), 1)
+    generator = spread_rows(make_generator(trained.base.config, settings), trained.layout)
+    parts = trained.layout.row_shards
+    batch_size = -(-max(min(batch_size, len(reports)), 1) // parts) * parts
     for start in range(0, len(reports), batch_size * BATCHES_AT_ONCE):
         part = reports[start : start + batch_size * BATCHES_AT_ONCE]
         prompts = [prompt_tokens(tokenizer, trained.config.instruction, clean_report(report)) for report in part]
@@ -105,6 +114,18 @@ def standardize(
             check_finite([continuation.finite], [id_], "the model's logits", remedy)
             tokens = continuation.token_ids[:-1] if continuation.stopped else continuation.token_ids
             yield Standardized(clean_report(tokenizer.decode(tokens)), continuation.stopped)
+
+
+def spread_rows(generator: Generator, layout: Layout) -> Generator:
+    """The generator with the rows of its batches split over the devices of a layout."""
+    if layout.mode == "jit":
+        return generator
+
+    def run(variables: PyTree, prompts: Prompts, keys: Key[Array, "B"]) -> Generated:
+        with layout.context():
+            return generator(variables, *jax.device_put((prompts, keys), batch_sharding(layout)))
+
+    return run
 
 
 @owning("output", locked_file)

@@ -68,9 +68,9 @@ def _shared_forms(table: Table, language: Language) -> Iterator[str]:
     """Names that belong to two terms, or stand twice at one."""
     owners: defaultdict[str, list[Term]] = defaultdict(list)
     for term in table.terms:
-        forms = [normal_form(form) for form in term.forms(language)]
-        for form, count in Counter(forms).items():
+        for form in {normal_form(form) for form in term.forms(language)}:
             owners[form].append(term)
+        for form, count in Counter(term.forms(language)).items():
             if count > 1:
                 yield f"{_where(term)}: {printable(repr(form))} ({language}) stands {count} times"
     for form, terms in owners.items():

@@ -47,6 +47,7 @@ from common.types import LossSum, PyTree, TextBatch, TrainState
 from retsta_jax.config import EMBEDDED_BASE, RetstaConfig
 from retsta_jax.data import load_splits, splits_line
 from retsta_jax.prompts import encode_pairs
+from retsta_jax.terminology import load_terminology
 
 
 class Base(NamedTuple):
@@ -134,9 +135,11 @@ def checkpoint_note(directory: Path) -> dict[str, Any]:
 
 
 def check_config(config: RetstaConfig) -> None:
-    """Raise UserError for a number out of its bounds, or a logger that is missing."""
+    """Raise UserError for a number out of its bounds, a logger that is missing, or a terminology with errors."""
     check_numbers(config)
     check_wandb(config.wandb_project)
+    if config.data.terminology:
+        load_terminology(config.data.terminology)
 
 
 @owning_run_directory

@@ -37,6 +37,7 @@ from retsta_jax.data import load_splits
 from retsta_jax.evaluate import score, sources, statements
 from retsta_jax.prompts import prompt_tokens
 from retsta_jax.standardize import Trained, load_trained, standardize
+from retsta_jax.terminology import load_terminology
 
 
 def findings_f1(texts: Sequence[str], references: Sequence[str]) -> Float[np.ndarray, "N"]:
@@ -51,7 +52,7 @@ def findings_f1(texts: Sequence[str], references: Sequence[str]) -> Float[np.nda
 def scores(trained: Trained, pairs: Sequence[ReportPair]) -> Any:
     """Scores of the likeliest standard reports."""
     found = standardize(trained, trained.variables, sources(pairs))
-    return score([result.text for result in found], pairs, codes=False)
+    return score([result.text for result in found], pairs, "fundus", load_terminology())
 
 
 def main(arguments: list[str]) -> None:

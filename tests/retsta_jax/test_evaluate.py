@@ -19,8 +19,12 @@ from retsta_jax.corpus import make_splits
 from retsta_jax.data import read_pairs
 from retsta_jax.evaluate import CONSTANT, NEAREST, baselines, prediction_rows, score, statements
 from retsta_jax.standardize import Trained, standardize
+from retsta_jax.stated import recognised
+from retsta_jax.terminology import load_terminology
 from retsta_jax.train import load_base
 
+TERMS = load_terminology()
+FUNDUS, OPENI, OWN = ("fundus", TERMS), ("openi", TERMS), ("jsonl", TERMS)
 ZH = ReportPair("zh", "右眼NPDR", "右眼：轻度非增生型糖尿病视网膜病变；未见黄斑水肿。", "zh")
 EN = ReportPair("en", "OD: DR", "Right eye: diabetic retinopathy; no drusen.", "en")
 CODES = ReportPair("c", "FINDINGS: Clear.", "Opacity/lung/base/left\nCardiomegaly/mild", "en")
@@ -37,25 +41,25 @@ def test_a_model_that_overflows_names_the_report(material):
     )
     base = load_base(config, make_layout("jit"))
     params = base.params | {"norm": {"scale": base.params["norm"]["scale"] * 3e38}}
-    trained = Trained(config, base._replace(params=params), {}, {}, 0)
+    trained = Trained(config, base._replace(params=params), {}, {}, 0, make_layout("jit"))
     with pytest.raises(UserError, match=r"^id 'x': the model's logits are not finite .* computed in float32"):
         list(standardize(trained, trained.untrained, ["OD: few drusen.", "no"], ids=["x", "y"]))
 
 
 def test_statements_tell_eye_status_and_severity_apart():
-    target = statements(ZH.target, "zh", codes=False)
+    target = statements(ZH.target, "zh", *FUNDUS)
     assert len(target) == 2
     for changed in (ZH.target.replace("右", "左"), ZH.target.replace("轻", "中"), ZH.target.replace("未见", "可疑")):
-        assert len(statements(changed, "zh", codes=False) & target) < 2
+        assert len(statements(changed, "zh", *FUNDUS) & target) < 2
 
 
 def test_both_languages_state_the_same():
     english = EN.target.replace("diabetic", "mild non-proliferative diabetic").replace("drusen", "macular oedema")
-    assert statements(english, "en", codes=False) == statements(ZH.target, "zh", codes=False)
+    assert statements(english, "en", *FUNDUS) == statements(ZH.target, "zh", *FUNDUS)
 
 
 def test_text_that_does_not_parse_counts_as_wrong_statements():
-    assert statements("Lorem ipsum. " + EN.target, "en", codes=False) > statements(EN.target, "en", codes=False)
+    assert statements("Lorem ipsum. " + EN.target, "en", *FUNDUS) > statements(EN.target, "en", *FUNDUS)
 
 
 def test_a_standard_report_has_the_white_space_of_training_targets_wherever_it_is_written(monkeypatch):
@@ -65,21 +69,32 @@ def test_a_standard_report_has_the_white_space_of_training_targets_wherever_it_i
     monkeypatch.setattr(module, "prompt_tokens", lambda *_: [1])
     tokenizer = SimpleNamespace(stop_ids=(), vocab_size=2, decode=lambda ids: "\n\n Opacity/lung \n\nEdema 2.5\n")
     base: Any = SimpleNamespace(tokenizer=tokenizer, config=SimpleNamespace(vocab_size=2, dtype="float32"))
-    trained = module.Trained(RetstaConfig(), base, {}, {}, 0)
+    trained = module.Trained(RetstaConfig(), base, {}, {}, 0, make_layout("jit"))
     (result,) = module.standardize(trained, {}, ["x"])
     assert result.text == "Opacity/lung\nEdema 2.5"
     (row,) = prediction_rows([result.text], [CODES], codes=True)
     assert row["prediction"] == "Opacity/lung Edema 2.5"
 
 
+def test_own_reports_are_read_by_a_terminology_and_it_is_said_how_far():
+    assert statements("OD: drusen. No haemorrhage", "en", *OWN) == {"drusen/right/present"}
+    swapped = score(["OS: drusen"], [ReportPair("1", "x", "OD: drusen")], *OWN)
+    assert swapped["findings/F1"]["value"] == 0
+    assert swapped["terms/F1"]["value"] == 1
+    texts = ["OD: drusen. Pupils equal. Lids normal, lashes fine", "双眼玻璃膜疣；睑板腺开口阻塞"]
+    found = recognised(texts, ["en", "zh"], TERMS)
+    assert found == (2, 6)
+    assert found.note().startswith("The terminology recognised 2 of 6 statements of the references (33.3%)")
+
+
 def test_codes_are_lines():
-    assert statements(CODES.target, "en", codes=True) == {"Opacity/lung/base/left", "Cardiomegaly/mild"}
+    assert statements(CODES.target, "en", *OPENI) == {"Opacity/lung/base/left", "Cardiomegaly/mild"}
 
 
 def test_a_perfect_system_scores_one_and_an_empty_one_zero(splits):
     pairs = splits["test"]
-    perfect = score([pair.target for pair in pairs], pairs, codes=False)
-    empty = score(["" for _ in pairs], pairs, codes=False)
+    perfect = score([pair.target for pair in pairs], pairs, *FUNDUS)
+    empty = score(["" for _ in pairs], pairs, *FUNDUS)
     for name in (
         "findings/F1",
         "findings/exact-match",
@@ -95,7 +110,7 @@ def test_a_perfect_system_scores_one_and_an_empty_one_zero(splits):
 def test_metrics_do_not_reward_the_right_words_in_another_report(splits):
     pairs = splits["test"]
     shifted = [pair.target for pair in pairs[2:] + pairs[:2]]  # of the same language
-    assert score(shifted, pairs, codes=False)["findings/F1"]["value"] < 0.3
+    assert score(shifted, pairs, *FUNDUS)["findings/F1"]["value"] < 0.3
 
 
 def test_baselines_answer_in_the_language_of_the_report(splits):
@@ -116,7 +131,7 @@ def test_the_metrics_command_gives_the_text_metrics_of_an_evaluation(codes, tmp_
     texts = ["Opacity/lung/base/left\nCardiomegaly/severe", "Right eye:  no\ndrusen."]
     write_rows(tmp_path / "predictions.jsonl", prediction_rows(texts, pairs, codes))
     metrics_command([str(tmp_path / "predictions.jsonl")])
-    found, expected = json.loads(capsys.readouterr().out), score(texts, pairs, codes)
+    found, expected = json.loads(capsys.readouterr().out), score(texts, pairs, *(OPENI if codes else OWN))
     for name in ("coco/BLEU-4", "coco/ROUGE-L", "nltk/BLEU-4"):
         assert found[name] == rounded(expected[name]["value"])
 
