@@ -43,7 +43,7 @@ from retsta_jax.terminology import load_terminology
 def findings_f1(texts: Sequence[str], references: Sequence[str]) -> Float[np.ndarray, "N"]:
     """The reward: F1 of what each text states against what its reference states."""
     pairs = [
-        [statements(side, language_of(reference), codes=False) for side in (text, reference)]
+        [statements(side, language_of(reference), "fundus", load_terminology()) for side in (text, reference)]
         for text, reference in zip(texts, references, strict=True)
     ]
     return np.array([2 * len(ours & true) / max(len(ours) + len(true), 1) for ours, true in pairs])

@@ -1,0 +1,106 @@
+"""Reports become pairs: labelled in shards that continue, on any number of devices, then filtered with reasons."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+
+from common.jsonl import read_rows
+from retsta_jax.corpus import make_pairs
+from retsta_jax.duplicates import DuplicateConfig
+from retsta_jax.filters import read_pair
+from retsta_jax.label import apply_rules, remove_duplicates, states_of
+from retsta_jax.terminology import load_terminology
+from tests.runs import Material, retsta
+
+TERMS = load_terminology()
+SMALL = {"max_steps": 2, "checkpoint_every": 1, "evaluate_every": 1, "max_new_tokens": 6, "epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def run(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("label") / "run"
+    assert retsta(material.train(run_dir, **SMALL)) == 0
+    return run_dir
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Path:
+    file = tmp_path / "reports.jsonl"
+    rows = [{"id": pair.id, "report": pair.source} for pair in make_pairs(7, seed=2, language="both")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def labelled(run: Path, reports: Path, output: Path, *more: str) -> list[str]:
+    return ["label", str(reports), "--run-dir", str(run), "--output", str(output), "--shard-size", "3", *more]
+
+
+def test_shards_continue_and_do_not_depend_on_devices(run, reports, tmp_path, capsys):
+    output, again = tmp_path / "out", tmp_path / "again"
+    assert len(jax.local_devices()) > 1
+    assert retsta(labelled(run, reports, output)) == 0
+    said = capsys.readouterr().out
+    assert "0 of 7 reports are kept as pairs" in said or "of 7 reports are kept as pairs" in said
+    files = sorted((output / "shards").glob("*.jsonl"))
+    assert [len(read_rows(file, {"standard": str})) for file in files] == [3, 3, 1]
+    shutil.copytree(output, again)
+    files = sorted((again / "shards").glob("*.jsonl"))
+    files[2].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:-15])
+    assert retsta(labelled(run, reports, again)) == 0
+    for file in files:
+        assert file.read_bytes() == (output / "shards" / file.name).read_bytes()
+    alone = tmp_path / "alone.jsonl"
+    assert retsta(["standardize", "--run-dir", str(run), str(reports), "--output", str(alone)]) == 0
+    assert alone.read_bytes() == b"".join(file.read_bytes() for file in files)
+    whole = [*read_rows(output / "rejected.jsonl", {"reasons": list})]
+    kept = (output / "pairs.jsonl").read_text().splitlines()
+    assert len(whole) + len(kept) == 7
+    assert b"Pseudo-labels" in (output / "report.html").read_bytes()
+
+
+def test_other_reports_or_options_are_refused(run, reports, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert retsta(labelled(run, reports, output)) == 0
+    reports.write_text(reports.read_text().replace("zh-000000", "other"))
+    assert retsta(labelled(run, reports, output)) == 2
+    assert "its ids are not the first of the input's" in capsys.readouterr().err
+    assert retsta(labelled(run, reports, tmp_path / "new", "--skip-rules", "nonsense")) == 2
+    assert "--skip-rules nonsense: unknown; rules are" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_every_report_is_kept_or_has_a_reason(tmp_path):
+    pairs = make_pairs(300, seed=4, language="both")
+    reports = [(pair.id, pair.source) for pair in pairs] + [("copy", pairs[0].source)]
+    rows = [{"id": pair.id, "standard": pair.target, "complete": True} for pair in pairs]
+    rows.append({"id": "copy", "standard": pairs[0].target, "complete": True})
+    rows[1] |= {"complete": False}
+    rows[2] |= {"standard": rows[2]["standard"].replace("右", "左").replace("Right", "Left")}
+    kept, rejected = apply_rules(reports, rows, TERMS, skipped=["outside the terminology"])
+    assert [one.id for one in rejected][:1] == [pairs[1].id]
+    funnel = remove_duplicates(len(reports), kept, rejected, tmp_path, TERMS, DuplicateConfig())
+    left_out = {row["id"]: row for row in read_rows(tmp_path / "rejected.jsonl", {"reasons": list})}
+    stay = {row["id"] for row in read_rows(tmp_path / "pairs.jsonl", {"source": str, "target": str, "language": str})}
+    assert stay.isdisjoint(left_out)
+    assert stay | left_out.keys() == {id_ for id_, _ in reports}
+    assert left_out[pairs[1].id]["reasons"] == ["cut off"]
+    assert left_out["copy"]["stays"] == pairs[0].id
+    assert left_out["copy"]["kind"] == "exact"
+    assert funnel.kept == len(stay) > 270
+    assert funnel.reports == sum(funnel.rejected.values()) + sum(funnel.duplicates.values()) + funnel.kept
+
+
+def test_reports_that_differ_in_eye_or_ratio_stand_for_different_states():
+    def states(report, standard):
+        from common.data.records import ReportPair
+
+        return states_of(read_pair(ReportPair("1", report, standard, "en"), TERMS), TERMS)
+
+    one = states("OD increased cupping, CDR 0.7", "Right eye: enlarged cup-to-disc ratio (C/D 0.7).")
+    assert one == states("OD: increased cupping. CDR 0.7", "Right eye: enlarged cup-to-disc ratio (C/D 0.7).")
+    assert one != states("OS increased cupping, CDR 0.7", "Left eye: enlarged cup-to-disc ratio (C/D 0.7).")
+    assert one != states("OD increased cupping, CDR 0.8", "Right eye: enlarged cup-to-disc ratio (C/D 0.8).")
