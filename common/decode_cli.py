@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.adapters import load_adapter
 from common.bounds import COUNT, FEW, NOT_NEGATIVE, SEED, SHARE, Within, bounded
 from common.data.huggingface_tokenizer import end_ids, published_ends
 from common.data.summary import already, data_line, say_data
@@ -34,7 +35,6 @@ from common.lora import scaled
 from common.models.qwen2 import Qwen2Config, check_vocabulary
 from common.models.qwen2_weights import config_from_directory, load_qwen2, max_positions
 from common.options import Needs, check_options
-from common.peft import load_peft
 from common.sampling import Sampling
 from common.types import PyTree
 
@@ -111,7 +111,7 @@ def decode_file(arguments: argparse.Namespace) -> None:
     say_devices()
     variables = {"params": params}
     if arguments.adapter:
-        lora_config, lora, params = load_peft(arguments.adapter, params)
+        lora_config, lora, params = load_adapter(arguments.adapter, config, params)
         variables = {"params": params, "lora": scaled(lora, lora_config)}
     model = Model(config, variables, tokenizer, stops)
     results = _scores(model, rows, done, arguments) if arguments.score else _texts(model, rows, done, arguments)

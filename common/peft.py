@@ -64,7 +64,7 @@ Tested with transformers 5.23 and peft 0.19. A version whose modules have other 
 warning about missing or unexpected keys, and without effect: compare an output with the base model's.
 """
 KINDS: dict[Decoder, tuple[str, str]] = {
-    TEXT: ("language model (Qwen2, Qwen2.5)", "every transformers"),
+    TEXT: ("language model", "every transformers"),
     VISION_LANGUAGE: ("language model of Qwen2.5-VL", "transformers 4.52 or later"),
 }
 # What PEFT's and transformers' automatic classes open the base model with.
@@ -145,11 +145,19 @@ def load_peft(directory: str | Path, base: PyTree, decoder: Decoder = TEXT) -> t
     return config, load_tree(others, unflatten_dict(shapes), names, where=directory), base
 
 
-def save_peft(directory: str | Path, lora: PyTree, config: LoraConfig, base_name: str, decoder: Decoder = TEXT) -> None:
+def save_peft(
+    directory: str | Path,
+    lora: PyTree,
+    config: LoraConfig,
+    base_name: str,
+    decoder: Decoder = TEXT,
+    counts: Mapping[str, int] | None = None,
+) -> None:
     """Write `lora` (not scaled) as an adapter that PEFT loads onto the model `base_name`, a path or a name on the hub.
 
-    `decoder` says whose decoder `lora` is for. The directory appears whole or not at all
-    (`common.weights.written_whole`).
+    `decoder` says whose decoder `lora` is for; `counts` are of adapters that are joined in one module
+    (`common.adapters`), whose rank is that much larger and whose scale is the same. The directory appears whole or
+    not at all (`common.weights.written_whole`).
     """
     names: dict[str, Published] = {}
     for path, leaf in flatten_dict(lora).items():
@@ -170,6 +178,8 @@ def save_peft(directory: str | Path, lora: PyTree, config: LoraConfig, base_name
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
+        "rank_pattern": {name: config.rank * count for name, count in (counts or {}).items()},
+        "alpha_pattern": {name: config.alpha * count for name, count in (counts or {}).items()},
     }
     with written_whole(directory) as aside:
         write_tensors(
@@ -199,7 +209,7 @@ def _decoder_of(stored: dict[str, StoredTensor], decoder: Decoder, file: Path) -
         )
     newer = any(name.startswith(f"{PREFIX}{VISION_LANGUAGE}") for name in stored)
     if newer and decoder == TEXT:
-        raise UserError(f"{file.parent}: is an adapter of Qwen2.5-VL, and the model is a Qwen2; choose the other one")
+        raise UserError(f"{file.parent}: is an adapter of Qwen2.5-VL, and the model is not; choose the other one")
     return VISION_LANGUAGE if newer else TEXT
 
 

@@ -56,7 +56,7 @@ class Published:
     `names` holds one name or, where `stacked`, one for each entry of the leaf's leading axis; None stands for zeros
     that the checkpoint does not hold. `axes` permutes the axes of a published tensor into ours: (1, 0) for a
     PyTorch linear layer, (2, 3, 1, 0) for a convolution. Where several leaves are in one tensor, `rows` are the first
-    row of this one, the one after its last, and how many the tensor has. Such tensors are read, not written.
+    row of this one, the one after its last, and how many the tensor has.
     """
 
     names: tuple[str | None, ...]

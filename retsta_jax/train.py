@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array
 
+from common.adapters import save_adapter
 from common.bounds import check_numbers
 from common.checkpoint import open_checkpoints, restore_trainable
 from common.config import check_run_directory, claim_run_directory, owning_run_directory
@@ -25,7 +26,7 @@ from common.flops import peak_flops, sft_flops
 from common.logs import check_wandb
 from common.lora import init_lora
 from common.models.attention import attention_line, check_implementation
-from common.models.families import check_adapted, check_exported
+from common.models.families import check_trainable
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config, check_vocabulary
 from common.models.qwen2_weights import config_from_directory, load_qwen2, param_shapes, save_qwen2
 from common.optim import make_optimizer, make_schedule
@@ -39,7 +40,6 @@ from common.parallel import (
     place_batch,
     shardings,
 )
-from common.peft import save_peft
 from common.sft import sft_loss
 from common.step import LossFn, init_state, make_train_step
 from common.train_loop import Validation, mean_loss, train
@@ -73,10 +73,7 @@ def load_base(config: RetstaConfig, layout: Layout) -> Base:
     directory = base_directory(config)
     check_implementation(config.model.attention)
     sizes = config_from_directory(directory)
-    if config.model.tuning == "lora":
-        check_adapted(sizes, config.lora.targets)
-    else:
-        check_exported(sizes)
+    check_trainable(sizes, config.model.tuning)
     tokenizer = load_tokenizer(directory)
     check_vocabulary(tokenizer, sizes)
     stored = "float32" if config.model.tuning == "full" else config.model.param_dtype
@@ -126,7 +123,7 @@ def export(config: RetstaConfig, base: Base, trainable: PyTree, run_dir: Path) -
         if jax.process_index() == 0 and (note := reading_note(run_dir / "model", base.tokenizer)):
             print(note, flush=True)
     else:
-        save_peft(run_dir / "adapter", trainable, config.lora, str(base.directory.resolve()))
+        save_adapter(run_dir / "adapter", base.config, trainable, config.lora, str(base.directory.resolve()))
 
 
 def checkpoint_note(directory: Path) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from common.io.patterns import full_matches
 from common.models.published import Entries, read_entries
 from common.models.qwen2 import Qwen2Config
 from common.weights import Index, NameMap, Published, StoredTensor, layered
@@ -59,16 +58,16 @@ class Family:
     """One `model_type`.
 
     `read` checks what only this family says, and gives what `decoder_config` needs beside the entries that all have.
-    `names` maps our leaves to its tensors, and `entries` ours of `config.json` to its own. `architecture` is the class
-    that reads an export of all parameters; "" where none is written. Of projections that share a tensor (`shared`)
-    PEFT has no adapters; `adapters` is whether it knows the modules by transformers' names at all.
+    `entries` are names in `config.json`, {ours: its own}, and `names` maps our leaves to its tensors. `shared` are
+    matrices that hold several projections. `architecture` is the class that reads an export of all parameters; ""
+    where none is written. `adapters` is whether PEFT knows the modules by transformers' names.
     """
 
     read: Callable[[Entries], Read]
     names: Callable[[Qwen2Config], NameMap]
-    entries: Mapping[str, str] = dataclasses.field(default_factory=dict)
     architecture: str = ""
-    shared: tuple[str, ...] = ()
+    shared: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    entries: Mapping[str, str] = dataclasses.field(default_factory=dict)
     adapters: bool = True
 
 
@@ -150,38 +149,34 @@ def warn_of_rotation(published: Entries, config: Qwen2Config) -> None:
     if config.rope_theta != theta and (said or doubtful):
         source = "rope_ratio means" if said else "the first release of GLM-4-9B-Chat has"
         warnings.warn(
-            f"{published.where}: rope_theta is {config.rope_theta:g} and is used, but {source} {theta:g}; if answers "
-            "to long prompts are poor, change rope_theta in the file",
+            f"{published.where}: rope_theta is {config.rope_theta:,.0f} and is used, but {source} {theta:,.0f}; if "
+            "answers to long prompts are poor, change rope_theta in the file",
             stacklevel=2,
         )
 
 
-def check_exported(config: Qwen2Config) -> None:
-    """Raise UserError where all parameters of such a model cannot be written in its family's layout."""
-    if not FAMILIES[config.model_type].architecture:
-        written = " or ".join(name for name, family in FAMILIES.items() if family.architecture)
+def check_trainable(config: Qwen2Config, tuning: str) -> None:
+    """Raise UserError where what `tuning` trains ("lora" or "full") is not written in the layout of the family."""
+    if not FAMILIES[config.model_type].adapters:
         raise UserError(
-            f"a model of type {config.model_type} is not exported whole, only one of type {written}; train an adapter "
-            "(--model.tuning lora)"
+            f"a model of type {config.model_type} is not trained, as PEFT knows its modules by other names; take it in "
+            "the layout of transformers (GLM-4-9B-hf, model_type glm)"
+        )
+    if tuning == "full" and not FAMILIES[config.model_type].architecture:
+        raise UserError(
+            f"a model of type {config.model_type} is not trained whole, as no class of transformers reads it; train an "
+            "adapter (--model.tuning lora)"
         )
 
 
-def check_adapted(config: Qwen2Config, targets: str) -> None:
-    """Raise UserError where PEFT could not load adapters of the projections `targets` (a pattern) onto such a model."""
-    family = FAMILIES[config.model_type]
-    if not family.adapters:
-        raise UserError(
-            f"a model of type {config.model_type} is not trained, because PEFT knows its modules by other names; take "
-            "it in the layout of transformers (GLM-4-9B-hf, model_type glm)"
-        )
-    names = [name for names in PROJECTIONS.values() for name in names]
-    (held,) = full_matches([targets], names, "lora.targets")
-    if shared := [name for name, holds in zip(names, held, strict=True) if holds and name in family.shared]:
-        rest = "|".join(name.removesuffix("_proj") for name in names if name not in family.shared)
-        raise UserError(
-            f"lora.targets: {', '.join(shared)} are parts of one matrix in a model of type {config.model_type}, so "
-            f"PEFT has no adapters for them; give --lora.targets '({rest})_proj'"
-        )
+def shared_features(config: Qwen2Config) -> dict[str, dict[str, int]]:
+    """The projections of each matrix that holds several, and how many rows of it each of them has, in their order."""
+    q, kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+    features = {"q_proj": q, "k_proj": kv, "v_proj": kv}
+    return {
+        matrix: {name: features.get(name, config.intermediate_size) for name in names}
+        for matrix, names in FAMILIES[config.model_type].shared.items()
+    }
 
 
 def _transformers_names(config: Qwen2Config) -> NameMap:
@@ -204,35 +199,20 @@ def _transformers_names(config: Qwen2Config) -> NameMap:
     return names
 
 
-def _attention_inputs(config: Qwen2Config, tensor: str) -> NameMap:
-    """q, k and v, whose rows follow one another in `tensor`."""
-    q, kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
-    return _parts(config, f"self_attn.{tensor}", "self_attn", dict(zip(ATTENTION_INPUTS, (q, kv, kv), strict=True)))
-
-
-def _gate_and_up(config: Qwen2Config) -> NameMap:
-    sizes = dict.fromkeys(("gate_proj", "up_proj"), config.intermediate_size)
-    return _parts(config, "mlp.gate_up_proj", "mlp", sizes)
-
-
-def _parts(config: Qwen2Config, tensor: str, module: str, sizes: Mapping[str, int]) -> NameMap:
-    names, first, total = {}, 0, sum(sizes.values())
-    for name, size in sizes.items():
-        rows, published = (first, first + size, total), f"model.layers.{{}}.{tensor}"
-        path, layers = f"layers/{module}/{name}", config.num_hidden_layers
-        names[f"{path}/kernel"] = layered(f"{published}.weight", layers, (1, 0), rows)
-        if config.attention_bias and name in ATTENTION_INPUTS:
-            names[f"{path}/bias"] = layered(f"{published}.bias", layers, rows=rows)
-        first += size
+def _joined_names(config: Qwen2Config) -> NameMap:
+    """As transformers', with the matrices that hold several projections."""
+    names, layers = dict(_transformers_names(config)), config.num_hidden_layers
+    for matrix, features in shared_features(config).items():
+        first, total = 0, sum(features.values())
+        for name, size in features.items():
+            module = next(module for module, projections in PROJECTIONS.items() if name in projections)
+            rows, path = (first, first + size, total), f"layers/{module}/{name}"
+            tensor = f"model.layers.{{}}.{module}.{matrix}"
+            names[f"{path}/kernel"] = layered(f"{tensor}.weight", layers, (1, 0), rows)
+            if f"{path}/bias" in names:
+                names[f"{path}/bias"] = layered(f"{tensor}.bias", layers, rows=rows)
+            first += size
     return names
-
-
-def _glm_names(config: Qwen2Config) -> NameMap:
-    return {**_transformers_names(config), **_gate_and_up(config)}
-
-
-def _baichuan_names(config: Qwen2Config) -> NameMap:
-    return {**_transformers_names(config), **_attention_inputs(config, "W_pack")}
 
 
 def _chatglm_names(config: Qwen2Config) -> NameMap:
@@ -241,18 +221,24 @@ def _chatglm_names(config: Qwen2Config) -> NameMap:
             name = name.replace(part, other)
         return name
 
-    names = {**_glm_names(config), **_attention_inputs(config, "query_key_value")}
     return {
         path: dataclasses.replace(published, names=tuple(theirs(str(name)) for name in published.names))
-        for path, published in names.items()
+        for path, published in _joined_names(config).items()
     }
 
 
+GATE_UP = {"gate_up_proj": ("gate_proj", "up_proj")}
 FAMILIES: Mapping[str, Family] = {
-    "qwen2": Family(_read_qwen2, _transformers_names, architecture="Qwen2ForCausalLM"),
-    "llama": Family(_read_llama, _transformers_names, architecture="LlamaForCausalLM"),
-    "glm": Family(_read_glm, _glm_names, shared=("gate_proj", "up_proj")),
-    "glm4": Family(_read_glm, _glm_names, shared=("gate_proj", "up_proj")),
-    "chatglm": Family(_read_chatglm, _chatglm_names, CHATGLM_ENTRIES, adapters=False),
-    "baichuan": Family(_read_baichuan, _baichuan_names, shared=ATTENTION_INPUTS),
+    "qwen2": Family(_read_qwen2, _transformers_names, "Qwen2ForCausalLM"),
+    "llama": Family(_read_llama, _transformers_names, "LlamaForCausalLM"),
+    "glm": Family(_read_glm, _joined_names, "GlmForCausalLM", GATE_UP),
+    "glm4": Family(_read_glm, _joined_names, "Glm4ForCausalLM", GATE_UP),
+    "chatglm": Family(
+        _read_chatglm,
+        _chatglm_names,
+        shared={"query_key_value": ATTENTION_INPUTS, **GATE_UP},
+        entries=CHATGLM_ENTRIES,
+        adapters=False,
+    ),
+    "baichuan": Family(_read_baichuan, _joined_names, shared={"W_pack": ATTENTION_INPUTS}),
 }

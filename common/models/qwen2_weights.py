@@ -6,13 +6,14 @@ Those of Qwen2 and of the other families of `common.models.families`, which says
 import dataclasses
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.sharding import Sharding
 
 from common.bounds import SHARE, Within
@@ -20,7 +21,7 @@ from common.errors import UserError
 from common.io.text import read_json_object
 from common.models.families import (
     FAMILIES,
-    check_exported,
+    check_trainable,
     normalizes_head,
     read_family,
     unit_rows,
@@ -221,18 +222,32 @@ def save_qwen2(
     config and its tokenizer go along, and `files` in their place (`common.data.exported_tokenizer`). The directory
     appears whole or not at all (`written_whole`). Raises UserError for a family that is read and not written.
     """
-    check_exported(config)
+    check_trainable(config, "full")
     config = dataclasses.replace(config, param_dtype=widest_dtype(params))
     names, companions = name_map(config), [] if source is None else [Path(source) / name for name in COMPANIONS]
     original = {} if source is None else read_json_object(Path(source) / "config.json")
     with written_whole(directory) as aside:
-        write_tensors(aside, published_tensors(params, names), max_bytes=max_shard_bytes)
+        write_tensors(aside, _joined(params, names), max_bytes=max_shard_bytes)
         if jax.process_index() == 0:
             write_json(aside / "config.json", published_config(config, original))
             with writing(aside):
                 for companion in filter(Path.is_file, companions):
                     shutil.copyfile(companion, aside / companion.name)
             write_texts(aside, files or {})
+
+
+def _joined(params: PyTree, names: NameMap) -> Iterator[tuple[str, np.ndarray]]:
+    """`published_tensors`, with the leaves of one tensor joined."""
+    leaves = flatten_dict(params, sep="/")
+    alone = {path: leaf for path, leaf in leaves.items() if names[path].rows is None}
+    yield from published_tensors(alone, names)
+    together: dict[tuple[str | None, ...], dict[int, str]] = {}
+    for path in [path for path in leaves if path not in alone]:
+        together.setdefault(names[path].names, {})[(names[path].rows or (0,))[0]] = path
+    for paths in together.values():
+        parts = [published_tensors({paths[first]: leaves[paths[first]]}, names) for first in sorted(paths)]
+        for tensors in zip(*parts, strict=True):
+            yield tensors[0][0], np.concatenate([part for _, part in tensors])
 
 
 def published_config(config: Qwen2Config, original: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -248,11 +263,19 @@ def published_config(config: Qwen2Config, original: dict[str, Any] | None = None
         "rope_parameters": {"rope_theta": config.rope_theta, **_published_scaling(config.rotary_scaling)},
         "rms_norm_eps": config.rms_norm_eps,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "use_sliding_window": False,
+        **_of_family(config),
         "torch_dtype": config.param_dtype,
     }
     kept = {name: value for name, value in (original or {}).items() if name not in LEFT_BEHIND}
     return {"max_position_embeddings": 32_768, **kept, **own}
+
+
+def _of_family(config: Qwen2Config) -> dict[str, Any]:
+    """What only some families have in `config.json`."""
+    if config.model_type == "qwen2":
+        return {"use_sliding_window": False}
+    own: dict[str, Any] = {"attention_bias": config.attention_bias}
+    return own | ({"partial_rotary_factor": config.rotary_dims / config.head_dim} if config.rotary_dims else {})
 
 
 def _published_scaling(scaling: RotaryScaling) -> dict[str, Any]:
