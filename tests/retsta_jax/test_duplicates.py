@@ -143,7 +143,7 @@ def test_width_punctuation_case_and_space_make_no_difference_but_numbers_signs_a
 def test_pairs_are_found_as_often_as_theory_says():
     """Pairs of sets of 60 n-grams of which 48 are shared by both: similarity 2/3, found with 1 - (1 - s^rows)^bands."""
     random = np.random.default_rng(0)
-    config = DuplicateConfig(threshold=0.6, ngram=1, bands=8, rows=4)
+    config = DuplicateConfig(threshold=2 / 3, ngram=1, bands=8, rows=4)
     pairs = 1500
     reports = []
     for pair in range(pairs):
