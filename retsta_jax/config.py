@@ -42,7 +42,7 @@ class ModelConfig:
     """The base model and how to compute with it."""
 
     base: str = (
-        "embedded"  # directory of a Qwen2 / Qwen2.5 model in the hub's layout; "embedded": the small shipped one
+        "embedded"  # directory of a Qwen2, Llama 3, Yi, GLM-4 or Baichuan2; "embedded": the small shipped one
     )
     tuning: Literal["lora", "full"] = "lora"  # what is trained: adapters beside the frozen base, or the base itself
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation
