@@ -29,6 +29,7 @@ class DataConfig:
     train_size: Phantoms = 4000  # generated pairs
     validation_size: Phantoms = 100  # generated pairs, or Open-i reports set aside from the training part
     test_size: Phantoms = 200  # generated pairs
+    held_out: Literal["states", "styles"] = "states"  # generated evaluation parts: new states, or new styles as well
     archive: str = ""  # Open-i: NLMCXR_reports.tgz, as published
     test_ids: str = ""  # Open-i: openi-testset.txt, the ids of the test part
     train: str = ""  # jsonl: rows {"id", "source", "target", "language"?}
@@ -128,7 +129,10 @@ FILES: dict[str, tuple[str, ...]] = {
 
 NEEDS = (
     *(Needs(f"data.{file}", "data.corpus", (corpus,)) for corpus, files in FILES.items() for file in files),
-    *(Needs(f"data.{name}", "data.corpus", ("fundus",)) for name in ("language", "train_size", "test_size")),
+    *(
+        Needs(f"data.{name}", "data.corpus", ("fundus",))
+        for name in ("language", "train_size", "test_size", "held_out")
+    ),
     Needs("data.terminology", "data.corpus", ("jsonl",)),
     Needs("data.validation_size", "data.corpus", ("fundus", "openi")),
     Needs("lora", "model.tuning", ("lora",)),

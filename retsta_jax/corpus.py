@@ -5,12 +5,13 @@ Everything is a function of (seed, index), so any slice is made alone, on any ma
 Training and evaluation are kept apart by what a study says, not by chance: the standard report of a study
 decides in which split it may occur, in both languages alike. A model that meets an evaluation report has seen
 neither its source nor its target, and the same evaluation set serves training sets of every size. Reports of one
-or two findings (both eyes normal) are too few to hold out and occur in training only.
+or two findings (both eyes normal) are too few to hold out and occur in training only. Held out by styles, each split
+has its own writing styles besides (`styles.py`).
 """
 
 import zlib
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -19,11 +20,14 @@ from common.errors import UserError
 from retsta_jax.findings import FORMS, FundusStudy, parse_standard_report, standard_phrase, standard_report
 from retsta_jax.phrases import PHRASES
 from retsta_jax.studies import choose, sample_study
+from retsta_jax.style import SPLITS, Split
+from retsta_jax.styles import styles_of
 from retsta_jax.terminology import LANGUAGES, load_terminology
 from retsta_jax.wording import original_report
 
 __all__ = [
     "PRETRAINING_SHARES",
+    "HeldOut",
     "make_pairs",
     "make_splits",
     "original_report",
@@ -34,10 +38,8 @@ __all__ = [
     "standard_report",
 ]
 
-Split = Literal["train", "validation", "test"]
 Languages = Literal["zh", "en", "both"]
-
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+HeldOut = Literal["states", "styles"]
 
 INSTRUCTIONS: dict[str, dict[Language, str]] = {
     "translate": {"zh": "译成英文", "en": "Translate to Chinese"},
@@ -54,7 +56,7 @@ DEFINITIONS: dict[Language, tuple[str, ...]] = {
 def make_pairs(
     count: int, seed: int, language: Languages = "zh", noise: float = 0.5, start: int = 0
 ) -> list[ReportPair]:
-    """Pairs `start` to `start + count` of the endless corpus of a seed; "both" alternates zh and en."""
+    """Pairs `start` to `start + count` of the endless corpus of a seed in all styles; "both" alternates zh and en."""
     _check(language, noise, count=count, seed=seed, start=start)
     return [
         _pair(sample_study(rng := np.random.default_rng([seed, index])), rng, index, language, noise)
@@ -63,9 +65,20 @@ def make_pairs(
 
 
 def make_splits(
-    train: int, validation: int, test: int, seed: int, language: Languages = "zh", noise: float = 0.5
+    train: int,
+    validation: int,
+    test: int,
+    seed: int,
+    language: Languages = "zh",
+    noise: float = 0.5,
+    held_out: HeldOut = "states",
 ) -> dict[str, list[ReportPair]]:
-    """Splits without a common source or target. validation and test do not depend on the size of train."""
+    """Splits without a common source or target; held out by "styles", also without a common writing style.
+
+    validation and test do not depend on the size of train.
+    """
+    if held_out not in get_args(HeldOut):
+        raise UserError(f"held_out {held_out!r} of the generated corpus: expected states or styles")
     _check(language, noise, train=train, validation=validation, test=test, seed=seed)
     counts: dict[Split, int] = {"test": test, "validation": validation, "train": train}
     sources: set[str] = set()
@@ -75,7 +88,8 @@ def make_splits(
         index = 0
         while len(pairs) < count:
             rng = np.random.default_rng([seed, SPLITS.index(split), index])
-            pair = _pair(_study_of_split(rng, split), rng, index, language, noise, prefix=f"{split}-")
+            study = _study_of_split(rng, split)
+            pair = _pair(study, rng, index, language, noise, f"{split}-", split if held_out == "styles" else None)
             if pair.source not in sources:
                 sources.add(pair.source)
                 pairs.append(pair)
@@ -101,11 +115,19 @@ def _study_of_split(rng: np.random.Generator, split: Split) -> FundusStudy:
 
 
 def _pair(
-    study: FundusStudy, rng: np.random.Generator, index: int, language: Languages, noise: float, prefix: str = ""
+    study: FundusStudy,
+    rng: np.random.Generator,
+    index: int,
+    language: Languages,
+    noise: float,
+    prefix: str = "",
+    styles_for: Split | None = None,
 ) -> ReportPair:
+    """A pair whose id names its style; `styles_for`: the split whose styles are used, None for all."""
     spoken: Language = LANGUAGES[index % 2] if language == "both" else language
-    source = original_report(study, spoken, rng, noise)
-    return ReportPair(f"{prefix}{spoken}-{index:06d}", source, standard_report(study, spoken), spoken)
+    style = choose(rng, styles_of(spoken, styles_for))
+    source = original_report(study, spoken, rng, noise, style)
+    return ReportPair(f"{prefix}{spoken}-{style.name}-{index:06d}", source, standard_report(study, spoken), spoken)
 
 
 def _check(language: str, noise: float, **numbers: int) -> None:
@@ -122,7 +144,7 @@ def pretraining_text(seed: int, index: int) -> str:
     """Text for a base model that is to know both languages and the terms, but not the task.
 
     Shares of the kinds of text are in PRETRAINING_SHARES. No text holds a free-text report with its own
-    standard report, and no study comes from the evaluation splits of `make_splits`.
+    standard report, and no study and no style comes from the evaluation splits of `make_splits`.
     """
     rng = np.random.default_rng([seed, len(SPLITS), index])
     kinds = list(PRETRAINING_SHARES)
@@ -131,7 +153,11 @@ def pretraining_text(seed: int, index: int) -> str:
 
 
 def _free_text(rng: np.random.Generator, language: Language) -> str:
-    return original_report(_study_of_split(rng, "train"), language, rng, noise=rng.random())
+    return _training_original(_study_of_split(rng, "train"), rng, language)
+
+
+def _training_original(study: FundusStudy, rng: np.random.Generator, language: Language) -> str:
+    return original_report(study, language, rng, rng.random(), choose(rng, styles_of(language, "train")))
 
 
 def _standard_text(rng: np.random.Generator, language: Language) -> str:
@@ -186,7 +212,7 @@ def _reversal(rng: np.random.Generator, language: Language) -> str:
 
 def _eyes_mentioned(rng: np.random.Generator, language: Language) -> str:
     study = _study_of_split(rng, "train")
-    report = original_report(study, language, rng, noise=rng.random())
+    report = _training_original(study, rng, language)
     eyes = ", ".join(FORMS[language].eyes[eye] for eye in study.eyes)
     return f"{INSTRUCTIONS['eyes'][language]}: {report} -> {eyes}"
 

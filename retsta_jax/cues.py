@@ -8,12 +8,13 @@ import re
 from collections.abc import Iterable, Mapping
 
 TERM = "\ue000"  # in place of each character of a term
+PLACE = "\ue001"  # the same for terms that state nothing by themselves: anatomy, sites, degrees
 
-STOP = r"[。;\n!]|\.(?![0-9])(?<!mod\.)(?<!approx\.)|<br ?/?>|&nbsp;|x{3,}"
+STOP = r"[。;\n!]|\.(?![0-9])(?<!mod\.)(?<!approx\.)|<br ?/?>|&nbsp;|x{3,}|_x000d_|\|\|"
 
 DENY_ZH = (
     "未见明显 未见明确 未见到 未见 未发现明显 未发现 未出现 未查见 未显示 未探及 未合并 未累及 未及 无明显 无明确 "
-    "没有发现 没有 不伴有 不伴 不见 否认 已排除 排除 无"
+    "没有发现 没有看到 没看到 没有 不伴有 不伴 不见 否认 已排除 排除 无"
 )
 DENY_EN = (
     "no evidence of|no signs? of|no obvious|no definite|no apparent|no|without evidence of|without|w/o|negative for|"
@@ -58,10 +59,12 @@ def any_of(chinese: str) -> str:
     return "|".join(chinese.split())
 
 
+EXAMINED = "(?:exam(?:ination)? of (?:the )?)?"
 EYES: Mapping[str, str] = {
-    "both": "双眼底?|两眼底?|双侧眼底?|双侧|" + words("both eyes|both fundi|both|bilateral|bilaterally|binocular|ou"),
-    "right": "右眼底?|右侧眼底?|右侧|" + words("right eye|right fundus|r eye|rt eye|od"),
-    "left": "左眼底?|左侧眼底?|左侧|" + words("left eye|left fundus|l eye|lt eye|os"),
+    "both": "双眼底?|两眼底?|双侧眼底?|双侧|"
+    + words(rf"{EXAMINED}both eyes|both fundi|both|bilateral|bilaterally|binocular|ou"),
+    "right": "右眼底?|右侧眼底?|右侧|" + words(rf"{EXAMINED}right eye|right fundus|r eye|rt eye|od"),
+    "left": "左眼底?|左侧眼底?|左侧|" + words(rf"{EXAMINED}left eye|left fundus|l eye|lt eye|os"),
 }
 # Too short to be taken for an eye but at the beginning of a statement, or alone in brackets.
 SHORT_EYES: Mapping[str, str] = {
@@ -69,10 +72,14 @@ SHORT_EYES: Mapping[str, str] = {
     "right": "右(?!侧)|" + words("re|r|rt|right"),
     "left": "左(?!侧|右)|" + words("le|l|lt|left"),
 }
-BEFORE, BEHIND = r"(?<![^\s,.:;。、(/>])", rf"(?=[\s:)\-,.;。?]|{TERM}|[一-鿿]|$)"
+BEFORE, BEHIND = r"(?<![^\s,.:;。、(/>_|])", rf"(?=[\s:)\-,.;。?{TERM}{PLACE}]|[一-鿿]|$)"
 _ANY_EYE = "|".join(f"(?:{EYES[eye]}|{SHORT_EYES[eye]})" for eye in EYES)
-SAME = rf"(?:{_ANY_EYE}) ?(?:情况)?(?:同|与|和)(?:{_ANY_EYE})(?:相同|一致|相似|相仿)?"
-SAME_EN = rf"(?:same findings )?(?:{_ANY_EYE}) (?:is )?(?:the )?(?:same )?as (?:the )?(?:{_ANY_EYE})"
+EYE = re.compile("|".join(EYES.values()))
+SAME = rf"(?:{_ANY_EYE}) ?:? ?(?:情况)?(?:同|与|和)(?:(?:{_ANY_EYE})(?:相同|一致|相似|相仿)?|上|前)"
+SAME_EN = (
+    rf"(?:same findings )?(?:{_ANY_EYE}) (?:is )?(?:the )?(?:same )?as (?:the )?(?:{_ANY_EYE})|"
+    rf"(?:{_ANY_EYE}) ?[:\-]? ?(?:ditto|the same|same)(?![a-z])"
+)
 
 
 def _group(name: str, patterns: Iterable[str]) -> str:
@@ -97,7 +104,7 @@ TOKENS = re.compile(
             _group("query", (r"\?",)),
             _group("list", ("、",)),
             _group("comma", (",",)),
-            _group("and", (any_of(AND_ZH), words(AND_EN), r"[/+&]")),
+            _group("and", (any_of(AND_ZH), words(AND_EN), r"[+&]|/(?!d\b)")),
             _group("open", (r"[(\[]",)),
             _group("close", (r"[)\]]",)),
         )

@@ -28,7 +28,7 @@ def load_splits(config: RetstaConfig, quarantine: Quarantine) -> Splits:
     data = config.data
     if data.corpus == "fundus":
         sizes = data.train_size, data.validation_size, data.test_size
-        return Splits(**make_splits(*sizes, seed=config.seed, language=data.language))
+        return Splits(**make_splits(*sizes, seed=config.seed, language=data.language, held_out=data.held_out))
     if data.corpus == "openi":
         for name in FILES["openi"]:
             if not getattr(data, name):
@@ -63,7 +63,9 @@ def splits_line(
     """The line that names the data of a config."""
     data = config.data
     files = [getattr(data, name) for name in FILES[data.corpus]]
-    generated = f", language {data.language}, seed {config.seed}" if data.corpus == "fundus" else ""
+    generated = ""
+    if data.corpus == "fundus":
+        generated = f", language {data.language}, held out by {data.held_out}, seed {config.seed}"
     kind = f"{data.corpus}{generated}, cleaning lossless"
     return data_line(files, kind, counts, quarantine=quarantine, unknown=unknown, notes=notes)
 

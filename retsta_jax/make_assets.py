@@ -93,7 +93,7 @@ def make(directory: Path, work: Path, steps: int, batch_size: int) -> None:
     """Train in `work`, a run directory that can be continued, and write the finished model to `directory`."""
     # More texts than the steps can use: a text has about 20 tokens.
     texts = [pretraining_text(SEED, index) for index in range(steps * batch_size * LENGTH // 15)]
-    reports = make_splits(10_000, 0, 0, seed=SEED, language="both")["train"]
+    reports = make_splits(10_000, 0, 0, seed=SEED, language="both", held_out="styles")["train"]
     if not (work / "tokenizer.model").exists():
         train_tokenizer(work, [*texts[:20_000], *[pair.source for pair in reports], *[pair.target for pair in reports]])
     tokenizer = load_tokenizer(work / "tokenizer.model")

@@ -6,6 +6,7 @@ exudates or oedema") up to a verb, a contrast, another eye or the end of the sen
 (未见出血，可见渗出).
 """
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from typing import Literal, NamedTuple
 
 from common.data.records import Language
 from common.metrics.tokenize import language_of
-from retsta_jax.cues import FILLER, TERM, TOKENS
+from retsta_jax.cues import EYE, FILLER, PLACE, TERM, TOKENS
 from retsta_jax.term_search import Folded, Mention, fold, mentions
-from retsta_jax.terminology import Terminology
+from retsta_jax.terminology import QUALIFIERS, Term, Terminology
 
 MatchEye = Literal["right", "left", "both"]
 MatchStatus = Literal["present", "suspected", "absent"]
@@ -69,10 +70,10 @@ def read_text(text: str, terminology: Terminology, language: Language | None = N
     """The terms of a text, and the cues from which their eyes and statuses are read."""
     language = language or language_of(text)
     folded = fold(text)
-    found = list(mentions(text, folded, terminology, language))
+    found = [mention for mention in mentions(text, folded, terminology, language) if not _is_eye(mention.term)]
     masked = list(folded.text)
-    for start, end, _ in found:
-        masked[start:end] = TERM * (end - start)
+    for start, end, term in found:
+        masked[start:end] = (TERM if term.states else PLACE) * (end - start)
     tokens = _tokens("".join(masked), found, folded, text, language)
     status = _statuses(tokens, "".join(masked), found, language)
     eyes = _eyes(tokens, "".join(masked), len(found))
@@ -98,16 +99,24 @@ def statements_of(matches: Iterable[Match], terminology: Terminology) -> frozens
     )
 
 
+@functools.lru_cache(maxsize=4096)
+def _is_eye(term: Term) -> bool:
+    """Whether a term of a table is a name of an eye: a label here, no finding."""
+    return term.kind in QUALIFIERS and any(EYE.fullmatch(fold(form).text) for form in (term.zh, term.en))
+
+
 def _tokens(masked: str, found: Sequence[Mention], folded: Folded, text: str, language: Language) -> list[Token]:
     """Terms and cues in the order of the text."""
-    tokens = [Token("term", start, end, place) for place, (start, end, _) in enumerate(found)]
+    tokens = [
+        Token("term" if term.states else "place", start, end, place) for place, (start, end, term) in enumerate(found)
+    ]
     for match in TOKENS.finditer(masked):
         kind, start = str(match.lastgroup), match.start()
         if kind.startswith("short_"):  # "be" is a word, "BE" both eyes; at the beginning of a statement it is as well
             before = masked[:start].rstrip(" ")[-1:]
             first = text[folded.origin[start]]
             label = not first.islower() and (language == "zh" or any(map(str.islower, text)))
-            if not label and before and before not in ".,:;。\n>(/":
+            if not label and before and before not in ".,:;。\n>(/_|":
                 continue
         tokens.append(Token(kind, *match.span()))
     return sorted(tokens, key=lambda token: token.start)
@@ -206,16 +215,16 @@ def _read_segment(
             in_brackets = True
         elif token.kind == "close":
             in_brackets = False
-        elif token.kind == "term":
+        elif token.kind in ("term", "place"):
             status[token.place] = scope
         elif token.kind in ("deny", "doubt"):
             said: MatchStatus = "absent" if token.kind == "deny" else "suspected"
-            if ahead:
+            if ahead and masked[token.start] != "(":
                 scope = said if not (scope == "absent" and said == "absent") else scope
             elif before and (token.kind == "doubt" or not masked[token.end : segment.end].strip(" )]")):
                 status[before[-1].place] = said
         elif token.kind == "query":
-            touches = token.start > 0 and masked[token.start - 1] in (TERM, ")") and before
+            touches = token.start > 0 and masked[token.start - 1] in (TERM, PLACE, ")") and before
             if touches or in_brackets or not ahead:
                 if before:
                     status[before[-1].place] = "suspected"
@@ -233,16 +242,14 @@ def _read_backwards(segments: Sequence[_Segment], place: int, status: list[Match
         if token.kind not in ("absent", "present"):
             continue
         before = [other for other in segment.tokens[:index] if other.kind == "term"]
-        if masked[token.start] == "(":
-            before = before[-1:]
-        if token.kind == "present":
-            if masked[token.start] == "(" and before:
-                status[before[-1].place] = "present"
+        if masked[token.start] == "(":  # behind each one
+            if before:
+                status[before[-1].place] = "absent" if token.kind == "absent" else "present"
             continue
-        if not before or _has(_Segment(segment.tokens[:index]), "deny", "doubt"):
+        if token.kind == "present" or not before or _has(_Segment(segment.tokens[:index]), "deny", "doubt"):
             continue
         chain = [segment]
-        if _has(segment, "and") and masked[token.start] != "(":
+        if _has(segment, "and"):
             for earlier in reversed(segments[:place]):
                 if chain[-1].fresh or not _bare(earlier, masked):
                     break
@@ -269,7 +276,7 @@ def _eyes(tokens: Sequence[Token], masked: str, count: int) -> list[MatchEye | N
     here: MatchEye | None = None
     waiting: list[Token] = []  # terms since the last label or stop
     for index, token in enumerate(tokens):
-        if token.kind == "term":
+        if token.kind in ("term", "place"):
             eyes[token.place] = here
             waiting.append(token)
         elif token.kind == "stop":

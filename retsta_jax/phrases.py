@@ -1,6 +1,7 @@
 """The words that free-text fundus reports use around the terms, in Chinese and English.
 
-Every phrase here leaves no doubt about its standard meaning, alone: `wording.py` sees to the context.
+Every phrase here leaves no doubt about its standard meaning, alone: `wording.py` sees to the context. A style of
+writing (`styles.py`) uses a part of them.
 """
 
 from dataclasses import dataclass
@@ -13,9 +14,14 @@ from retsta_jax.findings import Severity
 class Phrases:
     """Ways to say things in one language; "{}" stands for what is said.
 
+    eyes: the names at one place of the three lists are used together.
     verb_present: says that something is there even after a denial. listed_*: for several terms at once.
     clear_images: remarks that contradict a finding about the image.
     site_before, site_after: "{site}" and "{name}"; en uses adjectives before and nouns after.
+    figures: numbers that state no finding, from `wording.figures`.
+    mentions: names of anatomy, sites and degrees without a finding, by kind of term.
+    numbers, bullets: what stands before the sentences of a report, and the findings of a section, in a list.
+    odd_*: faults of typing and storage; odd_commas between two findings that are there.
     """
 
     eyes: dict[str, tuple[str, ...]]
@@ -38,9 +44,13 @@ class Phrases:
     clear_images: tuple[str, ...]
     openings: tuple[str, ...]
     closings: tuple[str, ...]
-    comma: str
+    figures: tuple[str, ...]
+    mentions: dict[str, tuple[str, ...]]
+    commas: tuple[str, ...]
     list_comma: str
-    stop: str
+    stops: tuple[str, ...]
+    numbers: tuple[str, ...]
+    bullets: tuple[str, ...]
     odd_commas: tuple[str, ...]
     odd_stops: tuple[str, ...]
 
@@ -58,25 +68,53 @@ _ZH_SITES: dict[str, tuple[str, ...]] = {
 PHRASES: dict[Language, Phrases] = {
     "zh": Phrases(
         eyes={
-            "right": ("右眼", "右眼", "右", "OD", "右眼底", "R"),
-            "left": ("左眼", "左眼", "左", "OS", "左眼底", "L"),
-            "both": ("双眼", "双眼", "双", "OU", "双眼底", "两眼"),
+            "right": ("右眼", "右", "OD", "右眼底", "R", "右侧", "右侧眼底"),
+            "left": ("左眼", "左", "OS", "左眼底", "L", "左侧", "左侧眼底"),
+            "both": ("双眼", "双", "OU", "双眼底", "双", "两眼", "双侧眼底"),
         },
-        eye_joints=("：", ":", " ", "：", "，"),
+        eye_joints=("：", ":", " ", "，", ""),
         eye_suffix=("{}（{}）", "{}({})"),
-        same_as=("{other}同{eye}", "{other}情况同{eye}", "{other}与{eye}相同"),
-        verb_present=("可见{}", "见{}", "示{}", "有{}", "存在{}"),
-        absent=("未见{}", "未见明显{}", "无{}", "未发现{}", "没有{}", "{}(-)", "不伴{}"),
-        suspected=("疑似{}", "考虑{}", "{}？", "{}?", "可能{}", "不除外{}", "可疑{}", "疑{}", "{}（待排）", "{}(?)"),
-        listed_absent=("未见{}", "未见明显{}", "无{}", "未发现{}"),
-        listed_suspected=("考虑{}", "疑似{}", "不除外{}"),
+        same_as=("{other}同{eye}", "{other}情况同{eye}", "{other}与{eye}相同", "{other}同上", "{other}同前"),
+        verb_present=("可见{}", "见{}", "示{}", "有{}", "存在{}", "发现{}", "{}(+)"),
+        absent=(
+            "未见{}",
+            "未见明显{}",
+            "无{}",
+            "未发现{}",
+            "没有{}",
+            "{}(-)",
+            "不伴{}",
+            "{}：无",
+            "没看到{}",
+            "{}（-）",
+            "未及{}",
+        ),
+        suspected=(
+            "疑似{}",
+            "考虑{}",
+            "{}？",
+            "{}?",
+            "可能{}",
+            "不除外{}",
+            "可疑{}",
+            "疑{}",
+            "{}（待排）",
+            "{}(?)",
+            "{}(±)",
+            "可能有{}",
+            "{}待查",
+            "{}可能性大",
+            "不能排除{}",
+        ),
+        listed_absent=("未见{}", "未见明显{}", "无{}", "未发现{}", "没有{}", "没看到{}", "未及{}"),
+        listed_suspected=("考虑{}", "疑似{}", "不除外{}", "可能有{}", "不能排除{}"),
         conjunctions={"absent": ("、", "及", "和", "或"), "suspected": ("、", "及", "和", "伴")},
         severities={
             "mild": ("轻度", "轻", "轻微", "较轻的"),
             "moderate": ("中度", "中等", "中等程度"),
             "severe": ("重度", "重", "严重", "严重的"),
         },
-        severity_forms=("{severity}{name}", "{severity}{name}", "{name}（{severity}）"),
+        severity_forms=("{severity}{name}", "{name}（{severity}）"),
         site_adjectives=_ZH_SITES,
         site_nouns=_ZH_SITES,
         site_before=("{site}{name}", "{site}处{name}", "{site} {name}"),
@@ -88,18 +126,20 @@ PHRASES: dict[Language, Phrases] = {
             "{name}，杯盘比{ratio}",
             "{name} CDR {ratio}",
         ),
-        clear_images=("图像清晰", "拍摄质量可"),
+        clear_images=("图像清晰", "拍摄质量可", "照片清楚", "图像质量：优"),
         openings=(
             "免散瞳眼底彩照",
             "患者配合好",
             "常规体检",
             "散瞳后检查",
             "45度眼底照相",
-            "糖尿病史10年",
-            "高血压病史多年",
             "患者XXXX",
             "检查号XXXX",
             "眼底筛查",
+            "无既往图像对比",
+            "急诊会诊",
+            "床旁检查",
+            "内分泌科会诊",
         ),
         closings=(
             "建议定期复查",
@@ -109,26 +149,99 @@ PHRASES: dict[Language, Phrases] = {
             "随诊",
             "必要时行FFA检查",
             "仅供参考",
-            "3个月后复查",
             "注意控制血糖",
             "医师XXXX",
+            "已告知患者",
+            "请上级医师审核",
         ),
-        comma="，",
+        figures=(
+            "视力：右{vision}，左{other_vision}",
+            "视力{vision}",
+            "眼压{pressure}mmHg",
+            "眼压右{pressure}mmHg左{other_pressure}mmHg",
+            "糖尿病史{years}年",
+            "高血压病史{years}年",
+            "{months}个月后复查",
+            "建议每{months}个月复查一次",
+            "年龄{age}岁",
+            "拍摄{images}张",
+            "血糖{sugar}mmol/L",
+        ),
+        mentions={
+            "anatomy": ("拍摄范围包括{}", "检查部位：{}", "本次拍摄{}", "以{}为中心拍摄"),
+            "location": ("另拍{}", "加拍部位：{}", "补拍{}"),
+            "severity": ("分级选项：{}", "分级参照：{}"),
+        },
+        commas=("，", "；", " ", "，另", "，然后"),
         list_comma="、",
-        stop="。",
-        odd_commas=("", " ", "", ",", "，，", "、", ";", "。"),
-        odd_stops=("；", "\n", " ", "。。", "，", ".", "。\n", "  ", "&nbsp;", " XXXX ", "<br>"),
+        stops=("。", "；", "\n", "。\n", " ", "，"),
+        numbers=("{}. ", "{}、", "（{}）"),
+        bullets=("- ", "{}. ", "（{}）", "", "● "),
+        odd_commas=("", " ", ",", "，，", "、", ";", "。", "  "),
+        odd_stops=("；", "\n", " ", "。。", "，", ".", "。\n", "  ", "&nbsp;", " XXXX ", "<br>", "_x000D_", "||"),
     ),
     "en": Phrases(
         eyes={
-            "right": ("Right eye", "OD", "OD", "RE", "R eye", "Right fundus", "rt eye"),
-            "left": ("Left eye", "OS", "OS", "LE", "L eye", "Left fundus", "lt eye"),
-            "both": ("Both eyes", "OU", "OU", "BE", "Both fundi", "Bilaterally"),
+            "right": (
+                "Right eye",
+                "OD",
+                "RE",
+                "R eye",
+                "Right fundus",
+                "rt eye",
+                "R",
+                "Examination of the right eye",
+                "RIGHT EYE",
+                "the right eye",
+                "right eye",
+            ),
+            "left": (
+                "Left eye",
+                "OS",
+                "LE",
+                "L eye",
+                "Left fundus",
+                "lt eye",
+                "L",
+                "Examination of the left eye",
+                "LEFT EYE",
+                "the left eye",
+                "left eye",
+            ),
+            "both": (
+                "Both eyes",
+                "OU",
+                "BE",
+                "Both eyes",
+                "Both fundi",
+                "both eyes",
+                "BE",
+                "Examination of both eyes",
+                "BOTH EYES",
+                "both eyes",
+                "bilaterally",
+            ),
         },
-        eye_joints=(": ", " - ", " ", ": ", ", "),
-        eye_suffix=("{} {}", "{} ({})"),
-        same_as=("{other} same as {eye}", "{other} as {eye}", "same findings {other} as {eye}"),
-        verb_present=("there is {}", "{} noted", "{} seen", "{} present", "shows {}", "has {}"),
+        eye_joints=(": ", " - ", " ", ", ", " shows ", " reveals ", " demonstrates "),
+        eye_suffix=("{} {}", "{} ({})", "{} in {}"),
+        same_as=(
+            "{other} same as {eye}",
+            "{other} as {eye}",
+            "same findings {other} as {eye}",
+            "{other}: same",
+            "{other} ditto",
+        ),
+        verb_present=(
+            "there is {}",
+            "{} noted",
+            "{} seen",
+            "{} present",
+            "shows {}",
+            "has {}",
+            "{} is present",
+            "{} is seen",
+            "{} (+)",
+        ),
         absent=(
             "no {}",
             "no evidence of {}",
@@ -137,6 +250,14 @@ PHRASES: dict[Language, Phrases] = {
             "negative for {}",
             "no sign of {}",
             "no obvious {}",
+            "{}: absent",
+            "{}: none",
+            "{} (-)",
+            "nil {}",
+            "free of {}",
+            "{} not seen",
+            "there is no {}",
+            "does not show {}",
         ),
         suspected=(
             "possible {}",
@@ -150,16 +271,30 @@ PHRASES: dict[Language, Phrases] = {
             "query {}",
             "r/o {}",
             "{} (suspected)",
+            "{} (?)",
+            "{}: suspected",
+            "{} cannot be excluded",
+            "there may be {}",
+            "presumed {}",
         ),
-        listed_absent=("no {}", "no evidence of {}", "negative for {}", "no sign of {}"),
-        listed_suspected=("possible {}", "suspicious for {}", "cannot exclude {}"),
-        conjunctions={"absent": (" or ", " / ", " or any "), "suspected": (" and ", " with ", " + ")},
+        listed_absent=(
+            "no {}",
+            "no evidence of {}",
+            "negative for {}",
+            "no sign of {}",
+            "nil {}",
+            "free of {}",
+            "there is no {}",
+            "does not show {}",
+        ),
+        listed_suspected=("possible {}", "suspicious for {}", "cannot exclude {}", "there may be {}"),
+        conjunctions={"absent": (" or ", " / ", " or any ", " and "), "suspected": (" and ", " with ", " + ")},
         severities={
             "mild": ("mild", "slight", "minor", "low-grade"),
             "moderate": ("moderate", "mod", "mod.", "medium"),
             "severe": ("severe", "marked", "advanced", "high-grade"),
         },
-        severity_forms=("{severity} {name}", "{severity} {name}", "{name} ({severity})"),
+        severity_forms=("{severity} {name}", "{name} ({severity})"),
         site_adjectives={
             "superotemporal": ("superotemporal", "supero-temporal", "ST", "upper temporal"),
             "inferotemporal": ("inferotemporal", "infero-temporal", "IT", "lower temporal"),
@@ -181,20 +316,21 @@ PHRASES: dict[Language, Phrases] = {
         site_before=("{site} {name}",),
         site_after=("{name} at the {site}", "{name} ({site})", "{name} in the {site}"),
         ratio=("{name}, C/D {ratio}", "{name} C/D={ratio}", "{name} (CDR {ratio})", "{name}, cup to disc {ratio}"),
-        clear_images=("Good image quality", "Images clear"),
+        clear_images=("Good image quality", "Images clear", "Quality: good", "Photos adequate"),
         openings=(
             "Non-mydriatic fundus photograph",
             "Routine screening",
             "Dilated exam",
             "45 degree photo",
-            "Known diabetic for 10 years",
-            "Hx of hypertension",
             "Patient XXXX",
             "Good cooperation",
             "Annual check",
+            "No previous images for comparison",
+            "Thank you for seeing this patient",
+            "Seen in eye casualty",
+            "Telephone report",
         ),
         closings=(
-            "Advise review in 6 months",
             "Clinical correlation recommended",
             "Suggest OCT",
             "Refer to eye clinic",
@@ -204,11 +340,47 @@ PHRASES: dict[Language, Phrases] = {
             "Control blood sugar",
             "Reported by Dr XXXX",
             "Please review",
+            "Discussed with patient",
+            "Yours sincerely",
         ),
-        comma=", ",
+        figures=(
+            "VA OD {vision} OS {other_vision}",
+            "VA {vision}",
+            "IOP {pressure} mmHg",
+            "IOP {pressure}/{other_pressure}",
+            "Known diabetic for {years} years",
+            "Hypertension for {years} years",
+            "Advise review in {months} months",
+            "Recall {months}/12",
+            "Age {age}",
+            "{images} images taken",
+            "HbA1c {sugar}%",
+        ),
+        mentions={
+            "anatomy": ("Field includes the {}", "Structures imaged: {}", "Photograph centred on the {}", "Imaged: {}"),
+            "location": ("Additional views: {}", "Extra fields: {}"),
+            "severity": ("Grades on this form: {}", "Grading options: {}"),
+        },
+        commas=(", ", "; ", " and ", ". ", " then "),
         list_comma=", ",
-        stop=". ",
+        stops=(". ", "\n", "; ", ".\n", " ", ", "),
+        numbers=("{}. ", "{}) ", "({}) "),
+        bullets=("- ", "{}. ", "* ", "", "({}) "),
         odd_commas=(" ", "; ", " ,", ",, ", ",", " and ", " + ", ". "),
-        odd_stops=("; ", "\n", ".. ", " / ", ", ", ".", ".\n", ".  ", ".&nbsp;", ". XXXX ", "<br>"),
+        odd_stops=(
+            "; ",
+            "\n",
+            ".. ",
+            " / ",
+            ", ",
+            ".",
+            ".\n",
+            ".  ",
+            ".&nbsp;",
+            ". XXXX ",
+            "<br>",
+            "_x000D_",
+            " || ",
+        ),
     ),
 }

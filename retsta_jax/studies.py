@@ -6,14 +6,14 @@ finding and its own kind) never meet in one eye, and nothing is denied that belo
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 
 from retsta_jax.findings import EYES, SEVERITIES, SITE_GROUPS, Eye, Finding, FundusStudy, order_findings
-from retsta_jax.terminology import Term, load_terminology
+from retsta_jax.terminology import QUALIFIERS, Term, load_terminology
 
 # Findings that turn up beside anything.
 INCIDENTAL = (
@@ -47,6 +47,8 @@ OFTEN_DENIED = (
     "vitreous_haemorrhage",
     "drusen",
 )
+NORMAL, UNGRADABLE = "no_abnormality", "ungradable"
+NAMED_TERMS = tuple(dict.fromkeys((NORMAL, UNGRADABLE, *INFANTILE, *INCIDENTAL, *OFTEN_DENIED)))
 MAX_FINDINGS = 5  # per eye
 
 Choice = TypeVar("Choice")
@@ -86,10 +88,10 @@ def _sample_eye(rng: np.random.Generator) -> list[Finding]:
     """Findings of one eye, main finding first; their `eye` is a placeholder."""
     draw = rng.random()
     if draw < 0.02:
-        return [Finding("right", "ungradable")]
+        return [Finding("right", UNGRADABLE)]
     terms: list[Term] = []
     if draw < 0.16:
-        findings = [Finding("right", "no_abnormality")]
+        findings = _normal_eye(rng)
     else:
         terms.append(_main_term(rng))
         for related in rng.permutation(len(terms[0].related))[: int(rng.choice((0, 1, 1, 2, 2)))]:
@@ -103,6 +105,15 @@ def _sample_eye(rng: np.random.Generator) -> list[Finding]:
             terms.append(load_terminology().by_id[denied])
             findings.append(Finding("right", denied, "absent"))
     return findings
+
+
+def _normal_eye(rng: np.random.Generator) -> list[Finding]:
+    """That nothing is abnormal, or that some structures are not, where the terminology has such terms."""
+    structures = _normal_structures()
+    if not structures or rng.random() < 0.7:
+        return [Finding("right", NORMAL)]
+    chosen = rng.permutation(len(structures))[: int(rng.integers(1, 4))]
+    return [Finding("right", structures[place]) for place in chosen]
 
 
 def _add(terms: list[Term], id: str) -> None:
@@ -143,4 +154,36 @@ def _cumulative_frequency() -> np.ndarray:
 
 @functools.cache
 def _deniable() -> tuple[str, ...]:
-    return tuple(term.id for term in load_terminology().terms if term.kind in ("diagnosis", "sign"))
+    return tuple(term.id for term in load_terminology().terms if _is_deniable(term))
+
+
+def _is_deniable(term: Term) -> bool:
+    return term.kind in ("diagnosis", "sign")
+
+
+@functools.cache
+def _normal_structures() -> tuple[str, ...]:
+    terms = load_terminology().terms
+    return tuple(term.id for term in terms if term.kind == "normal" and term.id != NORMAL)
+
+
+def unreachable_terms(terms: Sequence[Term]) -> list[Term]:
+    """The terms that no report of the corpus would ever mention, by the rules of this module.
+
+    A report states main findings, what goes along with them, incidental findings and what is normal, it denies
+    diagnoses and signs, and its remarks name places and degrees that state nothing (`wording.py`).
+    """
+    main = [term for term in terms if term.frequency]
+    reached = {NORMAL, UNGRADABLE} | {term.id for term in main} | set(OFTEN_DENIED)
+    reached |= {other for term in main for other in _beside(term, terms)}
+    return [
+        term
+        for term in terms
+        if term.id not in reached and term.kind not in ("normal", *QUALIFIERS) and not _is_deniable(term)
+    ]
+
+
+def _beside(main: Term, terms: Iterable[Term]) -> set[str]:
+    """The ids of what may stand beside a main finding: related or incidental, and not excluded by it."""
+    beside = {*main.related, *(() if main.id in INFANTILE else INCIDENTAL)}
+    return {term.id for term in terms if term.id in beside and not term.keys & main.keys}

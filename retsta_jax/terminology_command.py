@@ -15,11 +15,13 @@ from common.errors import Parser, UserError
 from common.fingerprints import data_record
 from common.io.locks import locked_file, owning
 from common.io.resumable import claim_output, row_writer, rows_done
+from common.io.terminal import printable
 from common.io.text import json_text
 from common.metrics.tokenize import language_of
 from retsta_jax.matching import find_terms
 from retsta_jax.reports import read_reports
-from retsta_jax.terminology import SHIPPED, Terminology, load_terminology, read_table
+from retsta_jax.studies import NAMED_TERMS, unreachable_terms
+from retsta_jax.terminology import SHIPPED, Table, Terminology, load_terminology, read_table
 from retsta_jax.terminology_check import summary_of
 from retsta_jax.uncovered import uncovered
 
@@ -50,9 +52,24 @@ def check(arguments: list[str]) -> int:
     options.add_argument(
         "file", nargs="?", type=Path, default=SHIPPED, help="CSV, TSV or JSON; default: the shipped one"
     )
-    found = summary_of(read_table(options.parse_args(arguments).file))
+    file = options.parse_args(arguments).file
+    table = read_table(file)
+    found = summary_of(table)
+    if file == SHIPPED:
+        found["errors"] += corpus_errors(table)
     print(json_text(found, "the summary", indent=2))
     return 2 if found["errors"] else 0
+
+
+def corpus_errors(table: Table) -> list[str]:
+    """Terms of the shipped table that the generated corpus cannot reach, and those that it needs and does not find."""
+    ids = {term.id for term in table.terms}
+    lacking = [f"no term has the id {id_}, which the generated corpus names" for id_ in NAMED_TERMS if id_ not in ids]
+    return lacking + [
+        f"line {term.line}: the generated corpus never mentions {printable(term.id)}; give it a frequency, or let a "
+        "term that has one name it as related"
+        for term in unreachable_terms(table.terms)
+    ]
 
 
 def match(arguments: list[str]) -> None:

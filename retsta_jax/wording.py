@@ -1,201 +1,337 @@
-"""Free-text fundus reports as clinics write them: a study in, a messy original out.
+"""Free-text fundus reports as clinicians write them: a study and a style in, a messy original out.
 
-The wording varies in synonyms, abbreviations, order, sentences about both eyes, joint denials and hedges, and
-text that says nothing; `noise` adds typos, odd punctuation, mixed widths and storage artefacts. Each original still
-has one standard report: typos spare the words of laterality, degree and denial, and a finding that is there is
-given a verb when it follows a denial or a hedge, so that "no haemorrhage, drusen" never occurs.
+A style decides on layout, names, order, joint denials and hedges, run-ons and remarks that say nothing; `noise` adds
+typos, odd punctuation, mixed widths and storage artefacts. Each original still has one standard report: typos spare the
+words of laterality, degree and denial, and a finding that is there is given a verb when it follows a denial or a hedge,
+so that "no haemorrhage, drusen" never occurs.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from common.data.records import Language
-from retsta_jax.findings import EYES, Finding, FundusStudy
-from retsta_jax.phrases import PHRASES
+from retsta_jax.findings import EYES, FORMS, Finding, FundusStudy
+from retsta_jax.phrases import Phrases
 from retsta_jax.studies import choose
-from retsta_jax.terminology import load_terminology
+from retsta_jax.style import Style
+from retsta_jax.styles import styles_of
+from retsta_jax.term_search import WORDS
+from retsta_jax.terminology import QUALIFIERS, Term, load_terminology
 from retsta_jax.typos import misspell
 
-STANDARD_NAME_SHARE = 0.25  # of the mentions of a term; the rest are synonyms
+Item = TypeVar("Item")
 
-_HALF_WIDTH = str.maketrans("，。：；（）？、", ",.:;()?,")
+COMMA: dict[Language, str] = {"zh": "，", "en": ", "}
+FULL_STOP: dict[Language, str] = {"zh": "。", "en": "."}
+
+_HALF_WIDTH = str.maketrans("，。：；（）？", ",.:;()?")
+# Short for a finding, a word in other letter case: "HE", "DR", "ME".
+_WORDS = re.compile(r"\b(?:" + "|".join(WORDS).upper() + r")\b")
 _FULL_WIDTH_LETTERS = str.maketrans(
     {chr(code): chr(code + 0xFEE0) for code in range(ord("0"), ord("z") + 1) if chr(code).isalnum()}
 )
 
 
-def original_report(study: FundusStudy, language: Language, rng: np.random.Generator, noise: float = 0.5) -> str:
-    """A free-text report of the study. noise: 0 (clean, varied wording) to 1 (hardly a line without a fault)."""
-    phrases = PHRASES[language]
-    sentences = _sentences(study, language, rng, noise)
-    if rng.random() < 0.1 + 0.4 * noise:
-        sentences.insert(0, choose(rng, _openings(study, language)))
-    if rng.random() < 0.1 + 0.4 * noise:
-        sentences.append(choose(rng, phrases.closings))
+class Hand(NamedTuple):
+    """A style as one report is written in it: what an author does not change from line to line."""
+
+    language: Language
+    style: Style
+    noise: float
+    rng: np.random.Generator
+    labels: dict[str, str]  # of the eyes
+    joint: str  # behind a label
+    stop: str  # between sentences
+
+    @property
+    def phrases(self) -> Phrases:
+        return self.style.phrases
+
+    def draws(self, probability: float) -> bool:
+        return bool(self.rng.random() < probability)
+
+
+def original_report(
+    study: FundusStudy, language: Language, rng: np.random.Generator, noise: float = 0.5, style: Style | None = None
+) -> str:
+    """A free-text report of the study. noise: 0 (clean, varied wording) to 1 (hardly a line without a fault).
+
+    `style` is one of `styles_of(language)`; where it is not given, any of them.
+    """
+    style = style or choose(rng, styles_of(language))
+    place = int(rng.integers(len(style.phrases.eyes["both"])))
+    hand = Hand(
+        language, style, noise, rng,
+        labels={eye: names[place] for eye, names in style.phrases.eyes.items()},
+        joint=choose(rng, style.phrases.eye_joints),
+        stop=choose(rng, style.phrases.stops),
+    )  # fmt: skip
+    before, behind = _remarks(study, hand)
+    text = _joined(_sentences(study, hand), hand)
+    # What runs on within the findings does not run on into them.
+    apart = hand.stop if hand.stop.strip(" ,，") else "\n"
+    text = apart.join([*before, text, *behind])
+    if hand.draws(style.final_stop * (1 - 0.5 * noise)):
+        text += FULL_STOP[language]
+    return _store(text, hand)
+
+
+def mentionable(kind: str) -> tuple[Term, ...]:
+    """The terms of a kind of QUALIFIERS that remarks may name; words for the eyes are labels."""
+    return _mentionable(kind, load_terminology().terms)
+
+
+@functools.lru_cache(maxsize=8)
+def _mentionable(kind: str, terms: tuple[Term, ...]) -> tuple[Term, ...]:
+    return tuple(term for term in terms if term.kind == kind and not names_an_eye(term))
+
+
+def names_an_eye(term: Term) -> bool:
+    """Whether the term is a word for an eye or for both, as some tables have them among the places."""
+    eyes = {name.lower() for form in FORMS.values() for name in form.eyes.values()}
+    return bool({term.zh, term.en.lower()} & eyes)
+
+
+def _remarks(study: FundusStudy, hand: Hand) -> tuple[list[str], list[str]]:
+    """What stands before and behind the findings and states none."""
+    phrases, rng = hand.phrases, hand.rng
+    unclear = any(load_terminology().by_id[finding.term].kind == "quality" for finding in study.findings)
+    before: list[str] = []
+    behind: list[str] = []
+    if hand.draws(hand.style.remarks + 0.3 * hand.noise):
+        before.append(choose(rng, phrases.openings if unclear else phrases.openings + phrases.clear_images))
+    if hand.draws(hand.style.remarks + 0.15 * hand.noise):
+        choose(rng, (before, behind)).append(choose(rng, phrases.figures).format(**figures(rng, hand.language)))
+    kinds = [kind for kind in QUALIFIERS if mentionable(kind)]
+    if hand.draws(hand.style.remarks) and kinds and not unclear:
+        kind = choose(rng, kinds)
+        named = {choose(rng, mentionable(kind)) for _ in range(int(rng.integers(1, 4)))}
+        names = sorted(_name(term, hand) for term in named)
+        listed = (phrases.list_comma or ", ").join(names)
+        choose(rng, (before, behind)).append(choose(rng, phrases.mentions[kind]).format(listed))
+    if hand.draws(hand.style.remarks + 0.3 * hand.noise):
+        behind.append(choose(rng, phrases.closings))
+    return before, behind
+
+
+def figures(rng: np.random.Generator, language: Language) -> dict[str, str]:
+    """Numbers of a visit that state no finding of the fundus, by the names that `Phrases.figures` uses."""
+
+    def number(low: int, high: int) -> str:
+        return str(int(rng.integers(low, high + 1)))
+
+    visions = ("0.1", "0.3", "0.5", "0.6", "0.8", "1.0") if language == "zh" else ("20/200", "20/40", "6/9", "6/12")
+    return {
+        "vision": choose(rng, visions),
+        "other_vision": choose(rng, visions),
+        "pressure": number(10, 21),
+        "other_pressure": number(10, 21),
+        "years": number(2, 30),
+        "months": choose(rng, ("1", "3", "6", "12")),
+        "age": number(18, 90),
+        "images": number(1, 6),
+        "sugar": f"{number(5, 14)}.{number(0, 9)}",
+    }
+
+
+def _joined(sentences: Sequence[str], hand: Hand) -> str:
+    if hand.draws(hand.style.numbered):
+        form = choose(hand.rng, hand.phrases.numbers)
+        sentences = [form.format(number) + sentence for number, sentence in enumerate(sentences, start=1)]
     text = sentences[0]
     for sentence in sentences[1:]:
-        stop = choose(rng, phrases.odd_stops) if rng.random() < 0.4 * noise else phrases.stop
-        text += stop + sentence
-    if rng.random() > 0.5 * noise:
-        text += phrases.stop.strip()
-    return _store(text, language, rng, noise)
+        odd = hand.draws(0.4 * hand.noise) and "\n" not in text  # a list keeps its lines
+        text += (choose(hand.rng, hand.phrases.odd_stops) if odd else hand.stop) + sentence
+    return text
 
 
-def _openings(study: FundusStudy, language: Language) -> tuple[str, ...]:
-    phrases = PHRASES[language]
-    unclear = any(load_terminology().by_id[finding.term].kind == "quality" for finding in study.findings)
-    return phrases.openings if unclear else phrases.openings + phrases.clear_images
-
-
-def _sentences(study: FundusStudy, language: Language, rng: np.random.Generator, noise: float) -> list[str]:
+def _sentences(study: FundusStudy, hand: Hand) -> list[str]:
     """What the report says, a sentence for each eye, for both eyes, or for each finding."""
     by_eye = {eye: [replace(f, eye="right") for f in study.of_eye(eye)] for eye in study.eyes}
+    alike = len(by_eye) == 2 and by_eye["right"] == by_eye["left"]
+    if alike and hand.draws(hand.style.same_as):
+        return _same_as_other(by_eye["right"], hand)
+    grouping = ("eye", "both", "finding")[int(hand.rng.choice(3, p=hand.style.grouping))]
     sections: list[tuple[str, list[Finding]]] = list(by_eye.items())
-    layout = rng.random()
-    if len(by_eye) == 2 and layout < 0.8:
+    if len(by_eye) == 2 and (grouping == "both" or (grouping == "finding" and hand.draws(0.7))):
         shared = [finding for finding in by_eye["right"] if finding in by_eye["left"]]
         own = [(eye, [finding for finding in by_eye[eye] if finding not in shared]) for eye in EYES]
-        if shared == by_eye["right"] == by_eye["left"] and layout < 0.12:
-            return _same_as_other(shared, language, rng, noise)
         sections = [(eye, findings) for eye, findings in [("both", shared), *own] if findings]
-    if rng.random() < 0.3:
-        sections = [sections[place] for place in rng.permutation(len(sections))]
-    if rng.random() < 0.2:
-        return _itemised(sections, language, rng, noise)
-    return [_labelled(eye, _clauses(findings, language, rng, noise), language, rng) for eye, findings in sections]
+    if hand.draws(0.15 + hand.style.shuffled / 4):
+        sections = _shuffled(sections, hand)
+    if grouping == "finding":
+        return _itemised(sections, hand)
+    if hand.draws(hand.style.bulleted):
+        return [_bulleted(eye, findings, hand) for eye, findings in sections]
+    return [_labelled(eye, _clauses(findings, hand), hand) for eye, findings in sections]
 
 
-def _same_as_other(
-    findings: Sequence[Finding], language: Language, rng: np.random.Generator, noise: float
-) -> list[str]:
+def _shuffled(items: Sequence[Item], hand: Hand) -> list[Item]:
+    return [items[place] for place in hand.rng.permutation(len(items))]
+
+
+def _same_as_other(findings: Sequence[Finding], hand: Hand) -> list[str]:
     """One eye in full, and the other eye said to be the same."""
-    phrases = PHRASES[language]
-    eye, other = (EYES[0], EYES[1]) if rng.random() < 0.7 else (EYES[1], EYES[0])
-    names = {"eye": choose(rng, phrases.eyes[eye]), "other": choose(rng, phrases.eyes[other])}
-    described = _labelled(eye, _clauses(findings, language, rng, noise), language, rng)
-    return [described, choose(rng, phrases.same_as).format(**names)]
+    eye, other = (EYES[0], EYES[1]) if hand.draws(0.7) else (EYES[1], EYES[0])
+    names = {"eye": hand.labels[eye], "other": hand.labels[other]}
+    return [_labelled(eye, _clauses(findings, hand), hand), choose(hand.rng, hand.phrases.same_as).format(**names)]
 
 
-def _itemised(
-    sections: Sequence[tuple[str, list[Finding]]], language: Language, rng: np.random.Generator, noise: float
-) -> list[str]:
-    """Every finding with its own eye, before or after it, in any order."""
+def _itemised(sections: Sequence[tuple[str, list[Finding]]], hand: Hand) -> list[str]:
+    """Every finding with its own eye, before or after it."""
     items = [(eye, finding) for eye, findings in sections for finding in findings]
-    after = rng.random() < 0.5
-    texts = []
-    for place in rng.permutation(len(items)):
-        eye, finding = items[place]
-        clause = _clause(finding, language, rng, noise)
-        if after:
-            label = choose(rng, PHRASES[language].eyes[eye])
-            texts.append(choose(rng, PHRASES[language].eye_suffix).format(clause, label))
-        else:
-            texts.append(_labelled(eye, clause, language, rng))
-    return texts
+    if hand.draws(hand.style.shuffled):
+        items = _shuffled(items, hand)
+    if hand.draws(hand.style.eye_behind):
+        suffix = choose(hand.rng, hand.phrases.eye_suffix)
+        return [suffix.format(_clause(finding, hand), hand.labels[eye]) for eye, finding in items]
+    return [_labelled(eye, _clause(finding, hand), hand) for eye, finding in items]
 
 
-def _labelled(eye: str, text: str, language: Language, rng: np.random.Generator) -> str:
-    label = choose(rng, PHRASES[language].eyes[eye])
-    joint = choose(rng, PHRASES[language].eye_joints)
-    if language == "zh" and not label.isascii() and rng.random() < 0.4:
-        joint = ""
-    return (label + joint + text).replace("眼底眼底", "眼底")
+def _bulleted(eye: str, findings: Sequence[Finding], hand: Hand) -> str:
+    """Each finding on a line of its own under its eye."""
+    bullet = choose(hand.rng, hand.phrases.bullets)
+    lines = [bullet.format(number) + _clause(finding, hand) for number, finding in enumerate(findings, start=1)]
+    return "\n".join([(hand.labels[eye] + hand.joint).rstrip(), *lines])
 
 
-def _clauses(findings: Sequence[Finding], language: Language, rng: np.random.Generator, noise: float) -> str:
+def _labelled(eye: str, text: str, hand: Hand) -> str:
+    return (hand.labels[eye] + hand.joint + text).replace("眼底眼底", "眼底")
+
+
+def _clauses(findings: Sequence[Finding], hand: Hand) -> str:
     """The findings of one eye as one run of text."""
-    if rng.random() < 0.5:
-        findings = [findings[place] for place in rng.permutation(len(findings))]
+    if hand.draws(hand.style.shuffled):
+        findings = _shuffled(findings, hand)
     text = ""
     last: Finding | None = None
-    for run in _runs(findings, rng):
+    for run in _runs(findings, hand):
         if len(run) > 1:
-            clause = _joint_clause(run, language, rng, noise)
+            clause = _joint_clause(run, hand)
         else:
-            verb = last is not None and last.status != "present"
-            clause = _clause(run[0], language, rng, noise, verb)
-        text += clause if last is None else _comma(last, run[0], language, rng, noise) + clause
+            needed = last is not None and last.status != "present"
+            verb = needed or (last is not None and hand.draws(hand.style.verbs))
+            clause = _clause(run[0], hand, verb)
+        if last is None:
+            text = clause
+        elif last.status != run[0].status and hand.draws(hand.style.new_sentence):
+            text += hand.stop + clause[:1].upper() + clause[1:]
+        else:
+            certain = all(finding.status == "present" for finding in findings)
+            text = _run_together(text, _comma(last, run[0], hand, certain), clause)
         last = run[-1]
     return text
 
 
-def _runs(findings: Sequence[Finding], rng: np.random.Generator) -> list[list[Finding]]:
+def _run_together(left: str, joint: str, right: str) -> str:
+    """Two clauses; abbreviations do not grow together."""
+    if not joint and (left[-1:] + right[:1]).isascii():
+        joint = " "
+    return left + joint + right
+
+
+def _runs(findings: Sequence[Finding], hand: Hand) -> list[list[Finding]]:
     """The findings one by one, but neighbours that are denied or suspected often together."""
     runs: list[list[Finding]] = []
     for status, group in itertools.groupby(findings, key=lambda finding: finding.status):
         run = list(group)
-        plain = not any(_has_modifier(finding) for finding in run)
-        together = plain and rng.random() < {"present": 0.0, "suspected": 0.3, "absent": 0.75}[status]
+        plain = status != "present" and not any(_has_modifier(finding) for finding in run)
+        together = plain and hand.draws(hand.style.enumerated * (1.0 if status == "absent" else 0.4))
         runs += [run] if together else [[finding] for finding in run]
     return runs
 
 
-def _comma(left: Finding, right: Finding, language: Language, rng: np.random.Generator, noise: float) -> str:
-    """What stands between two findings; it may go missing only where nothing on its left could reach across."""
-    phrases = PHRASES[language]
-    if rng.random() >= 0.4 * noise:
-        return phrases.comma
-    if left.status == right.status == "present" and not _has_modifier(left):
-        return choose(rng, phrases.odd_commas)
-    return choose(rng, (",", "；", ", ", "; "))
+def _comma(left: Finding, right: Finding, hand: Hand, certain: bool) -> str:
+    """What stands between two findings; it may go missing only where nothing on its left could reach across.
+
+    certain: nothing in the section is denied or suspected, so that "no A, B seen and C" does not occur.
+    """
+    if left.status != "present" and _is_normal(right):  # which takes no verb
+        return COMMA[hand.language]
+    together = left.status == right.status == "present" and not _has_modifier(left)
+    if together and hand.draws(max(hand.style.run_on, 0.4 * hand.noise)):
+        odd = [comma for comma in hand.phrases.odd_commas if certain or comma.strip() not in ("and", "+")]
+        return choose(hand.rng, odd)
+    if hand.draws(0.4 * hand.noise):
+        return choose(hand.rng, (",", "；", ", ", "; "))
+    return choose(hand.rng, hand.phrases.commas)
+
+
+def _is_normal(finding: Finding) -> bool:
+    return load_terminology().by_id[finding.term].kind == "normal"
 
 
 def _has_modifier(finding: Finding) -> bool:
     return bool(finding.severity or finding.site or finding.ratio)
 
 
-def _joint_clause(run: Sequence[Finding], language: Language, rng: np.random.Generator, noise: float) -> str:
-    phrases = PHRASES[language]
-    status = run[0].status
-    names = [_description(finding, language, rng, noise) for finding in run]
-    joined = phrases.list_comma.join(names[:-1]) + choose(rng, phrases.conjunctions[status]) + names[-1]
-    return choose(rng, phrases.listed_absent if status == "absent" else phrases.listed_suspected).format(joined)
+def _joint_clause(run: Sequence[Finding], hand: Hand) -> str:
+    phrases, status = hand.phrases, run[0].status
+    names = [_description(finding, hand) for finding in run]
+    joined = phrases.list_comma.join(names[:-1]) + choose(hand.rng, phrases.conjunctions[status]) + names[-1]
+    return choose(hand.rng, phrases.listed_absent if status == "absent" else phrases.listed_suspected).format(joined)
 
 
-def _clause(finding: Finding, language: Language, rng: np.random.Generator, noise: float, verb: bool = False) -> str:
-    """A finding with its status. verb: a present finding must say that it is there."""
-    phrases = PHRASES[language]
-    description = _description(finding, language, rng, noise)
-    if finding.status == "absent":
-        return choose(rng, phrases.absent).format(description)
-    if finding.status == "suspected":
-        return choose(rng, phrases.suspected).format(description)
-    category = load_terminology().by_id[finding.term].kind
-    if (verb and category != "normal") or (category in ("diagnosis", "sign") and rng.random() < 0.25):
-        return choose(rng, phrases.verb_present).format(description)
-    return description
+def _clause(finding: Finding, hand: Hand, verb: bool = False) -> str:
+    """A finding with its status. verb: a finding that is there says so."""
+    forms = {"absent": hand.phrases.absent, "suspected": hand.phrases.suspected}.get(finding.status, ())
+    if verb and not forms and not _is_normal(finding):
+        forms = hand.phrases.verb_present
+    description = _description(finding, hand, bool(forms))
+    return choose(hand.rng, forms).format(description) if forms else description
 
 
-def _description(finding: Finding, language: Language, rng: np.random.Generator, noise: float) -> str:
-    """The term under one of its names, with severity, site and ratio."""
-    phrases = PHRASES[language]
-    term = load_terminology().by_id[finding.term]
-    standard = rng.random() < STANDARD_NAME_SHARE
-    name = term.name(language) if standard else choose(rng, term.synonyms(language))
-    if rng.random() < 0.35 * noise:
-        name = misspell(name, language, rng)
+def _description(finding: Finding, hand: Hand, embedded: bool = True) -> str:
+    """The term under one of its names, with severity, site and ratio; embedded: something is said of all that."""
+    phrases, rng = hand.phrases, hand.rng
+    name = _name(load_terminology().by_id[finding.term], hand)
     if finding.severity:
         severity = choose(rng, phrases.severities[finding.severity])
         name = choose(rng, phrases.severity_forms).format(severity=severity, name=name)
-    if finding.site and rng.random() < 0.6:
+    if finding.site and hand.draws(0.6):
         site = choose(rng, phrases.site_adjectives[finding.site])
         name = choose(rng, phrases.site_before).format(site=site, name=name)
     elif finding.site:
         site = choose(rng, phrases.site_nouns[finding.site])
-        name = choose(rng, phrases.site_after).format(site=site, name=name)
+        name = choose(rng, _forms(phrases.site_after, embedded)).format(site=site, name=name)
     if finding.ratio:
-        name = choose(rng, phrases.ratio).format(name=name, ratio=f"0.{finding.ratio}")
+        name = choose(rng, _forms(phrases.ratio, embedded)).format(name=name, ratio=f"0.{finding.ratio}")
     return name
 
 
-def _store(text: str, language: Language, rng: np.random.Generator, noise: float) -> str:
+def _forms(forms: Sequence[str], embedded: bool) -> Sequence[str]:
+    """A comma within would end what is said of it all."""
+    return [form for form in forms if not embedded or not re.search("[,，]", form)]
+
+
+def _name(term: Term, hand: Hand) -> str:
+    """One of the names of a term: standard, other, short; with noise now and then misspelt."""
+    zh = hand.language == "zh"
+    synonyms, short, wrong = (
+        (term.synonyms_zh, term.abbreviations_zh, term.misspellings_zh)
+        if zh
+        else (term.synonyms_en, term.abbreviations_en, term.misspellings_en)
+    )
+    registers = ((term.name(hand.language),), synonyms, short)
+    weights = np.array([weight * bool(names) for weight, names in zip(hand.style.names, registers, strict=True)])
+    name = choose(hand.rng, registers[int(hand.rng.choice(3, p=weights / weights.sum()))])
+    if hand.draws(0.35 * hand.noise):
+        return choose(hand.rng, wrong) if wrong and hand.draws(0.3) else misspell(name, hand.language, hand.rng)
+    return name
+
+
+def _store(text: str, hand: Hand) -> str:
     """What input methods and storage do to a whole text: width of characters, letter case."""
-    draw = rng.random()
-    if language == "zh":
+    draw, noise, rng = hand.rng.random(), hand.noise, hand.rng
+    if hand.style.small_letters:
+        text = text.lower()
+    if hand.language == "zh":
         if draw < 0.2 * noise:
             return text.translate(_HALF_WIDTH)
         if draw < 0.3 * noise:
@@ -203,10 +339,8 @@ def _store(text: str, language: Language, rng: np.random.Generator, noise: float
         if draw < 0.4 * noise:
             return text.translate(_FULL_WIDTH_LETTERS)
         return text
-    if draw < 0.2 * noise:
-        return text.lower()
-    if draw < 0.25 * noise:
-        return text.upper()
+    if draw < 0.25 * noise and not _WORDS.search(text):
+        return text.lower() if draw < 0.2 * noise else text.upper()
     if draw < 0.3 * noise:
         return re.sub(r", ", "，", text)
     return text

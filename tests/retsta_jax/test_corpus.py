@@ -202,10 +202,10 @@ def test_clean_originals_name_every_finding_and_deny_every_denial(language):
     }
     marks["suspected"].discard("")
     for index, study in enumerate(STUDIES[:500]):
-        report = original_report(study, language, np.random.default_rng(index), noise=0.0)
+        report = original_report(study, language, np.random.default_rng(index), noise=0.0).lower()
         for finding in study.findings:
             term = load_terminology().by_id[finding.term]
-            assert any(name in report for name in (term.name(language), *term.synonyms(language))), report
+            assert any(name.lower() in report for name in (term.name(language), *term.synonyms(language))), report
             if finding.status != "present":
                 assert any(mark in report for mark in marks[finding.status]), report
             if finding.ratio:
@@ -248,9 +248,9 @@ def test_noise_adds_faults(language):
     study = EXAMPLE
     clean = [original_report(study, language, np.random.default_rng(seed), noise=0.0) for seed in range(200)]
     noisy = [original_report(study, language, np.random.default_rng(seed), noise=1.0) for seed in range(200)]
-    faults = re.compile(r"\n|&nbsp;|<br>| XXXX |，，|,,|。。|\.\.|[Ａ-Ｚ]", re.IGNORECASE)
+    faults = re.compile(r"&nbsp;|<br>| XXXX |_x000D_|\|\||，，|,,|。。|\.\.|[Ａ-Ｚ]", re.IGNORECASE)
     assert not any(faults.search(report) for report in clean)
-    assert np.mean([bool(faults.search(report)) for report in noisy]) > 0.3
+    assert np.mean([bool(faults.search(report)) for report in noisy]) > 0.2
 
 
 @pytest.mark.parametrize("language", ["zh", "en", "both"])

@@ -79,7 +79,15 @@ def read(text):
         ("Possible macular oedema and epiretinal membrane", "?ME ?EM"),
         ("macular hole (suspected), drusen", "?MH +DR"),
         ("Macular oedema cannot be excluded", "?ME"),
+        ("棉绒斑？无视网膜出血，黄斑裂孔(?) 玻璃膜疣", "-HB ?MH +DR"),
+        ("考虑黄斑水肿 视网膜出血(-)", "?ME -HB"),
+        ("No macular oedema, drusen C/D=0.6 noted", "-ME +DR"),
+        ("没看到玻璃膜疣", "-DR"),
         # Eyes.
+        ("右眼黄斑水肿。左眼同上", "+MEB"),
+        ("OD: drusen. OS: same", "+DRB"),
+        ("Examination of the right eye shows drusen, examination of the left eye shows macular hole", "+DRR +MHL"),
+        ("L：黄斑水肿_x000D_R：玻璃膜疣||L 黄斑裂孔", "+MEL +DRR +MHL"),
         ("右眼：黄斑水肿，硬性渗出。左眼：未见明显异常。", "+MER +HER +NOL"),
         ("双眼玻璃膜疣，右眼黄斑裂孔", "+DRB +MHR"),
         ("黄斑裂孔（右眼），玻璃膜疣（左眼）", "+MHR +DRL"),
@@ -101,6 +109,36 @@ def read(text):
 )
 def test_reading(text, expected):
     assert read(text) == expected
+
+
+def test_places_and_degrees_of_a_table_do_not_come_between_a_finding_and_what_is_said_of_it():
+    places = (
+        Term("mild", "severity", zh="轻度", en="mild"),
+        Term("macula", "anatomy", zh="黄斑", en="macula", synonyms_zh=("黄斑区",), synonyms_en=("macular",)),
+        Term("bundle", "anatomy", zh="无血管区", en="avascular zone"),
+        Term("right_eye", "location", zh="右眼", en="right eye", abbreviations_en=("OD",)),
+    )
+    table = Terminology(tuple(term for term in TERMS.terms if term.id not in {place.id for place in places}) + places)
+    for text, expected in (
+        (
+            "右眼硬性渗出（黄斑区）？，黄斑水肿（轻度）(-)",
+            {("hard_exudates", "suspected"), ("macular_oedema", "absent")},
+        ),
+        (
+            "拍摄范围包括黄斑、无血管区。右眼未见硬性渗出、轻度黄斑水肿",
+            {("hard_exudates", "absent"), ("macular_oedema", "absent")},
+        ),
+        (
+            "Field includes the macula. OD: drusen (mild)?, no macular drusenoid deposits",
+            {("drusen", "suspected"), ("drusen", "absent")},
+        ),
+        ("Imaged: macula, avascular zone. right eye no mild vitreous opacity", {("vitreous_opacity", "absent")}),
+    ):
+        found = statements_of(find_terms(text, table), table)
+        assert found == {Statement(term, "right", status) for term, status in expected}, text
+    [macula, mild, drusen] = find_terms("OD: no macular mild drusen", table)
+    assert [match.term for match in (macula, mild, drusen)] == ["macula", "mild", "drusen"]
+    assert {match.status for match in (macula, mild, drusen)} == {"absent"}
 
 
 def test_places_are_those_of_the_original_text():
