@@ -54,8 +54,8 @@ def estimate_text(endpoint: Endpoint, plan: Estimate) -> str:
     """The estimate in one line."""
     price = price_of(endpoint, plan.input_tokens, plan.output_tokens)
     parts = [
-        f"{plan.unsent:,} of {plan.requests:,} requests are to be sent to {endpoint.url} (model {endpoint.model}), the "
-        "others have been answered",
+        f"{plan.unsent:,} of {plan.requests:,} requests are to be sent to {endpoint.url} (model {endpoint.model})"
+        + (", the others repeat one or are in the cache" if plan.unsent < plan.requests else ""),
         f"about {plan.input_tokens:,} input and {plan.output_tokens:,} output tokens, estimated from characters "
         f"({ASCII_TOKENS} tokens for an ASCII one, {OTHER_TOKENS} for any other)",
     ]

@@ -118,10 +118,25 @@ def test_a_request_asks_for_the_most_probable_answer(server, tmp_path):
     ]
 
 
-def test_outcomes_are_asked_for_as_they_are_taken(server, tmp_path):
-    with answering([user_request(str(n)) for n in range(100)], endpoint_of(server, tmp_path)) as outcomes:
-        next(outcomes)
-    assert len(server.bodies) < 10
+class Taken(list):
+    """Requests that know how many of them have been taken."""
+
+    taken = 0
+
+    def __iter__(self):
+        self.taken = 0
+        for request in super().__iter__():
+            self.taken += 1
+            yield request
+
+
+def test_requests_are_taken_as_their_outcomes_are(server, tmp_path):
+    requests = Taken(user_request(str(number)) for number in range(100))
+    with answering(requests, endpoint_of(server, tmp_path)) as outcomes:
+        assert next(outcomes).text == "0"
+        assert requests.taken == asking.AHEAD
+        assert next(outcomes).text == "1"
+        assert requests.taken == asking.AHEAD + 1
 
 
 def test_an_answer_that_reached_the_limit_is_told_also_from_the_cache(server, tmp_path):
@@ -180,9 +195,10 @@ def test_the_estimate_is_said_before_anything_is_sent(server, tmp_path, monkeypa
         sent_when_said.append(len(server.bodies))
 
     monkeypatch.setattr(asking, "say", say)
-    ask(["a" * 1000, "高血压" * 100], endpoint_of(server, tmp_path, input_price=2.0, output_price=1e4))
+    texts = ["a" * 1000, "高血压" * 100, "a" * 1000]
+    ask(texts, endpoint_of(server, tmp_path, input_price=2.0, output_price=1e4))
     # 0.3 tokens for each of 1,000 characters, and 0.6 for each of 300; the answers are expected to be as long
-    assert "2 of 2 requests" in said[0]
+    assert "2 of 3 requests" in said[0]
     assert "about 480 input and 480 output tokens, estimated from characters" in said[0]
     assert "about 4.80 at the prices given" in said[0]
     assert said[1] == (
@@ -262,6 +278,27 @@ def test_a_signal_ends_orderly_and_keeps_what_is_in_flight(number, code, server,
     assert texts_of(ask("abc", endpoint_of(server, tmp_path, send_reports=False))[0]) == list("ABC")
 
 
+def test_a_signal_is_not_held_up_by_an_endpoint_that_is_silent(server, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(asking, "END_SECONDS", 0.1)
+    release = threading.Event()
+
+    def script(text, number):
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            release.wait(10)
+        return answered(text.upper())
+
+    server.script = script
+    endpoint = endpoint_of(server, tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run_cli(lambda arguments: ask("abc", endpoint) and None, [])
+    assert not release.is_set()
+    release.set()
+    assert stop.value.code == 75
+    assert capsys.readouterr().err.splitlines()[-1] == "error: terminated"
+    assert texts_of(ask("a", endpoint_of(server, tmp_path, send_reports=False))[0]) == ["A"]
+
+
 # What goes wrong and may go right the next time.
 
 GOOD = answered("A")
@@ -303,21 +340,25 @@ def test_a_passing_trouble_is_tried_again(reply, server, tmp_path):
     assert max(1.0, wanted) <= backoff[0] <= max(2.0, wanted)
 
 
+class Restless(FakeTime):
+    """A clock on which the first long sleep is none: who was told to wait does not."""
+
+    def sleep(self, seconds, stop):
+        if seconds < 50 or self.slept:
+            super().sleep(seconds, stop)
+        else:
+            self.slept.append(seconds)
+
+
 def test_nobody_sends_before_the_endpoint_said(server, tmp_path):
-    """One thread is told to wait for 50 s; the others wait as well."""
-    time, came = FakeTime(), []
+    time, came = Restless(), []
 
     def script(text, number):
         came.append(time.now())
         return refused(429, headers={"Retry-After": "50"}) if number == 1 else answered(text)
 
     server.script = script
-    limit = RateLimit(6000, time.clock)
-    limit.wait(threading.Event())
-    limit.pause(50)
-    limit.wait(threading.Event())
-    assert time.now() >= 50
-    ask("abcd", endpoint_of(server, tmp_path), time=time)
+    ask("a", endpoint_of(server, tmp_path), time=time)
     assert came[1] - came[0] >= 50
 
 
@@ -329,6 +370,7 @@ def test_waits_grow_and_attempts_are_bounded(server, tmp_path):
     assert server.asked == ["a"] * asking.ATTEMPTS + ["b"]
     backoff = [seconds for seconds in time.slept if seconds >= 1]
     assert all(2**n <= seconds <= 2**n + 1 for n, seconds in enumerate(backoff))
+    assert texts_of(ask("ca", endpoint_of(server, tmp_path))[0]) == ["c", "service"]
 
 
 def test_a_slow_endpoint_is_given_up_and_tried_again(server, tmp_path):
@@ -462,10 +504,34 @@ def test_an_endpoint_that_goes_down_makes_no_failures(server, tmp_path):
     # Also where so few are left that they are not five.
     assert texts_of(ask("abcdefghijklmnop", endpoint_of(server, tmp_path))[0]) == list("ABCDEFGHIJKLMNOP")
     up.clear()
-    outcomes, error = ask("abcz", endpoint_of(server, tmp_path))
-    assert texts_of(outcomes) == list("ABC")
-    assert "the only request" in error
+    outcomes, error = ask("aybz", endpoint_of(server, tmp_path))
+    assert texts_of(outcomes) == ["A"]
+    assert "2 requests in a row" in error
     assert server.asked.count("d") == 1
+
+
+class Patient(FakeTime):
+    """A clock on which who waits to try again waits until the run ends."""
+
+    def sleep(self, seconds, stop):
+        super().sleep(seconds, stop)
+        if seconds >= 1:
+            assert stop.wait(10)
+
+
+def test_what_waits_to_be_tried_again_is_given_up_where_the_run_ends(server, tmp_path):
+    """Six requests wait after a server error when the seventh is told that the key is wrong."""
+    together = threading.Barrier(7)
+
+    def script(text, number):
+        together.wait(5)
+        return refused(401) if text == "g" else refused(500)
+
+    server.script = script
+    endpoint = endpoint_of(server, tmp_path, concurrency=7)
+    outcomes, error = ask("abcdefg", endpoint, time=Patient())
+    assert (outcomes, len(server.bodies)) == ([], 7)
+    assert "the key is not accepted" in error
 
 
 # How fast.
