@@ -72,8 +72,8 @@ def deduplicate(
     """Find the duplicates among reports (id, text, states), with progress on stderr where it takes long.
 
     `states` is what the report states, such as a frozenset of (term, eye, status, severity, number): reports in which
-    it differs are never duplicates, so whatever must not be lost belongs in it. The strictest is the normalized standard
-    report, which needs no terminology.
+    it differs are never duplicates, so whatever must not be lost belongs in it. The strictest choice, which needs no
+    terminology, is the normalized standard report.
 
     The result depends on the reports and their order alone; a report that is similar to none changes nothing between
     the others. Raises UserError for a config out of bounds.
