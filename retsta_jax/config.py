@@ -42,9 +42,7 @@ class DataConfig:
 class ModelConfig:
     """The base model and how to compute with it."""
 
-    base: str = (
-        "embedded"  # directory of a Qwen2, Llama 3, Yi, GLM-4 or Baichuan2; "embedded": the small shipped one
-    )
+    base: str = "embedded"  # directory of a Qwen2, Llama 3, Yi, GLM-4 or Baichuan2; "embedded": the small shipped one
     tuning: Literal["lora", "full"] = "lora"  # what is trained: adapters beside the frozen base, or the base itself
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of a frozen base; what is trained is float32
