@@ -69,6 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     names = [*PRESETS, *others]
     parser.add_argument("--preset", required=True, help="one of " + ", ".join(names))
     parser.add_argument("--topology", required=True, help="v5e:2x4, v6e:4x8, v5p:2x2x1, ...")
+    parser.add_argument("--model.base", dest="base", help="directory with the model's config.json (preset's)")
     parser.add_argument(
         "--micro-batch", type=bounded(COUNT), help="rows of one device; given, no other is tried (preset's)"
     )
@@ -87,14 +88,16 @@ def main(arguments: Sequence[str]) -> int:
     jax.config.update("jax_exec_time_optimization_effort", -1.0)
 
     if options.preset in others:
-        if options.remat or options.sequence:
-            raise UserError(f"--preset {options.preset}: --remat and --sequence are for text models; leave them out")
+        if options.remat or options.sequence or options.base:
+            raise UserError(
+                f"--preset {options.preset}: --remat, --sequence and --model.base are for text models; leave them out"
+            )
         planner = others[options.preset]
         found = planner.make_plan(options.preset, options.topology, options.micro_batch, options.loss_chunk)
         print(json_text({"preset": options.preset, **found}, "plan", indent=2))
         return 0
     config = choose_preset(PRESETS | dict.fromkeys(others, RetstaConfig()), options.preset)
-    changes = {"remat": options.remat, "loss_chunk": options.loss_chunk}
+    changes = {"remat": options.remat, "loss_chunk": options.loss_chunk, "base": options.base}
     model = dataclasses.replace(config.model, **{name: value for name, value in changes.items() if value})
     config = dataclasses.replace(
         config,

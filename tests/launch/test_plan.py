@@ -164,3 +164,16 @@ def test_an_unknown_preset_exits_with_code_2_and_prints_nothing_else():
     assert done.stdout == ""
     assert done.stderr.startswith("error: --preset retsta7b: unknown")
     assert done.stderr.count("\n") == 1
+
+
+def test_sizes_are_those_of_a_directory_that_is_named(monkeypatch, tmp_path, capsys):
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 300, **sizes}))
+    monkeypatch.setattr(plan, "topology_devices", lambda name: [])
+    monkeypatch.setattr(plan, "make_plan", lambda config, sizes, *others: {"sizes": dataclasses.asdict(sizes)})
+    wanted = ["--preset", "retsta-7b", "--topology", "v5e:2x4", "--model.base", str(tmp_path)]
+    assert plan.main(wanted) == 0
+    found = json.loads(capsys.readouterr().out)["sizes"]
+    assert found.items() >= {"model_type": "llama", "attention_bias": False, "head_dim": 16, **sizes}.items()
+    with pytest.raises(UserError, match=r"--model\.base are for text models"):
+        plan.main([*wanted[:1], "deer-mimic", *wanted[2:]])
