@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from common.bounds import Count, Phantoms, Seed, Steps, StepsOrAll
+from common.bounds import Count, CountOrNone, Few, Phantoms, Probability, Seed, Steps, StepsOrAll
 from common.lora import LoraConfig
 from common.models.attention import Implementation
 from common.models.qwen2 import Remat
@@ -35,7 +35,28 @@ class DataConfig:
     train: str = ""  # jsonl: rows {"id", "source", "target", "language"?}
     validation: str = ""  # jsonl
     test: str = ""  # jsonl
-    terminology: str = ""  # jsonl: CSV, TSV or JSON table of terms, by which findings are scored; "": the shipped one
+    terminology: str = (
+        ""  # jsonl: CSV, TSV or JSON table of terms that scores and augmentation go by; "": the shipped one
+    )
+    augment_to: CountOrNone = 0  # pairs to train on, with those that augmentation makes of the training part; 0: none
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Shares of the pairs made by augmentation that get each kind of change; every such pair gets one at least.
+
+    typo, punctuation, split and merge are syntactic noise, negation and probability semantic perturbation. The paper
+    (RetSTA, section 2.2) gives no rates.
+    """
+
+    typo: Probability = 0.5  # confused characters, slips of the keyboard and of text recognition
+    punctuation: Probability = 0.3  # commas, colons and stops left out
+    split: Probability = 0.15  # a comma becomes a stop
+    merge: Probability = 0.15  # a stop becomes a comma
+    negation: Probability = 0.25  # a finding denied, a denial taken back, a denial added; the target changes with it
+    probability: Probability = 0.25  # a finding doubted, a doubt taken back; the target changes with it
+    synonym: Probability = 0.6  # another name or abbreviation of the same term
+    most_edits: Few = 3  # of one kind in a pair; semantic perturbations: one of each kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +81,7 @@ class RetstaConfig:
         "请用报告原来的语言,将眼底报告改写为使用标准术语的标准报告。"
     )
     data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     optim: OptimConfig = OptimConfig()
@@ -133,6 +155,7 @@ NEEDS = (
     ),
     Needs("data.terminology", "data.corpus", ("jsonl",)),
     Needs("data.validation_size", "data.corpus", ("fundus", "openi")),
+    Needs("augment", "data.augment_to", lambda pairs: pairs > 0, "--data.augment-to PAIRS"),
     Needs("lora", "model.tuning", ("lora",)),
     Needs("model.param_dtype", "model.tuning", ("lora",)),
     MESH_NEEDS,

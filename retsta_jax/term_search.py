@@ -60,19 +60,27 @@ def fold(text: str) -> Folded:
     folded: list[str] = []
     origin: list[int] = []
     for place, character in enumerate(text):
-        for part in unicodedata.normalize("NFKC", character).lower():
-            if part.isspace() and part != "\n":
-                part = " "
+        for part in _fold_character(character):
             if part == " " and folded and folded[-1] in " \n":
                 continue
-            if unicodedata.category(part) == "Pd" or part == "−":
-                part = "-"
-            folded.append("'" if part == "’" else part)
+            folded.append(part)
             origin.append(place)
     for place in range(1, len(folded) - 1):
         if folded[place] == "-" and folded[place - 1].isalnum() and folded[place + 1].isalnum():
             folded[place] = " "
     return Folded("".join(folded), origin)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _fold_character(character: str) -> str:
+    def fold_part(part: str) -> str:
+        if part.isspace() and part != "\n":
+            return " "
+        if unicodedata.category(part) == "Pd" or part == "−":
+            return "-"
+        return "'" if part == "’" else part
+
+    return "".join(map(fold_part, unicodedata.normalize("NFKC", character).lower()))
 
 
 def mentions(text: str, folded: Folded, terminology: Terminology, language: Language) -> Iterator[Mention]:

@@ -104,6 +104,13 @@ class Terminology:
     def by_id(self) -> Mapping[str, Term]:
         return {term.id: term for term in self.terms}
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:  # each text that is read looks for the automaton of its terminology
+        return hash((self.terms, self.languages))
+
 
 class Table(NamedTuple):
     """A terminology as read, before it is checked: problems of single cells, and columns of which nothing is known."""
