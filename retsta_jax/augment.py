@@ -75,7 +75,9 @@ def open_corpus(
     Raises UserError where there are none, or more than `total`, where ids would collide, the rates do not suffice, or
     the terminology lacks a language of the pairs.
     """
-    terms = terminology or load_terminology()
+    terms = load_terminology()  # the very object, which `known_findings` asks for
+    if terminology is not None and terminology != terms:
+        terms = terminology
     check_numbers(config, "augment.")
     if not pairs:
         raise UserError("augmentation: no pairs; expected at least one")
@@ -92,10 +94,11 @@ def open_corpus(
                 f"augmentation: the terminology has no names in {pair.language}, the language of pair "
                 f"{printable(pair.id)}; add a column {pair.language}, or leave such pairs out"
             )
-    ids, copies = {pair.id for pair in pairs}, -(-total // len(pairs))
-    for pair in pairs:
-        if clash := next((name for copy in range(1, copies) if (name := _copy_id(pair, copy)) in ids), ""):
-            raise UserError(f"augmentation: {printable(clash)} is the id of a pair and would be that of a new one")
+    known = {pair.id for pair in pairs}
+    if len(known) < len(pairs):
+        raise UserError(f"augmentation: {len(pairs) - len(known):,} ids of pairs occur twice; ids must be unique")
+    if clash := next((id_ for id_ in copy_ids(pairs, total) if id_ in known), ""):
+        raise UserError(f"augmentation: {printable(clash)} is the id of a pair and would be that of a new one")
     unknown = (pair for pair in pairs if known_findings(pair.target, pair.language, terms) is None)
     reports = (
         (read_report(pair.source, pair.language, terms), read_report(pair.target, pair.language, terms))
@@ -156,6 +159,11 @@ def _edited(report: Report, kind: str, count: int, rng: np.random.Generator) -> 
                 edited = after
                 break
     return None if edited.text == report.text else edited
+
+
+def copy_ids(pairs: Sequence[ReportPair], total: int) -> Iterator[str]:
+    """The ids of the new pairs in order."""
+    return (_copy_id(pairs[index % len(pairs)], index // len(pairs)) for index in range(len(pairs), total))
 
 
 def _copy_id(pair: ReportPair, copy: int) -> str:

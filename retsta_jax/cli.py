@@ -1,4 +1,4 @@
-"""`retsta train | evaluate | standardize | label | terminology | demo`: the command line of report standardization."""
+"""`retsta train | evaluate | standardize | augment | label | terminology | demo`: the command line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +15,7 @@ USAGE = """usage: retsta COMMAND ...
   train        fine-tune on report pairs:   retsta train --preset NAME --run-dir DIR [any field of the config]
   evaluate     score a run, with baselines: retsta evaluate --run-dir DIR
   standardize  rewrite reports:             retsta standardize --run-dir DIR FILE|- [--output FILE.jsonl]
+  augment      make more pairs of few:      retsta augment PAIRS.jsonl --factor 5 --output FILE.jsonl
   label        make pairs of many reports:  retsta label --run-dir DIR FILE --output DIR
   terminology  check one, find its terms:   retsta terminology check [FILE]; retsta terminology match FILE
   demo         all of it, on generated fundus reports and a small model, in minutes
@@ -33,6 +34,7 @@ def dispatch(arguments: list[str]) -> int | None:
         "train": train,
         "evaluate": evaluate,
         "standardize": standardize,
+        "augment": augment,
         "label": label,
         "terminology": terminology,
         "demo": demo,
@@ -110,6 +112,13 @@ def standardize(arguments: list[str]) -> None:
     from retsta_jax.standardize import standardize_file
 
     standardize_file(chosen.run_dir, chosen.source, chosen.output, chosen.batch_size)
+
+
+def augment(arguments: list[str]) -> None:
+    """Make more report pairs of few."""
+    from retsta_jax.augment_command import run
+
+    run(arguments)
 
 
 def label(arguments: list[str]) -> None:

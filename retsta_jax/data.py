@@ -1,8 +1,8 @@
 """The three sources of report pairs as training, validation and test parts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from common.data.cleaning import clean_report
 from common.data.openi import count_unknown_ids, openi_pairs, openi_splits, read_openi, read_test_ids
@@ -11,8 +11,14 @@ from common.data.summary import data_line
 from common.errors import UserError
 from common.jsonl import read_rows
 from common.metrics.tokenize import language_of
+from retsta_jax.augment import augment_pairs
 from retsta_jax.config import FILES, RetstaConfig
-from retsta_jax.corpus import make_splits
+from retsta_jax.corpus import make_splits, split_of
+from retsta_jax.findings import FundusStudy
+from retsta_jax.perturb import known_findings
+from retsta_jax.terminology import SHIPPED, load_terminology
+
+PAIR = {"id": str | int, "source": str, "target": str}  # what a row of report pairs must have
 
 
 class Splits(NamedTuple):
@@ -53,6 +59,39 @@ def load_splits(config: RetstaConfig, quarantine: Quarantine) -> Splits:
     return Splits(**parts)
 
 
+def augmented(config: RetstaConfig, splits: Splits) -> list[ReportPair]:
+    """The pairs to train on: the training part, and those that augmentation makes of it.
+
+    No perturbation makes a target that validation or test have; of generated pairs, none that they could have. Raises
+    UserError for fewer than the training part has.
+    """
+    data, train = config.data, splits.train
+    if not data.augment_to:
+        return train
+    if data.augment_to < len(train):
+        raise UserError(
+            f"data.augment_to must be at least {len(train):,}, the pairs of the training part, or 0, found "
+            f"{data.augment_to:,}"
+        )
+    terms = load_terminology(data.terminology or SHIPPED)
+    kept_apart = apart_from([*splits.validation, *splits.test])
+
+    def accepts(pair: ReportPair) -> bool:
+        if data.corpus == "fundus":
+            findings = known_findings(pair.target, pair.language, load_terminology())
+            if findings is not None and split_of(FundusStudy(findings)) != "train":
+                return False
+        return kept_apart(pair)
+
+    return augment_pairs(train, data.augment_to, config.augment, terms, config.seed, accepts)
+
+
+def apart_from(held_out: Iterable[ReportPair]) -> Callable[[ReportPair], bool]:
+    """Whether a pair has neither source nor target of one that is held out; white space does not count."""
+    texts = {" ".join(text.split()) for pair in held_out for text in (pair.source, pair.target)}
+    return lambda pair: not texts & {" ".join(pair.source.split()), " ".join(pair.target.split())}
+
+
 def splits_line(
     config: RetstaConfig,
     counts: Mapping[str, int],
@@ -76,8 +115,13 @@ def read_pairs(file: Path, quarantine: Quarantine) -> list[ReportPair]:
     An id that is a number is kept as its text. A row without text on either side is quarantined. Raises UserError
     naming the line of a malformed row.
     """
+    return pairs_of(read_rows(file, PAIR), file, quarantine)
+
+
+def pairs_of(rows: Iterable[Mapping[str, Any]], file: Path, quarantine: Quarantine) -> list[ReportPair]:
+    """`read_pairs` of rows that were read from `file`."""
     pairs = []
-    for row in read_rows(file, {"id": str | int, "source": str, "target": str}):
+    for row in rows:
         id_ = str(row["id"])
         language = row.get("language", language_of(row["source"]))
         if language not in get_args(Language):

@@ -202,21 +202,29 @@ def _stated(base: Report, place: int, status: MatchStatus, wording: Wording, rng
     own = _phrase(base, next(index for index, token in enumerate(base.tokens) if token.place == place))
     for template in map(str, rng.permutation(list(wording[status]))):
         before, after = template.split("{}")
+        if not _fits(own, before, after, language):
+            continue
         phrase, left = text[own.start : own.end], own.start
-        if (before and not own.open_before) or (after and own.verb_behind):
-            continue
-        if language == "zh":
-            left = own.verb.start if before and own.verb else left
-        elif ((own.verb or own.joined) and before and before.split()[0] not in AFTER_VERB) or (
-            own.verb and after[1:2].isalpha()
-        ):
-            continue
-        elif before:
-            phrase = phrase.removeprefix(article.group() if (article := ARTICLE.match(phrase)) else "")
+        if before and language == "zh" and own.verb:
+            left = own.verb.start
+        elif before and language == "en":
+            article = ARTICLE.match(phrase)
+            phrase = phrase[article.end() :] if article else phrase
             by_right = own.start == match.start and match.text in base.terms.by_id[match.term].forms(language)
             if re.match(r"[A-Z][a-z]+\b", phrase) and not by_right:
                 before, phrase = before[0].upper() + before[1:], phrase[0].lower() + phrase[1:]
         yield text[:left] + _in_case(before, base) + phrase + _in_case(after, base) + text[own.end :]
+
+
+def _fits(own: _Phrase, before: str, after: str, language: Language) -> bool:
+    """Whether words can stand around a description as it stands in its text."""
+    if (before and not own.open_before) or (after and own.verb_behind):
+        return False
+    if language == "zh":
+        return True
+    if before and (own.verb or own.joined) and before.split()[0] not in AFTER_VERB:
+        return False
+    return not (own.verb and after[1:2].isalpha())  # "there is a hole absent"
 
 
 def phrase_start(report: Report, index: int) -> int | None:

@@ -45,7 +45,7 @@ from common.step import LossFn, init_state, make_train_step
 from common.train_loop import Validation, mean_loss, train
 from common.types import LossSum, PyTree, TextBatch, TrainState
 from retsta_jax.config import EMBEDDED_BASE, RetstaConfig
-from retsta_jax.data import load_splits, splits_line
+from retsta_jax.data import augmented, load_splits, splits_line
 from retsta_jax.prompts import encode_pairs
 from retsta_jax.terminology import load_terminology
 
@@ -154,13 +154,14 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
     check_rows(config.batch_size, accumulate, layout)
     quarantine = Quarantine()
     splits = load_splits(config, quarantine)
+    pairs = augmented(config, splits)
     directory = base_directory(config)
     note = checkpoint_note(directory)
-    learnt = ([pair.id, pair.source, pair.target] for pair in (*splits.train, *splits.validation))
+    learnt = ([pair.id, pair.source, pair.target] for pair in (*pairs, *splits.validation))
     trained_on = {"base": note["base"]["sha256"], "data": data_record(learnt)}
     base = load_base(config, layout)
     encode = functools.partial(encode_pairs, base.tokenizer, config.instruction)
-    examples = encode_examples(encode(splits.train), config.max_length, quarantine)
+    examples = encode_examples(encode(pairs), config.max_length, quarantine)
     held_out = encode_examples(encode(splits.validation), config.max_length, quarantine)
     plan = plan_epochs(
         [len(example.tokens) for example in examples],
@@ -181,7 +182,9 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
         quarantine.write(run_dir / "quarantine.jsonl")
         counts = {"train": len(examples), "validation": len(held_out), "test": len(splits.test)}
         unknown = unknown_share(base.tokenizer, (example.tokens.tolist() for example in (*examples, *held_out)))
-        say_data(splits_line(config, counts, quarantine, unknown))
+        new = len(pairs) - len(splits.train)
+        notes = [f"{new:,} of train made by augmentation of {len(splits.train):,}"] if new else []
+        say_data(splits_line(config, counts, quarantine, unknown, notes))
         lengths = {*config.buckets, config.max_length}
         print(attention_line(base.config.attention, lengths, base.config.head_dim, base.config.dtype), flush=True)
     checkpoints = open_checkpoints(run_dir, note, config)
