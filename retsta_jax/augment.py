@@ -139,6 +139,8 @@ def _augmented(
         if kind in drawn and (edited := _edited(source, kind, int(rng.integers(config.most_edits)) + 1, rng)):
             source = edited
             made.append(kind)
+    if source.text == pair.source:  # a slip may undo another name
+        made = [kind for kind in made if kind in CHANGES]
     for kind in INSTEAD:
         if not made and (edited := _edited(source, kind, 1, rng)):
             source = edited

@@ -21,13 +21,17 @@ NOT_WORDS = ("term", "list", "comma", "stop", "open", "close")  # kinds of token
 MARKS = re.compile(r"[,，、；:：。]|(?<!&nbsp);|(?<![0-9])\.(?![0-9a-zA-Z])|(?<=[0-9])\.(?=\s|$)")
 COMMAS = re.compile(r"(?:[,，；]|(?<!&nbsp);)\s*")
 STOPS = re.compile(r"(?:[。；]|(?<!&nbsp);|\.(?=\s))\s*|\n\s*")
-# Degrees and places beside a term, which a missing comma would give to another.
-MODIFIERS = re.compile(
-    r"[上下内外颞鼻轻重]|中度|中等|严重|微|黄斑|后极|中周|周边|象限|为主|[0-9]|"
+DEGREES = (
+    r"\b(?:mild(?:ly)?|slight(?:ly)?|minor|minimal|trace|small|moderate(?:ly)?|mod|medium|severe(?:ly)?|marked(?:ly)?|"
+    r"advanced|large|extensive|(?:low|high)[- ]grade|early|late|acute|chronic)\b"
+)
+PLACES = (
     r"\b(?:[a-z-]*(?:nasal|temporal)|upper|lower|inner|outer|superior|inferior|macular?|posterior|[a-z-]*peripher[a-z]*|"
-    r"quadrants?|mild(?:ly)?|slight(?:ly)?|minor|minimal|trace|small|moderate(?:ly)?|mod|medium|severe(?:ly)?|"
-    r"marked(?:ly)?|advanced|large|extensive|(?:low|high)[- ]grade|early|late|acute|chronic|S[TN]|I[TN])\b",
-    re.IGNORECASE,
+    r"quadrants?|S[TN]|I[TN])\b"
+)
+# What a missing comma could give to the term behind it.
+MODIFIERS = re.compile(
+    rf"[上下内外颞鼻轻重]|中度|中等|严重|微|黄斑|后极|中周|周边|象限|为主|[0-9]|{DEGREES}|{PLACES}", re.IGNORECASE
 )
 NUMBER = re.compile(rf"(?<![a-z]{{{KEPT}}})[0-9]+(?:\.[0-9]+)?")  # behind three letters it is a misread letter
 
@@ -157,6 +161,7 @@ def _spared(report: Report) -> Iterator[tuple[int, int]]:
     """Spans in which a slip could change the meaning."""
     yield from ((token.start, token.end) for token in report.tokens if token.kind not in NOT_WORDS)
     if report.language == "en":
+        yield from (match.span() for match in re.finditer(DEGREES, report.text, re.IGNORECASE))
         yield from (match.span() for match in MODIFIERS.finditer(_without_statements(report)))
     for match in report.matches:
         if report.terms.by_id[match.term].kind in ("severity", "location"):

@@ -107,10 +107,10 @@ def conflicts(statements: Iterable[Statement], terms: Terminology) -> set[tuple[
 def _conflict(one: Statement, other: Statement, terms: Terminology) -> bool:
     first, second = terms.by_id[one.term], terms.by_id[other.term]
     denied = [one.status, other.status].count("absent")
-    if denied == 2:
-        return False
     if first.keys & second.keys:
         return True
+    if denied == 2:
+        return False
     if denied == 0:
         kinds = {first.kind, second.kind}
         return "normal" in kinds and not kinds <= set(SETTLED)
