@@ -1,4 +1,4 @@
-"""`retsta train | evaluate | standardize | augment | label | terminology | demo`: the command line."""
+"""`retsta COMMAND`: the command line of report standardization."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +17,7 @@ USAGE = """usage: retsta COMMAND ...
   standardize  rewrite reports:             retsta standardize --run-dir DIR FILE|- [--output FILE.jsonl]
   augment      make more pairs of few:      retsta augment PAIRS.jsonl --factor 5 --output FILE.jsonl
   label        make pairs of many reports:  retsta label --run-dir DIR FILE --output DIR
+  translate    pairs in Chinese or English: retsta translate PAIRS.jsonl --to en --output OUT.jsonl
   terminology  check one, find its terms:   retsta terminology check [FILE]; retsta terminology match FILE
   demo         all of it, on generated fundus reports and a small model, in minutes
 
@@ -36,6 +37,7 @@ def dispatch(arguments: list[str]) -> int | None:
         "standardize": standardize,
         "augment": augment,
         "label": label,
+        "translate": translate,
         "terminology": terminology,
         "demo": demo,
     }
@@ -124,6 +126,13 @@ def augment(arguments: list[str]) -> None:
 def label(arguments: list[str]) -> None:
     """Label free-text reports and filter the pairs."""
     from retsta_jax.label_command import label as run
+
+    run(arguments)
+
+
+def translate(arguments: list[str]) -> None:
+    """Translate report pairs into the other language."""
+    from retsta_jax.translate_command import translate as run
 
     run(arguments)
 

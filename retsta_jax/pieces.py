@@ -1,0 +1,257 @@
+"""The pieces of a translated report, put in the order of their new language, and written down."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from common.data.records import Language
+
+BREAKS = ("colon", "newline", "stop", "semicolon", "comma", "list")  # the strongest of several is written
+MODIFIERS = ("degree", "site", "place")  # "place": a term that states nothing by itself
+PHRASE = ("term", "measure", *MODIFIERS)  # what belongs to one finding
+MARKS: dict[Language, dict[str, str]] = {
+    "zh": {
+        "colon": "：",
+        "newline": "\n",
+        "stop": "。",
+        "semicolon": "；",
+        "comma": "，",
+        "list": "、",
+        "open": "（",
+        "close": "）",
+    },
+    "en": {
+        "colon": ":",
+        "newline": "\n",
+        "stop": ".",
+        "semicolon": ";",
+        "comma": ",",
+        "list": ",",
+        "open": "(",
+        "close": ")",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece with its text in the new language; `before` is that of a site before a finding.
+
+    kind: term, place, degree, site, measure, eye, same, cue, conj, prep, word, remark, lead, bullet, open, close, one
+    of BREAKS. Of a cue, `was` and `role` say where it stood and where it is to stand: before or behind its findings.
+    """
+
+    kind: str
+    text: str = ""
+    before: str = ""
+    was: str = ""
+    role: str = ""
+    denies: bool = False
+
+
+def arranged(pieces: Sequence[Piece], to: Language) -> list[Piece]:
+    """The pieces in the order of their new language, with the punctuation that it needs."""
+    found = [piece for piece in pieces if piece.kind != "word" or piece.text]
+    found = _behind_in_brackets(found) if to == "zh" else found
+    found = _moved(found)
+    found = _separated(found)
+    return _enumerated([*_merged(found)], to)
+
+
+def written(pieces: Sequence[Piece], to: Language, apart: bool = False) -> str:
+    """The text of pieces. `apart`: Chinese places do not run into findings, with which they may be another term."""
+    out = ""
+    for place, piece in enumerate(pieces):
+        following = pieces[place + 1].kind if place + 1 < len(pieces) else ""
+        text = MARKS[to].get(piece.kind, piece.text)
+        if piece.kind == "newline" and piece.text:  # what ended the line
+            text = piece.text + text
+        if piece.kind == "site" and piece.before and following in ("term", "degree", "place"):
+            text = piece.before
+        if apart and to == "zh" and piece.kind in ("site", "place") and following == "term":
+            text += "处"
+        if to == "en" and (not out or re.search(r"(?:[.\n]|\n- |^- |[0-9]\.) ?$", out)):
+            text = text[:1].upper() + text[1:]
+        out += _space(out, text, piece.kind, to) + text
+    return out.strip()
+
+
+def _space(out: str, text: str, kind: str, to: Language) -> str:
+    if not out or not text or out.endswith(("\n", "(", "（", " ")) or kind == "newline":
+        return ""
+    if to == "zh":
+        return " " if _is_latin(out[-1]) and _is_latin(text[0]) else ""
+    if kind == "cue" and text in ("?",):
+        return ""
+    return "" if text[0] in ".,;:)" or out.endswith(" ?") or out == "?" else " "
+
+
+def _is_latin(character: str) -> bool:
+    return character.isascii() and character.isalnum()
+
+
+def _behind_in_brackets(pieces: Sequence[Piece]) -> list[Piece]:
+    """出血（颞上） for "haemorrhage in the superotemporal quadrant", 出血（右眼） for "haemorrhage OD"."""
+    found: list[Piece] = []
+    place = 0
+    while place < len(pieces):
+        piece = pieces[place]
+        ahead = pieces[place + 1] if place + 1 < len(pieces) else None
+        if piece.kind == "prep" and ahead and ahead.kind in ("site", "place", "eye"):
+            found += [Piece("open"), ahead, Piece("close")]
+            place += 2
+        else:
+            before = found[-1].kind if found else ""
+            if piece.kind == "eye" and before in ("term", "measure", "close", "cue") and _ends(ahead):
+                found += [Piece("open"), piece, Piece("close")]
+            else:
+                found.append(piece)
+            place += 1
+    return found
+
+
+def _ends(piece: Piece | None) -> bool:
+    return piece is None or piece.kind in BREAKS or piece.kind == "conj"
+
+
+def _moved(pieces: Sequence[Piece]) -> list[Piece]:
+    """Cues on the side of their findings where the new language has them."""
+    found: list[Piece] = []
+    waiting: Piece | None = None  # a cue that goes behind the finding that comes
+    for place, piece in enumerate(pieces):
+        if piece.kind == "cue" and piece.was == "behind" and piece.role == "before":
+            start = _start(found, piece.denies)
+            found.insert(start, piece)
+            continue
+        if piece.kind == "cue" and piece.was == "before" and piece.role == "behind":
+            waiting = piece
+            continue
+        found.append(piece)
+        follows = pieces[place + 1].kind if place + 1 < len(pieces) else ""
+        if waiting and piece.kind in ("term", "measure", "close", "site") and follows not in (*PHRASE, "open", "close"):
+            found.append(waiting)
+            waiting = None
+    return [*found, waiting] if waiting else found
+
+
+def _start(found: Sequence[Piece], all_of_them: bool) -> int:
+    """Where the finding begins that ends here; `all_of_them`: all that an enumeration has before it."""
+    place, seen, joined = len(found), False, False
+    while place:
+        kind = found[place - 1].kind
+        if kind == "term" and seen and not all_of_them:
+            break
+        if kind == "conj" and all_of_them:
+            joined = True
+        elif kind in ("comma", "list") and joined and all_of_them:
+            pass
+        elif kind not in (*PHRASE, "open", "close"):
+            break
+        seen = seen or kind in ("term", "site")
+        place -= 1
+    while place < len(found) and found[place].kind in ("comma", "list", "conj"):
+        place += 1
+    return place
+
+
+def _separated(pieces: Sequence[Piece]) -> list[Piece]:
+    """What runs on gets a comma between findings, a stop before an eye or a remark."""
+    found: list[Piece] = []
+    for piece in pieces:
+        last = found[-1] if found else None
+        if last and last.kind not in (*BREAKS, "conj", "open", "bullet", "lead", "prep", "word"):
+            ended = last.kind in ("term", "measure", "close", "remark", "same") or last.role == "behind"
+            if piece.kind in ("remark", "lead", "same", "bullet") or last.kind in ("remark", "same"):
+                if piece.kind not in BREAKS and piece.kind != "close":
+                    found.append(Piece("stop"))
+            elif ended and piece.kind == "eye":
+                found.append(Piece("stop"))
+            elif ended and (piece.kind in ("term", *MODIFIERS) or (piece.kind == "cue" and piece.role == "before")):
+                found.append(Piece("comma"))
+        found.append(piece)
+    return found
+
+
+def _merged(pieces: Sequence[Piece]) -> Iterator[Piece]:
+    """One break for several; none at the beginning, and only a stop at the end."""
+    run: list[str] = []
+    begun = False
+    for piece in pieces:
+        if piece.kind in BREAKS:
+            run.append(piece.kind)
+            continue
+        if run and begun:
+            yield from _breaks(run)
+        if not (piece.kind == "conj" and (not begun or {"stop", "newline", "semicolon"} & set(run))):
+            yield piece
+            begun = True
+        run = []
+    if "stop" in run:
+        yield Piece("stop")
+
+
+def _breaks(run: Sequence[str]) -> Iterator[Piece]:
+    strongest = min(run, key=BREAKS.index)
+    if strongest == "colon" and "newline" in run:
+        yield Piece("colon")
+        yield Piece("newline")
+    elif strongest == "newline" and ("stop" in run or "semicolon" in run):
+        yield Piece("stop" if "stop" in run else "semicolon")
+        yield Piece("newline")
+    else:
+        yield Piece(strongest)
+
+
+def _enumerated(pieces: list[Piece], to: Language) -> list[Piece]:
+    """A、B和C for "A, B and C"; "A and B" for A、B, which a denial or a doubt reaches over."""
+    found = [*pieces]
+    for place, piece in enumerate(pieces):
+        ahead = pieces[place + 1].kind if place + 1 < len(pieces) else ""
+        if piece.kind == "conj" and to == "zh" and ahead == "cue":  # of clauses, not of findings
+            found[place] = Piece("comma")
+        if piece.kind not in ("comma", "list"):
+            continue
+        if place + 1 < len(pieces) and pieces[place + 1].kind == "conj":
+            found[place] = Piece("word")
+            continue
+        end = place + 1
+        while end < len(pieces) and pieces[end].kind in (*PHRASE, "open", "close"):
+            end += 1
+        joins = pieces[end].kind if end < len(pieces) and end > place + 1 else ""
+        if to == "zh" and joins in ("conj", "list", "comma") and _reaches_conj(pieces, place):
+            found[place] = Piece("list")
+        elif to == "en" and piece.kind == "list":
+            if end == place + 1 or not _is_listed(pieces, place):
+                found[place] = Piece("comma")
+            elif joins not in ("list", "conj"):
+                found[place] = Piece("conj", "or" if _is_denied(pieces, place) else "and")
+        elif to == "en" and joins not in ("", "list", "conj", "cue") and _is_denied(pieces, place):
+            found[place] = Piece("semicolon")  # an English denial would reach over a comma
+    return [piece for piece in found if piece.kind != "word" or piece.text]
+
+
+def _reaches_conj(pieces: Sequence[Piece], place: int) -> bool:
+    for piece in pieces[place:]:
+        if piece.kind == "conj":
+            return True
+        if piece.kind not in (*PHRASE, "open", "close", "comma", "list"):
+            return False
+    return False
+
+
+def _is_listed(pieces: Sequence[Piece], place: int) -> bool:
+    return place > 0 and pieces[place - 1].kind in (*PHRASE, "close")
+
+
+def _is_denied(pieces: Sequence[Piece], place: int) -> bool:
+    for piece in reversed(pieces[:place]):
+        if piece.kind == "cue":
+            return piece.denies
+        if piece.kind not in (*PHRASE, "open", "close", "comma", "list", "conj"):
+            return False
+    return False
+
+
+def with_text(piece: Piece, text: str) -> Piece:
+    """The piece with another text."""
+    return replace(piece, text=text)
