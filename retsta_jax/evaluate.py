@@ -32,6 +32,7 @@ from common.weights import write_json
 from retsta_jax.codes import parse_codes, terminology, terminology_validity
 from retsta_jax.config import NEEDS, PRESETS, RetstaConfig
 from retsta_jax.data import load_splits, splits_line
+from retsta_jax.split_distance import distance_between, distance_table
 from retsta_jax.standardize import Trained, load_trained, standardize, unusable
 from retsta_jax.stated import recognised, stated, stated_in_standard_form
 from retsta_jax.terminology import SHIPPED, Terminology, load_terminology
@@ -90,14 +91,23 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
         read = recognised([pair.target for pair in pairs], [pair.language for pair in pairs], terms)
         notes.append(read.note())
         say(read.note())
+    distances = distance_between(splits.train, pairs, None if codes else terms)
     write_rows(run_dir / "predictions.jsonl", prediction_rows(outputs[MODEL], pairs, codes))
     counts = {"reports": len(pairs), "quarantined": len(quarantine)}
     if not codes:
         counts |= read._asdict()
-    result = {"split": split, **counts, "step": trained.step, "systems": systems, "notes": absent}
+    result = {
+        "split": split,
+        **counts,
+        "step": trained.step,
+        "systems": systems,
+        "held_out": distances,
+        "notes": absent,
+    }
     write_json(run_dir / "metrics.json", rounded(result))
     chosen = {"split": split, "limit": limit, "batch_size": batch_size}
     shown = page(trained, history, pairs, outputs, systems, notes)
+    shown = dataclasses.replace(shown, tables=[distance_table(distances)])
     write_report(run_dir, reproducible(shown, run_dir, chosen))
     return systems
 

@@ -5,7 +5,7 @@ A constant report reaches a good part of a trained model's BLEU and ROUGE, becau
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from common.errors import UserError
 from common.metrics.overlap import ORDERS, ngrams
@@ -53,13 +53,26 @@ def nearest_reports(
 
     Words (en) or characters and their pairs (zh). A source that shares no word with training gets the constant report.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
     if not train_sources or len(train_sources) != len(train_targets):
         raise UserError(
             f"{len(train_sources)} training sources and {len(train_targets)} targets: expected as many, at least one"
         )
     language = language or language_of("".join(train_sources))
+    fallback = constant_report(train_targets, language=language)
+    return [
+        train_targets[index] if value > 0 else fallback for index, value in _nearest(train_sources, sources, language)
+    ]
+
+
+def nearest_similarities(train_sources: Sequence[str], sources: Sequence[str], *, language: Language) -> list[float]:
+    """For each source its cosine with the training source that `nearest_reports` takes, 0 where they share no word."""
+    return [value for _, value in _nearest(train_sources, sources, language)]
+
+
+def _nearest(train_sources: Sequence[str], sources: Sequence[str], language: Language) -> Iterator[tuple[int, float]]:
+    """The index of the nearest training source of each source, and their cosine."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     if language == "en":
         vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b")
     else:
@@ -68,15 +81,11 @@ def nearest_reports(
         train = vectorizer.fit_transform(train_sources)
     except ValueError as error:
         raise UserError("the training sources hold no word; expected report texts") from error
-    fallback = constant_report(train_targets, language=language)
-    nearest: list[str] = []
     rows = 512  # bounds the dense block of similarities, rows x training reports
     for start in range(0, len(sources), rows):
         # Rounded, because the same words in another order differ in the last bit and would decide between equals.
         similarity = (vectorizer.transform(sources[start : start + rows]) @ train.T).toarray().round(12)
-        best, score = similarity.argmax(axis=1), similarity.max(axis=1)
-        nearest += [train_targets[index] if value > 0 else fallback for index, value in zip(best, score, strict=True)]
-    return nearest
+        yield from zip(similarity.argmax(axis=1).tolist(), similarity.max(axis=1).tolist(), strict=True)
 
 
 def _unit_counts(tokens: Sequence[str]) -> dict[tuple[str, ...], float]:

@@ -44,6 +44,15 @@ class Example:
         check_attention(self.id, self.images, self.attention)
 
 
+class Table(NamedTuple):
+    """A table of texts under a title and a sentence; the first column names its rows."""
+
+    title: str
+    lead: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 @dataclass(frozen=True)
 class Page:
     """What the page shows; an empty field leaves its section out.
@@ -63,6 +72,7 @@ class Page:
     headline: Sequence[str] = ()
     examples: Sequence[Example] = ()
     notes: Sequence[str] = ()
+    tables: Sequence[Table] = ()
 
 
 class Bar(NamedTuple):

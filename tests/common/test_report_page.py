@@ -11,7 +11,7 @@ import pytest
 from common.errors import UserError
 from common.report import Example, Page, write_report
 from common.report.differences import differences
-from common.report.page import render
+from common.report.page import Table, render
 from common.report.plots import training_charts
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -79,6 +79,7 @@ def full_page(text: str = "plain") -> Page:
         headline=["F1"],
         examples=[Example(text, text, text, {text: "other " + text, "before": text}, text)] * 6,
         notes=[text],
+        tables=[Table(text, text, ("", text), [(text, "1.5%"), ("second", text)])],
     )
 
 
@@ -123,6 +124,7 @@ def test_the_page_shows_every_part() -> None:
     words = Reader(render(full_page())).words()
     for part in ("0.750", "0.500 to 0.875", "0.250", "constant report", "optim.learning_rate 0.0001", "0.9, 0.95"):
         assert part in words
+    assert "1.5%" in words
     for section in ("Results", "Side by side", "Show 2 more", "Training", "Notes", "5 settings", "Reproduce"):
         assert section in words
 
