@@ -18,7 +18,7 @@ class Phrases:
     verb_present: says that something is there even after a denial. listed_*: for several terms at once.
     clear_images: remarks that contradict a finding about the image.
     site_before, site_after: "{site}" and "{name}"; en uses adjectives before and nouns after.
-    figures: numbers that state no finding, from `wording.figures`.
+    figures: numbers that state no finding, from `remarks.figures`.
     mentions: names of anatomy, sites and degrees without a finding, by kind of term.
     numbers, bullets: what stands before the sentences of a report, and the findings of a section, in a list.
     odd_*: faults of typing and storage; odd_commas between two findings that are there.

@@ -84,7 +84,10 @@ def _fold_character(character: str) -> str:
 
 
 def mentions(text: str, folded: Folded, terminology: Terminology, language: Language) -> Iterator[Mention]:
-    """The names in a text in order, the longest at each place, none within another."""
+    """The names in a text in order, the longest at each place, none within another.
+
+    A place or a degree gives way to a finding that begins within it: 后极部 | 视网膜下积液, not 后极部视网膜 | 下积液.
+    """
     automaton = _automaton(terminology, language)
     in_capitals = not any(character.islower() for character in text) and language == "en"
 
@@ -102,9 +105,12 @@ def mentions(text: str, folded: Folded, terminology: Terminology, language: Lang
         for index, start, end in automaton.search.find_matches_as_indexes(folded.text, overlapping=True)
         if is_whole(start, end) and (not automaton.capitals[index] or is_abbreviation(start, end))
     ]
+    findings = [(start, -end) for start, end, index in found if automaton.terms[index].states]
     reached = 0
     for start, end, index in sorted(found):
         if start >= reached:
+            if not automaton.terms[index].states and any(start < other < -end < last for other, last in findings):
+                continue
             reached = -end
             yield Mention(start, reached, automaton.terms[index])
 

@@ -6,28 +6,30 @@ words of laterality, degree and denial, and a finding that is there is given a v
 so that "no haemorrhage, drusen" never occurs.
 """
 
-import functools
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from common.data.records import Language
-from retsta_jax.findings import EYES, FORMS, Finding, FundusStudy
+from retsta_jax.findings import EYES, Finding, FundusStudy
 from retsta_jax.phrases import Phrases
+from retsta_jax.remarks import figures, mentionable
 from retsta_jax.studies import choose
 from retsta_jax.style import Style
 from retsta_jax.styles import styles_of
-from retsta_jax.term_search import WORDS
+from retsta_jax.term_search import WORDS, fold, mentions
 from retsta_jax.terminology import QUALIFIERS, Term, load_terminology
 from retsta_jax.typos import misspell
 
 Item = TypeVar("Item")
 
+ATTEMPTS = 8  # to word a clause so that its words together are not the name of another finding
 COMMA: dict[Language, str] = {"zh": "，", "en": ", "}
+COLON: dict[Language, str] = {"zh": "：", "en": ": "}
 FULL_STOP: dict[Language, str] = {"zh": "。", "en": "."}
 
 _HALF_WIDTH = str.maketrans("，。：；（）？", ",.:;()?")
@@ -82,22 +84,6 @@ def original_report(
     return _store(text, hand)
 
 
-def mentionable(kind: str) -> tuple[Term, ...]:
-    """The terms of a kind of QUALIFIERS that remarks may name; words for the eyes are labels."""
-    return _mentionable(kind, load_terminology().terms)
-
-
-@functools.lru_cache(maxsize=8)
-def _mentionable(kind: str, terms: tuple[Term, ...]) -> tuple[Term, ...]:
-    return tuple(term for term in terms if term.kind == kind and not names_an_eye(term))
-
-
-def names_an_eye(term: Term) -> bool:
-    """Whether the term is a word for an eye or for both, as some tables have them among the places."""
-    eyes = {name.lower() for form in FORMS.values() for name in form.eyes.values()}
-    return bool({term.zh, term.en.lower()} & eyes)
-
-
 def _remarks(study: FundusStudy, hand: Hand) -> tuple[list[str], list[str]]:
     """What stands before and behind the findings and states none."""
     phrases, rng = hand.phrases, hand.rng
@@ -118,26 +104,6 @@ def _remarks(study: FundusStudy, hand: Hand) -> tuple[list[str], list[str]]:
     if hand.draws(hand.style.remarks + 0.3 * hand.noise):
         behind.append(choose(rng, phrases.closings))
     return before, behind
-
-
-def figures(rng: np.random.Generator, language: Language) -> dict[str, str]:
-    """Numbers of a visit that state no finding of the fundus, by the names that `Phrases.figures` uses."""
-
-    def number(low: int, high: int) -> str:
-        return str(int(rng.integers(low, high + 1)))
-
-    visions = ("0.1", "0.3", "0.5", "0.6", "0.8", "1.0") if language == "zh" else ("20/200", "20/40", "6/9", "6/12")
-    return {
-        "vision": choose(rng, visions),
-        "other_vision": choose(rng, visions),
-        "pressure": number(10, 21),
-        "other_pressure": number(10, 21),
-        "years": number(2, 30),
-        "months": choose(rng, ("1", "3", "6", "12")),
-        "age": number(18, 90),
-        "images": number(1, 6),
-        "sugar": f"{number(5, 14)}.{number(0, 9)}",
-    }
 
 
 def _joined(sentences: Sequence[str], hand: Hand) -> str:
@@ -202,7 +168,12 @@ def _bulleted(eye: str, findings: Sequence[Finding], hand: Hand) -> str:
 
 
 def _labelled(eye: str, text: str, hand: Hand) -> str:
-    return (hand.labels[eye] + hand.joint + text).replace("眼底眼底", "眼底")
+    label, joint = hand.labels[eye], hand.joint
+    if label.endswith("眼底") and text.startswith("眼底"):
+        label = label.removesuffix("眼底") if joint == "" else label
+    elif not joint.strip() and _terms_in(label + joint + text, hand) != _terms_in(text, hand):
+        joint = COLON[hand.language]  # 左眼 with 动脉阻塞 has the name 眼动脉阻塞 within it
+    return label + joint + text
 
 
 def _clauses(findings: Sequence[Finding], hand: Hand) -> str:
@@ -224,16 +195,28 @@ def _clauses(findings: Sequence[Finding], hand: Hand) -> str:
             text += hand.stop + clause[:1].upper() + clause[1:]
         else:
             certain = all(finding.status == "present" for finding in findings)
-            text = _run_together(text, _comma(last, run[0], hand, certain), clause)
+            text = _run_together(text, _comma(last, run[0], hand, certain), clause, hand)
         last = run[-1]
     return text
 
 
-def _run_together(left: str, joint: str, right: str) -> str:
-    """Two clauses; abbreviations do not grow together."""
+def _run_together(left: str, joint: str, right: str, hand: Hand) -> str:
+    """Two clauses; names do not grow together."""
     if not joint and (left[-1:] + right[:1]).isascii():
         joint = " "
+    parts = _terms_in(left, hand) + _terms_in(right, hand)
+    if not joint.strip() and _terms_in(left + joint + right, hand) != parts:
+        joint = COMMA[hand.language]
     return left + joint + right
+
+
+def _terms_in(text: str, hand: Hand) -> list[str]:
+    """The ids of the findings that a text names, wherever they come from."""
+    return [
+        mention.term.id
+        for mention in mentions(text, fold(text), load_terminology(), hand.language)
+        if mention.term.states
+    ]
 
 
 def _runs(findings: Sequence[Finding], hand: Hand) -> list[list[Finding]]:
@@ -271,7 +254,23 @@ def _has_modifier(finding: Finding) -> bool:
     return bool(finding.severity or finding.site or finding.ratio)
 
 
+def _unmistakable(write: Callable[[], str], findings: Sequence[Finding], hand: Hand) -> str:
+    """What `write` gives; anew where its words make the name of another finding, as 无 with 灌注区 does."""
+    named = {finding.term for finding in findings}
+    clause = write()
+    for _ in range(ATTEMPTS):
+        if named.issuperset(_terms_in(clause, hand)):
+            break
+        clause = write()
+    return clause
+
+
 def _joint_clause(run: Sequence[Finding], hand: Hand) -> str:
+    """Findings of one status that share its words."""
+    return _unmistakable(lambda: _write_joint_clause(run, hand), run, hand)
+
+
+def _write_joint_clause(run: Sequence[Finding], hand: Hand) -> str:
     phrases, status = hand.phrases, run[0].status
     names = [_description(finding, hand) for finding in run]
     joined = phrases.list_comma.join(names[:-1]) + choose(hand.rng, phrases.conjunctions[status]) + names[-1]
@@ -280,6 +279,10 @@ def _joint_clause(run: Sequence[Finding], hand: Hand) -> str:
 
 def _clause(finding: Finding, hand: Hand, verb: bool = False) -> str:
     """A finding with its status. verb: a finding that is there says so."""
+    return _unmistakable(lambda: _write_clause(finding, hand, verb), [finding], hand)
+
+
+def _write_clause(finding: Finding, hand: Hand, verb: bool) -> str:
     forms = {"absent": hand.phrases.absent, "suspected": hand.phrases.suspected}.get(finding.status, ())
     if verb and not forms and not _is_normal(finding):
         forms = hand.phrases.verb_present

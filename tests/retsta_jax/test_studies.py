@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import retsta_jax.findings as findings
+import retsta_jax.remarks as remarks
 import retsta_jax.studies as studies
 import retsta_jax.wording as wording
 from retsta_jax.cli import dispatch
@@ -37,11 +38,11 @@ def table(monkeypatch):
         studies._cumulative_frequency,
         studies._deniable,
         studies._normal_structures,
-        wording._mentionable,
+        remarks._mentionable,
     ]
     for cache in caches:
         cache.cache_clear()
-    for used in (findings, studies, wording):
+    for used in (findings, remarks, studies, wording):
         monkeypatch.setattr(used, "load_terminology", lambda: terms)
     yield terms
     for cache in caches:
