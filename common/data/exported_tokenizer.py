@@ -46,6 +46,8 @@ def exported_files(directory: str | Path, tokenizer: Tokenizer) -> dict[str, str
         roles = ("bos_token", "eos_token", "pad_token", "unk_token")
         named = {role: str(token) for role in roles if (token := getattr(fast, role)) is not None}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named}
+        if isinstance(fast.chat_template, str):  # which may stand in the file that the next one takes the place of
+            files["chat_template.jinja"] = fast.chat_template
         files["tokenizer.json"] = fast.backend_tokenizer.to_str(pretty=True)
         files["tokenizer_config.json"] = json_text(config, directory, 2) + "\n"
     return files
@@ -54,7 +56,7 @@ def exported_files(directory: str | Path, tokenizer: Tokenizer) -> dict[str, str
 def reading_note(directory: str | Path, tokenizer: Tokenizer) -> str:
     """How to read the tokenizer of an export where `AutoTokenizer` reads it as another one; "" where it does not.
 
-    transformers takes the class of Qwen2's own tokenizer for every model of that type, whatever the files say.
+    For some types of models, such as Qwen2, transformers takes a class of their own, whatever the files say.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -73,8 +75,8 @@ def reading_note(directory: str | Path, tokenizer: Tokenizer) -> str:
     if kind is AutoTokenizer:
         return ""
     return (
-        f"note: {directory}: read its tokenizer with transformers' PreTrainedTokenizerFast; AutoTokenizer takes it for "
-        "the tokenizer of Qwen2 and gives other tokens"
+        f"note: {directory}: read its tokenizer with transformers' PreTrainedTokenizerFast; AutoTokenizer goes by the "
+        "model's type and gives other tokens"
     )
 
 

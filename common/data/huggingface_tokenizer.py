@@ -84,20 +84,21 @@ class HuggingFaceTokenizer:
         self._tokenizer = tokenizer
         self._roles = roles or {}
         self._name = tokenizer.name_or_path
-        named = (tokenizer.eos_token_id, tokenizer.sep_token_id, *map(tokenizer.get_vocab().get, USUAL_ENDS))
+        vocabulary = tokenizer.get_vocab()
+        named = (tokenizer.eos_token_id, tokenizer.sep_token_id, *map(vocabulary.get, USUAL_ENDS))
         eos = next((id_ for id_ in named if id_ is not None), None)
         if eos is None:
             raise UserError(f"{self._name}: no eos_token; expected one in tokenizer_config.json")
         self.eos_id: int = eos
         self.pad_id: int = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.bos_id: int | None = tokenizer.bos_token_id
-        self.vocab_size: int = 1 + max(tokenizer.get_vocab().values())
+        self.vocab_size: int = 1 + max(vocabulary.values())
         if self.vocab_size > MOST_IDS:
             raise UserError(f"{self._name}: has ids up to {self.vocab_size - 1}, expected them below {MOST_IDS}")
         self._added = {id_: str(token) for id_, token in tokenizer.added_tokens_decoder.items()}
         self._special = set(tokenizer.all_special_ids)
         self._special |= {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-        known = {text: id_ for id_, text in self._added.items() if text in (*TURN_ENDS, "<|endoftext|>")}
+        known = {text: vocabulary[text] for text in (*TURN_ENDS, "<|endoftext|>") if text in vocabulary}
         self.stop_ids = tuple(sorted({eos, *stops, *known.values()}))
         self.chat_end_id: int = next((known[end] for end in TURN_ENDS if end in known), eos)
 

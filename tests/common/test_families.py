@@ -7,10 +7,13 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from common.errors import UserError
 from common.models.families import unit_rows
+from common.models.qwen2 import SHARDING_RULES
 from common.models.qwen2_weights import config_from_directory, load_qwen2, max_positions, param_shapes
+from common.parallel import MeshConfig, make_layout, shardings
 from common.weights import StoredTensor
 
 LLAMA3 = {
@@ -158,8 +161,6 @@ def test_a_doubtful_rotation_is_warned_of_and_used(tmp_path, entries, warned):
 
 def baichuan(directory, vocabulary=30, rows=3 * 16, **entries):
     """Weights of ones and twos, whose head has no row of length 1."""
-    from safetensors.numpy import save_file
-
     tensors = {
         "model.embed_tokens.weight": np.ones((vocabulary, 16), np.float32),
         "model.norm.weight": np.ones(16, np.float32),
@@ -192,6 +193,23 @@ def test_a_joined_matrix_is_checked_whole(tmp_path):
         load_qwen2(baichuan(tmp_path, rows=45))
     with pytest.raises(UserError, match=r"model\.layers\.1\..* 4 more are missing; expected 17"):
         load_qwen2(baichuan(tmp_path, num_hidden_layers=2))
+
+
+def test_each_device_reads_its_part_of_a_joined_matrix(tmp_path):
+    directory = baichuan(tmp_path)
+    stored = load_file(directory / "model.safetensors")
+    random = np.random.default_rng(0)
+    save_file(
+        {name: random.normal(size=tensor.shape).astype(np.float32) for name, tensor in stored.items()},
+        directory / "model.safetensors",
+    )
+    _, whole = load_qwen2(directory)
+    layout = make_layout("mesh", MeshConfig(data=1, fsdp=2, tensor=4))
+    targets = shardings(param_shapes(config_from_directory(directory)), layout, SHARDING_RULES)
+    _, spread = load_qwen2(directory, shardings=targets)
+    q_proj = spread["layers"]["self_attn"]["q_proj"]["kernel"]
+    assert q_proj.addressable_shards[0].data.shape == (1, 8, 4)
+    jax.tree.map(np.testing.assert_array_equal, spread, whole)
 
 
 def test_rows_of_a_part_have_length_1_as_those_of_the_whole(tmp_path):
