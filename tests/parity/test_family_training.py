@@ -163,5 +163,5 @@ def test_what_cannot_be_written_is_one_line_before_the_run(baichuan, tmp_path):
     with pytest.raises(UserError, match=r"type baichuan is not trained whole.*--model\.tuning lora"):
         exported(directory, tmp_path, "full")
     config = dataclasses.replace(config_from_directory(directory), model_type="chatglm")
-    with pytest.raises(UserError, match=r"type chatglm is not trained.*layout of transformers \(GLM-4-9B-hf"):
+    with pytest.raises(UserError, match=r"type chatglm has no adapters here.*layout of transformers \(GLM-4-9B-hf"):
         load_adapter(tmp_path, config, {})
