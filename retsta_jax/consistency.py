@@ -4,6 +4,7 @@ RetSTA, section 2.3, has "terminology consistency checks" and does not say what 
 the terminology: each mention of a term must have its counterpart, with the same eye and certainty, as often.
 """
 
+import functools
 import re
 import unicodedata
 from collections import Counter
@@ -97,6 +98,12 @@ def no_counterpart(text: str, language: Language, to: Language, terms: Terminolo
     return [terms.by_id[id_].name(language) for id_ in ids if not own_name(terms.by_id[id_], to)]
 
 
+@functools.lru_cache(maxsize=16384)
+def normal(name: str) -> str:
+    """A name as names are compared."""
+    return fold(name).text
+
+
 def own_name(term: Term, language: Language) -> str:
     """The standard name in a language, "" where there is none."""
     return term.zh if language == "zh" else term.en
@@ -144,7 +151,7 @@ def _read(text: str, language: Language, terms: Terminology) -> _Read:
 
 def _concept(term: Term, kind: str, language: Language) -> str:
     """What a place or degree is compared as: the row of the phrase table that says the same, or the term itself."""
-    entry = entry_of(kind, fold(own_name(term, language)).text, language)
+    entry = entry_of(kind, normal(own_name(term, language)), language)
     return entry.row.written("en") if entry else term.name("en")
 
 
@@ -161,7 +168,7 @@ def _table_spans(text: str, rest: str, language: Language) -> Iterator[_Span]:
 
 def _is_named(place: str, english: str) -> bool:
     """Whether an English text names a place as an adjective ("peripheral"), which terminologies often leave out."""
-    return fold(place).text.rstrip("aeiouy") in fold(english).text
+    return normal(place).rstrip("aeiouy") in fold(english).text
 
 
 def _statements(part: Part, before: _Read, after: _Read, terms: Terminology, to: Language) -> Iterator[Problem]:
@@ -189,7 +196,7 @@ def _standard_names(
             match.term
             for match in read.matches
             if terms.by_id[match.term].states
-            and fold(match.text).text != fold(own_name(terms.by_id[match.term], spoken)).text
+            and normal(match.text) != normal(own_name(terms.by_id[match.term], spoken))
         }
 
     for id_ in sorted(others(after, to) - others(before, language)):
@@ -202,7 +209,7 @@ def _is_in(read: _Read, language: Language, terms: Terminology) -> bool:
     for match in read.matches:
         term = terms.by_id[match.term]
         names = (*term.forms(language), *term.abbreviations_zh, *term.abbreviations_en)
-        if fold(match.text).text in {fold(name).text for name in names}:
+        if normal(match.text) in map(normal, names):
             rest[match.start : match.end] = " " * (match.end - match.start)
     text = unicodedata.normalize("NFKC", "".join(rest))
     if language == "en":

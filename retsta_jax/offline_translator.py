@@ -13,13 +13,13 @@ from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 from common.data.records import Language, ReportPair
-from retsta_jax.consistency import STORAGE, Part, Problem, own_name, text_problems
+from retsta_jax.consistency import STORAGE, Part, Problem, normal, own_name, text_problems
 from retsta_jax.cues import EYES, SHORT_EYES
 from retsta_jax.findings import FundusStudy, parse_standard_report, standard_report
 from retsta_jax.matching import EYE_OF, read_text
 from retsta_jax.phrase_table import Entry, entries_at, entry_of, rows, written_role
 from retsta_jax.pieces import PHRASE, Piece, arranged, written
-from retsta_jax.term_search import fold
+from retsta_jax.term_search import Folded, fold
 from retsta_jax.terminology import Term, Terminology, load_terminology
 
 KINDS = ("degree", "site", "cue", "conj", "word", "measure", "remark", "lead")  # of the table; eyes are read as cues
@@ -28,6 +28,9 @@ MARK = re.compile(
     r"|(?P<semicolon>;)|(?P<comma>,)|(?P<list>、)|(?P<colon>:)|(?P<open>[(\[])|(?P<close>[)\]])|(?P<query>\?)"
     r"|(?P<slash>/)|(?P<dash>-)"
 )
+# Which of two things of one length is meant: the later. A cue behind its finding goes before the same word before one.
+QUALIFIES, EYE, ENTRY, BEHIND, STATES, SAME = range(6)
+MENTIONS = (QUALIFIES, STATES)
 PREPOSITION = re.compile(r"(?:in|at|of|on)(?: the)?(?![a-z])")
 DENIES = re.compile("未|无|没|不伴")
 _EYES = re.compile("|".join(f"(?P<{eye}>{EYES[eye]}|{SHORT_EYES[eye]})" for eye in EYES))
@@ -92,26 +95,8 @@ def _pieces(
 ) -> tuple[list[Piece], list[tuple[int, int]]]:
     """The pieces of a text, and the spans of its characters that are not read."""
     folded = fold(text)
-    reading = read_text(text, terms, language)
-
-    def place(character: int) -> int:
-        return bisect_left(folded.origin, character)
-
-    spans: dict[int, list[_Span]] = {}
-    mentions = [(place(match.start), place(match.end), match) for match in reading.matches]
-    for start, end, match in mentions:
-        term = terms.by_id[match.term]
-        piece = Piece("term" if term.states else "place", counterpart(term, match.text, language, to, register))
-        if eye := entry_of("eye", folded.text[start:end], language):
-            piece = Piece("eye", eye.row.written(to))
-        spans.setdefault(start, []).append(_Span(end, 3 if term.states else 0, piece))
-    for token in reading.tokens:
-        start, end = place(token.start), place(token.end)
-        if token.kind in EYE_OF:
-            spans.setdefault(start, []).append(_Span(end, 1, _eye(folded.text[start:end], token.kind, language, to)))
-        elif token.kind == "same":
-            spans.setdefault(start, []).append(_Span(end, 4, _same(folded.text[start:end], language, to)))
-
+    spans = _spans(text, folded, language, to, terms, register)
+    mentions = [(start, span.end) for start, here in spans.items() for span in here if span.rank in MENTIONS]
     found: list[Piece] = []
     unread: list[tuple[int, int]] = []
     at = reached = 0  # reached: the end of the last piece
@@ -127,10 +112,10 @@ def _pieces(
         touches = reached == at
         choices = [*spans.get(at, [])]
         for entry, end in entries_at(text, folded, at, language, KINDS):
-            if any(start < end < stop for start, stop, _ in mentions if start > at):
+            if any(at < start < end < stop for start, stop in mentions):
                 continue
             if chosen := _entry_piece(entry, folded.text[at:end], folded.text[end:], last, to):
-                choices.append(_Span(end, 2 + (chosen.was == "behind"), chosen))
+                choices.append(_Span(end, BEHIND if chosen.was == "behind" else ENTRY, chosen))
         if choices:
             best = max(choices, key=lambda span: (span.end, span.rank))
             found.append(best.piece)
@@ -153,6 +138,36 @@ def _pieces(
         found.append(piece)
         reached = at
     return found, unread
+
+
+def _spans(
+    text: str, folded: Folded, language: Language, to: Language, terms: Terminology, register: bool
+) -> dict[int, list[_Span]]:
+    """The terms and eyes of a text, by where they begin."""
+    spans: dict[int, list[_Span]] = {}
+    reading = read_text(text, terms, language)
+
+    def add(start: int, end: int, rank: int, piece: Piece) -> None:
+        spans.setdefault(bisect_left(folded.origin, start), []).append(
+            _Span(bisect_left(folded.origin, end), rank, piece)
+        )
+
+    for match in reading.matches:
+        term = terms.by_id[match.term]
+        name = counterpart(term, match.text, language, to, register)
+        add(
+            match.start,
+            match.end,
+            STATES if term.states else QUALIFIES,
+            Piece("term" if term.states else "place", name),
+        )
+    for token in reading.tokens:
+        written_so = normal(text[token.start : token.end])
+        if token.kind in EYE_OF:
+            add(token.start, token.end, EYE, _eye(written_so, token.kind, language, to))
+        elif token.kind == "same":
+            add(token.start, token.end, SAME, _same(written_so, language, to))
+    return spans
 
 
 def _entry_piece(entry: Entry, matched: str, rest: str, last: str, to: Language) -> Piece | None:
@@ -227,20 +242,16 @@ def counterpart(term: Term, surface: str, language: Language, to: Language, regi
     standard = own_name(term, to)
     if not register:
         return standard
-    folded = fold(surface).text
-    forms = [fold(form).text for form in term.forms(language)]
+    folded = normal(surface)
+    forms = [*map(normal, term.forms(language))]
     if folded not in forms:
         folded = next(iter(difflib.get_close_matches(folded, forms, 1, 0.0)), folded)
-    short = [*map(_folded, term.abbreviations_zh), *map(_folded, term.abbreviations_en)]
+    short = [*map(normal, term.abbreviations_zh), *map(normal, term.abbreviations_en)]
     if folded in short:
         own = term.abbreviations_zh if to == "zh" else term.abbreviations_en
-        return next((name for name in own if _folded(name) == folded), next(iter(own), standard))
+        return next((name for name in own if normal(name) == folded), next(iter(own), standard))
     synonyms = term.synonyms_zh if language == "zh" else term.synonyms_en
     others = term.synonyms_en if to == "en" else term.synonyms_zh
-    if folded in map(_folded, synonyms) and others:
-        return others[[*map(_folded, synonyms)].index(folded) % len(others)]
+    if folded in map(normal, synonyms) and others:
+        return others[[*map(normal, synonyms)].index(folded) % len(others)]
     return standard
-
-
-def _folded(name: str) -> str:
-    return fold(name).text

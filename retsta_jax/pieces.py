@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from common.data.records import Language
 
@@ -250,8 +250,3 @@ def _is_denied(pieces: Sequence[Piece], place: int) -> bool:
         if piece.kind not in (*PHRASE, "open", "close", "comma", "list", "conj"):
             return False
     return False
-
-
-def with_text(piece: Piece, text: str) -> Piece:
-    """The piece with another text."""
-    return replace(piece, text=text)

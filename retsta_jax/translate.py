@@ -163,8 +163,10 @@ def quarantine_of(output: Path) -> Path:
 def pairs_done(pairs: Sequence[ReportPair], to: Language, output: Path, quarantine: Path) -> int:
     """How many of the first pairs have a row in one of the two files. Raises UserError where they hold other rows."""
     failed = {row["id"] for row in _whole_rows(quarantine)}
-    set_aside = rows_done(quarantine, [pair.id for pair in pairs if pair.id in failed], FAILED_ROW)
-    done = set_aside + rows_done(output, [new_id(pair, to) for pair in pairs if pair.id not in failed], ROW)
+    done = rows_done(output, [new_id(pair, to) for pair in pairs if pair.id not in failed], ROW)
+    # Where the quarantine has no whole row, a torn one is of the pair that came next.
+    set_aside = [pair.id for pair in pairs if pair.id in failed] or [pair.id for pair in pairs[done : done + 1]]
+    done += rows_done(quarantine, set_aside, FAILED_ROW)
     if missing := failed - {pair.id for pair in pairs[:done]}:
         raise UserError(
             f"{quarantine}: id {printable(min(missing))} comes after pairs that have no row; choose another --output, "

@@ -10,6 +10,7 @@ from common.endpoint import Endpoint, add_endpoint_options, endpoint_settings
 from common.endpoint.protocol import parameters
 from common.errors import Parser, UserError
 from common.fingerprints import data_record
+from retsta_jax.consistency import NAMES
 from retsta_jax.data import read_pairs
 from retsta_jax.endpoint_translator import CORRECTION, CORRECTIONS, MAX_TOKENS, SYSTEM, translate_by_endpoint
 from retsta_jax.offline_translator import translate_offline
@@ -54,6 +55,8 @@ def translate(arguments: list[str]) -> None:
     pairs = read_pairs(chosen.pairs, unusable)
     to: Language = chosen.to
     check_ids(pairs, to)
+    if pairs and all(pair.language == to for pair in pairs):
+        raise UserError(f"{chosen.pairs}: all pairs are in {NAMES[to]} already; give the other language as --to")
     counts = translate_file(
         pairs,
         translator_of(endpoint),
