@@ -159,7 +159,7 @@ def check_trainable(config: Qwen2Config, tuning: str) -> None:
     """Raise UserError where what `tuning` trains ("lora" or "full") is not written in the layout of the family."""
     if not FAMILIES[config.model_type].adapters:
         raise UserError(
-            f"a model of type {config.model_type} has no adapters here and is not trained, as PEFT knows its modules by "
+            f"a model of type {config.model_type} has no adapters here and is not trained, as PEFT knows its parts by "
             "other names; take it in the layout of transformers (GLM-4-9B-hf, model_type glm)"
         )
     if tuning == "full" and not FAMILIES[config.model_type].architecture:
