@@ -124,7 +124,17 @@ def _add(terms: list[Term], id: str) -> None:
 
 def _belong_together(id: str, term: Term) -> bool:
     other = load_terminology().by_id[id]
-    return bool(other.keys & term.keys) or id in term.related or term.id in other.related
+    return bool(other.keys & term.keys) or id in term.related or term.id in other.related or id in _broader(term)
+
+
+@functools.lru_cache(maxsize=4096)
+def _broader(term: Term) -> frozenset[str]:
+    """The ids of the more general terms, which hold wherever the term does."""
+    found: list[str] = []
+    while term.broader:
+        found.append(term.broader)
+        term = load_terminology().by_id[term.broader]
+    return frozenset(found)
 
 
 def _describe(rng: np.random.Generator, term: Term) -> Finding:

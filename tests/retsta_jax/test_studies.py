@@ -76,6 +76,28 @@ def test_every_place_and_degree_is_mentioned_and_states_nothing(table, language)
     assert not wanted
 
 
+def test_what_is_there_is_not_denied_under_a_broader_name(monkeypatch, table):
+    """Every other term made a kind of retinal detachment, which is denied often."""
+    terms = [
+        replace(term, broader="retinal_detachment", keys=frozenset({term.id}), related=())
+        if term.kind == "sign" and term.id != "retinal_detachment"
+        else term
+        for term in table.terms
+    ]
+    kinds = {term.id for term in terms if term.broader == "retinal_detachment"}
+    for used in (findings, studies):
+        monkeypatch.setattr(used, "load_terminology", lambda: Terminology(tuple(terms)))
+    denied_somewhere = False
+    for index in range(1500):
+        study = sample_study(np.random.default_rng([5, index]))
+        for eye in study.eyes:
+            present = {finding.term for finding in study.of_eye(eye) if finding.status != "absent"}
+            denied = {finding.term for finding in study.of_eye(eye) if finding.status == "absent"}
+            denied_somewhere |= "retinal_detachment" in denied
+            assert not ("retinal_detachment" in denied and present & kinds)
+    assert denied_somewhere
+
+
 def test_a_related_term_that_its_only_companion_excludes_is_unreachable():
     main = Term("a", "diagnosis", frequency=1, keys=frozenset({"a", "k"}), related=("b", "c"))
     excluded, beside = (Term(id, "procedure", keys=frozenset({id, key})) for id, key in (("b", "k"), ("c", "c")))
