@@ -29,6 +29,7 @@ PLACES = (
     r"\b(?:[a-z-]*(?:nasal|temporal)|upper|lower|inner|outer|superior|inferior|macular?|posterior|[a-z-]*peripher[a-z]*|"
     r"quadrants?|S[TN]|I[TN])\b"
 )
+NO_SENTENCE = re.compile(r"(?:^|[:：,，-]|(?:^|\n)\s*[0-9]+)$")  # nothing, a label, the number of an item
 # What a missing comma could give to the term behind it.
 MODIFIERS = re.compile(
     rf"[上下内外颞鼻轻重]|中度|中等|严重|微|黄斑|后极|中周|周边|象限|为主|[0-9]|{DEGREES}|{PLACES}", re.IGNORECASE
@@ -71,8 +72,27 @@ def eyes_and_numbers(report: Report) -> tuple[list[str], list[str]]:
 
 
 def says_the_same(before: Report, after: Report) -> bool:
-    """Whether two texts have the same mentions, words for eyes and numbers, in the same order."""
-    return mentions_of(before) == mentions_of(after) and eyes_and_numbers(before) == eyes_and_numbers(after)
+    """Whether two texts have the same mentions, words for eyes and numbers, in the same order, no less clearly."""
+    same = mentions_of(before) == mentions_of(after) and eyes_and_numbers(before) == eyes_and_numbers(after)
+    return same and unclear(after) <= unclear(before)
+
+
+def unclear(report: Report) -> int:
+    """How many findings are there without a verb behind a denial or a doubt that a reader could take to reach them.
+
+    As the second of "no haemorrhage, drusen".
+    """
+    count, reaches = 0, False
+    following = [*(token.kind for token in report.tokens[1:]), "stop"]
+    for token, after in zip(report.tokens, following, strict=True):
+        if token.kind in ("stop", "but", "assert", *EYE_OF):
+            reaches = False
+        elif token.kind in ("deny", "doubt", "query") and after == "term":
+            reaches = True
+        elif token.kind == "term" and states(report, match := report.matches[token.place]):
+            normal = report.terms.by_id[match.term].kind == "normal"
+            count += reaches and match.status == "present" and after != "present" and not normal
+    return count
 
 
 def add_typo(report: Report, rng: np.random.Generator) -> str | None:
@@ -109,7 +129,11 @@ def split_sentence(report: Report, rng: np.random.Generator) -> str | None:
 def merge_sentences(report: Report, rng: np.random.Generator) -> str | None:
     """The stop between two sentences becomes a comma."""
     text = report.text
-    stops = [stop for stop in STOPS.finditer(text) if text[: stop.start()].strip() and text[stop.end() :].strip()]
+    stops = [
+        stop
+        for stop in STOPS.finditer(text)
+        if text[stop.end() :].strip() and not NO_SENTENCE.search(text[: stop.start()].rstrip())
+    ]
     if not stops:
         return None
     start, end = choose(rng, stops).span()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.data.records import Language
-from retsta_jax.edits import Mention, Report, eyes_and_numbers, mentions_of, read_report, states
+from retsta_jax.edits import Mention, Report, eyes_and_numbers, mentions_of, read_report, states, unclear
 from retsta_jax.matching import MatchStatus, Token
 
 Wording = Mapping[MatchStatus, Sequence[str]]  # "{}" stands for what is said
@@ -41,6 +41,14 @@ COMMA: Mapping[Language, str] = {"zh": "，", "en": ", "}
 LIST: Mapping[Language, str] = {"zh": "、", "en": ", "}
 LAST_ITEM: Mapping[Language, str] = {"zh": "、", "en": " or "}
 LONGEST_GAP = {"zh": 6, "en": 3}  # characters, words that may belong to the name behind them
+CUES_BEHIND: Mapping[MatchStatus, tuple[str, ...]] = {
+    "present": ("present",),
+    "suspected": ("doubt", "query"),
+    "absent": ("absent",),
+}
+LEAD = re.compile(
+    r"(?:[\s:：)）\]-]|然后|另外?|同时|并且?|且|还|其中)*"
+)  # what does not belong to the description behind it
 ARTICLE = re.compile(r"(?:a|an|the|any|some)\s+", re.IGNORECASE)
 # Words behind which no cue stands, and other words that belong to no name.
 BOUND = frozenset("of in at on for from by to into".split())  # noqa: SIM905
@@ -90,7 +98,8 @@ def _verified(before: Report, text: str, expected: Counter[Mention]) -> Report |
     kept = all(
         Counter(old) == Counter(new) for old, new in zip(eyes_and_numbers(before), eyes_and_numbers(after), strict=True)
     )
-    return after if same and kept and text != before.text else None
+    clear = unclear(after) <= unclear(before)
+    return after if same and kept and clear and text != before.text else None
 
 
 # ---- taking a cue out
@@ -100,7 +109,7 @@ def without_cue(report: Report, place: int) -> Iterator[tuple[str, int]]:
     """Texts that state a match without the cue that doubts or denies it, and where the match stands in them."""
     text, match = report.text, report.matches[place]
     index = next(index for index, token in enumerate(report.tokens) if token.place == place)
-    if (behind := _cue_behind(report, index)) is not None:
+    if (behind := _cue_behind(report, index, match.status)) is not None:
         yield text[: behind[0]] + text[behind[1] :], match.start
         return
     if match.status == "present":
@@ -122,19 +131,19 @@ def without_cue(report: Report, place: int) -> Iterator[tuple[str, int]]:
         yield from _out_of_list(report, cue, items, place)
 
 
-def _cue_behind(report: Report, index: int) -> tuple[int, int] | None:
-    """The span of the cue that directly follows a term, with its brackets."""
+def _cue_behind(report: Report, index: int, status: MatchStatus) -> tuple[int, int] | None:
+    """The span of the cue that directly follows a term and gives it its status, with its brackets."""
     tokens, term = report.tokens, report.tokens[index]
     following = tokens[index + 1 : index + 4]
     if not following or report.text[term.end : following[0].start].strip():
         return None
+    kinds = CUES_BEHIND[status]
     first = following[0]
     bracketed = report.text[first.start] in "(（" or report.text[first.start : first.end] in ("阳性", "阴性")
-    if first.kind in ("absent", "doubt", "query") or (first.kind == "present" and bracketed):
+    if first.kind in kinds and (first.kind != "present" or bracketed):
         return term.end, first.end
-    if [token.kind for token in following] in (["open", "doubt", "close"], ["open", "absent", "close"]):
-        return term.end, following[2].end
-    return None
+    inside = [token.kind for token in following]
+    return (term.end, following[2].end) if inside in (["open", kind, "close"] for kind in kinds) else None
 
 
 def _items(report: Report, cue: int, status: MatchStatus) -> list[int]:
@@ -236,8 +245,8 @@ def phrase_start(report: Report, index: int) -> int | None:
             before = token.end
             break
     gap = text[before : term.start]
-    lead = re.match(r"[\s:：)）\]-]*", gap)
-    before, gap = before + (lead.end() if lead else 0), gap[lead.end() if lead else 0 :]
+    lead = len(LEAD.match(gap).group())  # type: ignore[union-attr]
+    before, gap = before + lead, gap[lead:]
     if report.language == "zh":
         return before if len(gap) <= LONGEST_GAP["zh"] else term.start
     words = [(word.group().lower(), before + word.start(), before + word.end()) for word in re.finditer(r"\S+", gap)]
@@ -286,5 +295,5 @@ def _cue_of(report: Report, index: int) -> str | None:
     before = report.tokens[index - 1] if index else None
     if before and before.kind in ("deny", "doubt", "query") and not text[before.end : term.start].strip():
         return text[before.start : term.start].lower() + "{}"
-    span = _cue_behind(report, index)
+    span = _cue_behind(report, index, report.matches[term.place].status)
     return "{}" + text[span[0] : span[1]].lower() if span else None

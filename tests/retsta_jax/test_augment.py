@@ -15,7 +15,7 @@ from retsta_jax.augment import KINDS, augment, augment_pairs, draw_kinds, open_c
 from retsta_jax.config import PRESETS, AugmentConfig
 from retsta_jax.corpus import make_pairs, split_of
 from retsta_jax.data import augmented, load_splits
-from retsta_jax.edits import read_report
+from retsta_jax.edits import EDITS, read_report, says_the_same, unclear
 from retsta_jax.findings import FundusStudy, parse_standard_report, standard_report
 from retsta_jax.matching import Statement, find_terms, statements_of
 from retsta_jax.perturb import conflicts
@@ -182,6 +182,30 @@ def test_a_finding_is_restated_alone(text, term, status, expected):
         assert Counter(match.status for match in new.matches) == expected
         assert {match.eye for match in new.matches} == {match.eye for match in report.matches}
         assert next(match.status for match in new.matches if match.term == term) == status
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("未见视网膜出血，黄斑裂孔", 1),
+        ("未见视网膜出血，可见黄斑裂孔", 0),
+        ("未见视网膜出血。黄斑裂孔", 0),
+        ("黄斑裂孔，未见视网膜出血", 0),
+        ("视网膜出血(-)，黄斑裂孔", 0),
+        ("possible drusen, macular hole, epiretinal membrane", 2),
+        ("no drusen, macular hole seen", 0),
+        ("OD no drusen OS macular hole", 0),
+        ("no drusen, normal fundus", 0),
+    ],
+)
+def test_what_a_denial_seems_to_reach_is_unclear(text, count):
+    report = read_report(text, "zh" if re.search("[一-鿿]", text) else "en", TERMS)
+    assert unclear(report) == count
+    for edit in EDITS.values():
+        for seed in range(10):
+            new = edit(report, np.random.default_rng(seed))
+            if new is not None and says_the_same(report, after := read_report(new, report.language, TERMS)):
+                assert unclear(after) <= count
 
 
 def test_what_does_not_go_together_is_known():
