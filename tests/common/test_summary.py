@@ -85,7 +85,10 @@ def test_drawn_and_generated_data_say_so():
     config = PRESETS["demo"]
     quarantine = Quarantine()
     line = splits_line(config, {"train": 4000}, quarantine)
-    assert line == "data: generated (fundus, language both, held out by states, seed 0, cleaning lossless): train 4,000; quarantined 0"
+    assert line == (
+        "data: generated (fundus, language both, held out by states, seed 0, cleaning lossless): train 4,000; "
+        "quarantined 0"
+    )
 
 
 def test_own_pairs_are_named_with_what_cannot_be_used(tmp_path):
