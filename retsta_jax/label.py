@@ -28,8 +28,8 @@ from common.jsonl import read_rows, write_rows
 from common.metrics.tokenize import language_of
 from common.parallel import MeshConfig
 from common.weights import write_json
-from retsta_jax.duplicates import Duplicate, DuplicateConfig, deduplicate
-from retsta_jax.filters import NUMBER, Reading, broken_rules, read_pair
+from retsta_jax.duplicates import Duplicate, DuplicateConfig, deduplicate, normalized
+from retsta_jax.filters import Reading, broken_rules, read_pair
 from retsta_jax.reports import read_reports
 from retsta_jax.standardize import (
     Standardized,
@@ -94,7 +94,7 @@ def label_reports(run_dir: Path, source: str, output: Path, terms: Terminology, 
             return None
         rows = [row for file, _ in shards(output, reports, config.shard_size) for row in read_rows(file, ROW)]
         kept, rejected = apply_rules(reports, rows, terms, config.skip_rules)
-        return remove_duplicates(len(reports), kept, rejected, output, terms, config.duplicates)
+        return remove_duplicates(len(reports), kept, rejected, output, config.duplicates)
 
 
 def make_folder(folder: Path) -> None:
@@ -169,11 +169,10 @@ def remove_duplicates(
     kept: Sequence[Reading],
     rejected: Sequence[Rejected],
     output: Path,
-    terms: Terminology,
     config: DuplicateConfig,
 ) -> Funnel:
     """Remove duplicates; writes pairs.jsonl, rejected.jsonl and funnel.json."""
-    found = deduplicate(((one.pair.id, one.pair.source, states_of(one, terms)) for one in kept), config)
+    found = deduplicate(((one.pair.id, one.pair.source, states_of(one)) for one in kept), config)
     removed = {duplicate.id for duplicate in found.removed}
     pairs = [one.pair for one in kept if one.pair.id not in removed]
     funnel = Funnel(
@@ -215,7 +214,6 @@ def examples_of(
     return tuple(examples)
 
 
-def states_of(reading: Reading, terms: Terminology) -> Hashable:
-    """What must be the same in two reports for one to stand for the other: findings, degrees, places and numbers."""
-    details = Counter(match.term for match in reading.target_matches if not terms.by_id[match.term].states)
-    return reading.target, frozenset(details.items()), frozenset(NUMBER.findall(reading.pair.target))
+def states_of(reading: Reading) -> Hashable:
+    """What must be the same in two reports for one to stand for the other: findings, and all of the standard report."""
+    return reading.target, normalized(reading.pair.target)

@@ -31,7 +31,15 @@ INCIDENTAL = (
     "laser_scars",
 )
 # Diseases of infants, whose eyes have none of these.
-INFANTILE = ("retinopathy_of_prematurity", "retinoblastoma")
+INFANTILE = (
+    "retinopathy_of_prematurity",
+    *(f"rop_stage_{stage}" for stage in range(1, 6)),
+    *(f"rop_zone_{zone}" for zone in range(1, 4)),
+    "aggressive_rop",
+    "rop_plus",
+    "rop_pre_plus",
+    "retinoblastoma",
+)
 # What reports deny most often.
 OFTEN_DENIED = (
     "retinal_haemorrhage",
@@ -118,13 +126,18 @@ def _normal_eye(rng: np.random.Generator) -> list[Finding]:
 
 def _add(terms: list[Term], id: str) -> None:
     term = load_terminology().by_id[id]
-    if not any(term.keys & other.keys for other in terms):
+    if not any(exclude(term, other) for other in terms):
         terms.append(term)
 
 
 def _belong_together(id: str, term: Term) -> bool:
     other = load_terminology().by_id[id]
     return bool(other.keys & term.keys) or id in term.related or term.id in other.related or id in _broader(term)
+
+
+def exclude(one: Term, other: Term) -> bool:
+    """Whether two findings are not both there in one eye: they share a key, or one is a kind of the other."""
+    return bool(one.keys & other.keys) or one.id in _broader(other) or other.id in _broader(one)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -196,4 +209,4 @@ def unreachable_terms(terms: Sequence[Term]) -> list[Term]:
 def _beside(main: Term, terms: Iterable[Term]) -> set[str]:
     """The ids of what may stand beside a main finding: related or incidental, and not excluded by it."""
     beside = {*main.related, *(() if main.id in INFANTILE else INCIDENTAL)}
-    return {term.id for term in terms if term.id in beside and not term.keys & main.keys}
+    return {term.id for term in terms if term.id in beside and not exclude(term, main)}

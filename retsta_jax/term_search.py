@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ahocorasick_rs import AhoCorasick, MatchKind
 
 from common.data.records import Language
+from retsta_jax.cues import EYE
 from retsta_jax.terminology import Term, Terminology
 from retsta_jax.typos import misspellings
 
@@ -84,7 +85,7 @@ def _fold_character(character: str) -> str:
 
 
 def mentions(text: str, folded: Folded, terminology: Terminology, language: Language) -> Iterator[Mention]:
-    """The names in a text in order, the longest at each place, none within another.
+    """The names in a text in order, none within or across another: the longest first, of equals the leftmost.
 
     A place or a degree gives way to a finding that begins within it: 后极部 | 视网膜下积液, not 后极部视网膜 | 下积液.
     """
@@ -100,19 +101,23 @@ def mentions(text: str, folded: Folded, terminology: Terminology, language: Lang
     def is_abbreviation(start: int, end: int) -> bool:
         return not in_capitals and text[folded.origin[start] : folded.origin[end - 1] + 1].isupper()
 
-    found = [
-        (start, -end, index)
+    found: list[tuple[int, int, int, Term | None]] = [
+        (start - end, start, end, automaton.terms[index])
         for index, start, end in automaton.search.find_matches_as_indexes(folded.text, overlapping=True)
         if is_whole(start, end) and (not automaton.capitals[index] or is_abbreviation(start, end))
     ]
-    findings = [(start, -end) for start, end, index in found if automaton.terms[index].states]
-    reached = 0
-    for start, end, index in sorted(found):
-        if start >= reached:
-            if not automaton.terms[index].states and any(start < other < -end < last for other, last in findings):
-                continue
-            reached = -end
-            yield Mention(start, reached, automaton.terms[index])
+    findings = [(start, end) for _, start, end, term in found if term is not None and term.states]
+    for match in EYE.finditer(folded.text):  # 右眼底 is an eye, not 右 and the fundus
+        found.append((match.start() - match.end(), *match.span(), None))
+    taken = bytearray(len(folded.text))
+    chosen = []
+    for _, start, end, term in sorted(found, key=lambda one: one[:3]):
+        gives_way = term is not None and not term.states and any(start < a < end < b for a, b in findings)
+        if not any(taken[start:end]) and not gives_way:
+            taken[start:end] = b"\1" * (end - start)
+            if term is not None:
+                chosen.append(Mention(start, end, term))
+    yield from sorted(chosen, key=lambda one: one.start)
 
 
 def _is_latin(character: str) -> bool:

@@ -1,12 +1,16 @@
 """What makes a terminology ambiguous or broken: the errors that `retsta terminology check` lists."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 from common.data.records import Language
 from common.io.terminal import printable
+from retsta_jax.cues import DENY_EN, DENY_ZH, any_of, words
 from retsta_jax.terminology import CODES, LANGUAGES, NAMES, Table, Term, normal_form
+
+DENIAL = re.compile(f"{any_of(DENY_ZH)}|{words(DENY_EN)}")
 
 
 def errors_of(table: Table) -> list[str]:
@@ -28,6 +32,7 @@ def summary_of(table: Table) -> dict[str, Any]:
     return {
         "terms": len(table.terms),
         "errors": errors_of(table),
+        "warnings": [line for language in table.languages for line in _denials(table, language)],
         "languages": list(table.languages),
         "kinds": dict(Counter(term.kind or "none" for term in table.terms).most_common()),
         "names": {
@@ -52,6 +57,8 @@ def _names(table: Table) -> Iterator[str]:
             for name in ((language,) if language in table.languages else ()) + tuple(f"{n}_{language}" for n in NAMES):
                 value = getattr(term, name)
                 for text in (value,) if isinstance(value, str) else value:
+                    if len(text) == 1 and text.isascii():
+                        yield f"{_where(term)}: {name} {printable(repr(text))} is one letter; that may be anything"
                     if text and not any(character.isalnum() for character in text):
                         yield f"{_where(term)}: {name} {printable(repr(text))} has neither letter nor digit"
 
@@ -79,6 +86,18 @@ def _shared_forms(table: Table, language: Language) -> Iterator[str]:
             what = "the name of two terms" if standard > 1 else "a name of two terms"
             ids = " and ".join(printable(term.id) for term in terms)
             yield f"{_where(*terms)}: {printable(repr(form))} ({language}) is {what}: {ids}"
+
+
+def _denials(table: Table, language: Language) -> Iterator[str]:
+    """Names that deny another term: "no retinopathy" may be a grade, but is read as none of that disease."""
+    owners = {normal_form(form): term for term in table.terms for form in term.forms(language)}
+    for form, term in owners.items():
+        denied = next((form[match.end() :].strip() for match in [DENIAL.match(form)] if match), "")
+        if denied in owners and owners[denied] is not term:
+            yield (
+                f"{_where(term, owners[denied])}: {printable(repr(form))} ({language}) denies "
+                f"{printable(owners[denied].id)}, but is read as {printable(term.id)}"
+            )
 
 
 def _shared_abbreviations(table: Table) -> Iterator[str]:

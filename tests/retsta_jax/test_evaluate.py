@@ -77,7 +77,10 @@ def test_a_standard_report_has_the_white_space_of_training_targets_wherever_it_i
 
 
 def test_own_reports_are_read_by_a_terminology_and_it_is_said_how_far():
-    assert statements("OD: drusen. No haemorrhage", "en", *OWN) == {"drusen/right/present"}
+    assert statements("OD: drusen. No haemorrhage", "en", *OWN) == {
+        "drusen/right/present",
+        "retinal_haemorrhage/right/absent",
+    }
     swapped = score(["OS: drusen"], [ReportPair("1", "x", "OD: drusen")], *OWN)
     assert swapped["findings/F1"]["value"] == 0
     assert swapped["terms/F1"]["value"] == 1

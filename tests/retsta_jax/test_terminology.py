@@ -12,7 +12,7 @@ TERMS = load_terminology().terms
 
 
 def test_terms_are_many_and_their_ids_unique():
-    assert len(TERMS) >= 90
+    assert len(TERMS) >= 362  # as many as the paper's
     assert [id for id, count in Counter(term.id for term in TERMS).items() if count > 1] == []
 
 
@@ -26,9 +26,9 @@ def test_no_name_belongs_to_two_terms(language):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_every_term_has_two_synonyms_without_stray_characters(language):
+def test_frequent_terms_have_synonyms_and_no_name_has_stray_characters(language):
     for term in TERMS:
-        assert len(term.synonyms(language)) >= 2, term.id
+        assert len(term.synonyms(language)) >= (2 if term.frequency >= 5 else 0), term.id
         for name in (term.name(language), *term.synonyms(language)):
             assert name, term.id
             assert name == " ".join(name.split()), name
@@ -45,6 +45,12 @@ def test_related_terms_exist_and_may_stand_together():
     for term in TERMS:
         for id in term.related:
             assert not load_terminology().by_id[id].keys & term.keys, (term.id, id)
+
+
+def test_a_code_stands_at_one_term():
+    codes = Counter(code for term in TERMS for code in term.codes)
+    assert [code for code, count in codes.items() if count > 1] == []
+    assert all(term.sources for term in TERMS if term.codes)
 
 
 def test_modifiers_and_lists_name_what_exists():

@@ -7,7 +7,7 @@ import pytest
 from common.errors import UserError
 from retsta_jax.cli import dispatch
 from retsta_jax.terminology import SHIPPED, load_terminology, read_table
-from retsta_jax.terminology_check import errors_of
+from retsta_jax.terminology_check import errors_of, summary_of
 
 HEAD = "id,kind,broader,zh,en,synonyms_zh,synonyms_en,abbreviations_en,icd10\n"
 SOUND = "a,sign,,出血,haemorrhage,,bleeding,HB,H35.6\nb,sign,a,水肿,oedema,,,,\n"
@@ -40,6 +40,7 @@ def test_the_shipped_terminology_is_sound(capsys):
         ("c,sign,c,渗出,exudate,,,,\n", "a cycle of broader terms: c -> c"),
         ("c,sign,,渗出,exudate,,exudate,,\n", "'exudate' (en) stands 2 times"),
         ("c,sign,,渗出,exudate,,,,H3\n", "icd10 'H3' does not have the form"),
+        ("c,sign,,渗出,exudate,,,X,\n", "abbreviations_en 'X' is one letter"),
         ("c,sign,,渗出,...,,,,\n", "has neither letter nor digit"),
         ("c,sign,,渗出,exudate,,x||y,,\n", "synonyms_en holds an empty entry"),
     ],
@@ -48,6 +49,13 @@ def test_errors_name_their_rows(tmp_path, rows, expected):
     found = errors(tmp_path, HEAD + SOUND + rows)
     assert not found if expected is None else any(expected in line for line in found), found
     assert errors(tmp_path, HEAD + SOUND) == []
+
+
+def test_a_name_that_denies_another_term_is_a_warning(tmp_path):
+    (tmp_path / "terms.csv").write_text(HEAD + SOUND + "c,sign,,渗出,exudate,,no oedema,,\n", encoding="utf-8")
+    found = summary_of(read_table(tmp_path / "terms.csv"))
+    assert found["errors"] == []
+    assert found["warnings"] == ["lines 4, 3: 'no oedema' (en) denies b, but is read as c"]
 
 
 def test_an_abbreviation_with_two_meanings_is_an_error(tmp_path):
@@ -127,7 +135,7 @@ def test_match_writes_rows_and_continues_them(tmp_path, capsys):
 
 def test_a_summary_lists_frequent_phrases_that_the_terminology_lacks(tmp_path, capsys):
     source = tmp_path / "reports.txt"
-    lines = ["右眼黄斑裂孔，视盘水蛭征。"] * 6 + ["左眼独一无二征象，玻璃膜疣"]
+    lines = ["右眼黄斑裂孔，可见水蛭样蠕动。"] * 6 + ["左眼独一无二征象，玻璃膜疣"]
     source.write_text("\n".join(lines), encoding="utf-8")
     dispatch(["terminology", "match", str(source), "--summary"])
     found = json.loads(capsys.readouterr().out)
@@ -135,5 +143,5 @@ def test_a_summary_lists_frequent_phrases_that_the_terminology_lacks(tmp_path, c
     assert found["terms"] == {"macular_hole": 6, "drusen": 1}
     [first, *_] = found["candidates"]
     assert first["reports"] == 6
-    assert first["phrase"].endswith("水蛭征")
+    assert first["phrase"].startswith("水蛭样")
     assert "独一" not in json.dumps(found, ensure_ascii=False)
