@@ -85,7 +85,7 @@ def test_perturbed_findings_are_as_consistent_as_those_of_a_study(language, nois
 
 
 EYES = {
-    "zh": r"右|左|双眼|双(?=[眼，,：: ])|两眼|(?<![A-Za-z])(?:OD|OS|OU|R|L)(?![A-Za-z])",
+    "zh": r"右|左|双(?!侧)|两眼|(?<![A-Za-z])(?:OD|OS|OU|R|L)(?![A-Za-z])",
     "en": r"\b(?:right|left|both|bilaterally|od|os|ou|re|le|be|rt|lt|r|l)\b(?! ?/)",
 }
 DEGREES = {"zh": r"轻|中度|中等|重度|严重", "en": r"\b(?:mild|slight|minor|moderate|severe|marked|advanced)\b"}

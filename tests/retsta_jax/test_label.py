@@ -82,7 +82,7 @@ def test_every_report_is_kept_or_has_a_reason(tmp_path):
     rows[2] |= {"standard": rows[2]["standard"].replace("右", "左").replace("Right", "Left")}
     kept, rejected = apply_rules(reports, rows, TERMS, skipped=["outside the terminology"])
     assert [one.id for one in rejected][:1] == [pairs[1].id]
-    funnel = remove_duplicates(len(reports), kept, rejected, tmp_path, TERMS, DuplicateConfig())
+    funnel = remove_duplicates(len(reports), kept, rejected, tmp_path, DuplicateConfig())
     left_out = {row["id"]: row for row in read_rows(tmp_path / "rejected.jsonl", {"reasons": list})}
     stay = {row["id"] for row in read_rows(tmp_path / "pairs.jsonl", {"source": str, "target": str, "language": str})}
     assert stay.isdisjoint(left_out)
@@ -98,7 +98,7 @@ def test_reports_that_differ_in_eye_or_ratio_stand_for_different_states():
     def states(report, standard):
         from common.data.records import ReportPair
 
-        return states_of(read_pair(ReportPair("1", report, standard, "en"), TERMS), TERMS)
+        return states_of(read_pair(ReportPair("1", report, standard, "en"), TERMS))
 
     one = states("OD increased cupping, CDR 0.7", "Right eye: enlarged cup-to-disc ratio (C/D 0.7).")
     assert one == states("OD: increased cupping. CDR 0.7", "Right eye: enlarged cup-to-disc ratio (C/D 0.7).")
