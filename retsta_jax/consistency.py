@@ -27,6 +27,7 @@ ENGLISH = re.compile("[a-zA-Z]{4,}|(?<![a-zA-Z])(?:no|not|nil|and|or|the|of|in|a
 # Latin letters that Chinese reports have as well: units, marks of what was removed, and tests.
 UNTRANSLATED = re.compile(r"mm ?hg|mmol|x{3,}|hba1c|logmar|oct[a-z]?|erg", re.IGNORECASE)
 STORAGE = re.compile(r"<br ?/?>|&nbsp;|_x000d_|\|\|", re.IGNORECASE)  # marks that an export left
+MISREAD = re.compile("(?<=[a-zA-Z])[0-9](?=[a-zA-Z])")  # a digit within a word: "correlati0n"
 EYES = {"": "no eye named", "right": "right eye", "left": "left eye", "both": "both eyes"}
 
 
@@ -118,8 +119,10 @@ def _read(text: str, language: Language, terms: Terminology) -> _Read:
     matches = find_terms(text, terms, language)
     stating = [match for match in matches if terms.by_id[match.term].states]
     rest = [*text]
-    for match in stating:
-        rest[match.start : match.end] = "\0" * (match.end - match.start)
+    for match in matches:
+        term = terms.by_id[match.term]
+        if term.states or (term.kind == "anatomy" and not entry_of("site", normal(own_name(term, language)), language)):
+            rest[match.start : match.end] = "\0" * (match.end - match.start)
     spans = [*_table_spans(text, "".join(rest), language)]
     for match in matches:
         term = terms.by_id[match.term]
@@ -138,7 +141,7 @@ def _read(text: str, language: Language, terms: Terminology) -> _Read:
                 places[span.concept] += 1
     for match in matches:  # "stage 3" may be "III期"
         rest[match.start : match.end] = " " * (match.end - match.start)
-    plain = UNTRANSLATED.sub(" ", unicodedata.normalize("NFKC", "".join(rest)))
+    plain = MISREAD.sub("", UNTRANSLATED.sub(" ", unicodedata.normalize("NFKC", "".join(rest))))
     return _Read(
         text,
         matches,

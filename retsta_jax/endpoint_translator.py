@@ -7,6 +7,7 @@ refuses is sent back with what is wrong with it, at most CORRECTIONS times.
 import json
 from collections.abc import Generator, Mapping, Sequence
 
+from common.data.cleaning import clean_report
 from common.data.records import Language, ReportPair
 from common.endpoint import Answer, Endpoint, Message, Outcome, Request, answering
 from common.errors import UserError
@@ -18,7 +19,7 @@ from retsta_jax.terminology import Terminology
 
 CORRECTIONS = 2  # of an answer, at most
 MAX_TOKENS = 4096  # of an answer: two texts in JSON
-GROWTH: Mapping[Language, float] = {"zh": 0.5, "en": 1.6}  # characters of a translation for one of both originals
+GROWTH: Mapping[Language, float] = {"zh": 0.5, "en": 2.1}  # characters of a translation for one of both originals
 SYSTEM = """\
 You translate reports of medical examinations from {language} to {to}. The user's message is a JSON object: "source" \
 is a report as a doctor wrote it, "target" the same report in standard form, and "terms" gives the {to} names of the \
@@ -105,7 +106,7 @@ def read_answer(pair: ReportPair, answer: Answer, to: Language) -> ReportPair | 
     source, target = (content.get(name) if isinstance(content, dict) else None for name in ("source", "target"))
     if not isinstance(source, str) or not isinstance(target, str) or SURROGATE.search(source + target):
         return expected
-    return ReportPair(pair.id, source.strip(), target.strip(), to)
+    return ReportPair(pair.id, clean_report(source), clean_report(target), to)
 
 
 def _result(pair: ReportPair, outcome: Outcome, to: Language) -> ReportPair | list[Problem]:

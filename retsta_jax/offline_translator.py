@@ -24,7 +24,7 @@ from retsta_jax.terminology import Term, Terminology, load_terminology
 
 KINDS = ("degree", "site", "cue", "conj", "word", "measure", "remark", "lead")  # of the table; eyes are read as cues
 MARK = re.compile(
-    r"(?P<bullet>\(\d{1,2}\)|\d{1,2}[.)、](?!\d)|[-*●•])|(?P<newline>\n)|(?P<stop>[。!.]|x{3,})"
+    r"(?P<bullet>\(\d{1,2}\)|\d{1,2}[.,)、](?!\d)|[-*●•])|(?P<newline>\n)|(?P<stop>[。!.]|x{3,})"
     r"|(?P<semicolon>;)|(?P<comma>,)|(?P<list>、)|(?P<colon>:)|(?P<open>[(\[])|(?P<close>[)\]])|(?P<query>\?)"
     r"|(?P<slash>/)|(?P<dash>-)"
 )
@@ -176,15 +176,14 @@ def _entry_piece(entry: Entry, matched: str, rest: str, last: str, to: Language)
     text = entry.translated(matched, to)
     if row.kind != "cue":
         return Piece(row.kind, text, row.en_before if to == "en" else "")
-    follows = matched.startswith(":") and re.match(r" ?[^\s.,;。、)]", rest)
+    follows = matched.startswith(":") and re.match(r" ?[^\s.,;。、)/|_<&]", rest)
     if entry.role == "behind" and (follows or last not in (*PHRASE, "close")):
         return None
+    chinese = row.written("zh").replace("{}", "").strip("：(")
+    denies = bool(DENIES.match(chinese))
+    whole = denies or chinese.startswith("为中心")
     return Piece(
-        "cue",
-        text.replace("{}", "").strip(),
-        was=entry.role,
-        role=written_role(row, to),
-        denies=bool(DENIES.match(row.written("zh").replace("{}", "").strip("：("))),
+        "cue", text.replace("{}", "").strip(), was=entry.role, role=written_role(row, to), denies=denies, whole=whole
     )
 
 
@@ -210,7 +209,7 @@ def _mark(mark: re.Match[str], found: Sequence[Piece], touches: bool, folded: st
         return Piece("cue", text, was="behind" if behind else "before", role="behind" if behind else "before"), end
     if kind == "slash":
         cue = next((piece for piece in reversed(found) if piece.kind in ("cue", "eye", "stop")), None)
-        denied = cue is not None and cue.denies
+        denied = cue is not None and cue.denies and cue.was == "before"
         return (Piece("conj", "或" if to == "zh" else "or") if denied else Piece("comma")), end
     if kind == "dash":
         return Piece("comma"), end

@@ -13,8 +13,10 @@ from pathlib import Path
 from common.data.records import Language
 from common.io.text import csv_rows
 from retsta_jax.term_search import WORDS, Folded, fold
+from retsta_jax.typos import CONFUSED_CHARACTERS, misspellings
 
 TABLE = Path(__file__).parent / "translations.tsv"
+EXACT = ("eye", "cue", "conj", "word")  # kinds that decide what is said, whose forms have no slips
 SLOT = re.compile(r"\{([a-z])\}")
 NUMBER = r"\d+(?:[./]\d+)*"
 
@@ -106,20 +108,46 @@ def _entries(language: Language) -> Mapping[str, tuple[Entry, ...]]:
     for row in rows():
         for form in row.forms(language):
             role = "" if row.kind != "cue" else "behind" if form.startswith("{}") else "before"
-            text = form.replace("{}", "").strip()
-            first = "" if SLOT.match(text) else fold(text).text[0]
-            found.setdefault(first, []).append(
-                Entry(row, role, _pattern(text), row.kind == "site" and fold(text).text in WORDS)
-            )
+            text = fold(form.replace("{}", "").strip()).text
+            exact = row.kind in EXACT
+            capitals = row.kind == "site" and text in WORDS
+            entry = Entry(row, role, _pattern(text, language, exact), capitals)
+            for first in (
+                [""] if SLOT.match(text) else [text[0]] if exact else [text[0], *_taken_for(text[0], language)]
+            ):
+                found.setdefault(first, []).append(entry)
     return {first: tuple(entries) for first, entries in found.items()}
 
 
-def _pattern(text: str) -> re.Pattern[str]:
-    """A form in normalised text. White space may be missing; a number takes the place of a slot."""
+def _pattern(text: str, language: Language, exact: bool) -> re.Pattern[str]:
+    """A form, which is in normalised form itself. A number takes the place of a slot; white space may be missing, and
+    where the form may have slips, marks within it, too.
+    """
     pattern = ""
     for place, part in enumerate(SLOT.split(text)):
-        pattern += f" ?(?P<{part}>{NUMBER}) ?" if place % 2 else re.escape(fold(part).text).replace(r"\ ", " ?")
+        if place % 2:
+            pattern += f" ?(?P<{part}>{NUMBER}) ?"
+        else:
+            pattern += re.escape(part).replace(r"\ ", " ?") if exact else _with_slips(part, language)
     pattern = pattern.removeprefix(" ?").removesuffix(" ?")
-    before = r"(?<![a-z0-9])" if re.match("[A-Za-z0-9{]", text) else ""
-    behind = r"(?![a-z0-9])" if re.search("[A-Za-z0-9}]$", text) else ""
+    before = r"(?<![a-z0-9])" if re.match("[a-z0-9{]", text) else ""
+    behind = r"(?![a-z0-9])" if re.search("[a-z0-9}]$", text) else ""
     return re.compile(before + pattern + behind)
+
+
+def _with_slips(part: str, language: Language) -> str:
+    """A pattern for a part of a form, each of its words with at most one slip."""
+    pattern = ""
+    for word in re.findall(r"[a-z]+|.", part):
+        if word in " :,":
+            pattern += f"{word}?"
+        elif language == "zh":
+            pattern += "".join(f"[{letter}{''.join(_taken_for(letter, language))}]" for letter in word)
+        else:
+            pattern += f"(?:{'|'.join(map(re.escape, [word, *sorted(misspellings(word, language))]))})"
+    return pattern
+
+
+def _taken_for(character: str, language: Language) -> str:
+    """The characters that are written for another one by mistake."""
+    return CONFUSED_CHARACTERS.get(character, "") if language == "zh" else ""

@@ -38,7 +38,8 @@ class Piece:
     """A piece with its text in the new language; `before` is that of a site before a finding.
 
     kind: term, place, degree, site, measure, eye, same, cue, conj, prep, word, remark, lead, bullet, open, close, one
-    of BREAKS. Of a cue, `was` and `role` say where it stood and where it is to stand: before or behind its findings.
+    of BREAKS. Of a cue, `was` and `role` say where it stood and where it is to stand: before or behind its findings;
+    `whole` is for one that is about all of an enumeration, not its last finding alone.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Piece:
     was: str = ""
     role: str = ""
     denies: bool = False
+    whole: bool = False
 
 
 def arranged(pieces: Sequence[Piece], to: Language) -> list[Piece]:
@@ -102,7 +104,8 @@ def _behind_in_brackets(pieces: Sequence[Piece]) -> list[Piece]:
             place += 2
         else:
             before = found[-1].kind if found else ""
-            if piece.kind == "eye" and before in ("term", "measure", "close", "cue") and _ends(ahead):
+            behind = piece.kind == "eye" and before in ("term", "measure", "close", "cue")
+            if behind and _ends(ahead) and not (ahead and ahead.kind == "colon"):
                 found += [Piece("open"), piece, Piece("close")]
             else:
                 found.append(piece)
@@ -120,8 +123,9 @@ def _moved(pieces: Sequence[Piece]) -> list[Piece]:
     waiting: Piece | None = None  # a cue that goes behind the finding that comes
     for place, piece in enumerate(pieces):
         if piece.kind == "cue" and piece.was == "behind" and piece.role == "before":
-            start = _start(found, piece.denies)
-            found.insert(start, piece)
+            start = _start(found, piece.whole)
+            if not (start and found[start - 1].role == "before"):  # "possible X noted" is 可能X
+                found.insert(start, piece)
             continue
         if piece.kind == "cue" and piece.was == "before" and piece.role == "behind":
             waiting = piece
@@ -139,13 +143,18 @@ def _start(found: Sequence[Piece], all_of_them: bool) -> int:
     place, seen, joined = len(found), False, False
     while place:
         kind = found[place - 1].kind
+        if kind == "close":
+            while place and found[place - 1].kind != "open":
+                place -= 1
+            place -= 1
+            continue
         if kind == "term" and seen and not all_of_them:
             break
         if kind == "conj" and all_of_them:
             joined = True
-        elif kind in ("comma", "list") and joined and all_of_them:
+        elif all_of_them and (kind == "list" or (kind == "comma" and joined)):
             pass
-        elif kind not in (*PHRASE, "open", "close"):
+        elif kind not in PHRASE:
             break
         seen = seen or kind in ("term", "site")
         place -= 1
@@ -225,7 +234,7 @@ def _enumerated(pieces: list[Piece], to: Language) -> list[Piece]:
                 found[place] = Piece("comma")
             elif joins not in ("list", "conj"):
                 found[place] = Piece("conj", "or" if _is_denied(pieces, place) else "and")
-        elif to == "en" and joins not in ("", "list", "conj", "cue") and _is_denied(pieces, place):
+        elif to == "en" and end > place + 1 and joins not in ("list", "conj", "cue") and _is_denied(pieces, place):
             found[place] = Piece("semicolon")  # an English denial would reach over a comma
     return [piece for piece in found if piece.kind != "word" or piece.text]
 

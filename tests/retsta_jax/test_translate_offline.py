@@ -77,6 +77,8 @@ def test_chinese_keeps_order_eyes_and_enumeration(text, expected):
         ),
         ("drusen at the macula OS; ?macular hole OD", "玻璃膜疣（黄斑区）（OS）；疑黄斑裂孔（OD）"),
         ("drusen in the right eye", "玻璃膜疣（右眼）"),
+        ("possible macular hole noted, nil drusen", "可能黄斑裂孔，未见玻璃膜疣"),
+        ("RE: drusen LE: macular hole at the posterior pole seen", "右眼：玻璃膜疣。左眼：见黄斑裂孔（后极部）"),
         ("OD mild macular oedema; drusen cannot be excluded", "OD轻度黄斑水肿；不能排除玻璃膜疣"),
     ],
 )
