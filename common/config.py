@@ -35,7 +35,7 @@ _ASIDE = re.compile(r"\.config\.json\.\d+\.partial")  # of a command that was ki
 TRAINED_ON = "trained_on.json"  # digests of the base, the data and what else a run learns from, by their names
 # Fields that say where these lie. They may move.
 MOVED = re.compile(
-    r"(data\.)?(archive|source|images|split|ids|gold|test_ids|train|validation|test)|init|"
+    r"(data\.)?(archive|source|images|split|ids|gold|test_ids|train|validation|test|reports|terminology)|init|"
     r"model\.(base|clip|clip_vocabulary)|vocabulary\.merged_with|reward\.(labeler|labeler_tokenizer)"
 )
 

@@ -18,6 +18,7 @@ USAGE = """usage: retsta COMMAND ...
   augment      make more pairs of few:      retsta augment PAIRS.jsonl --factor 5 --output FILE.jsonl
   label        make pairs of many reports:  retsta label --run-dir DIR FILE --output DIR
   translate    pairs in Chinese or English: retsta translate PAIRS.jsonl --to en --output OUT.jsonl
+  paradigm     terminology to two models:   retsta paradigm --preset NAME --run-dir DIR [any field of its config]
   terminology  check one, find its terms:   retsta terminology check [FILE]; retsta terminology match FILE
   demo         all of it, on generated fundus reports and a small model, in minutes
 
@@ -38,6 +39,7 @@ def dispatch(arguments: list[str]) -> int | None:
         "augment": augment,
         "label": label,
         "translate": translate,
+        "paradigm": paradigm,
         "terminology": terminology,
         "demo": demo,
     }
@@ -133,6 +135,13 @@ def label(arguments: list[str]) -> None:
 def translate(arguments: list[str]) -> None:
     """Translate report pairs into the other language."""
     from retsta_jax.translate_command import translate as run
+
+    run(arguments)
+
+
+def paradigm(arguments: list[str]) -> None:
+    """Run all stages from a terminology and pairs to two evaluated models."""
+    from retsta_jax.paradigm_command import paradigm as run
 
     run(arguments)
 

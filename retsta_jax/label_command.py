@@ -4,10 +4,12 @@ from pathlib import Path
 
 from common.config import parse
 from common.errors import Parser, UserError
+from common.metrics.tokenize import language_of
+from common.options import command_line
 from common.report.environment import environment
+from common.report.page import REPORT_FILE, Example, Page, Stage, write_report
 from retsta_jax.filters import RULES
-from retsta_jax.funnel import Stage, write_funnel_page
-from retsta_jax.label import Funnel, LabelConfig, label_reports
+from retsta_jax.label import PAIRS, Funnel, LabelConfig, label_reports
 from retsta_jax.terminology import SHIPPED, load_terminology
 
 HELP = f"""retsta label REPORTS --run-dir DIR --output DIR [--terminology FILE] [any field below]
@@ -40,10 +42,18 @@ def label(arguments: list[str]) -> None:
     if funnel is None:
         return
     print(funnel_text(funnel))
-    page = write_funnel_page(
-        chosen.output, "Pseudo-labels", stages_of(funnel), funnel.examples, [plain_text_note(funnel)], environment()
+    command = {"run_dir": chosen.run_dir, "output": chosen.output}
+    page = Page(
+        title="RetSTA: pseudo-labels",
+        verdict=f"{funnel.kept:,} of {funnel.reports:,} labelled reports are kept as pairs.",
+        command=command_line(f"retsta label {chosen.source}", command),
+        environment=environment(),
+        funnel=stages_of(funnel),
+        examples=examples_of(funnel),
+        notes=[plain_text_note(funnel)],
     )
-    print(f"pairs: {chosen.output / 'pairs.jsonl'}\npage: {page.absolute()}", flush=True)
+    write_report(chosen.output, page)
+    print(f"pairs: {chosen.output / PAIRS}\npage: {(chosen.output / REPORT_FILE).absolute()}", flush=True)
 
 
 def stages_of(funnel: Funnel) -> list[Stage]:
@@ -53,6 +63,14 @@ def stages_of(funnel: Funnel) -> list[Stage]:
         Stage("labelled", funnel.reports, {}),
         Stage("kept all rules", passed, funnel.rejected),
         Stage("no duplicate", funnel.kept, {f"{kind} duplicate": n for kind, n in funnel.duplicates.items()}),
+    ]
+
+
+def examples_of(funnel: Funnel) -> list[Example]:
+    """The examples for a page: the reason in place of an id."""
+    return [
+        Example(one["reason"], one["source"], None, {"standard report": one["standard"]}, language_of(one["source"]))
+        for one in funnel.examples
     ]
 
 

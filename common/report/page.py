@@ -53,6 +53,15 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
+class Stage(NamedTuple):
+    """A step of a funnel: how much is left after it, and what it took away, by reason."""
+
+    name: str
+    left: int
+    losses: Mapping[str, int] = {}
+    note: str = ""
+
+
 @dataclass(frozen=True)
 class Page:
     """What the page shows; an empty field leaves its section out.
@@ -72,6 +81,7 @@ class Page:
     headline: Sequence[str] = ()
     examples: Sequence[Example] = ()
     notes: Sequence[str] = ()
+    funnel: Sequence[Stage] = ()
     tables: Sequence[Table] = ()
 
 
@@ -111,6 +121,7 @@ def render(page: Page) -> str:
         differences=differences,
         pictures=[[picture(image) for image in example.images] for example in page.examples],
         looks=looks,
+        most=max((stage.left for stage in page.funnel), default=0) or 1,
         colours=SERIES_COLOURS,
     )
 

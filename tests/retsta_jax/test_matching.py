@@ -76,6 +76,7 @@ def read(text):
         ("? macular hole, drusen", "?MH +DR"),
         ("drusen ?macular hole", "+DR ?MH"),
         ("Cannot exclude retinal detachment", "?RD"),
+        ("Left eye: suspicious for mod. epiretinal membrane.", "?EML"),
         ("Possible macular oedema and epiretinal membrane", "?ME ?EM"),
         ("macular hole (suspected), drusen", "?MH +DR"),
         ("Macular oedema cannot be excluded", "?ME"),

@@ -1,0 +1,244 @@
+"""`retsta paradigm`: from a terminology and a few pairs to two evaluated models (RetSTA, Figure 2).
+
+terminology -> pairs, augmented -> RetSTA-Zero, trained on them -> its labels for many reports, by rules and without
+duplicates -> translations -> RetSTA, trained on all of these from the base model -> evaluation of both.
+
+Every stage writes its result into the run directory and goes on with what is there, so the same command continues
+wherever it was stopped. The paper does not say whether its 60,037 pairs hold the labelled ones; here they do.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from common.bounds import CountOrNone, Phantoms, Seed, Steps
+from common.config import claim_run_directory, owning_run_directory
+from common.data.records import Language, Quarantine, ReportPair, check_splits
+from common.errors import UserError
+from common.fingerprints import data_record
+from common.io.terminal import say
+from common.io.text import read_json_object
+from common.jsonl import write_rows
+from retsta_jax.config import AugmentConfig, DataConfig, RetstaConfig
+from retsta_jax.corpus import HeldOut, make_splits
+from retsta_jax.data import read_pairs
+from retsta_jax.evaluate import Scores, evaluate_run
+from retsta_jax.filters import shares_broken
+from retsta_jax.label import PAIRS, Funnel, LabelConfig, label_reports
+from retsta_jax.reports import read_reports
+from retsta_jax.terminology import SHIPPED, Terminology, load_terminology
+from retsta_jax.terminology_command import terminology_record
+from retsta_jax.train import train_run
+from retsta_jax.translate import Counts, Translator, translate_file
+
+ZERO, FINAL, LABELLED, TRANSLATED = "zero", "final", "labelled", "translated.jsonl"
+SPLITS = ("train", "validation", "test")
+OTHER: Mapping[Language, Language] = {"zh": "en", "en": "zh"}
+MOST_COST = 0.1  # of the pairs given, which are right: a rule that rejects more of them is not applied
+
+
+@dataclasses.dataclass(frozen=True)
+class ParadigmData:
+    """The pairs to begin with, and the reports to label."""
+
+    corpus: Literal["fundus", "jsonl"] = "fundus"  # generated; files of your own
+    language: Language = "zh"  # of generated pairs and reports; those of the test part are in both
+    held_out: HeldOut = "styles"  # of generated pairs: what the evaluation parts have that training never saw
+    train_size: Phantoms = 2000  # generated pairs
+    validation_size: Phantoms = 200  # generated pairs
+    test_size: Phantoms = 2000  # generated pairs
+    reports_size: Phantoms = 60_000  # generated reports without a standard form
+    train: str = ""  # jsonl: rows {"id", "source", "target", "language"?}
+    validation: str = ""  # jsonl
+    test: str = ""  # jsonl
+    reports: str = ""  # jsonl: rows {"id", "report"}, or text with one report a line
+
+
+@dataclasses.dataclass(frozen=True)
+class ParadigmConfig:
+    """Everything that decides the models."""
+
+    data: ParadigmData = ParadigmData()
+    terminology: str = ""  # CSV, TSV or JSON table of terms; "": the shipped one, of the fundus
+    augment_to: CountOrNone = 10_000  # pairs that the first model is trained on; 0: those given alone
+    augment: AugmentConfig = AugmentConfig()
+    label: LabelConfig = LabelConfig()
+    translate: Literal["offline", "endpoint", "none"] = "offline"  # how pairs come to be in the other language
+    zero_epochs: Steps = 1  # of the first model
+    final_epochs: Steps = 3  # of the second
+    train: RetstaConfig = RetstaConfig()  # both trainings; the paradigm sets data, augmentation, epochs and seed
+    evaluate_limit: CountOrNone = 0  # at most so many reports of the test part; 0: all
+    seed: Seed = 0
+
+
+class Start(NamedTuple):
+    """What the paradigm begins with."""
+
+    train: list[ReportPair]
+    validation: list[ReportPair]
+    test: list[ReportPair]
+    reports: list[tuple[str | int, str]]
+
+
+class Result(NamedTuple):
+    """What the stages left, for the page. `skipped` are rules with the share of right pairs that they reject."""
+
+    terms: Terminology
+    start: Start
+    skipped: dict[str, float]
+    funnel: Funnel
+    translated: Counts | None
+    mixed: int
+    scores: dict[str, dict[str, Scores]]  # by model, then by system
+
+
+class Translation(NamedTuple):
+    """How pairs come to be in the other language, None for not at all, and what of that decides the translations."""
+
+    translator: Translator | None
+    made_with: Mapping[str, Any]
+
+
+def run_paradigm(config: ParadigmConfig, run_dir: Path, translation: Translation) -> Result:
+    """Run, or go on with, all stages in `run_dir`. Raises UserError."""
+
+    @owning_run_directory
+    def run(config: ParadigmConfig, run_dir: Path) -> Result:
+        return run_stages(config, run_dir, translation)
+
+    return run(config, run_dir)
+
+
+def run_stages(config: ParadigmConfig, run_dir: Path, translation: Translation) -> Result:
+    """All stages, one after the other, in a directory that this process owns."""
+    terms = load_terminology(config.terminology or SHIPPED)
+    quarantine = Quarantine()
+    start = begin(config, quarantine)
+    contents = ([pair.id, pair.source, pair.target] for pair in (*start.train, *start.validation, *start.test))
+    given = {
+        "pairs": data_record(contents),
+        "reports": data_record([id_, text] for id_, text in start.reports),
+        "terminology": terminology_record(terms),
+    }
+    claim_run_directory(run_dir, config, given)
+    quarantine.write(run_dir / "quarantine.jsonl")
+    write_pairs(run_dir / "train.jsonl", start.train)
+    write_rows(run_dir / "reports.jsonl", ({"id": id_, "report": report} for id_, report in start.reports))
+    step(1, f"terminology of {len(terms.terms):,} terms, {len(start.train):,} pairs, {len(start.reports):,} reports")
+
+    translated = functools.partial(with_translations, run_dir, translation, terms)
+    validation, _ = translated("validation", start.validation)
+    test, _ = translated("test", start.test)
+    write_pairs(run_dir / "validation.jsonl", start.validation)
+    write_pairs(run_dir / "final-validation.jsonl", validation)
+    write_pairs(run_dir / "test.jsonl", test)
+    check_splits({"train": start.train, "validation": validation, "test": test})
+
+    step(
+        2,
+        f"RetSTA-Zero: {max(config.augment_to, len(start.train)):,} pairs, {config.zero_epochs} epoch{'s' * (config.zero_epochs > 1)}",
+    )
+    train_run(training(config, run_dir, "train", "validation", config.augment_to, config.zero_epochs), run_dir / ZERO)
+
+    skipped = costly_rules(start.train, terms)
+    for name, share in skipped.items():
+        say(f"the rule {name!r} rejects {share:.0%} of the pairs given, which are right, and is not applied")
+    labelling = dataclasses.replace(config.label, skip_rules=(*config.label.skip_rules, *skipped))
+    step(3, "RetSTA-Zero labels the reports")
+    funnel = label_reports(run_dir / ZERO, str(run_dir / "reports.jsonl"), run_dir / LABELLED, terms, labelling)
+    if funnel is None or not funnel.kept:
+        raise UserError(
+            f"{run_dir / LABELLED}: no labelled report passed the rules, of {len(start.reports)}; rejected.jsonl there "
+            "says why; more --zero-epochs, --augment-to or pairs may help"
+        )
+
+    step(4, f"{funnel.kept:,} labelled pairs are kept; translation: {config.translate}")
+    labelled = read_pairs(run_dir / LABELLED / PAIRS, Quarantine())
+    mixed, counts = translated("pairs", [*start.train, *without(labelled, [*validation, *test])])
+    write_pairs(run_dir / "final-train.jsonl", mixed)
+
+    step(5, f"RetSTA: {len(mixed):,} pairs, {config.final_epochs} epoch{'s' * (config.final_epochs > 1)}")
+    final = training(config, run_dir, "final-train", "final-validation", 0, config.final_epochs)
+    train_run(final, run_dir / FINAL)
+
+    step(6, "evaluation of both models")
+    scores = {name: evaluated(run_dir / name, config.evaluate_limit) for name in (ZERO, FINAL)}
+    return Result(terms, start, skipped, funnel, counts, len(mixed), scores)
+
+
+def begin(config: ParadigmConfig, quarantine: Quarantine) -> Start:
+    """The pairs and reports that a config names or generates. Raises UserError."""
+    data = config.data
+    if data.corpus == "fundus":
+        sizes = data.train_size + data.reports_size, data.validation_size
+        made = make_splits(*sizes, 0, seed=config.seed, language=data.language, held_out=data.held_out)
+        test = make_splits(0, 0, data.test_size, seed=config.seed, language="both", held_out=data.held_out)["test"]
+        unlabelled = made["train"][data.train_size :]
+        reports: list[tuple[str | int, str]] = [(pair.id, pair.source) for pair in unlabelled]
+        return Start(made["train"][: data.train_size], made["validation"], test, reports)
+    for name in (*SPLITS, "reports"):
+        if not getattr(data, name):
+            raise UserError(
+                f'data.{name}: not given; corpus jsonl needs rows {{"id", "source", "target"}} as --data.train, '
+                '--data.validation and --data.test, and rows {"id", "report"} as --data.reports'
+            )
+    parts = {name: read_pairs(Path(getattr(data, name)), quarantine) for name in SPLITS}
+    check_splits(parts)
+    return Start(**parts, reports=read_reports(data.reports))
+
+
+def training(
+    config: ParadigmConfig, run_dir: Path, train: str, validation: str, augment_to: int, epochs: int
+) -> RetstaConfig:
+    """The config of one of the two trainings."""
+    data = DataConfig(
+        corpus="jsonl",
+        train=str(run_dir / f"{train}.jsonl"),
+        validation=str(run_dir / f"{validation}.jsonl"),
+        test=str(run_dir / "test.jsonl"),
+        terminology=config.terminology,
+        augment_to=augment_to,
+    )
+    return dataclasses.replace(config.train, data=data, augment=config.augment, epochs=epochs, seed=config.seed)
+
+
+def with_translations(
+    run_dir: Path, translation: Translation, terms: Terminology, name: str, pairs: Sequence[ReportPair]
+) -> tuple[list[ReportPair], Counts | None]:
+    """Pairs of one language with their translations, where these are asked for; pairs of both as they are."""
+    languages = {pair.language for pair in pairs}
+    if translation.translator is None or len(languages) != 1:
+        return list(pairs), None
+    output = run_dir / f"{name}-{TRANSLATED}"
+    counts = translate_file(pairs, translation.translator, terms, OTHER[languages.pop()], output, translation.made_with)
+    return [*pairs, *(read_pairs(output, Quarantine()) if counts.translated else [])], counts
+
+
+def without(pairs: Sequence[ReportPair], held_out: Sequence[ReportPair]) -> Iterator[ReportPair]:
+    """The pairs whose source is not one of those held out."""
+    sources = {pair.source for pair in held_out}
+    return (pair for pair in pairs if pair.source not in sources)
+
+
+def costly_rules(pairs: Sequence[ReportPair], terms: Terminology) -> dict[str, float]:
+    """The rules that reject too many of the pairs given, with their shares: they do not fit how these are written."""
+    return {name: share for name, share in shares_broken(pairs, terms).items() if share > MOST_COST}
+
+
+def evaluated(run_dir: Path, limit: int) -> dict[str, Scores]:
+    """The scores of a model and its baselines, from an evaluation that is there, or a new one."""
+    file = run_dir / "metrics.json"
+    done: dict[str, Any] = read_json_object(file) if file.exists() else {}
+    return done["systems"] if "systems" in done else evaluate_run(run_dir, "test", limit)
+
+
+def write_pairs(file: Path, pairs: Sequence[ReportPair]) -> None:
+    """Write pairs as JSONL."""
+    write_rows(file, (dataclasses.asdict(pair) for pair in pairs))
+
+
+def step(number: int, what: str) -> None:
+    """Say that a stage begins."""
+    print(f"== {number}/6 {what}", flush=True)
