@@ -138,7 +138,7 @@ def run_stages(config: ParadigmConfig, run_dir: Path, translation: Translation) 
 
     step(
         2,
-        f"RetSTA-Zero: {max(config.augment_to, len(start.train)):,} pairs, {config.zero_epochs} epoch{'s' * (config.zero_epochs > 1)}",
+        f"RetSTA-Zero: {max(config.augment_to, len(start.train)):,} pairs, epochs: {config.zero_epochs}",
     )
     train_run(training(config, run_dir, "train", "validation", config.augment_to, config.zero_epochs), run_dir / ZERO)
 
@@ -159,7 +159,7 @@ def run_stages(config: ParadigmConfig, run_dir: Path, translation: Translation) 
     mixed, counts = translated("pairs", [*start.train, *without(labelled, [*validation, *test])])
     write_pairs(run_dir / "final-train.jsonl", mixed)
 
-    step(5, f"RetSTA: {len(mixed):,} pairs, {config.final_epochs} epoch{'s' * (config.final_epochs > 1)}")
+    step(5, f"RetSTA: {len(mixed):,} pairs, epochs: {config.final_epochs}")
     final = training(config, run_dir, "final-train", "final-validation", 0, config.final_epochs)
     train_run(final, run_dir / FINAL)
 
