@@ -7,11 +7,13 @@ terminology finds in both texts, so it is as good as the terminology: what neith
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from common.data.records import Language, ReportPair
 from common.metrics.tokenize import language_of
+from retsta_jax.duplicates import normalized
 from retsta_jax.matching import Match, Statement, find_terms, statements_of
 from retsta_jax.terminology import Terminology
 from retsta_jax.uncovered import uncovered
@@ -19,6 +21,27 @@ from retsta_jax.uncovered import uncovered
 MOST_UNREAD = 0.15  # of the letters of a standard report, outside the terminology
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 RATIO = re.compile(r"(?:c/d|cdr|杯盘比|盘比|cup[- ]to[- ]disc[a-z ]*|cup to disc)[^\d.;。,，]{0,12}(\d+(?:\.\d+)?)")
+
+
+class Judgement(NamedTuple):
+    """The names of the rules that a pair breaks, in the order of the judge's, and what its standard report states.
+
+    Of two pairs whose `states` differ, neither stands for the other.
+    """
+
+    broken: list[str]
+    states: Hashable
+
+
+class Judge(NamedTuple):
+    """What decides which labelled pairs are kept.
+
+    `rules` are the names of its rules; `judge` tells of a pair, and whether its report is complete (the model did not
+    hit its limit), how it does by them.
+    """
+
+    rules: tuple[str, ...]
+    judge: Callable[[ReportPair, bool], Judgement]
 
 
 @dataclass(frozen=True)
@@ -44,10 +67,20 @@ def broken_rules(reading: Reading, terms: Terminology) -> list[str]:
     return [name for name, holds in RULES.items() if not holds(reading, terms)]
 
 
-def shares_broken(pairs: Sequence[ReportPair], terms: Terminology) -> dict[str, float]:
+def judge_by_terms(terms: Terminology) -> Judge:
+    """The judge of reports in words: RULES. A pair states its findings, and all of its standard report."""
+
+    def judge(pair: ReportPair, complete: bool) -> Judgement:
+        reading = read_pair(pair, terms, complete)
+        return Judgement(broken_rules(reading, terms), (reading.target, normalized(pair.target)))
+
+    return Judge(tuple(RULES), judge)
+
+
+def shares_broken(pairs: Sequence[ReportPair], judge: Judge) -> dict[str, float]:
     """How often each rule rejects these pairs, which are known to be right: what a rule costs."""
-    broken = Counter(name for pair in pairs for name in broken_rules(read_pair(pair, terms), terms))
-    return {name: broken[name] / max(len(pairs), 1) for name in RULES}
+    broken = Counter(name for pair in pairs for name in judge.judge(pair, True).broken)
+    return {name: broken[name] / max(len(pairs), 1) for name in judge.rules}
 
 
 def _is_complete(reading: Reading, terms: Terminology) -> bool:

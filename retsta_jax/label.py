@@ -1,14 +1,14 @@
 """`retsta label`: a trained model's standard reports for any number of free-text ones, filtered (RetSTA, section 2.3).
 
 Reports are labelled in shards, each a file that a later run goes on with, on all devices of this process; of several
-hosts each takes its own shards. Then the first one applies the rules (`retsta_jax.filters`) and removes duplicates
-among pairs that state the same (`retsta_jax.duplicates`). What is kept is in `pairs.jsonl`, everything else, with the
-reason, in `rejected.jsonl`.
+hosts each takes its own shards. Then the first one applies the rules of a judge (`retsta_jax.filters`) and removes
+duplicates among pairs that state the same (`retsta_jax.duplicates`). What is kept is in `pairs.jsonl`, everything else,
+with the reason, in `rejected.jsonl`.
 """
 
 import dataclasses
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +28,8 @@ from common.jsonl import read_rows, write_rows
 from common.metrics.tokenize import language_of
 from common.parallel import MeshConfig
 from common.weights import write_json
-from retsta_jax.duplicates import Duplicate, DuplicateConfig, deduplicate, normalized
-from retsta_jax.filters import Reading, broken_rules, read_pair
+from retsta_jax.duplicates import Duplicate, DuplicateConfig, deduplicate
+from retsta_jax.filters import Judge, Judgement
 from retsta_jax.reports import read_reports
 from retsta_jax.standardize import (
     Standardized,
@@ -40,7 +40,6 @@ from retsta_jax.standardize import (
     standardize,
     unusable,
 )
-from retsta_jax.terminology import Terminology
 
 SHARDS, PAIRS, REJECTED, FUNNEL = "shards", "pairs.jsonl", "rejected.jsonl", "funnel.json"
 DUPLICATE = "duplicate"
@@ -78,7 +77,7 @@ class Funnel:
     examples: tuple[dict[str, str], ...] = ()  # of rejected pairs and of different ones, with their texts
 
 
-def label_reports(run_dir: Path, source: str, output: Path, terms: Terminology, config: LabelConfig) -> Funnel | None:
+def label_reports(run_dir: Path, source: str, output: Path, judge: Judge, config: LabelConfig) -> Funnel | None:
     """Label the reports of a file into a directory, and filter them; None but in the first process.
 
     Raises UserError.
@@ -93,7 +92,7 @@ def label_reports(run_dir: Path, source: str, output: Path, terms: Terminology, 
         if jax.process_index() > 0:
             return None
         rows = [row for file, _ in shards(output, reports, config.shard_size) for row in read_rows(file, ROW)]
-        kept, rejected = apply_rules(reports, rows, terms, config.skip_rules)
+        kept, rejected = apply_rules(reports, rows, judge, config.skip_rules)
         return remove_duplicates(len(reports), kept, rejected, output, config.duplicates)
 
 
@@ -141,6 +140,13 @@ def label_rows(trained: Trained, reports: Sequence[Report], batch_size: int) -> 
         yield {"id": id_, "standard": result.text, "complete": result.complete}
 
 
+class Kept(NamedTuple):
+    """A pair that keeps all rules."""
+
+    pair: ReportPair
+    judgement: Judgement
+
+
 class Rejected(NamedTuple):
     """A pair that breaks rules."""
 
@@ -150,29 +156,29 @@ class Rejected(NamedTuple):
 
 
 def apply_rules(
-    reports: Sequence[Report], rows: Sequence[Mapping[str, Any]], terms: Terminology, skipped: Sequence[str] = ()
-) -> tuple[list[Reading], list[Rejected]]:
+    reports: Sequence[Report], rows: Sequence[Mapping[str, Any]], judge: Judge, skipped: Sequence[str] = ()
+) -> tuple[list[Kept], list[Rejected]]:
     """The pairs of reports with their labelled rows that keep all rules, and the others."""
     kept, rejected = [], []
     for (id_, report), row in zip(reports, rows, strict=True):
         pair = ReportPair(str(id_), clean_report(report), row["standard"], language_of(report))
-        reading = read_pair(pair, terms, row["complete"])
-        if broken := [name for name in broken_rules(reading, terms) if name not in skipped]:
+        judgement = judge.judge(pair, row["complete"])
+        if broken := [name for name in judgement.broken if name not in skipped]:
             rejected.append(Rejected(id_, broken, pair))
         else:
-            kept.append(reading)
+            kept.append(Kept(pair, judgement))
     return kept, rejected
 
 
 def remove_duplicates(
     reports: int,
-    kept: Sequence[Reading],
+    kept: Sequence[Kept],
     rejected: Sequence[Rejected],
     output: Path,
     config: DuplicateConfig,
 ) -> Funnel:
     """Remove duplicates; writes pairs.jsonl, rejected.jsonl and funnel.json."""
-    found = deduplicate(((one.pair.id, one.pair.source, states_of(one)) for one in kept), config)
+    found = deduplicate(((one.pair.id, one.pair.source, one.judgement.states) for one in kept), config)
     removed = {duplicate.id for duplicate in found.removed}
     pairs = [one.pair for one in kept if one.pair.id not in removed]
     funnel = Funnel(
@@ -192,7 +198,7 @@ def remove_duplicates(
 
 
 def examples_of(
-    kept: Sequence[Reading], rejected: Sequence[Rejected], different: Sequence[Duplicate]
+    kept: Sequence[Kept], rejected: Sequence[Rejected], different: Sequence[Duplicate]
 ) -> tuple[dict[str, str], ...]:
     """Some rejected pairs of each reason, and some that only similarity of text would have removed."""
     shown: Counter[str] = Counter()
@@ -212,8 +218,3 @@ def examples_of(
             }
         )
     return tuple(examples)
-
-
-def states_of(reading: Reading) -> Hashable:
-    """What must be the same in two reports for one to stand for the other: findings, and all of the standard report."""
-    return reading.target, normalized(reading.pair.target)

@@ -25,7 +25,7 @@ from retsta_jax.config import AugmentConfig, DataConfig, RetstaConfig
 from retsta_jax.corpus import HeldOut, make_splits
 from retsta_jax.data import read_pairs
 from retsta_jax.evaluate import Scores, evaluate_run
-from retsta_jax.filters import shares_broken
+from retsta_jax.filters import Judge, judge_by_terms, shares_broken
 from retsta_jax.label import PAIRS, Funnel, LabelConfig, label_reports
 from retsta_jax.reports import read_reports
 from retsta_jax.terminology import SHIPPED, Terminology, load_terminology
@@ -142,12 +142,13 @@ def run_stages(config: ParadigmConfig, run_dir: Path, translation: Translation) 
     )
     train_run(training(config, run_dir, "train", "validation", config.augment_to, config.zero_epochs), run_dir / ZERO)
 
-    skipped = costly_rules(start.train, terms)
+    judge = judge_by_terms(terms)
+    skipped = costly_rules(start.train, judge)
     for name, share in skipped.items():
         say(f"the rule {name!r} rejects {share:.0%} of the pairs given, which are right, and is not applied")
     labelling = dataclasses.replace(config.label, skip_rules=(*config.label.skip_rules, *skipped))
     step(3, "RetSTA-Zero labels the reports")
-    funnel = label_reports(run_dir / ZERO, str(run_dir / "reports.jsonl"), run_dir / LABELLED, terms, labelling)
+    funnel = label_reports(run_dir / ZERO, str(run_dir / "reports.jsonl"), run_dir / LABELLED, judge, labelling)
     if funnel is None or not funnel.kept:
         raise UserError(
             f"{run_dir / LABELLED}: no labelled report passed the rules, of {len(start.reports)}; rejected.jsonl there "
@@ -222,9 +223,9 @@ def without(pairs: Sequence[ReportPair], held_out: Sequence[ReportPair]) -> Iter
     return (pair for pair in pairs if pair.source not in sources)
 
 
-def costly_rules(pairs: Sequence[ReportPair], terms: Terminology) -> dict[str, float]:
+def costly_rules(pairs: Sequence[ReportPair], judge: Judge) -> dict[str, float]:
     """The rules that reject too many of the pairs given, with their shares: they do not fit how these are written."""
-    return {name: share for name, share in shares_broken(pairs, terms).items() if share > MOST_COST}
+    return {name: share for name, share in shares_broken(pairs, judge).items() if share > MOST_COST}
 
 
 def evaluated(run_dir: Path, limit: int) -> dict[str, Scores]:

@@ -5,7 +5,7 @@ import pytest
 
 from common.data.records import ReportPair
 from retsta_jax.corpus import original_report, sample_study, standard_report
-from retsta_jax.filters import RULES, broken_rules, read_pair, shares_broken
+from retsta_jax.filters import RULES, broken_rules, judge_by_terms, read_pair, shares_broken
 from retsta_jax.findings import FundusStudy, order_findings
 from retsta_jax.terminology import Term, Terminology, load_terminology
 
@@ -95,7 +95,7 @@ def test_right_pairs_stay_and_wrong_ones_go(language):
 
 def test_the_cost_of_each_rule_is_known():
     pairs = [ReportPair("1", "OD drusen", "Right eye: drusen."), ReportPair("2", "OD drusen", "Left eye: drusen.")]
-    shares = shares_broken(pairs, TERMS)
+    shares = shares_broken(pairs, judge_by_terms(TERMS))
     assert shares.keys() == RULES.keys()
     assert shares["wrong eye"] == 0.5
     assert shares["finding added"] == 0

@@ -10,8 +10,8 @@ import pytest
 from common.jsonl import read_rows
 from retsta_jax.corpus import make_pairs
 from retsta_jax.duplicates import DuplicateConfig
-from retsta_jax.filters import read_pair
-from retsta_jax.label import apply_rules, remove_duplicates, states_of
+from retsta_jax.filters import judge_by_terms
+from retsta_jax.label import apply_rules, remove_duplicates
 from retsta_jax.terminology import load_terminology
 from tests.runs import Material, retsta
 
@@ -59,7 +59,7 @@ def test_shards_continue_and_do_not_depend_on_devices(run, reports, tmp_path, ca
     whole = [*read_rows(output / "rejected.jsonl", {"reasons": list})]
     kept = (output / "pairs.jsonl").read_text().splitlines()
     assert len(whole) + len(kept) == 7
-    assert b"Pseudo-labels" in (output / "report.html").read_bytes()
+    assert b"pseudo-labels" in (output / "report.html").read_bytes()
 
 
 def test_other_reports_or_options_are_refused(run, reports, tmp_path, capsys):
@@ -80,7 +80,7 @@ def test_every_report_is_kept_or_has_a_reason(tmp_path):
     rows.append({"id": "copy", "standard": pairs[0].target, "complete": True})
     rows[1] |= {"complete": False}
     rows[2] |= {"standard": rows[2]["standard"].replace("右", "左").replace("Right", "Left")}
-    kept, rejected = apply_rules(reports, rows, TERMS, skipped=["outside the terminology"])
+    kept, rejected = apply_rules(reports, rows, judge_by_terms(TERMS), skipped=["outside the terminology"])
     assert [one.id for one in rejected][:1] == [pairs[1].id]
     funnel = remove_duplicates(len(reports), kept, rejected, tmp_path, DuplicateConfig())
     left_out = {row["id"]: row for row in read_rows(tmp_path / "rejected.jsonl", {"reasons": list})}
@@ -98,7 +98,7 @@ def test_reports_that_differ_in_eye_or_ratio_stand_for_different_states():
     def states(report, standard):
         from common.data.records import ReportPair
 
-        return states_of(read_pair(ReportPair("1", report, standard, "en"), TERMS))
+        return judge_by_terms(TERMS).judge(ReportPair("1", report, standard, "en"), True).states
 
     one = states("OD increased cupping, CDR 0.7", "Right eye: enlarged cup-to-disc ratio (C/D 0.7).")
     assert one == states("OD: increased cupping. CDR 0.7", "Right eye: enlarged cup-to-disc ratio (C/D 0.7).")
