@@ -7,7 +7,9 @@ both languages, but never a report with its standard form. It plays the part tha
 
 import functools
 import io
+import multiprocessing
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import jax
@@ -91,8 +93,10 @@ def encode_text(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[int]]:
 @owning("work")
 def make(directory: Path, work: Path, steps: int, batch_size: int) -> None:
     """Train in `work`, a run directory that can be continued, and write the finished model to `directory`."""
-    # More texts than the steps can use: a text has about 20 tokens.
-    texts = [pretraining_text(SEED, index) for index in range(steps * batch_size * LENGTH // 15)]
+    # A few more texts than the steps can use: a text has about 33 tokens.
+    count = steps * batch_size * LENGTH // 30
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        texts = list(pool.map(functools.partial(pretraining_text, SEED), range(count), chunksize=1000))
     reports = make_splits(10_000, 0, 0, seed=SEED, language="both", held_out="styles")["train"]
     if not (work / "tokenizer.model").exists():
         train_tokenizer(work, [*texts[:20_000], *[pair.source for pair in reports], *[pair.target for pair in reports]])

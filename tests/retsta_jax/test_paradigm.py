@@ -1,0 +1,155 @@
+"""From a terminology and pairs to two models, in one command that goes on where it was stopped; of any specialty."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from common.jsonl import read_rows
+from retsta_jax.filters import RULES
+from tests.runs import Material, retsta
+
+SMALL = {
+    "train.max-steps": 2,
+    "train.max-new-tokens": 4,
+    "train.batch-size": 4,
+    "train.micro-batch": 4,
+    "train.parallel": "jit",
+    "train.evaluate-every": 2,
+    "augment-to": 0,
+    "final-epochs": 1,
+    "label.shard-size": 10,
+}
+GENERATED = {"data.train-size": 12, "data.validation-size": 4, "data.test-size": 6, "data.reports-size": 14}
+TERMS = """id,kind,zh,en,synonyms_zh,synonyms_en
+effusion,sign,胸腔积液,pleural effusion,胸水,effusion
+nodule,sign,肺结节,pulmonary nodule,结节,lung nodule|nodule
+pneumothorax,diagnosis,气胸,pneumothorax,,collapsed lung
+"""
+
+
+def command(material: Material, run_dir: Path, **options: object) -> list[str]:
+    base = {"run-dir": run_dir, "train.model.base": material.base}
+    chosen = {**base, **SMALL, **{name.replace("__", ".").replace("_", "-"): v for name, v in options.items()}}
+    return ["paradigm", *(word for name, value in chosen.items() for word in (f"--{name}", str(value)))]
+
+
+def generated(material: Material, run_dir: Path, *more: str) -> list[str]:
+    return [*command(material, run_dir, **GENERATED), "--label.skip-rules", *RULES, *more]
+
+
+@pytest.fixture(scope="module")
+def done(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose first model, of two steps, is trusted in everything."""
+    run_dir = tmp_path_factory.mktemp("paradigm") / "run"
+    assert retsta(generated(material, run_dir)) == 0
+    return run_dir
+
+
+def ids(file: Path) -> list[str]:
+    return [row["id"] for row in read_rows(file, {"source": str, "target": str, "language": str})]
+
+
+def test_every_stage_leaves_its_result(done):
+    train, final = ids(done / "train.jsonl"), ids(done / "final-train.jsonl")
+    labelled, test = ids(done / "labelled" / "pairs.jsonl"), ids(done / "test.jsonl")
+    assert len(train) == 12
+    assert set(train) | set(labelled) <= set(final)
+    assert {f"{id_}-en" for id_ in train} & set(final), "pairs are translated"
+    assert not {*final} & {*test}
+    assert not {*train} & {*labelled}
+    sources = [{row["source"] for row in read_rows(done / f"{name}.jsonl", {})} for name in ("final-train", "test")]
+    assert not sources[0] & sources[1]
+    for model in ("zero", "final"):
+        scores = json.loads((done / model / "metrics.json").read_text())["systems"]["this run"]
+        assert {"findings/F1", "zh/coco/BLEU-4", "en/coco/BLEU-4"} <= scores.keys()
+    page = (done / "report.html").read_text(encoding="utf-8")
+    for word in ("Funnel", "reports labelled by RetSTA-Zero", "nearest training report", "retsta paradigm"):
+        assert word in page
+
+
+def test_what_is_done_is_not_done_again(done, material, tmp_path, capsys):
+    run_dir = shutil.copytree(done, tmp_path / "run")
+    shutil.rmtree(run_dir / "final")
+    shard = run_dir / "labelled" / "shards" / "00001.jsonl"
+    shard.write_bytes(shard.read_bytes()[:-30])
+    before = {path: path.stat().st_mtime_ns for path in (run_dir / "zero" / "checkpoints").rglob("*") if path.is_file()}
+    assert retsta(generated(material, run_dir)) == 0
+    for path, written in before.items():
+        assert path.stat().st_mtime_ns == written
+    for name in ("final-train.jsonl", "pairs-translated.jsonl", "labelled/pairs.jsonl", "final/metrics.jsonl"):
+        assert (run_dir / name).read_bytes() == (done / name).read_bytes(), name
+
+
+def test_other_options_are_refused(done, material, capsys):
+    assert retsta([*generated(material, done), "--seed", "5"]) == 2
+    assert "holds a run of another config (seed" in capsys.readouterr().err
+
+
+def test_a_model_whose_labels_all_fail_is_one_line(material, tmp_path, capsys):
+    assert retsta(command(material, tmp_path / "run", **GENERATED)) == 2
+    assert "no labelled report passed the rules, of 14; rejected.jsonl there says why" in capsys.readouterr().err
+
+
+def own(folder: Path, languages: tuple[str, ...]) -> dict[str, str]:
+    """Files of another specialty, with their options."""
+    words = {
+        "en": [("effusion", "Pleural effusion"), ("nodule", "Pulmonary nodule"), ("collapsed lung", "Pneumothorax")],
+        "zh": [("胸水", "胸腔积液"), ("结节", "肺结节"), ("气胸", "气胸")],
+    }
+    frames = {"en": ("There is {}.", "{}."), "zh": ("可见{}。", "{}。")}
+    sizes = {"train": 12, "validation": 4, "test": 6}
+    files, number = {}, 0
+    for name, size in sizes.items():
+        rows = []
+        for _ in range(size):
+            language = languages[number % len(languages)]
+            loose, standard = words[language][number % 3]
+            before, after = frames[language]
+            rows.append({"id": f"r{number}", "source": before.format(loose, number), "target": after.format(standard)})
+            number += 1
+        files[name] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    files["reports"] = "".join(
+        json.dumps({"id": f"u{n}", "report": frames["en"][0].format(words["en"][n % 3][0], 100 + n)}) + "\n"
+        for n in range(9)
+    )
+    for name, text in files.items():
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    (folder / "terms.csv").write_text(TERMS, encoding="utf-8")
+    paths = {f"data__{name}": str(folder / f"{name}.jsonl") for name in files}
+    return {"data__corpus": "jsonl", "terminology": str(folder / "terms.csv"), **paths}
+
+
+def test_another_specialty_goes_all_the_way(material, tmp_path, capsys):
+    options = own(tmp_path, ("en",))
+    run_dir = tmp_path / "run"
+    assert retsta([*command(material, run_dir, **options), "--label.skip-rules", *RULES]) == 0
+    said = capsys.readouterr().out
+    assert "terminology of 3 terms, 12 pairs, 9 reports" in said
+    assert "RetSTA-Zero" in said
+    assert any(row["language"] == "zh" for row in read_rows(run_dir / "final-train.jsonl", {}))
+    assert json.loads((run_dir / "zero" / "metrics.json").read_text())["recognised"] == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"data__corpus": "jsonl"}, "data.train: not given; corpus jsonl needs rows"),
+        ({"data__train": "x.jsonl"}, "--data.train: not read with --data.corpus fundus"),
+        ({"train__epochs": 2}, "--train.epochs: not read by retsta paradigm; give --zero-epochs and --final-epochs"),
+        ({"translate": "endpoint"}, "--translate endpoint and --endpoint URL go together"),
+        ({"terminology": "absent.csv"}, "absent.csv"),
+    ],
+)
+def test_bad_options_are_one_line(material, tmp_path, capsys, options, expected):
+    assert (
+        retsta(
+            command(
+                material, tmp_path / "run", **{**GENERATED, **options} if "data__corpus" not in options else options
+            )
+        )
+        == 2
+    )
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
