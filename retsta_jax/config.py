@@ -35,10 +35,16 @@ class DataConfig:
     train: str = ""  # jsonl: rows {"id", "source", "target", "language"?}
     validation: str = ""  # jsonl
     test: str = ""  # jsonl
+    targets: Literal["reports", "codes"] = "reports"  # jsonl: reports in words, or lists of codes, one a line
     terminology: str = (
         ""  # jsonl: CSV, TSV or JSON table of terms that scores and augmentation go by; "": the shipped one
     )
     augment_to: CountOrNone = 0  # pairs to train on, with those that augmentation makes of the training part; 0: none
+
+
+def scored_as(data: DataConfig) -> Literal["fundus", "openi", "jsonl"]:
+    """The corpus by whose form targets are read: lists of codes are those of Open-i wherever they come from."""
+    return "openi" if data.corpus == "jsonl" and data.targets == "codes" else data.corpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +159,7 @@ NEEDS = (
         Needs(f"data.{name}", "data.corpus", ("fundus",))
         for name in ("language", "train_size", "test_size", "held_out")
     ),
+    Needs("data.targets", "data.corpus", ("jsonl",)),
     Needs("data.terminology", "data.corpus", ("jsonl",)),
     Needs("data.validation_size", "data.corpus", ("fundus", "openi")),
     Needs("augment", "data.augment_to", lambda pairs: pairs > 0, "--data.augment-to PAIRS"),
@@ -165,6 +172,7 @@ HELP = """Data by --data.corpus; every file that is named here must be given:
   fundus  generated; no file                                                              (preset demo)
   openi   --data.archive NLMCXR_reports.tgz --data.test-ids openi-testset.txt             (preset openi)
   jsonl   --data.train FILE --data.validation FILE --data.test FILE                       (retsta-7b-zero, retsta-7b)
-          rows {"id", "source", "target"}, and "language" (en or zh) where it is not to be told by the characters
+          rows {"id", "source", "target"}, and "language" (en or zh) where it is not to be told by the characters;
+          with --data.targets codes a target is a list of codes, one a line, and is scored as one
 The presets retsta-7b-zero and retsta-7b also need --model.base DIR, such as that of Qwen2.5-7B-Instruct.
 """

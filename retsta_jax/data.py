@@ -1,5 +1,6 @@
 """The three sources of report pairs as training, validation and test parts."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -12,11 +13,11 @@ from common.errors import UserError
 from common.jsonl import read_rows
 from common.metrics.tokenize import language_of
 from retsta_jax.augment import augment_pairs
-from retsta_jax.config import FILES, RetstaConfig
+from retsta_jax.config import FILES, RetstaConfig, scored_as
 from retsta_jax.corpus import make_splits, split_of
 from retsta_jax.findings import FundusStudy
 from retsta_jax.perturb import known_findings
-from retsta_jax.terminology import SHIPPED, load_terminology
+from retsta_jax.terminology import SHIPPED, Terminology, load_terminology
 
 PAIR = {"id": str | int, "source": str, "target": str}  # what a row of report pairs must have
 
@@ -62,8 +63,9 @@ def load_splits(config: RetstaConfig, quarantine: Quarantine) -> Splits:
 def augmented(config: RetstaConfig, splits: Splits) -> list[ReportPair]:
     """The pairs to train on: the training part, and those that augmentation makes of it.
 
-    No perturbation makes a target that validation or test have; of generated pairs, none that they could have. Raises
-    UserError for fewer than the training part has.
+    No perturbation makes a target that validation or test have; of generated pairs, none that they could have. Pairs
+    whose targets are codes get the kinds of change that leave the target as it is; other names only from a terminology
+    of the user's. Raises UserError for fewer than the training part has.
     """
     data, train = config.data, splits.train
     if not data.augment_to:
@@ -73,7 +75,12 @@ def augmented(config: RetstaConfig, splits: Splits) -> list[ReportPair]:
             f"data.augment_to must be at least {len(train):,}, the pairs of the training part, or 0, found "
             f"{data.augment_to:,}"
         )
-    terms = load_terminology(data.terminology or SHIPPED)
+    rates = config.augment
+    if scored_as(data) == "openi":
+        rates = dataclasses.replace(rates, negation=0.0, probability=0.0)
+        terms = load_terminology(data.terminology) if data.terminology else Terminology(())
+    else:
+        terms = load_terminology(data.terminology or SHIPPED)
     kept_apart = apart_from([*splits.validation, *splits.test])
 
     def accepts(pair: ReportPair) -> bool:
@@ -83,7 +90,7 @@ def augmented(config: RetstaConfig, splits: Splits) -> list[ReportPair]:
                 return False
         return kept_apart(pair)
 
-    return augment_pairs(train, data.augment_to, config.augment, terms, config.seed, accepts)
+    return augment_pairs(train, data.augment_to, rates, terms, config.seed, accepts)
 
 
 def apart_from(held_out: Iterable[ReportPair]) -> Callable[[ReportPair], bool]:

@@ -30,7 +30,7 @@ from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, write_report
 from common.weights import write_json
 from retsta_jax.codes import parse_codes, terminology, terminology_validity
-from retsta_jax.config import NEEDS, PRESETS, RetstaConfig
+from retsta_jax.config import NEEDS, PRESETS, RetstaConfig, scored_as
 from retsta_jax.data import load_splits, splits_line
 from retsta_jax.split_distance import distance_between, distance_table
 from retsta_jax.standardize import Trained, load_trained, standardize, unusable
@@ -76,9 +76,10 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
         },
         **baselines(splits.train, pairs),
     }
-    codes = trained.config.data.corpus == "openi"
+    form = scored_as(trained.config.data)
+    codes = form == "openi"
     terms = load_terminology(trained.config.data.terminology or SHIPPED)
-    systems = {name: score(texts, pairs, trained.config.data.corpus, terms) for name, texts in outputs.items()}
+    systems = {name: score(texts, pairs, form, terms) for name, texts in outputs.items()}
     notes = [data, f"{len(pairs)} {split} reports; best checkpoint: step {trained.step}."]
     if quarantine:
         notes.append(f"{quarantine.summary()}: they are in no score.")

@@ -9,6 +9,7 @@ wherever it was stopped. The paper does not say whether its 60,037 pairs hold th
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,9 +22,11 @@ from common.fingerprints import data_record
 from common.io.terminal import say
 from common.io.text import read_json_object
 from common.jsonl import write_rows
+from retsta_jax.code_rules import judge_by_codes
+from retsta_jax.codes import terminology
 from retsta_jax.config import AugmentConfig, DataConfig, RetstaConfig
 from retsta_jax.corpus import HeldOut, make_splits
-from retsta_jax.data import read_pairs
+from retsta_jax.data import load_splits, read_pairs
 from retsta_jax.evaluate import Scores, evaluate_run
 from retsta_jax.filters import Judge, judge_by_terms, shares_broken
 from retsta_jax.label import PAIRS, Funnel, LabelConfig, label_reports
@@ -43,17 +46,25 @@ MOST_COST = 0.1  # of the pairs given, which are right: a rule that rejects more
 class ParadigmData:
     """The pairs to begin with, and the reports to label."""
 
-    corpus: Literal["fundus", "jsonl"] = "fundus"  # generated; files of your own
+    corpus: Literal["fundus", "openi", "jsonl"] = "fundus"  # generated; the Open-i archive; files of your own
     language: Language = "zh"  # of generated pairs and reports; those of the test part are in both
     held_out: HeldOut = "styles"  # of generated pairs: what the evaluation parts have that training never saw
-    train_size: Phantoms = 2000  # generated pairs
-    validation_size: Phantoms = 200  # generated pairs
+    train_size: Phantoms = 2000  # generated pairs, or Open-i reports that keep their codes
+    validation_size: Phantoms = 200  # generated pairs, or Open-i reports set aside from the training part
     test_size: Phantoms = 2000  # generated pairs
     reports_size: Phantoms = 60_000  # generated reports without a standard form
+    archive: str = ""  # Open-i: NLMCXR_reports.tgz, as published
+    test_ids: str = ""  # Open-i: openi-testset.txt, the ids of the test part
     train: str = ""  # jsonl: rows {"id", "source", "target", "language"?}
     validation: str = ""  # jsonl
     test: str = ""  # jsonl
     reports: str = ""  # jsonl: rows {"id", "report"}, or text with one report a line
+    targets: Literal["reports", "codes"] = "reports"  # jsonl: reports in words, or lists of codes, one a line
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether the standard reports are lists of codes: their terminology is that of the pairs given."""
+        return self.corpus == "openi" or (self.corpus == "jsonl" and self.targets == "codes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +94,17 @@ class Start(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What the stages left, for the page. `skipped` are rules with the share of right pairs that they reject."""
+    """What the stages left, for the page.
 
-    terms: Terminology
+    `terms` are the terms, or codes, of the terminology; `skipped` rules with the share of right pairs that they reject;
+    `apart` the labelled pairs whose text is neither in validation nor in test.
+    """
+
+    terms: int
     start: Start
     skipped: dict[str, float]
     funnel: Funnel
+    apart: int
     translated: Counts | None
     mixed: int
     scores: dict[str, dict[str, Scores]]  # by model, then by system
@@ -113,6 +129,8 @@ def run_paradigm(config: ParadigmConfig, run_dir: Path, translation: Translation
 
 def run_stages(config: ParadigmConfig, run_dir: Path, translation: Translation) -> Result:
     """All stages, one after the other, in a directory that this process owns."""
+    if config.data.corpus == "jsonl" and config.data.has_codes and translation.translator is not None:
+        raise UserError(f"translate: {config.translate}: lists of codes are not translated; give --translate none")
     terms = load_terminology(config.terminology or SHIPPED)
     quarantine = Quarantine()
     start = begin(config, quarantine)
@@ -120,13 +138,16 @@ def run_stages(config: ParadigmConfig, run_dir: Path, translation: Translation) 
     given = {
         "pairs": data_record(contents),
         "reports": data_record([id_, text] for id_, text in start.reports),
-        "terminology": terminology_record(terms),
+        **({} if config.data.has_codes else {"terminology": terminology_record(terms)}),
     }
     claim_run_directory(run_dir, config, given)
     quarantine.write(run_dir / "quarantine.jsonl")
     write_pairs(run_dir / "train.jsonl", start.train)
     write_rows(run_dir / "reports.jsonl", ({"id": id_, "report": report} for id_, report in start.reports))
-    step(1, f"terminology of {len(terms.terms):,} terms, {len(start.train):,} pairs, {len(start.reports):,} reports")
+    judge = judge_by_codes(start.train) if config.data.has_codes else judge_by_terms(terms)
+    size = len(terminology(start.train) if config.data.has_codes else terms.terms)
+    kind = "codes" if config.data.has_codes else "terms"
+    step(1, f"terminology of {size:,} {kind}, {len(start.train):,} pairs, {len(start.reports):,} reports")
 
     translated = functools.partial(with_translations, run_dir, translation, terms)
     validation, _ = translated("validation", start.validation)
@@ -142,7 +163,6 @@ def run_stages(config: ParadigmConfig, run_dir: Path, translation: Translation) 
     )
     train_run(training(config, run_dir, "train", "validation", config.augment_to, config.zero_epochs), run_dir / ZERO)
 
-    judge = judge_by_terms(terms)
     skipped = costly_rules(start.train, judge)
     for name, share in skipped.items():
         say(f"the rule {name!r} rejects {share:.0%} of the pairs given, which are right, and is not applied")
@@ -157,7 +177,8 @@ def run_stages(config: ParadigmConfig, run_dir: Path, translation: Translation) 
 
     step(4, f"{funnel.kept:,} labelled pairs are kept; translation: {config.translate}")
     labelled = read_pairs(run_dir / LABELLED / PAIRS, Quarantine())
-    mixed, counts = translated("pairs", [*start.train, *without(labelled, [*validation, *test])])
+    apart = list(without(labelled, [*validation, *test]))
+    mixed, counts = translated("pairs", [*start.train, *apart])
     write_pairs(run_dir / "final-train.jsonl", mixed)
 
     step(5, f"RetSTA: {len(mixed):,} pairs, epochs: {config.final_epochs}")
@@ -166,7 +187,7 @@ def run_stages(config: ParadigmConfig, run_dir: Path, translation: Translation) 
 
     step(6, "evaluation of both models")
     scores = {name: evaluated(run_dir / name, config.evaluate_limit) for name in (ZERO, FINAL)}
-    return Result(terms, start, skipped, funnel, counts, len(mixed), scores)
+    return Result(size, start, skipped, funnel, len(apart), counts, len(mixed), scores)
 
 
 def begin(config: ParadigmConfig, quarantine: Quarantine) -> Start:
@@ -179,6 +200,8 @@ def begin(config: ParadigmConfig, quarantine: Quarantine) -> Start:
         unlabelled = made["train"][data.train_size :]
         reports: list[tuple[str | int, str]] = [(pair.id, pair.source) for pair in unlabelled]
         return Start(made["train"][: data.train_size], made["validation"], test, reports)
+    if data.corpus == "openi":
+        return begin_openi(data, config.seed, quarantine)
     for name in (*SPLITS, "reports"):
         if not getattr(data, name):
             raise UserError(
@@ -190,6 +213,26 @@ def begin(config: ParadigmConfig, quarantine: Quarantine) -> Start:
     return Start(**parts, reports=read_reports(data.reports))
 
 
+def begin_openi(data: ParadigmData, seed: int, quarantine: Quarantine) -> Start:
+    """The pairs of Open-i, of which `train_size` of the training part keep their codes: a larger choice has them too.
+
+    Of the others the report is left, so nothing can learn from their codes. Raises UserError.
+    """
+    openi = DataConfig(
+        corpus="openi", archive=data.archive, test_ids=data.test_ids, validation_size=data.validation_size
+    )
+    train, validation, test = load_splits(RetstaConfig(data=openi, seed=seed), quarantine)
+    if not 0 < data.train_size < len(train):
+        raise UserError(
+            f"data.train_size: expected 1 to {len(train) - 1:,} of the {len(train):,} training reports, so that others "
+            f"are left to label; found {data.train_size:,}"
+        )
+    drawn = sorted(train, key=lambda pair: hashlib.sha256(f"labelled/{seed}/{pair.id}".encode()).digest())
+    labelled = {pair.id for pair in drawn[: data.train_size]}
+    unlabelled: list[tuple[str | int, str]] = [(pair.id, pair.source) for pair in train if pair.id not in labelled]
+    return Start([pair for pair in train if pair.id in labelled], validation, test, unlabelled)
+
+
 def training(
     config: ParadigmConfig, run_dir: Path, train: str, validation: str, augment_to: int, epochs: int
 ) -> RetstaConfig:
@@ -199,6 +242,7 @@ def training(
         train=str(run_dir / f"{train}.jsonl"),
         validation=str(run_dir / f"{validation}.jsonl"),
         test=str(run_dir / "test.jsonl"),
+        targets="codes" if config.data.has_codes else "reports",
         terminology=config.terminology,
         augment_to=augment_to,
     )

@@ -8,7 +8,7 @@ from typing import Any
 from common.config import choose_preset, parse
 from common.endpoint import add_endpoint_options, endpoint_settings
 from common.errors import Parser, UserError
-from common.io.numbers import score_text
+from common.io.numbers import interval_text, score_text
 from common.options import Needs, training_command, used_settings
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Page, Stage, write_report
@@ -28,14 +28,27 @@ PRESETS: dict[str, ParadigmConfig] = {
         final_epochs=2,
         train=dataclasses.replace(TRAINING["demo"], evaluate_every=200, checkpoint_every=200),
     ),
+    "openi": ParadigmConfig(
+        data=ParadigmData(corpus="openi", train_size=200),
+        augment_to=0,
+        label=LabelConfig(batch_size=64),
+        translate="none",
+        zero_epochs=40,
+        final_epochs=6,
+        train=dataclasses.replace(TRAINING["openi"], evaluate_every=20, checkpoint_every=20),
+    ),
     "retsta-7b": ParadigmConfig(train=TRAINING["retsta-7b"]),
 }
 NEEDS = (
-    *(Needs(f"data.{name}", "data.corpus", ("jsonl",)) for name in (*SPLITS, "reports")),
+    *(Needs(f"data.{name}", "data.corpus", ("jsonl",)) for name in (*SPLITS, "reports", "targets")),
     *(
         Needs(f"data.{name}", "data.corpus", ("fundus",))
-        for name in ("language", "held_out", "train_size", "validation_size", "test_size", "reports_size")
+        for name in ("language", "held_out", "test_size", "reports_size")
     ),
+    *(Needs(f"data.{name}", "data.corpus", ("fundus", "openi")) for name in ("train_size", "validation_size")),
+    *(Needs(f"data.{name}", "data.corpus", ("openi",)) for name in ("archive", "test_ids")),
+    *(Needs(name, "data.corpus", ("fundus", "jsonl")) for name in ("terminology", "translate")),
+    Needs("augment", "augment_to", lambda pairs: pairs > 0, "--augment-to PAIRS"),
     Needs("train.data", give="the paradigm makes its own files; give --data.train and the others"),
     Needs("train.augment", give="give --augment"),
     Needs("train.epochs", give="give --zero-epochs and --final-epochs"),
@@ -45,6 +58,9 @@ HELP = f"""retsta paradigm --run-dir DIR [--preset {"|".join(PRESETS)}] [any fie
 
 From a terminology and a few report pairs to two evaluated models; the same command continues where it was stopped.
 Your own: --data.corpus jsonl --data.train F --data.validation F --data.test F --data.reports F --terminology TABLE
+Lists of codes as targets: --data.targets codes --translate none in place of a terminology, which is that of the pairs.
+Open-i, of which --data.train-size reports keep their codes: --preset openi --data.archive NLMCXR_reports.tgz
+--data.test-ids openi-testset.txt
 Translation by a model behind an endpoint: --translate endpoint --endpoint URL --endpoint-model NAME
 --send-reports-to-endpoint (retsta translate --help tells of its other options).
 The preset retsta-7b has the paper's sizes, and needs --train.model.base DIR, such as that of Qwen2.5-7B-Instruct.
@@ -68,7 +84,7 @@ def paradigm(arguments: list[str]) -> None:
     endpoint = endpoint_settings(chosen, run_dir / "answers.sqlite", MAX_TOKENS)
     if (endpoint is None) == (config.translate == "endpoint"):
         raise UserError("retsta paradigm: --translate endpoint and --endpoint URL go together; give both or neither")
-    translator = None if config.translate == "none" else translator_of(endpoint)
+    translator = None if config.translate == "none" or config.data.corpus == "openi" else translator_of(endpoint)
     result = run_paradigm(config, run_dir, Translation(translator, made_with(endpoint)))
     for line in table_lines(result):
         print(line)
@@ -78,28 +94,38 @@ def paradigm(arguments: list[str]) -> None:
 
 def systems_of(result: Result) -> dict[str, Mapping[str, Any]]:
     """The scores to show side by side, by the name of the system."""
-    final = result.scores[FINAL]
+    zero, final = result.scores[ZERO], result.scores[FINAL]
+    if "codes/F1" in final[MODEL]:  # the labelled reports alone have codes that a person gave
+        return {
+            "RetSTA": final[MODEL],
+            "RetSTA-Zero": zero[MODEL],
+            "nearest labelled report": zero[NEAREST],
+            CONSTANT: zero[CONSTANT],
+        }
     return {
         "RetSTA": final[MODEL],
-        "RetSTA-Zero": result.scores[ZERO][MODEL],
+        "RetSTA-Zero": zero[MODEL],
         NEAREST: final[NEAREST],
         CONSTANT: final[CONSTANT],
     }
 
 
 def shown_metrics(result: Result) -> list[str]:
-    """The metrics of the paper, and F1 over findings, as far as they were computed."""
-    wanted = ("findings/F1", "coco/BLEU-1", "coco/BLEU-4", "METEOR", "coco/ROUGE-L")
+    """The metrics of the paper, and F1 over findings, as far as they were computed; of codes, F1 over these."""
     scores = result.scores[FINAL][MODEL]
+    if "codes/F1" in scores:
+        return ["codes/F1", "heads/F1"]
+    wanted = ("findings/F1", "coco/BLEU-1", "coco/BLEU-4", "METEOR", "coco/ROUGE-L")
     found = [name for name in scores if name.endswith(wanted) and scores[name].get("value") is not None]
     return found or headline(scores)
 
 
 def table_lines(result: Result) -> list[str]:
-    """The scores as lines."""
+    """The scores as lines, those of codes with their intervals."""
     names = shown_metrics(result)
+    text = interval_text if names[0] == "codes/F1" else lambda score: score_text(score["value"])
     return [
-        f"{system:>24}  " + "  ".join(f"{name} {score_text(scores[name]['value'])}" for name in names)
+        f"{system:>24}  " + "  ".join(f"{name} {text(scores[name])}" for name in names)
         for system, scores in systems_of(result).items()
     ]
 
@@ -108,13 +134,15 @@ def stages_of(result: Result, config: ParadigmConfig) -> list[Stage]:
     """The funnel from pairs and reports to the pairs that the second model learns from."""
     start, funnel, counts = result.start, result.funnel, result.translated
     passed = funnel.reports - sum(funnel.rejected.values())
+    known = "codes of the pairs given" if config.data.has_codes else "terms, with eye, certainty, degree and place"
     stages = [
-        Stage("terminology", len(result.terms.terms), {}, "terms, with eye, certainty, degree and place"),
+        Stage("terminology", result.terms, {}, known),
         Stage("pairs given", len(start.train), {}),
         Stage("after augmentation", max(config.augment_to, len(start.train)), {}, "RetSTA-Zero learns from these"),
         Stage("reports labelled by RetSTA-Zero", funnel.reports, {}),
         Stage("kept all rules", passed, funnel.rejected),
         Stage("no duplicate", funnel.kept, {f"{kind} duplicate": count for kind, count in funnel.duplicates.items()}),
+        Stage("not in the evaluation parts", result.apart, {"text of validation or test": funnel.kept - result.apart}),
     ]
     if counts is not None:
         stages.append(Stage("translated", counts.translated, counts.failed))
