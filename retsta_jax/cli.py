@@ -14,6 +14,7 @@ USAGE = """usage: retsta COMMAND ...
 
   train        fine-tune on report pairs:   retsta train --preset NAME --run-dir DIR [any field of the config]
   evaluate     score a run, with baselines: retsta evaluate --run-dir DIR
+  baseline     score a model with examples: retsta baseline --model DIR --shots 5 --terminology --output DIR
   standardize  rewrite reports:             retsta standardize --run-dir DIR FILE|- [--output FILE.jsonl]
   augment      make more pairs of few:      retsta augment PAIRS.jsonl --factor 5 --output FILE.jsonl
   label        make pairs of many reports:  retsta label --run-dir DIR FILE --output DIR
@@ -35,6 +36,7 @@ def dispatch(arguments: list[str]) -> int | None:
     commands: dict[str, Callable[[list[str]], int | None]] = {
         "train": train,
         "evaluate": evaluate,
+        "baseline": baseline,
         "standardize": standardize,
         "augment": augment,
         "label": label,
@@ -99,6 +101,13 @@ def evaluate_in(run_dir: Path, split: str = "test", limit: int = 0, batch_size: 
     for system, scores in systems.items():
         print(f"{system:>24}  " + "  ".join(f"{name} {score_text(scores[name]['value'])}" for name in names))
     print(f"page: {(run_dir / 'report.html').absolute()}", flush=True)
+
+
+def baseline(arguments: list[str]) -> None:
+    """Score a model that was not trained here, asked by few-shot prompts."""
+    from retsta_jax.baseline_command import baseline as run
+
+    run(arguments)
 
 
 def standardize(arguments: list[str]) -> None:

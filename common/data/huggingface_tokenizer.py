@@ -103,6 +103,11 @@ class HuggingFaceTokenizer:
         self.chat_end_id: int = next((known[end] for end in TURN_ENDS if end in known), eos)
 
     @property
+    def has_chat(self) -> bool:
+        """As the protocol says."""
+        return bool(self._tokenizer.chat_template or self._roles) or set(CHAT_MARKS) <= set(self._added.values())
+
+    @property
     def published(self) -> Any:
         """The tokenizer of transformers."""
         return self._tokenizer

@@ -63,6 +63,10 @@ class Tokenizer(Protocol):
     def bos_id(self) -> int | None:
         """Starts a text, in models that have such a token."""
 
+    @property
+    def has_chat(self) -> bool:
+        """Whether `chat` is a format of the model's own: a template, tokens of the roles, or the marks of ChatML."""
+
     def encode(self, text: str) -> list[int]:
         """Tokens of a piece of text; none is added, but special tokens in it are recognised (not at word level)."""
 
@@ -151,6 +155,7 @@ class SentencePieceTokenizer:
         self._drops_first_space = described.normalizer_spec.add_dummy_prefix or self._drops_all_first_spaces
         self._unknown = described.trainer_spec.unk_surface.encode()
         self.unk_id = None if described.trainer_spec.byte_fallback else int(self._model.unk_id())
+        self.has_chat = bool(self._roles) or len(self._marks) == len(CHAT_MARKS)
 
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text)
@@ -196,6 +201,7 @@ class WordTokenizer:
     stop_ids = (2,)
     chat_end_id = 2
     unk_id = 3
+    has_chat = False
 
     @property
     def vocab_size(self) -> int:

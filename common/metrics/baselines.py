@@ -7,6 +7,8 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from common.errors import UserError
 from common.metrics.overlap import ORDERS, ngrams
 from common.metrics.tokenize import Language, characters, language_of, tokens_of
@@ -69,8 +71,26 @@ def nearest_similarities(train_sources: Sequence[str], sources: Sequence[str], *
     return [value for _, value in _nearest(train_sources, sources, language)]
 
 
+def similarities(
+    known: Sequence[str], others: Sequence[str], texts: Sequence[str], *, language: Language
+) -> list[list[float]]:
+    """For each of `texts` its cosines with `others`, in TF-IDF whose frequencies are those of the `known` texts.
+
+    Words (en) or characters and their pairs (zh). Raises UserError where the `known` texts hold no word.
+    """
+    return [row.tolist() for block in _cosines(known, others, texts, language) for row in block]
+
+
 def _nearest(train_sources: Sequence[str], sources: Sequence[str], language: Language) -> Iterator[tuple[int, float]]:
     """The index of the nearest training source of each source, and their cosine."""
+    for similarity in _cosines(train_sources, train_sources, sources, language):
+        yield from zip(similarity.argmax(axis=1).tolist(), similarity.max(axis=1).tolist(), strict=True)
+
+
+def _cosines(
+    known: Sequence[str], others: Sequence[str], texts: Sequence[str], language: Language
+) -> Iterator[np.ndarray]:
+    """`similarities` in blocks of rows."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     if language == "en":
@@ -78,14 +98,14 @@ def _nearest(train_sources: Sequence[str], sources: Sequence[str], language: Lan
     else:
         vectorizer = TfidfVectorizer(tokenizer=characters, token_pattern=None, ngram_range=(1, 2))
     try:
-        train = vectorizer.fit_transform(train_sources)
+        fitted = vectorizer.fit_transform(known)
     except ValueError as error:
         raise UserError("the training sources hold no word; expected report texts") from error
-    rows = 512  # bounds the dense block of similarities, rows x training reports
-    for start in range(0, len(sources), rows):
+    columns = fitted if others is known else vectorizer.transform(others)
+    rows = 512  # bounds the dense block of similarities, rows x others
+    for start in range(0, len(texts), rows):
         # Rounded, because the same words in another order differ in the last bit and would decide between equals.
-        similarity = (vectorizer.transform(sources[start : start + rows]) @ train.T).toarray().round(12)
-        yield from zip(similarity.argmax(axis=1).tolist(), similarity.max(axis=1).tolist(), strict=True)
+        yield (vectorizer.transform(texts[start : start + rows]) @ columns.T).toarray().round(12)
 
 
 def _unit_counts(tokens: Sequence[str]) -> dict[tuple[str, ...], float]:
