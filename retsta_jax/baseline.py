@@ -179,13 +179,15 @@ def shortening(prompts: Sequence[Prompt], references: Mapping[Any, Reference]) -
     found = {}
     for language, reference in references.items():
         own = [prompt for prompt in prompts if prompt.pair.language == language]
-        kept = [kept_parts(reference, prompt) for prompt in own if prompt.left_out]
+        shorter = [(prompt, kept_parts(reference, prompt)) for prompt in own if prompt.left_out]
+        kept = [parts for _, parts in shorter]
         found[language] = {
             "reports": len(own),
             "shortened": len(kept),
             "terms": len(reference.terms),
             "terms_kept": _mean([len(parts.terms) for parts in kept]),
             "terms_without_other_names": _mean([len(parts.bare) for parts in kept]),
+            "needed_left_out": sum(bool(set(p.needed) - {t.id for t in k.terms}) for p, k in shorter),
             "shots": len(reference.shots),
             "shots_kept": _mean([len(parts.shots) for parts in kept]),
         }
@@ -209,6 +211,7 @@ def shortening_table(found: Mapping[str, Mapping[str, float | None]]) -> Table:
         "terms": "terms in a whole prompt",
         "terms_kept": "terms in a shortened one, mean",
         "terms_without_other_names": "of these without their other names, mean",
+        "needed_left_out": "prompts that lack a term that the report needs",
         "shots": "examples in a whole prompt",
         "shots_kept": "examples in a shortened one, mean",
     }
@@ -219,7 +222,7 @@ def shortening_table(found: Mapping[str, Mapping[str, float | None]]) -> Table:
     rows = [(text, *(shown(own[name]) for own in found.values())) for name, text in names.items()]
     lead = (
         "Left out first: terms that the report does not need; then other names of those that it needs; then the "
-        "examples least like it."
+        "examples least like it; and only then what it needs."
     )
     return Table("Prompts", lead, ("", *found), rows)
 

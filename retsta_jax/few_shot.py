@@ -4,9 +4,10 @@ The paper's peers got five examples and its terminology as a reference; its prom
 are the same for all reports of a language, drawn from the training split. What all prompts share comes first.
 
 A prompt that is too long for the model is shortened, by as little as makes it fit, in this order: lines of terms that
-the report does not need, from the end of the table; then the other names of the terms that it needs, from the end;
-then examples, the one least like the report (cosine of TF-IDF) first. What it needs are the terms that the matcher
-finds in it, all that are broader than these, and those related to these. Instruction, needed terms and report stay.
+the report does not need, from the end of the table; then the other names of the terms that it needs; then examples, the
+one least like the report (cosine of TF-IDF) first; then what it needs. It needs the terms that the matcher finds in it,
+all that are broader than these, and those related to these, and loses them in the opposite order. Instruction and
+report always stay.
 """
 
 import functools
@@ -24,7 +25,7 @@ from retsta_jax.data import Splits, apart_from
 from retsta_jax.matching import find_terms
 from retsta_jax.terminology import Term, Terminology
 
-LONGER_THAN = "longer than the model's context, with its instruction and the terms that it needs"
+LONGER_THAN = "longer than the model's context, alone with its instruction"
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,13 @@ WORDINGS: Mapping[Language, Wording] = {"en": ENGLISH, "zh": CHINESE}
 
 @dataclass(frozen=True)
 class Reference:
-    """What the prompts of a language share. `needed` gives the ids of the terms that a report needs."""
+    """What the prompts of a language share. `needed` gives ids of terms that a report needs, most of all the first."""
 
     wording: Wording
     language: Language
     terms: tuple[Term, ...]
     shots: tuple[ReportPair, ...]
-    needed: Callable[[str], frozenset[str]]
+    needed: Callable[[str], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Prompt:
     """A report's prompt: `left_out` steps of shortening are taken, with examples in the order of `farthest`."""
 
     pair: ReportPair
-    needed: frozenset[str] = frozenset()
+    needed: tuple[str, ...] = ()
     farthest: tuple[int, ...] = ()
     left_out: int = 0
 
@@ -117,7 +118,7 @@ def make_references(
     references = {}
     for language in sorted(set(languages)):
         own: tuple[Term, ...] = ()
-        needed: Callable[[str], frozenset[str]] = _none
+        needed: Callable[[str], tuple[str, ...]] = _none
         if terms is not None and corpus == "openi":
             own, needed = code_terms(splits.train)
         elif terms is not None:
@@ -150,26 +151,25 @@ def choose_shots(splits: Splits, language: Language, count: int, seed: int) -> t
     return tuple(usable[index] for index in order[:count])
 
 
-def needed_terms(report: str, terms: Terminology, language: Language) -> frozenset[str]:
+def needed_terms(report: str, terms: Terminology, language: Language) -> tuple[str, ...]:
     """Ids of the terms that a report mentions, of all broader ones, and of those related to what it mentions."""
-    found = {match.term for match in find_terms(report, terms, language)}
-    needed = found | {other for id_ in found for other in terms.by_id[id_].related if other in terms.by_id}
-    for id_ in found:
-        broader = terms.by_id[id_].broader
-        while broader in terms.by_id and broader not in found:
-            needed.add(broader)
-            broader = terms.by_id[broader].broader
-    return frozenset(needed)
+    found = [match.term for match in find_terms(report, terms, language)]
+    broader = []
+    for id_ in dict.fromkeys(found):
+        while (id_ := terms.by_id[id_].broader) in terms.by_id and id_ not in broader:
+            broader.append(id_)
+    related = [other for id_ in found for other in terms.by_id[id_].related if other in terms.by_id]
+    return tuple(dict.fromkeys([*found, *broader, *related]))
 
 
-def code_terms(train: Sequence[ReportPair]) -> tuple[tuple[Term, ...], Callable[[str], frozenset[str]]]:
+def code_terms(train: Sequence[ReportPair]) -> tuple[tuple[Term, ...], Callable[[str], tuple[str, ...]]]:
     """The codes of training targets, the most frequent first, and which of them a report needs: those of its words."""
     codes = terminology(train)
     heads = Terminology(tuple(Term(id=name, en=name) for name in dict.fromkeys(map(head, codes)) if name), ("en",))
 
-    def needed(report: str) -> frozenset[str]:
+    def needed(report: str) -> tuple[str, ...]:
         found = {match.term for match in find_terms(report, heads, "en")}
-        return frozenset(code for code in codes if head(code) in found)
+        return tuple(code for code in codes if head(code) in found)
 
     return tuple(Term(id=code, en=code) for code in codes), needed
 
@@ -203,15 +203,22 @@ def term_line(term: Term, reference: Reference, *, bare: bool) -> str:
 def kept_parts(reference: Reference, prompt: Prompt) -> Kept:
     """What is left of terms and examples after the steps of shortening that a prompt takes."""
     left_out = prompt.left_out
-    spare = [term.id for term in reference.terms if term.id not in prompt.needed]
-    gone = set(spare[max(len(spare) - left_out, 0) :])
-    left_out -= len(gone)
-    named = _named(reference, prompt.needed)
-    bare = frozenset(named[max(len(named) - left_out, 0) :])
-    left_out -= len(bare)
+    spare, named = _spare(reference, prompt.needed), _named(reference, prompt.needed)
+
+    def last(items: Sequence[str]) -> list[str]:
+        nonlocal left_out
+        taken = list(items[max(len(items) - left_out, 0) :])
+        left_out -= len(taken)
+        return taken
+
+    gone = set(last(spare))
+    bare = frozenset(last(named))
     dropped = set(prompt.farthest[:left_out])
+    left_out -= len(dropped)
+    gone |= set(last(prompt.needed))
     terms = tuple(term for term in reference.terms if term.id not in gone)
-    return Kept(terms, bare, tuple(shot for place, shot in enumerate(reference.shots) if place not in dropped))
+    shots = tuple(shot for place, shot in enumerate(reference.shots) if place not in dropped)
+    return Kept(terms, bare - gone, shots)
 
 
 def fit_prompts(
@@ -236,7 +243,9 @@ def fit_prompts(
         places = [place for place in long if pairs[place].language == language]
         orders = farthest_shots(reference, [pairs[place].source for place in places], train)
         for place, order in zip(places, orders, strict=True):
-            prompt = Prompt(pairs[place], reference.needed(pairs[place].source), order)
+            there = {term.id for term in reference.terms}
+            needed = tuple(id_ for id_ in reference.needed(pairs[place].source) if id_ in there)
+            prompt = Prompt(pairs[place], needed, order)
             fitted[place] = _shortened(reference, prompt, count, limit)
     kept = []
     for place, prompt in enumerate(prompts):
@@ -260,8 +269,8 @@ def farthest_shots(reference: Reference, sources: Sequence[str], train: Sequence
 
 def _shortened(reference: Reference, prompt: Prompt, count: Callable[[str], int], limit: int) -> Prompt | None:
     """The prompt after as few steps as make it fit; None where all do not. Fewer steps are never fewer tokens."""
-    spare = sum(term.id not in prompt.needed for term in reference.terms)
-    steps = spare + len(_named(reference, prompt.needed)) + len(reference.shots)
+    removable = _spare(reference, prompt.needed), _named(reference, prompt.needed), reference.shots, prompt.needed
+    steps = sum(map(len, removable))
 
     def fits(left_out: int) -> bool:
         return count(prompt_text(reference, replace(prompt, left_out=left_out))) <= limit
@@ -275,11 +284,16 @@ def _shortened(reference: Reference, prompt: Prompt, count: Callable[[str], int]
     return replace(prompt, left_out=high)
 
 
-def _named(reference: Reference, needed: frozenset[str]) -> list[str]:
-    """The needed terms that have other names, in the order of the table."""
-    terms = (term for term in reference.terms if term.id in needed)
-    return [term.id for term in terms if term.synonyms(reference.language)]
+def _spare(reference: Reference, needed: Sequence[str]) -> list[str]:
+    """The terms that a report does not need, in the order of the table."""
+    return [term.id for term in reference.terms if term.id not in needed]
 
 
-def _none(report: str) -> frozenset[str]:
-    return frozenset()
+def _named(reference: Reference, needed: Sequence[str]) -> list[str]:
+    """The needed terms that have other names, in their own order."""
+    named = {term.id for term in reference.terms if term.synonyms(reference.language)}
+    return [id_ for id_ in needed if id_ in named]
+
+
+def _none(report: str) -> tuple[str, ...]:
+    return ()
