@@ -32,7 +32,8 @@ from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, Table, write_report
 from common.weights import write_json
 from retsta_jax.answers import answer_of, language_shares, language_table
-from retsta_jax.config import RetstaConfig
+from retsta_jax.codes import parse_codes, terminology, terminology_validity
+from retsta_jax.config import RetstaConfig, scored_as
 from retsta_jax.data import load_splits, splits_line
 from retsta_jax.evaluate import (
     CONSTANT,
@@ -85,9 +86,10 @@ def evaluate_peer(chosen: Baseline, peer: Peer, output: Path, options: Mapping[s
     asked = every[: chosen.limit] if chosen.limit else every
     if not asked:
         raise UserError(f"the {chosen.split} split is empty; expected at least one report")
-    corpus = chosen.data.data.corpus
+    form = scored_as(chosen.data.data)
+    codes = form == "openi"
     languages = [pair.language for pair in asked]
-    references = make_references(languages, splits, corpus, chosen.terms, chosen.shots, chosen.shot_seed)
+    references = make_references(languages, splits, form, chosen.terms, chosen.shots, chosen.shot_seed)
     if peer.context is not None and peer.context <= chosen.max_new_tokens:
         raise UserError(
             f"--max-new-tokens {chosen.max_new_tokens}: leaves no room for a prompt in {peer.context} tokens of "
@@ -102,20 +104,20 @@ def evaluate_peer(chosen: Baseline, peer: Peer, output: Path, options: Mapping[s
     pairs = [prompt.pair for prompt in prompts]
     file = output / PREDICTIONS
     done = rows_done(file, [pair.id for pair in pairs], ROW)
-    made_with = {"peer": peer.made_with, "corpus": corpus, "answers": function_record(answer_of)}
+    made_with = {"peer": peer.made_with, "targets": form, "answers": function_record(answer_of)}
     claim_output(file, made_with, [[pair.id, text, pair.target] for pair, text in zip(pairs, texts, strict=True)])
     counts = {"train": len(splits.train), chosen.split: len(pairs)}
     shortened = shortening(prompts, references)
     notes = [*first_of(chosen.limit, len(every)), *([shortened_note(shortened)] if limit else []), *already(done)]
     data = say_data(splits_line(chosen.data, counts, left_out, notes=notes))
-    ask(peer, pairs[done:], texts[done:], file, codes=corpus == "openi")
+    ask(peer, pairs[done:], texts[done:], file, codes=codes)
     too_long.write(output / QUARANTINE)
 
     outputs = [output_of(row) for row in read_rows(file, ROW)]
     answers = [answer_of(one.text, completion=peer.completion) for one in outputs]
     terms = load_terminology(chosen.data.data.terminology or SHIPPED)
     written = {peer.name: answers, **baselines(splits.train, pairs)}
-    systems = {name: score(texts, pairs, corpus, terms) for name, texts in written.items()}
+    systems = {name: score(texts, pairs, form, terms) for name, texts in written.items()}
     absent = warn_of_absent(systems, unread_note([pair.target for pair in pairs], [pair.language for pair in pairs]))
     shares = language_shares(answers, pairs)
     result: dict[str, Any] = {
@@ -130,7 +132,10 @@ def evaluate_peer(chosen: Baseline, peer: Peer, output: Path, options: Mapping[s
         "languages": shares,
     }
     said = [data, *peer_notes(chosen, peer, result), *absent]
-    if corpus != "openi":
+    if codes:
+        valid = terminology_validity([parse_codes(text) for text in answers], terminology(splits.train))
+        said.append(f"{valid:.1%} of the codes written are in the terminology of the training part.")
+    else:
         read = recognised([pair.target for pair in pairs], [pair.language for pair in pairs], terms)
         result |= read._asdict()
         said.append(read.note())
@@ -139,7 +144,7 @@ def evaluate_peer(chosen: Baseline, peer: Peer, output: Path, options: Mapping[s
         beside, note = scores_of_run(chosen.like, chosen.split, pairs)
         said.append(note)
         systems = {peer.name: systems.pop(peer.name), **beside, **systems}
-    distances = distance_between(splits.train, pairs, None if corpus == "openi" else terms)
+    distances = distance_between(splits.train, pairs, None if codes else terms)
     result |= {"systems": systems, "held_out": distances, "notes": absent}
     write_json(output / METRICS, rounded(result))
     tables = [language_table(shares), *([shortening_table(shortened)] if limit else []), distance_table(distances)]

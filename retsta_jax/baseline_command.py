@@ -14,7 +14,7 @@ from common.options import Needs, changed_options, check_options, used_settings
 from common.parallel import MeshConfig
 from common.report.page import REPORT_FILE
 from retsta_jax.baseline import Baseline, evaluate_peer
-from retsta_jax.config import HELP, NEEDS, DataConfig, RetstaConfig
+from retsta_jax.config import HELP, NEEDS, DataConfig, RetstaConfig, scored_as
 from retsta_jax.evaluate import headline
 from retsta_jax.peers import Peer, endpoint_peer, local_peer
 from retsta_jax.terminology import SHIPPED, load_terminology
@@ -73,9 +73,10 @@ def baseline(arguments: list[str]) -> None:
     new_tokens = chosen.max_new_tokens or new_tokens
     named_terms = None
     if chosen.terminology is not None:
-        if chosen.terminology != OF_THE_DATA and data.data.corpus == "openi":
+        if chosen.terminology != OF_THE_DATA and scored_as(data.data) == "openi":
             raise UserError(
-                "--terminology: Open-i's reference are the codes of its training split; give --terminology alone"
+                "--terminology: where targets are codes, the reference is the codes of the training split; give "
+                "--terminology alone"
             )
         named_terms = load_terminology(chosen.terminology or data.data.terminology or SHIPPED)
     asked = Baseline(
@@ -118,7 +119,8 @@ def parser() -> Parser:
         nargs="?",
         const=OF_THE_DATA,
         metavar="FILE",
-        help="name the standard terms in the prompt, those of FILE or of the data (Open-i: its codes); default: none",
+        help="name the standard terms in the prompt: those of FILE, or of the data (where targets are codes, those of "
+        "the training split); default: none",
     )
     options.add_argument(
         "--max-new-tokens", type=bounded(COUNT), metavar="N", help="of an answer; default: those of --like, or 512"

@@ -105,21 +105,22 @@ class Kept:
 def make_references(
     languages: Iterable[Language],
     splits: Splits,
-    corpus: str,
+    form: str,
     terms: Terminology | None,
     shots: int,
     seed: int,
 ) -> dict[Language, Reference]:
-    """The reference of each language: with the names of `terms`, or for Open-i the codes of the training split.
+    """The reference of each language: with the names of `terms`, or with the codes of the training split where the
+    targets are codes (`form` openi, as `scored_as` gives it). None: no terms.
 
-    None: no terms. Raises UserError where the training split has too few examples, or the terminology no names in the
+    Raises UserError where the training split has too few examples, or the terminology no names in the
     language.
     """
     references = {}
     for language in sorted(set(languages)):
         own: tuple[Term, ...] = ()
         needed: Callable[[str], tuple[str, ...]] = _none
-        if terms is not None and corpus == "openi":
+        if terms is not None and form == "openi":
             own, needed = code_terms(splits.train)
         elif terms is not None:
             own = tuple(term for term in terms.terms if language in terms.languages and own_name(term, language))
@@ -130,7 +131,7 @@ def make_references(
                 )
             needed = functools.partial(needed_terms, terms=terms, language=language)
         chosen = choose_shots(splits, language, shots, seed)
-        wording = CODES if corpus == "openi" else WORDINGS[language]
+        wording = CODES if form == "openi" else WORDINGS[language]
         references[language] = Reference(wording, language, own, chosen, needed)
     return references
 
