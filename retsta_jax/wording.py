@@ -97,7 +97,8 @@ def _remarks(study: FundusStudy, hand: Hand) -> tuple[list[str], list[str]]:
     kinds = [kind for kind in QUALIFIERS if mentionable(kind)]
     if hand.draws(hand.style.remarks) and kinds and not unclear:
         kind = choose(rng, kinds)
-        named = {choose(rng, mentionable(kind)) for _ in range(int(rng.integers(1, 4)))}
+        drawn = [choose(rng, mentionable(kind)) for _ in range(int(rng.integers(1, 4)))]
+        named = dict.fromkeys(drawn)  # not a set: its order differs between processes, and names are drawn in it
         names = sorted(_name(term, hand) for term in named)
         listed = (phrases.list_comma or ", ").join(names)
         choose(rng, (before, behind)).append(choose(rng, phrases.mentions[kind]).format(listed))

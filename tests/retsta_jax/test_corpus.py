@@ -1,6 +1,9 @@
 """Studies are consistent, standard reports are a bijection, pairs are varied, repeatable and kept apart."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -152,6 +155,21 @@ def test_pairs_are_repeatable_and_any_slice_is_the_same(language):
     assert pairs[20:] == make_pairs(10, seed=5, language=language, start=20)
     assert pairs != make_pairs(30, seed=6, language=language)
     assert {pair.language for pair in pairs} == {language}
+
+
+def test_pairs_do_not_depend_on_the_order_of_sets_in_a_process():
+    program = (
+        "from retsta_jax.corpus import make_splits, pretraining_text\n"
+        "print(make_splits(60, 10, 30, seed=0, language='both', held_out='styles'))\n"
+        "print([pretraining_text(0, index) for index in range(60)])"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("0", "1", "2")
+    ]
+    assert found[0] == found[1] == found[2]
 
 
 def test_both_languages_alternate_under_unique_ids():
