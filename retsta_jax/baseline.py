@@ -5,7 +5,6 @@ what prompts had to leave out so that the model could read them.
 """
 
 import contextlib
-import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,13 +26,13 @@ from common.io.text import read_json_object
 from common.jsonl import read_rows
 from common.metrics.text import warn_of_absent
 from common.metrics.tokenize import unread_note
-from common.options import command_line
+from common.options import command_line, used_settings
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, Table, write_report
 from common.weights import write_json
 from retsta_jax.answers import answer_of, language_shares, language_table
 from retsta_jax.codes import parse_codes, terminology, terminology_validity
-from retsta_jax.config import RetstaConfig, scored_as
+from retsta_jax.config import NEEDS, RetstaConfig, scored_as
 from retsta_jax.data import load_splits, splits_line
 from retsta_jax.evaluate import (
     CONSTANT,
@@ -295,13 +294,15 @@ def page(
     def shown(system: str) -> str:
         return score_text(systems[system][metric]["value"])
 
+    settings = used_settings(chosen.data, NEEDS).items()
+    of_data = {name: value for name, value in settings if name.startswith("data.") or name == "seed"}
     beside = "".join(f"{shown(other)} for {other}, " for other in others)
     return Page(
         title=f"RetSTA: {name} with {chosen.shots} examples",
         verdict=f"F1 over what the reports state: {shown(name)}; {beside}{shown(NEAREST)} for the nearest training "
         f"report, {shown(CONSTANT)} for a constant report.",
         command=command_line("retsta baseline", options),
-        config={"data": dataclasses.asdict(chosen.data.data), "seed": chosen.data.seed},
+        config={**of_data, **{name: getattr(chosen, name) for name in ("shots", "shot_seed", "max_new_tokens")}},
         environment=environment(),
         systems=systems,
         headline=headline(dict(systems[name])),

@@ -189,9 +189,13 @@ def prompt_text(reference: Reference, prompt: Prompt) -> str:
         parts.append("\n".join([wording.terms, *lines]))
     if kept.shots:
         parts.append(wording.examples)
-    parts += [f"{wording.report}\n{shot.source}\n{wording.standard}\n{shot.target}" for shot in kept.shots]
+    parts += [_example(wording, shot) for shot in kept.shots]
     parts.append(f"{wording.report}\n{prompt.pair.source}\n{wording.standard}\n")
     return "\n\n".join(parts)
+
+
+def _example(wording: Wording, shot: ReportPair) -> str:
+    return f"{wording.report}\n{shot.source}\n{wording.standard}\n{shot.target}"
 
 
 def term_line(term: Term, reference: Reference, *, bare: bool) -> str:
@@ -238,6 +242,7 @@ def fit_prompts(
     if limit is None:
         return prompts, quarantine
     sizes = [count(prompt_text(references[prompt.pair.language], prompt)) for prompt in prompts]
+    pieces = functools.cache(lambda text: count(text) - count(""))
     long = [place for place, size in enumerate(sizes) if size > limit]
     fitted: dict[int, Prompt | None] = {}
     for language, reference in references.items():
@@ -247,7 +252,7 @@ def fit_prompts(
             there = {term.id for term in reference.terms}
             needed = tuple(id_ for id_ in reference.needed(pairs[place].source) if id_ in there)
             prompt = Prompt(pairs[place], needed, order)
-            fitted[place] = _shortened(reference, prompt, count, limit)
+            fitted[place] = _shortened(reference, prompt, count, pieces, sizes[place], limit)
     kept = []
     for place, prompt in enumerate(prompts):
         fitting = fitted.get(place, prompt)
@@ -268,21 +273,64 @@ def farthest_shots(reference: Reference, sources: Sequence[str], train: Sequence
     return [tuple(sorted(range(len(shots)), key=row.__getitem__)) for row in rows]
 
 
-def _shortened(reference: Reference, prompt: Prompt, count: Callable[[str], int], limit: int) -> Prompt | None:
-    """The prompt after as few steps as make it fit; None where all do not. Fewer steps are never fewer tokens."""
-    removable = _spare(reference, prompt.needed), _named(reference, prompt.needed), reference.shots, prompt.needed
-    steps = sum(map(len, removable))
+def _shortened(
+    reference: Reference,
+    prompt: Prompt,
+    count: Callable[[str], int],
+    pieces: Callable[[str], int],
+    whole: int,
+    limit: int,
+) -> Prompt | None:
+    """The prompt after as few steps as make it fit; None where all do not.
+
+    The number of steps is guessed from the tokens of `pieces` by themselves and of the `whole` prompt, and looked for
+    around that: prompts are long, and few of them are to be encoded.
+    """
+    removed = list(map(pieces, _removable(reference, prompt)))
+    left = whole - np.cumsum([0, *removed])
 
     def fits(left_out: int) -> bool:
         return count(prompt_text(reference, replace(prompt, left_out=left_out))) <= limit
 
-    if not fits(steps):
+    if not fits(len(removed)):
         return None
-    low, high = 0, steps  # `high` fits
+    guess = int(np.argmax(left <= limit)) if left[-1] <= limit else len(removed)
+    return replace(prompt, left_out=least(fits, len(removed), guess))
+
+
+def least(fits: Callable[[int], bool], last: int, guess: int) -> int:
+    """The least of 0 to `last` that fits, where all that are greater fit as well; found fast where near the `guess`."""
+    width, low, high = 1, 0, last
+    if fits(guess):
+        high = guess
+        while high and fits(max(high - width, 0)):
+            high, width = max(high - width, 0), 2 * width
+        low = max(high - width + 1, 0)
+    else:
+        low = guess + 1
+        while low < last and not fits(min(low + width, last)):
+            low, width = min(low + width, last) + 1, 2 * width
+        high = min(low + width, last)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    return replace(prompt, left_out=high)
+    return high
+
+
+def _removable(reference: Reference, prompt: Prompt) -> list[str]:
+    """What each step of shortening takes out of a prompt, in order."""
+    by_id = {term.id: term for term in reference.terms}
+
+    def line(id_: str, *, bare: bool) -> str:
+        return term_line(by_id[id_], reference, bare=bare) + "\n"
+
+    named = _named(reference, prompt.needed)
+    return [
+        *(line(id_, bare=False) for id_ in reversed(_spare(reference, prompt.needed))),
+        *(line(id_, bare=False).removeprefix(own_name(by_id[id_], reference.language)) for id_ in reversed(named)),
+        *(_example(reference.wording, reference.shots[place]) + "\n\n" for place in prompt.farthest),
+        *(line(id_, bare=True) for id_ in reversed(prompt.needed)),
+    ]
 
 
 def _spare(reference: Reference, needed: Sequence[str]) -> list[str]:

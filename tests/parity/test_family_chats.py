@@ -180,6 +180,19 @@ def test_baichuan_speaks_by_tokens_of_the_roles(baichuan):
         load_tokenizer(baichuan)
 
 
+@pytest.mark.parametrize("family", ["llama", "glm", "yi", "baichuan"])
+def test_each_family_has_a_chat_of_its_own_and_a_base_model_has_none(family, request):
+    directory = request.getfixturevalue(family)
+    assert load_tokenizer(directory).has_chat
+    if family != "baichuan":
+        for name in ("tokenizer_config.json", "chat_template.jinja"):
+            if (directory / name).is_file():
+                kept = json.loads((directory / name).read_text()) if name.endswith("json") else {}
+                kept.pop("chat_template", None)
+                (directory / name).write_text(json.dumps(kept)) if kept else (directory / name).unlink()
+        assert load_tokenizer(directory).has_chat == (family == "yi")  # whose marks are those of ChatML
+
+
 def test_a_tokenizer_that_is_code_is_not_run(baichuan):
     config(baichuan, model_type="chatglm")
     with pytest.raises(

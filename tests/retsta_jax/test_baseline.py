@@ -26,6 +26,7 @@ from retsta_jax.few_shot import CHINESE, ENGLISH
 from retsta_jax.terminology import load_terminology
 from tests.chat_server import answered, chat_server, refused
 from tests.endpoints import KEY, FakeTime
+from tests.pages import commands_of
 from tests.runs import retsta
 
 POSITIONS, NEW = 1024, 8
@@ -211,6 +212,41 @@ def test_a_report_that_does_not_fit_is_quarantined(llama, data, tmp_path, capsys
     write_rows(tmp_path / "test.jsonl", [vars(long)])
     assert retsta(command(tmp_path / "none", "--model", llama, *own)) == 2
     assert "no prompt fits into 1016 tokens (1 record quarantined" in capsys.readouterr().err
+
+
+def test_the_command_on_the_page_gives_the_same_again(llama, tmp_path, capsys):
+    generated = ["--data.train-size", "8", "--data.test-size", "3", "--data.language", "en", "--seed", "5"]
+    assert retsta(command(tmp_path / "out", "--model", llama, *generated, "--terminology", "--limit", "2")) == 0
+    (words,) = commands_of((tmp_path / "out" / "report.html").read_text())
+    assert words[0] == "retsta"
+    before = metrics_of(tmp_path / "out")
+    capsys.readouterr()
+    assert retsta(words[1:]) == 0
+    assert "2 done already" in capsys.readouterr().out
+    assert metrics_of(tmp_path / "out") == before
+
+
+def test_lists_of_codes_are_scored_as_such_and_the_training_split_is_their_terminology(server, tmp_path, capsys):
+    parts = {
+        "train": [("a", "Big heart.", "Cardiomegaly"), ("b", "Opacity at the left base.", "Opacity/lung/base/left")],
+        "validation": [("c", "Scoliosis.", "Scoliosis")],
+        "test": [("d", "Opacity and cardiomegaly.", "Opacity/lung\nCardiomegaly/mild")],
+    }
+    for name, rows in parts.items():
+        write_rows(tmp_path / f"{name}.jsonl", ({"id": i, "source": s, "target": t} for i, s, t in rows))
+    files = [word for name in parts for word in (f"--data.{name}", str(tmp_path / f"{name}.jsonl"))]
+    codes = ["--data.corpus", "jsonl", "--data.targets", "codes", *files, "--terminology"]
+    server.script = lambda text, number: answered("```\nOpacity/lung\nCardiomegaly\n```")
+    options = by_endpoint(server, "--send-reports-to-endpoint")
+    assert retsta(command(tmp_path / "out", *options, *codes)) == 0
+    (row,) = rows_of(tmp_path / "out")
+    assert row["codes"] == ["Cardiomegaly", "Opacity/lung"]
+    scores = metrics_of(tmp_path / "out")["systems"]["m"]
+    assert (scores["codes/F1"]["value"], scores["heads/F1"]["value"]) == (0.5, 1)
+    assert "Codes, one a line:\nCardiomegaly\nOpacity/lung/base/left\n\n" in server.asked[0]
+    assert "50.0% of the codes written are in the terminology" in (tmp_path / "out" / "report.html").read_text()
+    assert retsta(command(tmp_path / "no", *options, *codes, str(tmp_path / "terms.csv"))) == 2
+    assert "the reference is the codes of the training split" in capsys.readouterr().err
 
 
 # An endpoint.

@@ -14,12 +14,12 @@ from retsta_jax.few_shot import (
     ENGLISH,
     LONGER_THAN,
     Reference,
-    _named,
-    _spare,
+    _removable,
     choose_shots,
     farthest_shots,
     fit_prompts,
     kept_parts,
+    least,
     make_references,
     needed_terms,
     own_name,
@@ -156,11 +156,20 @@ def test_each_step_makes_a_prompt_shorter(splits, references):
     pair = splits.test[0]
     reference = references[pair.language]
     (prompt,), _ = fit_prompts([pair], references, count, whole_size(references, pair) - 1, splits.train)
-    steps = len(_spare(reference, prompt.needed)) + len(_named(reference, prompt.needed)) + 5 + len(prompt.needed)
+    steps = len(_removable(reference, prompt))
     sizes = [count(prompt_text(reference, replace(prompt, left_out=step))) for step in range(steps + 1)]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == steps + 1
     assert sizes[-1] == whole_size({pair.language: replace(reference, shots=(), terms=())}, pair)
+
+
+@pytest.mark.parametrize("last", range(7))
+def test_the_least_number_of_steps_is_found_from_any_guess(last):
+    for answer in range(last + 1):
+        for guess in range(last + 1):
+            asked = []
+            assert least(lambda n, a=answer, s=asked: s.append(n) or n >= a, last, guess) == answer
+            assert set(asked) <= set(range(last + 1))
 
 
 def test_examples_go_the_least_like_first(splits):
