@@ -34,7 +34,7 @@ PRESETS: dict[str, ParadigmConfig] = {
         label=LabelConfig(batch_size=64),
         translate="none",
         zero_epochs=40,
-        final_epochs=6,
+        final_epochs=8,
         train=dataclasses.replace(TRAINING["openi"], evaluate_every=20, checkpoint_every=20),
     ),
     "retsta-7b": ParadigmConfig(train=TRAINING["retsta-7b"]),
@@ -156,6 +156,8 @@ def page_of(result: Result, config: ParadigmConfig, run_dir: Path) -> Page:
         f"The rule “{name}” was not applied: it rejects {share:.0%} of the pairs given, which are right."
         for name, share in result.skipped.items()
     ]
+    if not config.augment_to:
+        notes.append("RetSTA-Zero is trained on the pairs given alone, without augmentation.")
     notes.append(f"Both models have pages of their own, with curves: {ZERO}/report.html and {FINAL}/report.html.")
     systems, metrics = systems_of(result), shown_metrics(result)
     first = metrics[0]
