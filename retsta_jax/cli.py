@@ -20,6 +20,7 @@ USAGE = """usage: retsta COMMAND ...
   label        make pairs of many reports:  retsta label --run-dir DIR FILE --output DIR
   translate    pairs in Chinese or English: retsta translate PAIRS.jsonl --to en --output OUT.jsonl
   paradigm     terminology to two models:   retsta paradigm --preset NAME --run-dir DIR [any field of its config]
+  table        Tables 1 to 5 of the paper:  retsta table N --directory DIR --preset NAME --seeds 0 1 2
   terminology  check one, find its terms:   retsta terminology check [FILE]; retsta terminology match FILE
   demo         all of it, on generated fundus reports and a small model, in minutes
 
@@ -42,6 +43,7 @@ def dispatch(arguments: list[str]) -> int | None:
         "label": label,
         "translate": translate,
         "paradigm": paradigm,
+        "table": table,
         "terminology": terminology,
         "demo": demo,
     }
@@ -151,6 +153,13 @@ def translate(arguments: list[str]) -> None:
 def paradigm(arguments: list[str]) -> None:
     """Run all stages from a terminology and pairs to two evaluated models."""
     from retsta_jax.paradigm_command import paradigm as run
+
+    run(arguments)
+
+
+def table(arguments: list[str]) -> None:
+    """Run a table of the paper, over seeds."""
+    from retsta_jax.tables_command import table as run
 
     run(arguments)
 

@@ -160,17 +160,24 @@ def statements(text: str, language: Language, corpus: str, terms: Terminology) -
 
 
 def score(texts: Sequence[str], pairs: Sequence[ReportPair], corpus: str, terms: Terminology) -> Scores:
-    """All scores of one system: value, low and high by name. Names start with the language where there are two."""
+    """All scores of one system: value, low and high by name.
+
+    Where there are two languages, names start with theirs; what the reports state is also scored over all of them.
+    """
     ours = [statements(text, pair.language, corpus, terms) for text, pair in zip(texts, pairs, strict=True)]
     theirs = [statements(pair.target, pair.language, corpus, terms) for pair in pairs]
-    measured_statements = evaluate_codes(ours, theirs)
-    scores: Scores = {
-        name if corpus == "openi" else finding_name(name): value for name, value in measured_statements.items()
-    }
+
+    def statement_scores(places: Sequence[int]) -> Scores:
+        found = evaluate_codes([ours[place] for place in places], [theirs[place] for place in places])
+        return {name if corpus == "openi" else finding_name(name): value for name, value in found.items()}
+
+    scores = statement_scores(range(len(pairs)))
     languages = sorted({pair.language for pair in pairs})
     for language in languages:
         chosen = [place for place, pair in enumerate(pairs) if pair.language == language]
         prefix = f"{language}/" if len(languages) > 1 else ""
+        if prefix:
+            scores |= {prefix + name: value for name, value in statement_scores(chosen).items()}
         measured = evaluate_texts(
             [one_line(texts[place]) for place in chosen],
             [one_line(pairs[place].target) for place in chosen],
@@ -240,5 +247,5 @@ def page(
 
 def headline(scores: Scores) -> list[str]:
     """The few metrics to draw large."""
-    wanted = ("codes/F1", "heads/F1", "findings/F1", "findings/exact-match", "coco/BLEU-4", "coco/ROUGE-L")
-    return [name for name in scores if name.endswith(wanted)]
+    stated = ("codes/F1", "heads/F1", "findings/F1", "findings/exact-match")  # over all languages
+    return [name for name in scores if name in stated or name.endswith(("coco/BLEU-4", "coco/ROUGE-L"))]

@@ -93,6 +93,19 @@ class Start(NamedTuple):
     reports: list[tuple[str | int, str]]
 
 
+class Prepared(NamedTuple):
+    """What the stages go by: the beginning, the terminology, how many terms or codes it has, and the judge of labels;
+    validation and test are in both languages where pairs are translated.
+    """
+
+    start: Start
+    terms: Terminology
+    size: int
+    judge: Judge
+    validation: list[ReportPair]
+    test: list[ReportPair]
+
+
 class Result(NamedTuple):
     """What the stages left, for the page.
 
@@ -127,41 +140,21 @@ def run_paradigm(config: ParadigmConfig, run_dir: Path, translation: Translation
     return run(config, run_dir)
 
 
+def run_zero(config: ParadigmConfig, run_dir: Path, translation: Translation) -> dict[str, Scores]:
+    """Run, or go on with, the stages up to RetSTA-Zero in `run_dir`, and evaluate it. Raises UserError."""
+
+    @owning_run_directory
+    def run(config: ParadigmConfig, run_dir: Path) -> dict[str, Scores]:
+        train_zero(config, run_dir, prepare(config, run_dir, translation).start)
+        return evaluated(run_dir / ZERO, config.evaluate_limit)
+
+    return run(config, run_dir)
+
+
 def run_stages(config: ParadigmConfig, run_dir: Path, translation: Translation) -> Result:
     """All stages, one after the other, in a directory that this process owns."""
-    if config.data.corpus == "jsonl" and config.data.has_codes and translation.translator is not None:
-        raise UserError(f"translate: {config.translate}: lists of codes are not translated; give --translate none")
-    terms = load_terminology(config.terminology or SHIPPED)
-    quarantine = Quarantine()
-    start = begin(config, quarantine)
-    contents = ([pair.id, pair.source, pair.target] for pair in (*start.train, *start.validation, *start.test))
-    given = {
-        "pairs": data_record(contents),
-        "reports": data_record([id_, text] for id_, text in start.reports),
-        **({} if config.data.has_codes else {"terminology": terminology_record(terms)}),
-    }
-    claim_run_directory(run_dir, config, given)
-    quarantine.write(run_dir / "quarantine.jsonl")
-    write_pairs(run_dir / "train.jsonl", start.train)
-    write_rows(run_dir / "reports.jsonl", ({"id": id_, "report": report} for id_, report in start.reports))
-    judge = judge_by_codes(start.train) if config.data.has_codes else judge_by_terms(terms)
-    size = len(terminology(start.train) if config.data.has_codes else terms.terms)
-    kind = "codes" if config.data.has_codes else "terms"
-    step(1, f"terminology of {size:,} {kind}, {len(start.train):,} pairs, {len(start.reports):,} reports")
-
-    translated = functools.partial(with_translations, run_dir, translation, terms)
-    validation, _ = translated("validation", start.validation)
-    test, _ = translated("test", start.test)
-    write_pairs(run_dir / "validation.jsonl", start.validation)
-    write_pairs(run_dir / "final-validation.jsonl", validation)
-    write_pairs(run_dir / "test.jsonl", test)
-    check_splits({"train": start.train, "validation": validation, "test": test})
-
-    step(
-        2,
-        f"RetSTA-Zero: {max(config.augment_to, len(start.train)):,} pairs, epochs: {config.zero_epochs}",
-    )
-    train_run(training(config, run_dir, "train", "validation", config.augment_to, config.zero_epochs), run_dir / ZERO)
+    start, terms, size, judge, validation, test = prepare(config, run_dir, translation)
+    train_zero(config, run_dir, start)
 
     skipped = costly_rules(start.train, judge)
     for name, share in skipped.items():
@@ -178,7 +171,7 @@ def run_stages(config: ParadigmConfig, run_dir: Path, translation: Translation) 
     step(4, f"{funnel.kept:,} labelled pairs are kept; translation: {config.translate}")
     labelled = read_pairs(run_dir / LABELLED / PAIRS, Quarantine())
     apart = list(without(labelled, [*validation, *test]))
-    mixed, counts = translated("pairs", [*start.train, *apart])
+    mixed, counts = with_translations(run_dir, translation, terms, "pairs", [*start.train, *apart])
     write_pairs(run_dir / "final-train.jsonl", mixed)
 
     step(5, f"RetSTA: {len(mixed):,} pairs, epochs: {config.final_epochs}")
@@ -188,6 +181,49 @@ def run_stages(config: ParadigmConfig, run_dir: Path, translation: Translation) 
     step(6, "evaluation of both models")
     scores = {name: evaluated(run_dir / name, config.evaluate_limit) for name in (ZERO, FINAL)}
     return Result(size, start, skipped, funnel, len(apart), counts, len(mixed), scores)
+
+
+def prepare(config: ParadigmConfig, run_dir: Path, translation: Translation) -> Prepared:
+    """Claim `run_dir`, and write there the pairs and reports that the stages read. Raises UserError."""
+    if config.data.corpus == "jsonl" and config.data.has_codes and translation.translator is not None:
+        raise UserError(f"translate: {config.translate}: lists of codes are not translated; give --translate none")
+    terms = load_terminology(config.terminology or SHIPPED)
+    quarantine = Quarantine()
+    start = begin(config, quarantine)
+    claim_run_directory(run_dir, config, begun_with(config, start, terms))
+    quarantine.write(run_dir / "quarantine.jsonl")
+    write_pairs(run_dir / "train.jsonl", start.train)
+    write_rows(run_dir / "reports.jsonl", ({"id": id_, "report": report} for id_, report in start.reports))
+    judge = judge_by_codes(start.train) if config.data.has_codes else judge_by_terms(terms)
+    size = len(terminology(start.train) if config.data.has_codes else terms.terms)
+    kind = "codes" if config.data.has_codes else "terms"
+    step(1, f"terminology of {size:,} {kind}, {len(start.train):,} pairs, {len(start.reports):,} reports")
+
+    translated = functools.partial(with_translations, run_dir, translation, terms)
+    validation, _ = translated("validation", start.validation)
+    test, _ = translated("test", start.test)
+    write_pairs(run_dir / "validation.jsonl", start.validation)
+    write_pairs(run_dir / "final-validation.jsonl", validation)
+    write_pairs(run_dir / "test.jsonl", test)
+    check_splits({"train": start.train, "validation": validation, "test": test})
+    return Prepared(start, terms, size, judge, validation, test)
+
+
+def begun_with(config: ParadigmConfig, start: Start, terms: Terminology) -> dict[str, str]:
+    """Digests of what a paradigm begins with, as its directory records them."""
+    contents = ([pair.id, pair.source, pair.target] for pair in (*start.train, *start.validation, *start.test))
+    return {
+        "pairs": data_record(contents),
+        "reports": data_record([id_, text] for id_, text in start.reports),
+        **({} if config.data.has_codes else {"terminology": terminology_record(terms)}),
+    }
+
+
+def train_zero(config: ParadigmConfig, run_dir: Path, start: Start) -> None:
+    """Train RetSTA-Zero on the pairs given and those that augmentation makes of them."""
+    pairs = max(config.augment_to, len(start.train))
+    step(2, f"RetSTA-Zero: {pairs:,} pairs, epochs: {config.zero_epochs}")
+    train_run(training(config, run_dir, "train", "validation", config.augment_to, config.zero_epochs), run_dir / ZERO)
 
 
 def begin(config: ParadigmConfig, quarantine: Quarantine) -> Start:
@@ -274,9 +310,14 @@ def costly_rules(pairs: Sequence[ReportPair], judge: Judge) -> dict[str, float]:
 
 def evaluated(run_dir: Path, limit: int) -> dict[str, Scores]:
     """The scores of a model and its baselines, from an evaluation that is there, or a new one."""
+    return scores_there(run_dir) or evaluate_run(run_dir, "test", limit)
+
+
+def scores_there(run_dir: Path) -> dict[str, Scores] | None:
+    """The scores that a run has on its test part; None where it has not been evaluated on it."""
     file = run_dir / "metrics.json"
     done: dict[str, Any] = read_json_object(file) if file.exists() else {}
-    return done["systems"] if "systems" in done else evaluate_run(run_dir, "test", limit)
+    return done.get("systems") if done.get("split") == "test" else None
 
 
 def write_pairs(file: Path, pairs: Sequence[ReportPair]) -> None:

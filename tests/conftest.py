@@ -23,7 +23,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 LONG = (
     *("launch/test_bench_unicross.py", "deer_jax/test_deer_commands.py", "parallel/test_unicross_run.py"),
     *("unicross_jax/test_commands.py", "real/test_unicross_radiographs.py", "parity/test_qwen2_vl_transformers.py"),
-    *("real/test_openi_labels.py", "retsta_jax/test_resume.py", "unicross_jax/test_model.py"),
+    *(
+        "retsta_jax/test_tables.py",
+        "real/test_openi_labels.py",
+        "retsta_jax/test_resume.py",
+        "unicross_jax/test_model.py",
+    ),
     *("deer_jax/test_label_command.py", "unicross_jax/test_ditpo_example.py", "deer_jax/test_rl.py"),
     *("launch/test_bench.py", "parity/test_clip_torch.py", "launch/test_bench_rl.py", "launch/test_plan_deer.py"),
     *("parallel/test_same_update.py", "parity/test_unicross_torch.py", "deer_jax/test_vision_policy.py"),

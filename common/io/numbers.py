@@ -19,13 +19,13 @@ def score_text(value: float | None, decimals: int = 3, sign: bool = False) -> st
     return f"{value:+.{decimals}f}" if sign else f"{value:.{decimals}f}"
 
 
-def interval_text(score: Mapping[str, float | None], sign: bool = False) -> str:
+def interval_text(score: Mapping[str, float | None], sign: bool = False, decimals: int = 3) -> str:
     """`value [low, high]` of a score, without the brackets where there is no interval."""
     low, high = (score.get(end) for end in ("low", "high"))
-    shown = score_text(score["value"], sign=sign)
+    shown = score_text(score["value"], decimals, sign)
     if low is None or high is None or not math.isfinite(low + high):
         return shown
-    return f"{shown} [{score_text(low, sign=sign)}, {score_text(high, sign=sign)}]"
+    return f"{shown} [{score_text(low, decimals, sign)}, {score_text(high, decimals, sign)}]"
 
 
 def rounded(content: Any) -> Any:
