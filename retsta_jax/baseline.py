@@ -6,14 +6,12 @@ what prompts had to leave out so that the model could read them.
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-
-from common.data.records import Quarantine, ReportPair
+from common.data.records import Language, Quarantine, ReportPair
 from common.data.summary import already, first_of, say_data
 from common.errors import UserError
 from common.fingerprints import function_record
@@ -24,7 +22,7 @@ from common.io.resumable import claim_output, row_writer, rows_done
 from common.io.terminal import printable, say
 from common.io.text import read_json_object
 from common.jsonl import read_rows
-from common.metrics.text import warn_of_absent
+from common.metrics.text import one_line, warn_of_absent
 from common.metrics.tokenize import unread_note
 from common.options import command_line, used_settings
 from common.report.environment import environment
@@ -33,7 +31,7 @@ from common.weights import write_json
 from retsta_jax.answers import answer_of, language_shares, language_table
 from retsta_jax.codes import parse_codes, terminology, terminology_validity
 from retsta_jax.config import NEEDS, RetstaConfig, scored_as
-from retsta_jax.data import load_splits, splits_line
+from retsta_jax.data import Splits, load_splits, splits_line
 from retsta_jax.evaluate import (
     CONSTANT,
     EXAMPLES,
@@ -45,13 +43,15 @@ from retsta_jax.evaluate import (
     prediction_rows,
     score,
 )
-from retsta_jax.few_shot import Prompt, Reference, fit_prompts, kept_parts, make_references, prompt_text
+from retsta_jax.few_shot import Prompt, Reference, make_references, prompt_text
 from retsta_jax.peers import Output, Peer
+from retsta_jax.shortening import fit_prompts, shortening_table, summary_of
 from retsta_jax.split_distance import distance_between, distance_table
 from retsta_jax.stated import recognised
 from retsta_jax.terminology import SHIPPED, Terminology, load_terminology
 
 PREDICTIONS, METRICS, QUARANTINE = "predictions.jsonl", "metrics.json", "quarantine.jsonl"
+Result = TypeVar("Result")
 ROW = {"prediction": str, "reference": str, "output": str, "complete": bool}
 
 
@@ -71,6 +71,23 @@ class Baseline:
     like: Path | None = None
 
 
+class Asked(NamedTuple):
+    """The reports of a baseline with their prompts, of at most `limit` tokens; `too_long` are without one.
+
+    `data` is the line that names them, and `codes` whether their targets are codes.
+    """
+
+    splits: Splits
+    pairs: list[ReportPair]
+    prompts: list[Prompt]
+    texts: list[str]
+    references: dict[Language, Reference]
+    limit: int | None
+    too_long: Quarantine
+    data: str
+    codes: bool
+
+
 @owning("output")
 def evaluate_peer(chosen: Baseline, peer: Peer, output: Path, options: Mapping[str, Any]) -> dict[str, Scores]:
     """Ask for the standard form of each report of a split and score it.
@@ -79,15 +96,29 @@ def evaluate_peer(chosen: Baseline, peer: Peer, output: Path, options: Mapping[s
     those of the command, for the page. Returns scores by system, the peer first. Raises UserError.
     """
     check_directory(output)
+    asked = prepare(chosen, peer)
+    file = output / PREDICTIONS
+    done = rows_done(file, [pair.id for pair in asked.pairs], ROW)
+    made_with = {"peer": peer.made_with, "codes": asked.codes, "answers": function_record(answer_of)}
+    inputs = zip(asked.pairs, asked.texts, strict=True)
+    claim_output(file, made_with, [[pair.id, text, pair.target] for pair, text in inputs])
+    say_data("; ".join([asked.data, *already(done)]))
+    ask(peer, asked.pairs[done:], asked.texts[done:], file, codes=asked.codes)
+    asked.too_long.write(output / QUARANTINE)
+    outputs = [output_of(row) for row in read_rows(file, ROW)]
+    return report(chosen, peer, asked, outputs, output, options)
+
+
+def prepare(chosen: Baseline, peer: Peer) -> Asked:
+    """Reports and prompts. Raises UserError where there is none of either."""
     left_out = Quarantine()
     splits = load_splits(chosen.data, left_out)
     every: Sequence[ReportPair] = getattr(splits, chosen.split)
-    asked = every[: chosen.limit] if chosen.limit else every
-    if not asked:
+    wanted = every[: chosen.limit] if chosen.limit else every
+    if not wanted:
         raise UserError(f"the {chosen.split} split is empty; expected at least one report")
     form = scored_as(chosen.data.data)
-    codes = form == "openi"
-    languages = [pair.language for pair in asked]
+    languages = [pair.language for pair in wanted]
     references = make_references(languages, splits, form, chosen.terms, chosen.shots, chosen.shot_seed)
     if peer.context is not None and peer.context <= chosen.max_new_tokens:
         raise UserError(
@@ -95,60 +126,68 @@ def evaluate_peer(chosen: Baseline, peer: Peer, output: Path, options: Mapping[s
             "context; give fewer"
         )
     limit = None if peer.context is None else peer.context - chosen.max_new_tokens
-    prompts, too_long = fit_prompts(asked, references, peer.count, limit, splits.train)
+    prompts, too_long = fit_prompts(wanted, references, peer.count, limit, splits.train)
     if not prompts:
         raise UserError(f"no prompt fits into {limit} tokens ({too_long.summary()}); lower --max-new-tokens")
     left_out.entries += too_long.entries
-    texts = [prompt_text(references[prompt.pair.language], prompt) for prompt in prompts]
-    pairs = [prompt.pair for prompt in prompts]
-    file = output / PREDICTIONS
-    done = rows_done(file, [pair.id for pair in pairs], ROW)
-    made_with = {"peer": peer.made_with, "targets": form, "answers": function_record(answer_of)}
-    claim_output(file, made_with, [[pair.id, text, pair.target] for pair, text in zip(pairs, texts, strict=True)])
-    counts = {"train": len(splits.train), chosen.split: len(pairs)}
-    shortened = shortening(prompts, references)
-    notes = [*first_of(chosen.limit, len(every)), *([shortened_note(shortened)] if limit else []), *already(done)]
-    data = say_data(splits_line(chosen.data, counts, left_out, notes=notes))
-    ask(peer, pairs[done:], texts[done:], file, codes=codes)
-    too_long.write(output / QUARANTINE)
+    counts = {"train": len(splits.train), chosen.split: len(prompts)}
+    notes = first_of(chosen.limit, len(every))
+    if limit is not None:
+        notes.append(f"{sum(prompt.left_out > 0 for prompt in prompts):,} prompts shortened")
+    return Asked(
+        splits=splits,
+        pairs=[prompt.pair for prompt in prompts],
+        prompts=prompts,
+        texts=[prompt_text(references[prompt.pair.language], prompt) for prompt in prompts],
+        references=references,
+        limit=limit,
+        too_long=too_long,
+        data=splits_line(chosen.data, counts, left_out, notes=notes),
+        codes=form == "openi",
+    )
 
-    outputs = [output_of(row) for row in read_rows(file, ROW)]
+
+def report(
+    chosen: Baseline, peer: Peer, asked: Asked, outputs: Sequence[Output], output: Path, options: Mapping[str, Any]
+) -> dict[str, Scores]:
+    """Score what a peer wrote, and write metrics.json and report.html. Returns scores by system, the peer first."""
+    pairs, train, limit = asked.pairs, asked.splits.train, asked.limit
     answers = [answer_of(one.text, completion=peer.completion) for one in outputs]
     terms = load_terminology(chosen.data.data.terminology or SHIPPED)
-    written = {peer.name: answers, **baselines(splits.train, pairs)}
-    systems = {name: score(texts, pairs, form, terms) for name, texts in written.items()}
+    written = {peer.name: answers, **baselines(train, pairs)}
+    systems = {name: score(texts, pairs, scored_as(chosen.data.data), terms) for name, texts in written.items()}
     absent = warn_of_absent(systems, unread_note([pair.target for pair in pairs], [pair.language for pair in pairs]))
-    shares = language_shares(answers, pairs)
+    shares, shortened = language_shares(answers, pairs), summary_of(asked.prompts, asked.references)
     result: dict[str, Any] = {
         "split": chosen.split,
         "reports": len(pairs),
-        "quarantined": len(too_long),
+        "quarantined": len(asked.too_long),
         "unfinished": sum(not one.complete and not one.failed for one in outputs),
         "unanswered": dict(Counter(one.failed for one in outputs if one.failed)),
-        "shots": {name: [shot.id for shot in own.shots] for name, own in references.items()},
-        "terms": {name: len(own.terms) for name, own in references.items()},
+        "shots": {name: [shot.id for shot in own.shots] for name, own in asked.references.items()},
+        "terms": {name: len(own.terms) for name, own in asked.references.items()},
         "prompts": {"limit": limit, "form": "completion" if peer.completion else "chat", "shortened": shortened},
         "languages": shares,
     }
-    said = [data, *peer_notes(chosen, peer, result), *absent]
-    if codes:
-        valid = terminology_validity([parse_codes(text) for text in answers], terminology(splits.train))
-        said.append(f"{valid:.1%} of the codes written are in the terminology of the training part.")
+    notes = [asked.data, *peer_notes(chosen, peer, result), *absent]
+    if asked.codes:
+        valid = terminology_validity([parse_codes(text) for text in answers], terminology(train))
+        notes.append(f"{valid:.1%} of the codes written are in the terminology of the training part.")
     else:
         read = recognised([pair.target for pair in pairs], [pair.language for pair in pairs], terms)
         result |= read._asdict()
-        said.append(read.note())
+        notes.append(read.note())
         say(read.note())
     if chosen.like is not None:
         beside, note = scores_of_run(chosen.like, chosen.split, pairs)
-        said.append(note)
+        notes.append(note)
         systems = {peer.name: systems.pop(peer.name), **beside, **systems}
-    distances = distance_between(splits.train, pairs, None if codes else terms)
+    distances = distance_between(train, pairs, None if asked.codes else terms)
     result |= {"systems": systems, "held_out": distances, "notes": absent}
     write_json(output / METRICS, rounded(result))
     tables = [language_table(shares), *([shortening_table(shortened)] if limit else []), distance_table(distances)]
     examples = examples_of(pairs, {name: written[name] for name in (peer.name, NEAREST)})
-    write_report(output, page(chosen, peer.name, systems, examples, said, tables, options))
+    write_report(output, page(chosen, peer.name, systems, examples, notes, tables, options))
     return systems
 
 
@@ -167,68 +206,24 @@ def ask(peer: Peer, pairs: Sequence[ReportPair], prompts: Sequence[str], file: P
     if not pairs:
         return
     with row_writer(file) as write, contextlib.closing(peer.answer(prompts, [pair.id for pair in pairs])) as outputs:
-        for pair, output in zip(pairs, outputs, strict=True):
+        for pair, output in _tracked(zip(pairs, outputs, strict=True), len(pairs)):
             (row,) = prediction_rows([answer_of(output.text, completion=peer.completion)], [pair], codes)
             failed = {"failed": output.failed} if output.failed else {}
             write({**row, "output": output.text, "complete": output.complete, **failed})
 
 
+def _tracked(results: Iterable[Result], total: int) -> Iterable[Result]:
+    """The results, with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(results, "baseline", total=total, console=console, disable=not console.is_terminal)
+
+
 def output_of(row: Mapping[str, Any]) -> Output:
     """What a row says that a model wrote."""
     return Output(row["output"], row["complete"], str(row.get("failed", "")))
-
-
-def shortening(prompts: Sequence[Prompt], references: Mapping[Any, Reference]) -> dict[str, dict[str, float | None]]:
-    """For each language how many prompts were shortened, and what these keep on average."""
-    found = {}
-    for language, reference in references.items():
-        own = [prompt for prompt in prompts if prompt.pair.language == language]
-        shorter = [(prompt, kept_parts(reference, prompt)) for prompt in own if prompt.left_out]
-        kept = [parts for _, parts in shorter]
-        found[language] = {
-            "reports": len(own),
-            "shortened": len(kept),
-            "terms": len(reference.terms),
-            "terms_kept": _mean([len(parts.terms) for parts in kept]),
-            "terms_without_other_names": _mean([len(parts.bare) for parts in kept]),
-            "needed_left_out": sum(bool(set(p.needed) - {t.id for t in k.terms}) for p, k in shorter),
-            "shots": len(reference.shots),
-            "shots_kept": _mean([len(parts.shots) for parts in kept]),
-        }
-    return found
-
-
-def _mean(values: Sequence[int]) -> float | None:
-    return float(np.mean(values)) if values else None
-
-
-def shortened_note(found: Mapping[str, Mapping[str, float | None]]) -> str:
-    """How many prompts were shortened, for the line that names the data."""
-    return f"{sum(int(own['shortened'] or 0) for own in found.values()):,} prompts shortened"
-
-
-def shortening_table(found: Mapping[str, Mapping[str, float | None]]) -> Table:
-    """What was left out of prompts, as a table of the page."""
-    names = {
-        "reports": "reports",
-        "shortened": "prompts that were too long and were shortened",
-        "terms": "terms in a whole prompt",
-        "terms_kept": "terms in a shortened one, mean",
-        "terms_without_other_names": "of these without their other names, mean",
-        "needed_left_out": "prompts that lack a term that the report needs",
-        "shots": "examples in a whole prompt",
-        "shots_kept": "examples in a shortened one, mean",
-    }
-
-    def shown(value: float | None) -> str:
-        return "–" if value is None else f"{value:,.1f}".removesuffix(".0")
-
-    rows = [(text, *(shown(own[name]) for own in found.values())) for name, text in names.items()]
-    lead = (
-        "Left out first: terms that the report does not need; then other names of those that it needs; then the "
-        "examples least like it; and only then what it needs."
-    )
-    return Table("Prompts", lead, ("", *found), rows)
 
 
 def peer_notes(chosen: Baseline, peer: Peer, result: Mapping[str, Any]) -> list[str]:
@@ -242,12 +237,13 @@ def peer_notes(chosen: Baseline, peer: Peer, result: Mapping[str, Any]) -> list[
         else "Each prompt is one message of the user.",
     ]
     if result["quarantined"]:
-        notes.append(f"{result['quarantined']} reports do not fit into the model's context: they are in no score.")
+        notes.append(f"Not in any score, because they do not fit into the model's context: {result['quarantined']}.")
     if result["unfinished"]:
-        notes.append(f"{result['unfinished']} answers ran into the limit of {chosen.max_new_tokens} tokens.")
+        notes.append(f"Answers that ran into the limit of {chosen.max_new_tokens} tokens: {result['unfinished']}.")
     if unanswered := result["unanswered"]:
         reasons = ", ".join(f"{printable(reason)}: {count}" for reason, count in unanswered.items())
-        notes.append(f"{sum(unanswered.values())} reports got no answer and count as empty ones ({reasons}).")
+        count = f"{sum(unanswered.values())} of {result['reports']}"
+        notes.append(f"{count} reports got no answer and count as empty ones ({reasons}).")
     return notes
 
 
@@ -259,7 +255,8 @@ def scores_of_run(run_dir: Path, split: str, pairs: Sequence[ReportPair]) -> tup
         return {}, f"{name} is not evaluated yet: its scores are not shown beside these."
     metrics = read_json_object(files[0])
     rows = read_rows(files[1], {"id": str, "reference": str})
-    same = [row["id"] for row in rows] == [pair.id for pair in pairs] and metrics.get("split") == split
+    theirs = [(row["id"], row["reference"]) for row in rows]
+    same = theirs == [(pair.id, one_line(pair.target)) for pair in pairs] and metrics.get("split") == split
     systems = metrics.get("systems")
     if not same or not isinstance(systems, dict) or MODEL not in systems:
         return {}, f"{name} was evaluated on other reports: its scores are not shown beside these."

@@ -2,12 +2,6 @@
 
 The paper's peers got five examples and its terminology as a reference; its prompt is not published. Here the examples
 are the same for all reports of a language, drawn from the training split. What all prompts share comes first.
-
-A prompt that is too long for the model is shortened, by as little as makes it fit, in this order: lines of terms that
-the report does not need, from the end of the table; then the other names of the terms that it needs; then examples, the
-one least like the report (cosine of TF-IDF) first; then what it needs. It needs the terms that the matcher finds in it,
-all that are broader than these, and those related to these, and loses them in the opposite order. Instruction and
-report always stay.
 """
 
 import functools
@@ -16,16 +10,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.data.records import Language, Quarantine, ReportPair
+from common.data.records import Language, ReportPair
 from common.errors import UserError
-from common.metrics.baselines import similarities
 from retsta_jax.codes import head, terminology
 from retsta_jax.consistency import NAMES
 from retsta_jax.data import Splits, apart_from
 from retsta_jax.matching import find_terms
 from retsta_jax.terminology import Term, Terminology
-
-LONGER_THAN = "longer than the model's context, alone with its instruction"
 
 
 @dataclass(frozen=True)
@@ -189,12 +180,13 @@ def prompt_text(reference: Reference, prompt: Prompt) -> str:
         parts.append("\n".join([wording.terms, *lines]))
     if kept.shots:
         parts.append(wording.examples)
-    parts += [_example(wording, shot) for shot in kept.shots]
+    parts += [example_text(wording, shot) for shot in kept.shots]
     parts.append(f"{wording.report}\n{prompt.pair.source}\n{wording.standard}\n")
     return "\n\n".join(parts)
 
 
-def _example(wording: Wording, shot: ReportPair) -> str:
+def example_text(wording: Wording, shot: ReportPair) -> str:
+    """An example, as a prompt holds it."""
     return f"{wording.report}\n{shot.source}\n{wording.standard}\n{shot.target}"
 
 
@@ -208,7 +200,7 @@ def term_line(term: Term, reference: Reference, *, bare: bool) -> str:
 def kept_parts(reference: Reference, prompt: Prompt) -> Kept:
     """What is left of terms and examples after the steps of shortening that a prompt takes."""
     left_out = prompt.left_out
-    spare, named = _spare(reference, prompt.needed), _named(reference, prompt.needed)
+    spare, named = spare_terms(reference, prompt.needed), named_terms(reference, prompt.needed)
 
     def last(items: Sequence[str]) -> list[str]:
         nonlocal left_out
@@ -226,119 +218,12 @@ def kept_parts(reference: Reference, prompt: Prompt) -> Kept:
     return Kept(terms, bare - gone, shots)
 
 
-def fit_prompts(
-    pairs: Sequence[ReportPair],
-    references: Mapping[Language, Reference],
-    count: Callable[[str], int],
-    limit: int | None,
-    train: Sequence[ReportPair],
-) -> tuple[list[Prompt], Quarantine]:
-    """A prompt of at most `limit` tokens, as `count` counts those of a text, for each pair; None: of any length.
-
-    A report that does not fit after all steps is quarantined. The training split says how frequent words are.
-    """
-    prompts = [Prompt(pair) for pair in pairs]
-    quarantine = Quarantine()
-    if limit is None:
-        return prompts, quarantine
-    sizes = [count(prompt_text(references[prompt.pair.language], prompt)) for prompt in prompts]
-    pieces = functools.cache(lambda text: count(text) - count(""))
-    long = [place for place, size in enumerate(sizes) if size > limit]
-    fitted: dict[int, Prompt | None] = {}
-    for language, reference in references.items():
-        places = [place for place in long if pairs[place].language == language]
-        orders = farthest_shots(reference, [pairs[place].source for place in places], train)
-        for place, order in zip(places, orders, strict=True):
-            there = {term.id for term in reference.terms}
-            needed = tuple(id_ for id_ in reference.needed(pairs[place].source) if id_ in there)
-            prompt = Prompt(pairs[place], needed, order)
-            fitted[place] = _shortened(reference, prompt, count, pieces, sizes[place], limit)
-    kept = []
-    for place, prompt in enumerate(prompts):
-        fitting = fitted.get(place, prompt)
-        if fitting is None:
-            quarantine.add(prompt.pair.id, LONGER_THAN)
-        else:
-            kept.append(fitting)
-    return kept, quarantine
-
-
-def farthest_shots(reference: Reference, sources: Sequence[str], train: Sequence[ReportPair]) -> list[tuple[int, ...]]:
-    """For each source the examples by their likeness to it, the least like first, the first of equals before others."""
-    if not sources or not reference.shots:
-        return [()] * len(sources)
-    known = [pair.source for pair in train if pair.language == reference.language]
-    shots = [shot.source for shot in reference.shots]
-    rows = similarities(known, shots, sources, language=reference.language)
-    return [tuple(sorted(range(len(shots)), key=row.__getitem__)) for row in rows]
-
-
-def _shortened(
-    reference: Reference,
-    prompt: Prompt,
-    count: Callable[[str], int],
-    pieces: Callable[[str], int],
-    whole: int,
-    limit: int,
-) -> Prompt | None:
-    """The prompt after as few steps as make it fit; None where all do not.
-
-    The number of steps is guessed from the tokens of `pieces` by themselves and of the `whole` prompt, and looked for
-    around that: prompts are long, and few of them are to be encoded.
-    """
-    removed = list(map(pieces, _removable(reference, prompt)))
-    left = whole - np.cumsum([0, *removed])
-
-    def fits(left_out: int) -> bool:
-        return count(prompt_text(reference, replace(prompt, left_out=left_out))) <= limit
-
-    if not fits(len(removed)):
-        return None
-    guess = int(np.argmax(left <= limit)) if left[-1] <= limit else len(removed)
-    return replace(prompt, left_out=least(fits, len(removed), guess))
-
-
-def least(fits: Callable[[int], bool], last: int, guess: int) -> int:
-    """The least of 0 to `last` that fits, where all that are greater fit as well; found fast where near the `guess`."""
-    width, low, high = 1, 0, last
-    if fits(guess):
-        high = guess
-        while high and fits(max(high - width, 0)):
-            high, width = max(high - width, 0), 2 * width
-        low = max(high - width + 1, 0)
-    else:
-        low = guess + 1
-        while low < last and not fits(min(low + width, last)):
-            low, width = min(low + width, last) + 1, 2 * width
-        high = min(low + width, last)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    return high
-
-
-def _removable(reference: Reference, prompt: Prompt) -> list[str]:
-    """What each step of shortening takes out of a prompt, in order."""
-    by_id = {term.id: term for term in reference.terms}
-
-    def line(id_: str, *, bare: bool) -> str:
-        return term_line(by_id[id_], reference, bare=bare) + "\n"
-
-    named = _named(reference, prompt.needed)
-    return [
-        *(line(id_, bare=False) for id_ in reversed(_spare(reference, prompt.needed))),
-        *(line(id_, bare=False).removeprefix(own_name(by_id[id_], reference.language)) for id_ in reversed(named)),
-        *(_example(reference.wording, reference.shots[place]) + "\n\n" for place in prompt.farthest),
-        *(line(id_, bare=True) for id_ in reversed(prompt.needed)),
-    ]
-
-
-def _spare(reference: Reference, needed: Sequence[str]) -> list[str]:
+def spare_terms(reference: Reference, needed: Sequence[str]) -> list[str]:
     """The terms that a report does not need, in the order of the table."""
     return [term.id for term in reference.terms if term.id not in needed]
 
 
-def _named(reference: Reference, needed: Sequence[str]) -> list[str]:
+def named_terms(reference: Reference, needed: Sequence[str]) -> list[str]:
     """The needed terms that have other names, in their own order."""
     named = {term.id for term in reference.terms if term.synonyms(reference.language)}
     return [id_ for id_ in needed if id_ in named]

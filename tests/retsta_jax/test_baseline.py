@@ -316,7 +316,7 @@ def test_a_report_that_an_endpoint_refuses_counts_as_an_empty_answer(server, dat
     assert metrics["systems"]["m"]["findings/exact-match"]["value"] == rounded(5 / 6)
     assert metrics["languages"][refused_one.language]["no_text"] == rounded(1 / 3)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "1 reports got no answer and count as empty ones (filtered: " in page
+    assert "1 of 6 reports got no answer and count as empty ones (filtered: " in page
 
 
 def test_answers_in_the_other_language_are_counted(server, data, tmp_path):

@@ -12,20 +12,16 @@ from retsta_jax.corpus import make_splits
 from retsta_jax.data import Splits
 from retsta_jax.few_shot import (
     ENGLISH,
-    LONGER_THAN,
     Reference,
-    _removable,
     choose_shots,
-    farthest_shots,
-    fit_prompts,
     kept_parts,
-    least,
     make_references,
     needed_terms,
     own_name,
     prompt_text,
 )
 from retsta_jax.matching import find_terms
+from retsta_jax.shortening import LONGER_THAN, _removable, farthest_shots, fit_prompts, least
 from retsta_jax.terminology import Terminology, load_terminology
 
 TERMS = load_terminology()
