@@ -216,7 +216,9 @@ def measured(directory: Path, system: str, language: Language, pairs: int | None
     systems = metrics.get("systems")
     if not isinstance(systems, dict) or system not in systems:
         raise UserError(f"{directory / 'metrics.json'}: no scores of {system!r}; evaluate this directory again")
-    rows = [row for row in reports_of(directory) if row.get("language", language) == language]
+    rows = [row for row in reports_of(directory) if row["language"] == language]
+    if not rows:
+        raise UserError(f"{directory}: none of its test reports is in {language}, the language of this table")
     return Measured(directory, pairs, len(rows), columns(systems[system], language))
 
 
@@ -235,7 +237,7 @@ def columns(scores: Mapping[str, Mapping[str, float | None]], language: Language
 
 def reports_of(directory: Path) -> list[dict[str, Any]]:
     """The rows that an evaluation wrote, one a report."""
-    return read_rows(directory / "predictions.jsonl", {"id": str, "reference": str})
+    return read_rows(directory / "predictions.jsonl", {"id": str, "reference": str, "language": str})
 
 
 def peer_name(directory: Path) -> str:

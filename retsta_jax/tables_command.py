@@ -23,7 +23,7 @@ from common.report.table import mean_interval
 from common.weights import write_json
 from retsta_jax.endpoint_translator import MAX_TOKENS
 from retsta_jax.ordering import Comparison, compare, ordering_sentence
-from retsta_jax.paper_tables import AUGMENTED, FEW, METRICS, NOT_AUGMENTED, RETSTA, TABLES
+from retsta_jax.paper_tables import AUGMENTED, BILINGUAL, FEW, METRICS, NOT_AUGMENTED, RETSTA, TABLES
 from retsta_jax.paradigm import ParadigmConfig, Translation
 from retsta_jax.paradigm_command import NEEDS as PARADIGM_NEEDS
 from retsta_jax.paradigm_command import PRESETS as PARADIGM_PRESETS
@@ -32,6 +32,7 @@ from retsta_jax.translate_command import made_with, translator_of
 
 TABLE = "table.json"
 METRIC = "BLEU-4"  # that the ordering goes by
+PROPOSED = (RETSTA, AUGMENTED, BILINGUAL)  # the rows that the page draws first
 _DEMO = PARADIGM_PRESETS["demo"]
 PRESETS: dict[str, ParadigmConfig] = {
     "demo": dataclasses.replace(
@@ -217,7 +218,7 @@ def page_of(number: int, config: ParadigmConfig, rows: Rows, labels: Mapping[str
             for metric in NAMES
             if (own := [one.scores[metric] for one in by_seed.values() if metric in one.scores])
         }
-        for name, by_seed in rows.items()
+        for name, by_seed in sorted(rows.items(), key=lambda row: row[0] not in PROPOSED)
     }
     return Page(
         title=f"RetSTA, Table {number}: {TABLES[number].title}",

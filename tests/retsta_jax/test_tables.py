@@ -7,7 +7,7 @@ import pytest
 
 import retsta_jax.paradigm
 import retsta_jax.tables
-from common.jsonl import read_rows
+from common.jsonl import read_rows, write_rows
 from retsta_jax.filters import RULES
 from retsta_jax.paper_tables import TABLES
 from tests.pages import commands_of
@@ -140,6 +140,13 @@ def test_other_models_stand_beside_on_the_same_reports(done, material, untouched
     other = peer(tmp_path / "other", done / "seed-1" / "not-augmented", "glm-4-9b-chat")
     assert retsta(command(1, done, material.base, "--baselines", other)) == 2
     assert "other: answered other reports than the test parts of seeds 0; give" in capsys.readouterr().err
+    again = peer(tmp_path / "again", final, "glm-4-9b-chat")
+    assert retsta(command(1, done, material.base, "--baselines", same, again)) == 2
+    assert f"{same} and {again} have both glm-4-9b-chat on seed 0" in capsys.readouterr().err
+    rows = read_rows(again / "predictions.jsonl", {})
+    write_rows(again / "predictions.jsonl", (row for row in rows if row["language"] == "zh"))
+    assert retsta(command(1, done, material.base, "--baselines", again)) == 2
+    assert "again: none of its test reports is in en" in capsys.readouterr().err
     assert retsta(command(1, done, material.base, "--baselines", final)) == 2
     assert "no result of retsta baseline there" in capsys.readouterr().err
     assert retsta(command(3, done, material.base, "--baselines", same)) == 2
