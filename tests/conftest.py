@@ -33,12 +33,8 @@ LONG = (
     *("launch/test_bench.py", "parity/test_clip_torch.py", "launch/test_bench_rl.py", "launch/test_plan_deer.py"),
     *("parallel/test_same_update.py", "parity/test_unicross_torch.py", "deer_jax/test_vision_policy.py"),
     *("deer_jax/test_labeler.py", "common/test_decode_cli.py", "parity/test_peft.py", "launch/test_plan.py"),
-    *(
-        "retsta_jax/test_baseline.py",
-        "parallel/test_hosts_training.py",
-        "parallel/test_training_run.py",
-        "common/test_sampling.py",
-    ),
+    *("retsta_jax/test_baseline.py", "parallel/test_hosts_training.py", "parallel/test_training_run.py"),
+    "common/test_sampling.py",
 )
 
 
