@@ -22,6 +22,7 @@ from common.fingerprints import data_record
 from common.io.terminal import say
 from common.io.text import read_json_object
 from common.jsonl import write_rows
+from common.models.qwen2_weights import config_from_directory
 from retsta_jax.code_rules import judge_by_codes
 from retsta_jax.codes import terminology
 from retsta_jax.config import AugmentConfig, DataConfig, RetstaConfig
@@ -33,7 +34,7 @@ from retsta_jax.label import PAIRS, Funnel, LabelConfig, label_reports
 from retsta_jax.reports import read_reports
 from retsta_jax.terminology import SHIPPED, Terminology, load_terminology
 from retsta_jax.terminology_command import terminology_record
-from retsta_jax.train import train_run
+from retsta_jax.train import base_directory, train_run
 from retsta_jax.translate import Counts, Translator, translate_file
 
 ZERO, FINAL, LABELLED, TRANSLATED = "zero", "final", "labelled", "translated.jsonl"
@@ -187,6 +188,12 @@ def prepare(config: ParadigmConfig, run_dir: Path, translation: Translation) -> 
     """Claim `run_dir`, and write there the pairs and reports that the stages read. Raises UserError."""
     if config.data.corpus == "jsonl" and config.data.has_codes and translation.translator is not None:
         raise UserError(f"translate: {config.translate}: lists of codes are not translated; give --translate none")
+    if not config.train.model.base:
+        raise UserError(
+            "train.model.base: not given; name the directory of a model such as Qwen2.5-7B-Instruct with "
+            "--train.model.base DIR"
+        )
+    config_from_directory(base_directory(config.train))
     terms = load_terminology(config.terminology or SHIPPED)
     quarantine = Quarantine()
     start = begin(config, quarantine)

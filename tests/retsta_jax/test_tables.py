@@ -169,6 +169,8 @@ def test_other_options_are_refused_in_a_directory_that_has_runs(done, material, 
         (("3", "--seed", "1"), "--seed: not read by retsta table; give --seeds"),
         (("3", "--augment-to", "2000"), "table 3 needs --augment-to above the number of pairs given, 2,000"),
         (("4", "--translate", "none"), "table 4 needs training pairs in en; give --translate offline"),
+        (("3", "--preset", "retsta-7b"), "train.model.base: not given"),
+        (("1", "--train.model.base", "absent"), "absent"),
         (("3", "--data.corpus", "jsonl"), "data.train: not given; corpus jsonl needs rows"),
     ],
 )
