@@ -151,7 +151,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("runs/assets"), help="run directory; continues if interrupted"
     )
-    parser.add_argument("--steps", type=bounded(STEPS), default=5000, help="updates of batch-size rows of 256 tokens")
+    parser.add_argument("--steps", type=bounded(STEPS), default=2500, help="updates of batch-size rows of 256 tokens")
     parser.add_argument("--batch-size", type=bounded(COUNT), default=8)
     options = parser.parse_args(arguments)
     make(options.output, options.work, options.steps, options.batch_size)
