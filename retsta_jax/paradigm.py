@@ -10,6 +10,7 @@ wherever it was stopped. The paper does not say whether its 60,037 pairs hold th
 import dataclasses
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -40,6 +41,7 @@ from retsta_jax.translate import Counts, Translator, translate_file
 ZERO, FINAL, LABELLED, TRANSLATED = "zero", "final", "labelled", "translated.jsonl"
 SPLITS = ("train", "validation", "test")
 OTHER: Mapping[Language, Language] = {"zh": "en", "en": "zh"}
+MOSTLY = 0.9  # of the pairs: a language that more of them are in is that of all
 MOST_COST = 0.1  # of the pairs given, which are right: a rule that rejects more of them is not applied
 
 
@@ -295,12 +297,16 @@ def training(
 def with_translations(
     run_dir: Path, translation: Translation, terms: Terminology, name: str, pairs: Sequence[ReportPair]
 ) -> tuple[list[ReportPair], Counts | None]:
-    """Pairs of one language with their translations, where these are asked for; pairs of both as they are."""
-    languages = {pair.language for pair in pairs}
-    if translation.translator is None or len(languages) != 1:
+    """Pairs with translations of those in their usual language, where these are asked for; pairs of both as they are.
+
+    A few of another language are told apart by nothing but abbreviations ("OD: DR"), and make no second language.
+    """
+    [(usual, count)] = Counter(pair.language for pair in pairs).most_common(1) or [("en", 0)]
+    if translation.translator is None or count <= MOSTLY * len(pairs):
         return list(pairs), None
     output = run_dir / f"{name}-{TRANSLATED}"
-    counts = translate_file(pairs, translation.translator, terms, OTHER[languages.pop()], output, translation.made_with)
+    own = [pair for pair in pairs if pair.language == usual]
+    counts = translate_file(own, translation.translator, terms, OTHER[usual], output, translation.made_with)
     return [*pairs, *(read_pairs(output, Quarantine()) if counts.translated else [])], counts
 
 

@@ -22,10 +22,9 @@ from retsta_jax.translate_command import made_with, translator_of
 
 PRESETS: dict[str, ParadigmConfig] = {
     "demo": ParadigmConfig(
-        data=ParadigmData(held_out="states", train_size=1500, validation_size=60, test_size=200, reports_size=1500),
+        data=ParadigmData(held_out="states", train_size=1500, validation_size=60, test_size=200, reports_size=4000),
         augment_to=6000,
         label=LabelConfig(batch_size=64),
-        final_epochs=2,
         train=dataclasses.replace(TRAINING["demo"], evaluate_every=200, checkpoint_every=200),
     ),
     "openi": ParadigmConfig(

@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from common.data.records import ReportPair
 from common.jsonl import read_rows
+from retsta_jax.corpus import make_pairs
 from retsta_jax.filters import RULES
+from retsta_jax.offline_translator import translate_offline
+from retsta_jax.paradigm import Translation, with_translations
+from retsta_jax.terminology import load_terminology
 from tests.runs import Material, retsta
 
 SMALL = {
@@ -153,3 +158,15 @@ def test_bad_options_are_one_line(material, tmp_path, capsys, options, expected)
     )
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_report_of_abbreviations_does_not_end_translation(tmp_path):
+    pairs = make_pairs(30, seed=1, language="zh")
+    short = ReportPair("short", "OD: DR", "右眼：糖尿病视网膜病变。", "en")
+    translation = Translation(translate_offline, {"translator": "offline"})
+    both, counts = with_translations(tmp_path, translation, load_terminology(), "pairs", [*pairs, short])
+    assert counts is not None
+    assert counts.translated >= 28
+    assert short in both
+    mixed = make_pairs(10, seed=1, language="both")
+    assert with_translations(tmp_path, translation, load_terminology(), "mixed", mixed) == (mixed, None)
