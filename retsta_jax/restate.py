@@ -51,8 +51,9 @@ LEAD = re.compile(
 )  # what does not belong to the description behind it
 ARTICLE = re.compile(r"(?:a|an|the|any|some)\s+", re.IGNORECASE)
 # Words behind which no cue stands, and other words that belong to no name.
-BOUND = frozenset("of in at on for from by to into".split())  # noqa: SIM905
-FREE = frozenset("is are was were be been being with which that seems appears remains also now still".split())  # noqa: SIM905
+BOUND = frozenset(("of", "in", "at", "on", "for", "from", "by", "to", "into"))
+VERBS = ("is", "are", "was", "were", "be", "been", "being", "seems", "appears", "remains")
+FREE = frozenset((*VERBS, "with", "which", "that", "also", "now", "still"))
 AFTER_VERB = ("no", "possible", "probable", "suspected", "likely", "questionable")  # "there is no ..."
 BRACKET = re.compile(r"\s?[(（][^()（）]*[)）]")
 
@@ -245,8 +246,8 @@ def phrase_start(report: Report, index: int) -> int | None:
             before = token.end
             break
     gap = text[before : term.start]
-    lead = len(LEAD.match(gap).group())  # type: ignore[union-attr]
-    before, gap = before + lead, gap[lead:]
+    rest = LEAD.sub("", gap, count=1)  # at the beginning, where it matches nothing at the least
+    before, gap = before + len(gap) - len(rest), rest
     if report.language == "zh":
         return before if len(gap) <= LONGEST_GAP["zh"] else term.start
     words = [(word.group().lower(), before + word.start(), before + word.end()) for word in re.finditer(r"\S+", gap)]

@@ -17,9 +17,8 @@ from retsta_jax.terminology import Term, Terminology
 from retsta_jax.typos import misspellings
 
 # Abbreviations that are words of English or titles as well: only in capitals, in a text that has small letters too.
-WORDS = frozenset(
-    "am an as at be by do dr go he if in is it ma me mo no of on or pa pm so st to up us we".split()  # noqa: SIM905
-)
+ENGLISH_WORDS = "am an as at be by do dr go he if in is it ma me mo no of on or pa pm so st to up us we"
+WORDS = frozenset(ENGLISH_WORDS.split())
 SPELLINGS = (
     ("oedema", "edema"),
     ("haem", "hem"),
