@@ -31,7 +31,7 @@ demo: setup
 	@$(BIN)/deer demo --run-dir runs/deer-demo
 
 lint: dev
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
 
 types: dev
 	@$(BIN)/mypy

@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 
 from common.bounds import check_numbers
 from common.errors import UserError
-from common.files import written_aside
+from common.io.differences import differences
+from common.io.files import written_aside
 from common.io.locks import is_first_process, is_lock, lock_of, locked_by_first, locked_directory
 from common.io.terminal import printable
 from common.io.text import json_text, read_json, read_json_object
@@ -258,25 +259,6 @@ def check_own_names(folder: Path, names: Collection[str]) -> None:
             f"{folder}: holds {printable(foreign[0])}, which no run writes; move it elsewhere, or give another "
             "--run-dir"
         )
-
-
-class Difference(typing.NamedTuple):
-    """A field of a config, by its path, that two configs have different values of."""
-
-    field: str
-    old: Any
-    new: Any
-
-    def __str__(self) -> str:
-        return f"{self.field} was {printable(repr(self.old))} and is now {printable(repr(self.new))}"
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[Difference]:
-    """What differs between two configs as `to_json` gives them, in the order of the fields' names."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = sorted(old.keys() | new.keys())
-        return [found for key in names for found in differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))]
-    return [] if old == new else [Difference(name, old, new)]
 
 
 def _nearest(name: str, names: typing.Iterable[str]) -> str:

@@ -12,21 +12,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.bounds import SEED, STEPS_OR_ALL, bounded
-from common.config import check_run_directory, check_trained_on, choose_preset, differences, parse
-from common.data.parts import Part
+from common.clinical.scores import Scores, in_each_language
+from common.config import check_run_directory, check_trained_on, choose_preset, parse
 from common.data.records import Quarantine
+from common.data.splits import Part
 from common.data.summary import say_data
 from common.errors import Parser, UserError
-from common.fingerprints import model_record
+from common.io.differences import differences
+from common.io.fingerprints import model_record
 from common.io.locks import locked_by_first
 from common.io.numbers import rounded
 from common.io.outputs import check_own_object
+from common.io.safetensors import write_json
 from common.io.text import read_json_object
-from common.metrics.studies import Scores, in_each_language
 from common.metrics.text import warn_of_absent
-from common.parallel import make_layout
 from common.report.table import as_markdown
-from common.weights import write_json
+from common.training.parallel import make_layout
 from deer_jax.config import (
     ABLATION_NEEDS,
     HELP,
@@ -37,9 +38,17 @@ from deer_jax.config import (
     RlConfig,
     SftConfig,
 )
-from deer_jax.continued import labeler_record
 from deer_jax.ddsampling import Strategy
-from deer_jax.held_out import (
+from deer_jax.prompts import parts_line, read_parts
+from deer_jax.proportion import draw_proportions
+from deer_jax.resumable import labeler_record
+from deer_jax.rl_run import check_config, reward_labeler
+from deer_jax.rl_run import train_run as run_rl
+from deer_jax.sample import sample_run
+from deer_jax.select import choose, read_studies
+from deer_jax.setup import base_directory, checkpoint_note, load_base
+from deer_jax.sft import train_run as run_sft
+from deer_jax.test_evaluation import (
     CONSTANT,
     NEAREST,
     Reports,
@@ -49,14 +58,6 @@ from deer_jax.held_out import (
     score_model,
     score_systems,
 )
-from deer_jax.proportion import draw_proportions
-from deer_jax.rl_run import check_config, reward_labeler
-from deer_jax.rl_run import train_run as run_rl
-from deer_jax.sample import sample_run
-from deer_jax.select import choose, read_studies
-from deer_jax.sft import train_run as run_sft
-from deer_jax.stage import base_directory, checkpoint_note, load_base
-from deer_jax.studies import parts_line, read_parts
 
 PROGRAM = "deer ablation"
 SFT = "SFT"

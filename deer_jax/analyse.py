@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from common.bounds import COUNT, FINITE, SEED, SHARE, bounded
+from common.clinical.labeler import Labeler, classes_of_groups, label_texts, load_labeler
 from common.data.summary import say_data
 from common.devices import say_devices
 from common.errors import Parser, UserError
@@ -27,8 +28,7 @@ from common.metrics.clinical import BLANK, POSITIVE
 from common.options import Needs, check_options
 from common.report.template import render_template
 from deer_jax.ddsampling import reward_statistics
-from deer_jax.judge import score_function
-from deer_jax.labeler import Labeler, classes_of_groups, label_texts, load_labeler
+from deer_jax.rewarding import score_function
 from deer_jax.rewards import bleu2, label_f1
 from deer_jax.select import read_ids
 from deer_jax.token_weights import STRENGTH, Group, Rollout, weights_of

@@ -2,7 +2,8 @@
 
 import importlib
 
-from common.errors import UserError, run_cli
+from common.command import run_cli
+from common.errors import UserError
 
 USAGE = """usage: deer COMMAND ...
 
@@ -21,18 +22,18 @@ USAGE = """usage: deer COMMAND ...
 Each command has --help."""
 
 COMMANDS = {
-    "sft": "sft",
-    "sample": "sample",
-    "select": "select",
-    "rl": "rl_run",
-    "label": "label",
-    "train-labeler": "train_labeler",
-    "weights": "weights",
-    "analyse": "analyse",
-    "ablation": "ablation",
-    "demo": "demo",
-    "evaluate": "evaluate",
-}  # each is the module of deer_jax whose `main` takes the arguments
+    "sft": "deer_jax.sft",
+    "sample": "deer_jax.sample",
+    "select": "deer_jax.select",
+    "rl": "deer_jax.rl_run",
+    "label": "deer_jax.label",
+    "train-labeler": "common.clinical.labeler_training",
+    "weights": "deer_jax.weights",
+    "analyse": "deer_jax.analyse",
+    "ablation": "deer_jax.ablation",
+    "demo": "deer_jax.demo",
+    "evaluate": "deer_jax.evaluate",
+}  # each is the module whose `main` takes the arguments
 ON_HOSTS = ("sft", "rl", "train-labeler", "label", "sample")  # those that several hosts do together
 
 
@@ -48,7 +49,7 @@ def dispatch(arguments: list[str]) -> None:
         return
     if arguments[0] not in COMMANDS:
         raise UserError(f"deer {arguments[0]}: unknown command; expected {', '.join(COMMANDS)}")
-    importlib.import_module(f"deer_jax.{COMMANDS[arguments[0]]}").main(arguments[1:])
+    importlib.import_module(COMMANDS[arguments[0]]).main(arguments[1:])
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ from common.bounds import (
 )
 from common.data.source import HELP as DATA_HELP
 from common.data.source import STUDY_NEEDS, StudySource
-from common.lora import LoraConfig
 from common.models.attention import Implementation
+from common.models.lora import LoraConfig
 from common.models.qwen2 import Remat
-from common.optim import OptimConfig
 from common.options import Needs
-from common.parallel import MESH_NEEDS, MeshConfig, Mode
+from common.training.optim import OptimConfig
+from common.training.parallel import MESH_NEEDS, MeshConfig, Mode
 from deer_jax.ditpo import Objective
 
 EMBEDDED_BASE = Path(__file__).parent / "assets" / "base"

@@ -9,33 +9,33 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from common.clinical.labeler import Labeler, load_labeler
+from common.clinical.scores import Scores
 from common.config import check_own_names, remove_run
-from common.data.parts import PHANTOM_PLACES, Part
-from common.data.phantom import make_phantom
 from common.data.records import Quarantine
+from common.data.splits import PHANTOM_PLACES, Part
 from common.data.summary import say_data
 from common.errors import Parser
+from common.io.jsonl import write_rows
 from common.io.locks import owning
 from common.io.numbers import rounded, score_text
 from common.io.outputs import check_output, write_whole
-from common.jsonl import write_rows
-from common.logs import METRICS_FILE, read_rows
-from common.metrics.studies import Scores
+from common.io.safetensors import write_json
 from common.metrics.text import warn_of_absent
 from common.options import command_line, training_command, used_settings
-from common.parallel import make_layout
+from common.phantoms.phantom import make_phantom
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, write_report
-from common.weights import write_json
+from common.training.logs import METRICS_FILE, read_rows
+from common.training.parallel import make_layout
 from deer_jax.analyse import token_page
 from deer_jax.config import RL_NEEDS, RL_PRESETS, SAMPLE_PRESETS, RlConfig
-from deer_jax.held_out import NEAREST, baselines, held_out_reports, sampling, score_model, score_systems
-from deer_jax.labeler import Labeler, load_labeler
+from deer_jax.prompts import parts_line, read_parts
 from deer_jax.rl_run import train_run
 from deer_jax.sample import sample_run
 from deer_jax.select import choose, read_studies
-from deer_jax.stage import base_directory, load_base
-from deer_jax.studies import parts_line, read_parts
+from deer_jax.setup import base_directory, load_base
+from deer_jax.test_evaluation import NEAREST, baselines, held_out_reports, sampling, score_model, score_systems
 from deer_jax.weights import read_groups, read_rollout_rows, rollout_reader
 
 AFTER, BEFORE = "after RL", "before RL"

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from common.bounds import NotNegative
-from common.decode import Generated
-from common.step import LossFn
+from common.generation.loop import Generated
+from common.training.step import LossFn
 from common.types import LossSum, PyTree
 
 Normalisation = Literal["sequence", "token", "constant"]
@@ -171,7 +171,7 @@ def ditpo_loss(
 
 
 def make_loss(policy: Policy, objective: Objective) -> LossFn:
-    """The loss of a policy, in the form that `common.step.make_train_step` takes; batches are `Rollouts`."""
+    """The loss of a policy, in the form that `common.training.step.make_train_step` takes; batches are `Rollouts`."""
 
     def loss_fn(trainable: PyTree, frozen: PyTree, batch: Rollouts, rng: Array) -> tuple[LossSum, dict[str, LossSum]]:
         params = PolicyParams(trainable, frozen)

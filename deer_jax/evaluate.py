@@ -2,7 +2,7 @@
 
 Clinical scores follow each convention of `common.metrics.clinical` by its name; text scores are those of `python -m
 common.metrics` (DEER's Tables 1-3). Scorers with an environment of their own, such as GREEN and RadGraph, are commands
-of the user's (`common.metrics.external`).
+of the user's (`common.clinical.external`).
 """
 
 import argparse
@@ -15,25 +15,25 @@ import numpy as np
 from jaxtyping import Int
 
 from common.bounds import COUNT, bounded
+from common.clinical.external import Scorer, check_programs, parse_scorers, run_scorers
+from common.clinical.score_command import LANGUAGE_HELP
+from common.clinical.score_command import evaluate as evaluate_as_texts
 from common.data.summary import say_data
 from common.devices import say_devices
 from common.errors import Parser, UserError
+from common.io.jsonl import read_rows
 from common.io.locks import locked_file
 from common.io.numbers import rounded
 from common.io.outputs import check_output, check_own_object
 from common.io.terminal import say
 from common.io.text import json_text
-from common.jsonl import read_rows
-from common.metrics.__main__ import LANGUAGE_HELP
-from common.metrics.__main__ import evaluate as evaluate_as_texts
 from common.metrics.baselines import constant_reports
 from common.metrics.bootstrap import mean_measure, summarize
 from common.metrics.clinical import FINDINGS, POSITIVE, evaluate_labels, finding_measure
-from common.metrics.external import Scorer, check_programs, parse_scorers, run_scorers
 from common.metrics.tokenize import Language, languages_of
 
 if TYPE_CHECKING:
-    from deer_jax.labeler import Labeler
+    from common.clinical.labeler import Labeler
 
 DESCRIPTION = """Score reports against their references. Prints one JSON object: each metric under its name and
 convention, then `intervals` (95%, bootstrap over reports), `constant_report` (one report for all, chosen from the
@@ -80,7 +80,7 @@ def evaluate_file(chosen: argparse.Namespace) -> None:
     if scorers:
         # JAX would take most of the accelerator's memory, and leave none for the scorers.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from deer_jax.labeler import load_labeler, texts_line  # JAX reads the variable above when it is first used
+    from common.clinical.labeler import load_labeler, texts_line  # JAX reads the variable above when it is first used
 
     labeler = load_labeler(chosen.labeler, chosen.tokenizer)
     texts = [row[name] for row in rows for name in ("prediction", "reference")]
@@ -90,7 +90,7 @@ def evaluate_file(chosen: argparse.Namespace) -> None:
     for name, reason in result["notes"].items():
         say(f"note: {name}: {reason}", error=True)
     if chosen.output is not None:
-        from common.weights import write_json
+        from common.io.safetensors import write_json
 
         write_json(chosen.output, rounded(result))
     print(json_text(rounded(result), "deer evaluate", indent=2))
@@ -156,7 +156,7 @@ def label_each(
     Raises UserError for a labeler of other labels than CheXbert's 14, and as `label_texts` does; `ids` are those of the
     texts of each list.
     """
-    from deer_jax.labeler import label_texts
+    from common.clinical.labeler import label_texts
 
     _check_labels(labeler)
     place = {text: number for number, text in enumerate(dict.fromkeys(text for texts in lists for text in texts))}

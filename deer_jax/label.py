@@ -12,12 +12,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from common.bounds import COUNT, bounded
+from common.clinical.labeler import Labeler, Labels, check_labels, load_labeler, read_texts, spread, texts_line
 from common.data.summary import already, say_data
 from common.errors import Parser
+from common.io.jsonl import read_rows
 from common.io.locks import locked_by_first, locked_file
-from common.jsonl import read_rows
-from deer_jax.continued import continued_writer, labeler_record, rows_kept
-from deer_jax.labeler import Labeler, Labels, check_labels, load_labeler, read_texts, spread, texts_line
+from deer_jax.resumable import continued_writer, labeler_record, rows_kept
 
 BATCHES_AT_ONCE = 32  # of each process, sorted into length buckets together before their rows are written
 

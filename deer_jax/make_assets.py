@@ -19,32 +19,33 @@ import optax
 from jaxtyping import Array, Float
 
 from common.bounds import COUNT, STEPS, bounded
-from common.checkpoint import open_checkpoints
+from common.command import run_cli
 from common.data.huggingface_tokenizer import QWEN2_SPECIAL
 from common.data.images import GreyImage, augment, resize_shorter
 from common.data.packing import GlobalBatch, plan_epochs, plan_in_order
-from common.data.phantom import Phantom, make_phantoms
 from common.data.pieces import CHAT_MARKS
 from common.data.pipeline import make_iterator
 from common.data.tokenizers import load_tokenizer
-from common.errors import Parser, run_cli
+from common.errors import Parser
 from common.io.locks import owning
+from common.io.safetensors import write_json
 from common.io.text import read_json_object
-from common.lora import LoraConfig
 from common.metrics.clinical import FINDINGS, POSITIVE
+from common.models.lora import LoraConfig
 from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_vl import Qwen2VLConfig, init_params
 from common.models.qwen2_vl_layout import vision_layout
 from common.models.qwen2_vl_vision import VisionConfig
 from common.models.qwen2_vl_weights import save_qwen2_vl
-from common.optim import OptimConfig, make_optimizer, make_schedule
-from common.parallel import compile_evaluation, compile_step, make_layout, place, place_batch
-from common.step import init_state, make_train_step
-from common.train_loop import train
+from common.phantoms.phantom import Phantom, make_phantoms
+from common.training.checkpoint import open_checkpoints
+from common.training.loop import train
+from common.training.optim import OptimConfig, make_optimizer, make_schedule
+from common.training.parallel import compile_evaluation, compile_step, make_layout, place, place_batch
+from common.training.step import init_state, make_train_step
 from common.types import LossSum, PyTree
-from common.weights import write_json
 from deer_jax.config import EMBEDDED_BASE, INSTRUCTION
-from deer_jax.studies import Encoder, ReportRows, prompt_length, report_rows
+from deer_jax.prompts import Encoder, ReportRows, prompt_length, report_rows
 from deer_jax.vision_policy import image_features, sft_loss
 
 SEED = 21  # of the phantoms; the demo's have others

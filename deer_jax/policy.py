@@ -5,14 +5,15 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from common.decode import Generated, Prompts
-from common.generate import DecodeSettings, decode
-from common.lora import LoraConfig
-from common.losses import token_logprobs
+from common.generation.generate import DecodeSettings, decode
+from common.generation.loop import Generated
 from common.models.attention import SharedPrompt
+from common.models.decoding import Prompts
+from common.models.lora import LoraConfig
 from common.models.qwen2 import SHARDING_RULES, Qwen2, Qwen2Config, bind, output_head
-from common.parallel import gathered
-from common.sft import model_variables
+from common.training.losses import token_logprobs
+from common.training.parallel import gathered
+from common.training.sft import model_variables
 from common.types import PyTree
 from deer_jax.ditpo import Policy, PolicyParams
 
@@ -20,7 +21,7 @@ from deer_jax.ditpo import Policy, PolicyParams
 def text_policy(
     config: Qwen2Config, settings: DecodeSettings, lora: LoraConfig | None = None, chunk: int = 128
 ) -> Policy:
-    """A Qwen2 that continues prompts of tokens (`common.decode.Prompts`).
+    """A Qwen2 that continues prompts of tokens (`common.generation.loop.Prompts`).
 
     What is trained are LoRA adapters, where `frozen` holds a base under "params", else the whole model. `settings`
     gives temperature, stop ids and forbidden ids, for sampling and scoring alike; its `group` is not used.
@@ -80,7 +81,8 @@ def group_logprobs(
 ) -> Float[Array, "B G T"]:
     """Log-probabilities under the distribution that is sampled from: after temperature and forbidden ids.
 
-    At temperature 0 tokens are chosen without chance; they are scored at temperature 1, as `common.sampling` does.
+    At temperature 0 tokens are chosen without chance; they are scored at temperature 1, as
+    `common.generation.sampling` does.
     """
     batch, group, length = tokens.shape
     flat = (batch, group * length)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from common.io.safetensors import writing
 from common.report.table import mean_interval
-from common.weights import writing
 
 SHOWN = {"sampled/promptmrg/F1": "one report drawn at temperature 1", "promptmrg/F1": "the likeliest report"}
 

@@ -2,7 +2,7 @@
 
 Sampling and updating are jitted programs over the same arrays. Between them stands one hop through the host, because
 the labeler has another tokenizer: tokens become texts, texts get rewards and token weights. The step has the form that
-`common.train_loop.train` takes, so logs, checkpoints and resuming are those of every other training.
+`common.training.loop.train` takes, so logs, checkpoints and resuming are those of every other training.
 """
 
 import time
@@ -18,11 +18,11 @@ from jaxtyping import Array, Float, Int
 
 from common.data.packing import GlobalBatch, Plan
 from common.data.tokenizers import Tokenizer
-from common.decode import Generated
-from common.finite import check_finite
-from common.logs import SECONDS
-from common.parallel import Layout, compile_rows, compile_step, fetch_rows, place_batch
-from common.step import TrainStep, make_train_step
+from common.generation.loop import Generated
+from common.io.finite import check_finite
+from common.training.logs import SECONDS
+from common.training.parallel import Layout, compile_rows, compile_step, fetch_rows, place_batch
+from common.training.step import TrainStep, make_train_step
 from common.types import PyTree, TrainState
 from deer_jax.ditpo import Objective, Policy, PolicyParams, Rollouts, group_advantages, make_loss
 from deer_jax.token_weights import Rollout, Scores, read_rollout

@@ -9,21 +9,22 @@ import jax
 import numpy as np
 
 from common.bounds import POSITIVE, check_number
-from common.checkpoint import open_checkpoints, restore_trainable
+from common.clinical.labeler import Labeler, load_labeler, spread
 from common.config import check_run_directory, claim_run_directory, owning_run_directory
 from common.data.packing import GlobalBatch
-from common.data.parts import Part
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
+from common.data.splits import Part
 from common.data.summary import say_data
 from common.errors import UserError
-from common.fingerprints import data_record
+from common.io.fingerprints import data_record
 from common.io.terminal import say
 from common.models.qwen2_vl import SHARDING_RULES
-from common.optim import make_optimizer, make_schedule
-from common.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
-from common.step import init_state
-from common.train_loop import Validation, train
+from common.training.checkpoint import open_checkpoints, restore_trainable
+from common.training.loop import Validation, train
+from common.training.optim import make_optimizer, make_schedule
+from common.training.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
+from common.training.step import init_state
 from common.types import PyTree, TrainState
 from deer_jax.config import (
     HELP,
@@ -34,13 +35,13 @@ from deer_jax.config import (
     RlConfig,
     RolloutConfig,
 )
-from deer_jax.continued import labeler_record
 from deer_jax.ditpo import PolicyParams
-from deer_jax.judge import make_judge, score_function
-from deer_jax.labeler import Labeler, load_labeler, spread
+from deer_jax.prompts import parts_line, prompt_length, study_prompts
+from deer_jax.resumable import labeler_record
+from deer_jax.rewarding import make_judge, score_function
 from deer_jax.rewards import Reward, load_function, phase_gamma
 from deer_jax.rl import Judge, StudyBatch, make_rl_step, plan_studies, read_groups
-from deer_jax.stage import (
+from deer_jax.setup import (
     Base,
     accumulation,
     attention_of,
@@ -53,7 +54,6 @@ from deer_jax.stage import (
     load_studies,
     run_options,
 )
-from deer_jax.studies import parts_line, prompt_length, study_prompts
 from deer_jax.token_weights import STRENGTH
 from deer_jax.vision_policy import vision_policy
 

@@ -10,24 +10,24 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from common.bounds import check_numbers
+from common.clinical.labeler import Labeler, classes_of_groups, load_labeler, spread
 from common.config import choose_preset, parse, to_json
 from common.data.cleaning import clean_report
-from common.data.parts import Part, images_record
 from common.data.records import Quarantine
+from common.data.splits import Part, images_record
 from common.data.summary import first_of, say_data, study_line
 from common.errors import Parser, UserError
-from common.fingerprints import model_record
-from common.finite import check_finite, precision_remedy
+from common.io.fingerprints import model_record
+from common.io.finite import check_finite, precision_remedy
 from common.io.locks import locked_file, owning
 from common.metrics.clinical import POSITIVE
-from common.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
+from common.training.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
 from deer_jax.config import HELP, SAMPLE_NEEDS, SAMPLE_PRESETS, SampleConfig
-from deer_jax.continued import continued_writer, labeler_record, rows_kept
 from deer_jax.ditpo import PolicyParams
-from deer_jax.labeler import Labeler, classes_of_groups, load_labeler, spread
+from deer_jax.prompts import prompt_length, read_parts, study_prompts
+from deer_jax.resumable import continued_writer, labeler_record, rows_kept
 from deer_jax.rl import StudyBatch, read_groups
-from deer_jax.stage import Base, base_directory, decode_settings, load_base
-from deer_jax.studies import prompt_length, read_parts, study_prompts
+from deer_jax.setup import Base, base_directory, decode_settings, load_base
 from deer_jax.vision_policy import vision_policy
 
 PROGRAM = "deer sample"

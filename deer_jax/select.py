@@ -16,10 +16,10 @@ from jaxtyping import Int
 from common.bounds import FINITE, bounded
 from common.data.summary import data_line, say_data
 from common.errors import Parser, UserError
+from common.io.jsonl import read_rows, write_rows
 from common.io.locks import locked_file
 from common.io.outputs import check_output, check_own_object
 from common.io.text import json_text, read_json_object
-from common.jsonl import read_rows, write_rows
 from common.metrics.clinical import FINDINGS
 from deer_jax.ddsampling import (
     Strategy,

@@ -7,22 +7,23 @@ from pathlib import Path
 import jax
 from jaxtyping import Array
 
-from common.checkpoint import open_checkpoints, restore_trainable
 from common.config import check_run_directory, claim_run_directory, owning_run_directory
 from common.data.packing import plan_epochs, plan_in_order
-from common.data.parts import Part
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
+from common.data.splits import Part
 from common.data.summary import Cut, say_data
-from common.fingerprints import data_record
+from common.io.fingerprints import data_record
 from common.models.qwen2_vl import SHARDING_RULES
-from common.optim import make_optimizer, make_schedule
-from common.parallel import Layout, compile_evaluation, compile_step, make_layout, place, place_batch
-from common.step import LossFn, init_state, make_train_step
-from common.train_loop import Validation, mean_loss, train
+from common.training.checkpoint import open_checkpoints, restore_trainable
+from common.training.loop import Validation, mean_loss, train
+from common.training.optim import make_optimizer, make_schedule
+from common.training.parallel import Layout, compile_evaluation, compile_step, make_layout, place, place_batch
+from common.training.step import LossFn, init_state, make_train_step
 from common.types import LossSum, PyTree, TrainState
 from deer_jax.config import HELP, NEEDS, SFT_PRESETS, SftConfig
-from deer_jax.stage import (
+from deer_jax.prompts import ReportRows, parts_line, prompt_length, report_rows, report_tokens
+from deer_jax.setup import (
     Base,
     accumulation,
     attention_of,
@@ -34,7 +35,6 @@ from deer_jax.stage import (
     load_studies,
     run_options,
 )
-from deer_jax.studies import ReportRows, parts_line, prompt_length, report_rows, report_tokens
 from deer_jax.vision_policy import sft_loss
 
 

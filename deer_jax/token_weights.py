@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from common.clinical.alignment import Spans, text_and_spans, transfer
+from common.clinical.labeler import Labeler
+from common.clinical.saliency import token_saliency
 from common.data.tokenizers import Tokenizer
 from common.errors import UserError
 from common.io.terminal import printable
 from common.metrics.clinical import POSITIVE
-from deer_jax.alignment import Spans, text_and_spans, transfer
-from deer_jax.labeler import Labeler
 from deer_jax.rewards import as_numbers
-from deer_jax.saliency import token_saliency
 
 STRENGTH = {"uniform": 0.0, "tfidf": 4.0, "gradient": 1.0}  # alpha and beta of the paper
 

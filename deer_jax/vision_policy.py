@@ -9,11 +9,10 @@ from typing import Literal
 
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from common.decode import Generated, continue_prompts
-from common.generate import DecodeSettings
-from common.lora import LoraConfig, scaled
-from common.losses import answer_loss, token_logprobs
+from common.generation.generate import DecodeSettings
+from common.generation.loop import Generated, continue_prompts
 from common.models import qwen2
+from common.models.lora import LoraConfig, scaled
 from common.models.qwen2_vl import (
     Qwen2VLConfig,
     hidden_states,
@@ -23,11 +22,12 @@ from common.models.qwen2_vl import (
     with_continuations,
 )
 from common.models.qwen2_vl_vision import VisionLayout, grey_patches
-from common.parallel import gathered
+from common.training.losses import answer_loss, token_logprobs
+from common.training.parallel import gathered
 from common.types import LossSum, PyTree
 from deer_jax.ditpo import Policy, PolicyParams
 from deer_jax.policy import group_logprobs, hidden_before
-from deer_jax.studies import ReportRows, StudyPrompts
+from deer_jax.prompts import ReportRows, StudyPrompts
 
 Tuning = Literal["vision", "full", "lora"]
 

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 
 from common.bounds import FINITE, bounded
+from common.clinical import labeler as wordpiece
+from common.clinical.labeler import Labeler, encode, is_wordpiece, label_texts, load_labeler, texts_line
 from common.data.summary import already, data_line, say_data
 from common.data.tokenizers import load_tokenizer
 from common.devices import say_devices
 from common.errors import Parser, UserError
-from common.fingerprints import function_record, tokenizer_record
+from common.io.fingerprints import function_record, tokenizer_record
+from common.io.jsonl import SURROGATE, read_rows
 from common.io.locks import locked_file
-from common.jsonl import SURROGATE, read_rows
 from common.options import Needs, check_options
-from deer_jax import labeler as wordpiece
-from deer_jax.continued import continued_writer, labeler_record, rows_kept
-from deer_jax.judge import score_function
-from deer_jax.labeler import Labeler, encode, is_wordpiece, label_texts, load_labeler, texts_line
+from deer_jax.resumable import continued_writer, labeler_record, rows_kept
+from deer_jax.rewarding import score_function
 from deer_jax.rewards import load_function
 from deer_jax.token_weights import (
     STRENGTH,

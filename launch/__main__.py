@@ -2,7 +2,8 @@
 
 import sys
 
-from common.errors import UserError, run_cli
+from common.command import run_cli
+from common.errors import UserError
 from launch.malloc import keep_pages
 
 USAGE = (
@@ -22,7 +23,7 @@ def main(arguments: list[str]) -> int:
 
         return plan.main(rest)
     if command == "bench":
-        from launch import bench
+        from launch.bench import command as bench
 
         return bench.main(rest)
     raise UserError(f"launch: {command!r} is no command; {USAGE}")

@@ -27,16 +27,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from common.bounds import COUNT, NOT_NEGATIVE, bounded
 from common.config import choose_preset
 from common.errors import Parser, UserError
-from common.flops import forward_flops, matrix_parameters, peak_flops, train_flops
 from common.io.text import json_text
-from common.lora import init_lora
 from common.models.attention import choose_implementation
+from common.models.lora import init_lora
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, param_shapes
-from common.optim import make_optimizer
-from common.parallel import Layout, Rules, batch_sharding, make_layout, shardings
-from common.sft import sft_loss
-from common.step import init_state, make_train_step
+from common.training.flops import forward_flops, matrix_parameters, peak_flops, train_flops
+from common.training.optim import make_optimizer
+from common.training.parallel import Layout, Rules, batch_sharding, make_layout, shardings
+from common.training.sft import sft_loss
+from common.training.step import init_state, make_train_step
 from common.types import PyTree, TextBatch
 from launch import plan_deer, plan_unicross
 from launch.micro_batch_search import OUT_OF_TIME, SEARCH_SECONDS, Compiled, search_micro_batch, search_outcome

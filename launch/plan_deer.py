@@ -14,20 +14,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from common.flops import attention_flops, forward_flops, matrix_parameters, peak_flops
-from common.generate import DecodeSettings
+from common.generation.generate import DecodeSettings
+from common.generation.sampling import Sampling
 from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_vl import SHARDING_RULES, Qwen2VLConfig, StudyRows
 from common.models.qwen2_vl_layout import image_tokens, vision_layout
 from common.models.qwen2_vl_vision import VisionConfig
 from common.models.qwen2_vl_weights import param_shapes
-from common.optim import make_optimizer
-from common.parallel import Layout, batch_sharding, make_layout
-from common.sampling import Sampling
-from common.step import init_state, make_train_step
+from common.training.flops import attention_flops, forward_flops, matrix_parameters, peak_flops
+from common.training.optim import make_optimizer
+from common.training.parallel import Layout, batch_sharding, make_layout
+from common.training.step import init_state, make_train_step
 from deer_jax.config import RL_PRESETS, RlConfig
 from deer_jax.ditpo import PolicyParams, Rollouts, make_loss
-from deer_jax.studies import MULTIPLE, StudyPrompts
+from deer_jax.prompts import MULTIPLE, StudyPrompts
 from deer_jax.vision_policy import split_params, vision_policy
 
 PLANNED = {"deer-mimic": "mimic-cxr", "deer-chexpert-plus": "chexpert-plus"}

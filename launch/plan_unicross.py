@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from common.flops import peak_flops
 from common.models.clip import RN101
 from common.models.clip_weights import param_shapes
-from common.optim import make_optimizer
-from common.parallel import batch_sharding, make_layout
-from common.step import init_state, make_train_step
+from common.training.flops import peak_flops
+from common.training.optim import make_optimizer
+from common.training.parallel import batch_sharding, make_layout
+from common.training.step import init_state, make_train_step
 from unicross_jax.adapters import AdapterConfig
 from unicross_jax.config import PRESETS
 from unicross_jax.data import CONDITION_TOKENS

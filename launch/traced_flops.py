@@ -1,7 +1,7 @@
 """FLOPs of a program as JAX traces it, for models that are too varied for a formula.
 
 XLA's cost analysis counts the body of a loop once, however often it runs, and the layers here are loops; this counts
-the products in the trace and multiplies. Elementwise work is left out, as in `common.flops`.
+the products in the trace and multiplies. Elementwise work is left out, as in `common.training.flops`.
 """
 
 import math

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.bounds import COUNT, COUNT_OR_NONE, bounded
+from common.command import run_cli
 from common.config import choose_preset, parse, remove_run
-from common.errors import Parser, UserError, run_cli
+from common.errors import Parser, UserError
 from common.io.locks import locked_by_first
 from common.io.numbers import score_text
 from retsta_jax.config import HELP, NEEDS, PRESETS, RetstaConfig
@@ -21,6 +22,7 @@ USAGE = """usage: retsta COMMAND ...
   translate    pairs in Chinese or English: retsta translate PAIRS.jsonl --to en --output OUT.jsonl
   paradigm     terminology to two models:   retsta paradigm --preset NAME --run-dir DIR [any field of its config]
   table        Tables 1 to 5 of the paper:  retsta table N --directory DIR --preset NAME --seeds 0 1 2
+  seeds        paradigms side by side:      retsta seeds RUN...
   terminology  check one, find its terms:   retsta terminology check [FILE]; retsta terminology match FILE
   demo         all of it, on generated fundus reports and a small model, in minutes
 
@@ -44,6 +46,7 @@ def dispatch(arguments: list[str]) -> int | None:
         "translate": translate,
         "paradigm": paradigm,
         "table": table,
+        "seeds": seeds,
         "terminology": terminology,
         "demo": demo,
     }
@@ -107,7 +110,7 @@ def evaluate_in(run_dir: Path, split: str = "test", limit: int = 0, batch_size: 
 
 def baseline(arguments: list[str]) -> None:
     """Score a model that was not trained here, asked by few-shot prompts."""
-    from retsta_jax.baseline_command import baseline as run
+    from retsta_jax.baselines.command import baseline as run
 
     run(arguments)
 
@@ -131,42 +134,49 @@ def standardize(arguments: list[str]) -> None:
 
 def augment(arguments: list[str]) -> None:
     """Make more report pairs of few."""
-    from retsta_jax.augment_command import run
+    from retsta_jax.augmentation.command import run
 
     run(arguments)
 
 
 def label(arguments: list[str]) -> None:
     """Label free-text reports and filter the pairs."""
-    from retsta_jax.label_command import label as run
+    from retsta_jax.labelling.command import label as run
 
     run(arguments)
 
 
 def translate(arguments: list[str]) -> None:
     """Translate report pairs into the other language."""
-    from retsta_jax.translate_command import translate as run
+    from retsta_jax.translation.command import translate as run
 
     run(arguments)
 
 
 def paradigm(arguments: list[str]) -> None:
     """Run all stages from a terminology and pairs to two evaluated models."""
-    from retsta_jax.paradigm_command import paradigm as run
+    from retsta_jax.paradigm.command import paradigm as run
 
     run(arguments)
 
 
 def table(arguments: list[str]) -> None:
     """Run a table of the paper, over seeds."""
-    from retsta_jax.tables_command import table as run
+    from retsta_jax.paradigm.tables_command import table as run
+
+    run(arguments)
+
+
+def seeds(arguments: list[str]) -> None:
+    """Print finished paradigms on lists of codes side by side."""
+    from retsta_jax.paradigm.seeds import main as run
 
     run(arguments)
 
 
 def terminology(arguments: list[str]) -> int | None:
     """Check a terminology, or find its terms in reports."""
-    from retsta_jax.terminology_command import terminology as run
+    from retsta_jax.terminology.command import terminology as run
 
     return run(arguments)
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from common.bounds import Count, CountOrNone, Few, Phantoms, Probability, Seed, Steps, StepsOrAll
-from common.lora import LoraConfig
 from common.models.attention import Implementation
+from common.models.lora import LoraConfig
 from common.models.qwen2 import Remat
-from common.optim import OptimConfig
 from common.options import Needs
-from common.parallel import MESH_NEEDS, MeshConfig, Mode
+from common.training.optim import OptimConfig
+from common.training.parallel import MESH_NEEDS, MeshConfig, Mode
 
 EMBEDDED_BASE = Path(__file__).parent / "assets" / "base"
 

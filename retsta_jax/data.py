@@ -10,14 +10,15 @@ from common.data.openi import count_unknown_ids, openi_pairs, openi_splits, read
 from common.data.records import Language, Quarantine, ReportPair, check_splits
 from common.data.summary import data_line
 from common.errors import UserError
-from common.jsonl import read_rows
+from common.io.jsonl import read_rows
 from common.metrics.tokenize import language_of
-from retsta_jax.augment import augment_pairs
+from retsta_jax.augmentation.augment import augment_pairs
+from retsta_jax.augmentation.perturb import known_findings
 from retsta_jax.config import FILES, RetstaConfig, scored_as
-from retsta_jax.corpus import make_splits, split_of
-from retsta_jax.findings import FundusStudy
-from retsta_jax.perturb import known_findings
-from retsta_jax.terminology import SHIPPED, Terminology, load_terminology
+from retsta_jax.corpus.findings import FundusStudy
+from retsta_jax.corpus.pairs import make_splits, split_of
+from retsta_jax.terminology.check import load_terminology
+from retsta_jax.terminology.terms import SHIPPED, Terminology
 
 PAIR = {"id": str | int, "source": str, "target": str}  # what a row of report pairs must have
 

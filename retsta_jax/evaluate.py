@@ -15,12 +15,12 @@ from common.data.records import Language, Quarantine, ReportPair
 from common.data.summary import first_of, say_data, unknown_share
 from common.devices import say_devices
 from common.errors import UserError
+from common.io.jsonl import write_rows
 from common.io.locks import locked_run, owning
 from common.io.numbers import rounded, score_text
 from common.io.outputs import check_output
+from common.io.safetensors import write_json
 from common.io.terminal import say
-from common.jsonl import write_rows
-from common.logs import METRICS_FILE, read_rows
 from common.metrics.baselines import constant_report, nearest_reports
 from common.metrics.codes import evaluate_codes
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
@@ -28,14 +28,15 @@ from common.metrics.tokenize import unread_note
 from common.options import changed_options, command_line, training_command, used_settings
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, write_report
-from common.weights import write_json
+from common.training.logs import METRICS_FILE, read_rows
 from retsta_jax.codes import parse_codes, terminology, terminology_validity
 from retsta_jax.config import NEEDS, PRESETS, RetstaConfig, scored_as
+from retsta_jax.corpus.split_distance import distance_between, distance_table
 from retsta_jax.data import load_splits, splits_line
-from retsta_jax.split_distance import distance_between, distance_table
 from retsta_jax.standardize import Trained, load_trained, standardize, unusable
 from retsta_jax.stated import recognised, stated, stated_in_standard_form
-from retsta_jax.terminology import SHIPPED, Terminology, load_terminology
+from retsta_jax.terminology.check import load_terminology
+from retsta_jax.terminology.terms import SHIPPED, Terminology
 
 MODEL, BEFORE, NEAREST, CONSTANT = "this run", "before fine-tuning", "nearest training report", "constant report"
 EXAMPLES = 12

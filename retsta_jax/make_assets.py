@@ -1,8 +1,9 @@
 """Make the small base model that the demo adapts: `make assets`.
 
 A SentencePiece tokenizer and a Qwen2 of about two million parameters, trained from scratch on text of the project's
-own generator (`retsta_jax.corpus.pretraining_text`): reports, standard phrases, glossaries and simple instructions in
-both languages, but never a report with its standard form. It plays the part that Qwen2.5-7B-Instruct has in the paper.
+own generator (`retsta_jax.corpus.pairs.pretraining_text`): reports, standard phrases, glossaries and simple
+instructions in both languages, but never a report with its standard form. It plays the part that Qwen2.5-7B-Instruct
+has in the paper.
 """
 
 import functools
@@ -17,25 +18,26 @@ import jax.numpy as jnp
 import sentencepiece
 
 from common.bounds import COUNT, STEPS, bounded
-from common.checkpoint import open_checkpoints
+from common.command import run_cli
 from common.data.encode import encode_examples
 from common.data.packing import plan_epochs
 from common.data.pieces import CHAT_MARKS
 from common.data.pipeline import evaluation_batches, make_iterator, text_batches
 from common.data.records import Quarantine
 from common.data.tokenizers import Tokenizer, load_tokenizer
-from common.errors import Parser, run_cli
+from common.errors import Parser
 from common.io.locks import owning
-from common.lora import LoraConfig
+from common.models.lora import LoraConfig
 from common.models.qwen2 import Qwen2Config, init_params
 from common.models.qwen2_weights import save_qwen2
-from common.optim import OptimConfig, make_optimizer, make_schedule
-from common.parallel import compile_evaluation, compile_step, make_layout, place, place_batch
-from common.sft import sft_loss
-from common.step import init_state, make_train_step
-from common.train_loop import mean_loss, train
+from common.training.checkpoint import open_checkpoints
+from common.training.loop import mean_loss, train
+from common.training.optim import OptimConfig, make_optimizer, make_schedule
+from common.training.parallel import compile_evaluation, compile_step, make_layout, place, place_batch
+from common.training.sft import sft_loss
+from common.training.step import init_state, make_train_step
 from retsta_jax.config import EMBEDDED_BASE
-from retsta_jax.corpus import make_splits, pretraining_text
+from retsta_jax.corpus.pairs import make_splits, pretraining_text
 
 VOCABULARY = 4096
 LENGTH = 256

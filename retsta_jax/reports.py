@@ -3,9 +3,9 @@
 from common.data.cleaning import clean_report
 from common.errors import UserError
 from common.io.inputs import read_bytes, read_standard_input
+from common.io.jsonl import check_row
 from common.io.terminal import printable
 from common.io.text import decode_text, parse_json
-from common.jsonl import check_row
 
 
 def read_reports(source: str) -> list[tuple[str | int, str]]:

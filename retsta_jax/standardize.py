@@ -8,22 +8,23 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Key
 
-from common.checkpoint import open_checkpoints, restore_trainable
 from common.config import read_config
 from common.data.cleaning import clean_report
 from common.data.summary import already, data_line, say_data, unknown_share
 from common.data.tokenizers import Tokenizer
-from common.decode import Generated, Prompts
 from common.devices import say_devices
 from common.errors import UserError
-from common.fingerprints import DIGITS, fingerprint, model_record
-from common.finite import check_finite, precision_remedy
-from common.generate import DecodeSettings, Generator, generate_rows, make_generator, row_keys
+from common.generation.generate import DecodeSettings, Generator, generate_rows, make_generator, row_keys
+from common.generation.loop import Generated
+from common.io.fingerprints import DIGITS, fingerprint, model_record
+from common.io.finite import check_finite, precision_remedy
 from common.io.locks import locked_file, owning, warn_of_writer
 from common.io.resumable import claim_output, row_writer, rows_done
+from common.models.decoding import Prompts
 from common.models.qwen2_weights import max_positions
-from common.parallel import Layout, MeshConfig, batch_sharding, make_layout
-from common.sft import model_variables
+from common.training.checkpoint import open_checkpoints, restore_trainable
+from common.training.parallel import Layout, MeshConfig, batch_sharding, make_layout
+from common.training.sft import model_variables
 from common.types import PyTree
 from retsta_jax.config import RetstaConfig
 from retsta_jax.prompts import prompt_tokens

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from common.data.records import Language
-from retsta_jax.findings import parse_standard_report
-from retsta_jax.matching import find_terms, statements_of
-from retsta_jax.terminology import Terminology
+from retsta_jax.corpus.findings import parse_standard_report
+from retsta_jax.terminology.matching import find_terms, statements_of
+from retsta_jax.terminology.terms import Terminology
 
 BREAK = re.compile(r"[,，、;；。\n]|\.(?!\d)")
 

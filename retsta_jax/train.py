@@ -1,4 +1,4 @@
-"""Fine-tuning Qwen2.5 to standardize reports: `train_run` puts the engine around `common.sft.sft_loss`."""
+"""Fine-tuning Qwen2.5 to standardize reports: `train_run` puts the engine around `common.training.sft.sft_loss`."""
 
 import dataclasses
 import functools
@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array
 
-from common.adapters import save_adapter
 from common.bounds import check_numbers
-from common.checkpoint import open_checkpoints, restore_trainable
 from common.config import check_run_directory, claim_run_directory, owning_run_directory
 from common.data.encode import Example, encode_examples
 from common.data.exported_tokenizer import exported_files, reading_note
@@ -19,18 +17,21 @@ from common.data.packing import plan_epochs
 from common.data.pipeline import evaluation_batches, make_iterator, text_batches
 from common.data.records import Quarantine
 from common.data.summary import say_data, unknown_share
-from common.data.tokenizers import Tokenizer, load_tokenizer
+from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.errors import UserError
-from common.fingerprints import data_record, fingerprint_directory
-from common.flops import peak_flops, sft_flops
-from common.logs import check_wandb
-from common.lora import init_lora
+from common.io.fingerprints import data_record, fingerprint_directory
+from common.models.adapters import save_adapter
 from common.models.attention import attention_line, check_implementation
 from common.models.families import check_trainable
-from common.models.qwen2 import SHARDING_RULES, Qwen2Config, check_vocabulary
+from common.models.lora import init_lora
+from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, load_qwen2, param_shapes, save_qwen2
-from common.optim import make_optimizer, make_schedule
-from common.parallel import (
+from common.training.checkpoint import open_checkpoints, restore_trainable
+from common.training.flops import peak_flops, sft_flops
+from common.training.logs import check_wandb
+from common.training.loop import Validation, mean_loss, train
+from common.training.optim import make_optimizer, make_schedule
+from common.training.parallel import (
     Layout,
     check_rows,
     compile_evaluation,
@@ -40,14 +41,13 @@ from common.parallel import (
     place_batch,
     shardings,
 )
-from common.sft import sft_loss
-from common.step import LossFn, init_state, make_train_step
-from common.train_loop import Validation, mean_loss, train
+from common.training.sft import sft_loss
+from common.training.step import LossFn, init_state, make_train_step
 from common.types import LossSum, PyTree, TextBatch, TrainState
 from retsta_jax.config import EMBEDDED_BASE, RetstaConfig
 from retsta_jax.data import augmented, load_splits, splits_line
 from retsta_jax.prompts import encode_pairs
-from retsta_jax.terminology import load_terminology
+from retsta_jax.terminology.check import load_terminology
 
 
 class Base(NamedTuple):

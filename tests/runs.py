@@ -12,12 +12,12 @@ import jax
 import pytest
 import sentencepiece
 
+from common.command import run_cli
 from common.data.pieces import CHAT_MARKS
-from common.errors import run_cli
 from common.models.qwen2 import Qwen2Config, init_params
 from common.models.qwen2_weights import save_qwen2
 from retsta_jax.cli import dispatch
-from retsta_jax.corpus import make_splits
+from retsta_jax.corpus.pairs import make_splits
 
 ROOT = Path(__file__).parents[1]
 VOCABULARY = 448

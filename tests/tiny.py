@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.lora import LoraConfig, init_lora, scaled
-from common.losses import answer_loss, token_logprobs
+from common.models.lora import LoraConfig, init_lora, scaled
 from common.models.qwen2 import Qwen2, Qwen2Config, init_params, output_head
+from common.training.losses import answer_loss, token_logprobs
 from common.types import LossSum, TextBatch
 
 CONFIG = Qwen2Config(

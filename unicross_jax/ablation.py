@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.clinical.scores import Scores
 from common.config import check_run_directory
 from common.data.records import Quarantine
 from common.errors import UserError
 from common.io.locks import owning
 from common.io.numbers import rounded
 from common.io.outputs import check_own_object
+from common.io.safetensors import write_json
 from common.io.text import read_json_object
-from common.metrics.studies import Scores
-from common.weights import write_json
 from unicross_jax.config import ModelConfig, RunConfig
 from unicross_jax.data import read_parts
 from unicross_jax.evaluate import CONSTANT, MADE_FROM, MODEL, NEAREST, evaluate_run, scores_record

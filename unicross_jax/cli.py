@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from common.bounds import COUNT, COUNT_OR_NONE, FEW, SEED, bounded
+from common.command import run_cli
 from common.config import choose_preset, parse, remove_run
-from common.errors import Parser, UserError, run_cli
+from common.errors import Parser, UserError
 from common.io.locks import locked_by_first
 from common.io.numbers import score_text
 from unicross_jax.config import ABLATION_NEEDS, HELP, LENGTH_PENALTY, NEEDS, PRESETS, RunConfig
@@ -84,7 +85,7 @@ def evaluate(arguments: list[str]) -> None:
 
 def evaluate_in(run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32, **decoding: Any) -> None:
     """Evaluate and print the headline scores of every system."""
-    from common.metrics.studies import in_each_language
+    from common.clinical.scores import in_each_language
     from unicross_jax.ablation import SHOWN
     from unicross_jax.evaluate import evaluate_run
 
@@ -121,7 +122,7 @@ def report(arguments: list[str]) -> None:
 
 def ablation(arguments: list[str]) -> None:
     """Train and evaluate without each part, and print the table."""
-    from common.metrics.studies import in_each_language
+    from common.clinical.scores import in_each_language
     from common.report.table import as_markdown
     from unicross_jax.ablation import SHOWN, VARIANTS, run_ablation
 

@@ -13,9 +13,9 @@ from common.bounds import Count, Few, Finite, NotNegative, Probability, Rate, Se
 from common.data.cleaning import CleaningName
 from common.data.source import HELP as DATA_HELP
 from common.data.source import STUDY_NEEDS, StudySource
-from common.optim import OptimConfig
 from common.options import Needs
-from common.parallel import MESH_NEEDS, MeshConfig, Mode
+from common.training.optim import OptimConfig
+from common.training.parallel import MESH_NEEDS, MeshConfig, Mode
 from unicross_jax.model import Conditioning
 
 ASSETS = Path(__file__).parent / "assets"

@@ -11,9 +11,9 @@ from common.data.cleaning import CLEANING, chosen_cleaning, r2gen_clean_iu
 from common.data.clip_tokenizer import CanEncode, token_rows
 from common.data.images import GreyImage, augment, resize_crop, resize_shorter
 from common.data.packing import GlobalBatch
-from common.data.parts import Part, load_parts
+from common.data.readers import ImageStudy
 from common.data.records import Quarantine
-from common.data.studies import ImageStudy
+from common.data.splits import Part, load_parts
 from common.data.summary import unknown_share
 from common.data.tokenizers import WordTokenizer
 from common.data.vocabulary import Corpus, merged_vocabulary
@@ -53,7 +53,7 @@ def build_vocabulary(config: VocabularyConfig, reports: Sequence[str]) -> WordTo
 
 def annotation_reports(annotation: str) -> dict[str, str]:
     """The training reports of R2Gen's annotation.json by id. Raises UserError for a file of another form."""
-    from common.data.studies import annotation_entries
+    from common.data.readers import annotation_entries
 
     entries = annotation_entries(annotation, {"id": str | int, "report": str})["train"]
     return {str(entry["id"]): entry["report"] for entry in entries}

@@ -17,31 +17,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from common.clinical.scores import Scores, compare_reports, in_each_language, score_reports
 from common.config import read_config
 from common.data.images import GreyImage, resize_crop
-from common.data.parts import PHANTOM_PLACES, Part, images_record
-from common.data.phantom import make_phantom
 from common.data.records import Language, Quarantine
+from common.data.splits import PHANTOM_PLACES, Part, images_record
 from common.data.summary import Cut, first_of, say_data, study_line
 from common.devices import say_devices
 from common.errors import UserError
-from common.fingerprints import data_record, fingerprint
-from common.finite import check_finite, precision_remedy
+from common.io.fingerprints import data_record, fingerprint
+from common.io.finite import check_finite, precision_remedy
+from common.io.jsonl import write_rows
 from common.io.locks import locked_run, owning
 from common.io.numbers import interval_text, rounded, score_text
 from common.io.outputs import check_output
-from common.jsonl import write_rows
-from common.logs import METRICS_FILE, read_rows
+from common.io.safetensors import write_json
 from common.metrics.baselines import constant_reports
-from common.metrics.studies import Scores, compare_reports, in_each_language, score_reports
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.metrics.tokenize import unread_note
 from common.models.clip import ModifiedResNet, normalise
 from common.options import changed_options, check_options, command_line, flag, training_command, used_settings
+from common.phantoms.phantom import make_phantom
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Page, write_report
 from common.report.page import Example as Shown
-from common.weights import write_json
+from common.training.logs import METRICS_FILE, read_rows
 from unicross_jax.config import NEEDS, PRESETS, RunConfig
 from unicross_jax.data import Example, read_parts, still_view, unknown_words
 from unicross_jax.report import Trained, Written, attention_of, load_trained, write_reports

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from common.decode import Forward, Generated, Prompts
-from common.generate import DecodeSettings, decode
+from common.generation.generate import DecodeSettings, decode
+from common.generation.loop import Generated
 from common.models.attention import Past
+from common.models.decoding import Forward, Prompts
 from common.types import PyTree
 from unicross_jax.model import Net, Studies, UniCrossConfig, bind_report, encode_studies, output_head, report_hidden
 
@@ -33,7 +34,7 @@ def make_generator(config: UniCrossConfig, settings: DecodeSettings, start_id: i
 
 
 def bind(trainable: PyTree, frozen: PyTree, studies: Studies, config: UniCrossConfig) -> Forward:
-    """The model with its weights and images as a `common.decode.Forward`."""
+    """The model with its weights and images as a `common.generation.loop.Forward`."""
     if config.conditioning == "causal":
         net = Net(trainable, frozen, config)
         return bind_report(net, encode_studies(net, studies))

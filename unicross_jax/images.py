@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.data.images import GreyImage, read_image, resize_shorter
-from common.data.studies import ImageStudy
+from common.data.readers import ImageStudy
 from common.data.summary import data_line, say_data
 from common.devices import say_devices
 from common.errors import UserError
+from common.io.jsonl import write_rows
 from common.io.locks import locked_file, owning
 from common.io.outputs import check_own_page, write_whole
 from common.io.resumable import row_writer
-from common.jsonl import write_rows
 from common.report.environment import environment
 from common.report.page import Example as Shown
 from common.report.page import Page, render

@@ -9,7 +9,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from common.errors import Parser, run_cli
+from common.command import run_cli
+from common.errors import Parser
 from unicross_jax.config import EMBEDDED_RUN, PRESETS
 from unicross_jax.report import load_trained
 from unicross_jax.train import export, train_run

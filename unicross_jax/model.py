@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from common.losses import answer_loss, token_logprobs
 from common.models.attention import Past
 from common.models.clip import TEXT_GROUPS, ClipConfig, ModifiedResNet, TextTransformer, normalise
 from common.models.layers import random_params
 from common.models.seq2seq import Decoder, causal, memory_keys_values
+from common.training.losses import answer_loss, token_logprobs
 from common.types import LossSum, PyTree
 from unicross_jax.adapters import RESAMPLINGS, AdapterConfig, Coupled, Stage
 from unicross_jax.fusion import Fusion, VisionTransformer
@@ -143,7 +143,7 @@ class Net:
 def loss(
     trainable: PyTree, frozen: PyTree, batch: ReportBatch, rng: Array, *, config: UniCrossConfig, chunk: int = 128
 ) -> tuple[LossSum, dict[str, LossSum]]:
-    """Cross-entropy of the report's tokens (Eq. 7), as a `common.step.LossFn`."""
+    """Cross-entropy of the report's tokens (Eq. 7), as a `common.training.step.LossFn`."""
     hidden = report_hidden(trainable, frozen, batch.studies, batch.tokens, batch.weights > 0, config, rng)
     logp = token_logprobs(
         hidden, output_head(trainable), batch.targets, wanted=batch.weights != 0, chunk=chunk, head_trained=True
@@ -230,7 +230,7 @@ def encode_studies(net: Net, studies: Studies) -> Encoded:
 
 
 def bind_report(net: Net, encoded: Encoded) -> Callable[..., tuple[Array, PyTree]]:
-    """The report side under `causal` for given images, as a `common.decode.Forward`."""
+    """The report side under `causal` for given images, as a `common.generation.loop.Forward`."""
     text = net.frozen["clip"]["text"]
     memory_mask, attended_mask = encoded.memory_mask[:, None], encoded.attended_mask[:, None]
     images = [net.stage(k, "visual_keys_values", leaf) for k, leaf in enumerate(encoded.attended)]

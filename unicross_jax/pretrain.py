@@ -22,20 +22,21 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, UInt8
 
 from common.bounds import COUNT, STEPS, bounded
-from common.checkpoint import open_checkpoints
+from common.command import run_cli
 from common.data.cleaning import r2gen_clean_iu
 from common.data.clip_tokenizer import token_rows
 from common.data.images import augment, resize_crop
-from common.data.phantom import Phantom, make_phantoms
 from common.data.tokenizers import WordTokenizer, build_word_tokenizer, save_words
-from common.errors import Parser, run_cli
+from common.errors import Parser
 from common.io.locks import owning
 from common.models.clip import Clip, ClipConfig, ScaledConv, init_params, normalise
 from common.models.clip_weights import save_clip
-from common.optim import OptimConfig, make_optimizer, make_schedule
-from common.parallel import compile_step, make_layout, place
-from common.step import init_state, make_train_step
-from common.train_loop import mean_loss, train
+from common.phantoms.phantom import Phantom, make_phantoms
+from common.training.checkpoint import open_checkpoints
+from common.training.loop import mean_loss, train
+from common.training.optim import OptimConfig, make_optimizer, make_schedule
+from common.training.parallel import compile_step, make_layout, place
+from common.training.step import init_state, make_train_step
 from common.types import LossSum, PyTree
 from unicross_jax.config import EMBEDDED_CLIP
 

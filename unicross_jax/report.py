@@ -9,17 +9,17 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from common.checkpoint import open_checkpoints, restore_trainable
 from common.config import read_config
 from common.data.cleaning import clean_report
 from common.data.images import GreyImage
 from common.errors import UserError
-from common.finite import check_finite, precision_remedy
-from common.generate import DecodeSettings, row_keys
+from common.generation.generate import DecodeSettings, row_keys
+from common.io.finite import check_finite, precision_remedy
 from common.io.locks import warn_of_writer
-from common.parallel import make_layout, place
+from common.io.safetensors import load_tree, open_tensors
+from common.training.checkpoint import open_checkpoints, restore_trainable
+from common.training.parallel import make_layout, place
 from common.types import PyTree
-from common.weights import load_tree, open_tensors
 from unicross_jax.backbone import (
     ReportTokenizer,
     check_base,

@@ -13,25 +13,33 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array
 
 from common.bounds import COUNT, check_number, check_numbers
-from common.checkpoint import open_checkpoints, restore_trainable
 from common.config import check_run_directory, claim_run_directory, owning_run_directory, to_json
 from common.data.packing import plan_epochs, plan_in_order
-from common.data.parts import Part
 from common.data.pipeline import make_iterator
+from common.data.readers import ImageStudy
 from common.data.records import Quarantine
-from common.data.studies import ImageStudy
+from common.data.splits import Part
 from common.data.summary import Cut, say_data, study_line
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
-from common.fingerprints import data_record
+from common.io.fingerprints import data_record
+from common.io.safetensors import NameMap, Published, published_tensors, write_json, write_tensors, written_whole
 from common.io.terminal import say
-from common.logs import check_wandb
-from common.optim import make_optimizer, make_schedule
-from common.parallel import Layout, check_rows, compile_evaluation, compile_step, make_layout, place, place_batch
-from common.step import init_state, make_train_step
-from common.train_loop import Validation, mean_loss, train
+from common.training.checkpoint import open_checkpoints, restore_trainable
+from common.training.logs import check_wandb
+from common.training.loop import Validation, mean_loss, train
+from common.training.optim import make_optimizer, make_schedule
+from common.training.parallel import (
+    Layout,
+    check_rows,
+    compile_evaluation,
+    compile_step,
+    make_layout,
+    place,
+    place_batch,
+)
+from common.training.step import init_state, make_train_step
 from common.types import LossSum, PyTree, TrainState
-from common.weights import NameMap, Published, published_tensors, write_json, write_tensors, written_whole
 from unicross_jax.backbone import (
     BASE_FILE,
     Backbone,

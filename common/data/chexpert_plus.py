@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from common.data.readers import ImageStudy, Splits, annotation_entries, check_once, checked_splits, is_usable
 from common.data.records import Quarantine
 from common.data.section_headings import Section
 from common.data.sections import HeadingCounts, Wanted, report_and_indication, report_sections
-from common.data.studies import ImageStudy, Splits, annotation_entries, check_once, checked_splits, is_usable
 from common.errors import UserError
 from common.io.terminal import printable
 from common.io.text import read_csv
@@ -63,7 +63,7 @@ def read_chexpert_plus(
     that stands for another section, and `headings` counts those that no list has. `images` is the folder that
     holds `train/` and `valid/`, if it is not `PNG` under the root. The published studies have ids such as
     `patient42142_study5` and all their images, frontal ones first; those of a split file have its ids and images. Texts
-    come from the table in either case (`common.data.studies.read_annotation` takes those of the split file). Studies
+    come from the table in either case (`common.data.readers.read_annotation` takes those of the split file). Studies
     without the report or an image are quarantined: three studies of four have no findings.
 
     Raises UserError for a missing, damaged or unrelated table or split file, an image twice in the table, a patient in

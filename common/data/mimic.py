@@ -8,9 +8,7 @@ Scientific Data 6:317, 2019 (MIMIC-CXR), and arXiv:1901.07042 (MIMIC-CXR-JPG).
 from collections import defaultdict
 from pathlib import Path
 
-from common.data.records import Quarantine
-from common.data.sections import HeadingCounts, Wanted, report_and_indication, report_sections
-from common.data.studies import (
+from common.data.readers import (
     NO_REPORT,
     NO_TEXT,
     SPLIT_NAMES,
@@ -20,6 +18,8 @@ from common.data.studies import (
     checked_splits,
     is_usable,
 )
+from common.data.records import Quarantine
+from common.data.sections import HeadingCounts, Wanted, report_and_indication, report_sections
 from common.errors import UserError
 from common.io.inputs import read_bytes
 from common.io.terminal import printable

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from common.errors import UserError
-from common.jsonl import write_rows
+from common.io.jsonl import write_rows
 from common.metrics.tokenize import Language
 
 

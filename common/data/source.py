@@ -1,4 +1,4 @@
-"""Which studies a config names; `common.data.parts` reads them."""
+"""Which studies a config names; `common.data.splits` reads them."""
 
 import dataclasses
 from pathlib import Path

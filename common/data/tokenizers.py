@@ -27,11 +27,12 @@ from common.data.pieces import (
     without_first_space,
 )
 from common.errors import UserError
-from common.files import written_aside
+from common.io.files import written_aside
 from common.io.inputs import read_bytes
+from common.io.safetensors import writing
 from common.io.terminal import printable
 from common.io.text import read_json_object
-from common.weights import writing
+from common.models.qwen2 import Qwen2Config
 
 MOST_MODEL_BYTES = 256 << 20  # of a SentencePiece model; a million pieces take 30 MB
 
@@ -261,3 +262,12 @@ def _words(file: Path) -> WordTokenizer:
     if len(set(words)) < len(words) or set(words) & set(WordTokenizer.RESERVED):
         raise UserError(f"{file}: words must differ from one another and from {', '.join(WordTokenizer.RESERVED)}")
     return WordTokenizer(tuple(words))
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: Qwen2Config) -> None:
+    """Raise UserError where the tokenizer has ids for which the model has no embedding."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"tokenizer and model do not fit: the tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is "
+            f"{config.vocab_size}; take the tokenizer that the model was published with"
+        )

@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from common.endpoint.settings import Endpoint
 from common.errors import UserError
+from common.io.jsonl import SURROGATE
 from common.io.text import parse_json
-from common.jsonl import SURROGATE
 
 Kind = Literal["service", "unusable", "rejected", "too long", "filtered"]
 

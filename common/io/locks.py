@@ -33,7 +33,7 @@ from typing import ParamSpec, TypeVar
 from common.errors import UserError
 from common.io.terminal import printable
 from common.io.text import parse_json
-from common.stopping import end_now
+from common.process.stopping import end_now
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0

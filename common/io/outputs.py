@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import written_aside
+from common.io.files import written_aside
 from common.io.text import read_json_object
 
 PAGE_MARK = b'<meta name="generator" content="medreport-jax">'  # of `common/report/base.html.j2`

@@ -15,14 +15,14 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TextIO
 
-from common.config import differences
 from common.errors import UserError
-from common.files import written_aside
+from common.io.differences import differences
+from common.io.files import written_aside
+from common.io.jsonl import parse_rows, row_text
 from common.io.locks import locked_file
 from common.io.outputs import check_output, refuse_foreign
 from common.io.text import json_text, parse_json, read_json_object
-from common.jsonl import parse_rows, row_text
-from common.stopping import held
+from common.process.stopping import held
 
 MADE_WITH, INPUTS = "made_with", "inputs"  # keys of the record
 ROW_DIGITS = 8  # of the digest of what a row is made from

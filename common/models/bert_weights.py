@@ -17,11 +17,7 @@ import jax
 
 from common.bounds import RATE
 from common.errors import UserError
-from common.models.bert import SIZES, BertConfig, ClassifierConfig, classifier_shapes
-from common.models.published import SIZE, WIDTH, read_entries
-from common.torch_archive import read_archive
-from common.types import PyTree
-from common.weights import (
+from common.io.safetensors import (
     NameMap,
     Published,
     StoredTensor,
@@ -32,6 +28,10 @@ from common.weights import (
     write_json,
     write_tensors,
 )
+from common.io.torch_archive import read_archive
+from common.models.bert import SIZES, BertConfig, ClassifierConfig, classifier_shapes
+from common.models.published import SIZE, WIDTH, read_entries
+from common.types import PyTree
 
 RATES = ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob")
 HEAD_DIM = 64  # of every BERT that Google published; shapes do not tell it

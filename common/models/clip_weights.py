@@ -18,10 +18,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from common.errors import UserError
-from common.models.clip import TEXT_GROUPS, ClipConfig, init_params
-from common.torch_archive import read_archive
-from common.types import PyTree
-from common.weights import (
+from common.io.safetensors import (
     NameMap,
     Published,
     StoredTensor,
@@ -31,6 +28,9 @@ from common.weights import (
     write_tensors,
     written_whole,
 )
+from common.io.torch_archive import read_archive
+from common.models.clip import TEXT_GROUPS, ClipConfig, init_params
+from common.types import PyTree
 
 BATCH_NORM_EPS = 1e-5
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")

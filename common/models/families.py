@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
+from common.io.safetensors import Index, NameMap, Published, StoredTensor, layered
 from common.models.published import Entries, read_entries
 from common.models.qwen2 import Qwen2Config
-from common.weights import Index, NameMap, Published, StoredTensor, layered
 
 Read = tuple[dict[str, Any], dict[str, Any]]  # defaults of entries that are left out; fields that no entry gives
 ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")

@@ -4,7 +4,8 @@ Llama 3, Yi, GLM-4 and Baichuan2 are the same decoder under other values of a fe
 
 Module and parameter names follow the published checkpoints (`layers/self_attn/q_proj/kernel`), with the layers
 stacked on a leading axis [L, ...]; `common.models.families` holds the maps. The model returns hidden states, not
-logits: the loss (`common.losses`) and decoding (`common.decode`) multiply by `output_head` themselves.
+logits: the loss (`common.training.losses`) and decoding (`common.generation.loop`) multiply by
+`output_head` themselves.
 """
 
 import dataclasses
@@ -16,7 +17,6 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
 
-from common.errors import UserError
 from common.models.attention import (
     PAST_AXES,
     Implementation,
@@ -40,7 +40,7 @@ from common.models.layers import (
 from common.types import PyTree
 
 if TYPE_CHECKING:
-    from common.data.tokenizers import Tokenizer
+    pass
 
 Remat = Literal["none", "dots", "full"]
 
@@ -191,7 +191,7 @@ class Qwen2(nn.Module):
 
 
 def bind(config: Qwen2Config, variables: PyTree):
-    """The model with its weights as a `common.decode.Forward`: called on prompts, then token by token.
+    """The model with its weights as a `common.generation.loop.Forward`: called on prompts, then token by token.
 
     `variables` is {"params": ...}, with "lora" (scaled) beside it or not. The decode loop runs over layers that were
     taken apart before it: a loop over stacked weights copies each layer's slice at each token, except on TPUs, where
@@ -255,15 +255,6 @@ def remat(block: type[nn.Module], policy: Remat) -> type[nn.Module]:
         return block
     saved = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims if policy == "dots" else None
     return nn.remat(block, prevent_cse=False, policy=saved)
-
-
-def check_vocabulary(tokenizer: "Tokenizer", config: Qwen2Config) -> None:
-    """Raise UserError where the tokenizer has ids for which the model has no embedding."""
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"tokenizer and model do not fit: the tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is "
-            f"{config.vocab_size}; take the tokenizer that the model was published with"
-        )
 
 
 def output_head(params: PyTree) -> Float[Array, "V D"]:

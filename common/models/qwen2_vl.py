@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from common.decode import Prefilled, heads_first
 from common.errors import UserError
 from common.models import qwen2, qwen2_vl_vision
 from common.models.attention import SharedPrompt
+from common.models.decoding import Prefilled, heads_first
 from common.models.qwen2 import Qwen2, Qwen2Config
 from common.models.qwen2_vl_vision import VisionConfig, VisionLayout, VisionTower
 from common.types import PyTree
@@ -99,7 +99,7 @@ def embed_study(
 def prefill_study(
     config: Qwen2VLConfig, params: PyTree, prompts: StudyRows, features: Float[Array, "B ... D"] | None, forward: Any
 ) -> Prefilled:
-    """Left-padded prompts, read once, as `common.decode.continue_prompts` continues them with `forward`.
+    """Left-padded prompts, read once, as `common.generation.loop.continue_prompts` continues them with `forward`.
 
     `forward` is `qwen2.bind(config.language, {"params": params["language"]})`, with a LoRA adapter or without.
     """
@@ -139,7 +139,7 @@ def hidden_states(
     segments: Int[Array, "B S"] | SharedPrompt | None = None,
     lora: PyTree | None = None,
 ) -> Float[Array, "B S D"]:
-    """Final hidden states of whole rows, for `common.losses.token_logprobs`; a row is one segment by default.
+    """Final hidden states of whole rows, for `common.training.losses.token_logprobs`; a row is one segment by default.
 
     `lora` is an adapter (scaled) of the language model.
     """

@@ -17,14 +17,7 @@ from jax.sharding import Sharding
 
 from common.bounds import Within
 from common.errors import UserError
-from common.io.text import read_json_object
-from common.models import qwen2_weights
-from common.models.published import SIZE, WIDTH, Entries, read_entries
-from common.models.qwen2_vl import Qwen2VLConfig, init_params
-from common.models.qwen2_vl_vision import VisionConfig
-from common.models.qwen2_weights import check_tied, decoder_config
-from common.types import PyTree
-from common.weights import (
+from common.io.safetensors import (
     SHARD_BYTES,
     NameMap,
     Published,
@@ -39,6 +32,13 @@ from common.weights import (
     writing,
     written_whole,
 )
+from common.io.text import read_json_object
+from common.models import qwen2_weights
+from common.models.published import SIZE, WIDTH, Entries, read_entries
+from common.models.qwen2_vl import Qwen2VLConfig, init_params
+from common.models.qwen2_vl_vision import VisionConfig
+from common.models.qwen2_weights import check_tied, decoder_config
+from common.types import PyTree
 
 Naming = Literal["hub", "memory"]
 # How names of the tower and of the decoder begin.

@@ -18,21 +18,7 @@ from jax.sharding import Sharding
 
 from common.bounds import SHARE, Within
 from common.errors import UserError
-from common.io.text import read_json_object
-from common.models.families import (
-    FAMILIES,
-    check_trainable,
-    normalizes_head,
-    read_family,
-    unit_rows,
-    warn_of_rotation,
-)
-from common.models.layers import RotaryScaling
-from common.models.published import POSITIONS, SIZE, WIDTH, Entries
-from common.models.qwen2 import Qwen2Config, init_params
-from common.torch_archive import open_model
-from common.types import PyTree
-from common.weights import (
+from common.io.safetensors import (
     SHARD_BYTES,
     NameMap,
     StoredTensor,
@@ -46,6 +32,20 @@ from common.weights import (
     writing,
     written_whole,
 )
+from common.io.text import read_json_object
+from common.io.torch_archive import open_model
+from common.models.families import (
+    FAMILIES,
+    check_trainable,
+    normalizes_head,
+    read_family,
+    unit_rows,
+    warn_of_rotation,
+)
+from common.models.layers import RotaryScaling
+from common.models.published import POSITIONS, SIZE, WIDTH, Entries
+from common.models.qwen2 import Qwen2Config, init_params
+from common.types import PyTree
 
 WIDTHS = ("vocab_size", "hidden_size", "intermediate_size")
 SIZES = (*WIDTHS, "num_hidden_layers", "num_attention_heads")

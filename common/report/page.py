@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from common.data.images import GreyImage
 from common.errors import UserError
-from common.files import written_aside
+from common.io.files import written_aside
 from common.io.numbers import NONE, score_text
 from common.report.differences import differences
 from common.report.pictures import WordAttention, check_attention, looks, picture

@@ -16,28 +16,29 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from common.command import run_cli
 from common.data.records import Quarantine, ReportPair
-from common.errors import Parser, run_cli
-from common.generate import DecodeSettings, bucket, padded
+from common.errors import Parser
+from common.generation.generate import DecodeSettings, bucket, padded
+from common.generation.sampling import Sampling
 from common.io.numbers import score_text
 from common.io.text import json_text
 from common.metrics.tokenize import language_of
 from common.models.qwen2 import SHARDING_RULES
-from common.optim import OptimConfig, make_optimizer
-from common.parallel import make_layout, place, place_batch
-from common.sampling import Sampling
-from common.step import init_state
+from common.training.optim import OptimConfig, make_optimizer
+from common.training.parallel import make_layout, place, place_batch
+from common.training.step import init_state
 from deer_jax.config import RewardConfig
 from deer_jax.ditpo import Objective
-from deer_jax.judge import make_judge
 from deer_jax.policy import text_policy
+from deer_jax.rewarding import make_judge
 from deer_jax.rl import StudyBatch, make_rl_step, plan_studies
 from deer_jax.rl_run import make_scores
 from retsta_jax.data import load_splits
 from retsta_jax.evaluate import score, sources, statements
 from retsta_jax.prompts import prompt_tokens
 from retsta_jax.standardize import Trained, load_trained, standardize
-from retsta_jax.terminology import load_terminology
+from retsta_jax.terminology.check import load_terminology
 
 
 def findings_f1(texts: Sequence[str], references: Sequence[str]) -> Float[np.ndarray, "N"]:

@@ -17,27 +17,29 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from common.data.parts import Part
-from common.data.phantom_labels import label_report
+from common.clinical.labeler import load_labeler
+from common.command import run_cli
 from common.data.records import Quarantine
-from common.decode import Generated, Prompts
-from common.errors import Parser, run_cli
-from common.generate import DecodeSettings, decode
+from common.data.splits import Part
+from common.errors import Parser
+from common.generation.generate import DecodeSettings, decode
+from common.generation.loop import Generated
+from common.generation.sampling import Sampling
 from common.io.numbers import score_text
 from common.io.text import json_text
-from common.losses import token_logprobs
 from common.metrics.bootstrap import summarize
 from common.metrics.clinical import clinical_measures
-from common.optim import OptimConfig, make_optimizer
-from common.parallel import make_layout, place, place_batch
-from common.sampling import Sampling
-from common.step import init_state
+from common.models.decoding import Prompts
+from common.phantoms.labels import label_report
+from common.training.losses import token_logprobs
+from common.training.optim import OptimConfig, make_optimizer
+from common.training.parallel import make_layout, place, place_batch
+from common.training.step import init_state
 from common.types import PyTree
 from deer_jax.config import RewardConfig
 from deer_jax.ddsampling import diversity, select
 from deer_jax.ditpo import Objective, Policy, PolicyParams
-from deer_jax.judge import make_judge
-from deer_jax.labeler import load_labeler
+from deer_jax.rewarding import make_judge
 from deer_jax.rl import StudyBatch, make_rl_step, plan_studies
 from deer_jax.rl_run import make_scores
 from unicross_jax.backbone import without_dropout

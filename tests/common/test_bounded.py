@@ -8,12 +8,11 @@ import zipfile
 import numpy as np
 import pytest
 
-from common import torch_archive, torch_pickle
 from common.errors import UserError
-from common.io import bounded
+from common.io import bounded, torch_archive, torch_pickle
 from common.io.patterns import full_matches
-from common.lora import LoraConfig, init_lora
-from common.torch_archive import read_archive
+from common.io.torch_archive import read_archive
+from common.models.lora import LoraConfig, init_lora
 
 MODULES = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in (0, 11) for name in "qkvo"]
 ENDLESS = r"(model\.)?((\w+\.?)+)+!"

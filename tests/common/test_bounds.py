@@ -7,11 +7,11 @@ import typing
 import pytest
 
 from common.bounds import COUNT, FINITE, RATE, SEED, SHARE, Within, bounded, bounds_of, check_numbers
+from common.clinical.labeler_config import LabelerRunConfig
 from common.config import parse, read_config, to_json
 from common.errors import Parser, UserError
 from common.io.text import json_text
 from deer_jax.config import RlConfig, SampleConfig, SftConfig
-from deer_jax.labeler_config import LabelerRunConfig
 from retsta_jax.config import RetstaConfig
 from unicross_jax.config import RunConfig
 

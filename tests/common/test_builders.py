@@ -13,10 +13,10 @@ from PIL import Image
 from common.data.builders import open_split, prepare
 from common.data.builders.__main__ import main
 from common.data.images import read_image, resize_shorter
-from common.data.parts import prepared_names, prepared_part
+from common.data.readers import ImageStudy, Splits
 from common.data.records import Quarantine
 from common.data.source import StudySource
-from common.data.studies import ImageStudy, Splits
+from common.data.splits import prepared_names, prepared_part
 from common.errors import UserError
 
 

@@ -10,7 +10,8 @@ import optax
 import pytest
 from orbax.checkpoint._src.multihost import multihost
 
-from common.checkpoint import (
+from common.errors import UserError
+from common.training.checkpoint import (
     METADATA_BYTES,
     open_checkpoints,
     restore_latest,
@@ -18,10 +19,9 @@ from common.checkpoint import (
     save_best,
     save_latest,
 )
-from common.errors import UserError
-from common.optim import OptimConfig
-from common.parallel import MeshConfig, make_layout, place
-from common.step import init_state
+from common.training.optim import OptimConfig
+from common.training.parallel import MeshConfig, make_layout, place
+from common.training.step import init_state
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,9 @@ from common.data.builders import open_split
 from common.data.builders.__main__ import main as prepare_data
 from common.data.chexpert_plus import TABLE, read_chexpert_plus, without_shared_patients
 from common.data.images import read_image
+from common.data.readers import ImageStudy
 from common.data.records import Quarantine
 from common.data.sections import HeadingCounts
-from common.data.studies import ImageStudy
 from common.errors import UserError
 
 # The published header.

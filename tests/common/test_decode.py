@@ -9,13 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.beam import beam_search
-from common.decode import Prompts, generate
-from common.generate import DecodeSettings, bucket, generate_rows, make_generator, make_scorer, padded, row_keys
-from common.lora import scaled
+from common.generation.beams import beam_search
+from common.generation.generate import (
+    DecodeSettings,
+    bucket,
+    generate_rows,
+    make_generator,
+    make_scorer,
+    padded,
+    row_keys,
+)
+from common.generation.loop import generate
+from common.generation.sampling import Sampling
+from common.models.decoding import Prompts
+from common.models.lora import scaled
 from common.models.qwen2 import SHARDING_RULES, Qwen2, bind, output_head
-from common.parallel import MeshConfig, make_layout, place
-from common.sampling import Sampling
+from common.training.parallel import MeshConfig, make_layout, place
 from tests import tiny
 
 LONGEST, NEW, GROUP = 9, 7, 3

@@ -12,12 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from common import decode_cli
 from common.data.tokenizers import load_tokenizer
 from common.errors import UserError
+from common.generation import command as decode_cli
+from common.models.peft import save_peft
 from common.models.qwen2 import Qwen2
 from common.models.qwen2_weights import load_qwen2, save_qwen2
-from common.peft import save_peft
 from tests import tiny
 
 TEXTS = ["no acute disease", "heart size is normal", "lungs", "the lungs are clear and the heart is normal", "acute"]

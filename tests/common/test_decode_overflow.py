@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import decode_cli
 from common.data.tokenizers import load_tokenizer
 from common.errors import UserError
+from common.generation import command as decode_cli
 from common.models.qwen2_weights import load_qwen2, save_qwen2
 from tests.overflow import overflowing
 from tests.runs import Material

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from common.command import run_cli
 from common.endpoint import Answer, Endpoint, Message, Request, answering, asking, transport
 from common.endpoint.limits import RateLimit
 from common.endpoint.protocol import user_request
 from common.endpoint.settings import KEY_VARIABLE
-from common.errors import UserError, run_cli
+from common.errors import UserError
 from tests.chat_server import Reply, answered, chat_server, refused
 from tests.endpoints import KEY, REPORT, FakeTime, ask, endpoint_of, texts_of
 

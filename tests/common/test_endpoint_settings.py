@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from common.command import run_cli
 from common.endpoint import Endpoint, add_endpoint_options, answering, endpoint_settings, settings
 from common.endpoint.protocol import user_request
 from common.endpoint.settings import CONSENT, KEY_VARIABLE, checked_url, is_local
-from common.errors import Parser, UserError, run_cli
+from common.errors import Parser, UserError
 from tests.chat_server import chat_server
 
 URL = "https://api.example.org/v1"

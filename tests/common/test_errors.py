@@ -6,7 +6,7 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from common.errors import out_of_memory, run_cli
+from common.command import out_of_memory, run_cli
 
 
 def test_a_device_without_memory_is_one_line(capsys):
@@ -25,7 +25,7 @@ def test_what_compilers_say_of_memory():
 
 
 def test_a_full_disk_behind_standard_output_is_one_line():
-    code = "from common.errors import run_cli; run_cli(lambda arguments: print('x'), [])"
+    code = "from common.command import run_cli; run_cli(lambda arguments: print('x'), [])"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2

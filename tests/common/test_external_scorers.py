@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from common.clinical.external import KNOWN, SCORERS, Scorer, parse_scorers, run_scorer, run_scorers
 from common.errors import UserError
-from common.metrics.external import KNOWN, SCORERS, Scorer, parse_scorers, run_scorer, run_scorers
 
 ROWS = [
     {"id": "a", "prediction": "Heart size is normal — 2.5 cm\nnodule.", "reference": "Normal.", "other": 1},

@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from common.errors import UserError
+from common.io.safetensors import StoredTensor
 from common.models.families import unit_rows
 from common.models.qwen2 import SHARDING_RULES
 from common.models.qwen2_weights import config_from_directory, load_qwen2, max_positions, param_shapes
-from common.parallel import MeshConfig, make_layout, shardings
-from common.weights import StoredTensor
+from common.training.parallel import MeshConfig, make_layout, shardings
 
 LLAMA3 = {
     "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,

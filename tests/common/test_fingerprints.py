@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from common.fingerprints import tokenizer_record
+from common.io.fingerprints import tokenizer_record
 
 
 @pytest.fixture

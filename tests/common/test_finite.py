@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.finite import check_finite, precision_remedy
-from common.generate import (
+from common.generation.generate import (
     DecodeSettings,
     generate_rows,
     make_generator,
@@ -17,7 +16,8 @@ from common.generate import (
     row_keys,
     score_rows,
 )
-from common.sampling import Sampling
+from common.generation.sampling import Sampling
+from common.io.finite import check_finite, precision_remedy
 from tests import tiny
 from tests.overflow import LOUD, overflowing
 

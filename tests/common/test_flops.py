@@ -10,7 +10,9 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from common.flops import (
+from common.models.lora import LoraConfig
+from common.models.qwen2 import Qwen2, Qwen2Config, output_head
+from common.training.flops import (
     adapter_parameters,
     attended_pairs,
     forward_flops,
@@ -20,8 +22,6 @@ from common.flops import (
     train_flops,
     utilisation,
 )
-from common.lora import LoraConfig
-from common.models.qwen2 import Qwen2, Qwen2Config, output_head
 from tests import tiny
 
 CONFIG = dataclasses.replace(tiny.CONFIG, num_hidden_layers=1, vocab_size=512, hidden_size=64, head_dim=16)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import UserError, run_cli
-from common.hosts import GO, Hosts, gather, report
+from common.command import run_cli
+from common.errors import UserError
+from common.process.hosts import GO, Hosts, gather, report
 from tests.compile_flags import QUICK
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
-from common.errors import run_cli
+from common.command import run_cli
 def main(arguments):
     import jax, numpy as np
     from jax.experimental import multihost_utils
@@ -84,7 +85,9 @@ def test_a_command_for_one_host_refuses_before_it_joins(monkeypatch, capsys, hos
 def test_which_commands_run_on_several_hosts(module, several, monkeypatch, capsys):
     monkeypatch.setenv("MEDREPORT_HOSTS", "127.0.0.1:1,2,1")
     asked = []
-    monkeypatch.setattr("common.hosts.progress", lambda *_: asked.append(0) or (_ for _ in ()).throw(UserError("join")))
+    monkeypatch.setattr(
+        "common.process.hosts.progress", lambda *_: asked.append(0) or (_ for _ in ()).throw(UserError("join"))
+    )
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
     commands = {*several, "evaluate", "standardize", "demo", "report", "ablation", "weights", "analyse", "select"}
     for command in commands:
@@ -180,8 +183,8 @@ def test_bounds_are_checked(monkeypatch, capsys, value):
 
 LOST = """
 import os, signal, sys
-from common.errors import run_cli
-from common import host_watch
+from common.command import run_cli
+from common.process import host_watch
 host_watch.BEAT_SECONDS = 0.25
 def main(arguments):
     import jax, numpy as np

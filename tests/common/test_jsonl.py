@@ -7,11 +7,11 @@ import pytest
 from common.config import claim_run_directory
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
+from common.io.jsonl import read_rows, write_rows
 from common.io.resumable import claim_output
-from common.jsonl import read_rows, write_rows
-from common.lora import LoraConfig
+from common.io.safetensors import write_json
+from common.models.lora import LoraConfig
 from common.report.page import Page, write_report
-from common.weights import write_json
 
 REQUIRED = {"id": str | int, "text": str}
 

@@ -15,7 +15,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from common.errors import UserError
-from common.logs import Logs, open_logs, read_rows
+from common.training.logs import Logs, open_logs, read_rows
 from deer_jax.cli import dispatch as deer
 from retsta_jax.cli import dispatch as retsta
 from unicross_jax.cli import dispatch as unicross

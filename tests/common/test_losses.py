@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import losses
-from common.losses import answer_loss, token_logprobs
+from common.training import losses
+from common.training.losses import answer_loss, token_logprobs
 
 B, S, D, V = 3, 13, 16, 102
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from common.clinical.score_command import main
 from common.errors import UserError
-from common.metrics.__main__ import main
 
 BLEU = [f"BLEU-{order}" for order in range(1, 5)]
 
@@ -148,7 +148,7 @@ def test_bad_rows_end_with_one_line_and_code_2(tmp_path) -> None:
 def test_the_command_starts_without_jax_nltk_or_scikit_learn(tmp_path) -> None:
     path = write(tmp_path, json.dumps(ROWS[0]))
     code = (
-        "import sys; from common.metrics.__main__ import main; "
+        "import sys; from common.clinical.score_command import main; "
         f"main([{path!r}, '--convention', 'coco']); "
         "print({'jax', 'nltk', 'sklearn', 'jieba', 'rouge_score'} & set(sys.modules), file=sys.stderr)"
     )

@@ -2,10 +2,10 @@
 
 import pytest
 
+from common.clinical.scores import compare_reports, in_each_language, score_reports
+from common.data.readers import ImageStudy, read_annotation, read_image_rows
 from common.data.records import Quarantine
-from common.data.studies import ImageStudy, read_annotation, read_image_rows
 from common.metrics.baselines import constant_report, constant_reports
-from common.metrics.studies import compare_reports, in_each_language, score_reports
 from common.metrics.tokenize import language_of, languages_of
 from deer_jax.rewards import bleu2
 from tests.common.test_studies import touch, write_json

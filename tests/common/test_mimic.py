@@ -9,9 +9,9 @@ from PIL import Image
 from common.data.builders import open_split
 from common.data.builders.__main__ import main as prepare_data
 from common.data.mimic import read_mimic_cxr
+from common.data.readers import ImageStudy
 from common.data.records import Quarantine
 from common.data.sections import report_sections
-from common.data.studies import ImageStudy
 from common.errors import UserError
 from tests.common.test_sections import REPORT
 

@@ -11,7 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from common.errors import UserError
-from common.optim import OptimConfig, make_optimizer, make_schedule
+from common.training.optim import OptimConfig, make_optimizer, make_schedule
 from tests import tiny
 
 

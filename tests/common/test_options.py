@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from common.clinical import labeler_config
 from common.config import choose_preset, parse
 from common.data.builders.__main__ import main as prepare
-from common.decode_cli import main as decode
 from common.errors import UserError
-from common.optim import OptimConfig, make_schedule
+from common.generation.command import main as decode
 from common.options import fields_of, training_command, unused_options, used_settings
+from common.training.optim import OptimConfig, make_schedule
 from deer_jax import config as deer
-from deer_jax import labeler_config
 from deer_jax.cli import dispatch as deer_command
 from retsta_jax import config as retsta
 from retsta_jax.cli import dispatch as retsta_command

@@ -9,8 +9,8 @@ from common.data.encode import Example, encode_examples
 from common.data.packing import assemble, first_fit, plan_epochs, plan_in_order
 from common.data.records import Quarantine
 from common.errors import UserError
-from common.losses import answer_loss, token_logprobs
 from common.models.qwen2 import Qwen2, Qwen2Config, init_params, output_head
+from common.training.losses import answer_loss, token_logprobs
 
 PAD = 0
 CONFIG = Qwen2Config(

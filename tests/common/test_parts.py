@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from common.data.builders.__main__ import main as prepare_data
-from common.data.parts import load_parts
 from common.data.records import Quarantine
 from common.data.source import StudySource
+from common.data.splits import load_parts
 from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, SFT_PRESETS
 from unicross_jax.config import PRESETS
 

@@ -10,8 +10,9 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from common.data.phantom import FINDINGS, Phantom, draw_frontal, draw_lateral, main, make_phantom
-from common.data.phantom_study import (
+from common.errors import UserError
+from common.phantoms.phantom import FINDINGS, Phantom, draw_frontal, draw_lateral, main, make_phantom
+from common.phantoms.study import (
     AIRSPACE,
     COMPANIONS,
     DEVICES,
@@ -21,8 +22,7 @@ from common.data.phantom_study import (
     Study,
     sample_study,
 )
-from common.data.phantom_text import write_report
-from common.errors import UserError
+from common.phantoms.text import write_report
 
 REPORTS = 1500
 SIZE = 64

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from common.data.cleaning import r2gen_clean_iu, r2gen_clean_mimic
-from common.data.phantom_labels import label_report
-from common.data.phantom_study import sample_study
-from common.data.phantom_text import write_report
 from common.metrics.clinical import FINDINGS
+from common.phantoms.labels import label_report
+from common.phantoms.study import sample_study
+from common.phantoms.text import write_report
 
 REPORTS = 3000
 NO_FINDING = FINDINGS.index("No Finding")

@@ -13,9 +13,9 @@ from common.errors import UserError
 from common.models import qwen2_vl_weights, qwen2_weights
 from common.models.bert import BertConfig
 from common.models.bert_weights import encoder_config
+from common.models.peft import load_peft, save_peft
 from common.models.qwen2_vl import Qwen2VLConfig
 from common.models.qwen2_vl_vision import VisionConfig
-from common.peft import load_peft, save_peft
 from tests import tiny
 
 HUGE = 10**12

@@ -9,16 +9,16 @@ import pytest
 
 from common.config import check_run_directory, claim_run_directory, read_config
 from common.data.qwen_images import processor_from_directory
+from common.data.readers import read_annotation, read_image_rows
 from common.data.records import Quarantine
-from common.data.studies import read_annotation, read_image_rows
 from common.data.tokenizers import load_tokenizer
 from common.errors import UserError
+from common.io.jsonl import read_rows
 from common.io.resumable import claim_output
-from common.jsonl import read_rows
-from common.logs import read_rows as read_log
+from common.io.safetensors import open_tensors
+from common.models.peft import load_peft
 from common.models.qwen2_weights import config_from_directory
-from common.peft import load_peft
-from common.weights import open_tensors
+from common.training.logs import read_rows as read_log
 from deer_jax.select import read_ids
 from retsta_jax.config import PRESETS, RetstaConfig
 from retsta_jax.standardize import read_reports

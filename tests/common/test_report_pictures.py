@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.phantom import make_phantom
+from common.phantoms.phantom import make_phantom
 from common.report import Example, Page
 from common.report.page import render
 from common.report.pictures import LARGEST_FILE, overlay_maps, picture

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.sampling import (
+from common.generation.sampling import (
     Sampling,
     choose_tokens,
     draw,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from common.checkpoint import save_latest
-from common.errors import run_cli
+from common.command import run_cli
 from common.io.resumable import row_writer
+from common.training.checkpoint import save_latest
 from tests.common.test_train_loop import Counted, run
 
 ROOT = Path(__file__).parents[2]
@@ -82,9 +82,9 @@ def test_a_signal_in_a_destructor_is_not_lost(capsys):
 
 STUCK = """
 import hashlib, os, sys, threading
-from common import stopping
-from common.checkpoint import save_latest
-from common.errors import run_cli
+from common.process import stopping
+from common.training.checkpoint import save_latest
+from common.command import run_cli
 stopping.GRACE_SECONDS = 0.5
 def main(arguments):
     for place, number in enumerate(map(int, arguments), start=1):
@@ -173,7 +173,7 @@ def test_a_signal_during_the_last_save_ends_the_command(number, whole, tmp_path,
         if int(state.step) == 6:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("common.train_loop.save_latest", save)
+    monkeypatch.setattr("common.training.loop.save_latest", save)
     assert ended(lambda: run(tmp_path), capsys)[0] == CODES[number]
     monkeypatch.undo()
     run(tmp_path)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from common.data.readers import ImageStudy, read_annotation, read_image_rows, read_openi_images
 from common.data.records import Quarantine
 from common.data.sections import HeadingCounts
-from common.data.studies import ImageStudy, read_annotation, read_image_rows, read_openi_images
 from common.errors import UserError
 from tests.common.test_openi import report as openi_report
 from tests.common.test_openi import write_archive

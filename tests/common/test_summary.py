@@ -5,15 +5,15 @@ import json
 
 import numpy as np
 
+from common.clinical.labeler import load_labeler, texts_line
+from common.clinical.score_command import main as metrics
 from common.data.images import encode_png
-from common.data.parts import load_parts
 from common.data.records import Quarantine
 from common.data.source import StudySource
+from common.data.splits import load_parts
 from common.data.summary import Cut, already, data_line, first_of, share_of, study_line, unknown_share
 from common.data.tokenizers import build_word_tokenizer
-from common.metrics.__main__ import main as metrics
 from deer_jax.cli import dispatch as deer
-from deer_jax.labeler import load_labeler, texts_line
 from retsta_jax.config import PRESETS
 from retsta_jax.data import load_splits, splits_line
 

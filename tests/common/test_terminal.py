@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from common.errors import LONGEST_MESSAGE, UserError, run_cli
+from common.command import LONGEST_MESSAGE, run_cli
+from common.errors import UserError
 from common.io.terminal import printable, say
 from common.io.text import json_text, parse_json
 
@@ -56,7 +57,7 @@ def test_json_keeps_its_value_and_shows_every_character():
 
 def test_a_library_that_warns_takes_one_line():
     code = (
-        "import warnings; from common.errors import run_cli;"
+        "import warnings; from common.command import run_cli;"
         "run_cli(lambda arguments: warnings.warn('broken EXIF\\x1b[2J\\nof x.png'), [])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

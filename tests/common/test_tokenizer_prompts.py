@@ -10,9 +10,9 @@ from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from common import decode_cli
 from common.data.tokenizers import build_word_tokenizer, load_tokenizer, save_words
 from common.errors import UserError
+from common.generation import command as decode_cli
 from common.models.qwen2_weights import save_qwen2
 from tests import tiny
 

@@ -15,11 +15,12 @@ from common.data.pieces import byte_of_character
 from common.data.tokenizers import (
     SentencePieceTokenizer,
     build_word_tokenizer,
+    check_vocabulary,
     load_tokenizer,
     save_words,
 )
 from common.errors import UserError
-from common.models.qwen2 import Qwen2Config, check_vocabulary
+from common.models.qwen2 import Qwen2Config
 
 TEXTS = [
     "The heart is normal in size. 3.5 mm nodule, left lower lobe.",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.torch_archive import read_archive
+from common.io.torch_archive import read_archive
 
 torch = pytest.importorskip("torch")
 

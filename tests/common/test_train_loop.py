@@ -10,12 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from common.checkpoint import open_checkpoints, restore_latest, restore_trainable
 from common.errors import UserError
-from common.parallel import compile_step, make_layout, place
-from common.step import init_state, make_train_step
-from common.step_clock import StepClock
-from common.train_loop import MAX_SKIPPED_IN_A_ROW, train
+from common.training.checkpoint import open_checkpoints, restore_latest, restore_trainable
+from common.training.loop import MAX_SKIPPED_IN_A_ROW, train
+from common.training.parallel import compile_step, make_layout, place
+from common.training.step import init_state, make_train_step
+from common.training.step_clock import StepClock
 from common.types import LossSum, TextBatch
 
 NOTE = {"base": {"name": "toy", "sha256": "0" * 64}}

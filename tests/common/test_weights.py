@@ -14,10 +14,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from common.errors import UserError
-from common.fingerprints import fingerprint, fingerprint_directory
-from common.models.qwen2 import Qwen2Config, init_params
-from common.models.qwen2_weights import config_from_directory, load_qwen2, name_map, param_shapes, save_qwen2
-from common.weights import (
+from common.io.fingerprints import fingerprint, fingerprint_directory
+from common.io.safetensors import (
     Published,
     StoredTensor,
     load_tree,
@@ -26,6 +24,8 @@ from common.weights import (
     write_tensors,
     written_whole,
 )
+from common.models.qwen2 import Qwen2Config, init_params
+from common.models.qwen2_weights import config_from_directory, load_qwen2, name_map, param_shapes, save_qwen2
 
 TINY = Qwen2Config(
     vocab_size=37, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,

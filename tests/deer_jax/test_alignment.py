@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from common.clinical.alignment import text_and_spans, transfer
 from common.data.tokenizers import load_tokenizer
-from deer_jax.alignment import text_and_spans, transfer
 
 TEXTS = [
     "No acute cardiopulmonary process.",

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.data.parts import Part
-from common.data.studies import ImageStudy
+from common.clinical.labeler import Labeler, classes_of_groups, label_texts, make_tokenizer
+from common.data.readers import ImageStudy
+from common.data.splits import Part
 from common.data.tokenizers import WordTokenizer
 from common.errors import UserError
 from common.models.bert import BertConfig, ClassifierConfig, init_classifier
 from deer_jax.analyse import masked, masking, rewards, sentences, token_page, tokens_of, top
 from deer_jax.cli import dispatch
-from deer_jax.labeler import Labeler, classes_of_groups, label_texts, make_tokenizer
 from deer_jax.sample import rows_of
 from deer_jax.token_weights import Group, Rollout, read_rollout
 
@@ -145,7 +145,7 @@ def test_texts_of_all_groups_are_labelled_together(labeler, monkeypatch):
         calls.append(len(texts))
         return label_texts(labeler, texts, *more, **named)
 
-    monkeypatch.setattr("deer_jax.labeler.label_texts", counting)
+    monkeypatch.setattr("common.clinical.labeler.label_texts", counting)
     for texts, own in zip(groups, classes_of_groups(labeler, groups), strict=True):
         np.testing.assert_array_equal(own, label_texts(labeler, texts).classes)
     assert classes_of_groups(labeler, []) == []

@@ -8,22 +8,22 @@ import jax
 import pytest
 
 from common.config import parse, read_config
-from common.data.parts import Part
-from common.data.studies import ImageStudy
+from common.data.readers import ImageStudy
+from common.data.splits import Part
 from common.errors import UserError
-from common.fingerprints import model_record
-from common.logs import read_rows
+from common.io.fingerprints import model_record
 from common.models.qwen2_vl import init_params
 from common.models.qwen2_vl_weights import config_from_directory, save_qwen2_vl
+from common.training.logs import read_rows
 from deer_jax import make_assets
 from deer_jax.ablation import Variant, select_studies
 from deer_jax.cli import dispatch
 from deer_jax.config import INSTRUCTION, RL_NEEDS, RL_PRESETS, RewardConfig, RlConfig
-from deer_jax.continued import labeler_record
 from deer_jax.demo import demo
+from deer_jax.prompts import chosen_part
+from deer_jax.resumable import labeler_record
 from deer_jax.rl_run import make_scores, reward_labeler
 from deer_jax.sample import rows_of as sampled_rows
-from deer_jax.studies import chosen_part
 from tests.pages import commands_of
 
 DATA = ["--data.train-size", "12", "--data.validation-size", "4", "--data.test-size", "4", "--data.side", "56"]

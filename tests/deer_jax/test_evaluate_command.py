@@ -12,18 +12,18 @@ import torch
 from safetensors.numpy import load_file
 from sklearn.metrics import f1_score
 
-from common.data.parts import Part
-from common.data.studies import ImageStudy
+from common.clinical.external import Scorer
+from common.clinical.labeler import Labeler, label_texts, load_labeler, save_vocabulary, train_tokenizer
+from common.clinical.score_command import evaluate as evaluate_as_texts
+from common.data.readers import ImageStudy
+from common.data.splits import Part
 from common.errors import UserError
-from common.metrics.__main__ import evaluate as evaluate_as_texts
 from common.metrics.baselines import constant_report
 from common.metrics.clinical import COMPETITION, FINDINGS
-from common.metrics.external import Scorer
 from common.models.bert import BertConfig, ClassifierConfig, init_classifier
 from common.models.bert_weights import save_classifier
 from deer_jax.evaluate import evaluate_predictions, label_each, main
-from deer_jax.held_out import score_systems
-from deer_jax.labeler import Labeler, label_texts, load_labeler, save_vocabulary, train_tokenizer
+from deer_jax.test_evaluation import score_systems
 
 WORDS = [
     "small",

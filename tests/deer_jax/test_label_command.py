@@ -12,15 +12,15 @@ import jax
 import numpy as np
 import pytest
 
+from common.clinical.labeler import Labeler, encode, label_texts, load_labeler, save_vocabulary, train_tokenizer
+from common.clinical.labeler_loss import label_batch, labeler_loss, shuffled_sentences
+from common.clinical.labelled_reports import phantom_corpus
+from common.command import run_cli
 from common.data.packing import GlobalBatch
-from common.errors import run_cli
-from common.jsonl import read_rows, write_rows
+from common.io.jsonl import read_rows, write_rows
 from common.models.bert import BertConfig, ClassifierConfig, chexbert_logits, init_classifier, word_embeddings
 from common.models.bert_weights import save_classifier
 from deer_jax.cli import dispatch
-from deer_jax.labeler import Labeler, encode, label_texts, load_labeler, save_vocabulary, train_tokenizer
-from deer_jax.labeler_data import phantom_corpus
-from deer_jax.labeler_loss import label_batch, labeler_loss, shuffled_sentences
 from tests.compile_flags import QUICK
 
 ROOT = Path(__file__).parents[2]
@@ -139,7 +139,7 @@ import sys, jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(coordinator_address=sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-from common.errors import run_cli
+from common.command import run_cli
 from deer_jax.cli import dispatch
 run_cli(dispatch, sys.argv[3:])
 """

@@ -10,9 +10,19 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from common.data.phantom_labels import label_report
-from common.data.phantom_study import sample_study
-from common.data.phantom_text import write_report
+from common.clinical.labeler import (
+    PHANTOM,
+    SPECIAL,
+    Labeler,
+    clean_text,
+    encode,
+    label_texts,
+    load_labeler,
+    save_vocabulary,
+    spread,
+    train_tokenizer,
+)
+from common.clinical.labelled_reports import damage
 from common.errors import UserError
 from common.metrics.clinical import FINDINGS, POSITIVE
 from common.models.bert import (
@@ -25,19 +35,9 @@ from common.models.bert import (
     word_embeddings,
 )
 from common.models.bert_weights import save_classifier
-from deer_jax.labeler import (
-    PHANTOM,
-    SPECIAL,
-    Labeler,
-    clean_text,
-    encode,
-    label_texts,
-    load_labeler,
-    save_vocabulary,
-    spread,
-    train_tokenizer,
-)
-from deer_jax.labeler_data import damage
+from common.phantoms.labels import label_report
+from common.phantoms.study import sample_study
+from common.phantoms.text import write_report
 
 TEXTS = ["No pleural effusion. The heart is enlarged.", "Mild pulmonary edema. No pneumothorax or effusion."]
 ODD = " \n Effusión\tof  2.5 cm —\u2009naïve\x85XXXX/right [SEP] \u00ad🙂 ﬁbrosis\x1c心 "

@@ -2,10 +2,10 @@
 
 import pytest
 
+from common.clinical.labeler import load_tokenizer
+from common.clinical.labelled_reports import openi_corpus
 from common.data.records import Quarantine
 from common.errors import UserError
-from deer_jax.labeler import load_tokenizer
-from deer_jax.labeler_data import openi_corpus
 from tests.common.test_openi import report, write_archive
 
 MARK = b"\xef\xbb\xbf"

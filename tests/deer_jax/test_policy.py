@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.decode import Prompts
-from common.generate import DecodeSettings, make_scorer
-from common.sampling import Sampling
+from common.generation.generate import DecodeSettings, make_scorer
+from common.generation.sampling import Sampling
+from common.models.decoding import Prompts
 from deer_jax.ditpo import PolicyParams
 from deer_jax.policy import text_policy
 from tests import tiny
@@ -60,7 +60,7 @@ def test_scores_are_those_of_rollouts_with_prompts_of_their_own(params, sampled)
     policy = text_policy(tiny.CONFIG, config, tiny.LORA, chunk=8)
     logp = policy.token_logprobs(params, prompts(), sampled.tokens, sampled.mask)
     flat = Prompts(sampled.tokens.reshape(-1, T), sampled.mask.reshape(-1, T))
-    from common.lora import scaled
+    from common.models.lora import scaled
 
     variables = {"params": params.frozen["params"], "lora": scaled(params.trainable, tiny.LORA)}
     alone = make_scorer(tiny.CONFIG, temperature=0.7)(variables, repeated(prompts()), flat)

@@ -8,21 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.checkpoint import open_checkpoints
 from common.data.packing import GlobalBatch
 from common.data.pipeline import make_iterator
 from common.data.tokenizers import WordTokenizer
-from common.decode import Generated, Prompts
 from common.errors import UserError
-from common.generate import DecodeSettings
-from common.optim import OptimConfig, make_optimizer, make_schedule
-from common.parallel import MeshConfig, make_layout, place, place_batch
-from common.sampling import Sampling
-from common.step import init_state
-from common.train_loop import train
+from common.generation.generate import DecodeSettings
+from common.generation.loop import Generated
+from common.generation.sampling import Sampling
+from common.models.decoding import Prompts
+from common.training.checkpoint import open_checkpoints
+from common.training.loop import train
+from common.training.optim import OptimConfig, make_optimizer, make_schedule
+from common.training.parallel import MeshConfig, make_layout, place, place_batch
+from common.training.step import init_state
 from deer_jax.ditpo import Objective
-from deer_jax.judge import make_judge, score_function
 from deer_jax.policy import text_policy
+from deer_jax.rewarding import make_judge, score_function
 from deer_jax.rl import StudyBatch, make_rl_step, plan_studies, reward_measures, rollout_measures
 from deer_jax.token_weights import Rollout, uniform_scores
 from tests import tiny

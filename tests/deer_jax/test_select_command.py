@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.jsonl import write_rows
+from common.io.jsonl import write_rows
 from deer_jax.ddsampling import diversity, reward_statistics
 from deer_jax.select import main
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from retsta_jax.corpus import make_splits
+from retsta_jax.corpus.pairs import make_splits
 from tests.examples import load_example
 from tests.runs import retsta
 

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.generate import DecodeSettings
-from common.lora import LoraConfig, init_lora
+from common.generation.generate import DecodeSettings
+from common.generation.sampling import Sampling
+from common.models.lora import LoraConfig, init_lora
 from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_vl import Qwen2VLConfig, init_params
 from common.models.qwen2_vl_layout import study_rows, vision_layout
 from common.models.qwen2_vl_vision import VisionConfig
-from common.sampling import Sampling
 from deer_jax.ditpo import Objective, PolicyParams, Rollouts, make_loss
-from deer_jax.studies import ReportRows, StudyPrompts
+from deer_jax.prompts import ReportRows, StudyPrompts
 from deer_jax.vision_policy import sft_loss, split_params, vision_policy
 
 LANGUAGE = Qwen2Config(

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from launch import bench
 from launch.__main__ import main
-from launch.peer import Peer
+from launch.bench import command as bench
+from launch.bench.peer import Peer
 
 TOY = dataclasses.replace(
     bench.CPU, hidden=32, layers=2, heads=4, kv_heads=2, intermediate=48, vocabulary=96, loss_chunk=8,
@@ -71,7 +71,7 @@ def test_a_peer_that_cannot_start_is_one_clear_line(monkeypatch, tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(UserError, match=r"requirements-parity\.txt"):
-        Peer("launch.peer_qwen2", {"shape": dataclasses.asdict(TOY), "lora": dataclasses.asdict(bench.LORA)})
+        Peer("launch.bench.peer_qwen2", {"shape": dataclasses.asdict(TOY), "lora": dataclasses.asdict(bench.LORA)})
 
 
 def test_padded_batches_hold_the_same_examples_and_answers():

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from common.errors import UserError
-from launch import bench_duplicates
+from launch.bench import duplicates as bench_duplicates
 from tests.launch.test_bench import BARE_IMAGE
 
 

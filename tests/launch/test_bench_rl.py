@@ -13,18 +13,19 @@ import numpy as np
 import optax
 import pytest
 
-from common.decode import Prompts
-from common.lora import init_lora
+from common.clinical.labeler import encode, label_texts
+from common.clinical.saliency import token_saliency
+from common.io.safetensors import written_whole
 from common.models.bert_weights import save_classifier
+from common.models.decoding import Prompts
+from common.models.lora import init_lora
+from common.models.peft import save_peft
 from common.models.qwen2 import init_params
 from common.models.qwen2_weights import save_qwen2
-from common.peft import save_peft
-from common.step import summed_gradients
-from common.weights import written_whole
+from common.training.step import summed_gradients
 from deer_jax.ditpo import Objective, PolicyParams, Rollouts, make_loss
-from deer_jax.labeler import encode, label_texts
-from deer_jax.saliency import token_saliency
-from launch import bench_labeler, bench_rl
+from launch.bench import labeler as bench_labeler
+from launch.bench import rl as bench_rl
 from tests.compile_flags import QUICK
 from tests.launch.test_bench import BARE_IMAGE
 
@@ -120,7 +121,7 @@ def peer_model(weights, tmp_path_factory):
 
 
 def test_the_peer_trains_the_same_parameters(peer_model, weights):
-    from launch.peer_rl import make_model
+    from launch.bench.peer_rl import make_model
 
     def shapes(model):
         return {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -133,7 +134,7 @@ def test_the_peer_trains_the_same_parameters(peer_model, weights):
 def test_the_peer_has_the_same_loss_and_gradient_on_the_same_rollouts(peer_model, weights):
     import torch
 
-    from launch.peer_rl import policy_gradient
+    from launch.bench.peer_rl import policy_gradient
 
     base, adapters = weights
     random = np.random.default_rng(0)
@@ -167,7 +168,7 @@ def test_the_peer_has_the_same_loss_and_gradient_on_the_same_rollouts(peer_model
 def test_the_peer_samples_as_many_tokens_of_every_prompt(peer_model):
     import torch
 
-    from launch.peer_rl import sample
+    from launch.bench.peer_rl import sample
 
     prompts = torch.tensor(bench_rl.random_prompts(TOY), dtype=torch.long)
     rows = sample(peer_model, prompts, TOY.group, TOY.new_tokens)
@@ -178,7 +179,7 @@ def test_the_peer_samples_as_many_tokens_of_every_prompt(peer_model):
 def test_advantages_of_the_peer_are_ours():
     torch = pytest.importorskip("torch", reason="torch is not installed (make dev)")
     from deer_jax.ditpo import group_advantages
-    from launch import peer_rl
+    from launch.bench import peer_rl
 
     rewards = np.random.default_rng(0).random((5, 8)).astype(np.float32)
     np.testing.assert_allclose(group_advantages(rewards), peer_rl.group_advantages(torch.tensor(rewards)), atol=1e-5)
@@ -188,7 +189,7 @@ def test_labels_and_saliency_of_the_peer_are_ours(tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed (make dev)")
     from safetensors.torch import load_file
 
-    from launch.peer_rl import Labeler
+    from launch.bench.peer_rl import Labeler
 
     labeler = bench_labeler.make_labeler(TOY)
     with written_whole(tmp_path / "labeler") as aside:

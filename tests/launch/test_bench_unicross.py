@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.generate import DecodeSettings, row_keys
-from launch import bench_unicross
+from common.generation.generate import DecodeSettings, row_keys
+from launch.bench import unicross as bench_unicross
 from tests.compile_flags import QUICK
 from tests.launch.test_bench import BARE_IMAGE
 from unicross_jax.generate import make_generator
@@ -105,8 +105,8 @@ def test_bfloat16_is_traced(conditioning):
 def pair(tmp_path_factory):
     """The peer's model, and our trees with the same weights."""
     torch = pytest.importorskip("torch", reason="torch is not installed (make dev)")
-    from launch.peer_unicross import make_model
-    from launch.torch_clip import TorchClip, randomise
+    from launch.bench.peer_unicross import make_model
+    from launch.bench.torch_clip import TorchClip, randomise
     from tests.parity.unicross_weights import randomised
 
     torch.manual_seed(0)
@@ -126,7 +126,7 @@ def test_the_peer_holds_the_same_parameters(pair):
 def test_the_peer_has_the_same_loss(pair):
     import torch
 
-    from launch.peer_unicross import report_loss
+    from launch.bench.peer_unicross import report_loss
 
     model, trainable, frozen = pair
     batch = bench_unicross.random_batch(TOY)
@@ -142,7 +142,7 @@ def test_the_peer_has_the_same_loss(pair):
 def test_the_peer_finds_the_same_reports(pair):
     import torch
 
-    from launch.peer_unicross import beam_search
+    from launch.bench.peer_unicross import beam_search
 
     model, trainable, frozen = pair
     studies = bench_unicross.random_studies(TOY, TOY.reports)

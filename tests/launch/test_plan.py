@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from common.errors import UserError
-from common.flops import train_flops
 from common.models.qwen2 import Qwen2Config
+from common.training.flops import train_flops
 from launch import plan
 from retsta_jax.config import PRESETS
 

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 
-from retsta_jax.corpus import make_pairs
+from retsta_jax.corpus.pairs import make_pairs
 from tests.compile_flags import QUICK
 from tests.runs import ROOT, retsta
 

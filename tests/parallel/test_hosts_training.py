@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from common.logs import read_rows
+from common.training.logs import read_rows
 from tests.compile_flags import QUICK
 from tests.runs import ROOT
 

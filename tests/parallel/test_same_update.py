@@ -7,9 +7,9 @@ import pytest
 
 from common.errors import UserError
 from common.models.qwen2 import SHARDING_RULES
-from common.optim import OptimConfig, make_optimizer
-from common.parallel import MeshConfig, check_rows, compile_step, gathered, make_layout, place, place_batch
-from common.step import init_state, make_train_step
+from common.training.optim import OptimConfig, make_optimizer
+from common.training.parallel import MeshConfig, check_rows, compile_step, gathered, make_layout, place, place_batch
+from common.training.step import init_state, make_train_step
 from tests import tiny
 
 OPTIM = OptimConfig(learning_rate=1e-2, warmup_ratio=0.0, schedule="constant", weight_decay=0.1, clip_norm=0.1)

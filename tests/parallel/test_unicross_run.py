@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.models.clip import init_params
-from common.parallel import compile_evaluation, make_layout, place, place_batch
+from common.training.parallel import compile_evaluation, make_layout, place, place_batch
 from tests.unicross_jax.runs import arguments, log, make_clip, unicross
 from tests.unicross_jax.test_model import CAUSAL, CLIP
 from unicross_jax.model import ReportBatch, Studies, init_trainable, loss

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from common.clinical.labeler import encode, label_texts, load_labeler
 from common.metrics.clinical import FINDINGS
 from common.models.bert import Bert, chexbert_logits, word_embeddings
 from common.models.bert_weights import load_classifier, load_encoder, save_classifier
-from deer_jax.labeler import encode, label_texts, load_labeler
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file
 
-from launch.torch_clip import TorchClip, randomise
+from launch.bench.torch_clip import TorchClip, randomise
 from unicross_jax.config import EMBEDDED_CLIP
 
 TOLERANCE = 1e-4

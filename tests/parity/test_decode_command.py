@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from common import decode_cli
 from common.data.tokenizers import load_tokenizer
+from common.generation import command as decode_cli
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.beam import beam_search
-from common.decode import Prompts, generate
+from common.generation.beams import beam_search
+from common.generation.loop import generate
+from common.models.decoding import Prompts
 from common.models.qwen2 import Qwen2Config, bind, output_head
 from common.models.qwen2_weights import load_qwen2
 

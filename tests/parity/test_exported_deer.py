@@ -14,16 +14,16 @@ from common.data.exported_tokenizer import CHATML
 from common.data.huggingface_tokenizer import QWEN2_SPECIAL
 from common.data.tokenizers import load_tokenizer
 from common.errors import UserError
-from common.lora import LoraConfig, merge
-from common.parallel import make_layout
-from common.peft import VISION_LANGUAGE, load_peft, save_peft
+from common.io.safetensors import open_tensors
+from common.models.lora import LoraConfig, merge
+from common.models.peft import VISION_LANGUAGE, load_peft, save_peft
+from common.training.parallel import make_layout
 from common.types import PyTree
-from common.weights import open_tensors
 from deer_jax import make_assets
 from deer_jax.config import INSTRUCTION, ModelConfig, RolloutConfig, SftConfig
 from deer_jax.ditpo import PolicyParams
-from deer_jax.stage import Base, decode_settings, export, initial_trees, load_base
-from deer_jax.studies import IMAGE_MARKS, prompt_length, study_prompts
+from deer_jax.prompts import IMAGE_MARKS, prompt_length, study_prompts
+from deer_jax.setup import Base, decode_settings, export, initial_trees, load_base
 from deer_jax.vision_policy import vision_policy
 
 torch = pytest.importorskip("torch")

@@ -12,11 +12,11 @@ import pytest
 
 from common.data.exported_tokenizer import exported_files
 from common.data.tokenizers import load_tokenizer
+from common.models.peft import load_peft
 from common.models.qwen2 import Qwen2, output_head
 from common.models.qwen2_weights import load_qwen2
-from common.parallel import make_layout
-from common.peft import load_peft
-from common.sft import model_variables
+from common.training.parallel import make_layout
+from common.training.sft import model_variables
 from deer_jax.config import EMBEDDED_BASE as BYTE_LEVEL  # its tokenizer.json stands for a published one
 from retsta_jax.config import ModelConfig, RetstaConfig
 from retsta_jax.train import export, initial_trees, load_base

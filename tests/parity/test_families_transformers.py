@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from common.decode import Prompts, generate
+from common.generation.loop import generate
+from common.models.decoding import Prompts
 from common.models.qwen2 import Qwen2, bind, output_head
 from common.models.qwen2_weights import config_from_directory, load_qwen2, published_config, save_qwen2
 

@@ -12,9 +12,9 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 from tokenizers import processors
 
-from common import decode_cli
 from common.data.tokenizers import load_tokenizer
 from common.errors import UserError
+from common.generation import command as decode_cli
 
 torch = pytest.importorskip("torch", reason="PyTorch is the reference here (requirements-parity.txt)")
 transformers = pytest.importorskip("transformers")

@@ -11,14 +11,14 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
-from common.adapters import load_adapter, save_adapter
 from common.errors import UserError
-from common.lora import LoraConfig
+from common.models.adapters import load_adapter, save_adapter
 from common.models.families import FAMILIES
+from common.models.lora import LoraConfig
 from common.models.qwen2 import Qwen2, output_head
 from common.models.qwen2_weights import config_from_directory, load_qwen2
-from common.parallel import make_layout
-from common.sft import model_variables
+from common.training.parallel import make_layout
+from common.training.sft import model_variables
 from retsta_jax.config import ModelConfig, RetstaConfig
 from retsta_jax.train import export, initial_trees, load_base
 from tests import tiny

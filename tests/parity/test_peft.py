@@ -10,11 +10,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from common.errors import UserError
-from common.lora import LoraConfig, init_lora, merge, scaled
-from common.losses import answer_loss, token_logprobs
+from common.models.lora import LoraConfig, init_lora, merge, scaled
+from common.models.peft import load_peft, save_peft
 from common.models.qwen2 import Qwen2, output_head
 from common.models.qwen2_weights import load_qwen2, save_qwen2
-from common.peft import load_peft, save_peft
+from common.training.losses import answer_loss, token_logprobs
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

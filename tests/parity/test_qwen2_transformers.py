@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from common.losses import answer_loss, token_logprobs
+from common.io.safetensors import published_tensors
 from common.models.layers import rotary_angles
 from common.models.qwen2 import Qwen2, output_head
 from common.models.qwen2_weights import (
@@ -19,7 +19,7 @@ from common.models.qwen2_weights import (
     published_config,
     save_qwen2,
 )
-from common.weights import published_tensors
+from common.training.losses import answer_loss, token_logprobs
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from common.decode import continue_prompts
 from common.errors import UserError
-from common.losses import token_logprobs
+from common.generation.loop import continue_prompts
+from common.generation.sampling import Sampling
+from common.io.safetensors import open_tensors, published_tensors
 from common.models.attention import attend
 from common.models.qwen2 import bind
 from common.models.qwen2_vl import (
@@ -36,9 +37,8 @@ from common.models.qwen2_vl_weights import (
     param_shapes,
     save_qwen2_vl,
 )
-from common.parallel import MeshConfig, make_layout, place_batch, shardings
-from common.sampling import Sampling
-from common.weights import open_tensors, published_tensors
+from common.training.losses import token_logprobs
+from common.training.parallel import MeshConfig, make_layout, place_batch, shardings
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from common.jsonl import write_rows
+from common.io.jsonl import write_rows
 from deer_jax.cli import dispatch
 
 torch = pytest.importorskip("torch")

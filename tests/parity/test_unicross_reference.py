@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch import nn
 
-from launch.torch_unicross import (
+from launch.bench.torch_unicross import (
     Attention,
     UniCrossAdapter,
     coordinates,

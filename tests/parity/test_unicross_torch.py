@@ -17,9 +17,9 @@ from unicross_jax.model import (
 )
 
 torch = pytest.importorskip("torch")
-from launch.peer_unicross import Backbone
-from launch.torch_clip import TorchClip, randomise
-from launch.torch_unicross import UniCrossAdapter
+from launch.bench.peer_unicross import Backbone
+from launch.bench.torch_clip import TorchClip, randomise
+from launch.bench.torch_unicross import UniCrossAdapter
 from tests.parity.unicross_weights import ours_from, own_parameters, randomised
 
 TOLERANCE = 1e-4

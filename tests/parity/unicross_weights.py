@@ -1,4 +1,4 @@
-"""The weights of `launch.torch_unicross` as our trees."""
+"""The weights of `launch.bench.torch_unicross` as our trees."""
 
 import jax
 import jax.numpy as jnp

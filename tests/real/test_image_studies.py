@@ -11,8 +11,8 @@ from common.data.builders import open_split, prepare
 from common.data.cleaning import r2gen_clean_iu
 from common.data.images import read_image, resize_shorter
 from common.data.openi import read_openi
+from common.data.readers import read_openi_images
 from common.data.records import Quarantine
-from common.data.studies import read_openi_images
 from common.data.vocabulary import IU_MINIMUM_COUNT, Corpus, merged_vocabulary
 from common.errors import UserError
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from common.clinical.labelled_reports import openi_corpus
+from common.command import run_cli
 from common.data.openi import read_openi, read_test_ids
 from common.data.records import Quarantine
-from common.errors import run_cli
 from deer_jax.cli import dispatch
-from deer_jax.labeler_data import openi_corpus
 
 
 @pytest.fixture(scope="module")

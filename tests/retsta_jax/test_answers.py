@@ -3,8 +3,8 @@
 import pytest
 
 from common.data.records import ReportPair
-from common.jsonl import read_rows
-from retsta_jax.answers import MEASURES, answer_of, language_shares, language_table
+from common.io.jsonl import read_rows
+from retsta_jax.baselines.answers import MEASURES, answer_of, language_shares, language_table
 
 REPORT = "Right eye: drusen; no haemorrhage."
 

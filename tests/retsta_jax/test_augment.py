@@ -11,17 +11,18 @@ import pytest
 
 from common.data.records import Quarantine, ReportPair
 from common.errors import UserError
-from retsta_jax.augment import KINDS, augment, augment_pairs, draw_kinds, open_corpus, rates_of
+from retsta_jax.augmentation.augment import KINDS, augment, augment_pairs, draw_kinds, open_corpus, rates_of
+from retsta_jax.augmentation.edits import EDITS, read_report, says_the_same, unclear
+from retsta_jax.augmentation.perturb import conflicts
+from retsta_jax.augmentation.restate import SOURCE_WORDING, restate
 from retsta_jax.config import PRESETS, AugmentConfig
-from retsta_jax.corpus import make_pairs, split_of
+from retsta_jax.corpus.findings import FundusStudy, parse_standard_report, standard_report
+from retsta_jax.corpus.fundus import MAX_FINDINGS
+from retsta_jax.corpus.pairs import make_pairs, split_of
 from retsta_jax.data import augmented, load_splits
-from retsta_jax.edits import EDITS, read_report, says_the_same, unclear
-from retsta_jax.findings import FundusStudy, parse_standard_report, standard_report
-from retsta_jax.matching import Statement, find_terms, statements_of
-from retsta_jax.perturb import conflicts
-from retsta_jax.restate import SOURCE_WORDING, restate
-from retsta_jax.studies import MAX_FINDINGS
-from retsta_jax.terminology import Term, Terminology, load_terminology
+from retsta_jax.terminology.check import load_terminology
+from retsta_jax.terminology.matching import Statement, find_terms, statements_of
+from retsta_jax.terminology.terms import Term, Terminology
 
 TERMS = load_terminology()
 CONFIG = AugmentConfig()

@@ -15,7 +15,7 @@ from common.config import claim_run_directory
 from common.data.records import ReportPair
 from common.data.tokenizers import load_tokenizer
 from common.errors import UserError
-from common.parallel import make_layout
+from common.training.parallel import make_layout
 from retsta_jax.config import PRESETS, RetstaConfig
 from retsta_jax.evaluate import usable
 from retsta_jax.reports import read_reports

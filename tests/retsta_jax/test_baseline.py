@@ -9,21 +9,21 @@ import pytest
 import tokenizers
 import transformers
 
-import retsta_jax.baseline as module
-from common import decode_cli
+import retsta_jax.baselines.baseline as module
+from common.clinical.score_command import main as metrics_command
 from common.data.records import ReportPair
 from common.endpoint import asking
 from common.endpoint.settings import KEY_VARIABLE
+from common.generation import command as decode_cli
+from common.io.jsonl import read_rows, write_rows
 from common.io.numbers import rounded
-from common.jsonl import read_rows, write_rows
-from common.metrics.__main__ import main as metrics_command
 from common.models.qwen2 import Qwen2Config, init_params
 from common.models.qwen2_weights import save_qwen2
-from retsta_jax.answers import answer_of
-from retsta_jax.corpus import make_splits
+from retsta_jax.baselines.answers import answer_of
+from retsta_jax.baselines.few_shot import CHINESE, ENGLISH
+from retsta_jax.corpus.pairs import make_splits
 from retsta_jax.evaluate import MODEL, score
-from retsta_jax.few_shot import CHINESE, ENGLISH
-from retsta_jax.terminology import load_terminology
+from retsta_jax.terminology.check import load_terminology
 from tests.chat_server import answered, chat_server, refused
 from tests.endpoints import KEY, FakeTime
 from tests.pages import commands_of

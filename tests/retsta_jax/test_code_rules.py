@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from common.data.records import ReportPair
-from common.jsonl import read_rows
-from retsta_jax.code_rules import CODE_RULES, judge_by_codes
-from retsta_jax.duplicates import DuplicateConfig
-from retsta_jax.filters import shares_broken
-from retsta_jax.label import apply_rules, remove_duplicates
+from common.io.jsonl import read_rows
+from retsta_jax.labelling.code_rules import CODE_RULES, judge_by_codes
+from retsta_jax.labelling.duplicates import DuplicateConfig
+from retsta_jax.labelling.filters import shares_broken
+from retsta_jax.labelling.label import apply_rules, remove_duplicates
 from tests.runs import Material, retsta
 
 KNOWN = [

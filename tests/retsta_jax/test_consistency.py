@@ -2,9 +2,10 @@
 
 import pytest
 
-from retsta_jax.consistency import no_counterpart, text_problems
-from retsta_jax.terminology import load_terminology, read_table
-from retsta_jax.translate import Terminology
+from retsta_jax.terminology.check import load_terminology
+from retsta_jax.terminology.terms import read_table
+from retsta_jax.translation.consistency import no_counterpart, text_problems
+from retsta_jax.translation.translate import Terminology
 
 TERMS = load_terminology()
 ZH = "右眼：黄斑区可见硬性渗出，重度黄斑前膜，未见视网膜脱离。左眼：可疑视网膜裂孔，杯盘比增大，C/D约0.6。"

@@ -13,7 +13,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from common.data.records import check_splits
 from common.errors import UserError
-from retsta_jax.corpus import (
+from retsta_jax.corpus.findings import EYES, Finding, FundusStudy, order_findings
+from retsta_jax.corpus.fundus import MAX_FINDINGS
+from retsta_jax.corpus.pairs import (
     PRETRAINING_SHARES,
     make_pairs,
     make_splits,
@@ -24,11 +26,10 @@ from retsta_jax.corpus import (
     split_of,
     standard_report,
 )
-from retsta_jax.findings import EYES, Finding, FundusStudy, order_findings
-from retsta_jax.phrases import PHRASES
-from retsta_jax.studies import MAX_FINDINGS
-from retsta_jax.terminology import LANGUAGES, load_terminology
-from retsta_jax.typos import CONFUSED_CHARACTERS, NEIGHBOUR_KEYS, misspell
+from retsta_jax.corpus.phrases import PHRASES
+from retsta_jax.terminology.check import load_terminology
+from retsta_jax.terminology.terms import LANGUAGES
+from retsta_jax.terminology.typos import CONFUSED_CHARACTERS, NEIGHBOUR_KEYS, misspell
 
 BY_LANGUAGE = pytest.mark.parametrize("language", LANGUAGES)
 STUDIES = [sample_study(np.random.default_rng([7, index])) for index in range(3000)]
@@ -159,7 +160,7 @@ def test_pairs_are_repeatable_and_any_slice_is_the_same(language):
 
 def test_pairs_do_not_depend_on_the_order_of_sets_in_a_process():
     program = (
-        "from retsta_jax.corpus import make_splits, pretraining_text\n"
+        "from retsta_jax.corpus.pairs import make_splits, pretraining_text\n"
         "print(make_splits(60, 10, 30, seed=0, language='both', held_out='styles'))\n"
         "print([pretraining_text(0, index) for index in range(60)])"
     )

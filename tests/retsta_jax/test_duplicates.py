@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from retsta_jax.corpus import make_pairs
-from retsta_jax.duplicates import DuplicateConfig, deduplicate, normalized
-from retsta_jax.minhash import band_keys, ngram_sets, permutations
+from retsta_jax.corpus.pairs import make_pairs
+from retsta_jax.labelling.duplicates import DuplicateConfig, deduplicate, normalized
+from retsta_jax.labelling.minhash import band_keys, ngram_sets, permutations
 
 THOROUGH = DuplicateConfig(bands=128, rows=2)  # finds every pair of these tests: 1 - (1 - 0.8^2)^128
 
@@ -196,13 +196,14 @@ def test_blocks_and_chunks_change_nothing(monkeypatch):
         ("minhash", "CHUNK", 600),
         ("minhash", "SLICE", 50),
     ):
-        monkeypatch.setattr(f"retsta_jax.{module}.{name}", value)
+        monkeypatch.setattr(f"retsta_jax.labelling.{module}.{name}", value)
     assert deduplicate(reports, THOROUGH) == whole
 
 
 def test_same_result_in_every_process():
     program = (
-        "import json; from tests.retsta_jax.test_duplicates import edited_texts; from retsta_jax.duplicates import *;"
+        "import json; from tests.retsta_jax.test_duplicates import edited_texts;"
+        "from retsta_jax.labelling.duplicates import *;"
         "print(json.dumps(deduplicate((i, t, frozenset({'a', 'bc', str(s)})) for i, t, s in edited_texts(300, 2))))"
     )
     printed = {

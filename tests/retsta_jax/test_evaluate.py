@@ -7,20 +7,20 @@ from typing import Any
 import pytest
 
 import retsta_jax.standardize as module
+from common.clinical.score_command import main as metrics_command
 from common.data.records import Quarantine, ReportPair
 from common.errors import UserError
+from common.io.jsonl import write_rows
 from common.io.numbers import rounded
-from common.jsonl import write_rows
-from common.metrics.__main__ import main as metrics_command
 from common.metrics.tokenize import language_of
-from common.parallel import make_layout
+from common.training.parallel import make_layout
 from retsta_jax.config import ModelConfig, RetstaConfig
-from retsta_jax.corpus import make_splits
+from retsta_jax.corpus.pairs import make_splits
 from retsta_jax.data import read_pairs
 from retsta_jax.evaluate import CONSTANT, NEAREST, baselines, prediction_rows, score, statements
 from retsta_jax.standardize import Trained, standardize
 from retsta_jax.stated import recognised
-from retsta_jax.terminology import load_terminology
+from retsta_jax.terminology.check import load_terminology
 from retsta_jax.train import load_base
 
 TERMS = load_terminology()

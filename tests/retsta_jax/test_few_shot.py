@@ -8,9 +8,7 @@ import pytest
 from common.data.records import ReportPair
 from common.errors import UserError
 from common.metrics.baselines import nearest_reports, similarities
-from retsta_jax.corpus import make_splits
-from retsta_jax.data import Splits
-from retsta_jax.few_shot import (
+from retsta_jax.baselines.few_shot import (
     ENGLISH,
     Reference,
     choose_shots,
@@ -20,9 +18,12 @@ from retsta_jax.few_shot import (
     own_name,
     prompt_text,
 )
-from retsta_jax.matching import find_terms
-from retsta_jax.shortening import LONGER_THAN, _removable, farthest_shots, fit_prompts, least
-from retsta_jax.terminology import Terminology, load_terminology
+from retsta_jax.baselines.shortening import LONGER_THAN, _removable, farthest_shots, fit_prompts, least
+from retsta_jax.corpus.pairs import make_splits
+from retsta_jax.data import Splits
+from retsta_jax.terminology.check import load_terminology
+from retsta_jax.terminology.matching import find_terms
+from retsta_jax.terminology.terms import Terminology
 
 TERMS = load_terminology()
 

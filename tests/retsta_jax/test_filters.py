@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from common.data.records import ReportPair
-from retsta_jax.corpus import original_report, sample_study, standard_report
-from retsta_jax.filters import RULES, broken_rules, judge_by_terms, read_pair, shares_broken
-from retsta_jax.findings import FundusStudy, order_findings
-from retsta_jax.terminology import Term, Terminology, load_terminology
+from retsta_jax.corpus.findings import FundusStudy, order_findings
+from retsta_jax.corpus.pairs import original_report, sample_study, standard_report
+from retsta_jax.labelling.filters import RULES, broken_rules, judge_by_terms, read_pair, shares_broken
+from retsta_jax.terminology.check import load_terminology
+from retsta_jax.terminology.terms import Term, Terminology
 
 TERMS = load_terminology()
 STUDIES = [sample_study(np.random.default_rng([9, index])) for index in range(300)]

@@ -7,12 +7,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from common.jsonl import read_rows
-from retsta_jax.corpus import make_pairs
-from retsta_jax.duplicates import DuplicateConfig
-from retsta_jax.filters import judge_by_terms
-from retsta_jax.label import apply_rules, remove_duplicates
-from retsta_jax.terminology import load_terminology
+from common.io.jsonl import read_rows
+from retsta_jax.corpus.pairs import make_pairs
+from retsta_jax.labelling.duplicates import DuplicateConfig
+from retsta_jax.labelling.filters import judge_by_terms
+from retsta_jax.labelling.label import apply_rules, remove_duplicates
+from retsta_jax.terminology.check import load_terminology
 from tests.runs import Material, retsta
 
 TERMS = load_terminology()

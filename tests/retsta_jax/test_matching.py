@@ -5,11 +5,12 @@ import random
 import numpy as np
 import pytest
 
-from retsta_jax.corpus import original_report, sample_study, standard_report
-from retsta_jax.matching import Statement, find_terms, statements_of
-from retsta_jax.term_search import fold
-from retsta_jax.terminology import Term, Terminology, load_terminology
-from retsta_jax.typos import misspellings
+from retsta_jax.corpus.pairs import original_report, sample_study, standard_report
+from retsta_jax.terminology.check import load_terminology
+from retsta_jax.terminology.matching import Statement, find_terms, statements_of
+from retsta_jax.terminology.search import fold
+from retsta_jax.terminology.terms import Term, Terminology
+from retsta_jax.terminology.typos import misspellings
 
 TERMS = load_terminology()
 

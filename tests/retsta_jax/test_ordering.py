@@ -2,7 +2,7 @@
 
 import pytest
 
-from retsta_jax.ordering import compare, ordering_sentence
+from retsta_jax.paradigm.ordering import compare, ordering_sentence
 
 PAPER = {"A": 0.9, "B": 0.8, "C": 0.8}
 

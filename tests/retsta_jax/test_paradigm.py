@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from common.data.records import ReportPair
-from common.jsonl import read_rows
-from retsta_jax.corpus import make_pairs
-from retsta_jax.filters import RULES
-from retsta_jax.offline_translator import translate_offline
-from retsta_jax.paradigm import Translation, with_translations
-from retsta_jax.terminology import load_terminology
+from common.io.jsonl import read_rows
+from retsta_jax.corpus.pairs import make_pairs
+from retsta_jax.labelling.filters import RULES
+from retsta_jax.paradigm.paradigm import Translation, with_translations
+from retsta_jax.terminology.check import load_terminology
+from retsta_jax.translation.offline_translator import translate_offline
 from tests.runs import Material, retsta
 
 SMALL = {

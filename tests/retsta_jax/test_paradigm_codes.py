@@ -8,12 +8,12 @@ from typing import NamedTuple
 import pytest
 
 from common.data.records import Quarantine
-from common.jsonl import read_rows, write_rows
-from retsta_jax.code_rules import CODE_RULES, judge_by_codes
+from common.io.jsonl import read_rows, write_rows
 from retsta_jax.codes import parse_codes, terminology
 from retsta_jax.config import DataConfig, RetstaConfig
 from retsta_jax.data import Splits, augmented, load_splits
-from retsta_jax.paradigm import ParadigmConfig, ParadigmData, Start, begin
+from retsta_jax.labelling.code_rules import CODE_RULES, judge_by_codes
+from retsta_jax.paradigm.paradigm import ParadigmConfig, ParadigmData, Start, begin
 from tests.common.test_openi import report, write_archive
 from tests.runs import Material, retsta
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.command import run_cli
 from common.config import to_json
-from common.errors import run_cli
-from common.jsonl import write_rows
+from common.io.jsonl import write_rows
 from common.metrics.codes import evaluate_codes
-from retsta_jax.paradigm import ParadigmConfig, ParadigmData
-from retsta_jax.seeds import main, read_run, resampled
+from retsta_jax.paradigm.paradigm import ParadigmConfig, ParadigmData
+from retsta_jax.paradigm.seeds import main, read_run, resampled
 
 CODES = ["normal", "Opacity/lung", "Opacity/lung/base", "Cardiomegaly/mild", "Aorta/tortuous"]
 SYSTEMS = {"this run", "nearest training report", "constant report"}

@@ -8,9 +8,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from common.data.records import ReportPair
 from common.report.page import Page, render
-from retsta_jax.corpus import make_splits
-from retsta_jax.split_distance import MEASURES, distance_between, distance_table
-from retsta_jax.terminology import load_terminology
+from retsta_jax.corpus.pairs import make_splits
+from retsta_jax.corpus.split_distance import MEASURES, distance_between, distance_table
+from retsta_jax.terminology.check import load_terminology
 
 TERMS = load_terminology()
 

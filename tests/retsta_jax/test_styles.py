@@ -8,14 +8,15 @@ import pytest
 
 from common.data.records import check_splits
 from common.errors import UserError
-from retsta_jax.corpus import make_splits, pretraining_text, sample_study
-from retsta_jax.findings import parse_standard_report
-from retsta_jax.matching import Statement, find_terms, statements_of
-from retsta_jax.phrases import PHRASES
-from retsta_jax.style import SPLITS
-from retsta_jax.styles import STYLES, styles_of
-from retsta_jax.terminology import LANGUAGES, load_terminology
-from retsta_jax.wording import original_report
+from retsta_jax.corpus.findings import parse_standard_report
+from retsta_jax.corpus.pairs import make_splits, pretraining_text, sample_study
+from retsta_jax.corpus.phrases import PHRASES
+from retsta_jax.corpus.style import SPLITS
+from retsta_jax.corpus.styles import STYLES, styles_of
+from retsta_jax.corpus.wording import original_report
+from retsta_jax.terminology.check import load_terminology
+from retsta_jax.terminology.matching import Statement, find_terms, statements_of
+from retsta_jax.terminology.terms import LANGUAGES
 
 TERMS = load_terminology()
 BY_LANGUAGE = pytest.mark.parametrize("language", LANGUAGES)

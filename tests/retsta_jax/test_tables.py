@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-import retsta_jax.paradigm
-import retsta_jax.tables
-from common.jsonl import read_rows, write_rows
-from retsta_jax.filters import RULES
-from retsta_jax.paper_tables import TABLES
+import retsta_jax.paradigm.paradigm
+import retsta_jax.paradigm.tables
+from common.io.jsonl import read_rows, write_rows
+from retsta_jax.labelling.filters import RULES
+from retsta_jax.paradigm.paper_tables import TABLES
 from tests.pages import commands_of
 from tests.runs import Material, retsta
 
@@ -52,7 +52,7 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("done twice")
 
-    for module in (retsta_jax.tables, retsta_jax.paradigm):
+    for module in (retsta_jax.paradigm.tables, retsta_jax.paradigm.paradigm):
         monkeypatch.setattr(module, "train_run", fail)
         monkeypatch.setattr(module, "evaluate_run", fail)
 

@@ -4,9 +4,10 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from retsta_jax.findings import SITE_GROUPS
-from retsta_jax.studies import INCIDENTAL, INFANTILE, OFTEN_DENIED
-from retsta_jax.terminology import LANGUAGES, load_terminology
+from retsta_jax.corpus.findings import SITE_GROUPS
+from retsta_jax.corpus.fundus import INCIDENTAL, INFANTILE, OFTEN_DENIED
+from retsta_jax.terminology.check import load_terminology
+from retsta_jax.terminology.terms import LANGUAGES
 
 TERMS = load_terminology().terms
 

@@ -6,8 +6,8 @@ import pytest
 
 from common.errors import UserError
 from retsta_jax.cli import dispatch
-from retsta_jax.terminology import SHIPPED, load_terminology, read_table
-from retsta_jax.terminology_check import errors_of, summary_of
+from retsta_jax.terminology.check import errors_of, load_terminology, summary_of
+from retsta_jax.terminology.terms import SHIPPED, read_table
 
 HEAD = "id,kind,broader,zh,en,synonyms_zh,synonyms_en,abbreviations_en,icd10\n"
 SOUND = "a,sign,,出血,haemorrhage,,bleeding,HB,H35.6\nb,sign,a,水肿,oedema,,,,\n"

@@ -5,14 +5,14 @@ import re
 import numpy as np
 import pytest
 
-from retsta_jax.consistency import pair_problems
-from retsta_jax.corpus import make_pairs, sample_study
-from retsta_jax.findings import standard_report
-from retsta_jax.matching import find_terms
-from retsta_jax.offline_translator import _by_pieces, counterpart, translate_offline, translate_text
-from retsta_jax.phrase_table import rows
-from retsta_jax.terminology import load_terminology
-from retsta_jax.translate import Translated, translate_pairs
+from retsta_jax.corpus.findings import standard_report
+from retsta_jax.corpus.pairs import make_pairs, sample_study
+from retsta_jax.terminology.check import load_terminology
+from retsta_jax.terminology.matching import find_terms
+from retsta_jax.translation.consistency import pair_problems
+from retsta_jax.translation.offline_translator import _by_pieces, counterpart, translate_offline, translate_text
+from retsta_jax.translation.phrase_table import rows
+from retsta_jax.translation.translate import Translated, translate_pairs
 
 TERMS = load_terminology()
 OTHER = {"zh": "en", "en": "zh"}

@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 import pytest
 
+from common.command import run_cli
 from common.data.cleaning import r2gen_clean_iu
-from common.data.phantom_study import sample_study
-from common.data.phantom_text import write_report
 from common.data.tokenizers import build_word_tokenizer, save_words
-from common.errors import run_cli
 from common.models.clip import ClipConfig, init_params
 from common.models.clip_weights import save_clip
+from common.phantoms.study import sample_study
+from common.phantoms.text import write_report
 from unicross_jax.cli import dispatch
 
 ROOT = Path(__file__).parents[2]

@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from common.config import parse, read_config
-from common.data.phantom import make_phantom
 from common.errors import UserError
 from common.metrics.text import evaluate_texts
+from common.phantoms.phantom import make_phantom
 from tests.pages import commands_of
 from tests.unicross_jax.runs import arguments, log, make_clip, start, unicross
 from unicross_jax.ablation import finished

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from common.errors import UserError
-from common.generate import DecodeSettings, row_keys
+from common.generation.generate import DecodeSettings, row_keys
 from common.models.clip import ClipConfig, init_params
 from unicross_jax import generate, model
 from unicross_jax.model import Studies, UniCrossConfig, init_trainable, output_head, report_hidden

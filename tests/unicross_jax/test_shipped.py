@@ -4,8 +4,8 @@ import json
 
 from PIL import Image
 
-from common.data.phantom import make_phantom
-from common.data.phantom_labels import label_report, positive_labels
+from common.phantoms.labels import label_report, positive_labels
+from common.phantoms.phantom import make_phantom
 from tests.unicross_jax.runs import unicross
 from unicross_jax.config import EMBEDDED_CLIP, EMBEDDED_RUN
 

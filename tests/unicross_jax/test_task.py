@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from common.config import parse
-from common.data.phantom import make_phantom
-from common.data.studies import ImageStudy
+from common.data.readers import ImageStudy
 from common.data.tokenizers import build_word_tokenizer
 from common.errors import UserError
 from common.models.clip_weights import load_clip
+from common.phantoms.phantom import make_phantom
 from tests.unicross_jax.runs import arguments, make_clip
 from unicross_jax.backbone import load_backbone
 from unicross_jax.config import PRESETS, RunConfig

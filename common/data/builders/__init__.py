@@ -22,11 +22,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from common.data.images import encode_png, read_image, resize_shorter
+from common.data.readers import ImageStudy, Splits
 from common.data.records import Quarantine
-from common.data.studies import ImageStudy, Splits
 from common.errors import UserError
-from common.jsonl import read_rows, write_rows
-from common.weights import writing
+from common.io.jsonl import read_rows, write_rows
+from common.io.safetensors import writing
 
 LAYOUT_FILE = "layout.jsonl"
 BYTES = tfds.features.Tensor(shape=(), dtype=np.object_)  # encoded images: TFDS's Image would decode every one

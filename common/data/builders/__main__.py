@@ -8,14 +8,15 @@ from typing import get_args
 
 import tensorflow_datasets as tfds
 
+from common.command import run_cli
 from common.data.builders import prepare
 from common.data.chexpert_plus import read_chexpert_plus
 from common.data.mimic import read_mimic_cxr
+from common.data.readers import Splits, read_annotation, read_image_rows, read_openi_images
 from common.data.records import Quarantine
 from common.data.sections import HeadingCounts, Wanted
-from common.data.studies import Splits, read_annotation, read_image_rows, read_openi_images
 from common.data.summary import data_line, say_data
-from common.errors import Parser, UserError, run_cli
+from common.errors import Parser, UserError
 from common.io.terminal import say
 from common.options import Needs, check_options
 

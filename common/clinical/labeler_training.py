@@ -1,0 +1,272 @@
+"""`deer train-labeler`: train a labeler from labelled reports, and score it on reports set aside for that.
+
+The loss is CheXbert's, the sum over labels of the cross-entropy of each head; `train_run` puts the engine around it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int
+
+from common.clinical.labeler import (
+    IN_RUN,
+    Labeler,
+    encode,
+    load_labeler,
+    load_tokenizer,
+    save_vocabulary,
+    texts_line,
+    train_tokenizer,
+)
+from common.clinical.labeler_config import NEEDS, PRESETS, LabelerRunConfig, check_config
+from common.clinical.labeler_loss import LabelBatch, label_batch, labeler_loss
+from common.clinical.labeler_scores import as_markdown, score_labeler
+from common.clinical.labelled_reports import LabeledCorpus, LabeledReport, openi_corpus, phantom_corpus, rows_corpus
+from common.config import check_run_directory, choose_preset, claim_run_directory, owning_run_directory, parse
+from common.data.packing import plan_epochs, plan_in_order
+from common.data.pipeline import make_iterator
+from common.data.records import Quarantine
+from common.data.summary import say_data
+from common.errors import Parser, UserError
+from common.io.fingerprints import data_record, fingerprint
+from common.io.numbers import rounded
+from common.io.safetensors import write_json, written_whole
+from common.io.terminal import say
+from common.models.bert import ClassifierConfig, init_classifier
+from common.models.bert_weights import encoder_config, load_encoder, save_classifier
+from common.training.checkpoint import open_checkpoints, restore_trainable
+from common.training.logs import check_wandb
+from common.training.loop import Validation, mean_loss, train
+from common.training.optim import make_optimizer, make_schedule
+from common.training.parallel import (
+    Layout,
+    check_rows,
+    compile_evaluation,
+    compile_step,
+    make_layout,
+    place,
+    place_batch,
+)
+from common.training.step import init_state, make_train_step
+from common.types import LossSum, PyTree, TrainState
+
+PHANTOM_SEED = 7_000  # away from the studies that policies learn from
+
+
+USAGE = """deer train-labeler --data phantom|openi|FILE.jsonl --output DIR [--preset NAME] [any field of the config]
+
+Rows of FILE.jsonl are {{"id", "report", "labels"}}, labels being 14 class ids in CheXbert's order. DIR becomes a run
+directory, which deer label takes as its --labeler; the same command continues a run that was stopped. --export DIR
+writes the labeler a second time, by itself. Presets: {presets}; default: phantom, openi, or chexbert for a file.
+
+Data by --data; every file that is named here must be given:
+  phantom     generated; no file
+  openi       --archive NLMCXR_reports.tgz --gold openi_gld_std14.csv --test-ids openi-testset.txt
+  FILE.jsonl  the file alone; --validation FILE.jsonl and --test FILE.jsonl where there are such (a tenth is held out)
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Train a labeler, or continue, and print how it does on the test reports. Raises UserError."""
+    first = Parser("deer train-labeler", add_help=False)
+    first.add_argument("--data")
+    first.add_argument("--preset")
+    first.add_argument("--output", type=Path)
+    first.add_argument("--export", type=Path)
+    chosen, rest = first.parse_known_args(arguments)
+    if {"-h", "--help"} & set(rest):
+        print(USAGE.format(presets=", ".join(PRESETS)))
+    data = chosen.data or ("" if chosen.preset else "phantom")
+    name = chosen.preset or (data if data in PRESETS else "chexbert")
+    preset = choose_preset(PRESETS, name)
+    default = dataclasses.replace(preset, data=data or preset.data)
+    config = parse(LabelerRunConfig, default, rest, f"deer train-labeler --preset {name}", NEEDS)
+    if chosen.output is None:
+        raise UserError("deer train-labeler: --output DIR is missing; name a directory for the run")
+    corpus = train_run(config, chosen.output)
+    if jax.process_index() == 0:
+        finish(config, corpus, chosen.output, chosen.export)
+
+
+def finish(config: LabelerRunConfig, corpus: LabeledCorpus, run_dir: Path, export_to: Path | None) -> None:
+    """Score the labeler that a run wrote, on the test reports; print tables and write `metrics.json`."""
+    labeler = load_labeler(run_dir)
+    scores = {name: score_labeler(labeler, reports) for name, reports in corpus.tests.items()}
+    write_json(run_dir / "metrics.json", rounded(scores))
+    for name, found in scores.items():
+        say(f"{name}\n\n{as_markdown(found)}\n")
+    if export_to is not None:
+        export(config, labeler, export_to)
+    print(f"trained: {run_dir}; next: deer label FILE.jsonl --labeler {export_to or run_dir}", flush=True)
+
+
+def load_corpus(config: LabelerRunConfig, quarantine: Quarantine) -> LabeledCorpus:
+    """The reports that the config names; `quarantine` counts what cannot be used. Raises UserError."""
+    if config.data == "phantom":
+        return phantom_corpus(
+            config.train_size, config.validation_size, config.test_size, config.damaged, config.seed + PHANTOM_SEED
+        )
+    if config.data == "openi":
+        for name in ("archive", "gold", "test_ids"):
+            if not getattr(config, name):
+                raise UserError(
+                    f"{name}: not given; --data openi needs --archive NLMCXR_reports.tgz, --gold openi_gld_std14.csv "
+                    "and --test-ids openi-testset.txt"
+                )
+        files = Path(config.archive), Path(config.gold), Path(config.test_ids)
+        return openi_corpus(*files, config.validation_size, config.seed, quarantine)
+    if not config.data:
+        raise UserError("data: not given; expected phantom, openi, or a JSONL file of labelled reports")
+    return rows_corpus(Path(config.data), config.validation, config.test, config.seed)
+
+
+def make_labeler(config: LabelerRunConfig, corpus: LabeledCorpus) -> Labeler:
+    """The labeler before training, on the first local device: `init`'s encoder, or all at random. Raises UserError."""
+    tokenizer = (
+        load_tokenizer(Path(config.init))
+        if config.init
+        else train_tokenizer([report.text for report in corpus.train], config.encoder.vocab_size)
+    )
+    encoder = encoder_config(Path(config.init) / "config.json") if config.init else config.encoder
+    if not config.init:
+        encoder = dataclasses.replace(encoder, vocab_size=tokenizer.get_vocab_size())
+    if tokenizer.get_vocab_size() > encoder.vocab_size:
+        raise UserError(
+            f"{config.init}: the vocabulary has {tokenizer.get_vocab_size()} words, but the encoder embeddings for "
+            f"{encoder.vocab_size}"
+        )
+    classifier = ClassifierConfig(encoder, corpus.labels, corpus.classes)
+    params = init_classifier(classifier, jax.random.key(config.seed))
+    if config.init:
+        params |= {"bert": load_encoder(config.init)[1]}
+    return Labeler(classifier, params, tokenizer)
+
+
+@owning_run_directory
+def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
+    """Train, or continue, the run in `run_dir`, and write its best weights as a labeler there. Returns its reports.
+
+    Raises UserError for bad input before anything is written.
+    """
+    check_config(config)
+    check_wandb(config.wandb_project)
+    first_process = jax.process_index() == 0
+    if first_process:
+        check_run_directory(run_dir, config)
+    layout = make_layout(config.parallel, config.mesh)
+    check_rows(config.batch_size, 1, layout)
+    quarantine = Quarantine()
+    corpus = load_corpus(config, quarantine)
+    labeler = make_labeler(config, corpus)
+    note = {"base": {"name": Path(config.init).name or "random", "sha256": fingerprint(labeler.params)}}
+    learnt = ([report.text, [*map(int, report.labels)]] for report in (*corpus.train, *corpus.validation))
+    trained_on = {"base": note["base"]["sha256"], "data": data_record(learnt)}
+    ids, labels = encode_reports(labeler, corpus.train)
+    plan = plan_epochs(
+        [len(own) for own in ids],
+        batch_rows=config.batch_size,
+        epochs=config.epochs,
+        max_length=labeler.window,
+        packing=False,
+        buckets=fitting_buckets(config, labeler),
+        seed=config.seed,
+    )
+    total_steps = min(len(plan), config.max_steps or len(plan))
+    tx = make_optimizer(config.optim, total_steps)
+    stop = labeler.tokenizer.token_to_id(".") if config.shuffle else None
+    if first_process:
+        claim_run_directory(run_dir, config, trained_on)
+        quarantine.write(run_dir / "quarantine.jsonl")
+        if quarantine:
+            print(quarantine.summary(), flush=True)
+        say_data(corpus_line(config, corpus, labeler))
+    checkpoints = open_checkpoints(run_dir, note, config)
+    loss = functools.partial(labeler_loss, config=labeler.config, dropout=True)
+    state = train(
+        place(init_state(labeler.params, tx), layout),
+        {},
+        make_iterator(
+            plan,
+            functools.partial(label_batch, ids=ids, labels=labels, stop=stop, seed=config.seed),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
+        compile_step(lambda axis: make_train_step(loss, tx, axis_name=axis), layout),
+        run_dir=run_dir,
+        total_steps=total_steps,
+        rng=place(jax.random.key(config.seed), layout),
+        layout=layout,
+        checkpoints=checkpoints,
+        schedule=make_schedule(config.optim, total_steps),
+        validation_loss=make_validation(config, labeler, corpus.validation, layout),
+        checkpoint_every=config.checkpoint_every,
+        evaluate_every=config.evaluate_every,
+        tensorboard=config.tensorboard,
+        wandb_project=config.wandb_project,
+    )
+    _, best = restore_trainable(checkpoints, state.trainable)
+    checkpoints.close()
+    export(config, labeler._replace(params=best), run_dir / IN_RUN)
+    return corpus
+
+
+def make_validation(
+    config: LabelerRunConfig, labeler: Labeler, reports: Sequence[LabeledReport], layout: Layout
+) -> Validation:
+    """A function of the state: mean loss of these reports, without dropout."""
+
+    def sums(trainable: PyTree, frozen: PyTree, batch: LabelBatch, rng: Array) -> LossSum:
+        return labeler_loss(trainable, frozen, batch, rng, config=labeler.config, dropout=False)[0]
+
+    evaluate = compile_evaluation(sums, layout)
+    rng = place(jax.random.key(0), layout)
+    ids, labels = encode_reports(labeler, reports)
+    buckets, rows = fitting_buckets(config, labeler), layout.row_shards * -(-32 // layout.row_shards)
+    plan = plan_in_order([len(own) for own in ids], batch_rows=rows, buckets=buckets)
+    to_arrays = functools.partial(label_batch, ids=ids, labels=labels, stop=None, seed=0)
+    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+    def validation_loss(state: TrainState, check: Callable[[], None]) -> float:
+        def loss_of(batch: PyTree) -> LossSum:
+            return evaluate(state.trainable, {}, place_batch(batch, layout), rng)
+
+        return mean_loss(make_iterator(plan, to_arrays, **here), loss_of, check)
+
+    return validation_loss
+
+
+def corpus_line(config: LabelerRunConfig, corpus: LabeledCorpus, labeler: Labeler) -> str:
+    """The line that names the reports of a config."""
+    kinds = {"phantom": f"phantom, seed {config.seed}", "openi": "openi"}
+    paths = {"phantom": (), "openi": ("archive", "gold", "test_ids")}.get(config.data, ("data", "validation", "test"))
+    files = [file for name in paths if (file := getattr(config, name))]
+    parts = {"train": corpus.train, "validation": corpus.validation, **corpus.tests}
+    counts = {name: len(reports) for name, reports in parts.items()}
+    texts = [report.text for reports in parts.values() for report in reports]
+    return texts_line(files, counts, labeler, texts, kinds.get(config.data, "rows"))
+
+
+def encode_reports(
+    labeler: Labeler, reports: Sequence[LabeledReport]
+) -> tuple[list[list[int]], Int[np.ndarray, "N K"]]:
+    """Tokens and classes of reports."""
+    encoded = encode(labeler, [report.text for report in reports])
+    return encoded.ids, np.array([report.labels for report in reports])
+
+
+def fitting_buckets(config: LabelerRunConfig, labeler: Labeler) -> list[int]:
+    """The config's buckets as far as they fit into the window, and the window."""
+    return [*(size for size in sorted(config.buckets) if size < labeler.window), labeler.window]
+
+
+def export(config: LabelerRunConfig, labeler: Labeler, directory: Path) -> None:
+    """Write the labeler as `load_labeler` reads it."""
+    params = jax.tree.map(lambda leaf: leaf.astype(config.export_dtype), labeler.params)
+    with written_whole(directory) as aside:
+        save_classifier(aside, labeler.config, params)
+        if jax.process_index() == 0:
+            save_vocabulary(aside / "vocab.txt", labeler.tokenizer)

@@ -1,0 +1,139 @@
+"""Running a command: what ends it becomes one line on standard error and an exit code, never a traceback."""
+
+import contextlib
+import errno
+import os
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Collection
+from typing import NoReturn, TextIO
+
+from common.devices import prefer_what_is_there
+from common.errors import UserError
+from common.io.terminal import printable
+from common.process.host_watch import ending_of, watch
+from common.process.hosts import join_hosts
+from common.process.stopping import Stopped, handled, held, last_line
+
+LONGEST_MESSAGE = 2_000  # characters
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk says
+
+
+def run_cli(
+    main: Callable[[list[str]], int | None], argv: list[str] | None = None, hosts: Collection[str] = ()
+) -> None:
+    """Run a command, with other hosts if the environment names some and `hosts` has its first argument.
+
+    A UserError becomes one line on standard error and exit code 2, and so do a device that has too little memory and a
+    full disk. SIGTERM and SIGINT become one line and the exit codes of `common.process.stopping`.
+    """
+    prefer_what_is_there()
+    warnings.showwarning = _show_warning
+    with handled():
+        try:
+            code = _run(main, sys.argv[1:] if argv is None else argv, hosts)
+        except BaseException as error:
+            _leave_hosts(error)
+            raise
+        _leave_hosts(None)
+    raise SystemExit(code or 0)
+
+
+def _run(main: Callable[[list[str]], int | None], argv: list[str], hosts: Collection[str]) -> int | None:
+    """The exit code of `main`. Raises SystemExit where it ends otherwise."""
+    try:
+        code = _together(main, argv, hosts)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        _end(2, str(error))
+    except RuntimeError as error:  # JAX's own kind is one
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _end(2, out_of_memory(str(error)))
+    except MemoryError as error:
+        _end(2, out_of_memory(str(error)))
+    except BrokenPipeError:
+        _end(1)
+    except Stopped as stop:
+        _end(stop.code, str(stop))
+    except KeyboardInterrupt:
+        _end(130, "interrupted")  # as a shell has it: 128 + SIGINT
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            _end(2, f"{error.filename}: is longer than a file's name may be; give a shorter one")
+        if error.errno not in FULL:
+            raise
+        _end(2, f"{error.filename or 'a file or standard output'}: cannot be written ({error.strerror}); make room")
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A library's warning in one line, without the line of its source that raised it."""
+    print("warning: " + printable(" ".join(str(message).split()), LONGEST_MESSAGE), file=sys.stderr, flush=True)
+
+
+def _together(main: Callable[[list[str]], int | None], argv: list[str], hosts: Collection[str]) -> int | None:
+    """The exit code of `main`, after the hosts have joined; where another of them is lost, the command ends so."""
+    if not join_hosts(argv, hosts):
+        return main(argv)
+    try:
+        return main(argv)
+    except Exception as error:  # what collectives raise has no type of its own
+        ending = ending_of(error)
+        if ending is None:
+            raise
+        _end(*ending)
+
+
+def _leave_hosts(error: BaseException | None) -> None:
+    """Tell other hosts how this one ends. After an error the process ends here: JAX would wait for them as it does."""
+    here = watch()
+    if here is None:
+        return
+    with held():
+        code = error.code if isinstance(error, SystemExit) else int(error is not None)
+        if not code:
+            here.leave(0)
+            return
+        if not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        code = code if isinstance(code, int) else 1
+        here.leave(code)
+        os._exit(code)
+
+
+def _end(code: int, message: str = "") -> NoReturn:
+    """Say the message in one line and exit. A signal changes nothing of that."""
+    with held():
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # What it still holds would be refused once more when Python ends, with another message and another code.
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if message and last_line():
+            print("error: " + printable(" ".join(message.split()), LONGEST_MESSAGE), file=sys.stderr)
+        raise SystemExit(code) from None
+
+
+def out_of_memory(message: str) -> str:
+    """What XLA says of a device that has too little memory, in one line with what to do."""
+    named = re.search(r"\d[\d.,]* ?(?:[KMGT]i?B?\b|bytes)", message)
+    wanted = named[0] if named else "XLA does not say how much"
+    return (
+        f"there is too little memory ({wanted} asked for); give a smaller --micro-batch, --batch-size or "
+        "--max-length, --model.remat full, or more devices to split the parameters over (--parallel mesh "
+        "--mesh.fsdp -1 --mesh.data 1); python -m launch plan says what a preset takes"
+    )

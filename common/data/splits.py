@@ -1,0 +1,218 @@
+"""The parts of a data set of images and reports, whatever its layout: drawn, in files, or prepared once.
+
+Reports are cleaned as the config says. Images are grey and small: `shrink` makes of each image what a model needs to
+see of it, when it is read.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+
+from common.bounds import check_numbers
+from common.data.builders import open_split, prepared_layout
+from common.data.cleaning import CLEANING, altered_number, chosen_cleaning
+from common.data.images import GreyImage, read_image
+from common.data.readers import VIEWS_LEFT_OUT, ImageStudy, Splits, read_annotation, read_image_rows, read_openi_images
+from common.data.records import Quarantine
+from common.data.source import REQUIRED, StudySource
+from common.errors import UserError
+from common.io.fingerprints import digest_of
+from common.io.terminal import say
+from common.phantoms.labels import positive_labels
+from common.phantoms.phantom import make_phantoms
+
+PHANTOM_PLACES = {"train": 0, "validation": 1_000_000, "test": 2_000_000}  # index of each part's first study
+MOST_IN_MEMORY = 20_000  # studies
+
+Shrink = Callable[[GreyImage], GreyImage]
+
+
+class Part(NamedTuple):
+    """The studies of a split, and apart from them their images, by the same index."""
+
+    studies: list[ImageStudy]
+    images: Sequence[tuple[GreyImage, ...]]
+
+
+def load_parts(config: StudySource, side: int, shrink: Shrink, quarantine: Quarantine) -> dict[str, Part]:
+    """The parts of the data set that a config names: train, validation and test, as far as it has them.
+
+    Phantoms are drawn at `side` pixels; other images go through `shrink` as they are read. Studies with an image that
+    cannot be read are quarantined. Raises UserError for whatever makes the data unusable.
+    """
+    check_numbers(config, "data.")
+    if config.layout == "phantom":
+        quarantine.cleaning = chosen_cleaning(config.cleaning, config.layout)
+        return {name: phantom_part(config, side, name) for name in PHANTOM_PLACES if getattr(config, f"{name}_size")}
+    for field in REQUIRED[config.layout]:
+        if not getattr(config, field):
+            raise UserError(f"data.{field}: not given; the {config.layout} layout needs --data.{field} PATH")
+    quarantine.note(VIEWS_LEFT_OUT, 0)
+    if config.layout == "prepared":
+        parts = {name: prepared_part(config, shrink, name, quarantine) for name in prepared_names(config.source)}
+        warn_of_enlarged(config, side)
+        return clean_parts(config, prepared_layout(config.source), parts, quarantine)
+    splits = read_splits(config, quarantine)
+    count = sum(map(len, splits.values()))
+    if count > MOST_IN_MEMORY:
+        raise UserError(
+            f"{config.source}: {count} studies are too many to hold their images in memory; prepare them once with "
+            "python -m common.data.builders and use --data.layout prepared"
+        )
+    parts = {name: in_memory(config, shrink, name, studies, quarantine) for name, studies in splits.items()}
+    return clean_parts(config, config.layout, parts, quarantine)
+
+
+def clean_parts(config: StudySource, layout: str, parts: Mapping[str, Part], quarantine: Quarantine) -> dict[str, Part]:
+    """The parts with their reports cleaned, and a warning where a lossy cleaning that was asked for alters numbers.
+
+    `quarantine` is told which cleaning was done.
+    """
+    name = chosen_cleaning(config.cleaning, layout, (study.id for part in parts.values() for study in part.studies))
+    clean, quarantine.cleaning = CLEANING[name], name
+    cleaned: dict[str, Part] = {}
+    altered: list[str] = []
+    reports = 0
+    for split, part in parts.items():
+        studies = [dataclasses.replace(study, report=clean(study.report)) for study in part.studies]
+        cleaned[split] = part._replace(studies=studies)
+        if name != "lossless" and name == config.cleaning:
+            pairs = zip(part.studies, studies, strict=True)
+            altered += filter(None, (altered_number(before.report, after.report) for before, after in pairs))
+            reports += len(studies)
+    if altered:
+        quarantine.note("reports with an altered number", len(altered))
+        say(
+            f"warning: --data.cleaning {name} alters numbers in {len(altered):,} of {reports:,} reports, such as "
+            f"{altered[0]}; --data.cleaning lossless keeps them",
+            error=True,
+        )
+    return cleaned
+
+
+@functools.lru_cache(maxsize=len(PHANTOM_PLACES))  # training and its evaluation draw the same
+def phantom_part(config: StudySource, side: int, name: str) -> Part:
+    """Phantom studies, drawn at `side` pixels."""
+    start, clean = PHANTOM_PLACES[name], CLEANING[chosen_cleaning(config.cleaning, config.layout)]
+    drawn = make_phantoms(config.phantom_seed, range(start, start + getattr(config, f"{name}_size")), size=side)
+    studies = [
+        ImageStudy(
+            phantom.id,
+            (),
+            clean(phantom.report),
+            phantom.indication,
+            positive_labels(phantom.labels),
+        )
+        for phantom in drawn
+    ]
+    return Part(studies, [(phantom.frontal, phantom.lateral)[: config.views] for phantom in drawn])
+
+
+def read_splits(config: StudySource, quarantine: Quarantine) -> Splits:
+    """The studies of the layouts whose images are files."""
+    if config.layout == "annotation":
+        return read_annotation(config.source, config.images, quarantine)
+    if config.layout == "rows":
+        return read_image_rows(config.source, config.images, quarantine, maximum_images=config.views)
+    return read_openi_images(config.source, config.images, config.split, quarantine)
+
+
+def in_memory(
+    config: StudySource, shrink: Shrink, name: str, studies: Sequence[ImageStudy], quarantine: Quarantine
+) -> Part:
+    """Studies whose images are decoded once and kept, small."""
+
+    def read(study: ImageStudy) -> tuple[GreyImage, ...] | None:
+        try:
+            return tuple(shrink(read_image(image)) for image in study.images[: config.views])
+        except UserError:
+            return None
+
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
+        images = list(pool.map(read, studies))
+    kept = Part([], [])
+    found: list[tuple[GreyImage, ...]] = []
+    for study, views in zip(studies, images, strict=True):
+        if views is None:
+            quarantine.add(study.id, "image cannot be read")
+        else:
+            kept.studies.append(without_images(study))
+            found.append(views)
+            quarantine.note(VIEWS_LEFT_OUT, len(study.images) - len(views))
+    if not found:
+        raise UserError(f"{config.source}: no study of the {name} split has images that can be read")
+    return Part(kept.studies, found)
+
+
+def prepared_names(folder: str) -> list[str]:
+    """The splits of a prepared data set. Raises UserError where there is none."""
+    names = [name for name in PHANTOM_PLACES if any(Path(folder).glob(f"*-{name}.array_record*"))]
+    if not names:
+        depths = ("*", "*/*", "*/*/*")  # TFDS puts it three folders below the one that was named as output
+        below = sorted(file for depth in depths for file in Path(folder).glob(f"{depth}/*.array_record*"))
+        remedy = f"name {below[0].parent}" if below else "make it by python -m common.data.builders"
+        raise UserError(f"{folder}: no data set there; {remedy}")
+    return names
+
+
+def warn_of_enlarged(config: StudySource, side: int) -> None:
+    """Say where a prepared data set was stored smaller than a model sees it, by its first image."""
+    stored = open_split(config.source, prepared_names(config.source)[0])
+    try:
+        shorter = min(read_image(stored[0].images[0]).shape)
+    except (UserError, RuntimeError, ValueError, LookupError):  # told where the images are used
+        return
+    if shorter < side:
+        say(
+            f"warning: {config.source}: its first image has {shorter} pixels on the shorter side and is enlarged to "
+            f"{side}; prepare the data with --shorter-side {side} or more",
+            error=True,
+        )
+
+
+def prepared_part(config: StudySource, shrink: Shrink, name: str, quarantine: Quarantine) -> Part:
+    """A split of a prepared data set, its images read when they are needed."""
+    stored = open_split(config.source, name)
+    try:
+        studies = []
+        for place in range(len(stored)):
+            study = stored[place]
+            studies.append(without_images(study))
+            quarantine.note(VIEWS_LEFT_OUT, max(len(study.images) - config.views, 0))
+    except (RuntimeError, ValueError) as error:  # array_record's, and those of a record that is cut
+        raise UserError(f"{config.source}: its {name} split is damaged ({error}); prepare the data again") from error
+    return Part(studies, PreparedImages(stored, shrink, config.views))
+
+
+class PreparedImages(Sequence[tuple[GreyImage, ...]]):
+    """The images of a prepared split, by the index of their study."""
+
+    def __init__(self, stored: grain.MapDataset[ImageStudy], shrink: Shrink, views: int):
+        self._stored, self._shrink, self._views = stored, shrink, views
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, place: Any) -> Any:
+        return tuple(self._shrink(read_image(image)) for image in self._stored[place].images[: self._views])
+
+    def encoded(self, place: int) -> list[Any]:
+        """The images of a study as they are stored, which takes no decoding."""
+        return list(self._stored[place].images[: self._views])
+
+
+def images_record(images: Sequence[tuple[GreyImage, ...]], place: int) -> str:
+    """A digest of the images of a study: of their pixels, or of the files that hold them."""
+    if isinstance(images, PreparedImages):
+        return digest_of(*images.encoded(place))
+    return digest_of(*(f"{image.shape}".encode() + image.tobytes() for image in images[place]))
+
+
+def without_images(study: ImageStudy) -> ImageStudy:
+    """The study without its images."""
+    return dataclasses.replace(study, images=())

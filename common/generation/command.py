@@ -1,0 +1,263 @@
+"""`python -m common.decode`: continuations, or scores of given ones, of the prompts in a JSONL file."""
+
+import argparse
+import dataclasses
+import functools
+import math
+import operator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.bounds import COUNT, FEW, NOT_NEGATIVE, SEED, SHARE, Within, bounded
+from common.data.huggingface_tokenizer import end_ids, published_ends
+from common.data.summary import already, data_line, say_data
+from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
+from common.devices import say_devices
+from common.errors import Parser, UserError
+from common.generation.generate import (
+    Continuation,
+    DecodeSettings,
+    generate_rows,
+    make_generator,
+    make_scorer,
+    row_keys,
+    score_rows,
+)
+from common.generation.sampling import Sampling
+from common.io.fingerprints import adapter_record, model_record
+from common.io.finite import check_finite, precision_remedy
+from common.io.jsonl import read_rows
+from common.io.locks import locked_file
+from common.io.resumable import claim_output, continue_rows, row_writer
+from common.models.adapters import load_adapter
+from common.models.lora import scaled
+from common.models.qwen2 import Qwen2Config
+from common.models.qwen2_weights import config_from_directory, load_qwen2, max_positions
+from common.options import Needs, check_options
+from common.types import PyTree
+
+BATCHES_AT_ONCE = 8  # batches whose rows are sorted into buckets together before their results are written
+
+DESCRIPTION = """Continue the prompts of a JSONL file with a Qwen2, Llama 3, Yi, GLM-4 or Baichuan2 in the layout of
+the Hugging Face hub (docs/retsta.md says which, and what is not supported).
+
+Rows {"id", "prompt"} become rows {"id", "text", "token_ids", "log_probs", "finish"} in input order; finish is "stop" or
+"length", and token_ids includes the stop token. text is what token_ids say, white space included. Prompts are encoded
+as tokenizer.json says, with what its post-processing adds, such as a beginning; a chat template writes its own, and
+completions get none. log_probs are those of softmax(logits / temperature) before top-k and top-p, over all rows of the
+embedding, also those beyond the tokenizer's last id, which write no text; a greedy or beam choice is scored at
+temperature 1. With --score, rows {"id", "prompt", "completion"} become rows {"id", "token_ids", "log_probs", "total"}.
+Of generation_config.json only what ends an answer is used: tokens are chosen by the options below alone, without a
+repetition penalty. A row's result does not depend on the rows beside it. Where --output holds rows already, they are
+kept and the rest is done; OUTPUT.config.json says with what they were begun, and they are not continued with anything
+else."""
+
+
+NEEDS = tuple(Needs(name, "score", operator.not_, "no --score") for name in ("top_k", "top_p", "beams"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A prompt, with the completion to score."""
+
+    id: str | int
+    prompt: list[int]
+    completion: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What runs: config, {"params"} with or without {"lora"}, tokenizer, and what ends an answer."""
+
+    config: Qwen2Config
+    variables: PyTree
+    tokenizer: Tokenizer
+    stop_ids: tuple[int, ...]
+
+
+def main(argv: list[str]) -> None:
+    """Run the command. Raises UserError for whatever is wrong with its input, before anything is written."""
+    arguments = parse(argv)
+    with locked_file(arguments.output):
+        decode_file(arguments)
+
+
+def decode_file(arguments: argparse.Namespace) -> None:
+    """Write, or go on writing, what the parsed command line asks for. Raises UserError."""
+    required: dict[str, Any] = {"id": str | int, "prompt": str} | ({"completion": str} if arguments.score else {})
+    records = read_rows(arguments.prompts, required)
+    config = config_from_directory(arguments.model)
+    tokenizer = load_tokenizer(arguments.model)
+    check_vocabulary(tokenizer, config)
+    stops = stop_ids(arguments.model, tokenizer, config.vocab_size, arguments.chat)
+    rows = [_tokenized(record, tokenizer, arguments) for record in records]
+    _check_lengths(rows, arguments)
+    if ended := sum(row.prompt[-1] in stops for row in rows):
+        print(
+            f"{ended} of {len(rows)} prompts end with a token that ends an answer, as written or by the tokenizer's "
+            "post-processing; they are continued after it",
+            file=sys.stderr,
+        )
+    written: dict[str, Any] = {"token_ids": list, "log_probs": list, "total" if arguments.score else "text": object}
+    inputs = {record["id"]: (record["prompt"], record.get("completion")) for record in records}
+    made_with = functools.cache(functools.partial(_made_with, arguments))
+    done = continue_rows(arguments.output, inputs, written, made_with) if arguments.output else 0
+    say_data(data_line([arguments.prompts], "rows", {"prompts": len(rows)}, notes=already(done)), rows_on_stdout=True)
+    if done == len(rows):
+        return
+    config, params = load_qwen2(arguments.model, dtype=arguments.dtype, param_dtype=arguments.dtype)
+    say_devices()
+    variables = {"params": params}
+    if arguments.adapter:
+        lora_config, lora, params = load_adapter(arguments.adapter, config, params)
+        variables = {"params": params, "lora": scaled(lora, lora_config)}
+    model = Model(config, variables, tokenizer, stops)
+    results = _scores(model, rows, done, arguments) if arguments.score else _texts(model, rows, done, arguments)
+    if arguments.output and not done:
+        claim_output(arguments.output, made_with(), list(inputs.values()))
+    with row_writer(arguments.output) as write:
+        for result in results:
+            write(result)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line. Raises UserError for values that make no sense."""
+    parser = Parser(
+        "python -m common.decode",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="config.json, weights, tokenizer")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter in the layout of PEFT")
+    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="JSONL rows")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSONL file to write or resume; default: stdout")
+    parser.add_argument("--chat", action="store_true", help="a prompt is a user's message in the chat template")
+    parser.add_argument("--score", action="store_true", help="score the row's completion instead of generating one")
+    parser.add_argument("--max-new-tokens", type=bounded(COUNT), default=256, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--temperature",
+        type=bounded(NOT_NEGATIVE, float),
+        help="0 takes the likeliest token; default: 1 with top-k or top-p, else 0",
+    )
+    parser.add_argument(
+        "--top-k", type=bounded(Within(0, 1 << 24)), default=0, metavar="K", help="0, the default, keeps all tokens"
+    )
+    parser.add_argument(
+        "--top-p", type=bounded(SHARE, float), default=1.0, metavar="P", help="1, the default, keeps all the mass"
+    )
+    parser.add_argument("--beams", type=bounded(FEW), default=1, metavar="K", help="more than 1 searches with K beams")
+    parser.add_argument("--seed", type=bounded(SEED), default=0, help="default: %(default)s")
+    parser.add_argument("--batch-size", type=bounded(COUNT), default=16, metavar="B", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of the checkpoint")
+    arguments = parser.parse_args(argv)
+    truncated = arguments.top_k != 0 or arguments.top_p != 1
+    sampled = truncated or arguments.temperature not in (None, 0)
+    if arguments.temperature is None:
+        arguments.temperature = 1.0 if truncated else 0.0
+    if 0 < arguments.temperature < 1e-6:
+        raise UserError(f"--temperature must be 0, or at least 0.000001, found {arguments.temperature}")
+    if arguments.beams > 1 and sampled:
+        raise UserError("--beams with --temperature, --top-k or --top-p: expected beams or sampling; leave one out")
+    check_options(arguments, argv, NEEDS, "python -m common.decode")
+    output, prompts = arguments.output, arguments.prompts
+    if output and output.exists() and prompts.exists() and output.samefile(prompts):
+        raise UserError(f"--output: {output} is the file of the prompts; choose another file")
+    return arguments
+
+
+def _made_with(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What decides a row beside its prompt, by content; the batch size does not."""
+    left_out = ("prompts", "output", "batch_size")
+    options = {name: value for name, value in vars(arguments).items() if name not in left_out}
+    adapter = adapter_record(arguments.adapter) if arguments.adapter else None
+    return {**options, "model": model_record(arguments.model), "adapter": adapter}
+
+
+def stop_ids(directory: Path, tokenizer: Tokenizer, vocab_size: int, chat: bool = False) -> tuple[int, ...]:
+    """What ends an answer: by generation_config.json, else config.json, else the tokenizer, as in transformers.
+
+    In a `chat` what either file names does, and so does the end of the assistant's turn: chat models are published with
+    one in the one and another in the other.
+    """
+    stops = end_ids(directory / "generation_config.json") or end_ids(directory / "config.json") or tokenizer.stop_ids
+    more = (*published_ends(directory), tokenizer.chat_end_id) if chat else ()
+    return tuple(sorted(stop for stop in {*stops, *more} if stop < vocab_size))
+
+
+def _texts(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    settings = DecodeSettings(
+        max_new_tokens=arguments.max_new_tokens,
+        sampling=Sampling(arguments.temperature, arguments.top_k, arguments.top_p),
+        beams=arguments.beams,
+        stop_ids=model.stop_ids,
+    )
+    generator = make_generator(model.config, settings)
+    batch_size = min(arguments.batch_size, len(rows))
+    for chunk in _chunks(len(rows), done, batch_size):
+        prompts = [rows[number].prompt for number in chunk]
+        found = generate_rows(generator, model.variables, prompts, row_keys(arguments.seed, chunk), batch_size)
+        for number, (continuation,) in zip(chunk, found, strict=True):
+            _check(continuation.finite, rows[number], model, "the model's logits")
+            yield {"id": rows[number].id, **_described(continuation, model.tokenizer)}
+
+
+def _check(finite: bool, row: Row, model: Model, what: str) -> None:
+    """Raise UserError where a row's result is not finite; those before it are written by then."""
+    remedy = precision_remedy(model.config.dtype, "--dtype, and another --output if this one holds rows")
+    check_finite([finite], [row.id], what, remedy)
+
+
+def _described(continuation: Continuation, tokenizer: Tokenizer) -> dict[str, Any]:
+    ids, log_probs, stopped, _ = continuation
+    return {
+        "text": tokenizer.decode(ids[:-1] if stopped else ids),
+        "token_ids": ids,
+        "log_probs": log_probs,
+        "finish": "stop" if stopped else "length",
+    }
+
+
+def _scores(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    scorer = make_scorer(model.config, arguments.temperature or 1.0)
+    batch_size = min(arguments.batch_size, len(rows))
+    for chunk in _chunks(len(rows), done, batch_size):
+        prompts, completions = zip(*((rows[number].prompt, rows[number].completion) for number in chunk), strict=True)
+        found = score_rows(scorer, model.variables, prompts, completions, batch_size)
+        for number, log_probs in zip(chunk, found, strict=True):
+            row = rows[number]
+            _check(all(map(math.isfinite, log_probs)), row, model, "the completion's log-probabilities")
+            yield {"id": row.id, "token_ids": row.completion, "log_probs": log_probs, "total": sum(log_probs)}
+
+
+def _chunks(rows: int, done: int, batch_size: int) -> Iterator[range]:
+    """The rows still to do, some batches at a time; with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    starts = range(done, rows, batch_size * BATCHES_AT_ONCE)
+    console = Console(stderr=True)
+    for start in track(starts, "decode", console=console, disable=not console.is_terminal):
+        yield range(start, min(start + batch_size * BATCHES_AT_ONCE, rows))
+
+
+def _tokenized(record: Mapping[str, Any], tokenizer: Tokenizer, arguments: argparse.Namespace) -> Row:
+    if arguments.chat:
+        prompt = tokenizer.chat([{"role": "user", "content": record["prompt"]}], add_generation_prompt=True)
+    else:
+        prompt = tokenizer.encode_prompt(record["prompt"])
+    if not prompt:
+        raise UserError(f"{arguments.prompts}: the prompt of id {record['id']!r} has no tokens; expected some text")
+    return Row(record["id"], prompt, tokenizer.encode(record["completion"]) if arguments.score else [])
+
+
+def _check_lengths(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
+    limit = max_positions(arguments.model)
+    for row in rows:
+        new = len(row.completion) if arguments.score else arguments.max_new_tokens
+        if limit and len(row.prompt) + new > limit:
+            raise UserError(
+                f"{arguments.prompts}: id {row.id!r} needs {len(row.prompt)} prompt and {new} new tokens, but the "
+                f"model has max_position_embeddings {limit}; shorten the prompt or lower --max-new-tokens"
+            )

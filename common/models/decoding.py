@@ -1,0 +1,51 @@
+"""What generation asks of a model: a `Forward`, called on whole prompts and then on single tokens.
+
+Nothing here knows a model; `common.models.qwen2.bind` makes a `Forward` of a Qwen2.
+"""
+
+from typing import Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from common.models.attention import Past
+from common.types import PyTree
+
+
+class Forward(Protocol):
+    """A model with its weights bound, called in two ways; both return hidden states and new keys and values.
+
+    Prefill: whole prompts [B P] with `segments`. Decode: one token of each continuation [B G] with `past`. The keys
+    and values returned are any tree of leaves [... B S K dim]: stacked over layers, or one leaf a layer.
+    """
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"],
+        segments: Int[Array, "B S"] | None = None,
+        past: Past | None = None,
+    ) -> tuple[Float[Array, "B S D"], PyTree]: ...
+
+
+class Prompts(flax.struct.PyTreeNode):
+    """Left-padded prompts: each row ends with its last token, and `mask` is true on tokens."""
+
+    tokens: Int[Array, "B P"]
+    mask: Bool[Array, "B P"]
+
+
+class Prefilled(flax.struct.PyTreeNode):
+    """Prompts after the model has read them. A model whose prompts hold more than tokens makes its own."""
+
+    hidden: Float[Array, "B D"]  # of the last prompt token
+    keys_values: PyTree  # leaves [... B K P dim]
+    mask: Bool[Array, "B P"]
+    next_position: Int[Array, "B"]  # of the first new token
+
+
+def heads_first(keys_values: PyTree) -> PyTree:
+    """Leaves [... B P K dim] as [... B K P dim], the order that `Past` keeps them in."""
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, -3, -2), keys_values)

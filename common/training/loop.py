@@ -1,0 +1,215 @@
+"""The training loop as one function: steps, logs, validation, checkpoints, resuming, and stopping when told to.
+
+A run that is killed at any moment and started again goes on from its last checkpoint with the same batches and random
+keys, and writes the same `metrics.jsonl`: a row is on disk before the checkpoint that follows it. Where a validation is
+cut short, the checkpoint holds the row that it belongs to, and the next start validates first.
+"""
+
+import contextlib
+import functools
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+import optax
+
+from common.errors import UserError
+from common.io.fingerprints import fingerprint
+from common.io.terminal import say
+from common.process.host_watch import stop_asked
+from common.process.stopping import Stopped, held, received, stop
+from common.training.checkpoint import Checkpoints, restore_latest, save_best, save_latest
+from common.training.logs import SECONDS, Logs, open_logs
+from common.training.parallel import Layout, place_batch
+from common.training.step import TrainStep
+from common.training.step_clock import StepClock
+from common.types import Batch, LossSum, PyTree, TrainState
+
+MAX_SKIPPED_IN_A_ROW = 10  # non-finite updates in a row after which a run stops
+UNFINISHED = "row"  # in a checkpoint beside the position in the data: the row whose validation is to be done
+
+
+class Batches(Protocol):
+    """A Grain iterator: batches, and its position as a small dictionary."""
+
+    def __next__(self) -> Batch: ...
+    def get_state(self) -> dict[str, int]: ...
+    def set_state(self, state: dict[str, int]) -> None: ...
+
+
+# validation(state, check) -> what decides the best checkpoint, lower being better. To be called before each batch,
+# `check()` raises `Stopped` where the run is to end.
+Validation = Callable[[TrainState, Callable[[], None]], float]
+
+
+class _Row(NamedTuple):
+    """What is known of a step: numbers that do not depend on the clock, and those that do."""
+
+    metrics: dict[str, Any]
+    timings: dict[str, Any]
+
+
+def train(
+    state: TrainState,
+    frozen: PyTree,
+    batches: Batches,
+    step: TrainStep,
+    *,
+    run_dir: Path,
+    total_steps: int,
+    rng: jax.Array,
+    layout: Layout,
+    checkpoints: Checkpoints,
+    schedule: optax.Schedule,
+    validation_loss: Validation,
+    flops_per_batch: Callable[[Batch], float] | None = None,
+    peak_flops: float | None = None,
+    checkpoint_every: int,
+    evaluate_every: int,
+    tensorboard: bool = True,
+    wandb_project: str = "",
+    now: Callable[[], float] = time.perf_counter,
+) -> TrainState:
+    """Train `state` until step `total_steps`, from the latest checkpoint where there is one.
+
+    `state`, `frozen` and `rng` are placed; `step` is compiled; where it makes the tokens that it learns from, its
+    metric `tokens` is their number. `validation_loss` decides the best checkpoint; where it is not finite, which is
+    said, these weights are no candidate. Raises UserError after too many non-finite updates in a row, and `Stopped`,
+    with the state saved, after the step or the batch of a validation in which SIGTERM or SIGINT came. `now` is the
+    clock in seconds.
+    """
+    resumed = restore_latest(checkpoints, state)
+    unfinished: list[Any] | None = None
+    if resumed is not None:
+        state, position = resumed
+        unfinished = position.pop(UNFINISHED, None)
+        batches.set_state(position)
+    first = int(state.step)
+    if first >= total_steps and unfinished is None:
+        return state
+    logs = open_logs(
+        run_dir,
+        total_steps=total_steps,
+        resume_step=first if unfinished is None else first - 1,
+        tensorboard=tensorboard,
+        wandb_project=wandb_project or None,
+    )
+    clock, asked = StepClock(now), stop_asked()
+    waiting: Callable[[], _Row] | None = None
+
+    def check() -> None:
+        if asked():
+            raise Stopped(received())
+
+    def row_of(index: int, metrics: dict[str, jax.Array], batch: Batch, timed: Callable[[], dict[str, float]]) -> _Row:
+        timings: dict[str, Any] = timed()  # waits
+        values: dict[str, Any] = {name: np.asarray(value).item() for name, value in metrics.items()}
+        seconds = timings["step_seconds"]
+        tokens = values.pop("tokens", batch.real_tokens * jax.process_count())
+        timings["tokens_per_second"] = tokens / seconds
+        timings |= {name: values.pop(name) for name in [*values] if name.startswith(SECONDS)}
+        if flops_per_batch is not None:
+            rate = flops_per_batch(batch) * jax.process_count() / seconds
+            timings["model_tflops"] = rate / 1e12
+            if peak_flops is not None:
+                timings["utilisation"] = rate / (peak_flops * layout.mesh.size)
+        return _Row(values | {"learning_rate": float(schedule(index - 1)), "tokens": tokens}, timings)
+
+    def finished(index: int, row: _Row, state: TrainState, evaluate: bool) -> bool:
+        """Validate where it is due, and write the row; False where a signal ends the validation."""
+        extra: dict[str, Any] = {}
+        if evaluate:
+            try:
+                check()
+                extra["val/loss"] = validation_loss(state, check)
+            except Stopped:
+                return False
+            if not math.isfinite(extra["val/loss"]):
+                tell(f"step {index}: the validation loss is not finite (NaN or infinity): never the best checkpoint")
+        if index == total_steps:
+            extra["weights_sha256"] = fingerprint(state.trainable)
+        _write(logs, run_dir, index, _Row(row.metrics | extra, row.timings))
+        if evaluate:
+            save_best(checkpoints, state, extra["val/loss"])
+        return True
+
+    with logs, clock.listening(), contextlib.ExitStack() as block:
+        block.callback(checkpoints.wait)  # a process must not end while they are being written
+        if unfinished is not None and not finished(first, _row_of_json(unfinished), state, evaluate=True):
+            stop(f"the state after step {first} is saved; the same command continues")
+        clock.restart()
+        for index in range(first + 1, total_steps + 1):
+            batch = next(batches)
+            state, metrics = step(state, frozen, place_batch(batch, layout), rng)
+            timed = clock.dispatched(metrics)
+            if index == first + 1:
+                block.enter_context(held())  # before, there was nothing to save, and compiling can take minutes
+            # One step ahead at most: the previous step's numbers are fetched while this one runs.
+            if waiting is not None:
+                _write(logs, run_dir, index - 1, waiting())
+            waiting = functools.partial(row_of, index, metrics, batch, timed)
+            last, stopping = index == total_steps, asked()
+            evaluate = last or index % evaluate_every == 0
+            if not (evaluate or stopping or index % checkpoint_every == 0):
+                continue
+            # What follows compiles programs. On CPUs a step that waits for other hosts holds the threads that compile.
+            jax.block_until_ready(metrics)
+            row, waiting = waiting(), None
+            done = finished(index, row, state, evaluate)
+            save_latest(checkpoints, state, batches.get_state() | ({} if done else {UNFINISHED: _json_of_row(row)}))
+            if stopping or not done:
+                stop(f"the state after step {index} is saved; the same command continues")
+            clock.restart()
+    if skipped := int(state.skipped):
+        tell(f"{skipped} of {total_steps} updates were not finite and were skipped")
+    return state
+
+
+def tell(line: str) -> None:
+    """Say a line once, on the first process."""
+    if jax.process_index() == 0:
+        say(f"warning: {line}", error=True)
+
+
+def _json_of_row(row: _Row) -> list[dict[str, Any]]:
+    """A row for a checkpoint, in which what is not finite is None: JSON has no NaN."""
+    return [{name: value if math.isfinite(value) else None for name, value in part.items()} for part in row]
+
+
+def _row_of_json(parts: list[dict[str, Any]]) -> _Row:
+    """The row of `_json_of_row`; what was not finite is NaN."""
+    return _Row(*({name: math.nan if value is None else value for name, value in part.items()} for part in parts))
+
+
+def _write(logs: Logs, run_dir: Path, index: int, row: _Row) -> None:
+    """Add the row of a step. Raises UserError where too many updates in a row were not finite."""
+    logs.write(index, *row)
+    if row.metrics["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
+        raise UserError(
+            f"{run_dir}: {MAX_SKIPPED_IN_A_ROW} updates in a row were not finite, or their gradient or loss, up to "
+            f"step {index}; lower the learning rate, or look for bad weights; the checkpoints are from before"
+        )
+
+
+def mean_loss(batches: Iterable[Batch], loss: Callable[[Any], LossSum], check: Callable[[], None]) -> float:
+    """The mean of `loss` over batches, for a validation: one batch ahead at most, so that a signal is heard soon."""
+    total = weight = 0.0
+    waiting: list[LossSum] = []
+
+    def add() -> None:
+        nonlocal total, weight
+        part = waiting.pop(0)
+        total, weight = total + float(part.total), weight + float(part.weight)
+
+    for batch in batches:
+        check()
+        waiting.append(loss(batch))
+        if len(waiting) > 1:
+            add()
+    if waiting:
+        add()
+    return total / weight if weight else math.nan

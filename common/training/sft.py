@@ -1,0 +1,42 @@
+"""Supervised fine-tuning of a text model: the loss that every step of it differentiates."""
+
+from jaxtyping import Array
+
+from common.models.lora import LoraConfig, scaled
+from common.models.qwen2 import Qwen2, Qwen2Config, output_head
+from common.training.losses import answer_loss, token_logprobs
+from common.types import LossSum, PyTree, TextBatch
+
+
+def model_variables(trainable: PyTree, frozen: PyTree, lora: LoraConfig) -> dict[str, PyTree]:
+    """What `Qwen2.apply` takes: with adapters, the frozen base and the scaled adapters; else what is trained."""
+    if "params" in frozen:
+        return {"params": frozen["params"], "lora": scaled(trainable, lora)}
+    return {"params": trainable}
+
+
+def sft_loss(
+    trainable: PyTree,
+    frozen: PyTree,
+    batch: TextBatch,
+    rng: Array,
+    *,
+    config: Qwen2Config,
+    lora: LoraConfig,
+    chunk: int,
+) -> tuple[LossSum, dict[str, LossSum]]:
+    """Cross-entropy of the answer tokens. Adapters are trained where `frozen` holds a base, else the whole model."""
+    variables = model_variables(trainable, frozen, lora)
+    dropout = {"dropout": rng} if lora.dropout > 0 else {}
+    model = Qwen2(config, lora.dropout)
+    hidden, _ = model.apply(variables, batch.tokens, batch.positions, batch.segments, rngs=dropout)
+    head = output_head(variables["params"])
+    logp = token_logprobs(
+        hidden,
+        head,
+        batch.targets,
+        wanted=batch.weights != 0,
+        chunk=chunk,
+        head_trained="lora" not in variables,
+    )
+    return answer_loss(logp, batch.weights), {}

@@ -1,0 +1,180 @@
+"""From studies to the arrays that Qwen2.5-VL reads: images at one size, prompts, and reports to learn from."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.struct
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from common.data.images import GreyImage
+from common.data.packing import GlobalBatch
+from common.data.qwen_images import ImageProcessor, resize
+from common.data.records import Quarantine
+from common.data.splits import Part, load_parts
+from common.data.summary import Cut, study_line
+from common.data.tokenizers import Tokenizer
+from common.errors import UserError
+from common.models.qwen2_vl import Qwen2VLConfig, StudyRows
+from common.models.qwen2_vl_layout import Grid, expand_images, image_tokens, study_rows
+from deer_jax.config import DataConfig
+from deer_jax.select import read_ids
+
+IMAGE_MARKS = "<|vision_start|><|image_pad|><|vision_end|>"
+MULTIPLE = 16  # of the length of prompts, so that few programs are compiled
+
+
+class StudyPrompts(flax.struct.PyTreeNode):
+    """Left-padded prompts and the grey images in them, all of one size; an image that a study lacks is black."""
+
+    rows: StudyRows
+    images: UInt8[Array, "B M side side"]
+
+
+class ReportRows(flax.struct.PyTreeNode):
+    """Prompts with their reports, padded on the right, as `common.types.TextBatch` has targets and weights."""
+
+    prompts: StudyPrompts
+    targets: Int[Array, "B S"]
+    weights: Float[Array, "B S"]
+
+    @property
+    def real_tokens(self) -> int:
+        """Tokens of prompts, images and reports."""
+        return int(self.prompts.rows.mask.sum())
+
+
+class Encoder(NamedTuple):
+    """What turns studies into rows: the model's sizes, its tokenizer, the size of images and the instruction."""
+
+    config: Qwen2VLConfig
+    tokenizer: Tokenizer
+    side: int
+    instruction: str
+
+    @property
+    def grid(self) -> Grid:
+        """Patches of every image."""
+        patches = self.side // self.config.vision.patch_size
+        return patches, patches
+
+
+def read_parts(config: DataConfig, quarantine: Quarantine) -> dict[str, Part]:
+    """The parts of the data set, their images as large as `side` says; of the training part what `ids` names.
+
+    Raises UserError.
+    """
+    if config.side < 1 or config.side % ImageProcessor().token_size:
+        raise UserError(
+            f"data.side: {config.side} pixels; expected a multiple of {ImageProcessor().token_size}, best of 112"
+        )
+    processor = ImageProcessor(fixed=(config.side, config.side))
+    parts = load_parts(config, config.side, functools.partial(resize, processor), quarantine)
+    if config.ids and "train" in parts:
+        parts["train"] = chosen_part(parts["train"], config.ids)
+    return parts
+
+
+def parts_line(config: DataConfig, parts: Mapping[str, Part], quarantine: Quarantine, cut: Cut | None = None) -> str:
+    """The line that names the data of a config and its parts."""
+    counts = {name: len(part.studies) for name, part in parts.items()}
+    return study_line(config, counts, quarantine, cut=cut, files=[config.ids])
+
+
+def chosen_part(part: Part, file: str) -> Part:
+    """The studies whose ids `deer select` wrote. Raises UserError where the file or one of its ids is not there."""
+    try:
+        wanted = read_ids(file)
+    except UserError as error:
+        raise UserError(f"data.ids: {error}") from error
+    place_of = {study.id: place for place, study in enumerate(part.studies)}
+    if missing := [id_ for id_ in wanted if id_ not in place_of]:
+        raise UserError(f"data.ids: {file}: {len(missing)} ids, such as {missing[0]!r}, are not in the training part")
+    places = sorted(place_of[id_] for id_ in wanted)
+    return Part([part.studies[place] for place in places], Chosen(part.images, places))
+
+
+class Chosen(Sequence[tuple[GreyImage, ...]]):
+    """Some of the images of a part, in an order of their own."""
+
+    def __init__(self, images: Sequence[tuple[GreyImage, ...]], places: Sequence[int]):
+        self._images, self._places = images, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._images[self._places[place]]
+
+
+def prompt_tokens(encoder: Encoder, images: int) -> list[int]:
+    """The tokens that ask for the report of a study with so many images."""
+    message = {"role": "user", "content": IMAGE_MARKS * images + encoder.instruction}
+    row = encoder.tokenizer.chat([message], add_generation_prompt=True)
+    return expand_images(encoder.config, row, [encoder.grid] * images)
+
+
+def prompt_length(encoder: Encoder, views: int) -> int:
+    """Columns that hold the prompts of studies with up to `views` images."""
+    return -(-len(prompt_tokens(encoder, views)) // MULTIPLE) * MULTIPLE
+
+
+def report_tokens(encoder: Encoder, report: str, max_length: int) -> tuple[list[int], bool]:
+    """The tokens of a report with its end, and whether it was cut, which leaves no end: it would teach to stop."""
+    tokens = [*encoder.tokenizer.encode(report), encoder.tokenizer.eos_id]
+    return tokens[:max_length], len(tokens) > max_length
+
+
+def study_prompts(
+    studies: Sequence[int], images: Sequence[tuple[GreyImage, ...]], encoder: Encoder, views: int, length: int
+) -> StudyPrompts:
+    """Prompts of the studies of these numbers, as numpy."""
+    own = [images[study][:views] for study in studies]
+    rows = [prompt_tokens(encoder, len(views)) for views in own]
+    return _with_images(rows, own, encoder, views, length, left=True)
+
+
+def report_rows(
+    batch: GlobalBatch,
+    images: Sequence[tuple[GreyImage, ...]],
+    reports: Sequence[Sequence[int]],
+    encoder: Encoder,
+    views: int,
+    length: int,
+) -> ReportRows:
+    """Prompts with reports for a planned batch, `length` columns, as numpy; a row without a study counts nothing."""
+    shape = len(batch.rows), length
+    targets, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    rows: list[list[int]] = []
+    own: list[tuple[GreyImage, ...]] = []
+    for place, row in enumerate(batch.rows):
+        study = row[0] if row else 0
+        own.append(images[study][:views])
+        prompt, report = prompt_tokens(encoder, len(own[-1])), reports[study]
+        rows.append([*prompt, *report])
+        targets[place, : len(rows[-1]) - 1] = rows[-1][1:]
+        if row:
+            weights[place, len(prompt) - 1 : len(rows[-1]) - 1] = 1
+    arrays: tuple[Any, ...] = (targets, weights)  # numpy until placed on devices
+    return ReportRows(_with_images(rows, own, encoder, views, length, left=False), *arrays)
+
+
+def _with_images(
+    rows: Sequence[Sequence[int]],
+    own: Sequence[tuple[GreyImage, ...]],
+    encoder: Encoder,
+    views: int,
+    length: int,
+    *,
+    left: bool,
+) -> StudyPrompts:
+    stacked: Any = np.zeros((len(rows), views, encoder.side, encoder.side), np.uint8)
+    for place, images in enumerate(own):
+        for number, image in enumerate(images):
+            stacked[place, number] = image
+    grids = [[encoder.grid] * len(images) for images in own]
+    each = image_tokens(encoder.config.vision, encoder.grid)
+    return StudyPrompts(
+        study_rows(encoder.config, rows, grids, length=length, features_per_image=each, left=left), stacked
+    )

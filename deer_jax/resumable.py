@@ -1,0 +1,59 @@
+"""Outputs that a later run goes on with (`common.io.resumable`), of commands that may run in several processes."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from common.clinical.labeler import Labeler, labeler_path
+from common.errors import UserError
+from common.io.fingerprints import digest_of, weights_record
+from common.io.resumable import claim_output, continue_rows, row_writer
+from common.io.safetensors import open_tensors
+from common.io.torch_archive import read_archive
+
+Options = Callable[[], Mapping[str, Any]]  # called where it is needed: fingerprints take a second
+
+
+def rows_kept(
+    output: Path | None, inputs: Mapping[str | int, Any], required: Mapping[str, Any], options: Options
+) -> int:
+    """How many rows the first process finds in `output`, which is to hold a row for each id of `inputs`.
+
+    Raises UserError in all processes where they cannot be continued, lack a key that is `required`, or were written
+    under other options or from other inputs.
+    """
+    done, problem = 0, None
+    if output is not None and jax.process_index() == 0:
+        try:
+            done = continue_rows(output, inputs, required, options)
+        except UserError as error:
+            done, problem = -1, error
+    if jax.process_count() > 1:
+        done = int(multihost_utils.broadcast_one_to_all(np.int64(done)))
+    if done < 0:
+        raise problem or UserError(f"{output}: cannot be continued; the first process says why")
+    return done
+
+
+@contextlib.contextmanager
+def continued_writer(
+    output: Path | None, inputs: Mapping[str | int, Any], options: Options
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that adds a row to `output`, or to standard output, beside which the options are written."""
+    if output is not None:
+        claim_output(output, options(), list(inputs.values()))
+    with row_writer(output) as write:
+        yield write
+
+
+def labeler_record(path: str | Path, labeler: Labeler) -> dict[str, str]:
+    """Digests of what tells the labeler that was read from `path` from others, by what they are of."""
+    path = labeler_path(path)
+    weights = weights_record(open_tensors(path) if path.is_dir() else read_archive(path))
+    sizes, words = repr(labeler.config).encode(), labeler.tokenizer.to_str().encode()
+    return {"weights": weights, "sizes": digest_of(sizes), "tokenizer": digest_of(words)}

@@ -1,0 +1,176 @@
+"""What both training stages of DEER do before and after: the base model, its trees, data, and the export."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from common.bounds import check_numbers
+from common.config import choose_preset, parse
+from common.data.exported_tokenizer import exported_files, reading_note
+from common.data.qwen_images import check_processor
+from common.data.records import Quarantine
+from common.data.splits import Part
+from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
+from common.errors import Parser, UserError
+from common.generation.generate import DecodeSettings
+from common.generation.sampling import Sampling
+from common.io.fingerprints import fingerprint_directory
+from common.io.safetensors import open_tensors
+from common.models.attention import attention_line, check_implementation
+from common.models.lora import init_lora, merge
+from common.models.peft import VISION_LANGUAGE, save_peft
+from common.models.qwen2_vl import SHARDING_RULES, Qwen2VLConfig
+from common.models.qwen2_vl_layout import vision_layout
+from common.models.qwen2_vl_vision import VisionLayout
+from common.models.qwen2_vl_weights import (
+    config_from_directory,
+    load_qwen2_vl,
+    naming_of,
+    param_shapes,
+    save_qwen2_vl,
+)
+from common.options import Needs
+from common.training.logs import check_wandb
+from common.training.parallel import Layout, check_rows, place, shardings
+from common.types import PyTree
+from deer_jax.config import EMBEDDED_BASE, DataConfig, ModelConfig, RolloutConfig, RunConfig
+from deer_jax.prompts import Encoder, read_parts
+from deer_jax.vision_policy import split_params
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+class Base(NamedTuple):
+    """A base model that has been read: where it lies, its sizes, parameters on the devices, tokenizer, images."""
+
+    directory: Path
+    config: Qwen2VLConfig
+    params: PyTree
+    encoder: Encoder
+    layout: VisionLayout
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """That of the language model."""
+        return self.encoder.tokenizer
+
+
+def run_options(
+    program: str, presets: Mapping[str, Config], arguments: list[str], needs: Sequence[Needs], files: str
+) -> tuple[Config, Path]:
+    """The config and run directory of a command line; `files` is what its help says of them. Raises UserError."""
+    first = Parser(program, add_help=False)
+    first.add_argument("--preset", default="demo")
+    first.add_argument("--run-dir", type=Path)
+    chosen, rest = first.parse_known_args(arguments)
+    if {"-h", "--help"} & set(rest):
+        print(f"{program} --run-dir DIR [--preset {'|'.join(presets)}] [any field of the config]\n\n{files}")
+    default = choose_preset(presets, chosen.preset)
+    config = parse(type(default), default, rest, f"{program} --preset {chosen.preset}", needs, presets)
+    if chosen.run_dir is None:
+        raise UserError(f"{program}: --run-dir DIR is missing; name a directory for the run")
+    return config, chosen.run_dir
+
+
+def base_directory(model: ModelConfig) -> Path:
+    """Where the base model lies. Raises UserError where none is named."""
+    if not model.base:
+        raise UserError("model.base: not given; name the directory of Qwen2.5-VL with --model.base DIR")
+    return EMBEDDED_BASE if model.base == "embedded" else Path(model.base)
+
+
+def check_run(config: RunConfig) -> None:
+    """Raise UserError for a number out of its bounds, or a logger that is missing."""
+    check_numbers(config)
+    check_wandb(config.wandb_project)
+
+
+def accumulation(config: RunConfig, layout: Layout) -> int:
+    """How many micro-batches an update has. Raises UserError where its studies cannot be cut evenly."""
+    accumulate = max(config.batch_size // (layout.row_shards * config.micro_batch), 1)
+    check_rows(config.batch_size, accumulate, layout)
+    return accumulate
+
+
+def load_base(model: ModelConfig, side: int, instruction: str, layout: Layout) -> Base:
+    """The base model, read straight into the shardings of `layout`. Raises UserError."""
+    directory = base_directory(model)
+    check_implementation(model.attention)
+    sizes = config_from_directory(directory)
+    tokenizer = load_tokenizer(directory)
+    check_vocabulary(tokenizer, sizes.language)
+    check_processor(directory, sizes.vision)
+    unit = sizes.vision.token_size
+    if side < 1 or side % unit:
+        raise UserError(f"data.side: {side} pixels; expected a multiple of {unit}, best of 112")
+    stored = "float32" if model.tuning == "full" else model.frozen_dtype
+    targets = shardings(param_shapes(sizes), layout, SHARDING_RULES)
+    sizes, params = load_qwen2_vl(directory, dtype=model.dtype, param_dtype=stored, shardings=targets)
+    parts = {
+        name: dataclasses.replace(getattr(sizes, name), attention=model.attention, remat=model.remat)
+        for name in ("language", "vision")
+    }
+    sizes = dataclasses.replace(sizes, **parts)
+    encoder = Encoder(sizes, tokenizer, side, instruction)
+    return Base(directory, sizes, params, encoder, vision_layout(sizes.vision, encoder.grid))
+
+
+def attention_of(base: Base, length: int) -> str:
+    """Which attention runs here in the decoder, on rows of `length` tokens."""
+    decoder = base.config.language
+    return attention_line(decoder.attention, {length}, decoder.head_dim, decoder.dtype)
+
+
+def initial_trees(config: RunConfig, base: Base, layout: Layout) -> tuple[PyTree, PyTree]:
+    """(trainable, frozen) before the first step, placed; what is trained is kept in float32."""
+    trainable, frozen = split_params(base.params, config.model.tuning)
+    trainable = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trainable)
+    if config.model.tuning == "lora":
+        adapters = init_lora(param_shapes(base.config)["language"], config.lora, jax.random.key(config.seed))
+        trainable = {"lora": place(adapters, layout, SHARDING_RULES)}
+    return trainable, frozen
+
+
+def decode_settings(base: Base, rollout: RolloutConfig) -> DecodeSettings:
+    """How reports are sampled: stop tokens end them, and rows of the embedding that are no token are forbidden."""
+    return DecodeSettings(
+        max_new_tokens=rollout.max_new_tokens,
+        sampling=Sampling(temperature=rollout.temperature, top_p=rollout.top_p),
+        stop_ids=base.tokenizer.stop_ids,
+        forbidden_ids=tuple(range(base.tokenizer.vocab_size, base.config.language.vocab_size)),
+    )
+
+
+def load_studies(data: DataConfig, quarantine: Quarantine) -> dict[str, Part]:
+    """The data, with a training and a validation part. Raises UserError."""
+    parts = read_parts(data, quarantine)
+    for name in ("train", "validation"):
+        if name not in parts or not parts[name].studies:
+            raise UserError(f"data: there is no {name} part; expected at least one study there")
+    return parts
+
+
+def checkpoint_note(directory: Path) -> dict[str, Any]:
+    """What every checkpoint says about the base weights it belongs to."""
+    return {"base": {"name": directory.resolve().name, "sha256": fingerprint_directory(directory)}}
+
+
+def export(config: RunConfig, base: Base, trainable: PyTree, frozen: PyTree, run_dir: Path) -> None:
+    """Write what was trained for others to use: the whole model in `model/`, adapters in `adapter/` as well.
+
+    Tensors are named as in the base model's directory.
+    """
+    whole = {**frozen, **trainable}
+    if config.model.tuning == "lora":
+        adapters = whole.pop("lora")
+        save_peft(run_dir / "adapter", adapters, config.lora, str(base.directory.resolve()), VISION_LANGUAGE)
+        whole["language"] = merge(whole["language"], adapters, config.lora)
+    naming = naming_of(open_tensors(base.directory))
+    files = exported_files(base.directory, base.tokenizer)
+    save_qwen2_vl(run_dir / "model", base.config, whole, source=base.directory, naming=naming, files=files)
+    if jax.process_index() == 0 and (note := reading_note(run_dir / "model", base.tokenizer)):
+        print(note, flush=True)

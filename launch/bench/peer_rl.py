@@ -1,0 +1,199 @@
+"""The PyTorch peer of `launch bench rl`: a plain loop of GRPO with transformers and peft, and BertModel as a labeler.
+
+The loop does what is common: prompts repeated for each sample, a cache, SDPA, adapters beside the base, the vocabulary
+at the new tokens only, and micro-batches as large as is fast. One update on what was just sampled takes its old
+log-probabilities from its own forward pass, as TRL does.
+"""
+
+import importlib.metadata
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import peft
+import torch
+import torch.nn.functional as F
+import transformers
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from launch.bench.peer import Works, serve
+
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def start(setup: dict[str, Any], device: str) -> tuple[dict[str, str], Works]:
+    """Models of `setup` with random weights, for `peer.serve`. `update` learns from the rollout before it."""
+    torch.set_flush_denormal(True)  # as XLA does
+    shape = SimpleNamespace(**setup["shape"])
+    with torch.device(device):
+        model = make_model(shape, setup["lora"])
+        labeler = Labeler(setup["encoder"], setup["classes"]).eval().requires_grad_(False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=3e-5, weight_decay=0.0, fused=True)
+    sampled: list[Tensor] = []
+
+    def rollout(prompts: list[list[int]]) -> float:
+        tokens = torch.tensor(prompts, device=device)
+        started = time.perf_counter()
+        sampled[:] = [sample(model, tokens, shape.group, shape.new_tokens)]
+        return time.perf_counter() - started
+
+    def update() -> float:
+        started = time.perf_counter()
+        (rows,) = sampled
+        rewards = (rows[:, -shape.new_tokens :] % 2 == 0).float().mean(-1)
+        advantages = group_advantages(rewards.view(-1, shape.group)).flatten()
+        policy_gradient(model, rows, shape.new_tokens, advantages, shape.peer_rows)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return time.perf_counter() - started
+
+    def trl(prompts: list[list[int]]) -> float:
+        from launch.bench.peer_trl import step
+
+        return step(model, shape, prompts, device)
+
+    def labels(batches: list[dict[str, Any]]) -> float:
+        placed = [[torch.tensor(batch[name], device=device) for name in ("ids", "mask")] for batch in batches]
+        started = time.perf_counter()
+        for ids, mask in placed:
+            labeler.classes(ids, mask).cpu()
+        return time.perf_counter() - started
+
+    def saliency(batches: list[dict[str, Any]]) -> float:
+        names = ("ids", "mask", "targets")
+        placed = [[torch.tensor(batch[name], device=device) for name in names] for batch in batches]
+        started = time.perf_counter()
+        for ids, mask, targets in placed:
+            labeler.saliency(ids, mask, targets).cpu()
+        return time.perf_counter() - started
+
+    packages = ["transformers", "peft", *(["trl"] if setup["trl"] else [])]
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    works: Works = {"rollout": rollout, "update": update, "trl": trl, "labels": labels, "saliency": saliency}
+    return versions, works
+
+
+def make_model(shape: Any, lora: dict[str, Any]) -> Any:
+    """Qwen2 with adapters on all its projections; `shape` has the fields of `launch.bench.rl.Shape`."""
+    config = transformers.Qwen2Config(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=32_768,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="sdpa", dtype=getattr(torch, shape.dtype)
+    )
+    adapters = peft.LoraConfig(
+        r=lora["rank"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=PROJECTIONS,
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(model, adapters).train()
+
+
+def sample(model: Any, prompts: Int[Tensor, "B P"], group: int, new_tokens: int) -> Int[Tensor, "N P+T"]:
+    """Rows of a prompt and one of its samples at temperature 1, group by group."""
+    with torch.inference_mode():
+        rows = model.generate(
+            input_ids=prompts,
+            attention_mask=torch.ones_like(prompts),
+            max_new_tokens=new_tokens,
+            num_return_sequences=group,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            use_cache=True,
+        )
+    assert rows.shape == (len(prompts) * group, prompts.shape[1] + new_tokens)
+    return rows.clone()  # a tensor of inference mode cannot be saved for a backward pass
+
+
+def group_advantages(rewards: Float[Tensor, "B G"]) -> Float[Tensor, "B G"]:
+    """Rewards relative to their group, in standard deviations."""
+    centred = rewards - rewards.mean(-1, keepdim=True)
+    return centred / (rewards.std(-1, keepdim=True, correction=0) + 1e-6)
+
+
+def policy_gradient(
+    model: Any,
+    rows: Int[Tensor, "N P+T"],
+    new_tokens: int,
+    advantages: Float[Tensor, "N"],
+    micro_batch: int,
+    old_log_probs: Float[Tensor, "N T"] | None = None,
+) -> float:
+    """The loss of GRPO, whose gradient is left in the parameters: mean of each sample, then of all."""
+    total = 0.0
+    for first in range(0, len(rows), micro_batch):
+        part = slice(first, first + micro_batch)
+        logp = completion_logprobs(model, rows[part], new_tokens)
+        old = logp.detach() if old_log_probs is None else old_log_probs[part]
+        loss = grpo_loss(logp, old, advantages[part]).sum() / len(rows)
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def completion_logprobs(model: Any, rows: Int[Tensor, "N P+T"], new_tokens: int) -> Float[Tensor, "N T"]:
+    """Log-probabilities of the last `new_tokens` tokens; logits exist for these only."""
+    length = rows.shape[1]
+    before = torch.arange(length - new_tokens - 1, length - 1, device=rows.device)
+    logits = model(input_ids=rows, logits_to_keep=before, use_cache=False).logits
+    targets = rows[:, -new_tokens:]
+    return -F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)
+
+
+def grpo_loss(
+    logp: Float[Tensor, "N T"], old_logp: Float[Tensor, "N T"], advantages: Float[Tensor, "N"], clip: float = 0.2
+) -> Float[Tensor, "N"]:
+    """Loss of each sample."""
+    ratio, gain = (logp - old_logp).exp(), advantages[:, None]
+    return -torch.minimum(ratio * gain, ratio.clamp(1 - clip, 1 + clip) * gain).mean(-1)
+
+
+class Labeler(nn.Module):
+    """CheXbert's module, whose state dict is that of `chexbert.pth`."""
+
+    def __init__(self, encoder: dict[str, Any], classes: list[int]):
+        super().__init__()
+        known = transformers.BertConfig().to_dict()
+        config: Any = transformers.BertConfig(**{name: encoder[name] for name in encoder if name in known})
+        self.bert = transformers.BertModel._from_config(config, attn_implementation="sdpa", add_pooling_layer=False)
+        self.linear_heads = nn.ModuleList(nn.Linear(config.hidden_size, count) for count in classes)
+
+    def forward(self, mask: Int[Tensor, "B S"], **inputs: Tensor) -> list[Tensor]:
+        """Logits of each label."""
+        first = self.bert(attention_mask=mask, **inputs).last_hidden_state[:, 0]
+        return [head(first) for head in self.linear_heads]
+
+    @torch.no_grad()
+    def classes(self, ids: Int[Tensor, "B S"], mask: Int[Tensor, "B S"]) -> Int[Tensor, "B K"]:
+        """The likeliest class of each label."""
+        return torch.stack([logits.argmax(-1) for logits in self(mask, input_ids=ids)], dim=1)
+
+    def saliency(
+        self, ids: Int[Tensor, "B S"], mask: Int[Tensor, "B S"], targets: Bool[Tensor, "B K"]
+    ) -> Float[Tensor, "B S"]:
+        """Length of the gradient of the targets' positive logits with respect to each input embedding."""
+        words = self.bert.embeddings.word_embeddings(ids).requires_grad_(True)
+        positive = torch.stack([logits[:, 1] for logits in self(mask, inputs_embeds=words)], dim=1)
+        (gradient,) = torch.autograd.grad((positive * targets).sum(), words)
+        return gradient.norm(dim=-1)
+
+
+if __name__ == "__main__":
+    serve(start)

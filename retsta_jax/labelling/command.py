@@ -1,0 +1,114 @@
+"""The command line of `retsta label`."""
+
+from pathlib import Path
+
+from common.config import parse
+from common.data.records import Quarantine
+from common.errors import Parser, UserError
+from common.metrics.tokenize import language_of
+from common.options import command_line
+from common.report.environment import environment
+from common.report.page import REPORT_FILE, Example, Page, Stage, write_report
+from retsta_jax.data import read_pairs
+from retsta_jax.labelling.code_rules import CODE_RULES, judge_by_codes
+from retsta_jax.labelling.filters import RULES, Judge, judge_by_terms
+from retsta_jax.labelling.label import PAIRS, Funnel, LabelConfig, label_reports
+from retsta_jax.terminology.check import load_terminology
+from retsta_jax.terminology.terms import SHIPPED
+
+HELP = f"""retsta label REPORTS --run-dir DIR --output DIR [--terminology FILE | --codes PAIRS.jsonl] [any field below]
+
+Label free-text reports with a trained model, and keep the pairs that pass the rules and are not duplicates.
+REPORTS: JSONL rows {{"id", "report"}}, or text with one report a line. Writes into --output: shards/, pairs.jsonl
+(rows {{"id", "source", "target", "language"}}), rejected.jsonl (with the reasons), funnel.json, report.html.
+Rules: {", ".join(RULES)}.
+--codes: standard reports are lists of codes, one a line, and the terminology is what these pairs have as targets.
+Rules: {", ".join(CODE_RULES)}.
+"""
+
+
+def label(arguments: list[str]) -> None:
+    """Run the command. Raises UserError."""
+    options = Parser("retsta label", add_help=False)
+    options.add_argument("source", nargs="?")
+    options.add_argument("--run-dir", type=Path)
+    options.add_argument("--output", type=Path)
+    options.add_argument("--terminology", type=Path)
+    options.add_argument("--codes", type=Path)
+    chosen, rest = options.parse_known_args(arguments)
+    if {"-h", "--help"} & set(arguments):
+        print(HELP)
+        rest = ["--help"]
+    config = parse(LabelConfig, LabelConfig(), rest, "retsta label")
+    for name, value in (("REPORTS", chosen.source), ("--run-dir", chosen.run_dir), ("--output", chosen.output)):
+        if value is None:
+            raise UserError(f"retsta label: {name} is missing; see retsta label --help")
+    if chosen.codes and chosen.terminology:
+        raise UserError(
+            "retsta label: --codes and --terminology: standard reports are lists of codes or words; give one"
+        )
+    judge = judge_of(chosen.terminology, chosen.codes)
+    if unknown := [name for name in config.skip_rules if name not in judge.rules]:
+        raise UserError(f"retsta label: --skip-rules {unknown[0]}: unknown; rules are {', '.join(judge.rules)}")
+    funnel = label_reports(chosen.run_dir, chosen.source, chosen.output, judge, config)
+    if funnel is None:
+        return
+    print(funnel_text(funnel))
+    named = {"run_dir": chosen.run_dir, "output": chosen.output}
+    named |= {name: getattr(chosen, name) for name in ("terminology", "codes") if getattr(chosen, name)}
+    page = Page(
+        title="RetSTA: pseudo-labels",
+        verdict=f"{funnel.kept:,} of {funnel.reports:,} labelled reports are kept as pairs.",
+        command=command_line(f"retsta label {chosen.source}", named),
+        environment=environment(),
+        funnel=stages_of(funnel),
+        examples=examples_of(funnel),
+        notes=[plain_text_note(funnel)],
+    )
+    write_report(chosen.output, page)
+    print(f"pairs: {chosen.output / PAIRS}\npage: {(chosen.output / REPORT_FILE).absolute()}", flush=True)
+
+
+def judge_of(terminology: Path | None, codes: Path | None) -> Judge:
+    """The judge by a table of terms, or by the codes of a file of pairs. Raises UserError."""
+    if codes is None:
+        return judge_by_terms(load_terminology(terminology or SHIPPED))
+    quarantine = Quarantine()
+    pairs = read_pairs(codes, quarantine)
+    if not pairs:
+        raise UserError(f"{codes}: no pair with text on both sides ({quarantine.summary()}); expected labelled pairs")
+    return judge_by_codes(pairs)
+
+
+def stages_of(funnel: Funnel) -> list[Stage]:
+    """The steps from reports to pairs."""
+    passed = funnel.reports - sum(funnel.rejected.values())
+    return [
+        Stage("labelled", funnel.reports, {}),
+        Stage("kept all rules", passed, funnel.rejected),
+        Stage("no duplicate", funnel.kept, {f"{kind} duplicate": n for kind, n in funnel.duplicates.items()}),
+    ]
+
+
+def examples_of(funnel: Funnel) -> list[Example]:
+    """The examples for a page: the reason in place of an id."""
+    return [
+        Example(one["reason"], one["source"], None, {"standard report": one["standard"]}, language_of(one["source"]))
+        for one in funnel.examples
+    ]
+
+
+def plain_text_note(funnel: Funnel) -> str:
+    """What similarity of text alone would have done."""
+    return (
+        f"Similarity of text alone would have removed {funnel.plain_text['removed']} pairs; "
+        f"{funnel.plain_text['different']} of them state something else than the pair that would have stayed."
+    )
+
+
+def funnel_text(funnel: Funnel) -> str:
+    """The funnel as lines."""
+    lines = [f"{funnel.kept} of {funnel.reports} reports are kept as pairs"]
+    lines += [f"  rejected, {name}: {count}" for name, count in funnel.rejected.items()]
+    lines += [f"  {kind} duplicates: {count}" for kind, count in funnel.duplicates.items()]
+    return "\n".join([*lines, plain_text_note(funnel)])

@@ -1,0 +1,220 @@
+"""`retsta label`: a trained model's standard reports for any number of free-text ones, filtered (RetSTA, section 2.3).
+
+Reports are labelled in shards, each a file that a later run goes on with, on all devices of this process; of several
+hosts each takes its own shards. Then the first one applies the rules of a judge (`filters.py`) and removes
+duplicates among pairs that state the same (`duplicates.py`). What is kept is in `pairs.jsonl`, everything else, with
+the reason, in `rejected.jsonl`.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import multihost_utils
+
+from common.bounds import Count
+from common.data.cleaning import clean_report
+from common.data.records import ReportPair
+from common.data.summary import say_data
+from common.devices import say_devices
+from common.errors import UserError
+from common.io.jsonl import read_rows, write_rows
+from common.io.locks import locked_by_first, locked_file
+from common.io.resumable import claim_output, row_writer, rows_done
+from common.io.safetensors import write_json
+from common.io.terminal import say
+from common.metrics.tokenize import language_of
+from common.training.parallel import MeshConfig
+from retsta_jax.labelling.duplicates import Duplicate, DuplicateConfig, deduplicate
+from retsta_jax.labelling.filters import Judge, Judgement
+from retsta_jax.reports import read_reports
+from retsta_jax.standardize import (
+    Standardized,
+    Trained,
+    load_trained,
+    made_with,
+    reports_line,
+    standardize,
+    unusable,
+)
+
+SHARDS, PAIRS, REJECTED, FUNNEL = "shards", "pairs.jsonl", "rejected.jsonl", "funnel.json"
+DUPLICATE = "duplicate"
+EXAMPLES = 3  # of each reason, for the page
+ROW = {"standard": str, "complete": bool}
+COUNTS = ("reports", "kept", "rejected", "duplicates", "plain_text")  # of a funnel, as it is written
+
+Report = tuple[str | int, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelConfig:
+    """How reports are labelled and filtered."""
+
+    skip_rules: tuple[str, ...] = ()  # names of rules that reject nothing
+    duplicates: DuplicateConfig = DuplicateConfig()
+    shard_size: Count = 1000  # reports in a file that is written at a time
+    batch_size: Count = 32  # reports decoded at a time, over the devices of a host
+    mesh: MeshConfig = MeshConfig()  # of the devices of each host
+
+
+@dataclasses.dataclass(frozen=True)
+class Funnel:
+    """How many reports came, how many pairs stayed, and why the others did not.
+
+    `plain_text`: what similarity of text alone would have `removed`, and how many of those state something `different`
+    from the pair that stays.
+    """
+
+    reports: int
+    kept: int
+    rejected: dict[str, int]
+    duplicates: dict[str, int]
+    plain_text: dict[str, int]
+    examples: tuple[dict[str, str], ...] = ()  # of rejected pairs and of different ones, with their texts
+
+
+def label_reports(run_dir: Path, source: str, output: Path, judge: Judge, config: LabelConfig) -> Funnel | None:
+    """Label the reports of a file into a directory, and filter them; None but in the first process.
+
+    Raises UserError.
+    """
+    reports = read_reports(source)
+    make_folder(output / SHARDS)
+    with locked_by_first(output / PAIRS, locked_file):
+        trained = load_trained(run_dir, config.mesh)
+        write_shards(trained, reports, source, output, config)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("labelled")
+        if jax.process_index() > 0:
+            return None
+        rows = [row for file, _ in shards(output, reports, config.shard_size) for row in read_rows(file, ROW)]
+        kept, rejected = apply_rules(reports, rows, judge, config.skip_rules)
+        return remove_duplicates(len(reports), kept, rejected, output, config.duplicates)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a directory where there is none. Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another place") from error
+
+
+def shards(output: Path, reports: Sequence[Report], size: int) -> list[tuple[Path, Sequence[Report]]]:
+    """The files of the shards, each with its reports."""
+    starts = range(0, len(reports), size)
+    return [(output / SHARDS / f"{start // size:05}.jsonl", reports[start : start + size]) for start in starts]
+
+
+def write_shards(trained: Trained, reports: Sequence[Report], source: str, output: Path, config: LabelConfig) -> None:
+    """Write, or go on writing, this process's shards of the standard reports."""
+    every = shards(output, reports, config.shard_size)
+    mine = every[jax.process_index() :: jax.process_count()]
+    done = {file: rows_done(file, [id_ for id_, _ in part], ROW) for file, part in mine}
+    made = made_with(trained)
+    for file, part in mine:
+        claim_output(file, made, [report for _, report in part])
+    if jax.process_index() == 0:
+        say_data(reports_line(trained, source, [report for _, report in reports], sum(done.values())))
+        say_devices()
+    for file, part in mine:
+        if done[file] < len(part):
+            with row_writer(file) as write:
+                for row in label_rows(trained, part[done[file] :], config.batch_size):
+                    write(row)
+            say(f"labelled: shard {file.stem} of {len(every)}", error=True)
+
+
+def label_rows(trained: Trained, reports: Sequence[Report], batch_size: int) -> Iterator[dict[str, Any]]:
+    """A row {"id", "standard", "complete"} for each report; one that the model cannot read has no standard report."""
+    reasons = unusable(trained, [report for _, report in reports])
+    readable = [row for row, reason in zip(reports, reasons, strict=True) if not reason]
+    ids, texts = [id_ for id_, _ in readable], [report for _, report in readable]
+    found = standardize(trained, trained.variables, texts, batch_size, ids)
+    for (id_, _), reason in zip(reports, reasons, strict=True):
+        result = Standardized("", False) if reason else next(found)
+        yield {"id": id_, "standard": result.text, "complete": result.complete}
+
+
+class Kept(NamedTuple):
+    """A pair that keeps all rules."""
+
+    pair: ReportPair
+    judgement: Judgement
+
+
+class Rejected(NamedTuple):
+    """A pair that breaks rules."""
+
+    id: str | int
+    rules: list[str]
+    pair: ReportPair
+
+
+def apply_rules(
+    reports: Sequence[Report], rows: Sequence[Mapping[str, Any]], judge: Judge, skipped: Sequence[str] = ()
+) -> tuple[list[Kept], list[Rejected]]:
+    """The pairs of reports with their labelled rows that keep all rules, and the others."""
+    kept, rejected = [], []
+    for (id_, report), row in zip(reports, rows, strict=True):
+        pair = ReportPair(str(id_), clean_report(report), row["standard"], language_of(report))
+        judgement = judge.judge(pair, row["complete"])
+        if broken := [name for name in judgement.broken if name not in skipped]:
+            rejected.append(Rejected(id_, broken, pair))
+        else:
+            kept.append(Kept(pair, judgement))
+    return kept, rejected
+
+
+def remove_duplicates(
+    reports: int,
+    kept: Sequence[Kept],
+    rejected: Sequence[Rejected],
+    output: Path,
+    config: DuplicateConfig,
+) -> Funnel:
+    """Remove duplicates; writes pairs.jsonl, rejected.jsonl and funnel.json."""
+    found = deduplicate(((one.pair.id, one.pair.source, one.judgement.states) for one in kept), config)
+    removed = {duplicate.id for duplicate in found.removed}
+    pairs = [one.pair for one in kept if one.pair.id not in removed]
+    funnel = Funnel(
+        reports=reports,
+        kept=len(pairs),
+        rejected=dict(Counter(one.rules[0] for one in rejected).most_common()),
+        duplicates=dict(Counter(duplicate.kind for duplicate in found.removed)),
+        plain_text={"removed": found.plain_text.removed, "different": found.plain_text.different},
+        examples=examples_of(kept, rejected, found.plain_text.examples),
+    )
+    left_out = [{"id": one.id, "reasons": one.rules} for one in rejected]
+    left_out += [{"id": one.id, "reasons": [DUPLICATE], **one._asdict()} for one in found.removed]
+    write_rows(output / PAIRS, (dataclasses.asdict(pair) for pair in pairs))
+    write_rows(output / REJECTED, left_out)
+    write_json(output / FUNNEL, {name: getattr(funnel, name) for name in COUNTS})
+    return funnel
+
+
+def examples_of(
+    kept: Sequence[Kept], rejected: Sequence[Rejected], different: Sequence[Duplicate]
+) -> tuple[dict[str, str], ...]:
+    """Some rejected pairs of each reason, and some that only similarity of text would have removed."""
+    shown: Counter[str] = Counter()
+    examples = []
+    for one in rejected:
+        shown[one.rules[0]] += 1
+        if shown[one.rules[0]] <= EXAMPLES:
+            examples.append({"reason": ", ".join(one.rules), "source": one.pair.source, "standard": one.pair.target})
+    by_id = {one.pair.id: one.pair for one in kept}
+    for duplicate in different[:EXAMPLES]:
+        two = [by_id[str(duplicate.stays)], by_id[str(duplicate.id)]]
+        examples.append(
+            {
+                "reason": f"similarity of text {duplicate.similarity:.2f}, but other findings: both stay",
+                "source": "\n".join(pair.source for pair in two),
+                "standard": "\n".join(pair.target for pair in two),
+            }
+        )
+    return tuple(examples)

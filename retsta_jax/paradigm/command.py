@@ -1,0 +1,184 @@
+"""The command line of `retsta paradigm`, its presets, and its page."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.config import choose_preset, parse
+from common.endpoint import add_endpoint_options, endpoint_settings
+from common.errors import Parser, UserError
+from common.io.numbers import interval_text, score_text
+from common.options import Needs, training_command, used_settings
+from common.report.environment import environment
+from common.report.page import REPORT_FILE, Page, Stage, write_report
+from retsta_jax.config import PRESETS as TRAINING
+from retsta_jax.evaluate import CONSTANT, MODEL, NEAREST, headline
+from retsta_jax.labelling.command import examples_of, plain_text_note
+from retsta_jax.labelling.label import LabelConfig
+from retsta_jax.paradigm.paradigm import (
+    FINAL,
+    SPLITS,
+    ZERO,
+    ParadigmConfig,
+    ParadigmData,
+    Result,
+    Translation,
+    run_paradigm,
+)
+from retsta_jax.translation.command import made_with, translator_of
+from retsta_jax.translation.endpoint_translator import MAX_TOKENS
+
+PRESETS: dict[str, ParadigmConfig] = {
+    "demo": ParadigmConfig(
+        data=ParadigmData(held_out="states", train_size=1500, validation_size=60, test_size=200, reports_size=4000),
+        augment_to=6000,
+        label=LabelConfig(batch_size=64),
+        train=dataclasses.replace(TRAINING["demo"], evaluate_every=200, checkpoint_every=200),
+    ),
+    "openi": ParadigmConfig(
+        data=ParadigmData(corpus="openi", train_size=200),
+        augment_to=0,
+        label=LabelConfig(batch_size=64),
+        translate="none",
+        zero_epochs=40,
+        final_epochs=8,
+        train=dataclasses.replace(TRAINING["openi"], evaluate_every=20, checkpoint_every=20),
+    ),
+    "retsta-7b": ParadigmConfig(train=TRAINING["retsta-7b"]),
+}
+NEEDS = (
+    *(Needs(f"data.{name}", "data.corpus", ("jsonl",)) for name in (*SPLITS, "reports", "targets")),
+    *(
+        Needs(f"data.{name}", "data.corpus", ("fundus",))
+        for name in ("language", "held_out", "test_size", "reports_size")
+    ),
+    *(Needs(f"data.{name}", "data.corpus", ("fundus", "openi")) for name in ("train_size", "validation_size")),
+    *(Needs(f"data.{name}", "data.corpus", ("openi",)) for name in ("archive", "test_ids")),
+    *(Needs(name, "data.corpus", ("fundus", "jsonl")) for name in ("terminology", "translate")),
+    Needs("augment", "augment_to", lambda pairs: pairs > 0, "--augment-to PAIRS"),
+    Needs("train.data", give="the paradigm makes its own files; give --data.train and the others"),
+    Needs("train.augment", give="give --augment"),
+    Needs("train.epochs", give="give --zero-epochs and --final-epochs"),
+    Needs("train.seed", give="give --seed"),
+)
+HELP = f"""retsta paradigm --run-dir DIR [--preset {"|".join(PRESETS)}] [any field below]
+
+From a terminology and a few report pairs to two evaluated models; the same command continues where it was stopped.
+Your own: --data.corpus jsonl --data.train F --data.validation F --data.test F --data.reports F --terminology TABLE
+Lists of codes as targets: --data.targets codes --translate none in place of a terminology, which is that of the pairs.
+Open-i, of which --data.train-size reports keep their codes: --preset openi --data.archive NLMCXR_reports.tgz
+--data.test-ids openi-testset.txt
+Translation by a model behind an endpoint: --translate endpoint --endpoint URL --endpoint-model NAME
+--send-reports-to-endpoint (retsta translate --help tells of its other options).
+The preset retsta-7b has the paper's sizes, and needs --train.model.base DIR, such as that of Qwen2.5-7B-Instruct.
+"""
+
+
+def paradigm(arguments: list[str]) -> None:
+    """Run the command. Raises UserError."""
+    options = Parser("retsta paradigm", add_help=False)
+    options.add_argument("--preset", default="demo")
+    options.add_argument("--run-dir", type=Path)
+    add_endpoint_options(options)
+    chosen, rest = options.parse_known_args(arguments)
+    if {"-h", "--help"} & set(rest):
+        print(HELP)
+    program = f"retsta paradigm --preset {chosen.preset}"
+    config = parse(ParadigmConfig, choose_preset(PRESETS, chosen.preset), rest, program, NEEDS, PRESETS)
+    if chosen.run_dir is None:
+        raise UserError("retsta paradigm: --run-dir DIR is missing; name a directory for the run")
+    run_dir: Path = chosen.run_dir
+    endpoint = endpoint_settings(chosen, run_dir / "answers.sqlite", MAX_TOKENS)
+    if (endpoint is None) == (config.translate == "endpoint"):
+        raise UserError("retsta paradigm: --translate endpoint and --endpoint URL go together; give both or neither")
+    translator = None if config.translate == "none" or config.data.corpus == "openi" else translator_of(endpoint)
+    result = run_paradigm(config, run_dir, Translation(translator, made_with(endpoint)))
+    for line in table_lines(result):
+        print(line)
+    write_report(run_dir, page_of(result, config, run_dir))
+    print(f"models: {run_dir / ZERO}, {run_dir / FINAL}\npage: {(run_dir / REPORT_FILE).absolute()}", flush=True)
+
+
+def systems_of(result: Result) -> dict[str, Mapping[str, Any]]:
+    """The scores to show side by side, by the name of the system."""
+    zero, final = result.scores[ZERO], result.scores[FINAL]
+    if "codes/F1" in final[MODEL]:  # the labelled reports alone have codes that a person gave
+        return {
+            "RetSTA": final[MODEL],
+            "RetSTA-Zero": zero[MODEL],
+            "nearest labelled report": zero[NEAREST],
+            CONSTANT: zero[CONSTANT],
+        }
+    return {
+        "RetSTA": final[MODEL],
+        "RetSTA-Zero": zero[MODEL],
+        NEAREST: final[NEAREST],
+        CONSTANT: final[CONSTANT],
+    }
+
+
+def shown_metrics(result: Result) -> list[str]:
+    """The metrics of the paper, and F1 over findings, as far as they were computed; of codes, F1 over these."""
+    scores = result.scores[FINAL][MODEL]
+    if "codes/F1" in scores:
+        return ["codes/F1", "heads/F1"]
+    wanted = ("findings/F1", "coco/BLEU-1", "coco/BLEU-4", "METEOR", "coco/ROUGE-L")
+    found = [name for name in scores if name.endswith(wanted) and scores[name].get("value") is not None]
+    return found or headline(scores)
+
+
+def table_lines(result: Result) -> list[str]:
+    """The scores as lines, those of codes with their intervals."""
+    names = shown_metrics(result)
+    text = interval_text if names[0] == "codes/F1" else lambda score: score_text(score["value"])
+    return [
+        f"{system:>24}  " + "  ".join(f"{name} {text(scores[name])}" for name in names)
+        for system, scores in systems_of(result).items()
+    ]
+
+
+def stages_of(result: Result, config: ParadigmConfig) -> list[Stage]:
+    """The funnel from pairs and reports to the pairs that the second model learns from."""
+    start, funnel, counts = result.start, result.funnel, result.translated
+    passed = funnel.reports - sum(funnel.rejected.values())
+    known = "codes of the pairs given" if config.data.has_codes else "terms, with eye, certainty, degree and place"
+    stages = [
+        Stage("terminology", result.terms, {}, known),
+        Stage("pairs given", len(start.train), {}),
+        Stage("after augmentation", max(config.augment_to, len(start.train)), {}, "RetSTA-Zero learns from these"),
+        Stage("reports labelled by RetSTA-Zero", funnel.reports, {}),
+        Stage("kept all rules", passed, funnel.rejected),
+        Stage("no duplicate", funnel.kept, {f"{kind} duplicate": count for kind, count in funnel.duplicates.items()}),
+        Stage("not in the evaluation parts", result.apart, {"text of validation or test": funnel.kept - result.apart}),
+    ]
+    if counts is not None:
+        stages.append(Stage("translated", counts.translated, counts.failed))
+    return [*stages, Stage("pairs in all", result.mixed, {}, "RetSTA learns from these")]
+
+
+def page_of(result: Result, config: ParadigmConfig, run_dir: Path) -> Page:
+    """The page of the whole paradigm."""
+    notes = [plain_text_note(result.funnel)]
+    notes += [
+        f"The rule “{name}” was not applied: it rejects {share:.0%} of the pairs given, which are right."
+        for name, share in result.skipped.items()
+    ]
+    if not config.augment_to:
+        notes.append("RetSTA-Zero is trained on the pairs given alone, without augmentation.")
+    notes.append(f"Both models have pages of their own, with curves: {ZERO}/report.html and {FINAL}/report.html.")
+    systems, metrics = systems_of(result), shown_metrics(result)
+    first = metrics[0]
+    verdict = ", ".join(f"{score_text(scores[first]['value'])} for {name}" for name, scores in systems.items())
+    return Page(
+        title="RetSTA: from a terminology and a few pairs to two models",
+        verdict=f"{first}: {verdict}.",
+        command=training_command("retsta paradigm", PRESETS, config, run_dir, NEEDS),
+        config=used_settings(config, NEEDS),
+        environment=environment(),
+        funnel=stages_of(result, config),
+        systems=systems,
+        headline=metrics,
+        examples=examples_of(result.funnel),
+        notes=notes,
+    )
