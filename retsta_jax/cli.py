@@ -176,7 +176,7 @@ def seeds(arguments: list[str]) -> None:
 
 def terminology(arguments: list[str]) -> int | None:
     """Check a terminology, or find its terms in reports."""
-    from retsta_jax.terminology.command import terminology as run
+    from retsta_jax.terminology_command import terminology as run
 
     return run(arguments)
 

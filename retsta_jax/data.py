@@ -1,26 +1,22 @@
 """The three sources of report pairs as training, validation and test parts."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple
 
-from common.data.cleaning import clean_report
 from common.data.openi import count_unknown_ids, openi_pairs, openi_splits, read_openi, read_test_ids
-from common.data.records import Language, Quarantine, ReportPair, check_splits
+from common.data.records import Quarantine, ReportPair, check_splits
 from common.data.summary import data_line
 from common.errors import UserError
-from common.io.jsonl import read_rows
-from common.metrics.tokenize import language_of
 from retsta_jax.augmentation.augment import augment_pairs
 from retsta_jax.augmentation.perturb import known_findings
 from retsta_jax.config import FILES, RetstaConfig, scored_as
 from retsta_jax.corpus.findings import FundusStudy
 from retsta_jax.corpus.pairs import make_splits, split_of
+from retsta_jax.pairs import apart_from, read_pairs
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.terms import SHIPPED, Terminology
-
-PAIR = {"id": str | int, "source": str, "target": str}  # what a row of report pairs must have
 
 
 class Splits(NamedTuple):
@@ -94,12 +90,6 @@ def augmented(config: RetstaConfig, splits: Splits) -> list[ReportPair]:
     return augment_pairs(train, data.augment_to, rates, terms, config.seed, accepts)
 
 
-def apart_from(held_out: Iterable[ReportPair]) -> Callable[[ReportPair], bool]:
-    """Whether a pair has neither source nor target of one that is held out; white space does not count."""
-    texts = {" ".join(text.split()) for pair in held_out for text in (pair.source, pair.target)}
-    return lambda pair: not texts & {" ".join(pair.source.split()), " ".join(pair.target.split())}
-
-
 def splits_line(
     config: RetstaConfig,
     counts: Mapping[str, int],
@@ -115,28 +105,3 @@ def splits_line(
         generated = f", language {data.language}, held out by {data.held_out}, seed {config.seed}"
     kind = f"{data.corpus}{generated}, cleaning lossless"
     return data_line(files, kind, counts, quarantine=quarantine, unknown=unknown, notes=notes)
-
-
-def read_pairs(file: Path, quarantine: Quarantine) -> list[ReportPair]:
-    """Pairs from rows {"id", "source", "target"} with an optional "language" (en or zh; else by its characters).
-
-    An id that is a number is kept as its text. A row without text on either side is quarantined. Raises UserError
-    naming the line of a malformed row.
-    """
-    return pairs_of(read_rows(file, PAIR), file, quarantine)
-
-
-def pairs_of(rows: Iterable[Mapping[str, Any]], file: Path, quarantine: Quarantine) -> list[ReportPair]:
-    """`read_pairs` of rows that were read from `file`."""
-    pairs = []
-    for row in rows:
-        id_ = str(row["id"])
-        language = row.get("language", language_of(row["source"]))
-        if language not in get_args(Language):
-            raise UserError(f"{file}: row {row['id']}: language is {language!r}, expected en or zh")
-        source, target = clean_report(row["source"]), clean_report(row["target"])
-        if source and target:
-            pairs.append(ReportPair(id_, source, target, language))
-        else:
-            quarantine.add(id_, "no source text" if target else "no target text")
-    return pairs

@@ -19,7 +19,7 @@ from common.io.terminal import printable, say
 from common.metrics.tokenize import language_of
 from retsta_jax.augmentation.augment import KINDS, Augmented, Corpus, augment, copy_ids, open_corpus, rates_of
 from retsta_jax.config import AugmentConfig
-from retsta_jax.data import PAIR, apart_from, pairs_of, read_pairs
+from retsta_jax.pairs import PAIR, apart_from, pairs_of, read_pairs
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.terms import SHIPPED, Terminology
 

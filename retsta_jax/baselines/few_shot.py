@@ -13,7 +13,8 @@ import numpy as np
 from common.data.records import Language, ReportPair
 from common.errors import UserError
 from retsta_jax.codes import head, terminology
-from retsta_jax.data import Splits, apart_from
+from retsta_jax.data import Splits
+from retsta_jax.pairs import apart_from
 from retsta_jax.terminology.matching import find_terms
 from retsta_jax.terminology.terms import Term, Terminology
 from retsta_jax.translation.consistency import NAMES

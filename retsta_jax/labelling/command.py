@@ -9,10 +9,10 @@ from common.metrics.tokenize import language_of
 from common.options import command_line
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, Stage, write_report
-from retsta_jax.data import read_pairs
 from retsta_jax.labelling.code_rules import CODE_RULES, judge_by_codes
 from retsta_jax.labelling.filters import RULES, Judge, judge_by_terms
 from retsta_jax.labelling.label import PAIRS, Funnel, LabelConfig, label_reports
+from retsta_jax.pairs import read_pairs
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.terms import SHIPPED
 

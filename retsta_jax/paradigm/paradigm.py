@@ -27,15 +27,16 @@ from common.models.qwen2_weights import config_from_directory
 from retsta_jax.codes import terminology
 from retsta_jax.config import AugmentConfig, DataConfig, RetstaConfig
 from retsta_jax.corpus.pairs import HeldOut, make_splits
-from retsta_jax.data import load_splits, read_pairs
+from retsta_jax.data import load_splits
 from retsta_jax.evaluate import Scores, evaluate_run
 from retsta_jax.labelling.code_rules import judge_by_codes
 from retsta_jax.labelling.filters import Judge, judge_by_terms, shares_broken
 from retsta_jax.labelling.label import PAIRS, Funnel, LabelConfig, label_reports
+from retsta_jax.pairs import read_pairs
 from retsta_jax.reports import read_reports
 from retsta_jax.terminology.check import load_terminology
-from retsta_jax.terminology.command import terminology_record
 from retsta_jax.terminology.terms import SHIPPED, Terminology
+from retsta_jax.terminology_command import terminology_record
 from retsta_jax.train import base_directory, train_run
 from retsta_jax.translation.translate import Counts, Translator, translate_file
 

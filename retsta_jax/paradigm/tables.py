@@ -19,8 +19,8 @@ from common.io.numbers import rounded
 from common.io.terminal import printable, say
 from common.io.text import read_json_object
 from retsta_jax.config import RetstaConfig
-from retsta_jax.data import read_pairs
 from retsta_jax.evaluate import BEFORE, CONSTANT, MODEL, NEAREST, evaluate_run
+from retsta_jax.pairs import read_pairs
 from retsta_jax.paradigm.paper_tables import (
     AUGMENTED,
     BILINGUAL,

@@ -10,7 +10,7 @@ from common.endpoint import Endpoint, add_endpoint_options, endpoint_settings
 from common.endpoint.protocol import parameters
 from common.errors import Parser, UserError
 from common.io.fingerprints import data_record
-from retsta_jax.data import read_pairs
+from retsta_jax.pairs import read_pairs
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.terms import LANGUAGES, SHIPPED
 from retsta_jax.translation.consistency import NAMES

@@ -19,8 +19,8 @@ from common.io.locks import locked_file, owning
 from common.io.resumable import claim_output, row_writer, rows_done
 from common.io.terminal import printable
 from common.metrics.tokenize import language_of
-from retsta_jax.terminology.command import terminology_record
 from retsta_jax.terminology.terms import Terminology
+from retsta_jax.terminology_command import terminology_record
 from retsta_jax.translation.consistency import CHINESE, NAMES, Problem, no_counterpart, pair_problems
 
 ROW = {"source": str, "target": str, "language": str, "from": str}

@@ -16,8 +16,8 @@ from common.metrics.tokenize import language_of
 from common.training.parallel import make_layout
 from retsta_jax.config import ModelConfig, RetstaConfig
 from retsta_jax.corpus.pairs import make_splits
-from retsta_jax.data import read_pairs
 from retsta_jax.evaluate import CONSTANT, NEAREST, baselines, prediction_rows, score, statements
+from retsta_jax.pairs import read_pairs
 from retsta_jax.standardize import Trained, standardize
 from retsta_jax.stated import recognised
 from retsta_jax.terminology.check import load_terminology

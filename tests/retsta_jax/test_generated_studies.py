@@ -13,9 +13,9 @@ from retsta_jax.cli import dispatch
 from retsta_jax.corpus.fundus import sample_study, unreachable_terms
 from retsta_jax.corpus.styles import styles_of
 from retsta_jax.terminology.check import load_terminology
-from retsta_jax.terminology.command import corpus_errors, read_table
 from retsta_jax.terminology.matching import find_terms
 from retsta_jax.terminology.terms import QUALIFIERS, Term, Terminology
+from retsta_jax.terminology_command import corpus_errors, read_table
 
 PLACES = (
     Term("optic_disc", "anatomy", zh="视盘", en="optic disc"),
@@ -116,6 +116,6 @@ def test_the_check_of_the_shipped_terminology_says_what_the_corpus_cannot_reach(
     assert dispatch(["terminology", "check", str(file)]) == 0
     assert "line 3: the generated corpus never mentions x" in corpus_errors(read_table(file))[-1]
     assert corpus_errors(read_table(file))[0].startswith("no term has the id ungradable")
-    monkeypatch.setattr("retsta_jax.terminology.command.SHIPPED", file)
+    monkeypatch.setattr("retsta_jax.terminology_command.SHIPPED", file)
     assert dispatch(["terminology", "check"]) == 2
     assert "never mentions x" in capsys.readouterr().out

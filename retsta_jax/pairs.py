@@ -1,0 +1,48 @@
+"""Report pairs from files."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from common.data.cleaning import clean_report
+from common.data.records import Language, Quarantine, ReportPair
+from common.errors import UserError
+from common.io.jsonl import read_rows
+from common.metrics.tokenize import language_of
+
+PAIR = {
+    "id": str | int,
+    "source": str,
+    "target": str,
+}  # what a row of report pairs must have
+
+
+def read_pairs(file: Path, quarantine: Quarantine) -> list[ReportPair]:
+    """Pairs from rows {"id", "source", "target"} with an optional "language" (en or zh; else by its characters).
+
+    An id that is a number is kept as its text. A row without text on either side is quarantined. Raises UserError
+    naming the line of a malformed row.
+    """
+    return pairs_of(read_rows(file, PAIR), file, quarantine)
+
+
+def pairs_of(rows: Iterable[Mapping[str, Any]], file: Path, quarantine: Quarantine) -> list[ReportPair]:
+    """`read_pairs` of rows that were read from `file`."""
+    pairs = []
+    for row in rows:
+        id_ = str(row["id"])
+        language = row.get("language", language_of(row["source"]))
+        if language not in get_args(Language):
+            raise UserError(f"{file}: row {row['id']}: language is {language!r}, expected en or zh")
+        source, target = clean_report(row["source"]), clean_report(row["target"])
+        if source and target:
+            pairs.append(ReportPair(id_, source, target, language))
+        else:
+            quarantine.add(id_, "no source text" if target else "no target text")
+    return pairs
+
+
+def apart_from(held_out: Iterable[ReportPair]) -> Callable[[ReportPair], bool]:
+    """Whether a pair has neither source nor target of one that is held out; white space does not count."""
+    texts = {" ".join(text.split()) for pair in held_out for text in (pair.source, pair.target)}
+    return lambda pair: not texts & {" ".join(pair.source.split()), " ".join(pair.target.split())}
