@@ -27,7 +27,7 @@ from common.io.safetensors import write_json
 from common.io.text import read_json_object
 from common.metrics.text import warn_of_absent
 from common.report.table import as_markdown
-from common.training.parallel import make_layout
+from common.training.parallel import make_device_layout
 from deer_jax.config import (
     ABLATION_NEEDS,
     HELP,
@@ -248,7 +248,7 @@ def select_studies(config: RlConfig, preset: str, model: Path, directory: Path, 
 
 def nearest(config: RlConfig, model: Path, train: Part, part: Part) -> dict[str, list[str]]:
     """The baselines, with the features of the model in a directory."""
-    layout = make_layout(config.parallel, config.mesh)
+    layout = make_device_layout(config.parallel, config.mesh)
     own = dataclasses.replace(config.model, base=str(model))
     base = load_base(own, config.data.side, config.instruction, layout)
     return baselines(base, train, part, config.data.views, layout)

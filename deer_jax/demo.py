@@ -27,7 +27,7 @@ from common.phantoms.phantom import make_phantom
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, write_report
 from common.training.logs import METRICS_FILE, read_rows
-from common.training.parallel import make_layout
+from common.training.parallel import make_device_layout
 from deer_jax.analyse import token_page
 from deer_jax.config import RL_NEEDS, RL_PRESETS, SAMPLE_PRESETS, RlConfig
 from deer_jax.prompts import parts_line, read_parts
@@ -86,7 +86,7 @@ def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, ids=str(run_dir / "chosen.json")))
     train_run(config, run_dir / "rl")
     written = {AFTER: held_out_reports(config, run_dir / "rl" / "model", run_dir / "after"), BEFORE: before}
-    layout = make_layout(config.parallel, config.mesh)
+    layout = make_device_layout(config.parallel, config.mesh)
     loaded = load_base(config.model, config.data.side, config.instruction, layout)
     others = baselines(loaded, parts["train"], parts["test"], config.data.views, layout)
     about = parts["test"], config.data.layout, labeler

@@ -41,7 +41,7 @@ from common.phantoms.phantom import Phantom, make_phantoms
 from common.training.checkpoint import open_checkpoints
 from common.training.loop import train
 from common.training.optim import OptimConfig, make_optimizer, make_schedule
-from common.training.parallel import compile_evaluation, compile_step, make_layout, place, place_batch
+from common.training.parallel import compile_evaluation, compile_step, device_put_tree, make_device_layout, place_batch
 from common.training.step import init_state, make_train_step
 from common.types import LossSum, PyTree
 from deer_jax.config import EMBEDDED_BASE, INSTRUCTION
@@ -165,7 +165,7 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
     def random_view(image: GreyImage, *place: int) -> GreyImage:
         return augment(image, np.random.default_rng([SEED, *place]), resize=DRAWN, crop=SIDE, brightness=0.2)
 
-    layout = make_layout("jit")
+    layout = make_device_layout("jit")
     loss = functools.partial(
         base_loss, config=config, layout=vision_layout(config.vision, encoder.grid), lora=LoraConfig(), chunk=length
     )
@@ -174,7 +174,7 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
         seed=SEED,
     )  # fmt: skip
     tx = make_optimizer(OPTIM, steps)
-    rng = place(jax.random.key(SEED), layout)
+    rng = device_put_tree(jax.random.key(SEED), layout)
     evaluate = compile_evaluation(lambda *args: loss(*args)[1], layout)
     still = to_arrays(held_out, lambda image, *place: resize_shorter(image, SIDE))
 
@@ -195,7 +195,7 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
     first["probe"] = {"kernel": jnp.zeros((WIDTH, len(FINDINGS))), "bias": jnp.zeros(len(FINDINGS))}
     checkpoints = open_checkpoints(work, {"base": {"name": "random", "sha256": str(SEED)}})
     state = train(
-        place(init_state(first, tx), layout),
+        device_put_tree(init_state(first, tx), layout),
         {},
         make_iterator(plan, to_arrays(phantoms, random_view)),
         compile_step(lambda axis: make_train_step(loss, tx, 1, axis), layout),

@@ -21,7 +21,7 @@ from common.data.tokenizers import Tokenizer
 from common.generation.loop import Generated
 from common.io.finite import check_finite
 from common.training.logs import SECONDS
-from common.training.parallel import Layout, compile_rows, compile_step, fetch_rows, place_batch
+from common.training.parallel import DeviceLayout, compile_rows, compile_step, fetch_rows, place_batch
 from common.training.step import TrainStep, make_train_step
 from common.types import PyTree, TrainState
 from deer_jax.ditpo import Objective, Policy, PolicyParams, Rollouts, group_advantages, make_loss
@@ -122,7 +122,7 @@ def make_rl_step(
     tx: optax.GradientTransformation,
     judge: Judge,
     tokenizer: Tokenizer,
-    layout: Layout,
+    layout: DeviceLayout,
     *,
     group: int,
     updates: int = 1,

@@ -23,7 +23,14 @@ from common.models.qwen2_vl import SHARDING_RULES
 from common.training.checkpoint import open_checkpoints, restore_trainable
 from common.training.loop import Validation, train
 from common.training.optim import make_optimizer, make_schedule
-from common.training.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
+from common.training.parallel import (
+    DeviceLayout,
+    compile_rows,
+    device_put_tree,
+    fetch_rows,
+    make_device_layout,
+    place_batch,
+)
 from common.training.step import init_state
 from common.types import PyTree, TrainState
 from deer_jax.config import (
@@ -127,7 +134,7 @@ def batch_maker(config: RlConfig, base: Base, part: Part) -> Callable[[GlobalBat
 
 
 def make_validation(
-    config: RlConfig, base: Base, part: Part, frozen: PyTree, judge: Judge, layout: Layout
+    config: RlConfig, base: Base, part: Part, frozen: PyTree, judge: Judge, layout: DeviceLayout
 ) -> Validation:
     """A function of the state: 1 minus the mean reward of the greedy reports of a part, by the last phase's reward.
 
@@ -142,7 +149,7 @@ def make_validation(
         return policy.sample(params, batch.prompts, jax.random.split(keys, batch.study.shape[0]), 1)
 
     run = compile_rows(write, layout)
-    rng = place(jax.random.key(0), layout)
+    rng = device_put_tree(jax.random.key(0), layout)
     rows = layout.row_shards * config.micro_batch
     make = batch_maker(config, base, part)
     count = len(part.studies)
@@ -183,7 +190,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
     first_process = jax.process_index() == 0
     if first_process:
         check_run_directory(run_dir, config)
-    layout = make_layout(config.parallel, config.mesh)
+    layout = make_device_layout(config.parallel, config.mesh)
     accumulate = accumulation(config, layout)
     labeler = reward_labeler(config.reward)
     labeler = None if labeler is None else spread(labeler)
@@ -215,7 +222,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
     checkpoints = open_checkpoints(run_dir, note, config)
     schedule = make_schedule(config.optim, config.steps * config.updates)
     state = train(
-        place(init_state(trainable, tx), layout, SHARDING_RULES),
+        device_put_tree(init_state(trainable, tx), layout, SHARDING_RULES),
         frozen,
         make_iterator(
             plan,
@@ -238,7 +245,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         ),
         run_dir=run_dir,
         total_steps=config.steps,
-        rng=place(jax.random.key(config.seed), layout),
+        rng=device_put_tree(jax.random.key(config.seed), layout),
         layout=layout,
         checkpoints=checkpoints,
         schedule=lambda step: schedule(step * config.updates),

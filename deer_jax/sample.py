@@ -21,7 +21,14 @@ from common.io.fingerprints import model_record
 from common.io.finite import check_finite, precision_remedy
 from common.io.locks import locked_file, owning
 from common.metrics.clinical import POSITIVE
-from common.training.parallel import Layout, compile_rows, fetch_rows, make_layout, place, place_batch
+from common.training.parallel import (
+    DeviceLayout,
+    compile_rows,
+    device_put_tree,
+    fetch_rows,
+    make_device_layout,
+    place_batch,
+)
 from deer_jax.config import HELP, SAMPLE_NEEDS, SAMPLE_PRESETS, SampleConfig
 from deer_jax.ditpo import PolicyParams
 from deer_jax.prompts import prompt_length, read_parts, study_prompts
@@ -84,7 +91,7 @@ def sample_run(config: SampleConfig, output: Path) -> None:
     done = rows_kept(output, inputs, required | ({"labels": list} if config.labeler else {}), options)
     if done == count:
         return
-    layout = make_layout(config.parallel, config.mesh)
+    layout = make_device_layout(config.parallel, config.mesh)
     if config.batch_size % layout.row_shards:
         raise UserError(f"batch_size: {config.batch_size} studies do not split over {layout.row_shards} devices")
     labeler = None if labeler is None else spread(labeler)
@@ -125,7 +132,7 @@ def rows_of(part: Part, sampled: Sequence[tuple[int, list[str]]], labeler: Label
 
 
 def sampled_texts(
-    config: SampleConfig, base: Base, part: Part, studies: range, layout: Layout
+    config: SampleConfig, base: Base, part: Part, studies: range, layout: DeviceLayout
 ) -> Iterator[list[tuple[int, list[str]]]]:
     """Of each batch the studies and their reports, in order. These depend on a study's number and the seed alone.
 
@@ -139,7 +146,7 @@ def sampled_texts(
         return policy.sample(PolicyParams({}, params), batch.prompts, keys, config.rollout.group)
 
     run: Callable[..., Any] = compile_rows(write, layout)
-    rng = place(jax.random.key(config.seed), layout)
+    rng = device_put_tree(jax.random.key(config.seed), layout)
     local = config.batch_size // jax.process_count()
     for start in range(studies.start, studies.stop, config.batch_size):
         first = start + jax.process_index() * local

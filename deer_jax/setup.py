@@ -35,7 +35,7 @@ from common.models.qwen2_vl_weights import (
 )
 from common.options import Needs
 from common.training.logs import check_wandb
-from common.training.parallel import Layout, check_rows, place, shardings
+from common.training.parallel import DeviceLayout, check_rows, device_put_tree, shardings
 from common.types import PyTree
 from deer_jax.config import EMBEDDED_BASE, DataConfig, ModelConfig, RolloutConfig, RunConfig
 from deer_jax.prompts import Encoder, read_parts
@@ -89,14 +89,14 @@ def check_run(config: RunConfig) -> None:
     check_wandb(config.wandb_project)
 
 
-def accumulation(config: RunConfig, layout: Layout) -> int:
+def accumulation(config: RunConfig, layout: DeviceLayout) -> int:
     """How many micro-batches an update has. Raises UserError where its studies cannot be cut evenly."""
     accumulate = max(config.batch_size // (layout.row_shards * config.micro_batch), 1)
     check_rows(config.batch_size, accumulate, layout)
     return accumulate
 
 
-def load_base(model: ModelConfig, side: int, instruction: str, layout: Layout) -> Base:
+def load_base(model: ModelConfig, side: int, instruction: str, layout: DeviceLayout) -> Base:
     """The base model, read straight into the shardings of `layout`. Raises UserError."""
     directory = base_directory(model)
     check_implementation(model.attention)
@@ -125,13 +125,13 @@ def attention_of(base: Base, length: int) -> str:
     return attention_line(decoder.attention, {length}, decoder.head_dim, decoder.dtype)
 
 
-def initial_trees(config: RunConfig, base: Base, layout: Layout) -> tuple[PyTree, PyTree]:
+def initial_trees(config: RunConfig, base: Base, layout: DeviceLayout) -> tuple[PyTree, PyTree]:
     """(trainable, frozen) before the first step, placed; what is trained is kept in float32."""
     trainable, frozen = split_params(base.params, config.model.tuning)
     trainable = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trainable)
     if config.model.tuning == "lora":
         adapters = init_lora(param_shapes(base.config)["language"], config.lora, jax.random.key(config.seed))
-        trainable = {"lora": place(adapters, layout, SHARDING_RULES)}
+        trainable = {"lora": device_put_tree(adapters, layout, SHARDING_RULES)}
     return trainable, frozen
 
 

@@ -18,7 +18,14 @@ from common.models.qwen2_vl import SHARDING_RULES
 from common.training.checkpoint import open_checkpoints, restore_trainable
 from common.training.loop import Validation, mean_loss, train
 from common.training.optim import make_optimizer, make_schedule
-from common.training.parallel import Layout, compile_evaluation, compile_step, make_layout, place, place_batch
+from common.training.parallel import (
+    DeviceLayout,
+    compile_evaluation,
+    compile_step,
+    device_put_tree,
+    make_device_layout,
+    place_batch,
+)
 from common.training.step import LossFn, init_state, make_train_step
 from common.types import LossSum, PyTree, TrainState
 from deer_jax.config import HELP, NEEDS, SFT_PRESETS, SftConfig
@@ -57,7 +64,7 @@ def batch_maker(config: SftConfig, base: Base, part: Part) -> tuple[Callable[...
 
 
 def make_validation(
-    config: SftConfig, base: Base, part: Part, frozen: PyTree, loss: LossFn, layout: Layout
+    config: SftConfig, base: Base, part: Part, frozen: PyTree, loss: LossFn, layout: DeviceLayout
 ) -> Validation:
     """A function of the state: mean cross-entropy of the reports of a part."""
 
@@ -65,7 +72,7 @@ def make_validation(
         return loss(trainable, frozen, batch, rng)[0]
 
     evaluate = compile_evaluation(sums, layout)
-    rng = place(jax.random.key(0), layout)
+    rng = device_put_tree(jax.random.key(0), layout)
     here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     plan = plan_in_order([1] * len(part.studies), batch_rows=layout.row_shards * config.micro_batch, buckets=(1,))
     make, _ = batch_maker(config, base, part)
@@ -89,7 +96,7 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
     first_process = jax.process_index() == 0
     if first_process:
         check_run_directory(run_dir, config)
-    layout = make_layout(config.parallel, config.mesh)
+    layout = make_device_layout(config.parallel, config.mesh)
     accumulate = accumulation(config, layout)
     quarantine = Quarantine()
     parts = load_studies(config.data, quarantine)
@@ -116,13 +123,13 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
         print(attention_of(base, prompt_length(base.encoder, config.data.views) + config.max_length), flush=True)
     checkpoints = open_checkpoints(run_dir, note, config)
     state = train(
-        place(init_state(trainable, tx), layout, SHARDING_RULES),
+        device_put_tree(init_state(trainable, tx), layout, SHARDING_RULES),
         frozen,
         make_iterator(plan, make, process_index=jax.process_index(), process_count=jax.process_count()),
         compile_step(lambda axis: make_train_step(loss, tx, accumulate, axis), layout),
         run_dir=run_dir,
         total_steps=total_steps,
-        rng=place(jax.random.key(config.seed), layout),
+        rng=device_put_tree(jax.random.key(config.seed), layout),
         layout=layout,
         checkpoints=checkpoints,
         schedule=make_schedule(config.optim, total_steps),

@@ -15,7 +15,7 @@ from common.io.finite import check_finite, precision_remedy
 from common.io.jsonl import read_rows
 from common.io.safetensors import writing
 from common.metrics.baselines import constant_reports
-from common.training.parallel import Layout, compile_rows, fetch_rows, place_batch
+from common.training.parallel import DeviceLayout, compile_rows, fetch_rows, place_batch
 from deer_jax.config import RlConfig, RolloutConfig, SampleConfig
 from deer_jax.evaluate import clinical_summary, label_each
 from deer_jax.prompts import prompt_length, study_prompts
@@ -84,7 +84,7 @@ def score_systems(
     return systems
 
 
-def baselines(base: Base, train: Part, part: Part, views: int, layout: Layout) -> dict[str, list[str]]:
+def baselines(base: Base, train: Part, part: Part, views: int, layout: DeviceLayout) -> dict[str, list[str]]:
     """A constant report, and for each study the report of the training study most alike by the tower's features."""
     constant = constant_reports(
         [study.report for study in train.studies],
@@ -96,7 +96,7 @@ def baselines(base: Base, train: Part, part: Part, views: int, layout: Layout) -
     return {NEAREST: nearest, CONSTANT: constant}
 
 
-def features(base: Base, part: Part, views: int, layout: Layout) -> np.ndarray:
+def features(base: Base, part: Part, views: int, layout: DeviceLayout) -> np.ndarray:
     """The mean of the tower's features of each study [N, D], centred over the part and of length 1."""
     length = prompt_length(base.encoder, views)
 

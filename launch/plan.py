@@ -34,7 +34,7 @@ from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, param_shapes
 from common.training.flops import forward_flops, matrix_parameters, peak_flops, train_flops
 from common.training.optim import make_optimizer
-from common.training.parallel import Layout, Rules, batch_sharding, make_layout, shardings
+from common.training.parallel import DeviceLayout, Rules, batch_sharding, make_device_layout, shardings
 from common.training.sft import sft_loss
 from common.training.step import init_state, make_train_step
 from common.types import PyTree, TextBatch
@@ -149,7 +149,7 @@ def make_plan(
     `largest_micro_batch` is None where the search ran out of time: `largest_that_fits` is then the largest tried.
     """
     started = time.perf_counter()
-    layout = make_layout("mesh", config.mesh, devices)
+    layout = make_device_layout("mesh", config.mesh, devices)
     head_dim, dtype = sizes.head_dim, jnp.dtype(config.model.dtype)
     attention = choose_implementation(config.model.attention, config.max_length, head_dim, dtype, platform="tpu")
     sizes = dataclasses.replace(
@@ -207,7 +207,7 @@ def make_plan(
     return plan
 
 
-def batch_of(config: RetstaConfig, layout: Layout) -> dict[str, int]:
+def batch_of(config: RetstaConfig, layout: DeviceLayout) -> dict[str, int]:
     """How an update is cut up. A slice that takes more rows at a time than a preset's batch has makes it larger."""
     at_a_time = layout.row_shards * config.micro_batch
     accumulate = max(config.batch_size // at_a_time, 1)
@@ -220,7 +220,7 @@ def batch_of(config: RetstaConfig, layout: Layout) -> dict[str, int]:
     }
 
 
-def compile_step_for(config: RetstaConfig, sizes: Qwen2Config, layout: Layout) -> Compiled:
+def compile_step_for(config: RetstaConfig, sizes: Qwen2Config, layout: DeviceLayout) -> Compiled:
     """Compile the update of `config` for the devices of `layout`, from shapes alone."""
     batch = batch_of(config, layout)
     # Shapes do not depend on the attention; two tokens, on which parameters are shaped, are too few for splash.
@@ -242,7 +242,7 @@ def compile_step_for(config: RetstaConfig, sizes: Qwen2Config, layout: Layout) -
     return compile_abstract(step, (state, abstract(frozen, layout, SHARDING_RULES), TextBatch(*arrays), key), layout)[0]
 
 
-def compile_abstract(step: Any, arguments: Sequence[PyTree], layout: Layout) -> tuple[Compiled, Any]:
+def compile_abstract(step: Any, arguments: Sequence[PyTree], layout: DeviceLayout) -> tuple[Compiled, Any]:
     """What the compiler says of a jitted step for abstract arguments; and the program, None where it does not fit."""
     started, processor = time.perf_counter(), time.process_time()
     with layout.context():
@@ -282,7 +282,7 @@ def device_bytes(tree: PyTree) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def abstract(tree: PyTree, layout: Layout, rules: Rules) -> PyTree:
+def abstract(tree: PyTree, layout: DeviceLayout, rules: Rules) -> PyTree:
     """Shapes with the shardings that the arrays would have."""
 
     def one(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -293,7 +293,7 @@ def abstract(tree: PyTree, layout: Layout, rules: Rules) -> PyTree:
     return jax.tree.map(one, tree, shardings(tree, layout, rules))
 
 
-def model_flops(config: RetstaConfig, sizes: Qwen2Config, layout: Layout) -> float:
+def model_flops(config: RetstaConfig, sizes: Qwen2Config, layout: DeviceLayout) -> float:
     """Model FLOPs of an update whose rows are full, each of one segment."""
     batch = batch_of(config, layout)
     pairs = batch["rows"] * batch["sequence"] ** 2 / 2
@@ -301,7 +301,7 @@ def model_flops(config: RetstaConfig, sizes: Qwen2Config, layout: Layout) -> flo
     return train_flops(sizes, lora, batch["rows"] * batch["sequence"], pairs)
 
 
-def time_bounds(config: RetstaConfig, sizes: Qwen2Config, layout: Layout, topology: str) -> dict[str, Any]:
+def time_bounds(config: RetstaConfig, sizes: Qwen2Config, layout: DeviceLayout, topology: str) -> dict[str, Any]:
     """Lower bounds on the seconds of an update, as if everything overlapped, and which of them is the highest.
 
     `compute` includes what remat recomputes. `hbm` counts reads of weights only: of a layer three times, of the head

@@ -23,7 +23,7 @@ from common.models.qwen2_vl_vision import VisionConfig
 from common.models.qwen2_vl_weights import param_shapes
 from common.training.flops import attention_flops, forward_flops, matrix_parameters, peak_flops
 from common.training.optim import make_optimizer
-from common.training.parallel import Layout, batch_sharding, make_layout
+from common.training.parallel import DeviceLayout, batch_sharding, make_device_layout
 from common.training.step import init_state, make_train_step
 from deer_jax.config import RL_PRESETS, RlConfig
 from deer_jax.ditpo import PolicyParams, Rollouts, make_loss
@@ -59,7 +59,7 @@ def plan_step(config: RlConfig, model: Qwen2VLConfig, topology: str) -> dict[str
 
     started = time.perf_counter()
     devices = topology_devices(topology)
-    layout = make_layout("mesh", config.mesh, devices)
+    layout = make_device_layout("mesh", config.mesh, devices)
     chip = CHIPS[topology.partition(":")[0]]
     sizes = as_computed(config, model)
     at_a_time = layout.row_shards * config.micro_batch
@@ -105,7 +105,7 @@ def prompt_tokens(config: RlConfig, sizes: Qwen2VLConfig) -> int:
 
 
 def compile_programs(
-    config: RlConfig, sizes: Qwen2VLConfig, layout: Layout, studies: int, accumulate: int
+    config: RlConfig, sizes: Qwen2VLConfig, layout: DeviceLayout, studies: int, accumulate: int
 ) -> dict[str, Any]:
     """What the compiler says of the rollout and of the update."""
     from launch.plan import abstract, compile_abstract
@@ -146,7 +146,9 @@ def compile_programs(
     }
 
 
-def time_bounds(config: RlConfig, sizes: Qwen2VLConfig, layout: Layout, studies: int, chip: Any) -> dict[str, Any]:
+def time_bounds(
+    config: RlConfig, sizes: Qwen2VLConfig, layout: DeviceLayout, studies: int, chip: Any
+) -> dict[str, Any]:
     """Lower bounds on the seconds of a step whose reports all have full length, and the rollout's tokens a second.
 
     Rollout: the prefill by its FLOPs, then for each token the reading of the weights of the language model and of the

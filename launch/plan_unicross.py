@@ -12,7 +12,7 @@ from common.models.clip import RN101
 from common.models.clip_weights import param_shapes
 from common.training.flops import peak_flops
 from common.training.optim import make_optimizer
-from common.training.parallel import batch_sharding, make_layout
+from common.training.parallel import batch_sharding, make_device_layout
 from common.training.step import init_state, make_train_step
 from unicross_jax.adapters import AdapterConfig
 from unicross_jax.config import PRESETS
@@ -30,7 +30,7 @@ def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: i
     started = time.perf_counter()
     config = PRESETS[preset]
     devices = topology_devices(topology)
-    layout = make_layout("mesh", config.mesh, devices)
+    layout = make_device_layout("mesh", config.mesh, devices)
     model = UniCrossConfig(
         clip=RN101,
         vocabulary=WORDS,

@@ -33,7 +33,7 @@ from common.models.qwen2_weights import save_qwen2
 from common.training.checkpoint import open_checkpoints
 from common.training.loop import mean_loss, train
 from common.training.optim import OptimConfig, make_optimizer, make_schedule
-from common.training.parallel import compile_evaluation, compile_step, make_layout, place, place_batch
+from common.training.parallel import compile_evaluation, compile_step, device_put_tree, make_device_layout, place_batch
 from common.training.sft import sft_loss
 from common.training.step import init_state, make_train_step
 from retsta_jax.config import EMBEDDED_BASE
@@ -111,10 +111,10 @@ def make(directory: Path, work: Path, steps: int, batch_size: int) -> None:
         batch_rows=batch_size, epochs=1, max_length=LENGTH, packing=True, buckets=(LENGTH,), seed=SEED,
     )  # fmt: skip
     steps = min(steps, len(plan))
-    layout = make_layout("jit")
+    layout = make_device_layout("jit")
     loss = functools.partial(sft_loss, config=SIZES, lora=LoraConfig(dropout=0.0), chunk=LENGTH)
     tx = make_optimizer(OPTIM, steps)
-    rng = place(jax.random.key(SEED), layout)
+    rng = device_put_tree(jax.random.key(SEED), layout)
     evaluate = compile_evaluation(lambda *args: loss(*args)[0], layout)
 
     def validation_loss(state, check) -> float:
@@ -123,7 +123,7 @@ def make(directory: Path, work: Path, steps: int, batch_size: int) -> None:
 
     checkpoints = open_checkpoints(work, {"base": {"name": "random", "sha256": str(SEED)}})
     state = train(
-        place(init_state(init_params(SIZES, jax.random.key(SEED)), tx), layout),
+        device_put_tree(init_state(init_params(SIZES, jax.random.key(SEED)), tx), layout),
         {},
         make_iterator(plan, text_batches(examples, tokenizer.pad_id)),
         compile_step(lambda axis: make_train_step(loss, tx, 1, axis), layout),

@@ -23,7 +23,7 @@ from common.io.resumable import claim_output, row_writer, rows_done
 from common.models.decoding import Prompts
 from common.models.qwen2_weights import max_positions
 from common.training.checkpoint import open_checkpoints, restore_trainable
-from common.training.parallel import Layout, MeshConfig, batch_sharding, make_layout
+from common.training.parallel import DeviceLayout, MeshConfig, batch_sharding, make_device_layout
 from common.training.sft import model_variables
 from common.types import PyTree
 from retsta_jax.config import RetstaConfig
@@ -43,7 +43,7 @@ class Trained(NamedTuple):
     trainable: PyTree
     frozen: PyTree
     step: int
-    layout: Layout
+    layout: DeviceLayout
 
     @property
     def variables(self) -> PyTree:
@@ -74,7 +74,7 @@ def load_trained(run_dir: Path, mesh: MeshConfig | None = None) -> Trained:
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"{run_dir}: holds no checkpoint; train first")
     warn_of_writer(run_dir)
-    layout = make_layout("jit") if mesh is None else make_layout("auto", mesh, jax.local_devices())
+    layout = make_device_layout("jit") if mesh is None else make_device_layout("auto", mesh, jax.local_devices())
     base = load_base(config, layout)
     start, frozen = initial_trees(config, base, layout)
     checkpoints = open_checkpoints(run_dir, checkpoint_note(base_directory(config)), config)
@@ -117,7 +117,7 @@ def standardize(
             yield Standardized(clean_report(tokenizer.decode(tokens)), continuation.stopped)
 
 
-def spread_rows(generator: Generator, layout: Layout) -> Generator:
+def spread_rows(generator: Generator, layout: DeviceLayout) -> Generator:
     """The generator with the rows of its batches split over the devices of a layout."""
     if layout.mode == "jit":
         return generator

@@ -32,12 +32,12 @@ from common.training.logs import check_wandb
 from common.training.loop import Validation, mean_loss, train
 from common.training.optim import make_optimizer, make_schedule
 from common.training.parallel import (
-    Layout,
+    DeviceLayout,
     check_rows,
     compile_evaluation,
     compile_step,
-    make_layout,
-    place,
+    device_put_tree,
+    make_device_layout,
     place_batch,
     shardings,
 )
@@ -68,7 +68,7 @@ def base_directory(config: RetstaConfig) -> Path:
     return Path(config.model.base)
 
 
-def load_base(config: RetstaConfig, layout: Layout) -> Base:
+def load_base(config: RetstaConfig, layout: DeviceLayout) -> Base:
     """The base model and its tokenizer, read straight into the shardings of `layout`. Raises UserError."""
     directory = base_directory(config)
     check_implementation(config.model.attention)
@@ -83,16 +83,16 @@ def load_base(config: RetstaConfig, layout: Layout) -> Base:
     return Base(directory, sizes, params, tokenizer)
 
 
-def initial_trees(config: RetstaConfig, base: Base, layout: Layout) -> tuple[PyTree, PyTree]:
+def initial_trees(config: RetstaConfig, base: Base, layout: DeviceLayout) -> tuple[PyTree, PyTree]:
     """(trainable, frozen) before the first step, placed."""
     if config.model.tuning == "full":
         return base.params, {}
     adapters = init_lora(param_shapes(base.config), config.lora, jax.random.key(config.seed))
-    return place(adapters, layout, SHARDING_RULES), {"params": base.params}
+    return device_put_tree(adapters, layout, SHARDING_RULES), {"params": base.params}
 
 
 def make_validation(
-    config: RetstaConfig, base: Base, examples: list[Example], frozen: PyTree, loss: LossFn, layout: Layout
+    config: RetstaConfig, base: Base, examples: list[Example], frozen: PyTree, loss: LossFn, layout: DeviceLayout
 ) -> Validation:
     """A function of the state: mean cross-entropy of the answer tokens of `examples`, without dropout."""
 
@@ -100,7 +100,7 @@ def make_validation(
         return loss(trainable, frozen, batch, rng)[0]
 
     evaluate = compile_evaluation(sums, layout)
-    rng = place(jax.random.key(0), layout)
+    rng = device_put_tree(jax.random.key(0), layout)
     here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     rows = layout.row_shards * config.micro_batch
 
@@ -149,7 +149,7 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
     first_process = jax.process_index() == 0
     if first_process:
         check_run_directory(run_dir, config)
-    layout = make_layout(config.parallel, config.mesh)
+    layout = make_device_layout(config.parallel, config.mesh)
     accumulate = max(config.batch_size // (layout.row_shards * config.micro_batch), 1)
     check_rows(config.batch_size, accumulate, layout)
     quarantine = Quarantine()
@@ -189,13 +189,13 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
         print(attention_line(base.config.attention, lengths, base.config.head_dim, base.config.dtype), flush=True)
     checkpoints = open_checkpoints(run_dir, note, config)
     state = train(
-        place(init_state(trainable, tx), layout, SHARDING_RULES),
+        device_put_tree(init_state(trainable, tx), layout, SHARDING_RULES),
         frozen,
         make_iterator(plan, text_batches(examples, base.tokenizer.pad_id), **here),
         compile_step(lambda axis: make_train_step(loss, tx, accumulate, axis), layout),
         run_dir=run_dir,
         total_steps=total_steps,
-        rng=place(jax.random.key(config.seed), layout),
+        rng=device_put_tree(jax.random.key(config.seed), layout),
         layout=layout,
         checkpoints=checkpoints,
         schedule=make_schedule(config.optim, total_steps),

@@ -35,7 +35,7 @@ from common.phantoms.phantom import Phantom, make_phantoms
 from common.training.checkpoint import open_checkpoints
 from common.training.loop import mean_loss, train
 from common.training.optim import OptimConfig, make_optimizer, make_schedule
-from common.training.parallel import compile_step, make_layout, place
+from common.training.parallel import compile_step, device_put_tree, make_device_layout
 from common.training.step import init_state, make_train_step
 from common.types import LossSum, PyTree
 from unicross_jax.config import EMBEDDED_CLIP
@@ -207,10 +207,10 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
         text for phantom in phantoms for text in (r2gen_clean_iu(phantom.report), phantom.indication)
     )
     config = ClipConfig(**{**vars(SIZES), "vocab_size": words.vocab_size})
-    layout = make_layout("jit")
+    layout = make_device_layout("jit")
     loss = functools.partial(pretraining_loss, config=config)
     tx = make_optimizer(OPTIM, steps)
-    rng = place(jax.random.key(SEED), layout)
+    rng = device_put_tree(jax.random.key(SEED), layout)
     unseen = [evaluation_batch(held_out[start : start + rows], words) for start in range(0, HELD_OUT, rows)]
     evaluate = jax.jit(lambda trainable, batch: loss(trainable, {}, batch, rng)[0])
 
@@ -221,7 +221,7 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
     batch_of = functools.partial(training_batch, phantoms=phantoms, words=words, rows=rows)
     checkpoints = open_checkpoints(work, {"base": {"name": "random", "sha256": str(SEED)}})
     state = train(
-        place(init_state(initial_params(config, batch_of(0)), tx), layout),
+        device_put_tree(init_state(initial_params(config, batch_of(0)), tx), layout),
         {},
         iter(grain.MapDataset.range(steps).map(batch_of).to_iter_dataset(read)),
         compile_step(lambda axis: make_train_step(loss, tx, 1, axis), layout),

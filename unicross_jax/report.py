@@ -18,7 +18,7 @@ from common.io.finite import check_finite, precision_remedy
 from common.io.locks import warn_of_writer
 from common.io.safetensors import load_tree, open_tensors
 from common.training.checkpoint import open_checkpoints, restore_trainable
-from common.training.parallel import make_layout, place
+from common.training.parallel import device_put_tree, make_device_layout
 from common.types import PyTree
 from unicross_jax.backbone import (
     ReportTokenizer,
@@ -66,7 +66,9 @@ def load_trained(directory: Path) -> Trained:
     warn_of_writer(directory)
     if (directory / "checkpoints").is_dir():
         checkpoints = open_checkpoints(directory, dict(checkpoint_note(backbone, task.frozen)), config)
-        step, trainable = restore_trainable(checkpoints, place(init_trainable(task.model, key), make_layout("jit")))
+        step, trainable = restore_trainable(
+            checkpoints, device_put_tree(init_trainable(task.model, key), make_device_layout("jit"))
+        )
         checkpoints.close()
         return Trained(config, task, trainable, step)
     if not (directory / "model.safetensors").is_file():

@@ -30,12 +30,12 @@ from common.training.logs import check_wandb
 from common.training.loop import Validation, mean_loss, train
 from common.training.optim import make_optimizer, make_schedule
 from common.training.parallel import (
-    Layout,
+    DeviceLayout,
     check_rows,
     compile_evaluation,
     compile_step,
-    make_layout,
-    place,
+    device_put_tree,
+    make_device_layout,
     place_batch,
 )
 from common.training.step import init_state, make_train_step
@@ -166,7 +166,7 @@ def batch_maker(
 
 
 def make_validation(
-    config: RunConfig, task: Task, examples: Sequence[Example], part: Part, frozen: PyTree, layout: Layout
+    config: RunConfig, task: Task, examples: Sequence[Example], part: Part, frozen: PyTree, layout: DeviceLayout
 ) -> Validation:
     """A function of the state: mean cross-entropy of the reports of `examples`, without dropout or augmentation."""
     still = without_dropout(task.model)
@@ -175,7 +175,7 @@ def make_validation(
         return loss(trainable, frozen, batch, rng, config=still, chunk=config.loss_chunk)[0]
 
     evaluate = compile_evaluation(sums, layout)
-    rng = place(jax.random.key(0), layout)
+    rng = device_put_tree(jax.random.key(0), layout)
     here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     lengths, rows = [len(example.tokens) - 1 for example in examples], layout.row_shards * config.micro_batch
     plan = plan_in_order(lengths, batch_rows=rows, buckets=(config.max_length - 1,))
@@ -217,7 +217,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
     first_process = jax.process_index() == 0
     if first_process:
         check_run_directory(run_dir, config)
-    layout = make_layout(config.parallel, config.mesh)
+    layout = make_device_layout(config.parallel, config.mesh)
     accumulate = max(config.batch_size // (layout.row_shards * config.micro_batch), 1)
     check_rows(config.batch_size, accumulate, layout)
     backbone = load_backbone(config.model, config.seed)
@@ -248,8 +248,8 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
         [study.id, study.report, study.indication] for name in ("train", "validation") for study in parts[name].studies
     )
     trained_on = {"base": note["base"]["sha256"], "data": data_record(learnt)}
-    frozen = place(task.frozen, layout)
-    trainable = place(first_weights(config, task), layout)
+    frozen = device_put_tree(task.frozen, layout)
+    trainable = device_put_tree(first_weights(config, task), layout)
     if first_process:
         claim_run_directory(run_dir, config, trained_on)
         quarantine.write(run_dir / "quarantine.jsonl")
@@ -263,7 +263,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
     view = training_view(config.data, task.model.clip.image_size, config.seed)
     checkpoints = open_checkpoints(run_dir, note, config)
     state = train(
-        place(init_state(trainable, tx), layout),
+        device_put_tree(init_state(trainable, tx), layout),
         frozen,
         make_iterator(
             plan,
@@ -275,7 +275,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
         compile_step(lambda axis: make_train_step(train_loss, tx, accumulate, axis), layout),
         run_dir=run_dir,
         total_steps=total_steps,
-        rng=place(jax.random.key(config.seed), layout),
+        rng=device_put_tree(jax.random.key(config.seed), layout),
         layout=layout,
         checkpoints=checkpoints,
         schedule=make_schedule(config.optim, total_steps),

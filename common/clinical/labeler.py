@@ -24,7 +24,7 @@ from common.io.terminal import printable, say
 from common.io.text import read_json_object, read_text
 from common.models.bert import ClassifierConfig, chexbert_logits, layers_apart, word_embeddings
 from common.models.bert_weights import load_classifier
-from common.training.parallel import Layout, make_layout, place, place_batch
+from common.training.parallel import DeviceLayout, device_put_tree, make_device_layout, place_batch
 from common.types import PyTree
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Labeler(NamedTuple):
     config: ClassifierConfig
     params: PyTree
     tokenizer: "Tokenizer"
-    layout: Layout | None = None
+    layout: DeviceLayout | None = None
 
     @property
     def window(self) -> int:
@@ -59,8 +59,8 @@ class Labeler(NamedTuple):
 
 def spread(labeler: Labeler) -> Labeler:
     """The labeler on all devices of this process, as it reads fastest (`layers_apart`)."""
-    layout = make_layout("auto", devices=jax.local_devices())
-    return labeler._replace(params=place(layers_apart(labeler.params), layout), layout=layout)
+    layout = make_device_layout("auto", devices=jax.local_devices())
+    return labeler._replace(params=device_put_tree(layers_apart(labeler.params), layout), layout=layout)
 
 
 class Encoded(NamedTuple):

@@ -43,12 +43,12 @@ from common.training.logs import check_wandb
 from common.training.loop import Validation, mean_loss, train
 from common.training.optim import make_optimizer, make_schedule
 from common.training.parallel import (
-    Layout,
+    DeviceLayout,
     check_rows,
     compile_evaluation,
     compile_step,
-    make_layout,
-    place,
+    device_put_tree,
+    make_device_layout,
     place_batch,
 )
 from common.training.step import init_state, make_train_step
@@ -157,7 +157,7 @@ def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
     first_process = jax.process_index() == 0
     if first_process:
         check_run_directory(run_dir, config)
-    layout = make_layout(config.parallel, config.mesh)
+    layout = make_device_layout(config.parallel, config.mesh)
     check_rows(config.batch_size, 1, layout)
     quarantine = Quarantine()
     corpus = load_corpus(config, quarantine)
@@ -187,7 +187,7 @@ def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
     checkpoints = open_checkpoints(run_dir, note, config)
     loss = functools.partial(labeler_loss, config=labeler.config, dropout=True)
     state = train(
-        place(init_state(labeler.params, tx), layout),
+        device_put_tree(init_state(labeler.params, tx), layout),
         {},
         make_iterator(
             plan,
@@ -198,7 +198,7 @@ def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
         compile_step(lambda axis: make_train_step(loss, tx, axis_name=axis), layout),
         run_dir=run_dir,
         total_steps=total_steps,
-        rng=place(jax.random.key(config.seed), layout),
+        rng=device_put_tree(jax.random.key(config.seed), layout),
         layout=layout,
         checkpoints=checkpoints,
         schedule=make_schedule(config.optim, total_steps),
@@ -215,7 +215,7 @@ def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
 
 
 def make_validation(
-    config: LabelerRunConfig, labeler: Labeler, reports: Sequence[LabeledReport], layout: Layout
+    config: LabelerRunConfig, labeler: Labeler, reports: Sequence[LabeledReport], layout: DeviceLayout
 ) -> Validation:
     """A function of the state: mean loss of these reports, without dropout."""
 
@@ -223,7 +223,7 @@ def make_validation(
         return labeler_loss(trainable, frozen, batch, rng, config=labeler.config, dropout=False)[0]
 
     evaluate = compile_evaluation(sums, layout)
-    rng = place(jax.random.key(0), layout)
+    rng = device_put_tree(jax.random.key(0), layout)
     ids, labels = encode_reports(labeler, reports)
     buckets, rows = fitting_buckets(config, labeler), layout.row_shards * -(-32 // layout.row_shards)
     plan = plan_in_order([len(own) for own in ids], batch_rows=rows, buckets=buckets)

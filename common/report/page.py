@@ -158,4 +158,11 @@ def _bar(score: Mapping[str, float | None], bottom: float, top: float) -> Bar:
     if low is None or high is None:
         return Bar(score_text(value, digits), "", start, end - start, None, 0)
     interval = f"{score_text(low, digits)} to {score_text(high, digits)}"
-    return Bar(score_text(value, digits), interval, start, end - start, place(low), place(high) - place(low))
+    return Bar(
+        score_text(value, digits),
+        interval,
+        start,
+        end - start,
+        place(low),
+        place(high) - place(low),
+    )

@@ -24,7 +24,7 @@ from common.process.host_watch import stop_asked
 from common.process.stopping import Stopped, held, received, stop
 from common.training.checkpoint import Checkpoints, restore_latest, save_best, save_latest
 from common.training.logs import SECONDS, Logs, open_logs
-from common.training.parallel import Layout, place_batch
+from common.training.parallel import DeviceLayout, place_batch
 from common.training.step import TrainStep
 from common.training.step_clock import StepClock
 from common.types import Batch, LossSum, PyTree, TrainState
@@ -62,7 +62,7 @@ def train(
     run_dir: Path,
     total_steps: int,
     rng: jax.Array,
-    layout: Layout,
+    layout: DeviceLayout,
     checkpoints: Checkpoints,
     schedule: optax.Schedule,
     validation_loss: Validation,

@@ -1,7 +1,8 @@
 """Three ways to run one step: `jit` on one device, `pmap` over all devices, `mesh` with data, fsdp and tensor axes.
 
-`make_layout` decides how; `place` and `place_batch` put trees where the step expects them, once; `compile_step` turns
-a pure step into the running one. The state looks the same in all three: plain global arrays, replicated under pmap.
+`make_device_layout` decides how; `device_put_tree` and `place_batch` put trees where the step expects them, once;
+`compile_step` turns a pure step into the running one. The state looks the same in all three: plain global arrays,
+replicated under pmap.
 """
 
 import contextlib
@@ -46,7 +47,7 @@ MESH_NEEDS = Needs("mesh", "parallel", ("auto", "mesh"))
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class DeviceLayout:
     """A decided way to run: `mode`, the mesh of its devices, and how many parts the rows of a batch are cut into."""
 
     mode: str
@@ -58,18 +59,18 @@ class Layout:
         return jax.set_mesh(self.mesh) if self.mode == "mesh" else contextlib.nullcontext()
 
 
-def make_layout(
+def make_device_layout(
     mode: Mode = "auto", config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None
-) -> Layout:
+) -> DeviceLayout:
     """Decide how to run on these devices (all by default). Raises UserError where the mesh does not fit them."""
     devices = list(jax.devices() if devices is None else devices)
     config = config or MeshConfig()
     if mode == "auto":
         mode = "mesh" if len(devices) > 1 else "jit"
     if mode == "jit":
-        return Layout(mode, _mesh(devices[:1], (PMAP_AXIS,), (1,)), 1)
+        return DeviceLayout(mode, _mesh(devices[:1], (PMAP_AXIS,), (1,)), 1)
     if mode == "pmap":
-        return Layout(mode, _mesh(devices, (PMAP_AXIS,), (len(devices),)), len(devices))
+        return DeviceLayout(mode, _mesh(devices, (PMAP_AXIS,), (len(devices),)), len(devices))
     sizes = [config.data, config.fsdp, config.tensor]
     wild = [axis for axis, size in enumerate(sizes) if size == -1]
     fixed = int(np.prod([size for size in sizes if size != -1]))
@@ -83,14 +84,14 @@ def make_layout(
         )
     if wild:
         sizes[wild[0]] = len(devices) // fixed
-    return Layout(mode, _mesh(devices, (*BATCH_AXES, "tensor"), tuple(sizes)), sizes[0] * sizes[1])
+    return DeviceLayout(mode, _mesh(devices, (*BATCH_AXES, "tensor"), tuple(sizes)), sizes[0] * sizes[1])
 
 
 def _mesh(devices: Sequence[jax.Device], names: tuple[str, ...], sizes: tuple[int, ...]) -> Mesh:
     return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names), devices=devices)
 
 
-def shardings(tree: PyTree, layout: Layout, rules: Rules) -> PyTree:
+def shardings(tree: PyTree, layout: DeviceLayout, rules: Rules) -> PyTree:
     """A sharding for every leaf (array or shape): the first rule whose pattern is found in the leaf's path.
 
     An axis of a leaf that the mesh axis does not divide stays whole. Outside `mesh` everything is replicated.
@@ -106,7 +107,7 @@ def shardings(tree: PyTree, layout: Layout, rules: Rules) -> PyTree:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def place(tree: PyTree, layout: Layout, rules: Rules = ()) -> PyTree:
+def device_put_tree(tree: PyTree, layout: DeviceLayout, rules: Rules = ()) -> PyTree:
     """Put a tree, the same in every process, on the devices, once, in the shardings of `rules`."""
     where = shardings(tree, layout, rules)
     return jax.device_put(tree, where) if jax.process_count() == 1 else jax.tree.map(_place_global, tree, where)
@@ -144,12 +145,12 @@ def _spec(path: Any, rules: Rules) -> tuple[str | None, ...]:
     return next((spec for pattern, spec in rules if re.search(pattern, name)), ())
 
 
-def batch_sharding(layout: Layout) -> NamedSharding:
+def batch_sharding(layout: DeviceLayout) -> NamedSharding:
     """How the rows of a batch are split."""
     return NamedSharding(layout.mesh, PartitionSpec(BATCH_AXES if layout.mode == "mesh" else PMAP_AXIS))
 
 
-def place_batch(batch: PyTree, layout: Layout) -> PyTree:
+def place_batch(batch: PyTree, layout: DeviceLayout) -> PyTree:
     """This process's rows of a batch, numpy [rows, ...], as global arrays split by rows.
 
     Under pmap leaves become [devices, rows / devices, ...].
@@ -165,7 +166,7 @@ def place_batch(batch: PyTree, layout: Layout) -> PyTree:
     return jax.tree.map(one, batch)
 
 
-def compile_step(make_step: Callable[[str | None], TrainStep], layout: Layout) -> TrainStep:
+def compile_step(make_step: Callable[[str | None], TrainStep], layout: DeviceLayout) -> TrainStep:
     """The step as it runs: `make_step` is given the axis name to reduce over (pmap) or None. The state is donated."""
     if layout.mode == "pmap":
         step = jax.pmap(
@@ -190,7 +191,7 @@ def compile_step(make_step: Callable[[str | None], TrainStep], layout: Layout) -
     return run
 
 
-def _with_global_state(step: TrainStep, layout: Layout) -> TrainStep:
+def _with_global_state(step: TrainStep, layout: DeviceLayout) -> TrainStep:
     """Of several hosts, pmap gives each its own copies; checkpoints need arrays that belong to all of them."""
     everywhere = NamedSharding(layout.mesh, PartitionSpec())
 
@@ -205,7 +206,7 @@ def _with_global_state(step: TrainStep, layout: Layout) -> TrainStep:
     return run
 
 
-def compile_evaluation(sums: Callable[..., PyTree], layout: Layout) -> Callable[..., PyTree]:
+def compile_evaluation(sums: Callable[..., PyTree], layout: DeviceLayout) -> Callable[..., PyTree]:
     """Run `sums(trainable, frozen, batch, rng)`, a tree of sums over rows, as `compile_step` runs a step."""
     if layout.mode == "pmap":
         return jax.pmap(
@@ -224,7 +225,7 @@ def compile_evaluation(sums: Callable[..., PyTree], layout: Layout) -> Callable[
     return run
 
 
-def compile_rows(rows: Callable[..., PyTree], layout: Layout) -> Callable[..., PyTree]:
+def compile_rows(rows: Callable[..., PyTree], layout: DeviceLayout) -> Callable[..., PyTree]:
     """Run `rows(trainable, frozen, batch, step)`, whose leaves are [rows, ...], on batches of `place_batch`.
 
     What comes out is split as the batch is. `step` is the same for all.
@@ -242,7 +243,7 @@ def compile_rows(rows: Callable[..., PyTree], layout: Layout) -> Callable[..., P
     return run
 
 
-def fetch_rows(tree: PyTree, layout: Layout) -> PyTree:
+def fetch_rows(tree: PyTree, layout: DeviceLayout) -> PyTree:
     """This process's rows as numpy [rows, ...]: the inverse of `place_batch`."""
 
     def one(leaf: jax.Array) -> np.ndarray:
@@ -256,7 +257,7 @@ def fetch_rows(tree: PyTree, layout: Layout) -> PyTree:
     return jax.tree.map(one, tree)
 
 
-def check_rows(rows: int, accumulate: int, layout: Layout) -> None:
+def check_rows(rows: int, accumulate: int, layout: DeviceLayout) -> None:
     """Raise UserError where the rows of a step cannot be cut evenly over devices and micro-batches."""
     parts = layout.row_shards * accumulate
     if rows % parts:

@@ -26,7 +26,7 @@ from common.io.text import json_text
 from common.metrics.tokenize import language_of
 from common.models.qwen2 import SHARDING_RULES
 from common.training.optim import OptimConfig, make_optimizer
-from common.training.parallel import make_layout, place, place_batch
+from common.training.parallel import device_put_tree, make_device_layout, place_batch
 from common.training.step import init_state
 from deer_jax.config import RewardConfig
 from deer_jax.ditpo import Objective
@@ -90,10 +90,10 @@ def main(arguments: list[str]) -> None:
     prompts = padded(rows, bucket(max(map(len, rows))), left=True)
 
     # The steps.
-    layout = make_layout("jit")
+    layout = make_device_layout("jit")
     tx = make_optimizer(OptimConfig(learning_rate=chosen.rate, schedule="constant", warmup_ratio=0.0), chosen.steps)
     step = make_rl_step(policy, Objective(), tx, judge, base.tokenizer, layout, group=8)
-    state = place(init_state(trained.trainable, tx), layout, SHARDING_RULES)
+    state = device_put_tree(init_state(trained.trainable, tx), layout, SHARDING_RULES)
     before, curve, rng = scores(trained, test), [], jax.random.key(chosen.seed)
     for number, batch in enumerate(plan_studies(len(rows), chosen.rows, chosen.steps, chosen.seed), start=1):
         studies: Any = np.array([row[0] for row in batch.rows], np.int32)

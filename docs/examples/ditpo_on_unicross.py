@@ -33,7 +33,7 @@ from common.models.decoding import Prompts
 from common.phantoms.labels import label_report
 from common.training.losses import token_logprobs
 from common.training.optim import OptimConfig, make_optimizer
-from common.training.parallel import make_layout, place, place_batch
+from common.training.parallel import device_put_tree, make_device_layout, place_batch
 from common.training.step import init_state
 from common.types import PyTree
 from deer_jax.config import RewardConfig
@@ -184,10 +184,13 @@ def main(arguments: list[str]) -> None:
     function, strength = make_scores(RewardConfig(weights=chosen.weights), labeler, material.settings.stop_ids)
     judge = make_judge(references, labeler, function, strength)
     tx = make_optimizer(OptimConfig(learning_rate=chosen.rate, schedule="constant", warmup_ratio=0.0), chosen.steps)
-    layout = make_layout("jit")
+    layout = make_device_layout("jit")
     policy = unicross_policy(material.config, material.settings, material.tokenizer.bos_id)
     step = make_rl_step(policy, Objective(), tx, judge, material.tokenizer, layout, group=8)
-    state, frozen = place(init_state(material.trainable, tx), layout), place(material.frozen, layout)
+    state, frozen = (
+        device_put_tree(init_state(material.trainable, tx), layout),
+        device_put_tree(material.frozen, layout),
+    )
     before, curve, rng = scores(material, material.trainable), [], jax.random.key(chosen.seed)
     for number, batch in enumerate(plan_studies(len(studies), chosen.rows, chosen.steps, chosen.seed), start=1):
         rows: Any = np.array([row[0] for row in batch.rows], np.int32)

@@ -29,7 +29,15 @@ from common.models.lora import LoraConfig, init_lora
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config, init_params
 from common.training.flops import attended_pairs, forward_flops, sft_flops
 from common.training.optim import OptimConfig, make_optimizer
-from common.training.parallel import MeshConfig, check_rows, compile_step, make_layout, place, place_batch, shardings
+from common.training.parallel import (
+    MeshConfig,
+    check_rows,
+    compile_step,
+    device_put_tree,
+    make_device_layout,
+    place_batch,
+    shardings,
+)
 from common.training.sft import sft_loss
 from common.training.step import init_state, make_train_step
 from common.types import PyTree, TextBatch
@@ -266,14 +274,16 @@ def _in_turns(ours: Timed, theirs: dict[str, Timed], tokens: int, flops: float, 
 def make_update(shape: Shape) -> Callable[[TextBatch], None]:
     """A LoRA update on a batch of this shape, waiting until it is done; the state goes from one call to the next."""
     config = shape.config()
-    layout = make_layout("auto", MeshConfig(data=1, fsdp=-1))
+    layout = make_device_layout("auto", MeshConfig(data=1, fsdp=-1))
     check_rows(shape.rows, 1, layout)
 
     loss = functools.partial(sft_loss, config=config, lora=LORA, chunk=shape.loss_chunk)
     tx = make_optimizer(OptimConfig(), 1000)
     frozen = {"params": _random_params(config, layout)}
-    state = place(init_state(init_lora(frozen["params"], LORA, jax.random.key(1)), tx), layout, SHARDING_RULES)
-    rng = place(jax.random.key(2), layout)
+    state = device_put_tree(
+        init_state(init_lora(frozen["params"], LORA, jax.random.key(1)), tx), layout, SHARDING_RULES
+    )
+    rng = device_put_tree(jax.random.key(2), layout)
     step = compile_step(lambda axis: make_train_step(loss, tx, 1, axis), layout)
 
     def update(batch: TextBatch) -> None:
@@ -289,7 +299,7 @@ def _random_params(config: Qwen2Config, layout: Any = None) -> PyTree:
         return init_params(dataclasses.replace(config, attention="xla"), key)
 
     key = jax.random.key(0)
-    layout = layout or make_layout("jit")
+    layout = layout or make_device_layout("jit")
     return jax.jit(init, out_shardings=shardings(jax.eval_shape(init, key), layout, SHARDING_RULES))(key)
 
 

@@ -31,7 +31,7 @@ from common.models.lora import LoraConfig, init_lora
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config, init_params
 from common.training.flops import forward_flops, train_flops
 from common.training.optim import OptimConfig, make_optimizer
-from common.training.parallel import MeshConfig, check_rows, make_layout, place, place_batch, shardings
+from common.training.parallel import MeshConfig, check_rows, device_put_tree, make_device_layout, place_batch, shardings
 from common.training.step import init_state
 from launch.bench.labeler import labeler_cases
 from launch.bench.rollout import rollout_case
@@ -177,14 +177,14 @@ def make_step(shape: Shape, tokens: Int[np.ndarray, "B P"]) -> tuple[Timed, list
     from deer_jax.rl import StudyBatch, make_rl_step
 
     judge, tokenizer = make_host(shape)
-    layout = make_layout("auto", MeshConfig(data=1, fsdp=-1))
+    layout = make_device_layout("auto", MeshConfig(data=1, fsdp=-1))
     check_rows(shape.prompts, shape.accumulate, layout)
     tx = make_optimizer(OptimConfig(), 1000)
     init = functools.partial(init_params, dataclasses.replace(shape.config(), attention="xla"))
     key = jax.random.key(0)
     base = jax.jit(init, out_shardings=shardings(jax.eval_shape(init, key), layout, SHARDING_RULES))(key)
-    state = place(init_state(init_lora(base, LORA, jax.random.key(1)), tx), layout, SHARDING_RULES)
-    frozen, rng = {"params": base}, place(jax.random.key(2), layout)
+    state = device_put_tree(init_state(init_lora(base, LORA, jax.random.key(1)), tx), layout, SHARDING_RULES)
+    frozen, rng = {"params": base}, device_put_tree(jax.random.key(2), layout)
     arrays: tuple[Any, ...] = tokens, np.ones(tokens.shape, bool), np.arange(shape.prompts, dtype=np.int32)
     batch = StudyBatch(Prompts(*arrays[:2]), arrays[2])
     step = make_rl_step(

@@ -24,7 +24,7 @@ from common.errors import UserError
 from common.generation.generate import DecodeSettings, row_keys
 from common.models.clip import ClipConfig, init_params
 from common.training.optim import OptimConfig, make_optimizer
-from common.training.parallel import check_rows, compile_step, make_layout, place, place_batch
+from common.training.parallel import check_rows, compile_step, device_put_tree, make_device_layout, place_batch
 from common.training.step import init_state, make_train_step
 from common.types import PyTree
 from launch.bench.timing import Timed, about, against_goals, compared, in_turns, peak_bytes
@@ -157,11 +157,13 @@ def _compared(
 def make_training(shape: Shape, conditioning: Conditioning, trainable: PyTree, frozen: PyTree) -> tuple[Timed, float]:
     """`shape.updates` updates on one batch as a work, the state going from one call to the next; and their FLOPs."""
     config = shape.config(conditioning)
-    layout = make_layout()
+    layout = make_device_layout()
     check_rows(shape.rows, 1, layout)
     tx = make_optimizer(OptimConfig(), 1000)
-    frozen, rng = place(frozen, layout), place(jax.random.key(2), layout)
-    state = place(init_state(jax.tree.map(jnp.copy, trainable), tx), layout)  # a copy: the step takes the state over
+    frozen, rng = device_put_tree(frozen, layout), device_put_tree(jax.random.key(2), layout)
+    state = device_put_tree(
+        init_state(jax.tree.map(jnp.copy, trainable), tx), layout
+    )  # a copy: the step takes the state over
     batch = random_batch(shape)
 
     update = make_train_step(functools.partial(loss, config=config), tx)

@@ -61,7 +61,7 @@ BRACKET = re.compile(r"\s?[(（][^()（）]*[)）]")
 def restate(
     report: Report, place: int, status: MatchStatus, wording: Wording, rng: np.random.Generator
 ) -> Report | None:
-    """The report with its match number `place` in another status; None where no wording gives just that."""
+    """The report with its match number `device_put_tree` in another status; None where no wording gives just that."""
     match = report.matches[place]
     expected = Counter(mentions_of(report))
     expected[mentions_of(report)[place]] -= 1

@@ -19,7 +19,7 @@ from common.io.fingerprints import model_record
 from common.io.finite import check_finite, precision_remedy
 from common.models.qwen2 import SHARDING_RULES
 from common.models.qwen2_weights import config_from_directory, load_qwen2, max_positions, param_shapes
-from common.training.parallel import MeshConfig, make_layout, shardings
+from common.training.parallel import MeshConfig, make_device_layout, shardings
 from retsta_jax.standardize import BATCHES_AT_ONCE, MOST_POSITIONS, spread_rows
 
 BLANK_LINE = b"\n\n"
@@ -77,7 +77,7 @@ def local_peer(
     )
 
     def answer(prompts: Sequence[str], ids: Sequence[str]) -> Generator[Output]:
-        layout = make_layout("auto", mesh, jax.local_devices())
+        layout = make_device_layout("auto", mesh, jax.local_devices())
         where = shardings(param_shapes(config), layout, SHARDING_RULES)
         loaded, params = load_qwen2(directory, dtype=dtype, param_dtype=dtype, shardings=where)
         say_devices(layout.mesh.size)

@@ -20,7 +20,7 @@ from common.training.checkpoint import (
     save_latest,
 )
 from common.training.optim import OptimConfig
-from common.training.parallel import MeshConfig, make_layout, place
+from common.training.parallel import MeshConfig, device_put_tree, make_device_layout
 from common.training.step import init_state
 
 
@@ -39,11 +39,11 @@ RULES = [("w", ("fsdp", "tensor"))]
 
 
 def state(layout):
-    return place(init_state({"w": jnp.arange(32.0).reshape(4, 8)}, optax.adam(0.1)), layout, RULES)
+    return device_put_tree(init_state({"w": jnp.arange(32.0).reshape(4, 8)}, optax.adam(0.1)), layout, RULES)
 
 
 def test_a_state_saved_on_a_mesh_is_restored_on_one_device_and_back(tmp_path):
-    mesh, one = make_layout("mesh", MeshConfig(2, 2, 2)), make_layout("jit")
+    mesh, one = make_device_layout("mesh", MeshConfig(2, 2, 2)), make_device_layout("jit")
     saved = state(mesh)
     assert saved.trainable["w"].addressable_shards[0].data.shape == (2, 4)
     checkpoints = open_checkpoints(tmp_path, NOTE)
@@ -68,7 +68,7 @@ def test_the_latest_and_the_best_never_meet_at_one_barrier(tmp_path, monkeypatch
         return barriers[-1]
 
     monkeypatch.setattr(multihost, "unique_barrier_key", noted)
-    checkpoints, like = open_checkpoints(tmp_path, NOTE), state(make_layout("jit"))
+    checkpoints, like = open_checkpoints(tmp_path, NOTE), state(make_device_layout("jit"))
     barriers.clear()
     save_latest(checkpoints, like, {"next_index": 0})
     checkpoints.latest.wait_until_finished()
@@ -81,7 +81,7 @@ def test_the_latest_and_the_best_never_meet_at_one_barrier(tmp_path, monkeypatch
 
 
 def test_a_checkpoint_of_another_base_is_refused_by_name(tmp_path):
-    layout = make_layout("jit")
+    layout = make_device_layout("jit")
     checkpoints = open_checkpoints(tmp_path, NOTE)
     save_best(checkpoints, state(layout), 1.0)
     save_latest(checkpoints, state(layout), {"next_index": 0})
@@ -94,7 +94,7 @@ def test_a_checkpoint_of_another_base_is_refused_by_name(tmp_path):
 
 
 def test_a_checkpoint_of_another_config_is_refused_by_the_first_field_that_decides_the_weights(tmp_path):
-    like = state(make_layout("jit"))
+    like = state(make_device_layout("jit"))
     saved = open_checkpoints(tmp_path, NOTE, Config())
     save_best(saved, like, 1.0)
     save_latest(saved, like, {"next_index": 0})
@@ -111,7 +111,7 @@ def test_a_checkpoint_of_another_config_is_refused_by_the_first_field_that_decid
 
 
 def test_a_checkpoint_without_a_config_still_loads_but_not_in_another_shape(tmp_path):
-    like = state(make_layout("jit"))
+    like = state(make_device_layout("jit"))
     saved = open_checkpoints(tmp_path, NOTE)
     save_latest(saved, like, {"next_index": 0})
     saved.close()
@@ -124,7 +124,7 @@ def test_a_checkpoint_without_a_config_still_loads_but_not_in_another_shape(tmp_
 
 @pytest.mark.parametrize("damaged", ["trainable/d/*", "note/metadata", "metrics/metrics"])
 def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, damaged):
-    like = state(make_layout("jit"))
+    like = state(make_device_layout("jit"))
     saved = open_checkpoints(tmp_path, NOTE)
     save_best(saved, like, 1.0)
     saved.close()
@@ -135,10 +135,10 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, damaged):
 
 
 def test_a_full_disk_is_noticed_before_anything_more_is_written(tmp_path, monkeypatch):
-    layout = make_layout("jit")
+    layout = make_device_layout("jit")
     checkpoints = open_checkpoints(tmp_path, NOTE)
     save_latest(checkpoints, state(layout), {"next_index": 0})  # still being written when the disk is found full
-    later = state(layout).replace(step=place(jnp.int32(1), layout))
+    later = state(layout).replace(step=device_put_tree(jnp.int32(1), layout))
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(later)) + METADATA_BYTES
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
@@ -155,7 +155,7 @@ def test_a_full_disk_is_noticed_before_anything_more_is_written(tmp_path, monkey
 
 def test_nothing_saved_is_nothing_to_resume_and_an_error_to_use(tmp_path):
     checkpoints = open_checkpoints(tmp_path, NOTE)
-    assert restore_latest(checkpoints, state(make_layout("jit"))) is None
+    assert restore_latest(checkpoints, state(make_device_layout("jit"))) is None
     with pytest.raises(UserError, match="holds no checkpoint; train first"):
-        restore_trainable(checkpoints, state(make_layout("jit")).trainable)
+        restore_trainable(checkpoints, state(make_device_layout("jit")).trainable)
     checkpoints.close()

@@ -24,7 +24,7 @@ from common.generation.sampling import Sampling
 from common.models.decoding import Prompts
 from common.models.lora import scaled
 from common.models.qwen2 import SHARDING_RULES, Qwen2, bind, output_head
-from common.training.parallel import MeshConfig, make_layout, place
+from common.training.parallel import MeshConfig, device_put_tree, make_device_layout
 from tests import tiny
 
 LONGEST, NEW, GROUP = 9, 7, 3
@@ -128,10 +128,10 @@ def test_the_loop_over_stacked_layers_that_tpus_run_gives_the_same(monkeypatch):
 @pytest.mark.parametrize("sizes", [MeshConfig(data=2, fsdp=2, tensor=2)], ids=["data 2, fsdp 2, tensor 2"])
 def test_sharded_weights_give_the_same_tokens(sizes):
     _, result = sampled()
-    layout = make_layout("mesh", sizes)
+    layout = make_device_layout("mesh", sizes)
     settings = DecodeSettings(NEW, Sampling(0.8, top_p=0.9), group=GROUP, stop_ids=STOPS, forbidden_ids=FORBIDDEN)
     with layout.context():
-        placed = place(variables(), layout, SHARDING_RULES)
+        placed = device_put_tree(variables(), layout, SHARDING_RULES)
         again = make_generator(tiny.CONFIG, settings)(
             placed, padded(some_prompts(), LONGEST, left=True), row_keys(0, range(4))
         )

@@ -14,7 +14,7 @@ from common.io.safetensors import StoredTensor
 from common.models.families import unit_rows
 from common.models.qwen2 import SHARDING_RULES
 from common.models.qwen2_weights import config_from_directory, load_qwen2, max_positions, param_shapes
-from common.training.parallel import MeshConfig, make_layout, shardings
+from common.training.parallel import MeshConfig, make_device_layout, shardings
 
 LLAMA3 = {
     "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
@@ -204,7 +204,7 @@ def test_each_device_reads_its_part_of_a_joined_matrix(tmp_path):
         directory / "model.safetensors",
     )
     _, whole = load_qwen2(directory)
-    layout = make_layout("mesh", MeshConfig(data=1, fsdp=2, tensor=4))
+    layout = make_device_layout("mesh", MeshConfig(data=1, fsdp=2, tensor=4))
     targets = shardings(param_shapes(config_from_directory(directory)), layout, SHARDING_RULES)
     _, spread = load_qwen2(directory, shardings=targets)
     q_proj = spread["layers"]["self_attn"]["q_proj"]["kernel"]

@@ -13,7 +13,7 @@ import pytest
 from common.errors import UserError
 from common.training.checkpoint import open_checkpoints, restore_latest, restore_trainable
 from common.training.loop import MAX_SKIPPED_IN_A_ROW, train
-from common.training.parallel import compile_step, make_layout, place
+from common.training.parallel import compile_step, device_put_tree, make_device_layout
 from common.training.step import init_state, make_train_step
 from common.training.step_clock import StepClock
 from common.types import LossSum, TextBatch
@@ -58,17 +58,17 @@ def run(
     **more,
 ):
     """Train w by w -= 0.1 * (number of the batch) from 0, checkpoint and validation after each second step."""
-    layout = make_layout("jit")
+    layout = make_device_layout("jit")
     checkpoints = open_checkpoints(run_dir, NOTE)
     try:
         return train(
-            place(init_state({"w": jnp.zeros(3)}, TX), layout),
+            device_put_tree(init_state({"w": jnp.zeros(3)}, TX), layout),
             {},
             batches or Counted(bad),
             (wrap or (lambda step: step))(compile_step(lambda axis: make_train_step(loss, TX, 1, axis), layout)),
             run_dir=run_dir,
             total_steps=total,
-            rng=place(jax.random.key(0), layout),
+            rng=device_put_tree(jax.random.key(0), layout),
             layout=layout,
             checkpoints=checkpoints,
             schedule=optax.constant_schedule(0.1),
@@ -114,7 +114,9 @@ def test_an_update_that_is_not_finite_is_skipped_though_its_gradient_is():
 def test_too_many_in_a_row_are_fatal_and_leave_good_weights(tmp_path):
     with pytest.raises(UserError, match=rf"{MAX_SKIPPED_IN_A_ROW} updates in a row .* step 13"):
         run(tmp_path, bad=range(4, 50), total=40)
-    state, _ = read(tmp_path, restore_latest, place(init_state({"w": jnp.zeros(3)}, TX), make_layout("jit")))
+    state, _ = read(
+        tmp_path, restore_latest, device_put_tree(init_state({"w": jnp.zeros(3)}, TX), make_device_layout("jit"))
+    )
     assert int(state.step) == 12
     np.testing.assert_allclose(state.trainable["w"], -0.1 * (1 + 2 + 3), rtol=1e-6)
 

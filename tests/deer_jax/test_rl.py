@@ -19,7 +19,7 @@ from common.models.decoding import Prompts
 from common.training.checkpoint import open_checkpoints
 from common.training.loop import train
 from common.training.optim import OptimConfig, make_optimizer, make_schedule
-from common.training.parallel import MeshConfig, make_layout, place, place_batch
+from common.training.parallel import MeshConfig, device_put_tree, make_device_layout, place_batch
 from common.training.step import init_state
 from deer_jax.ditpo import Objective
 from deer_jax.policy import text_policy
@@ -55,10 +55,10 @@ def run(run_dir, steps: int, layout, *, scores="tfidf", reward=wanted_words, obj
     tx = make_optimizer(optim, steps)
     judge = make_judge(REFERENCES, None, score_function(scores, None, WORDS.stop_ids), 1.0, reward=reward)
     objective = objective or Objective()
-    trainable = place(tiny.params(), layout)
+    trainable = device_put_tree(tiny.params(), layout)
     step = make_rl_step(
         POLICY, objective, tx, judge, WORDS, layout, group=GROUP, updates=updates,
-        reference=place(tiny.params(), layout) if objective.kl else None,
+        reference=device_put_tree(tiny.params(), layout) if objective.kl else None,
     )  # fmt: skip
     rows = []
 
@@ -69,13 +69,13 @@ def run(run_dir, steps: int, layout, *, scores="tfidf", reward=wanted_words, obj
 
     checkpoints = open_checkpoints(run_dir, {"base": {"name": "tiny", "sha256": "0"}})
     state = train(
-        place(init_state(trainable, tx), layout),
+        device_put_tree(init_state(trainable, tx), layout),
         {},
         make_iterator(plan_studies(STUDIES, 8, steps, seed=0), to_batch),
         watched,
         run_dir=run_dir,
         total_steps=steps,
-        rng=place(jax.random.key(0), layout),
+        rng=device_put_tree(jax.random.key(0), layout),
         layout=layout,
         checkpoints=checkpoints,
         schedule=make_schedule(optim, steps),
@@ -89,7 +89,7 @@ def run(run_dir, steps: int, layout, *, scores="tfidf", reward=wanted_words, obj
 
 
 def test_a_toy_reward_is_learnt(tmp_path):
-    _, rows = run(tmp_path, 25, make_layout("jit"))
+    _, rows = run(tmp_path, 25, make_device_layout("jit"))
     assert abs(rows[0]["reward"] - 0.5) < 0.15  # 48 rollouts of random words
     assert np.mean([row["reward"] for row in rows[-3:]]) > 0.7
     assert {f"seconds/{name}" for name in ("rollout", "labels", "token_weights", "update", "host")} <= {*rows[0]}
@@ -101,13 +101,13 @@ def test_a_toy_reward_is_learnt(tmp_path):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Two steps on one device: the state, and the metrics."""
-    return run(tmp_path_factory.mktemp("alone"), 2, make_layout("jit"))
+    return run(tmp_path_factory.mktemp("alone"), 2, make_device_layout("jit"))
 
 
 @pytest.mark.parametrize("mode", ["pmap", "mesh"])
 def test_devices_change_neither_rollouts_nor_updates(alone, tmp_path, mode):
     one_device, first = alone
-    layout = make_layout(mode, MeshConfig(data=4, fsdp=2))
+    layout = make_device_layout(mode, MeshConfig(data=4, fsdp=2))
     several, second = run(tmp_path / mode, 2, layout)
     for one, other in zip(first, second, strict=True):
         for name in ("reward", "loss", "new_tokens", "tokens", "grad_norm", "unique_rewards"):
@@ -117,7 +117,7 @@ def test_devices_change_neither_rollouts_nor_updates(alone, tmp_path, mode):
 
 
 def test_an_interrupted_run_continues_bit_for_bit(tmp_path):
-    run(tmp_path / "whole", 5, make_layout("jit"))
+    run(tmp_path / "whole", 5, make_device_layout("jit"))
 
     class Killed(Exception):
         pass
@@ -130,15 +130,15 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path):
 
     killing.calls = 0
     with pytest.raises(Killed):
-        run(tmp_path / "cut", 5, make_layout("jit"), reward=killing)
-    run(tmp_path / "cut", 5, make_layout("jit"))
+        run(tmp_path / "cut", 5, make_device_layout("jit"), reward=killing)
+    run(tmp_path / "cut", 5, make_device_layout("jit"))
     whole, cut = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut"))
     assert b"weights_sha256" in whole
     assert whole == cut
 
 
 def test_several_updates_on_the_same_rollouts_move_away_from_the_policy_that_sampled(tmp_path):
-    state, rows = run(tmp_path, 2, make_layout("jit"), updates=3, objective=Objective(kl=0.1))
+    state, rows = run(tmp_path, 2, make_device_layout("jit"), updates=3, objective=Objective(kl=0.1))
     assert int(state.step) == 2
     assert rows[0]["log_prob_gap"] > 1e-3
     assert rows[0]["kl"] > 0
@@ -198,7 +198,7 @@ def test_a_reward_of_nan_and_empty_reports_do_no_harm(tmp_path):
     def odd(texts, references):
         return [float("nan") if number % 3 == 0 else len(text) for number, text in enumerate(texts)]
 
-    state, rows = run(tmp_path, 2, make_layout("jit"), reward=odd)
+    state, rows = run(tmp_path, 2, make_device_layout("jit"), reward=odd)
     assert rows[0]["rewards_not_finite"] == pytest.approx(1 / 3, abs=0.01)
     assert rows[-1]["skipped"] == 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trainable))
@@ -234,11 +234,11 @@ def test_rollouts_of_a_policy_that_overflows_name_their_study():
     settings = dataclasses.replace(SETTINGS, forbidden_ids=(LOUD,))
     policy = text_policy(dataclasses.replace(tiny.CONFIG, dtype="float16"), settings, chunk=8)
     judge = make_judge(REFERENCES, None, uniform_scores, 1.0, reward=wanted_words)
-    layout, tx = make_layout("jit"), make_optimizer(OptimConfig(), 1)
+    layout, tx = make_device_layout("jit"), make_optimizer(OptimConfig(), 1)
     step = make_rl_step(
         policy, Objective(), tx, judge, WORDS, layout, group=2, ids=[f"study-{number}" for number in range(STUDIES)]
     )  # fmt: skip
-    state = place(init_state(overflowing(tiny.params()), tx), layout)
+    state = device_put_tree(init_state(overflowing(tiny.params()), tx), layout)
     studies = np.array([3, LOUD - 10], np.int32)  # the second one's prompt begins with the token
     batch = to_batch(GlobalBatch(1, [[study] for study in studies], 2, 0))
     with pytest.raises(UserError, match=r"id 'study-7': the policy's logits in step 1 are not finite .* learning rate"):

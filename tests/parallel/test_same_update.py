@@ -8,7 +8,15 @@ import pytest
 from common.errors import UserError
 from common.models.qwen2 import SHARDING_RULES
 from common.training.optim import OptimConfig, make_optimizer
-from common.training.parallel import MeshConfig, check_rows, compile_step, gathered, make_layout, place, place_batch
+from common.training.parallel import (
+    MeshConfig,
+    check_rows,
+    compile_step,
+    device_put_tree,
+    gathered,
+    make_device_layout,
+    place_batch,
+)
 from common.training.step import init_state, make_train_step
 from tests import tiny
 
@@ -16,12 +24,12 @@ OPTIM = OptimConfig(learning_rate=1e-2, warmup_ratio=0.0, schedule="constant", w
 
 
 def run(mode, mesh: MeshConfig, accumulate: int, steps: int = 2):
-    layout = make_layout(mode, mesh)
+    layout = make_device_layout(mode, mesh)
     tx = make_optimizer(OPTIM, 10)
     base = tiny.params()
-    frozen = place(base, layout, SHARDING_RULES)
-    state = place(init_state(tiny.lora(base), tx), layout, SHARDING_RULES)
-    rng = place(jax.random.key(0), layout)
+    frozen = device_put_tree(base, layout, SHARDING_RULES)
+    state = device_put_tree(init_state(tiny.lora(base), tx), layout, SHARDING_RULES)
+    rng = device_put_tree(jax.random.key(0), layout)
     step = compile_step(lambda axis: make_train_step(tiny.lora_loss, tx, accumulate, axis), layout)
     rows = []
     for index in range(steps):
@@ -68,14 +76,14 @@ def test_mean_of_device_means_would_be_caught():
 
 
 def test_parameters_are_split_over_the_mesh():
-    layout = make_layout("mesh", MeshConfig(data=2, fsdp=2, tensor=2))
-    kernel = place(tiny.params(), layout, SHARDING_RULES)["layers"]["mlp"]["up_proj"]["kernel"]
+    layout = make_device_layout("mesh", MeshConfig(data=2, fsdp=2, tensor=2))
+    kernel = device_put_tree(tiny.params(), layout, SHARDING_RULES)["layers"]["mlp"]["up_proj"]["kernel"]
     shape = kernel.shape
     assert kernel.addressable_shards[0].data.shape == (shape[0], shape[1] // 2, shape[2] // 2)
 
 
 def test_a_non_finite_gradient_changes_nothing_and_is_counted():
-    layout = make_layout("pmap")
+    layout = make_device_layout("pmap")
     tx = make_optimizer(OPTIM, 10)
 
     def exploding(trainable, frozen, batch, rng):
@@ -86,10 +94,13 @@ def test_a_non_finite_gradient_changes_nothing_and_is_counted():
 
     base = tiny.params()
     before = jax.device_get(tiny.lora(base))
-    state = place(init_state(before, tx), layout)
+    state = device_put_tree(init_state(before, tx), layout)
     step = compile_step(lambda axis: make_train_step(exploding, tx, 1, axis), layout)
     state, metrics = step(
-        state, place(base, layout), place_batch(tiny.batch(64), layout), place(jax.random.key(0), layout)
+        state,
+        device_put_tree(base, layout),
+        place_batch(tiny.batch(64), layout),
+        device_put_tree(jax.random.key(0), layout),
     )
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.trainable), before)
     assert int(metrics["skipped"]) == int(metrics["skipped_in_a_row"]) == int(state.step) == 1
@@ -99,20 +110,20 @@ def test_a_non_finite_gradient_changes_nothing_and_is_counted():
 @pytest.mark.parametrize("mesh", [MeshConfig(data=3), MeshConfig(data=2, fsdp=2, tensor=1), MeshConfig(-1, -1)])
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(mesh):
     with pytest.raises(UserError, match="mesh: data="):
-        make_layout("mesh", mesh)
+        make_device_layout("mesh", mesh)
 
 
 def test_rows_that_do_not_split_evenly_are_refused():
-    layout = make_layout("mesh")
+    layout = make_device_layout("mesh")
     with pytest.raises(UserError, match="multiple of 16"):
         check_rows(24, 2, layout)
     check_rows(32, 2, layout)
 
 
 def test_weights_of_a_loop_are_gathered_over_fsdp_and_stay_split_over_tensor():
-    layout = make_layout("mesh", MeshConfig(data=1, fsdp=4, tensor=2))
+    layout = make_device_layout("mesh", MeshConfig(data=1, fsdp=4, tensor=2))
     base = tiny.params()
-    placed = place(base, layout, SHARDING_RULES)
+    placed = device_put_tree(base, layout, SHARDING_RULES)
     with jax.set_mesh(layout.mesh):
         read = jax.jit(lambda tree: gathered(tree, jnp.bfloat16, SHARDING_RULES))(placed)
     for before, after, whole in zip(*map(jax.tree.leaves, (placed, read, base)), strict=True):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.models.clip import init_params
-from common.training.parallel import compile_evaluation, make_layout, place, place_batch
+from common.training.parallel import compile_evaluation, device_put_tree, make_device_layout, place_batch
 from tests.unicross_jax.runs import arguments, log, make_clip, unicross
 from tests.unicross_jax.test_model import CAUSAL, CLIP
 from unicross_jax.model import ReportBatch, Studies, init_trainable, loss
@@ -41,11 +41,13 @@ def test_the_whole_model_has_the_same_loss_on_one_device_and_on_eight():
     sums = functools.partial(loss, config=CAUSAL)
     found = {}
     for mode in MODES:
-        layout = make_layout(mode)
+        layout = make_device_layout(mode)
         evaluate = compile_evaluation(
             lambda trainable, frozen, batch, _: sums(trainable, frozen, batch, None)[0], layout
         )
-        one = evaluate(place(trainable, layout), place(frozen, layout), place_batch(batch, layout), 0)
+        one = evaluate(
+            device_put_tree(trainable, layout), device_put_tree(frozen, layout), place_batch(batch, layout), 0
+        )
         found[mode] = [float(one.total), float(one.weight)]
     assert found["jit"][1] == weights.sum()
     assert found["pmap"] == pytest.approx(found["jit"], rel=1e-5)

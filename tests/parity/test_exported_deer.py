@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.io.safetensors import open_tensors
 from common.models.lora import LoraConfig, merge
 from common.models.peft import VISION_LANGUAGE, load_peft, save_peft
-from common.training.parallel import make_layout
+from common.training.parallel import make_device_layout
 from common.types import PyTree
 from deer_jax import make_assets
 from deer_jax.config import INSTRUCTION, ModelConfig, RolloutConfig, SftConfig
@@ -102,7 +102,7 @@ def exported(directory, run_dir, tuning, targets=TARGETS[0]) -> Run:
     frozen_dtype = {"BF16": "bfloat16", "F32": "float32"}[next(iter(open_tensors(directory).values())).dtype]
     model = ModelConfig(base=str(directory), tuning=tuning, frozen_dtype=frozen_dtype)
     config = SftConfig(model=model, lora=LoraConfig(rank=3, alpha=5.0, targets=targets))
-    layout = make_layout("jit")
+    layout = make_device_layout("jit")
     base = load_base(model, SIDE, INSTRUCTION, layout)
     trainable, frozen = initial_trees(config, base, layout)
     leaves, structure = jax.tree.flatten(trainable)
@@ -117,7 +117,7 @@ def exported(directory, run_dir, tuning, targets=TARGETS[0]) -> Run:
 @functools.cache
 def sampler(directory):
     """The likeliest tokens of a report of IMAGE, and their log-probabilities, by a model of the base's sizes."""
-    base = load_base(ModelConfig(base=str(directory)), SIDE, INSTRUCTION, make_layout("jit"))
+    base = load_base(ModelConfig(base=str(directory)), SIDE, INSTRUCTION, make_device_layout("jit"))
     settings = decode_settings(base, RolloutConfig(max_new_tokens=NEW, temperature=0))
     sample = jax.jit(vision_policy(base.config, base.layout, settings, LORA).sample, static_argnums=3)
     prompts = study_prompts([0], [(IMAGE,)], base.encoder, 1, prompt_length(base.encoder, 1))
@@ -242,7 +242,7 @@ def test_an_adapter_of_peft_is_read_here(base, tmp_path):
             if "lora_" in key:
                 torch.nn.init.normal_(parameter, std=0.1)
         models[name].save_pretrained(tmp_path / name)
-    loaded = load_base(ModelConfig(base=str(base)), SIDE, INSTRUCTION, make_layout("jit"))
+    loaded = load_base(ModelConfig(base=str(base)), SIDE, INSTRUCTION, make_device_layout("jit"))
     config, lora, language = load_peft(tmp_path / "language", loaded.params["language"], VISION_LANGUAGE)
     run = Run(SftConfig(), loaded, {}, {**loaded.params, "language": merge(language, lora, config)})
     assert_same_report(models["language"].eval(), base, sampler(base)(run.whole), run)

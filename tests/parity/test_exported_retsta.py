@@ -15,7 +15,7 @@ from common.data.tokenizers import load_tokenizer
 from common.models.peft import load_peft
 from common.models.qwen2 import Qwen2, output_head
 from common.models.qwen2_weights import load_qwen2
-from common.training.parallel import make_layout
+from common.training.parallel import make_device_layout
 from common.training.sft import model_variables
 from deer_jax.config import EMBEDDED_BASE as BYTE_LEVEL  # its tokenizer.json stands for a published one
 from retsta_jax.config import ModelConfig, RetstaConfig
@@ -55,7 +55,7 @@ def exported(directory, run_dir, tuning, targets=TARGETS[0]):
     stored = json.loads((directory / "config.json").read_text())["dtype"]
     config = RetstaConfig(model=ModelConfig(base=str(directory), tuning=tuning, dtype="float32", param_dtype=stored))
     config = dataclasses.replace(config, lora=dataclasses.replace(config.lora, rank=3, alpha=5.0, targets=targets))
-    layout = make_layout("jit")
+    layout = make_device_layout("jit")
     base = load_base(config, layout)
     trainable, frozen = initial_trees(config, base, layout)
     leaves, structure = jax.tree.flatten(trainable)

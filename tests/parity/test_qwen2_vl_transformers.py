@@ -38,7 +38,7 @@ from common.models.qwen2_vl_weights import (
     save_qwen2_vl,
 )
 from common.training.losses import token_logprobs
-from common.training.parallel import MeshConfig, make_layout, place_batch, shardings
+from common.training.parallel import MeshConfig, make_device_layout, place_batch, shardings
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -337,7 +337,7 @@ def test_straight_into_a_mesh(published):
     """Each shard of the weights is read on its own; the sharded program gives the numbers of one device."""
     _, directory = published
     config, params = load_qwen2_vl(directory)
-    layout = make_layout("mesh", MeshConfig(data=2, fsdp=2, tensor=2))
+    layout = make_device_layout("mesh", MeshConfig(data=2, fsdp=2, tensor=2))
     placed = shardings(param_shapes(config), layout, SHARDING_RULES)
     _, sharded = load_qwen2_vl(directory, shardings=placed)
     assert jax.tree.map(lambda leaf: leaf.sharding, sharded) == placed

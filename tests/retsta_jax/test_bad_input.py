@@ -15,7 +15,7 @@ from common.config import claim_run_directory
 from common.data.records import ReportPair
 from common.data.tokenizers import load_tokenizer
 from common.errors import UserError
-from common.training.parallel import make_layout
+from common.training.parallel import make_device_layout
 from retsta_jax.config import PRESETS, RetstaConfig
 from retsta_jax.evaluate import usable
 from retsta_jax.reports import read_reports
@@ -317,7 +317,7 @@ def test_a_report_too_long_for_the_model_is_refused_by_id_and_left_out_of_an_eva
     published = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**published, "max_position_embeddings": 300}))
     config = RetstaConfig(instruction="Standardize", max_new_tokens=8)
-    trained = Trained(config, Base(base, SIZES, {}, load_tokenizer(base)), {}, {}, 0, make_layout("jit"))
+    trained = Trained(config, Base(base, SIZES, {}, load_tokenizer(base)), {}, {}, 0, make_device_layout("jit"))
     with pytest.raises(UserError, match=r"in.jsonl: report 'long': longer than 292 tokens .* leave it out"):
         check_usable(trained, [("s", "drusen"), ("long", "xyz " * 400)], "in.jsonl")
     pairs = [ReportPair("s", "drusen", "x"), ReportPair("long", "xyz " * 400, "x"), ReportPair("none", "\u200b", "x")]

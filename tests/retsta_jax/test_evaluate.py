@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.io.jsonl import write_rows
 from common.io.numbers import rounded
 from common.metrics.tokenize import language_of
-from common.training.parallel import make_layout
+from common.training.parallel import make_device_layout
 from retsta_jax.config import ModelConfig, RetstaConfig
 from retsta_jax.corpus.pairs import make_splits
 from retsta_jax.evaluate import CONSTANT, NEAREST, baselines, prediction_rows, score, statements
@@ -39,9 +39,9 @@ def test_a_model_that_overflows_names_the_report(material):
     config = RetstaConfig(
         model=ModelConfig(base=str(material.base), dtype="float32", param_dtype="float32"), max_new_tokens=2
     )
-    base = load_base(config, make_layout("jit"))
+    base = load_base(config, make_device_layout("jit"))
     params = base.params | {"norm": {"scale": base.params["norm"]["scale"] * 3e38}}
-    trained = Trained(config, base._replace(params=params), {}, {}, 0, make_layout("jit"))
+    trained = Trained(config, base._replace(params=params), {}, {}, 0, make_device_layout("jit"))
     with pytest.raises(UserError, match=r"^id 'x': the model's logits are not finite .* computed in float32"):
         list(standardize(trained, trained.untrained, ["OD: few drusen.", "no"], ids=["x", "y"]))
 
@@ -69,7 +69,7 @@ def test_a_standard_report_has_the_white_space_of_training_targets_wherever_it_i
     monkeypatch.setattr(module, "prompt_tokens", lambda *_: [1])
     tokenizer = SimpleNamespace(stop_ids=(), vocab_size=2, decode=lambda ids: "\n\n Opacity/lung \n\nEdema 2.5\n")
     base: Any = SimpleNamespace(tokenizer=tokenizer, config=SimpleNamespace(vocab_size=2, dtype="float32"))
-    trained = module.Trained(RetstaConfig(), base, {}, {}, 0, make_layout("jit"))
+    trained = module.Trained(RetstaConfig(), base, {}, {}, 0, make_device_layout("jit"))
     (result,) = module.standardize(trained, {}, ["x"])
     assert result.text == "Opacity/lung\nEdema 2.5"
     (row,) = prediction_rows([result.text], [CODES], codes=True)
