@@ -1,8 +1,8 @@
 """The one way in which this project reads text, JSON and CSV, and writes JSON.
 
 Text is UTF-8 with or without a byte order mark and with any line ends; JSON is what the standard says, so NaN and
-infinity are neither read nor written; sizes and depths are bounded. Whatever is wrong is one UserError that names the
-file.
+infinity are neither read nor written, and no key is there twice in an object; sizes and depths are bounded. Whatever is
+wrong is one UserError that names the file.
 """
 
 import csv
@@ -11,6 +11,7 @@ import io
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -50,7 +51,7 @@ def read_text(path: str | Path, expected: str = "a text file", limit: int = MOST
 
 
 def parse_json(content: str | bytes, where: str | Path, expected: str = "JSON") -> Any:
-    """The value of a JSON text. Raises UserError, also for NaN, infinity and numbers too large for a float."""
+    """The value of a JSON text. Raises UserError, also for NaN, infinity, too large a number, and a key there twice."""
     text = decode_text(content, where) if isinstance(content, bytes) else content.lstrip(_MARK)
     try:
         value = _DECODER.decode(text)
@@ -111,7 +112,7 @@ def csv_rows(
     """(line number, values without white space around them) of each row of a CSV file, its header first.
 
     A gzipped file is unpacked; blank lines are skipped. Raises UserError for a file that is not whole, another
-    encoding, or a row that has more or fewer values than the header, with the remedy for that.
+    encoding, and with the remedy for what is no CSV, or a row that has more or fewer values than the header.
     """
     csv.field_size_limit(LONGEST_LINE)
     width = 0
@@ -135,7 +136,7 @@ def csv_rows(
                     raise UserError(f"{path}, line {rows.line_num}: too {amount} columns; {remedy}")
                 yield rows.line_num, values
     except csv.Error as error:
-        raise UserError(f"{path}: not CSV ({error} on line {rows.line_num}); fetch it again") from error
+        raise UserError(f"{path}: not CSV ({error} on line {rows.line_num}); {remedy}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole CSV file ({reason(error)}); fetch it again") from error
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL
@@ -156,13 +157,12 @@ def _lines(stream: BinaryIO | gzip.GzipFile, path: str | Path) -> Iterator[str]:
                 raise UserError(
                     f"{path}, line {number}: longer than {LONGEST_LINE:,} characters; is it the right file?"
                 )
-            if number == 1:
-                line = line.lstrip(_MARK)
-                if "\0" in line:
-                    raise UserError(
-                        f"{path}, line 1: holds a NUL character, as UTF-16 does; remove it, or save the file as UTF-8"
-                    )
-            yield line
+            if "\0" in line:
+                raise UserError(
+                    f"{path}, line {number}: holds a NUL character, as UTF-16 does; remove it, or save the file as "
+                    "UTF-8"
+                )
+            yield line.lstrip(_MARK) if number == 1 else line
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8, after line {number}; save the file as UTF-8") from error
 
@@ -176,6 +176,14 @@ def _is_deeper(value: Any, levels: int) -> bool:
             return False
         level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
     return True
+
+
+def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(items)
+    if len(found) < len(items):
+        [(twice, _)] = Counter(name for name, _ in items).most_common(1)
+        raise ValueError(f"the key {printable(repr(twice))} is there twice in an object")
+    return found
 
 
 def _not_json(constant: str) -> NoReturn:
@@ -195,4 +203,4 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-_DECODER = json.JSONDecoder(parse_constant=_not_json, parse_float=_finite, parse_int=_whole)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_not_json, parse_float=_finite, parse_int=_whole)

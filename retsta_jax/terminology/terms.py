@@ -124,11 +124,16 @@ class Table(NamedTuple):
 def read_table(path: str | Path) -> Table:
     """The terms of a CSV, TSV or JSON file. Raises UserError for a file that is no table of terms."""
     problems: list[str] = []
-    rows = list(_json_rows(path) if Path(path).suffix == ".json" else _csv_rows(path))
+    rows = list(_json_rows(path) if Path(path).suffix.lower() == ".json" else _csv_rows(path))
+    if not rows:
+        raise UserError(f"{path}: holds no term; expected a header line and one term a line, or a list of objects")
     found = dict.fromkeys(name for _, row in rows for name in row)
     languages = tuple(language for language in LANGUAGES if language in found)
     if not languages:
-        raise UserError(f"{path}: neither a column zh nor en; expected names of terms in at least one of them")
+        raise UserError(
+            f"{path}: neither a column zh nor en, but {printable(', '.join(found))}; expected names of terms in at "
+            "least one of them, with commas between columns (CSV) or tabs (TSV)"
+        )
     terms = tuple(_term(row, line, problems) for line, row in rows)
     return Table(terms, languages, problems, [name for name in found if name not in COLUMNS])
 
@@ -140,9 +145,8 @@ def normal_form(text: str) -> str:
 
 
 def _csv_rows(path: str | Path) -> Iterator[tuple[int, dict[str, str]]]:
-    rows = csv_rows(
-        path, "\t" if Path(path).suffix == ".tsv" else ",", "give every row a value for each, or an empty one"
-    )
+    remedy = "give every row a value for each column, or an empty one, and quotation marks at both ends of a value"
+    rows = csv_rows(path, "\t" if Path(path).suffix.lower() == ".tsv" else ",", remedy)
     _, header = next(rows, (0, []))
     header = [name.strip().lower() for name in header]
     if repeated := [name for name in header if header.count(name) > 1]:
@@ -160,7 +164,10 @@ def _json_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: expected {expected}")
     for number, row in enumerate(rows, start=1):
-        yield number, {str(name).strip().lower(): value for name, value in row.items()}
+        columns = {name.strip().lower(): value for name, value in row.items()}
+        if len(columns) < len(row):
+            raise UserError(f"{path}: term {number} has a column twice, in small letters and in capitals; keep one")
+        yield number, columns
 
 
 def _term(row: Mapping[str, Any], line: int, problems: list[str]) -> Term:
@@ -196,11 +203,14 @@ def _term(row: Mapping[str, Any], line: int, problems: list[str]) -> Term:
     if not (frequency.isascii() and frequency.isdecimal()) or len(frequency) > 6:
         problem(f"frequency {printable(repr(frequency))}: expected a whole number from 0")
         frequency = "0"
+    kind = text("kind").lower()
+    if kind and kind not in KINDS:
+        problem(f"kind {printable(repr(kind))} is unknown; expected {', '.join(KINDS)}, or nothing")
     id_ = text("id") or normal_form(text("en") or text("zh")).replace(" ", "_")
     names = {f"{name}_{language}": items(f"{name}_{language}") for name in NAMES for language in LANGUAGES}
     return Term(
         id=id_,
-        kind=text("kind"),
+        kind=kind,
         broader=text("broader").removeprefix("-"),
         zh=text("zh"),
         en=text("en"),

@@ -57,8 +57,9 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
         (b'{"id": 1e999}', "the number 1e999 is too large"),
         (b'{"id": ' + b"1" * 10_000 + b"}", "is too large"),
         (b'{"id": "a"', "not JSON"),
+        (b'{"id": "a", "x": [{"b": 1, "b": 2}]}', "the key 'b' is there twice"),
     ],
-    ids=["objects", "arrays", "latin-1", "utf-16", "unmarked", "nan", "infinite", "digits", "cut"],
+    ids=["objects", "arrays", "latin-1", "utf-16", "unmarked", "nan", "infinite", "digits", "cut", "twice"],
 )
 @pytest.mark.parametrize("reader", READERS)
 def test_what_is_not_utf8_json_is_one_short_line(tmp_path, reader, content, message):

@@ -42,6 +42,8 @@ def test_the_shipped_terminology_is_sound(capsys):
         ("c,sign,,渗出,exudate,,,,H3\n", "icd10 'H3' does not have the form"),
         ("c,sign,,渗出,exudate,,,X,\n", "abbreviations_en 'X' is one letter"),
         ("c,sign,,渗出,...,,,,\n", "has neither letter nor digit"),
+        ("c,Sign,,渗出,exudate,,,,\n", None),
+        ("c,severty,,重度,severe,,,,\n", "kind 'severty' is unknown; expected normal, diagnosis"),
         ("c,sign,,渗出,exudate,,x||y,,\n", "synonyms_en holds an empty entry"),
     ],
 )
@@ -66,14 +68,14 @@ def test_an_abbreviation_with_two_meanings_is_an_error(tmp_path):
 
 def test_every_format_and_few_columns_will_do(tmp_path, capsys):
     rows = [{"id": "a", "en": "pleural effusion", "synonyms_en": ["effusion"]}, {"en": "Pneumothorax"}]
-    (tmp_path / "terms.json").write_text(json.dumps(rows), encoding="utf-8")
-    (tmp_path / "terms.tsv").write_text("en\tsynonyms_en\tnote\npleural effusion\teffusion\tx\nPneumothorax\t\ty\n")
-    as_json, as_tsv = (read_table(tmp_path / f"terms.{name}") for name in ("json", "tsv"))
+    (tmp_path / "terms.JSON").write_text(json.dumps(rows), encoding="utf-8")
+    (tmp_path / "terms.Tsv").write_text("en\tsynonyms_en\tnote\npleural effusion\teffusion\tx\nPneumothorax\t\ty\n")
+    as_json, as_tsv = (read_table(tmp_path / f"terms.{name}") for name in ("JSON", "Tsv"))
     assert as_json.languages == as_tsv.languages == ("en",)
     assert [term.en for term in as_json.terms] == [term.en for term in as_tsv.terms]
     assert [term.id for term in as_tsv.terms] == ["pleural_effusion", "pneumothorax"]
     assert as_tsv.ignored == ["note"]
-    assert dispatch(["terminology", "check", str(tmp_path / "terms.json")]) == 0
+    assert dispatch(["terminology", "check", str(tmp_path / "terms.JSON")]) == 0
     assert json.loads(capsys.readouterr().out)["terms"] == 2
 
 
@@ -81,7 +83,14 @@ def test_every_format_and_few_columns_will_do(tmp_path, capsys):
     ("name", "content", "expected"),
     [
         ("terms.csv", "", "is empty"),
-        ("terms.csv", "id,name\na,b\n", "neither a column zh nor en"),
+        ("terms.csv", "id,name\na,b\n", "neither a column zh nor en, but id, name"),
+        ("terms.csv", "id;en\na;b\n", r"but id;en; expected .* with commas between columns \(CSV\) or tabs \(TSV\)"),
+        ("terms.csv", "id,en\n", "holds no term"),
+        ("terms.csv", "id,en\na,b\0c\n", "line 2: holds a NUL character"),
+        ("terms.csv", 'id,en\na,"b\n', "not CSV .* quotation marks at both ends"),
+        ("terms.json", "[]", "holds no term"),
+        ("terms.JSON", '[{"en": "a b", "EN": "c d"}]', "term 1 has a column twice"),
+        ("terms.json", '[{"en": "a b", "en": "c d"}]', "the key 'en' is there twice"),
         ("terms.csv", "id,en,en\na,b,c\n", "column en is there 2 times"),
         ("terms.csv", "id,en\na\n", "too few columns"),
         ("terms.json", "{", "not JSON"),
