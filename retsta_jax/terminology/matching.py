@@ -302,6 +302,8 @@ def _is_behind(tokens: Sequence[Token], index: int, masked: str, follow: bool) -
         return masked[token.end : token.end + 1] in (")", "]")
     if follow or _OF.search(masked[: token.start]):
         return True
+    if _has_colon(token, masked) and _is_labelled(tokens[:index]):  # "R: DR L: nil"
+        return False
     begins = index == 0 or tokens[index - 1].kind in ("stop", "comma", "list")
     ahead = next((other.kind for other in tokens[index + 1 :] if other.kind in ("term", "stop", *EYE_OF)), "stop")
     return not begins and ahead != "term"
@@ -310,7 +312,17 @@ def _is_behind(tokens: Sequence[Token], index: int, masked: str, follow: bool) -
 def _begins(tokens: Sequence[Token], label: Token, masked: str) -> bool:
     """Whether a label opens a sentence, or a colon follows it."""
     before = [token.kind for token in tokens if token.end <= label.start]
-    return not before or before[-1] == "stop" or masked[label.end : label.end + 2].lstrip()[:1] == ":"
+    return not before or before[-1] == "stop" or _has_colon(label, masked)
+
+
+def _is_labelled(tokens: Sequence[Token]) -> bool:
+    """Whether an eye is named in the sentence at whose end these tokens stop."""
+    last = next((token.kind for token in reversed(tokens) if token.kind in ("stop", *EYE_OF)), "stop")
+    return last != "stop"
+
+
+def _has_colon(label: Token, masked: str) -> bool:
+    return masked[label.end : label.end + 2].lstrip()[:1] == ":"
 
 
 def _in_brackets(token: Token, masked: str) -> bool:

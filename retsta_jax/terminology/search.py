@@ -4,7 +4,9 @@ A name is found in either spelling of English, in singular and plural, and with 
 method; a form that two terms could have is none.
 """
 
+import bisect
 import functools
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -12,11 +14,12 @@ from typing import NamedTuple
 from ahocorasick_rs import AhoCorasick, MatchKind
 
 from common.data.records import Language
-from retsta_jax.terminology.cues import EYE
+from retsta_jax.terminology.cues import EYE, FILLER_WORDS, STOP, TERM, TOKENS
 from retsta_jax.terminology.terms import Term, Terminology
 from retsta_jax.terminology.typos import misspellings
 
-# Abbreviations that are words of English or titles as well: only in capitals, in a text that has small letters too.
+# Abbreviations that are words of English or titles as well: only in capitals, and in a text without small letters only
+# where no unknown word is near.
 ENGLISH_WORDS = "am an as at be by do dr go he if in is it ma me mo no of on or pa pm so st to up us we"
 WORDS = frozenset(ENGLISH_WORDS.split())
 SPELLINGS = (
@@ -31,6 +34,8 @@ SPELLINGS = (
     ("isation", "ization"),
     ("ised", "ized"),
 )  # British and American
+ITEM = re.compile(r"(?<![^\n])\s*\d{1,2}[.)]")  # the number of an item of a list
+PART_END = re.compile(rf"(?!(?<=\bdr)\.)(?:{STOP})|[,、]")  # not the stop of "Dr. Smith"
 SHORTEST_PLURAL = 5  # letters of a name that may stand in the plural
 
 
@@ -89,21 +94,22 @@ def mentions(text: str, folded: Folded, terminology: Terminology, language: Lang
     A place or a degree gives way to a finding that begins within it: 后极部 | 视网膜下积液, not 后极部视网膜 | 下积液.
     """
     automaton = _automaton(terminology, language)
-    in_capitals = not any(character.islower() for character in text) and language == "en"
+    whole = [
+        (start, end, automaton.terms[index], automaton.capitals[index])
+        for index, start, end in automaton.search.find_matches_as_indexes(folded.text, overlapping=True)
+        if _is_whole(folded.text, start, end)
+    ]
+    if language == "en" and not any(map(str.islower, text)):
+        is_abbreviation = _among_known_words(folded.text, whole)
+    else:
 
-    def is_whole(start: int, end: int) -> bool:
-        """Whether no letter of the same word stands before or behind."""
-        left = start > 0 and _is_latin(folded.text[start - 1]) and _is_latin(folded.text[start])
-        right = end < len(folded.text) and _is_latin(folded.text[end]) and _is_latin(folded.text[end - 1])
-        return not left and not right
-
-    def is_abbreviation(start: int, end: int) -> bool:
-        return not in_capitals and text[folded.origin[start] : folded.origin[end - 1] + 1].isupper()
+        def is_abbreviation(start: int, end: int) -> bool:
+            return text[folded.origin[start] : folded.origin[end - 1] + 1].isupper()
 
     found: list[tuple[int, int, int, Term | None]] = [
-        (start - end, start, end, automaton.terms[index])
-        for index, start, end in automaton.search.find_matches_as_indexes(folded.text, overlapping=True)
-        if is_whole(start, end) and (not automaton.capitals[index] or is_abbreviation(start, end))
+        (start - end, start, end, term)
+        for start, end, term, needs_capitals in whole
+        if not needs_capitals or is_abbreviation(start, end)
     ]
     findings = [(start, end) for _, start, end, term in found if term is not None and term.states]
     for match in EYE.finditer(folded.text):  # 右眼底 is an eye, not 右 and the fundus
@@ -117,6 +123,35 @@ def mentions(text: str, folded: Folded, terminology: Terminology, language: Lang
             if term is not None:
                 chosen.append(Mention(start, end, term))
     yield from sorted(chosen, key=lambda one: one.start)
+
+
+def _among_known_words(text: str, whole: Iterable[tuple[int, int, Term, bool]]) -> Callable[[int, int], bool]:
+    """Whether what stands around an abbreviation in a text of capitals has no word but names of terms and cues.
+
+    There "OD: HE, NO ME" has two findings, and "HE TOLD ME" none.
+    """
+    masked = list(text)
+    for start, end, term, needs_capitals in whole:
+        if term.states or not needs_capitals:
+            masked[start:end] = TERM * (end - start)
+    known = "".join(masked)
+    for pattern in (TOKENS, FILLER_WORDS, ITEM):
+        known = pattern.sub(lambda match: " " * len(match[0]), known)
+    breaks = [0, *(match.end() for match in PART_END.finditer(text)), len(text)]
+
+    def is_abbreviation(start: int, end: int) -> bool:
+        place = bisect.bisect_right(breaks, start)
+        part = known[breaks[place - 1] : breaks[place]]
+        return TERM in known[start:end] and not any(map(str.isalnum, part))
+
+    return is_abbreviation
+
+
+def _is_whole(text: str, start: int, end: int) -> bool:
+    """Whether no letter of the same word stands before or behind."""
+    left = start > 0 and _is_latin(text[start - 1]) and _is_latin(text[start])
+    right = end < len(text) and _is_latin(text[end]) and _is_latin(text[end - 1])
+    return not left and not right
 
 
 def _is_latin(character: str) -> bool:

@@ -102,10 +102,19 @@ def read(text):
         ("Drusen. OD: macular hole. Epiretinal membrane. OS: normal fundus", "+DR +MHR +EMR +NOL"),
         ("macular hole, ?retinal detachment RE", "+MHR ?RDR"),
         ("there may be drusen", "?DR"),
+        ("R: drusen L: nil", "+DRR"),
+        ("右:玻璃膜疣 左:无", "+DRR"),
+        ("OD: macular hole. Drusen OS: small.", "+MHR +DRL"),
         # Names: either spelling, a slip, another width, the longest.
         ("ＯＤ：Macular Edema", "+MER"),
         ("retinal hemorhage", "+HB"),
         ("the patient told me", ""),
+        # Capitals alone: an abbreviation that is a word of English counts where no unknown word is near.
+        ("OD: HE, ME?\nOS: NO ME.", "+HER ?MER -MEL"),
+        ("ME", "+ME"),
+        ("ＲＥ：ＭＥ（－）", "-MER"),
+        ("THERE IS HE, VA 20/40", "+HE"),
+        ("HE TOLD ME ABOUT DRUSEN. NO ME.", "+DR -ME"),
         ("Reported by Dr XXXX", ""),
     ],
 )
