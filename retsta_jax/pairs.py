@@ -8,7 +8,8 @@ from common.data.cleaning import clean_report
 from common.data.records import Language, Quarantine, ReportPair
 from common.errors import UserError
 from common.io.jsonl import read_rows
-from common.metrics.tokenize import language_of
+from common.io.terminal import printable
+from retsta_jax.reports import pair_language
 
 PAIR = {
     "id": str | int,
@@ -28,10 +29,14 @@ def read_pairs(file: Path, quarantine: Quarantine) -> list[ReportPair]:
 
 def pairs_of(rows: Iterable[Mapping[str, Any]], file: Path, quarantine: Quarantine) -> list[ReportPair]:
     """`read_pairs` of rows that were read from `file`."""
-    pairs = []
+    pairs: list[ReportPair] = []
+    ids: set[str] = set()
     for row in rows:
         id_ = str(row["id"])
-        language = row.get("language", language_of(row["source"]))
+        if id_ in ids:
+            raise UserError(f"{file}: id {printable(id_)} is there as a number and as text; ids must differ")
+        ids.add(id_)
+        language = row.get("language", pair_language(row["source"], row["target"]))
         if language not in get_args(Language):
             raise UserError(f"{file}: row {row['id']}: language is {language!r}, expected en or zh")
         source, target = clean_report(row["source"]), clean_report(row["target"])

@@ -1,11 +1,22 @@
 """Free-text reports from a file or standard input."""
 
+import re
+
 from common.data.cleaning import clean_report
+from common.data.records import Language
 from common.errors import UserError
 from common.io.inputs import read_bytes, read_standard_input
 from common.io.jsonl import check_row
 from common.io.terminal import printable
 from common.io.text import decode_text, parse_json
+from common.metrics.tokenize import language_of
+
+TABLES = (".csv", ".tsv", ".xls", ".xlsx", ".ods")  # names of files that hold no report as a line
+
+# What tells the language of a text: Chinese, small letters, a long word, or a short one of English.
+WORD = re.compile(
+    r"[㐀-鿿]|[a-z]{2,}|[A-Z]{6,}|\b(?:AND|ARE|AT|EYES?|FOR|HAS|IN|IS|LEFT|NIL|NO|NOT|OF|OR|RIGHT|THE|WITH)\b"
+)
 
 
 def read_reports(source: str) -> list[tuple[str | int, str]]:
@@ -14,24 +25,35 @@ def read_reports(source: str) -> list[tuple[str | int, str]]:
     JSONL where the name or the first line that is not blank says so, else text. Raises UserError naming the line of
     what is wrong.
     """
+    if source.lower().endswith(TABLES):
+        raise UserError(
+            f"{source}: is a table; expected reports, one a line in a text file, or JSONL rows with id and report"
+        )
     name = "standard input" if source == "-" else source
     expected = "reports, one a line, or JSONL rows with id and report"
     text = decode_text(read_standard_input(expected) if source == "-" else read_bytes(source, expected), name)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
         raise UserError(f"{name}: holds no report; expected one a line, or JSONL rows with id and report")
-    as_rows = source.endswith(".jsonl") or lines[0][1].lstrip().startswith("{")
-    reports: dict[str | int, tuple[int, str]] = {}  # id -> line number and report
+    as_rows = source.lower().endswith((".jsonl", ".json")) or lines[0][1].lstrip().startswith(("{", "[{"))
+    reports: list[tuple[str | int, str]] = []
+    line_of_id: dict[str, int] = {}  # 1 and "1" are one id
     for number, line in lines:
         id_, report = _row(line, f"{name}, line {number}") if as_rows else (number, line)
-        if id_ in reports:
+        if line_of_id.setdefault(str(id_), number) != number:
             raise UserError(
-                f"{name}, line {number}: id {printable(repr(id_))} duplicates line {reports[id_][0]}; ids must differ"
+                f"{name}, line {number}: id {printable(repr(id_))} duplicates line {line_of_id[str(id_)]}; ids must "
+                "differ"
             )
         if not clean_report(report):
             raise UserError(f"{name}, line {number}: report {id_!r} has no text; leave it out")
-        reports[id_] = number, report
-    return [(id_, report) for id_, (_, report) in reports.items()]
+        reports.append((id_, report))
+    return reports
+
+
+def pair_language(report: str, standard: str) -> Language:
+    """The language of a report and its standard form: of abbreviations alone ("OD: DR"), the standard form says it."""
+    return language_of(report if WORD.search(report) else f"{report} {standard}")
 
 
 def _row(line: str, where: str) -> tuple[str | int, str]:

@@ -26,11 +26,10 @@ from common.io.locks import locked_by_first, locked_file
 from common.io.resumable import claim_output, row_writer, rows_done
 from common.io.safetensors import write_json
 from common.io.terminal import say
-from common.metrics.tokenize import language_of
 from common.training.parallel import MeshConfig
 from retsta_jax.labelling.duplicates import Duplicate, DuplicateConfig, deduplicate
 from retsta_jax.labelling.filters import Judge, Judgement
-from retsta_jax.reports import read_reports
+from retsta_jax.reports import pair_language, read_reports
 from retsta_jax.standardize import (
     Standardized,
     Trained,
@@ -161,7 +160,7 @@ def apply_rules(
     """The pairs of reports with their labelled rows that keep all rules, and the others."""
     kept, rejected = [], []
     for (id_, report), row in zip(reports, rows, strict=True):
-        pair = ReportPair(str(id_), clean_report(report), row["standard"], language_of(report))
+        pair = ReportPair(str(id_), clean_report(report), row["standard"], pair_language(report, row["standard"]))
         judgement = judge.judge(pair, row["complete"])
         if broken := [name for name in judgement.broken if name not in skipped]:
             rejected.append(Rejected(id_, broken, pair))

@@ -7,11 +7,14 @@ from pathlib import Path
 import jax
 import pytest
 
+from common.data.records import Quarantine
+from common.errors import UserError
 from common.io.jsonl import read_rows
 from retsta_jax.corpus.pairs import make_pairs
 from retsta_jax.labelling.duplicates import DuplicateConfig
 from retsta_jax.labelling.filters import judge_by_terms
 from retsta_jax.labelling.label import apply_rules, remove_duplicates
+from retsta_jax.pairs import read_pairs
 from retsta_jax.terminology.check import load_terminology
 from tests.runs import Material, retsta
 
@@ -92,6 +95,33 @@ def test_every_report_is_kept_or_has_a_reason(tmp_path):
     assert left_out["copy"]["kind"] == "exact"
     assert funnel.kept == len(stay) > 270
     assert funnel.reports == sum(funnel.rejected.values()) + sum(funnel.duplicates.values()) + funnel.kept
+
+
+@pytest.mark.parametrize(
+    ("report", "standard", "language"),
+    [
+        ("OD: DR", "右眼：糖尿病视网膜病变。", "zh"),
+        ("OD: BRVO, ME?", "右眼：视网膜分支静脉阻塞；可疑黄斑水肿。", "zh"),
+        ("OD: DR", "Right eye: diabetic retinopathy.", "en"),
+        ("OD: drusen", "右眼：玻璃膜疣。", "en"),
+        ("NO ME OD", "右眼：未见黄斑水肿。", "en"),
+    ],
+)
+def test_the_standard_report_says_the_language_of_abbreviations(tmp_path, report, standard, language):
+    rows = [{"id": 1, "standard": standard, "complete": True}]
+    kept, rejected = apply_rules([(1, report)], rows, judge_by_terms(TERMS))
+    assert [one.pair.language for one in [*kept, *rejected]] == [language]
+    assert bool(rejected) == (language == "en" and "眼" in standard)
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"id": 1, "source": report, "target": standard}) + "\n")
+    [pair] = read_pairs(tmp_path / "pairs.jsonl", Quarantine())
+    assert pair.language == language
+
+
+def test_a_number_and_its_text_are_one_id(tmp_path):
+    rows = [{"id": id_, "source": "OD: drusen", "target": "Right eye: drusen."} for id_ in (1, "1")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="id 1 is there as a number and as text"):
+        read_pairs(tmp_path / "pairs.jsonl", Quarantine())
 
 
 def test_reports_that_differ_in_eye_or_ratio_stand_for_different_states():
