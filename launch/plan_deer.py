@@ -29,6 +29,7 @@ from deer_jax.config import RL_PRESETS, RlConfig
 from deer_jax.ditpo import PolicyParams, Rollouts, make_loss
 from deer_jax.prompts import MULTIPLE, StudyPrompts
 from deer_jax.vision_policy import split_params, vision_policy
+from launch.slices import CHIPS, USABLE, Chip, abstract, compile_abstract, topology_devices
 
 PLANNED = {"deer-mimic": "mimic-cxr", "deer-chexpert-plus": "chexpert-plus"}
 QWEN2_5_VL_3B = Qwen2VLConfig(
@@ -55,8 +56,6 @@ def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: i
 
 def plan_step(config: RlConfig, model: Qwen2VLConfig, topology: str) -> dict[str, Any]:
     """`make_plan` for any config and sizes."""
-    from launch.plan import CHIPS, USABLE, topology_devices
-
     started = time.perf_counter()
     devices = topology_devices(topology)
     layout = make_device_layout("mesh", config.mesh, devices)
@@ -108,8 +107,6 @@ def compile_programs(
     config: RlConfig, sizes: Qwen2VLConfig, layout: DeviceLayout, studies: int, accumulate: int
 ) -> dict[str, Any]:
     """What the compiler says of the rollout and of the update."""
-    from launch.plan import abstract, compile_abstract
-
     patches = config.data.side // sizes.vision.patch_size
     rollout, length = config.rollout, prompt_tokens(config, sizes)
     settings = DecodeSettings(
@@ -147,7 +144,7 @@ def compile_programs(
 
 
 def time_bounds(
-    config: RlConfig, sizes: Qwen2VLConfig, layout: DeviceLayout, studies: int, chip: Any
+    config: RlConfig, sizes: Qwen2VLConfig, layout: DeviceLayout, studies: int, chip: Chip
 ) -> dict[str, Any]:
     """Lower bounds on the seconds of a step whose reports all have full length, and the rollout's tokens a second.
 

@@ -14,6 +14,7 @@ from common.training.flops import peak_flops
 from common.training.optim import make_optimizer
 from common.training.parallel import batch_sharding, make_device_layout
 from common.training.step import init_state, make_train_step
+from launch.slices import CHIPS, USABLE, abstract, compile_abstract, topology_devices
 from unicross_jax.adapters import AdapterConfig
 from unicross_jax.config import PRESETS
 from unicross_jax.data import CONDITION_TOKENS
@@ -25,8 +26,6 @@ WORDS = 4348  # tokens of the merged vocabulary of both corpora in the authors' 
 
 def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: int | None) -> dict[str, Any]:
     """Compile the step for the slice; a device takes its share of the preset's batch, or `micro_batch` studies."""
-    from launch.plan import CHIPS, USABLE, abstract, compile_abstract, topology_devices
-
     started = time.perf_counter()
     config = PRESETS[preset]
     devices = topology_devices(topology)

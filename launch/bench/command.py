@@ -43,6 +43,7 @@ from common.training.step import init_state, make_train_step
 from common.types import PyTree, TextBatch
 from launch.bench import duplicates as bench_duplicates
 from launch.bench import rl as bench_rl
+from launch.bench import rl_policy
 from launch.bench import unicross as bench_unicross
 from launch.bench.timing import Timed, about, add_flags, against_goals, compared, in_turns, peak_bytes
 from launch.malloc import run_in_first_thread
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
         add_flags(works.add_parser(work), CPU if on_cpu else Shape())
     add_flags(works.add_parser("unicross"), bench_unicross.CPU if on_cpu else bench_unicross.Shape())
     rl = works.add_parser("rl")
-    add_flags(rl, bench_rl.CPU if on_cpu else bench_rl.Shape())
+    add_flags(rl, rl_policy.CPU if on_cpu else rl_policy.Shape())
     rl.add_argument("--trl", action="store_true", help="with the peer, one step of TRL's trainer too, which is slow")
     add_flags(works.add_parser("duplicates"), bench_duplicates.Shape(), with_peer=False)
     options = vars(parser.parse_args(list(arguments)))
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str]) -> int:
         result = bench_unicross.measure(bench_unicross.Shape(**options), with_peer)
     elif work == "rl":
         with_trl = options.pop("trl")
-        result = bench_rl.measure(bench_rl.Shape(**options), with_peer, with_trl)
+        result = bench_rl.measure(rl_policy.Shape(**options), with_peer, with_trl)
     elif work == "duplicates":
         result = bench_duplicates.measure(bench_duplicates.Shape(**options))
     else:

@@ -13,15 +13,15 @@ import numpy as np
 from jaxtyping import Bool
 
 from common.models.bert import ClassifierConfig, chexbert_logits, init_classifier, layers_apart, word_embeddings
+from launch.bench.rl_policy import Shape
 from launch.bench.timing import Timed, compared, in_turns
 from launch.traced_flops import traced_flops
 
 if TYPE_CHECKING:
     from common.clinical.labeler import Labeler
-    from launch.bench.rl import Shape
 
 
-def labeler_cases(shape: "Shape", peer: Any) -> dict[str, Any]:
+def labeler_cases(shape: Shape, peer: Any) -> dict[str, Any]:
     """Both cases, with the peer's rates where there is one."""
     from common.clinical.labeler import encode, label_texts, token_batches
     from common.clinical.saliency import saliency, token_saliency
@@ -61,7 +61,7 @@ def _timed(work: Any) -> float:
     return time.perf_counter() - started
 
 
-def make_labeler(shape: "Shape") -> "Labeler":
+def make_labeler(shape: Shape) -> "Labeler":
     """A labeler with random weights, whose words are w0, w1, ..."""
     from common.clinical.labeler import SPECIAL, Labeler, make_tokenizer
 
@@ -71,7 +71,7 @@ def make_labeler(shape: "Shape") -> "Labeler":
     return Labeler(config, jax.jit(functools.partial(init_classifier, config))(jax.random.key(3)), tokenizer)
 
 
-def random_reports(shape: "Shape") -> tuple[list[str], Bool[np.ndarray, "N 14"]]:
+def random_reports(shape: Shape) -> tuple[list[str], Bool[np.ndarray, "N 14"]]:
     """Reports of four fifths of `words` to all of them, which keeps them in one length bucket; and their targets, at
     least one each.
     """
@@ -86,7 +86,7 @@ def random_reports(shape: "Shape") -> tuple[list[str], Bool[np.ndarray, "N 14"]]
     return texts, targets
 
 
-def peer_batches(shape: "Shape", ids: list[list[int]], targets: np.ndarray) -> list[dict[str, Any]]:
+def peer_batches(shape: Shape, ids: list[list[int]], targets: np.ndarray) -> list[dict[str, Any]]:
     """The same reports as tokens, padded to the longest of a batch."""
     found = []
     for start in range(0, len(ids), shape.label_rows):

@@ -17,91 +17,25 @@ import functools
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
-from common.generation.generate import DecodeSettings
-from common.generation.sampling import Sampling
-from common.models.bert import BertConfig, ClassifierConfig
 from common.models.decoding import Prompts
-from common.models.lora import LoraConfig, init_lora
-from common.models.qwen2 import SHARDING_RULES, Qwen2Config, init_params
+from common.models.lora import init_lora
+from common.models.qwen2 import SHARDING_RULES, init_params
 from common.training.flops import forward_flops, train_flops
 from common.training.optim import OptimConfig, make_optimizer
 from common.training.parallel import MeshConfig, check_rows, device_put_tree, make_device_layout, place_batch, shardings
 from common.training.step import init_state
 from launch.bench.labeler import labeler_cases
+from launch.bench.rl_policy import LORA, Shape, make_policy, random_prompts
 from launch.bench.rollout import rollout_case
 from launch.bench.timing import Timed, about, against_goals, compared, in_turns, peak_bytes
 
 GOALS = {"step": 3.0, "step_to_trl": 3.0, "labels": 1.0, "saliency": 1.0}
-LORA = LoraConfig(rank=16, alpha=32.0, dropout=0.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """What is measured. Defaults are the decoder of Qwen2.5-3B and BERT base; the decoder of `CPU` fits a laptop."""
-
-    hidden: int = 2048
-    layers: int = 36
-    heads: int = 16
-    kv_heads: int = 2
-    intermediate: int = 11_008
-    vocabulary: int = 151_936
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the decoder
-    remat: Literal["none", "dots", "full"] = "full"
-    loss_chunk: int = 128  # positions of each row whose logits exist at one time
-    accumulate: int = 8  # micro-batches of an update
-    prompts: int = 64  # of a step
-    group: int = 8  # samples of each prompt
-    prompt: int = 320  # tokens
-    new_tokens: int = 256
-    peer_rows: int = 8  # samples of a micro-batch of the peer
-    label_hidden: int = 768
-    label_layers: int = 12
-    label_heads: int = 12
-    label_intermediate: int = 3072
-    label_vocabulary: int = 30_522
-    label_rows: int = 32  # reports that are read at a time
-    reports: int = 512
-    words: int = 62  # of the longest report; each is one token
-    repetitions: int = 5
-
-    def config(self) -> Qwen2Config:
-        """The decoder of this shape."""
-        return Qwen2Config(
-            vocab_size=self.vocabulary,
-            hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            head_dim=self.hidden // self.heads,
-            dtype=self.dtype,
-            param_dtype=self.dtype,
-            remat=self.remat,
-        )
-
-    def labeler_config(self) -> ClassifierConfig:
-        """CheXbert's heads on the encoder of this shape."""
-        return ClassifierConfig(
-            BertConfig(
-                vocab_size=self.label_vocabulary,
-                hidden_size=self.label_hidden,
-                num_hidden_layers=self.label_layers,
-                num_attention_heads=self.label_heads,
-                intermediate_size=self.label_intermediate,
-            )
-        )
-
-
-CPU = Shape(
-    hidden=512, layers=8, heads=8, kv_heads=2, intermediate=1408, dtype="float32", remat="dots", loss_chunk=512,
-    prompts=8, new_tokens=64, reports=64, repetitions=2,
-)  # fmt: skip
 
 
 def measure(shape: Shape, with_peer: bool, with_trl: bool = False) -> dict[str, Any]:
@@ -165,11 +99,6 @@ def _medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
-def random_prompts(shape: Shape) -> Int[np.ndarray, "B P"]:
-    """Tokens of prompts, all of full length."""
-    return np.random.default_rng(0).integers(1, shape.vocabulary, (shape.prompts, shape.prompt), np.int32)
-
-
 def make_step(shape: Shape, tokens: Int[np.ndarray, "B P"]) -> tuple[Timed, list[dict[str, float]]]:
     """A step on these prompts as a work, the state going from one call to the next; and the parts of each call."""
     from common.training.logs import SECONDS
@@ -204,14 +133,6 @@ def make_step(shape: Shape, tokens: Int[np.ndarray, "B P"]) -> tuple[Timed, list
         return seconds
 
     return work, parts
-
-
-def make_policy(shape: Shape) -> Any:
-    """The `deer_jax.ditpo.Policy` that is measured: temperature 1, no token that stops."""
-    from deer_jax.policy import text_policy
-
-    settings = DecodeSettings(max_new_tokens=shape.new_tokens, sampling=Sampling(temperature=1.0))
-    return text_policy(shape.config(), settings, LORA, shape.loss_chunk)
 
 
 def make_host(shape: Shape) -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ program on prompts that are repeated for each of their samples. No peer; the rat
 
 import functools
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +14,13 @@ from common.generation.loop import Generated
 from common.models.decoding import Prompts
 from common.models.lora import init_lora
 from common.models.qwen2 import init_params
+from launch.bench.rl_policy import LORA, Shape, make_policy, random_prompts
 from launch.bench.timing import Timed, in_turns, rates
 
-if TYPE_CHECKING:
-    from launch.bench.rl import Shape
 
-
-def rollout_case(shape: "Shape") -> dict[str, Any]:
+def rollout_case(shape: Shape) -> dict[str, Any]:
     """Rates of both forms in samples, the bytes of each program besides its weights, and `ratio`, of the rates."""
     from deer_jax.ditpo import PolicyParams
-    from launch.bench.rl import LORA, make_policy, random_prompts
 
     policy, tokens = make_policy(shape), random_prompts(shape)
 

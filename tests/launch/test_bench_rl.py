@@ -26,11 +26,12 @@ from common.training.step import summed_gradients
 from deer_jax.ditpo import Objective, PolicyParams, Rollouts, make_loss
 from launch.bench import labeler as bench_labeler
 from launch.bench import rl as bench_rl
+from launch.bench import rl_policy
 from tests.compile_flags import QUICK
 from tests.launch.test_bench import BARE_IMAGE
 
 TOY = dataclasses.replace(
-    bench_rl.CPU, hidden=32, layers=2, heads=4, kv_heads=2, intermediate=48, vocabulary=96, loss_chunk=4, accumulate=3,
+    rl_policy.CPU, hidden=32, layers=2, heads=4, kv_heads=2, intermediate=48, vocabulary=96, loss_chunk=4, accumulate=3,
     prompts=3, group=4, prompt=8, new_tokens=5, peer_rows=4, label_hidden=32, label_layers=2, label_heads=4,
     label_intermediate=48, label_vocabulary=96, label_rows=4, reports=6, words=9, repetitions=1,
 )  # fmt: skip
@@ -99,7 +100,7 @@ def weights():
     """Base and adapters of the decoder, the latter with a B that is not zero."""
     config, random = TOY.config(), np.random.default_rng(0)
     shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
-    adapters = jax.eval_shape(functools.partial(init_lora, shapes, bench_rl.LORA), jax.random.key(0))
+    adapters = jax.eval_shape(functools.partial(init_lora, shapes, rl_policy.LORA), jax.random.key(0))
 
     def noise(leaf):
         return random.normal(0, 0.2, leaf.shape).astype(np.float32)
@@ -115,7 +116,7 @@ def peer_model(weights, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("policy")
     save_qwen2(folder / "base", TOY.config(), weights[0])
-    save_peft(folder / "adapter", weights[1], bench_rl.LORA, str(folder / "base"))
+    save_peft(folder / "adapter", weights[1], rl_policy.LORA, str(folder / "base"))
     base = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
     return peft.PeftModel.from_pretrained(base, folder / "adapter", is_trainable=True)
 
@@ -126,7 +127,7 @@ def test_the_peer_trains_the_same_parameters(peer_model, weights):
     def shapes(model):
         return {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
 
-    assert shapes(make_model(TOY, dataclasses.asdict(bench_rl.LORA))) == shapes(peer_model)
+    assert shapes(make_model(TOY, dataclasses.asdict(rl_policy.LORA))) == shapes(peer_model)
     count = sum(parameter.numel() for parameter in peer_model.parameters())
     assert count == sum(leaf.size for leaf in jax.tree.leaves(weights))
 
@@ -139,9 +140,9 @@ def test_the_peer_has_the_same_loss_and_gradient_on_the_same_rollouts(peer_model
     base, adapters = weights
     random = np.random.default_rng(0)
     shape = (TOY.prompts, TOY.group, TOY.new_tokens)
-    prompts, tokens = bench_rl.random_prompts(TOY), random.integers(1, TOY.vocabulary, shape, np.int32)
+    prompts, tokens = rl_policy.random_prompts(TOY), random.integers(1, TOY.vocabulary, shape, np.int32)
     ours = Prompts(prompts, np.ones(prompts.shape, bool))
-    policy, mask = bench_rl.make_policy(TOY), np.ones(shape, bool)
+    policy, mask = rl_policy.make_policy(TOY), np.ones(shape, bool)
     logp = jax.jit(policy.token_logprobs)(PolicyParams(adapters, {"params": base}), ours, tokens, mask)
     old = np.asarray(logp) + random.normal(0, 0.3, shape).astype(np.float32)  # some ratios are clipped
     advantages = random.normal(size=shape[:2]).astype(np.float32)
@@ -170,7 +171,7 @@ def test_the_peer_samples_as_many_tokens_of_every_prompt(peer_model):
 
     from launch.bench.peer_rl import sample
 
-    prompts = torch.tensor(bench_rl.random_prompts(TOY), dtype=torch.long)
+    prompts = torch.tensor(rl_policy.random_prompts(TOY), dtype=torch.long)
     rows = sample(peer_model, prompts, TOY.group, TOY.new_tokens)
     assert rows.shape == (TOY.prompts * TOY.group, TOY.prompt + TOY.new_tokens)
     np.testing.assert_array_equal(rows[:, : TOY.prompt], prompts.repeat_interleave(TOY.group, 0))

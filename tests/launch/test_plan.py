@@ -11,7 +11,8 @@ import pytest
 from common.errors import UserError
 from common.models.qwen2 import Qwen2Config
 from common.training.flops import train_flops
-from launch import plan
+from launch import plan, slices
+from launch.micro_batch_search import OUT_OF_TIME, Compiled, search_micro_batch, search_outcome
 from retsta_jax.config import PRESETS
 
 needs_libtpu = pytest.mark.skipif(
@@ -27,7 +28,7 @@ CONFIG = dataclasses.replace(PRESETS["retsta-7b"], max_length=256, micro_batch=1
 
 @pytest.fixture(scope="module")
 def devices():
-    return plan.topology_devices("v5e:2x4")
+    return slices.topology_devices("v5e:2x4")
 
 
 @needs_libtpu
@@ -68,10 +69,10 @@ def test_the_search_ends_at_the_largest_micro_batch_that_fits(first, largest):
 
     def attempt(micro_batch):
         seen.append(micro_batch)
-        return plan.Compiled(micro_batch <= largest, (3 + 2 * micro_batch) * plan.GIB, 0, 0, 0.0)
+        return Compiled(micro_batch <= largest, (3 + 2 * micro_batch) * slices.GIB, 0, 0, 0.0)
 
     compiled = {first: attempt(first)}
-    assert plan.search_micro_batch(attempt, compiled, 16 * plan.GIB, seconds=10)
+    assert search_micro_batch(attempt, compiled, 16 * slices.GIB, seconds=10)
     assert max((micro for micro, one in compiled.items() if one.fits), default=0) == largest
     assert not compiled[largest + 1].fits
     assert len(seen) == len(set(seen))
@@ -82,15 +83,15 @@ def test_where_memory_is_a_line_the_search_takes_four_sizes():
 
     def attempt(micro_batch):
         seen.append(micro_batch)
-        return plan.Compiled(micro_batch <= 18, (3 + 2 * micro_batch) * plan.GIB, 0, 0, 0.0)
+        return Compiled(micro_batch <= 18, (3 + 2 * micro_batch) * slices.GIB, 0, 0, 0.0)
 
-    plan.search_micro_batch(attempt, {2: attempt(2)}, 40 * plan.GIB, seconds=10)
+    search_micro_batch(attempt, {2: attempt(2)}, 40 * slices.GIB, seconds=10)
     assert seen == [2, 8, 18, 19]
 
 
 def test_the_search_says_that_its_time_ran_out():
-    compiled = {2: plan.Compiled(True, plan.GIB, 0, 0, seconds=1.0, processor_seconds=5.0)}
-    complete = plan.search_micro_batch(lambda _: pytest.fail("no time for another"), compiled, 16 * plan.GIB, seconds=4)
+    compiled = {2: Compiled(True, slices.GIB, 0, 0, seconds=1.0, processor_seconds=5.0)}
+    complete = search_micro_batch(lambda _: pytest.fail("no time for another"), compiled, 16 * slices.GIB, seconds=4)
     assert complete is False
 
 
@@ -99,18 +100,18 @@ def test_time_that_other_work_took_does_not_end_the_search():
 
     def attempt(micro_batch):
         fits = micro_batch <= 10
-        return plan.Compiled(fits, (3 + micro_batch) * plan.GIB, 0, 0, seconds=1000.0, processor_seconds=1.0)
+        return Compiled(fits, (3 + micro_batch) * slices.GIB, 0, 0, seconds=1000.0, processor_seconds=1.0)
 
     compiled = {2: attempt(2)}
-    assert plan.search_micro_batch(attempt, compiled, 16 * plan.GIB, seconds=100)
+    assert search_micro_batch(attempt, compiled, 16 * slices.GIB, seconds=100)
     assert max(micro for micro, one in compiled.items() if one.fits) == 10
 
 
 def fake_compiler(monkeypatch, processor_seconds):
     def compile_step_for(config, sizes, layout):
         fits = config.micro_batch <= 10
-        total = (3 + config.micro_batch) * plan.GIB // 2
-        return plan.Compiled(fits, total, 0, 0, 1.0, processor_seconds)
+        total = (3 + config.micro_batch) * slices.GIB // 2
+        return Compiled(fits, total, 0, 0, 1.0, processor_seconds)
 
     monkeypatch.setattr(plan, "compile_step_for", compile_step_for)
 
@@ -133,28 +134,28 @@ def test_a_plan_whose_search_ended_names_the_largest_micro_batch(monkeypatch, de
 def test_a_plan_whose_search_was_cut_off_names_no_largest(monkeypatch, devices, seconds, fits, refused, known):
     fake_compiler(monkeypatch, 2.0)
     found = plan.make_plan(CONFIG, SIZES, "v5e:2x4", devices, seconds)
-    assert found["search"] == plan.OUT_OF_TIME
+    assert found["search"] == OUT_OF_TIME
     assert found["largest_micro_batch"] is None
     assert (found["largest_that_fits"], found["smallest_refused"]) == (fits, refused)
-    assert known in plan.search_outcome(found)
+    assert known in search_outcome(found)
 
 
 @pytest.mark.parametrize("name", ["v5e", "v5e:2by4", "v9z:2x4", "v5e:2x4x4x4"])
 def test_a_bad_topology_is_one_clear_line(name):
     with pytest.raises(UserError, match="--topology"):
-        plan.topology_devices(name)
+        slices.topology_devices(name)
 
 
 @needs_libtpu
 def test_a_slice_that_libtpu_does_not_know_is_one_clear_line():
     with pytest.raises(UserError, match="knows no such slice"):
-        plan.topology_devices("v5e:3x5")
+        slices.topology_devices("v5e:3x5")
 
 
 def test_without_libtpu_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"medreport-jax\[plan\]"):
-        plan.topology_devices("v5e:2x4")
+        slices.topology_devices("v5e:2x4")
 
 
 def test_an_unknown_preset_exits_with_code_2_and_prints_nothing_else():
