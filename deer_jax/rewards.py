@@ -38,11 +38,6 @@ def bleu2(texts: Sequence[str], references: Sequence[str]) -> Float[np.ndarray, 
     return sentence_bleu(ngram_statistics(said, true))[:, 1]
 
 
-def mixed_reward(predicted: Classes, expected: Classes, bleu: Float[np.ndarray, "N"], gamma: float) -> np.ndarray:
-    """Eq. 1: F1(C(o), C(y)) + gamma * BLEU-2(o, y)."""
-    return label_f1(predicted, expected) + gamma * bleu
-
-
 def phase_gamma(gammas: Sequence[float], ends: Sequence[float], progress: float) -> float:
     """gamma at `progress` (0 to 1) through the run: `gammas[i]` up to `ends[i]`, the last one to the end.
 

@@ -15,11 +15,6 @@ def parse_codes(text: str) -> frozenset[str]:
     return frozenset(code for code in codes if code)
 
 
-def format_codes(codes: Iterable[str]) -> str:
-    """Distinct codes, one a line, in the fixed order that every target has (by code point)."""
-    return "\n".join(sorted(set(codes)))
-
-
 def head(code: str) -> str:
     """The part before the first slash: `Opacity` of `Opacity/lung/base/left/mild`."""
     return code.split("/", 1)[0].strip()

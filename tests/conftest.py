@@ -9,6 +9,9 @@ import pytest
 from tests.compile_flags import EIGHT_DEVICES, QUICK
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.chat_server import ChatServer
     from tests.runs import Material
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -55,6 +58,24 @@ def real_data() -> Path:
     if not root.is_dir():
         pytest.skip("no real data: set MEDREPORT_DATA to the folder that holds iu_xray/ and openi_labels/")
     return root
+
+
+@pytest.fixture
+def endpoint_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of endpoints, in the environment."""
+    from common.endpoint.settings import KEY_VARIABLE
+    from tests.endpoints import KEY
+
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+
+
+@pytest.fixture
+def server(endpoint_key: None) -> "Iterator[ChatServer]":
+    """An endpoint that answers with the last message in capitals, until a test gives it another script."""
+    from tests.chat_server import chat_server
+
+    with chat_server() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

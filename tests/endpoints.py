@@ -3,9 +3,8 @@
 import threading
 from pathlib import Path
 
-from common.endpoint import Answer, Endpoint, answering
+from common.endpoint import Answer, Endpoint, Message, Request, answering
 from common.endpoint.limits import Clock
-from common.endpoint.protocol import user_request
 from common.errors import UserError
 from tests.chat_server import ChatServer
 
@@ -38,12 +37,16 @@ def endpoint_of(server: ChatServer | str, folder: Path, **changed) -> Endpoint:
     return Endpoint(url, "m", folder / "answers.sqlite", **options)
 
 
+def user_request(text: str, answer_characters: int | None = None) -> Request:
+    return Request((Message("user", text),), answer_characters)
+
+
 def ask(texts, endpoint, follow_up=None, time=None):
     """All outcomes, and what is said of the UserError that ended them, if one did."""
     outcomes = []
     try:
         with answering(
-            [user_request(text, answer_characters=len(text)) for text in texts],
+            [user_request(text, len(text)) for text in texts],
             endpoint,
             follow_up,
             (time or FakeTime()).clock,

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 
 from common.data.tokenizers import WordTokenizer, build_word_tokenizer
 
-IU_MINIMUM_COUNT = 3
-MIMIC_MINIMUM_COUNT = 10
-
 
 @dataclass(frozen=True)
 class Corpus:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -109,9 +108,3 @@ def _first(choices: Any) -> dict[str, Any] | None:
 
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31 else None
-
-
-def user_request(text: str, system: str = "", answer_characters: int | None = None) -> Request:
-    """A request of one turn, after a system message where one is given."""
-    turns: Sequence[Message] = [Message("system", system)] if system else []
-    return Request((*turns, Message("user", text)), answer_characters)

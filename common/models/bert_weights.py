@@ -74,11 +74,6 @@ def save_classifier(aside: Path, config: ClassifierConfig, params: PyTree) -> No
         write_json(aside / "config.json", {"model_type": "bert", "hidden_act": "gelu", **encoder, **labels})
 
 
-def is_classifier(directory: str | Path) -> bool:
-    """Whether a directory is one of ours: its `config.json` names labels."""
-    return "labels" in read_entries(Path(directory) / "config.json")
-
-
 def classifier_config(directory: Path) -> ClassifierConfig:
     """The config of a directory of ours. Raises UserError for a BERT without labels."""
     file = directory / "config.json"

@@ -146,22 +146,3 @@ class TorchClip(nn.Module):
     def forward(self, images, ids):
         x = self.ln_final(self.transformer["resblocks"](self.embed(ids)).transpose(0, 1))
         return self.visual(images), x[torch.arange(len(ids)), ids.argmax(-1)] @ self.text_projection
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    """The model in evaluation mode with random normalisations, BatchNorm's statistics included."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
-            nn.init.normal_(module.running_mean, std=0.3)
-            nn.init.uniform_(module.running_var, 0.2, 1.5)
-        elif isinstance(module, nn.LayerNorm):
-            nn.init.normal_(module.weight, mean=1.0, std=0.2)
-            nn.init.normal_(module.bias, std=0.2)
-        elif isinstance(module, nn.MultiheadAttention):
-            nn.init.normal_(module.in_proj_bias, std=0.2)
-            nn.init.normal_(module.out_proj.bias, std=0.2)
-    return model.eval().requires_grad_(False)

@@ -13,24 +13,15 @@ import pytest
 from common.command import run_cli
 from common.endpoint import Answer, Endpoint, Message, Request, answering, asking, transport
 from common.endpoint.limits import RateLimit
-from common.endpoint.protocol import user_request
 from common.endpoint.settings import KEY_VARIABLE
 from common.errors import UserError
-from tests.chat_server import Reply, answered, chat_server, refused
-from tests.endpoints import KEY, REPORT, FakeTime, ask, endpoint_of, texts_of
+from tests.chat_server import Reply, answered, refused
+from tests.endpoints import KEY, REPORT, FakeTime, ask, endpoint_of, texts_of, user_request
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def _key(monkeypatch):
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-
-
-@pytest.fixture
-def server():
-    with chat_server() as running:
-        yield running
+pytestmark = pytest.mark.usefixtures("endpoint_key")
 
 
 # What is sent, and in which order the answers come.
@@ -180,10 +171,9 @@ def test_what_decides_an_answer_is_asked_anew(changed, server, tmp_path):
 ASKS = """
 import sys
 from pathlib import Path
-from common.endpoint import Endpoint, answering
-from common.endpoint.protocol import user_request
+from common.endpoint import Endpoint, Message, Request, answering
 endpoint = Endpoint(sys.argv[1], "m", Path(sys.argv[2]), send_reports=True, requests_per_minute=1000, concurrency=2)
-with answering([user_request(text) for text in "abcdef"], endpoint) as outcomes:
+with answering([Request((Message("user", text),)) for text in "abcdef"], endpoint) as outcomes:
     for outcome in outcomes:
         print(outcome.text, flush=True)
 """

@@ -7,17 +7,14 @@ import pytest
 
 from common.command import run_cli
 from common.endpoint import Endpoint, add_endpoint_options, answering, endpoint_settings, settings
-from common.endpoint.protocol import user_request
 from common.endpoint.settings import CONSENT, KEY_VARIABLE, checked_url, is_local
 from common.errors import Parser, UserError
-from tests.chat_server import chat_server
+from tests.endpoints import user_request
 
 URL = "https://api.example.org/v1"
 
 
-@pytest.fixture(autouse=True)
-def _key(monkeypatch):
-    monkeypatch.setenv(KEY_VARIABLE, "secret")
+pytestmark = pytest.mark.usefixtures("endpoint_key")
 
 
 def parsed(*words, cache=Path("answers.sqlite"), **more):
@@ -123,20 +120,19 @@ def test_a_missing_package_is_one_line(monkeypatch):
 
 
 @pytest.mark.parametrize("consent", [False, True])
-def test_a_command_without_consent_ends_in_one_line(consent, tmp_path, capsys):
+def test_a_command_without_consent_ends_in_one_line(consent, server, tmp_path, capsys):
     def main(arguments):
         endpoint = parsed(*arguments, cache=tmp_path / "answers.sqlite")
         with answering([user_request("Patient A")] * 3 + [user_request("Patient B")], endpoint) as outcomes:
             print(*(outcome.text for outcome in outcomes), sep="\n")
 
-    with chat_server() as server:
-        words = ["--endpoint", server.url, "--endpoint-model", "m", *[CONSENT] * consent]
-        with pytest.raises(SystemExit) as stop:
-            run_cli(main, words)
-        out, err = capsys.readouterr()
-        if consent:
-            assert (stop.value.code, out, len(server.bodies)) == (0, "PATIENT A\n" * 3 + "PATIENT B\n", 2)
-        else:
-            assert (stop.value.code, out, server.connections) == (2, "", 0)
-            assert err.count("\n") == 1
-            assert f"give {CONSENT}" in err
+    words = ["--endpoint", server.url, "--endpoint-model", "m", *[CONSENT] * consent]
+    with pytest.raises(SystemExit) as stop:
+        run_cli(main, words)
+    out, err = capsys.readouterr()
+    if consent:
+        assert (stop.value.code, out, len(server.bodies)) == (0, "PATIENT A\n" * 3 + "PATIENT B\n", 2)
+    else:
+        assert (stop.value.code, out, server.connections) == (2, "", 0)
+        assert err.count("\n") == 1
+        assert f"give {CONSENT}" in err

@@ -8,20 +8,10 @@ import threading
 import pytest
 
 from common.endpoint import Failure, asking, transport
-from common.endpoint.settings import KEY_VARIABLE
 from tests.chat_server import Reply, answered, chat_server, refused
 from tests.endpoints import KEY, REPORT, FakeTime, ask, endpoint_of, texts_of
 
-
-@pytest.fixture(autouse=True)
-def _key(monkeypatch):
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-
-
-@pytest.fixture
-def server():
-    with chat_server() as running:
-        yield running
+pytestmark = pytest.mark.usefixtures("endpoint_key")
 
 
 # What goes wrong and may go right the next time.

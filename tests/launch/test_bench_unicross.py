@@ -106,11 +106,11 @@ def pair(tmp_path_factory):
     """The peer's model, and our trees with the same weights."""
     torch = pytest.importorskip("torch", reason="torch is not installed (make dev)")
     from launch.bench.peer_unicross import make_model
-    from launch.bench.torch_clip import TorchClip, randomise
-    from tests.parity.unicross_weights import randomised
+    from launch.bench.torch_clip import TorchClip
+    from tests.parity.unicross_weights import randomised, with_random_norms
 
     torch.manual_seed(0)
-    model = make_model(randomise(TorchClip(TOY.config("published").clip)), TOY)
+    model = make_model(with_random_norms(TorchClip(TOY.config("published").clip)), TOY)
     return model, *randomised(model, TOY.vocabulary, tmp_path_factory.mktemp("clip"))
 
 

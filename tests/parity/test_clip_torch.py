@@ -18,7 +18,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file
 
-from launch.bench.torch_clip import TorchClip, randomise
+from launch.bench.torch_clip import TorchClip
+from tests.parity.unicross_weights import with_random_norms
 from unicross_jax.config import EMBEDDED_CLIP
 
 TOLERANCE = 1e-4
@@ -34,7 +35,7 @@ IDS[0, 4], IDS[1, 10], IDS[2, 0] = 60, 60, 60  # the end token
 @pytest.fixture(scope="module")
 def peer():
     torch.manual_seed(0)
-    return randomise(TorchClip(CONFIG))
+    return with_random_norms(TorchClip(CONFIG))
 
 
 @pytest.fixture(scope="module")

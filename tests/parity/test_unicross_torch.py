@@ -18,9 +18,9 @@ from unicross_jax.model import (
 
 torch = pytest.importorskip("torch")
 from launch.bench.peer_unicross import Backbone
-from launch.bench.torch_clip import TorchClip, randomise
+from launch.bench.torch_clip import TorchClip
 from launch.bench.torch_unicross import UniCrossAdapter
-from tests.parity.unicross_weights import ours_from, own_parameters, randomised
+from tests.parity.unicross_weights import ours_from, own_parameters, randomised, with_random_norms
 
 TOLERANCE = 1e-4
 CLIP = ClipConfig(
@@ -39,7 +39,7 @@ IMAGES = np.random.default_rng(3).integers(0, 256, (3, 2, 64, 64)).astype(np.uin
 def pair(tmp_path_factory):
     """The PyTorch model, and our trainable and frozen trees with the same weights."""
     torch.manual_seed(0)
-    clip = randomise(TorchClip(CLIP))
+    clip = with_random_norms(TorchClip(CLIP))
     reference = UniCrossAdapter(
         Backbone(clip), 40, channels=(64, 128, 256), text_width=64, embed=24, width=64, heads=4, ffn=256,
         encoder_layers=2, decoder_layers=2,

@@ -1,4 +1,4 @@
-"""The weights of `launch.bench.torch_unicross` as our trees."""
+"""Random CLIPs, and the weights of `launch.bench.torch_unicross` as our trees."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,23 @@ from flax.traverse_util import unflatten_dict
 from safetensors.torch import save_file
 
 from common.models.clip_weights import load_clip
+
+
+def with_random_norms(model):
+    """The model in evaluation mode with random normalisations, BatchNorm's statistics included."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.3)
+            torch.nn.init.normal_(module.running_mean, std=0.3)
+            torch.nn.init.uniform_(module.running_var, 0.2, 1.5)
+        elif isinstance(module, torch.nn.LayerNorm):
+            torch.nn.init.normal_(module.weight, mean=1.0, std=0.2)
+            torch.nn.init.normal_(module.bias, std=0.2)
+        elif isinstance(module, torch.nn.MultiheadAttention):
+            torch.nn.init.normal_(module.in_proj_bias, std=0.2)
+            torch.nn.init.normal_(module.out_proj.bias, std=0.2)
+    return model.eval().requires_grad_(False)
 
 
 def randomised(reference, vocabulary, directory):

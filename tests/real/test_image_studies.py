@@ -13,7 +13,7 @@ from common.data.images import read_image, resize_shorter
 from common.data.openi import read_openi
 from common.data.readers import read_openi_images
 from common.data.records import Quarantine
-from common.data.vocabulary import IU_MINIMUM_COUNT, Corpus, merged_vocabulary
+from common.data.vocabulary import Corpus, merged_vocabulary
 from common.errors import UserError
 
 
@@ -64,6 +64,6 @@ def test_radiographs_and_reports_come_back_from_a_prepared_data_set(iu_xray, pub
 def test_the_vocabulary_of_the_training_reports_has_the_size_of_r2gen(iu_xray, published_split):
     findings = {study.id: study.findings for study in read_openi(iu_xray / "NLMCXR_reports.tgz")}
     numbers = [re.match(r"CXR\d+", entry["id"])[0] for entry in published_split["train"]]
-    tokenizer = merged_vocabulary(Corpus([r2gen_clean_iu(findings[number]) for number in numbers], IU_MINIMUM_COUNT))
+    tokenizer = merged_vocabulary(Corpus([r2gen_clean_iu(findings[number]) for number in numbers], 3))
     # The output layer of R2Gen's published IU X-ray checkpoint has 761 rows: these, <unk> and padding.
     assert len(tokenizer.words) == 759

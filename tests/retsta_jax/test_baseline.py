@@ -13,7 +13,6 @@ import retsta_jax.baselines.baseline as module
 from common.clinical.score_command import main as metrics_command
 from common.data.records import ReportPair
 from common.endpoint import asking
-from common.endpoint.settings import KEY_VARIABLE
 from common.generation import command as decode_cli
 from common.io.jsonl import read_rows, write_rows
 from common.io.numbers import rounded
@@ -24,8 +23,8 @@ from retsta_jax.baselines.few_shot import CHINESE, ENGLISH
 from retsta_jax.corpus.pairs import make_splits
 from retsta_jax.evaluate import MODEL, score
 from retsta_jax.terminology.check import load_terminology
-from tests.chat_server import answered, chat_server, refused
-from tests.endpoints import KEY, FakeTime
+from tests.chat_server import answered, refused
+from tests.endpoints import FakeTime
 from tests.pages import commands_of
 from tests.runs import retsta
 
@@ -253,11 +252,10 @@ def test_lists_of_codes_are_scored_as_such_and_the_training_split_is_their_termi
 
 
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
+def server(server, monkeypatch):
     monkeypatch.setattr(asking, "Clock", lambda: FakeTime().clock)
-    with chat_server(lambda text, number: answered(f"**Standard report:**\n{target_of(text)}")) as running:
-        yield running
+    server.script = lambda text, number: answered(f"**Standard report:**\n{target_of(text)}")
+    return server
 
 
 def target_of(prompt):

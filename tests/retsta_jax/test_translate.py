@@ -8,7 +8,6 @@ import pytest
 
 from common.data.records import ReportPair
 from common.endpoint import asking
-from common.endpoint.settings import KEY_VARIABLE
 from common.errors import UserError
 from common.io.jsonl import read_rows
 from retsta_jax.corpus.pairs import make_pairs
@@ -17,8 +16,8 @@ from retsta_jax.translation.consistency import pair_problems
 from retsta_jax.translation.endpoint_translator import CORRECTIONS, translate_by_endpoint
 from retsta_jax.translation.offline_translator import translate_offline
 from retsta_jax.translation.translate import Failed, Translated, translate_file, translate_pairs
-from tests.chat_server import Reply, answered, chat_server, refused
-from tests.endpoints import KEY, FakeTime, endpoint_of
+from tests.chat_server import Reply, answered, refused
+from tests.endpoints import FakeTime, endpoint_of
 from tests.runs import retsta
 
 TERMS = load_terminology()
@@ -31,16 +30,14 @@ SPOKEN = [
 
 
 @pytest.fixture(autouse=True)
-def _key(monkeypatch):
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
+def _no_waiting(endpoint_key, monkeypatch):
     monkeypatch.setattr(asking, "Clock", lambda: FakeTime().clock)
 
 
 @pytest.fixture
-def server():
-    with chat_server() as running:
-        running.script = lambda text, number: right(asked_for(running, number))
-        yield running
+def server(server):
+    server.script = lambda text, number: right(asked_for(server, number))
+    return server
 
 
 def asked_for(server, number):
