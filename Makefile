@@ -1,5 +1,7 @@
-# Needs only Python 3.11 or 3.12 with pip. Everything goes into .venv; nothing else on the machine is touched.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+# Needs only Python 3.11, 3.12 or 3.13 with pip. Everything goes into .venv; nothing else on the machine is touched.
+# The newest that works is taken: a shim may stand for a Python that is not there, and Debian's may lack ensurepip.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	"$$python" -c 'import ensurepip, venv' 2>/dev/null && command -v "$$python" && break; done)
 BIN := .venv/bin
 UV := UV_PROJECT_ENVIRONMENT=.venv VIRTUAL_ENV= $(BIN)/uv
 export TF_CPP_MIN_LOG_LEVEL := 2
@@ -9,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # On a CPU, arrays keep their memory pages from one step to the next (launch/malloc.py).
 demo assets: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.top_pad=67108864
 
-.PHONY: setup dev demo test lint types bench assets format
+.PHONY: setup dev demo test lint types bench docs assets format
 
 setup: .venv/.setup
 .venv/.setup: pyproject.toml uv.lock
@@ -44,6 +46,11 @@ bench: dev
 	@$(BIN)/python -m launch bench decode --peer
 	@$(BIN)/python -m launch bench unicross --peer
 	@$(BIN)/python -m launch bench rl --peer
+
+# The site stands in site/ and opens without a server: site/index.html.
+docs: setup
+	@$(UV) sync --quiet --locked --inexact --extra docs
+	@$(BIN)/mkdocs build --strict --quiet
 
 assets: setup
 	@$(BIN)/python -m retsta_jax.make_assets

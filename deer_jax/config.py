@@ -150,7 +150,10 @@ DEMO_DATA = DataConfig(side=112, views=1, train_size=1600, validation_size=64)
 DEMO_MODEL = ModelConfig(base="embedded")
 DEMO_TOKENS = 80  # of a report
 
+# Above each preset: its command, the hardware it was made for, and what it should reach (docs/results.md).
 SFT_PRESETS: dict[str, SftConfig] = {
+    # deer sft --preset demo --run-dir runs/sft
+    # 2 CPU cores, minutes. Label F1 0.46 of the likeliest report of 400 phantom studies; nearest study 0.47.
     "demo": SftConfig(
         data=DEMO_DATA,
         model=dataclasses.replace(DEMO_MODEL, tuning="vision"),
@@ -159,12 +162,16 @@ SFT_PRESETS: dict[str, SftConfig] = {
         micro_batch=16,
         max_length=DEMO_TOKENS,
     ),
+    # deer sft --preset mimic-cxr --model.base Qwen2.5-VL-3B-Instruct --data.source DATA --run-dir runs/sft
+    # Eight devices of 32 GB; not run yet. The paper (Table 4): F1 0.385, BLEU-4 0.094.
     "mimic-cxr": SftConfig(
         data=DataConfig(layout="prepared", cleaning="mimic-cxr", views=1),
         model=dataclasses.replace(LARGE, tuning="vision"),
         mesh=SPLIT,
         optim=PAPER_SFT,
     ),
+    # deer sft --preset chexpert-plus --model.base Qwen2.5-VL-3B-Instruct --data.source DATA --run-dir runs/sft-chexpert
+    # Eight devices of 32 GB; not run yet. The paper gives no figure for this stage.
     "chexpert-plus": SftConfig(
         data=DataConfig(layout="prepared", views=1),
         model=dataclasses.replace(LARGE, tuning="vision"),
@@ -174,6 +181,8 @@ SFT_PRESETS: dict[str, SftConfig] = {
 }
 
 RL_PRESETS: dict[str, RlConfig] = {
+    # deer rl --preset demo --run-dir runs/rl
+    # 2 CPU cores, 2 to 4 minutes. Label F1 of the likeliest report 0.46 -> 0.50 on 200 phantom studies.
     "demo": RlConfig(
         data=DEMO_DATA,
         model=DEMO_MODEL,
@@ -185,12 +194,17 @@ RL_PRESETS: dict[str, RlConfig] = {
         checkpoint_every=20,
         evaluate_every=20,
     ),
+    # deer rl --preset mimic-cxr --model.base runs/sft/model --data.source DATA --data.ids chosen.json
+    #     --reward.labeler chexbert.pth --reward.labeler-tokenizer bert-base-uncased --run-dir runs/deer
+    # Eight TPU v6e or larger (docs/performance.md); not run yet. The paper (Table 1, 20% of the studies): F1 0.516.
     "mimic-cxr": RlConfig(
         data=DataConfig(layout="prepared", cleaning="mimic-cxr", views=1),
         model=LARGE,
         mesh=SPLIT,
         optim=PAPER_RL,
     ),
+    # deer rl --preset chexpert-plus, with the options of mimic-cxr
+    # The same hardware; not run yet. The paper (Table 2): macro F1 0.355.
     "chexpert-plus": RlConfig(
         data=DataConfig(layout="prepared", views=1),
         model=LARGE,
@@ -200,6 +214,8 @@ RL_PRESETS: dict[str, RlConfig] = {
 }
 
 SAMPLE_PRESETS: dict[str, SampleConfig] = {
+    # deer sample --preset NAME --model.base runs/sft/model --output rollouts.jsonl: ten reports a study for deer select,
+    # on the hardware of deer rl.
     "demo": SampleConfig(
         data=DEMO_DATA,
         model=DEMO_MODEL,

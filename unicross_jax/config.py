@@ -105,7 +105,10 @@ PAPER = OptimConfig(
     clip_norm=0.0, clip_value=0.1,
 )  # fmt: skip
 
+# Above each preset: its command, the hardware it was made for, and what it should reach (docs/results.md).
 PRESETS: dict[str, RunConfig] = {
+    # unicross train --preset demo --run-dir runs/unicross-demo
+    # 2 CPU cores, 3 to 5 minutes. Findings F1 0.46 on 200 phantom studies; constant report 0, nearest study 0.59.
     "demo": RunConfig(
         data=DataConfig(cleaning="iu-xray", resize=72, train_size=2400),
         # The small CLIP tells next words by ten times its word embeddings: the decoder need not learn that anew.
@@ -120,12 +123,18 @@ PRESETS: dict[str, RunConfig] = {
         max_length=48,
         length_penalty=0.5,  # without it reports are a tenth shorter than the references
     ),
+    # unicross train --preset iu-xray --data.source annotation.json --data.images images --model.clip RN101.pt
+    #     --model.clip-vocabulary bpe_simple_vocab_16e6.txt.gz --run-dir runs/iu
+    # One device of 16 GB; not run yet. The paper (Table 1): BLEU-4 0.195, ROUGE-L 0.395, METEOR 0.210.
     "iu-xray": RunConfig(
         data=DataConfig(layout="annotation", cleaning="iu-xray"),
         model=ModelConfig(clip=""),
         optim=PAPER,
         epochs=25,
     ),
+    # unicross train --preset mimic-cxr --data.source data/image_studies/mimic/1.0.0 --model.clip RN101.pt
+    #     --model.clip-vocabulary bpe_simple_vocab_16e6.txt.gz --run-dir runs/mimic
+    # One device of 16 GB, or several; not run yet. The paper (Table 1): BLEU-4 0.120, ROUGE-L 0.289, METEOR 0.134.
     "mimic-cxr": RunConfig(
         data=DataConfig(layout="prepared", cleaning="mimic-cxr", views=1),
         vocabulary=VocabularyConfig(minimum_count=10),

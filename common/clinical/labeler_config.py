@@ -43,7 +43,10 @@ class LabelerRunConfig:
     wandb_project: str = ""  # Weights & Biases project to send numbers to; "": none
 
 
+# Above each preset: its command, the hardware it was made for, and what it should reach (docs/results.md).
 PRESETS = {
+    # deer train-labeler --data phantom --output runs/labeler
+    # 2 CPU cores, 25 minutes. Macro F1 0.968 on 1,000 phantom reports as written, 0.905 on damaged ones.
     "phantom": LabelerRunConfig(
         encoder=BertConfig(
             vocab_size=900, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
@@ -57,6 +60,9 @@ PRESETS = {
         buckets=(32, 64),
         export_dtype="float16",
     ),
+    # deer train-labeler --data openi --archive NLMCXR_reports.tgz --gold openi_gld_std14.csv
+    #     --test-ids openi-testset.txt --output runs/openi-labeler
+    # One CPU core, 12 minutes. Micro F1 0.821 on 771 test reports, macro F1 0.368.
     "openi": LabelerRunConfig(
         data="openi",
         validation_size=300,
@@ -71,7 +77,8 @@ PRESETS = {
         evaluate_every=90,
         buckets=(48, 64, 96, 128, 320),
     ),
-    # The authors' fine-tuning: Adam at 2e-5 without decay, batch 18, 8 epochs, dropout 0.1.
+    # deer train-labeler --data labelled.jsonl --init bert-base-uncased --output runs/labeler
+    # One device of 16 GB; not run yet. The authors' fine-tuning: Adam at 2e-5 without decay, batch 18, 8 epochs, dropout 0.1.
     "chexbert": LabelerRunConfig(
         data="",
         optim=OptimConfig(optimizer="adam", learning_rate=2e-5, schedule="constant", warmup_ratio=0, clip_norm=0),
