@@ -214,8 +214,8 @@ RL_PRESETS: dict[str, RlConfig] = {
 }
 
 SAMPLE_PRESETS: dict[str, SampleConfig] = {
-    # deer sample --preset NAME --model.base runs/sft/model --output rollouts.jsonl: ten reports a study for deer select,
-    # on the hardware of deer rl.
+    # deer sample --preset NAME --model.base runs/sft/model --output rollouts.jsonl
+    # The hardware of deer rl. Ten reports of each study, for deer select.
     "demo": SampleConfig(
         data=DEMO_DATA,
         model=DEMO_MODEL,

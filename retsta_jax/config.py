@@ -131,7 +131,7 @@ PRESETS: dict[str, RetstaConfig] = {
         buckets=(64, 128, 256),
         max_new_tokens=128,
     ),
-    # retsta train --preset openi --data.archive NLMCXR_reports.tgz --data.test-ids openi-testset.txt --run-dir runs/openi
+    # retsta train --preset openi --data.archive NLMCXR_reports.tgz --data.test-ids openi-testset.txt --run-dir DIR
     # 2 CPU cores, 70 minutes. Codes F1 0.37, heads F1 0.56 on 767 test reports; nearest training report 0.34, 0.52.
     "openi": RetstaConfig(
         instruction="Codes",
@@ -149,7 +149,7 @@ PRESETS: dict[str, RetstaConfig] = {
         max_new_tokens=192,
     ),
     # retsta train --preset retsta-7b-zero --model.base Qwen2.5-7B-Instruct --data.train ... --run-dir runs/zero
-    # Eight TPU or GPU devices of 16 GB or more; not run yet. The paper, on its own data (Table 2): Chinese BLEU-4 87.89.
+    # Eight devices of 16 GB or more; not run yet. The paper (Table 2): BLEU-4 87.89 in Chinese.
     "retsta-7b-zero": RETSTA_7B_ZERO,
     # retsta train --preset retsta-7b --model.base Qwen2.5-7B-Instruct --data.train ... --run-dir runs/retsta-7b
     # The same hardware; not run yet. The paper (Tables 1 and 2): BLEU-4 89.83 in Chinese, 89.66 in English.

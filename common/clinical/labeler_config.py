@@ -78,7 +78,8 @@ PRESETS = {
         buckets=(48, 64, 96, 128, 320),
     ),
     # deer train-labeler --data labelled.jsonl --init bert-base-uncased --output runs/labeler
-    # One device of 16 GB; not run yet. The authors' fine-tuning: Adam at 2e-5 without decay, batch 18, 8 epochs, dropout 0.1.
+    # One device of 16 GB; not run yet.
+    # The authors' fine-tuning: Adam at 2e-5 without decay, batch 18, 8 epochs, dropout 0.1.
     "chexbert": LabelerRunConfig(
         data="",
         optim=OptimConfig(optimizer="adam", learning_rate=2e-5, schedule="constant", warmup_ratio=0, clip_norm=0),

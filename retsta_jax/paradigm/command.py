@@ -39,7 +39,7 @@ PRESETS: dict[str, ParadigmConfig] = {
         label=LabelConfig(batch_size=64),
         train=dataclasses.replace(TRAINING["demo"], evaluate_every=200, checkpoint_every=200),
     ),
-    # retsta paradigm --preset openi --data.archive NLMCXR_reports.tgz --data.test-ids openi-testset.txt --run-dir runs/p
+    # retsta paradigm --preset openi --data.archive NLMCXR_reports.tgz --data.test-ids openi-testset.txt --run-dir DIR
     # 2 CPU cores, hours. Nearest labelled report, 200 of them: codes F1 0.25, heads F1 0.39 (docs/retsta.md).
     "openi": ParadigmConfig(
         data=ParadigmData(corpus="openi", train_size=200),
@@ -51,7 +51,7 @@ PRESETS: dict[str, ParadigmConfig] = {
         train=dataclasses.replace(TRAINING["openi"], evaluate_every=20, checkpoint_every=20),
     ),
     # retsta paradigm --preset retsta-7b --train.model.base Qwen2.5-7B-Instruct --run-dir runs/paradigm
-    # Eight devices of 16 GB or more; not run yet. The paper (Tables 1 and 2): BLEU-4 89.83 in Chinese, 89.66 in English.
+    # Eight devices of 16 GB or more; not run yet. The paper (Tables 1, 2): BLEU-4 89.83 in Chinese, 89.66 in English.
     "retsta-7b": ParadigmConfig(train=TRAINING["retsta-7b"]),
 }
 NEEDS = (
