@@ -10,18 +10,20 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from common.data.images import GreyImage
 from common.data.packing import GlobalBatch
-from common.data.qwen_images import ImageProcessor, resize
+from common.data.qwen_images import resize
 from common.data.records import Quarantine
 from common.data.splits import Part, load_parts
 from common.data.summary import Cut, study_line
 from common.data.tokenizers import Tokenizer
 from common.errors import UserError
 from common.models.qwen2_vl import Qwen2VLConfig, StudyRows
-from common.models.qwen2_vl_layout import Grid, expand_images, image_tokens, study_rows
+from common.models.qwen2_vl_layout import Grid, expand_images, study_rows
+from common.models.qwen2_vl_vision import VisionConfig
 from deer_jax.config import DataConfig
 from deer_jax.select import read_ids
 
 IMAGE_MARKS = "<|vision_start|><|image_pad|><|vision_end|>"
+TOKEN_SIZE = VisionConfig().token_size  # of every published model
 MULTIPLE = 16  # of the length of prompts, so that few programs are compiled
 
 
@@ -65,12 +67,9 @@ def read_parts(config: DataConfig, quarantine: Quarantine) -> dict[str, Part]:
 
     Raises UserError.
     """
-    if config.side < 1 or config.side % ImageProcessor().token_size:
-        raise UserError(
-            f"data.side: {config.side} pixels; expected a multiple of {ImageProcessor().token_size}, best of 112"
-        )
-    processor = ImageProcessor(fixed=(config.side, config.side))
-    parts = load_parts(config, config.side, functools.partial(resize, processor), quarantine)
+    if config.side < 1 or config.side % TOKEN_SIZE:
+        raise UserError(f"data.side: {config.side} pixels; expected a multiple of {TOKEN_SIZE}, best of 112")
+    parts = load_parts(config, config.side, functools.partial(resize, side=config.side), quarantine)
     if config.ids and "train" in parts:
         parts["train"] = chosen_part(parts["train"], config.ids)
     return parts
@@ -174,7 +173,4 @@ def _with_images(
         for number, image in enumerate(images):
             stacked[place, number] = image
     grids = [[encoder.grid] * len(images) for images in own]
-    each = image_tokens(encoder.config.vision, encoder.grid)
-    return StudyPrompts(
-        study_rows(encoder.config, rows, grids, length=length, features_per_image=each, left=left), stacked
-    )
+    return StudyPrompts(study_rows(encoder.config, rows, grids, length=length, left=left), stacked)

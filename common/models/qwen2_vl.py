@@ -73,14 +73,9 @@ class StudyRows(flax.struct.PyTreeNode):
 def vision_features(
     config: Qwen2VLConfig, params: PyTree, patches: Float[Array, "... N C"], layout: VisionLayout
 ) -> Float[Array, "... T D"]:
-    """Features of images, any leading axes; a layout without leading axes is that of all of them."""
-
-    def flat(leaf: Array, own_axes: int) -> Array:
-        return leaf.reshape(-1, *leaf.shape[leaf.ndim - own_axes :])
-
-    rows = VisionLayout(flat(layout.order, 1), flat(layout.places, 1), flat(layout.positions, 2), flat(layout.mask, 1))
+    """Features of images of one size, any leading axes."""
     tower: Any = VisionTower(config.vision)
-    features = tower.apply({"params": params["visual"]}, flat(patches, 2), rows)
+    features = tower.apply({"params": params["visual"]}, patches.reshape(-1, *patches.shape[-2:]), layout)
     return features.reshape(*patches.shape[:-2], *features.shape[1:])
 
 

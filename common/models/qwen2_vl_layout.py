@@ -1,22 +1,20 @@
 """Where the parts of an image go in Qwen2.5-VL, computed on the host: windows of patches, and positions in the text.
 
-A grid is the (rows, columns) of an image's patches. Patches come as the published processor lists them
-(`common.data.qwen_images`): the `spatial_merge_size`^2 patches of a token together, tokens in reading order.
+A grid is the (rows, columns) of an image's patches. Patches come as the published processor lists them: the
+`spatial_merge_size`^2 patches of a token together, tokens in reading order.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from common.errors import UserError
 from common.models.qwen2_vl import Qwen2VLConfig, StudyRows
 from common.models.qwen2_vl_vision import VisionConfig, VisionLayout
 
 Grid = tuple[int, int]
-Patches = Float[np.ndarray, "N C"]
 
 
 def image_tokens(config: VisionConfig, grid: Grid) -> int:
@@ -28,7 +26,7 @@ def image_tokens(config: VisionConfig, grid: Grid) -> int:
 
 
 def vision_layout(config: VisionConfig, grid: Grid) -> VisionLayout:
-    """The layout of an image, numpy, without leading axes. Windows at the right and lower edge may be cut."""
+    """The layout of images of one size, numpy. Windows at the right and lower edge may be cut."""
     image_tokens(config, grid)
     merge, side = config.spatial_merge_size, config.window_size // config.token_size
     rows, columns = (np.arange(patches // merge) for patches in grid)
@@ -46,38 +44,6 @@ def vision_layout(config: VisionConfig, grid: Grid) -> VisionLayout:
     mask[places] = True
     arrays: tuple[Any, ...] = (order, places.astype(np.int32), positions.reshape(-1, 2), mask.reshape(-1))
     return VisionLayout(*arrays)
-
-
-def image_batch(
-    config: VisionConfig, studies: Sequence[Sequence[tuple[Patches, Grid]]], largest: Grid | None = None
-) -> tuple[Float[np.ndarray, "B M N C"], VisionLayout]:
-    """The images of B studies, at most M each, as one array, and its layout with leading axes [B M].
-
-    All are padded to the size of the largest, or of the grid `largest`, which keeps shapes the same from batch to
-    batch. Raises UserError for an image that does not fit into it.
-    """
-    empty = (np.zeros((0, config.patch_features), np.float32), (0, 0))
-    most = max(map(len, studies))
-    if most == 0:
-        raise UserError("none of these studies has an image")
-    images = [image for study in studies for image in [*study, *[empty] * (most - len(study))]]
-    layouts = [jax.tree.leaves(vision_layout(config, grid)) for _, grid in images]
-    bounds = layouts if largest is None else [jax.tree.leaves(vision_layout(config, largest))]
-    lengths = [max(map(len, leaves)) for leaves in zip(*bounds, strict=True)]
-    for leaves, (_, grid) in zip(layouts, images, strict=True):
-        if any(len(leaf) > length for leaf, length in zip(leaves, lengths, strict=True)):
-            raise UserError(f"an image has {grid} patches, which do not fit into {largest}; resize it")
-
-    def stacked(leaves: Sequence[np.ndarray], length: int) -> np.ndarray:
-        out = np.zeros((len(leaves), length, *leaves[0].shape[1:]), leaves[0].dtype)
-        for image, leaf in enumerate(leaves):
-            out[image, : len(leaf)] = leaf
-        return out.reshape(len(studies), most, *out.shape[1:])
-
-    arrays: Any = map(stacked, zip(*layouts, strict=True), lengths)
-    layout = VisionLayout(*arrays)
-    longest = layout.places.shape[-1] * config.spatial_merge_size**2
-    return stacked([patches for patches, _ in images], longest), layout
 
 
 def expand_images(config: Qwen2VLConfig, row: Sequence[int], grids: Sequence[Grid]) -> list[int]:
@@ -133,13 +99,11 @@ def study_rows(
     grids: Sequence[Sequence[Grid]],
     *,
     length: int,
-    features_per_image: int,
     left: bool,
 ) -> StudyRows:
     """Rows of `length` columns, numpy, padded on the left (prompts) or on the right, with the grids of their images.
 
-    `features_per_image` is how many features the tower gives of each image, padding included: T of the layout. Raises
-    UserError for a row that is too long, and as `rope_positions` does.
+    Raises UserError for a row that is too long, and as `rope_positions` does.
     """
     shape = (len(rows), length)
     tokens, mask, index = np.zeros(shape, np.int32), np.zeros(shape, bool), np.full(shape, -1, np.int32)
@@ -149,10 +113,6 @@ def study_rows(
             raise UserError(f"a row has {len(row)} tokens, expected at most {length}")
         columns = slice(length - len(row), length) if left else slice(0, len(row))
         tokens[place, columns], mask[place, columns] = row, True
-        positions[place, :, columns], numbers, next_position[place] = rope_positions(config, row, own)
-        counts = np.array([image_tokens(config.vision, grid) for grid in own], int)
-        padding = np.arange(len(own)) * features_per_image - (np.cumsum(counts) - counts)
-        numbers[numbers >= 0] += np.repeat(padding, counts)
-        index[place, columns] = numbers
+        positions[place, :, columns], index[place, columns], next_position[place] = rope_positions(config, row, own)
     arrays: tuple[Any, ...] = (tokens, mask, positions, index, next_position)
     return StudyRows(*arrays)

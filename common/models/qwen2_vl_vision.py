@@ -74,15 +74,15 @@ class VisionConfig:
 
 
 class VisionLayout(flax.struct.PyTreeNode):
-    """Where the patches of an image stand in the tower. Leading axes, if any, are those of the images.
+    """Where the patches of images of one size stand in the tower.
 
     There are W windows of C patches in a row, with `spatial_merge_size`^2 patches of a token side by side.
     """
 
-    order: Int[Array, "... W*C/4"]  # the token at each place; any token at empty places
-    places: Int[Array, "... T"]  # the place of each token, tokens in reading order
-    positions: Int[Array, "... W*C 2"]  # row and column of the patch at each place
-    mask: Bool[Array, "... W*C"]  # true where there is a patch
+    order: Int[Array, "W*C/4"]  # the token at each place; any token at empty places
+    places: Int[Array, "T"]  # the place of each token, tokens in reading order
+    positions: Int[Array, "W*C 2"]  # row and column of the patch at each place
+    mask: Bool[Array, "W*C"]  # true where there is a patch
 
 
 class PatchEmbedding(nn.Module):
@@ -194,27 +194,22 @@ class Merger(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patches to features, one for each token, in reading order. Features after an image's last are meaningless."""
+    """Patches of images of one size to features, one for each token, in reading order."""
 
     config: VisionConfig
 
     @nn.compact
     def __call__(self, patches: Float[Array, "I N C"], layout: VisionLayout) -> Float[Array, "I T E"]:
-        """The layout has the leading axis I, or 1 for images of one size."""
         config = self.config
         images, merged = patches.shape[0], config.spatial_merge_size**2
 
         def tokens(x: Array) -> Array:
             return x.reshape(images, -1, merged, config.hidden_size)
 
-        def gather(x: Array, index: Array) -> Array:
-            index = jnp.broadcast_to(index, (images, index.shape[-1]))
-            return jnp.take_along_axis(x, index[..., None, None], axis=1)
-
         x = PatchEmbedding(config, name="patch_embed")(patches)
-        x = gather(tokens(x), layout.order).reshape(images, -1, config.hidden_size)
+        x = jnp.take(tokens(x), layout.order, axis=1).reshape(images, -1, config.hidden_size)
         x = constrain(x, BATCH_AXES, None, None)
-        rows, columns = layout.positions[..., 0], layout.positions[..., 1]
+        rows, columns = layout.positions[None, :, 0], layout.positions[None, :, 1]
         half = config.hidden_size // config.num_heads // 2
         turns = [rotary_angles(at, half, ROPE_THETA) for at in (rows, columns)]
         rotary = tuple(jnp.concatenate(parts, axis=-1) for parts in zip(*turns, strict=True))
@@ -228,13 +223,13 @@ class VisionTower(nn.Module):
             length=config.depth,
         )(config, name="blocks")
         x, _ = blocks(x, full, rotary, segments)
-        return Merger(config, name="merger")(gather(tokens(x), layout.places))
+        return Merger(config, name="merger")(jnp.take(tokens(x), layout.places, axis=1))
 
 
 def grey_patches(config: VisionConfig, images: UInt8[Array, "... height width"]) -> Float[Array, "... N C"]:
     """Patches of grey images whose sides are multiples of `token_size`, made on the device.
 
-    What `common.data.qwen_images.patches` makes on the host, up to rounding, from a 24th of the bytes.
+    What the published processor makes on the host, up to rounding, from a 24th of the bytes.
     """
     *leading, height, width = images.shape
     size, merge = config.patch_size, config.spatial_merge_size
@@ -254,8 +249,8 @@ def dense(config: VisionConfig, features: int, name: str) -> Dense:
 def init_params(config: VisionConfig, key: Array) -> PyTree:
     """Random parameters (normal, 0.02), for tests, benchmarks and training from scratch."""
     window = config.window_patches
-    tokens = jnp.arange(window // config.spatial_merge_size**2)[None]
-    layout = VisionLayout(tokens, tokens, jnp.zeros((1, window, 2), jnp.int32), jnp.ones((1, window), bool))
+    tokens = jnp.arange(window // config.spatial_merge_size**2)
+    layout = VisionLayout(tokens, tokens, jnp.zeros((window, 2), jnp.int32), jnp.ones(window, bool))
     patches = jnp.zeros((1, window, config.patch_features))
     one_window = dataclasses.replace(config, attention="xla")  # shapes do not depend on it, and splash takes no so few
     return VisionTower(one_window).init({"params": key}, patches, layout)["params"]

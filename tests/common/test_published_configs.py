@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from common.data.qwen_images import ImageProcessor, processor_from_directory
+from common.data.qwen_images import check_processor
 from common.errors import UserError
 from common.models import qwen2_vl_weights, qwen2_weights
 from common.models.bert import BertConfig
@@ -182,12 +182,12 @@ def test_null_is_as_good_as_absent_in_a_bert(tmp_path):
 
 def test_null_is_as_good_as_absent_in_an_image_processor(tmp_path):
     names = ("min_pixels", "patch_size", "image_mean", "resample", "do_resize", "rescale_factor")
-    write(tmp_path, "preprocessor_config.json", dict.fromkeys(names) | {"size": {"shortest_edge": 784, "x": None}})
-    assert processor_from_directory(tmp_path) == ImageProcessor(min_pixels=784)
-    for entries in ({"patch_size": HUGE}, {"image_mean": 0.5}, {"image_std": [1]}, {"size": 3}, {"do_resize": "no"}):
+    write(tmp_path, "preprocessor_config.json", dict.fromkeys(names))
+    check_processor(tmp_path, VisionConfig())
+    for entries in ({"patch_size": HUGE}, {"image_mean": 0.5}, {"image_std": [1]}, {"do_resize": "no"}):
         write(tmp_path, "preprocessor_config.json", entries)
         with pytest.raises(UserError, match=rf"preprocessor_config\.json: {next(iter(entries))} is"):
-            processor_from_directory(tmp_path)
+            check_processor(tmp_path, VisionConfig())
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_vl import Qwen2VLConfig
 from common.models.qwen2_vl_layout import (
     expand_images,
-    image_batch,
     image_tokens,
     rope_positions,
     study_rows,
@@ -49,8 +48,8 @@ def test_images_stand_at_their_tokens():
     grids = [(4, 6), (2, 2)]
     expanded = expand_images(CONFIG, row, grids)
     assert expanded == [1, 160, *[IMAGE] * 6, 161, 2, 160, IMAGE, 161]
-    study = study_rows(CONFIG, [expanded], [grids], length=14, features_per_image=10, left=True)
-    assert study.image_index[0].tolist() == [-1, -1, -1, 0, 1, 2, 3, 4, 5, -1, -1, -1, 10, -1]
+    study = study_rows(CONFIG, [expanded], [grids], length=14, left=True)
+    assert study.image_index[0].tolist() == [-1, -1, -1, 0, 1, 2, 3, 4, 5, -1, -1, -1, 6, -1]
     assert study.positions[0, 1].tolist() == [0, 0, 1, 2, 2, 2, 3, 3, 3, 5, 6, 7, 8, 9]
     assert study.positions[0, 2].tolist() == [0, 0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7, 8, 9]
     assert study.next_position.tolist() == [10]
@@ -66,11 +65,9 @@ def test_rows_that_lost_image_tokens_are_refused():
     with pytest.raises(UserError, match="2 places for images, and its study has 1"):
         expand_images(CONFIG, [IMAGE, IMAGE], [(4, 4)])
     with pytest.raises(UserError, match="11 tokens, expected at most 10"):
-        study_rows(CONFIG, [expanded], [[(4, 4), (4, 4)]], length=10, features_per_image=4, left=True)
+        study_rows(CONFIG, [expanded], [[(4, 4), (4, 4)]], length=10, left=True)
     with pytest.raises(UserError, match="3 x 4 patches, expected multiples of 2"):
         image_tokens(VISION, (3, 4))
-    with pytest.raises(UserError, match="none of these studies"):
-        image_batch(VISION, [[], []])
 
 
 def test_configs_that_do_not_fit_are_refused(tmp_path):

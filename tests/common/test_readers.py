@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from common.config import check_run_directory, claim_run_directory, read_config
-from common.data.qwen_images import processor_from_directory
+from common.data.qwen_images import check_processor
 from common.data.readers import read_annotation, read_image_rows
 from common.data.records import Quarantine
 from common.data.tokenizers import load_tokenizer
@@ -17,6 +17,7 @@ from common.io.jsonl import read_rows
 from common.io.resumable import claim_output
 from common.io.safetensors import open_tensors
 from common.models.peft import load_peft
+from common.models.qwen2_vl_vision import VisionConfig
 from common.models.qwen2_weights import config_from_directory
 from common.training.logs import read_rows as read_log
 from deer_jax.select import read_ids
@@ -38,7 +39,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "run to continue": ("config.json", lambda file: check_run_directory(file.parent, PRESETS["demo"])),
     "output to continue": ("out.jsonl.config.json", lambda file: claim_output(file.parent / "out.jsonl", {"a": 1})),
     "model": ("config.json", lambda file: config_from_directory(file.parent)),
-    "images": ("preprocessor_config.json", lambda file: processor_from_directory(file.parent)),
+    "images": ("preprocessor_config.json", lambda file: check_processor(file.parent, VisionConfig())),
     "adapter": ("adapter_config.json", lambda file: load_peft(file.parent, {})),
     "shards": ("model.safetensors.index.json", lambda file: open_tensors(file.parent, "model")),
     "words": ("words.json", load_tokenizer),

@@ -43,7 +43,7 @@ def studies() -> StudyPrompts:
     rows = [[20, *image, 21], [*image, *image, 22], [23, 24, 25]]
     grids = [[GRID], [GRID, GRID], []]
     images = random.integers(0, 255, (3, 2, SIDE, SIDE), dtype=np.uint8)
-    return StudyPrompts(study_rows(CONFIG, rows, grids, length=P, features_per_image=4, left=True), images)
+    return StudyPrompts(study_rows(CONFIG, rows, grids, length=P, left=True), images)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_the_policy_gradient_reaches_the_images_of_the_whole_group(params, sampl
 def test_sft_learns_reports_from_images_with_the_language_frozen(params):
     prompts = studies()
     rows = [[57, *[60] * 4, 58, 20, 30 + place, 31, 2] for place in range(3)]
-    read = study_rows(CONFIG, rows, [[GRID]] * 3, length=12, features_per_image=4, left=False)
+    read = study_rows(CONFIG, rows, [[GRID]] * 3, length=12, left=False)
     targets, weights = np.zeros((3, 12), np.int32), np.zeros((3, 12), np.float32)
     targets[:, :9], weights[:, 6:9] = [row[1:] for row in rows], 1
     batch = ReportRows(StudyPrompts(read, prompts.images), targets, weights)

@@ -48,8 +48,7 @@ def test_the_towers_flops_are_those_of_its_products():
     layout = vision_layout(VISION, (16, 16))
     params = jax.eval_shape(lambda: init_params(VISION, jax.random.key(0)))
     images = jnp.zeros((1, patches, VISION.patch_features))
-    rows = jax.tree.map(lambda leaf: leaf[None], layout)
-    traced = traced_flops(lambda p, x: VisionTower(VISION).apply({"params": p}, x, rows), params, images)
+    traced = traced_flops(lambda p, x: VisionTower(VISION).apply({"params": p}, x, layout), params, images)
     per_pair = 4 * VISION.hidden_size
     both_branches = VISION.depth * per_pair * patches * (patches + 64)  # the trace has both in every block
     taken = per_pair * patches * (1 * patches + 2 * 64)

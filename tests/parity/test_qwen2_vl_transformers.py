@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from common.errors import UserError
 from common.generation.loop import continue_prompts
 from common.generation.sampling import Sampling
 from common.io.safetensors import open_tensors, published_tensors
@@ -26,7 +25,6 @@ from common.models.qwen2_vl import (
 )
 from common.models.qwen2_vl_layout import (
     expand_images,
-    image_batch,
     study_rows,
     vision_layout,
 )
@@ -45,7 +43,7 @@ transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 1e-4
 START, END, PAD, IMAGE, VIDEO = 160, 161, 162, 163, 164
-ALIGNED, CUT = (16, 8), [(10, 18), (22, 14)]  # in patches: whole windows, and windows cut on both edges
+ALIGNED, CUT = (16, 8), (10, 18)  # in patches: whole windows, and windows cut on both edges
 
 CONFIGS = {
     "tied": ({"depth": 4, "fullatt_block_indexes": [1, 3]}, {"rope_theta": 1e6, "mrope_section": [2, 3, 3]}, True),
@@ -113,19 +111,21 @@ def theirs_of(rows, grids, pixels, length=None, left=True):
     return inputs
 
 
-def images_of(config, grids, pixels):
-    """Our batch of images and its layout, in the general form."""
-    return image_batch(config.vision, [list(zip(*study, strict=True)) for study in zip(pixels, grids, strict=True)])
+def images_of(config, grid, pixels):
+    """Our batch of images, zeros where a study has fewer than others, and their layout."""
+    images = np.zeros((len(pixels), max(map(len, pixels)), grid[0] * grid[1], config.vision.patch_features), np.float32)
+    for place, own in enumerate(pixels):
+        for number, image in enumerate(own):
+            images[place, number] = image
+    return images, vision_layout(config.vision, grid)
 
 
 def ours_of(config, params, rows, grids, pixels, left=True):
     """Our rows and features of the same studies."""
-    features, per_image = None, 0
+    features = None
     if any(grids):
-        batch, layout = images_of(config, grids, pixels)
-        features, per_image = jitted_features(config, params, batch, layout), layout.places.shape[-1]
-    length = max(map(len, rows))
-    return study_rows(config, rows, grids, length=length, features_per_image=per_image, left=left), features
+        features = jitted_features(config, params, *images_of(config, grids[0][0], pixels))
+    return study_rows(config, rows, grids, length=max(map(len, rows)), left=left), features
 
 
 jitted_features = jax.jit(vision_features, static_argnums=0)
@@ -148,8 +148,8 @@ def continued(config, params, rows, features, group, new, sampling, keys=None):
 
 STUDIES = {
     "one aligned image": [[ALIGNED]],
-    "two images with cut windows": [CUT],
-    "different images": [[ALIGNED], CUT, [(4, 6)], []],
+    "two images with cut windows": [[CUT] * 2],
+    "different studies": [[CUT], [CUT] * 2, []],
 }
 
 
@@ -175,30 +175,13 @@ def test_features_and_logits(published, studies):
     np.testing.assert_allclose(logits[study.mask], expected[study.mask], atol=TOLERANCE)
 
 
-def test_images_of_one_size_need_one_layout(published):
-    """The static form, a layout without leading axes that is a constant of the program, against the padded form."""
-    _, directory = published
-    config, params = load_qwen2_vl(directory)
-    pixels = np.stack([[patches(ALIGNED, seed)] for seed in range(3)])
-    layout = vision_layout(config.vision, ALIGNED)
-    assert layout.mask.all()
-    static = jax.jit(lambda params, pixels: vision_features(config, params, pixels, layout))(params, pixels)
-    general, padded = image_batch(config.vision, [[(image[0], ALIGNED)] for image in pixels], largest=(24, 20))
-    assert not padded.mask.all()
-    padded_features = jitted_features(config, params, general, padded)[:, :, : static.shape[2]]
-    np.testing.assert_allclose(static, padded_features, atol=1e-5)
-    with pytest.raises(UserError, match="do not fit"):
-        image_batch(config.vision, [[(pixels[0, 0], ALIGNED)]], largest=(8, 8))
-
-
 def test_bfloat16(published):
     model, directory = published
     config, params = load_qwen2_vl(directory, dtype="bfloat16", param_dtype="bfloat16")
-    pixels, layout = image_batch(config.vision, [[(patches(grid), grid) for grid in CUT]])
-    features = jitted_features(config, params, pixels, layout)
+    pixels = [[patches(CUT, 0), patches(CUT, 1)]]
+    features = jitted_features(config, params, *images_of(config, CUT, pixels))
     assert features.dtype == jnp.bfloat16
-    thw = torch.tensor([(1, *grid) for grid in CUT])
-    flat = torch.tensor(np.concatenate([patches(grid) for grid in CUT]))
+    thw, flat = torch.tensor([(1, *CUT)] * 2), torch.tensor(np.concatenate(pixels[0]))
     with torch.no_grad():
         expected = model.model.get_image_features(flat, thw).pooler_output
     for found, reference in zip(features[0].astype(jnp.float32), expected, strict=True):
@@ -219,12 +202,12 @@ def test_heads_padded_for_splash_attend_alike():
 def test_positions(published, left):
     model, directory = published
     config, _ = load_qwen2_vl(directory)
-    grids = [CUT, [ALIGNED, (6, 4), (2, 2)], [(4, 30)]]
+    grids = [[CUT, (22, 14)], [ALIGNED, (6, 4), (2, 2)], [(4, 30)]]
     rows = [prompt(config, own, words=1 + seed, seed=seed) for seed, own in enumerate(grids)]
     inputs = theirs_of(rows, grids, [[patches((2, 2))]], left=left)
     inputs["image_grid_thw"] = torch.tensor([(1, *grid) for own in grids for grid in own])
     positions, deltas = model.model.get_rope_index(**{k: v for k, v in inputs.items() if k != "pixel_values"})
-    ours = study_rows(config, rows, grids, length=max(map(len, rows)), features_per_image=77, left=left)
+    ours = study_rows(config, rows, grids, length=max(map(len, rows)), left=left)
     np.testing.assert_array_equal(np.moveaxis(ours.positions, 1, 0), positions)
     np.testing.assert_array_equal(ours.next_position, [len(row) for row in rows] + deltas.numpy()[:, 0])
 
@@ -248,7 +231,7 @@ def test_text_alone_needs_one_position(published):
 def test_greedy_tokens(published):
     model, directory = published
     config, params = load_qwen2_vl(directory)
-    grids = [[ALIGNED], CUT, [(4, 6)], [(8, 8), (2, 4)]]
+    grids = [[CUT], [CUT] * 2, [CUT], [CUT] * 3]
     pixels = [[patches(grid, 10 + seed) for seed, grid in enumerate(own)] for own in grids]
     rows = [prompt(config, own, words=3, seed=20 + seed) for seed, own in enumerate(grids)]
     inputs = theirs_of(rows, grids, pixels)
@@ -265,7 +248,7 @@ def test_samples_of_a_group_share_the_prompt_and_score_as_they_were_sampled(publ
     """G continuations of one prefill are those of the prompt repeated G times; the training form gives their scores."""
     _, directory = published
     config, params = load_qwen2_vl(directory)
-    grids = [[ALIGNED], CUT]
+    grids = [[CUT], [CUT] * 2]
     pixels = [[patches(grid, seed) for seed, grid in enumerate(own)] for own in grids]
     rows = [prompt(config, own, seed=seed) for seed, own in enumerate(grids)]
     study, features = ours_of(config, params, rows, grids, pixels)
@@ -296,12 +279,12 @@ def test_loss_and_gradients_of_all_parameters(published):
     model, directory = published
     config, params = load_qwen2_vl(directory)
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, remat="full"))
-    grids = [[ALIGNED], CUT]
+    grids = [[CUT], [CUT] * 2]
     pixels = [[patches(grid, seed) for seed, grid in enumerate(own)] for own in grids]
     rows = [prompt(config, own, words=8, seed=seed) for seed, own in enumerate(grids)]
     inputs = theirs_of(rows, grids, pixels, left=False)
     study, _ = ours_of(config, params, rows, grids, pixels, left=False)
-    batch, layout = images_of(config, grids, pixels)
+    batch, layout = images_of(config, CUT, pixels)
     targets = np.roll(study.tokens, -1, axis=1)
     wanted = study.mask & np.roll(study.mask, -1, axis=1) & (study.image_index < 0)
     wanted[:, -1] = False
@@ -342,17 +325,17 @@ def test_straight_into_a_mesh(published):
     _, sharded = load_qwen2_vl(directory, shardings=placed)
     assert jax.tree.map(lambda leaf: leaf.sharding, sharded) == placed
     assert not sharded["visual"]["blocks"]["attn"]["qkv"]["kernel"].sharding.is_fully_replicated
-    grids = [[ALIGNED], CUT, [(4, 6)], []]
+    grids = [[CUT], [CUT] * 2, [CUT], []]
     pixels = [[patches(grid, seed) for seed, grid in enumerate(own)] for own in grids]
     rows = [prompt(config, own, seed=seed) for seed, own in enumerate(grids)]
     study, features = ours_of(config, params, rows, grids, pixels)
-    images, windows = images_of(config, grids, pixels)
+    images, windows = images_of(config, CUT, pixels)
     expected = jitted_hidden(config, params, study, features)
     with layout.context():
-        batch = place_batch((images, windows, study), layout)
+        batch = place_batch((images, study), layout)
 
         @jax.jit
-        def forward(params, images, windows, study):
+        def forward(params, images, study):
             return hidden_states(config, params, study, vision_features(config, params, images, windows))
 
         found = forward(sharded, *batch)
@@ -394,6 +377,6 @@ def test_a_saved_model_loads_in_transformers_with_the_same_logits(published, tmp
     assert loaded.config.text_config.rope_parameters.items() >= model.config.text_config.rope_parameters.items()
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[key]), key
-    inputs = theirs_of([prompt(config, CUT)], [CUT], [[patches(grid) for grid in CUT]])
+    inputs = theirs_of([prompt(config, [CUT])], [[CUT]], [[patches(CUT)]])
     with torch.no_grad():
         assert torch.equal(loaded.eval()(**inputs).logits, model(**inputs).logits)
