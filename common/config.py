@@ -2,11 +2,13 @@
 
 A config is a frozen dataclass of plain values and further such dataclasses. The command line shows every field with
 its default and its comment (tyro); `config.json` in a run directory records them; both refuse names they do not know.
+A field decides what a run ends in, unless its type says otherwise (`Mark`).
 """
 
 import contextlib
 import dataclasses
 import difflib
+import enum
 import functools
 import io
 import json
@@ -17,7 +19,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from common.bounds import check_numbers
 from common.errors import UserError
@@ -33,21 +35,32 @@ Result = TypeVar("Result")
 
 _ASIDE = re.compile(r"\.config\.json\.\d+\.partial")  # of a command that was killed while it wrote
 
+CONFIG_FILE = "config.json"
 TRAINED_ON = "trained_on.json"  # digests of the base, the data and what else a run learns from, by their names
-# Fields that say where these lie. They may move.
-MOVED = re.compile(
-    r"(data\.)?(archive|source|images|split|ids|gold|test_ids|train|validation|test|reports|terminology)|init|"
-    r"model\.(base|clip|clip_vocabulary)|vocabulary\.merged_with|reward\.(labeler|labeler_tokenizer)"
-)
 
-# What training and evaluation write into a run directory.
-RUN_NAMES = frozenset(
-    {
-        *("config.json", "checkpoints", "metrics.jsonl", "timings.jsonl", "tensorboard", "wandb", "quarantine.jsonl"),
-        *("adapter", "model", "vocabulary.json", "metrics.json", "predictions.jsonl", "evaluation_quarantine.jsonl"),
-        *("report.html", TRAINED_ON),
-    }
-)
+
+class Mark(enum.Enum):
+    """What the type of a field says of it: `base: MovablePath = ""`, `tensorboard: Incidental[bool] = True`."""
+
+    MOVABLE = "a path: what lies there is known by its contents, and may move"
+    INCIDENTAL = "how a run is spread, and what it writes: nothing that is trained depends on it"
+
+
+Field = TypeVar("Field")
+MovablePath = Annotated[str, Mark.MOVABLE]
+Incidental = Annotated[Field, Mark.INCIDENTAL]
+
+
+def marked_fields(config_class: type, *marks: Mark, prefix: str = "") -> frozenset[str]:
+    """The paths of the fields of a config, and of configs within it, that have one of the marks."""
+    found: set[str] = set()
+    for name, hint in typing.get_type_hints(config_class, include_extras=True).items():
+        own, *said = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+        if isinstance(own, type) and dataclasses.is_dataclass(own):
+            found |= marked_fields(own, *marks, prefix=f"{prefix}{name}.")
+        elif any(mark in said for mark in marks):
+            found.add(prefix + name)
+    return frozenset(found)
 
 
 def parse(
@@ -138,7 +151,7 @@ def check_run_directory(run_dir: Path, config: Any) -> None:
     It must be new, empty, or hold a run of the same config, whose files may have moved; and it must be possible to
     write there.
     """
-    path = run_dir / "config.json"
+    path = run_dir / CONFIG_FILE
     existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
     if not existing.is_dir():
         raise UserError(f"{run_dir}: cannot be made, because {existing} is not a directory; give another --run-dir")
@@ -153,9 +166,8 @@ def check_run_directory(run_dir: Path, config: Any) -> None:
     found = read_json(path, "the config of a run; give another --run-dir")
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}; give another --run-dir")
-    by_content = (run_dir / TRAINED_ON).exists()
-    different = differences(found, to_json(config))
-    if different := [line for line in different if not (by_content and MOVED.fullmatch(line.field))]:
+    movable = marked_fields(type(config), Mark.MOVABLE) if (run_dir / TRAINED_ON).exists() else ()
+    if different := [line for line in differences(found, to_json(config)) if line.field not in movable]:
         raise UserError(
             f"{run_dir}: holds a run of another config ({'; '.join(map(str, different[:3]))}); "
             "give the same options to continue it, or another --run-dir"
@@ -185,8 +197,8 @@ def claim_run_directory(run_dir: Path, config: Any, trained_on: Mapping[str, str
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         # Written also where it is there already: a run continues only where it can write.
-        with written_aside(run_dir / "config.json") as aside:
-            aside.write_text(json_text(to_json(config), run_dir / "config.json", indent=2) + "\n", encoding="utf-8")
+        with written_aside(run_dir / CONFIG_FILE) as aside:
+            aside.write_text(json_text(to_json(config), run_dir / CONFIG_FILE, indent=2) + "\n", encoding="utf-8")
         if trained_on:
             with written_aside(run_dir / TRAINED_ON) as aside:
                 aside.write_text(json.dumps(trained_on, indent=2) + "\n", encoding="utf-8")
@@ -212,7 +224,7 @@ def owning_run_directory(train: Callable[[Config, Path], Result]) -> Callable[[C
 
 def read_config(config_class: type[Config], run_dir: Path) -> Config:
     """The config of a run directory. Raises UserError where there is none."""
-    path = run_dir / "config.json"
+    path = run_dir / CONFIG_FILE
     if not path.exists():
         raise UserError(f"{run_dir}: no config.json there; expected the --run-dir of a training run")
     config = from_json(config_class, read_json(path, "the config of a run"), str(path))
@@ -220,26 +232,31 @@ def read_config(config_class: type[Config], run_dir: Path) -> Config:
     return config
 
 
-def remove_run(run_dir: Path, config_class: type, names: frozenset[str] = RUN_NAMES, inside: str = "") -> None:
+def remove_run(
+    run_dir: Path, config_class: type, outputs: Collection[str], *, inside: str = "", beside: Collection[str] = ()
+) -> None:
     """Remove a run, so that it starts again; nothing is done where there is none, without a config.json.
 
-    `inside` is the folder of `run_dir` that is the run itself, where others stand beside it under `names`. Raises
-    UserError, and removes nothing, unless the config is one of `config_class`, all entries have names of ours, and
-    nobody writes there.
+    `outputs` are the names of what a run of this kind writes, besides its config. `inside` is the folder of `run_dir`
+    that is the run itself, where others stand `beside` it. Raises UserError, and removes nothing, unless the config is
+    one of `config_class`, all entries have names of ours, and nobody writes there.
     """
-    if (run_dir / inside / "config.json").exists():
+    if (run_dir / inside / CONFIG_FILE).exists():
         with locked_directory(run_dir), locked_directory(run_dir / inside):
-            _remove_run(run_dir, config_class, names, inside)
+            _remove_run(run_dir, config_class, {CONFIG_FILE, TRAINED_ON, *outputs}, inside, beside)
 
 
-def _remove_run(run_dir: Path, config_class: type, names: frozenset[str], inside: str) -> None:
+def _remove_run(
+    run_dir: Path, config_class: type, outputs: Collection[str], inside: str, beside: Collection[str]
+) -> None:
     run = run_dir / inside
     try:
         read_config(config_class, run)
     except UserError as error:
         raise UserError(f"{error}; so it is not known as a run of this command: remove {run_dir} yourself") from error
-    for folder, known in ((run_dir, names), (run, RUN_NAMES if inside else names)):
-        check_own_names(folder, known)
+    if inside:
+        check_own_names(run_dir, {inside, *beside})
+    check_own_names(run, outputs)
     try:
         # Renamed first, so that who begins there meanwhile begins in a new directory.
         real = Path(os.path.realpath(run_dir))

@@ -23,6 +23,7 @@ from common.bounds import (
     StepsOrAll,
     Within,
 )
+from common.config import Incidental, MovablePath
 from common.data.source import HELP as DATA_HELP
 from common.data.source import STUDY_NEEDS, StudySource
 from common.models.attention import Implementation
@@ -44,19 +45,19 @@ class DataConfig(StudySource):
     """Which studies to learn from, and what the model sees of them."""
 
     side: Side = 448  # pixels of the square that images are resized to; a multiple of 112 fills every attention window
-    ids: str = ""  # JSON of `deer select`, whose ids are the training studies that are used; "": all
+    ids: MovablePath = ""  # JSON of `deer select`, whose ids are the training studies that are used; "": all
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The base model, and what of it is trained."""
 
-    base: str = ""  # directory of Qwen2.5-VL, the model/ of an earlier stage, or "embedded": small, for phantoms
+    base: MovablePath = ""  # directory of Qwen2.5-VL, the model/ of an earlier stage, or "embedded": of phantoms
     tuning: Literal["vision", "full", "lora"] = "full"  # vision: tower and projector; lora: adapters of the language
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of stored weights that are not trained
-    attention: Implementation = "auto"
-    remat: Remat = "dots"  # what the backward pass recomputes: nothing, all but large products, each layer whole
+    attention: Incidental[Implementation] = "auto"
+    remat: Incidental[Remat] = "dots"  # what the backward pass recomputes: nothing, all but large products, each layer
     loss_chunk: Count = 128  # positions of each row whose logits exist at one time
 
 
@@ -74,8 +75,8 @@ class RolloutConfig:
 class RewardConfig:
     """What reports are judged by."""
 
-    labeler: str = ""  # chexbert.pth, a labeler's directory, or "phantom"
-    labeler_tokenizer: str = ""  # directory with the vocab.txt of chexbert.pth
+    labeler: MovablePath = ""  # chexbert.pth, a labeler's directory, or "phantom"
+    labeler_tokenizer: MovablePath = ""  # directory with the vocab.txt of chexbert.pth
     function: str = ""  # module:function of another reward (texts, references) -> floats; "": label F1 + gamma * BLEU-2
     gammas: tuple[Finite, ...] = (0.0, 0.25)  # one for each phase
     phase_ends: tuple[Probability, ...] = (0.5,)  # shares of the run at which phases end, but for the last
@@ -97,11 +98,11 @@ class RunConfig:
     instruction: str = INSTRUCTION
     batch_size: Count = 64  # studies of one update, over all devices
     micro_batch: Count = 8  # studies that one device takes at a time; the rest is accumulation
-    checkpoint_every: Steps = 100  # updates between checkpoints; the last update always gets one
+    checkpoint_every: Incidental[Steps] = 100  # updates between checkpoints; the last update always gets one
     evaluate_every: Steps = 100  # updates between validations, after which the best checkpoint may change
     seed: Seed = 0
-    tensorboard: bool = True  # write TensorBoard event files
-    wandb_project: str = ""  # Weights & Biases project to send numbers to; "": none
+    tensorboard: Incidental[bool] = True  # write TensorBoard event files
+    wandb_project: Incidental[str] = ""  # Weights & Biases project to send numbers to; "": none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +137,8 @@ class SampleConfig:
     instruction: str = INSTRUCTION
     split: Literal["train", "validation", "test"] = "train"
     limit: CountOrNone = 0  # studies at most; 0: all
-    labeler: str = ""  # chexbert.pth, a labeler's directory, or "phantom": adds the labels that deer select reads
-    labeler_tokenizer: str = ""  # directory with the vocab.txt of chexbert.pth
+    labeler: MovablePath = ""  # chexbert.pth, a labeler's directory, or "phantom": adds the labels of deer select
+    labeler_tokenizer: MovablePath = ""  # directory with the vocab.txt of chexbert.pth
     batch_size: Count = 16  # studies at a time, over all devices
     seed: Seed = 0
 

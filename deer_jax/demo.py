@@ -31,7 +31,7 @@ from common.training.parallel import make_device_layout
 from deer_jax.analyse import token_page
 from deer_jax.config import RL_NEEDS, RL_PRESETS, SAMPLE_PRESETS, RlConfig
 from deer_jax.prompts import parts_line, read_parts
-from deer_jax.rl_run import train_run
+from deer_jax.rl_run import OUTPUTS, train_run
 from deer_jax.sample import sample_run
 from deer_jax.select import choose, read_studies
 from deer_jax.setup import base_directory, load_base
@@ -43,6 +43,7 @@ TRAIN_SIZE, TEST_SIZE = 240, 200  # studies; ten reports are sampled of each of 
 FRACTION = 0.2  # of the training studies, chosen by DDSampling
 SHOWN, SHOWN_SIDE = 12, 256  # examples on the page, and pixels of their images
 HEADLINE = ["sampled/promptmrg/F1", "promptmrg/F1", "findings/F1"]
+CURVES = {"Reward": {"reward": "reward", "label F1": "label_f1", "BLEU-2": "bleu2"}}
 TOKEN_PAGE = "token_weights.html"
 DEMO_NAMES = frozenset(
     ["before", "rollouts.jsonl", "chosen.json", "rl", "after", "metrics.json", TOKEN_PAGE, REPORT_FILE]
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--fresh", action="store_true", help="start again even where the run is already there")
     chosen = parser.parse_args(arguments)
     if chosen.fresh:
-        remove_run(chosen.run_dir, RlConfig, DEMO_NAMES, "rl")
+        remove_run(chosen.run_dir, RlConfig, OUTPUTS, inside="rl", beside=DEMO_NAMES)
     preset = RL_PRESETS["demo"]
     data = dataclasses.replace(preset.data, train_size=TRAIN_SIZE, test_size=TEST_SIZE)
     demo(dataclasses.replace(preset, data=data), chosen.run_dir)
@@ -150,6 +151,7 @@ def page(
         config=used_settings(config, RL_NEEDS),
         environment=environment(),
         rows=read_rows(run_dir / "rl" / METRICS_FILE),
+        curves=CURVES,
         systems=systems,
         headline=HEADLINE,
         examples=[

@@ -21,7 +21,7 @@ from common.io.fingerprints import data_record
 from common.io.terminal import say
 from common.models.qwen2_vl import SHARDING_RULES
 from common.training.checkpoint import open_checkpoints, restore_trainable
-from common.training.loop import Validation, train
+from common.training.loop import RUN_OUTPUTS, Validation, train
 from common.training.optim import make_optimizer, make_schedule
 from common.training.parallel import (
     DeviceLayout,
@@ -65,6 +65,7 @@ from deer_jax.token_weights import STRENGTH
 from deer_jax.vision_policy import vision_policy
 
 NOT_FINITE = "the policy's logits are not finite (NaN or infinity), so this validation has no value"
+OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", "adapter", "model")  # of a run directory
 PAPERS = -1  # the strength that stands for the paper's
 
 

@@ -190,7 +190,9 @@ def demo(arguments: list[str]) -> None:
     options.add_argument("--fresh", action="store_true", help="start again even where the run is already there")
     chosen = options.parse_args(arguments)
     if chosen.fresh:
-        remove_run(chosen.run_dir, RetstaConfig)
+        from retsta_jax import evaluate, train
+
+        remove_run(chosen.run_dir, RetstaConfig, {*train.OUTPUTS, *evaluate.OUTPUTS})
     print("RetSTA demo: LoRA fine-tuning of a small bilingual model to standardize fundus reports", flush=True)
     with locked_by_first(chosen.run_dir):
         train_in(PRESETS["demo"], chosen.run_dir)

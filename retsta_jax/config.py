@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.bounds import Count, CountOrNone, Few, Phantoms, Probability, Seed, Steps, StepsOrAll
+from common.config import Incidental, MovablePath
 from common.models.attention import Implementation
 from common.models.lora import LoraConfig
 from common.models.qwen2 import Remat
@@ -28,17 +29,15 @@ class DataConfig:
     language: Literal["zh", "en", "both"] = "both"  # of generated reports
     train_size: Phantoms = 4000  # generated pairs
     validation_size: Phantoms = 100  # generated pairs, or Open-i reports set aside from the training part
-    test_size: Phantoms = 200  # generated pairs
+    test_size: Incidental[Phantoms] = 200  # generated pairs
     held_out: Literal["states", "styles"] = "states"  # generated evaluation parts: new states, or new styles as well
-    archive: str = ""  # Open-i: NLMCXR_reports.tgz, as published
-    test_ids: str = ""  # Open-i: openi-testset.txt, the ids of the test part
-    train: str = ""  # jsonl: rows {"id", "source", "target", "language"?}
-    validation: str = ""  # jsonl
-    test: str = ""  # jsonl
+    archive: MovablePath = ""  # Open-i: NLMCXR_reports.tgz, as published
+    test_ids: MovablePath = ""  # Open-i: openi-testset.txt, the ids of the test part
+    train: MovablePath = ""  # jsonl: rows {"id", "source", "target", "language"?}
+    validation: MovablePath = ""  # jsonl
+    test: MovablePath = ""  # jsonl
     targets: Literal["reports", "codes"] = "reports"  # jsonl: reports in words, or lists of codes, one a line
-    terminology: str = (
-        ""  # jsonl: CSV, TSV or JSON table of terms that scores and augmentation go by; "": the shipped one
-    )
+    terminology: MovablePath = ""  # jsonl: table of terms for scores and augmentation (CSV, TSV, JSON); "": shipped
     augment_to: CountOrNone = 0  # pairs to train on, with those that augmentation makes of the training part; 0: none
 
 
@@ -69,12 +68,12 @@ class AugmentConfig:
 class ModelConfig:
     """The base model and how to compute with it."""
 
-    base: str = "embedded"  # directory of a Qwen2, Llama 3, Yi, GLM-4 or Baichuan2; "embedded": the small shipped one
+    base: MovablePath = "embedded"  # directory of Qwen2, Llama 3, Yi, GLM-4 or Baichuan2; "embedded": small, shipped
     tuning: Literal["lora", "full"] = "lora"  # what is trained: adapters beside the frozen base, or the base itself
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of a frozen base; what is trained is float32
-    attention: Implementation = "auto"
-    remat: Remat = "full"  # what the backward pass recomputes: nothing, all but large products, each layer whole
+    attention: Incidental[Implementation] = "auto"
+    remat: Incidental[Remat] = "full"  # what the backward pass recomputes: nothing, all but large products, each layer
     loss_chunk: Count = 128  # positions of each row whose logits exist at one time
 
 
@@ -95,17 +94,17 @@ class RetstaConfig:
     parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
     epochs: Steps = 1
     max_steps: StepsOrAll = 0  # updates after which to end; 0: after all epochs
-    checkpoint_every: Steps = 100  # updates between checkpoints; the last update always gets one
+    checkpoint_every: Incidental[Steps] = 100  # updates between checkpoints; the last update always gets one
     evaluate_every: Steps = 100  # updates between validations, after which the best checkpoint may change
     batch_size: Count = 16  # rows of one update, over all devices
     micro_batch: Count = 2  # rows that one device takes at a time; the rest is accumulation
     max_length: Count = 2048  # tokens of a row; a longer example is left out and counted
     packing: bool = False  # several examples in a row; else one, padded to the next of `buckets`
     buckets: tuple[Count, ...] = (256, 512, 1024, 2048)
-    max_new_tokens: Count = 512  # of a standard report
+    max_new_tokens: Incidental[Count] = 512  # of a standard report
     seed: Seed = 0
-    tensorboard: bool = True  # write TensorBoard event files
-    wandb_project: str = ""  # Weights & Biases project to send numbers to; "": none
+    tensorboard: Incidental[bool] = True  # write TensorBoard event files
+    wandb_project: Incidental[str] = ""  # Weights & Biases project to send numbers to; "": none
 
 
 RETSTA_7B_ZERO = RetstaConfig(

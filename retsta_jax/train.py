@@ -29,7 +29,7 @@ from common.models.qwen2_weights import config_from_directory, load_qwen2, param
 from common.training.checkpoint import open_checkpoints, restore_trainable
 from common.training.flops import peak_flops, sft_flops
 from common.training.logs import check_wandb
-from common.training.loop import Validation, mean_loss, train
+from common.training.loop import RUN_OUTPUTS, Validation, mean_loss, train
 from common.training.optim import make_optimizer, make_schedule
 from common.training.parallel import (
     DeviceLayout,
@@ -48,6 +48,8 @@ from retsta_jax.config import EMBEDDED_BASE, RetstaConfig
 from retsta_jax.data import augmented, load_splits, splits_line
 from retsta_jax.prompts import encode_pairs
 from retsta_jax.terminology.check import load_terminology
+
+OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", "adapter", "model")  # of a run directory
 
 
 class Base(NamedTuple):

@@ -150,7 +150,9 @@ def demo(arguments: list[str]) -> None:
     options.add_argument("--fresh", action="store_true", help="start again even where the run is already there")
     chosen = options.parse_args(arguments)
     if chosen.fresh:
-        remove_run(chosen.run_dir, RunConfig)
+        from unicross_jax import evaluate, train
+
+        remove_run(chosen.run_dir, RunConfig, {*train.OUTPUTS, *evaluate.OUTPUTS})
     print("UniCrossAdapter demo: reports for drawn radiographs, adapters around a small frozen CLIP", flush=True)
     with locked_by_first(chosen.run_dir):
         train_in(PRESETS["demo"], chosen.run_dir)

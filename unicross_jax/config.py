@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from common.bounds import Count, Few, Finite, NotNegative, Probability, Rate, Seed, Side, Steps, StepsOrAll, Within
+from common.config import Incidental, MovablePath
 from common.data.cleaning import CleaningName
 from common.data.source import HELP as DATA_HELP
 from common.data.source import STUDY_NEEDS, StudySource
@@ -44,7 +45,7 @@ class VocabularyConfig:
 
     kind: Literal["words", "clip"] = "words"  # words of the training reports, or CLIP's own pieces
     minimum_count: Count = 3  # times that a word must occur in the training reports
-    merged_with: str = ""  # R2Gen's annotation.json of a second corpus, whose frequent words are added
+    merged_with: MovablePath = ""  # R2Gen's annotation.json of a second corpus, whose frequent words are added
     merged_minimum_count: Count = 10
     merged_cleaning: CleaningName = "mimic-cxr"
 
@@ -53,8 +54,8 @@ class VocabularyConfig:
 class ModelConfig:
     """CLIP, and what is trained around it."""
 
-    clip: str = "embedded"  # RN101.pt, a safetensors file or its directory; "embedded": the small shipped one
-    clip_vocabulary: str = ""  # bpe_simple_vocab_16e6.txt.gz, where `clip` is a published one
+    clip: MovablePath = "embedded"  # RN101.pt, a safetensors file or its directory; "embedded": the small shipped one
+    clip_vocabulary: MovablePath = ""  # bpe_simple_vocab_16e6.txt.gz, where `clip` is a published one
     clip_weights: Literal["trained", "random"] = "trained"  # random: without CLIP's pre-training (Table 2)
     conditioning: Conditioning = "causal"  # published: the paper's equations, which see the report they predict
     prompt: str = "chest radiograph"  # causal: what images are coupled with where a study has no indication
@@ -78,26 +79,22 @@ class RunConfig:
     vocabulary: VocabularyConfig = VocabularyConfig()
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
-    visual_rate: NotNegative = (
-        1.0  # learning rate of adapters, fusion and vision Transformer, as a share of the decoder's
-    )
+    visual_rate: NotNegative = 1.0  # learning rate of all that comes before the decoder, as a share of the decoder's
     mesh: MeshConfig = MeshConfig()
     parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
     epochs: Steps = 1
     max_steps: StepsOrAll = 0  # updates after which to end; 0: after all epochs
-    checkpoint_every: Steps = 100  # updates between checkpoints; the last update always gets one
+    checkpoint_every: Incidental[Steps] = 100  # updates between checkpoints; the last update always gets one
     evaluate_every: Steps = 100  # updates between validations, after which the best checkpoint may change
     batch_size: Count = 16  # studies of one update, over all devices
     micro_batch: Count = 16  # studies that one device takes at a time; the rest is accumulation
     max_length: ReportLength = 60  # tokens of a report with its start and end; a longer one is cut, and counted
     loss_chunk: Count = 128  # positions of each row whose logits exist at one time
-    beams: Few = 3  # of generation; 1: greedy
-    length_penalty: LengthPenalty = (
-        0.0  # of beams: log-probabilities are divided by length ** this; 0, the code's: their sum
-    )
+    beams: Incidental[Few] = 3  # of generation; 1: greedy
+    length_penalty: Incidental[LengthPenalty] = 0.0  # of beams, whose log-probability is divided by length ** this
     seed: Seed = 0
-    tensorboard: bool = True  # write TensorBoard event files
-    wandb_project: str = ""  # Weights & Biases project to send numbers to; "": none
+    tensorboard: Incidental[bool] = True  # write TensorBoard event files
+    wandb_project: Incidental[str] = ""  # Weights & Biases project to send numbers to; "": none
 
 
 PAPER = OptimConfig(

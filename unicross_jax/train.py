@@ -27,7 +27,7 @@ from common.io.safetensors import NameMap, Published, published_tensors, write_j
 from common.io.terminal import say
 from common.training.checkpoint import open_checkpoints, restore_trainable
 from common.training.logs import check_wandb
-from common.training.loop import Validation, mean_loss, train
+from common.training.loop import RUN_OUTPUTS, Validation, mean_loss, train
 from common.training.optim import make_optimizer, make_schedule
 from common.training.parallel import (
     DeviceLayout,
@@ -66,6 +66,7 @@ from unicross_jax.data import (
 from unicross_jax.model import ReportBatch, UniCrossConfig, init_trainable, loss
 
 VOCABULARY_FILE = "vocabulary.json"
+OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", VOCABULARY_FILE, "model")  # of a run directory
 PUBLISHED_RESIZE, PUBLISHED_SIDE = 256, 224  # of the published recipe; a smaller share of an image is not learned from
 
 

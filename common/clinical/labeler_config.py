@@ -5,6 +5,7 @@ import operator
 from typing import Literal
 
 from common.bounds import Count, Probability, Seed, Steps, StepsOrAll, check_numbers
+from common.config import Incidental, MovablePath
 from common.models.bert import BertConfig
 from common.options import Needs
 from common.training.optim import OptimConfig
@@ -15,17 +16,17 @@ from common.training.parallel import MESH_NEEDS, MeshConfig, Mode
 class LabelerRunConfig:
     """Everything that decides the training of a labeler."""
 
-    data: str = "phantom"  # phantom, openi, or a JSONL file of rows {"id", "report", "labels"}
-    validation: str = ""  # JSONL; without it a tenth of the rows is held out
-    test: str = ""  # JSONL
-    archive: str = ""  # openi: NLMCXR_reports.tgz
-    gold: str = ""  # openi: openi_gld_std14.csv
-    test_ids: str = ""  # openi: openi-testset.txt
+    data: Incidental[str] = "phantom"  # phantom, openi, or a JSONL file of rows {"id", "report", "labels"}
+    validation: MovablePath = ""  # JSONL; without it a tenth of the rows is held out
+    test: MovablePath = ""  # JSONL
+    archive: MovablePath = ""  # openi: NLMCXR_reports.tgz
+    gold: MovablePath = ""  # openi: openi_gld_std14.csv
+    test_ids: MovablePath = ""  # openi: openi-testset.txt
     train_size: Count = 48_000  # phantom reports
     validation_size: Count = 500  # phantom reports, or Open-i reports set aside from the training part
-    test_size: Count = 1000  # phantom reports
+    test_size: Incidental[Count] = 1000  # phantom reports
     damaged: Probability = 0.5  # share of phantom reports that are cut, repeated, mixed, scrambled
-    init: str = ""  # directory of bert-base-uncased, weights and vocab.txt; without it training is from scratch
+    init: MovablePath = ""  # directory of bert-base-uncased, weights and vocab.txt; without it training is from scratch
     encoder: BertConfig = BertConfig()  # from scratch; vocab_size is then the most that the vocabulary may hold
     shuffle: bool = False  # sentences of a training report change places in each epoch
     optim: OptimConfig = OptimConfig()
@@ -33,14 +34,14 @@ class LabelerRunConfig:
     parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
     epochs: Steps = 1
     max_steps: StepsOrAll = 0  # updates after which to end; 0: after all epochs
-    checkpoint_every: Steps = 100  # updates between checkpoints; the last update always gets one
+    checkpoint_every: Incidental[Steps] = 100  # updates between checkpoints; the last update always gets one
     evaluate_every: Steps = 100  # updates between validations, after which the best checkpoint may change
     batch_size: Count = 16  # reports of one update, over all devices
     buckets: tuple[Count, ...] = (64, 128, 256, 512)  # tokens that rows are padded to
     export_dtype: Literal["float32", "float16"] = "float32"  # of the labeler's weights as they are written
     seed: Seed = 0
-    tensorboard: bool = True  # write TensorBoard event files
-    wandb_project: str = ""  # Weights & Biases project to send numbers to; "": none
+    tensorboard: Incidental[bool] = True  # write TensorBoard event files
+    wandb_project: Incidental[str] = ""  # Weights & Biases project to send numbers to; "": none
 
 
 # Above each preset: its command, the hardware it was made for, and what it should reach (docs/results.md).

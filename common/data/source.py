@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.bounds import Few, Phantoms, Seed
+from common.config import Incidental, MovablePath
 from common.data.cleaning import CleaningName
 from common.options import Needs
 
@@ -14,12 +15,12 @@ class StudySource:
     """Which studies to learn from."""
 
     layout: Literal["phantom", "annotation", "openi", "rows", "prepared"] = "phantom"  # drawn; R2Gen; Open-i; your own
-    source: str = ""  # annotation.json; Open-i's reports; JSONL rows; folder made by python -m common.data.builders
-    images: str = ""  # annotation, openi, rows: folder of the images
-    split: str = ""  # openi: R2Gen's split (.json), or a file with the ids of the test part
+    source: MovablePath = ""  # annotation.json; Open-i's reports; JSONL rows; folder of python -m common.data.builders
+    images: MovablePath = ""  # annotation, openi, rows: folder of the images
+    split: MovablePath = ""  # openi: R2Gen's split (.json), or a file with the ids of the test part
     train_size: Phantoms = 1600  # phantom studies
     validation_size: Phantoms = 64  # phantom studies
-    test_size: Phantoms = 200  # phantom studies
+    test_size: Incidental[Phantoms] = 200  # phantom studies
     phantom_seed: Seed = 0  # which phantom studies: other seeds draw others
     views: Few = 2  # images of a study that are used, at most
     cleaning: CleaningName = "lossless"  # of reports; iu-xray, mimic-cxr: R2Gen's of that data set, lossless of others

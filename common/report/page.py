@@ -16,7 +16,7 @@ from common.io.files import written_aside
 from common.io.numbers import NONE, score_text
 from common.report.differences import differences
 from common.report.pictures import WordAttention, check_attention, looks, picture
-from common.report.plots import SERIES_COLOURS, training_charts
+from common.report.plots import SERIES_COLOURS, Curves, training_charts
 from common.report.template import render_template
 
 REPORT_FILE = "report.html"
@@ -68,7 +68,8 @@ class Page:
 
     `systems[system][metric]` holds `value` and, where there is an interval, `low` and `high` (95%); the first
     system is the one that the run made. `headline` names the metrics drawn large, `rows` are those of
-    `metrics.jsonl`, `notes` say what a reader should know (for example how many records went to quarantine).
+    `metrics.jsonl`, of which `curves` are drawn beside those that every training has; `notes` say what a reader should
+    know (for example how many records went to quarantine).
     """
 
     title: str
@@ -77,6 +78,7 @@ class Page:
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     rows: Sequence[Mapping[str, Any]] = ()
+    curves: Curves = field(default_factory=dict)
     systems: Mapping[str, Mapping[str, Mapping[str, float | None]]] = field(default_factory=dict)
     headline: Sequence[str] = ()
     examples: Sequence[Example] = ()
@@ -116,7 +118,7 @@ def render(page: Page) -> str:
         "page.html.j2",
         page=page,
         settings=list(_flatten(page.config)),
-        charts=training_charts(page.rows),
+        charts=training_charts(page.rows, page.curves),
         scores={name: _bars(page.systems, name) for name in dict.fromkeys([*page.headline, *metrics])},
         differences=differences,
         pictures=[[picture(image) for image in example.images] for example in page.examples],

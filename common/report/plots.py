@@ -21,9 +21,12 @@ from common.io.numbers import rounded
 SERIES_COLOURS = 6
 _LINE, _INK = "#0b0b01", "#0b0b02"
 _SERIES = [f"#0a0a0{index}" for index in range(SERIES_COLOURS)]
-_NOISY = ("loss", "grad_norm", "reward", "label_f1", "bleu2")
+VALIDATION, LEARNING_RATE = "val/", "learning_rate"  # names in `metrics.jsonl`
 _SMOOTH_FROM = 60  # points; a shorter curve is shown as it is
 _MARK_UP_TO = 40
+
+
+Curves = Mapping[str, Mapping[str, str]]  # title of a chart -> label of a line -> its name in `metrics.jsonl`
 
 
 @dataclass(frozen=True)
@@ -52,24 +55,30 @@ class Chart:
     svg: Markup
 
 
-def training_charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Loss, reward, validation, learning rate and gradient norm from the rows of `metrics.jsonl`; those there are."""
-    scores = sorted({name for row in rows for name in row if name.startswith("val/")} - {"val/loss"})
-    wanted = [
-        ("Loss", {"training": "loss", "validation": "val/loss"}),
-        ("Reward", {"reward": "reward", "label F1": "label_f1", "BLEU-2": "bleu2"}),
-        ("Validation", {name.removeprefix("val/"): name for name in scores}),
-        ("Learning rate", {"learning rate": "learning_rate"}),
-        ("Gradient norm", {"gradient norm": "grad_norm"}),
-    ]
+def training_charts(rows: Sequence[Mapping[str, Any]], curves: Curves | None = None) -> list[Chart]:
+    """What the rows of `metrics.jsonl` have of loss, a system's own `curves`, validation, rate and gradient norm."""
+    own = curves or {}
+    scores = sorted({name for row in rows for name in row if name.startswith(VALIDATION)} - {f"{VALIDATION}loss"})
+    wanted = {
+        "Loss": {"training": "loss", "validation": f"{VALIDATION}loss"},
+        **own,
+        "Validation": {name.removeprefix(VALIDATION): name for name in scores},
+        "Learning rate": {"learning rate": LEARNING_RATE},
+        "Gradient norm": {"gradient norm": "grad_norm"},
+    }
     charts = []
-    for title, names in wanted:
-        of_scores = title in ("Reward", "Validation")
-        series = [Series(label, _points(rows, name, of_scores), name in _NOISY) for label, name in names.items()]
+    for title, names in wanted.items():
+        of_scores = title == "Validation" or title in own
+        series = [Series(label, _points(rows, name, of_scores), _is_noisy(name)) for label, name in names.items()]
         drawn = [line for line in series if line.last is not None]
         if drawn:
             charts.append(Chart(title, drawn, line_chart(title, drawn, (rows[0]["step"], rows[-1]["step"]))))
     return charts
+
+
+def _is_noisy(name: str) -> bool:
+    """Whether a number is that of a single batch."""
+    return name != LEARNING_RATE and not name.startswith(VALIDATION)
 
 
 def _points(rows: Sequence[Mapping[str, Any]], name: str, scores: bool) -> list[tuple[int, float | None]]:

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import logging
 import math
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -19,21 +18,15 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from common.config import to_json
+from common.config import Mark, marked_fields, to_json
 from common.errors import UserError
 from common.io.differences import differences
 from common.io.terminal import say
 from common.process.stopping import held
 from common.types import PyTree, TrainState
 
+CHECKPOINTS = "checkpoints"  # in a run directory
 METADATA_BYTES = 1_000_000  # of one checkpoint, generously
-
-# Fields of a config that do not decide the weights: where things lie, how they are spread, what is written meanwhile.
-# The base weights are compared by their contents, and data that moved may be named anew.
-FREE = re.compile(
-    r"parallel|mesh\..*|tensorboard|wandb_project|checkpoint_every|max_new_tokens|beams|length_penalty|init|data|"
-    r"(data\.)?(archive|source|images|split|ids|gold|test_ids|train|validation|test|test_size)|model\.(base|clip|clip_vocabulary|attention|remat)"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +36,7 @@ class Checkpoints:
     latest: ocp.CheckpointManager
     best: ocp.CheckpointManager
     note: dict[str, Any]  # {"base": {"name", "sha256"}, "config"}
+    free: frozenset[str] = frozenset()  # fields of the config that do not decide what is trained
 
     def wait(self) -> None:
         """Wait for what is being written. Raises UserError where it could not be."""
@@ -59,13 +53,15 @@ class Checkpoints:
 
 def open_checkpoints(run_dir: Path, note: dict[str, Any], config: Any = None) -> Checkpoints:
     """The checkpoints of a run directory, made if there are none yet; `config`, if given, goes into their note."""
+    free: frozenset[str] = frozenset()
     if config is not None:
         note = {**note, "config": to_json(config)}
+        free = marked_fields(type(config), Mark.MOVABLE, Mark.INCIDENTAL)
     for name in ("absl", "asyncio"):  # what writes in the background logs what it also raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if getattr(sys.unraisablehook, "func", None) is not _say_unless_late:
         sys.unraisablehook = functools.partial(_say_unless_late, sys.unraisablehook)
-    root = run_dir.absolute() / "checkpoints"
+    root = run_dir.absolute() / CHECKPOINTS
 
     def barriers(name: str) -> ocp.options.MultiprocessingOptions:
         # Orbax names the barriers at which hosts meet by the step alone: where both managers write one step, a host
@@ -88,7 +84,7 @@ def open_checkpoints(run_dir: Path, note: dict[str, Any], config: Any = None) ->
                 keep_checkpoints_without_metrics=False,
             ),
         )
-    return Checkpoints(latest, best, note)
+    return Checkpoints(latest, best, note, free)
 
 
 def _say_unless_late(say: Callable[..., object], unraisable: "sys.UnraisableHookArgs") -> None:
@@ -142,7 +138,7 @@ def restore_latest(checkpoints: Checkpoints, like: TrainState) -> tuple[TrainSta
     step = checkpoints.latest.latest_step()
     if step is None:
         return None
-    _check_note(checkpoints.latest, step, checkpoints.note)
+    _check_note(checkpoints, checkpoints.latest, step)
     trainable, rest = _split(like)
     items = ocp.args.Composite(
         trainable=ocp.args.StandardRestore(_abstract(trainable)),
@@ -162,7 +158,7 @@ def restore_trainable(checkpoints: Checkpoints, like: PyTree) -> tuple[int, PyTr
     step, manager = _best(checkpoints)
     while True:
         try:
-            _check_note(manager, step, checkpoints.note)
+            _check_note(checkpoints, manager, step)
             return step, _restored(manager, step, items)["trainable"]
         except UserError:
             # Training that still runs may have put a better one in its place.
@@ -243,7 +239,8 @@ def _check_room(manager: ocp.CheckpointManager, tree: PyTree) -> None:
         )
 
 
-def _check_note(manager: ocp.CheckpointManager, step: int, note: dict[str, Any]) -> None:
+def _check_note(checkpoints: Checkpoints, manager: ocp.CheckpointManager, step: int) -> None:
+    note = checkpoints.note
     with _damage(manager.directory / str(step)):
         found = manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
     if found["base"]["sha256"] != note["base"]["sha256"]:
@@ -254,8 +251,8 @@ def _check_note(manager: ocp.CheckpointManager, step: int, note: dict[str, Any])
         )
     # A note without a config is of an earlier version.
     if "config" in found and "config" in note:
-        different = [line for line in differences(found["config"], note["config"]) if not FREE.fullmatch(line.field)]
-        if different:
+        lines = differences(found["config"], note["config"])
+        if different := [line for line in lines if line.field not in checkpoints.free]:
             raise UserError(
                 f"{manager.directory / str(step)}: belongs to another config: {different[0]}; restore config.json, or "
                 "give the run directory that this config trained"

@@ -40,6 +40,8 @@ from common.io.text import parse_json
 
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
+TENSORBOARD, WANDB = "tensorboard", "wandb"  # folders
+LOGS = (METRICS_FILE, TIMINGS_FILE, TENSORBOARD, WANDB)  # in a run directory
 PLAIN_LINE_SECONDS = 5.0
 HASH = "sha256"  # text stands under names that end so
 SECONDS = "seconds/"  # parts of a step are timed under such names
@@ -109,7 +111,7 @@ def open_logs(
                 _jsonl_sink(run_dir / TIMINGS_FILE, last_step, lambda metrics, timings: timings),
             ]
             if tensorboard:
-                sinks.append(_tensorboard_sink(run_dir / "tensorboard", last_step))
+                sinks.append(_tensorboard_sink(run_dir / TENSORBOARD, last_step))
             if wandb_project is not None:
                 sinks.append(_wandb_sink(stack, run_dir, wandb_project))
         except OSError as error:

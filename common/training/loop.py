@@ -22,13 +22,14 @@ from common.io.fingerprints import fingerprint
 from common.io.terminal import say
 from common.process.host_watch import stop_asked
 from common.process.stopping import Stopped, held, received, stop
-from common.training.checkpoint import Checkpoints, restore_latest, save_best, save_latest
-from common.training.logs import SECONDS, Logs, open_logs
+from common.training.checkpoint import CHECKPOINTS, Checkpoints, restore_latest, save_best, save_latest
+from common.training.logs import LOGS, SECONDS, Logs, open_logs
 from common.training.parallel import DeviceLayout, place_batch
 from common.training.step import TrainStep
 from common.training.step_clock import StepClock
 from common.types import Batch, LossSum, PyTree, TrainState
 
+RUN_OUTPUTS = (CHECKPOINTS, *LOGS)  # what training writes into a run directory
 MAX_SKIPPED_IN_A_ROW = 10  # non-finite updates in a row after which a run stops
 UNFINISHED = "row"  # in a checkpoint beside the position in the data: the row whose validation is to be done
 

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from common.bounds import Within
+from common.config import Incidental
 from common.errors import UserError
 from common.models.layers import BATCH_AXES, constrain
 from common.options import Needs
@@ -28,10 +29,9 @@ PMAP_AXIS = "devices"
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]  # (pattern searched in a leaf's path, its PartitionSpec)
 
 
-Mode = Literal["auto", "jit", "pmap", "mesh"]  # auto: jit on one device, a mesh on several
-
-
-Axis = Annotated[int, Within(-1, 1 << 20)]
+# auto: jit on one device, a mesh on several
+Mode = Incidental[Literal["auto", "jit", "pmap", "mesh"]]
+Axis = Incidental[Annotated[int, Within(-1, 1 << 20)]]
 
 
 @dataclasses.dataclass(frozen=True)

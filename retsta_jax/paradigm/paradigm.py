@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from common.bounds import CountOrNone, Phantoms, Seed, Steps
-from common.config import claim_run_directory, owning_run_directory
+from common.config import MovablePath, claim_run_directory, owning_run_directory
 from common.data.records import Language, Quarantine, ReportPair, check_splits
 from common.errors import UserError
 from common.io.fingerprints import data_record
@@ -58,12 +58,12 @@ class ParadigmData:
     validation_size: Phantoms = 200  # generated pairs, or Open-i reports set aside from the training part
     test_size: Phantoms = 2000  # generated pairs
     reports_size: Phantoms = 60_000  # generated reports without a standard form
-    archive: str = ""  # Open-i: NLMCXR_reports.tgz, as published
-    test_ids: str = ""  # Open-i: openi-testset.txt, the ids of the test part
-    train: str = ""  # jsonl: rows {"id", "source", "target", "language"?}
-    validation: str = ""  # jsonl
-    test: str = ""  # jsonl
-    reports: str = ""  # jsonl: rows {"id", "report"}, or text with one report a line
+    archive: MovablePath = ""  # Open-i: NLMCXR_reports.tgz, as published
+    test_ids: MovablePath = ""  # Open-i: openi-testset.txt, the ids of the test part
+    train: MovablePath = ""  # jsonl: rows {"id", "source", "target", "language"?}
+    validation: MovablePath = ""  # jsonl
+    test: MovablePath = ""  # jsonl
+    reports: MovablePath = ""  # jsonl: rows {"id", "report"}, or text with one report a line
     targets: Literal["reports", "codes"] = "reports"  # jsonl: reports in words, or lists of codes, one a line
 
     @property
@@ -77,7 +77,7 @@ class ParadigmConfig:
     """Everything that decides the models."""
 
     data: ParadigmData = ParadigmData()
-    terminology: str = ""  # CSV, TSV or JSON table of terms; "": the shipped one, of the fundus
+    terminology: MovablePath = ""  # CSV, TSV or JSON table of terms; "": the shipped one, of the fundus
     augment_to: CountOrNone = 10_000  # pairs that the first model is trained on; 0: those given alone
     augment: AugmentConfig = AugmentConfig()
     label: LabelConfig = LabelConfig()

@@ -10,6 +10,7 @@ import optax
 import pytest
 from orbax.checkpoint._src.multihost import multihost
 
+from common.config import MovablePath
 from common.errors import UserError
 from common.training.checkpoint import (
     METADATA_BYTES,
@@ -20,7 +21,7 @@ from common.training.checkpoint import (
     save_latest,
 )
 from common.training.optim import OptimConfig
-from common.training.parallel import MeshConfig, device_put_tree, make_device_layout
+from common.training.parallel import MeshConfig, Mode, device_put_tree, make_device_layout
 from common.training.step import init_state
 
 
@@ -30,8 +31,8 @@ class Config:
 
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()
-    parallel: str = "auto"
-    tensorboard: bool = True
+    parallel: Mode = "auto"
+    labeler: MovablePath = ""
 
 
 NOTE = {"base": {"name": "seven-b", "sha256": "a" * 64}}
@@ -99,7 +100,7 @@ def test_a_checkpoint_of_another_config_is_refused_by_the_first_field_that_decid
     save_best(saved, like, 1.0)
     save_latest(saved, like, {"next_index": 0})
     saved.close()
-    for free in (Config(), Config(mesh=MeshConfig(1, 8, 1), parallel="mesh", tensorboard=False), None):
+    for free in (Config(), Config(mesh=MeshConfig(1, 8, 1), parallel="mesh", labeler="moved"), None):
         checkpoints = open_checkpoints(tmp_path, NOTE, free)
         assert restore_latest(checkpoints, like) is not None
         checkpoints.close()

@@ -1,15 +1,31 @@
 """Configs go to the command line and to config.json and come back, strictly."""
 
+import dataclasses
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
-from common.config import choose_preset, claim_run_directory, from_json, parse, read_config, remove_run, to_json
+from common.bounds import Count
+from common.config import (
+    Incidental,
+    Mark,
+    MovablePath,
+    check_run_directory,
+    choose_preset,
+    claim_run_directory,
+    from_json,
+    marked_fields,
+    parse,
+    read_config,
+    remove_run,
+    to_json,
+)
 from common.errors import UserError
 from retsta_jax.config import PRESETS, RetstaConfig
 
 DEMO = PRESETS["demo"]
+OUTPUTS = ("metrics.jsonl", "metrics.json", "adapter")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -85,35 +101,74 @@ def test_a_claimed_directory_gives_its_config_back(tmp_path):
 def test_a_fresh_start_removes_only_a_run_of_ours(tmp_path):
     model = tmp_path / "model"
     model.mkdir()
-    remove_run(model, RetstaConfig)  # no config.json: not a run, nothing to do
+    remove_run(model, RetstaConfig, OUTPUTS)  # no config.json: not a run, nothing to do
     (model / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(UserError, match=r"unknown field 'model_type'.*; so .* remove .*model yourself"):
-        remove_run(model, RetstaConfig)
+        remove_run(model, RetstaConfig, OUTPUTS)
     run = tmp_path / "run"
     claim_run_directory(run, DEMO)
     for name in ("metrics.jsonl", "metrics.jsonl.partial", ".metrics.json.123.partial", ".adapter.old", "thesis.tex"):
         (run / name).write_text("")
     with pytest.raises(UserError, match=r"run: holds thesis\.tex, which no run writes"):
-        remove_run(run, RetstaConfig)
+        remove_run(run, RetstaConfig, OUTPUTS)
     assert len(list(run.iterdir())) == 6
     (run / "thesis.tex").unlink()
-    remove_run(run, RetstaConfig)
+    remove_run(run, RetstaConfig, OUTPUTS)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_fresh_start_of_several_stages_looks_into_the_run_among_them(tmp_path):
-    demo, names = tmp_path / "demo", frozenset(["rl", "before"])
+    demo = tmp_path / "demo"
     claim_run_directory(demo / "rl", DEMO)
     (demo / "before").mkdir()
     (demo / "rl" / "thesis.tex").write_text("")
     with pytest.raises(UserError, match=r"rl: holds thesis\.tex"):
-        remove_run(demo, RetstaConfig, names, "rl")
+        remove_run(demo, RetstaConfig, OUTPUTS, inside="rl", beside=["before"])
     (demo / "rl" / "thesis.tex").rename(demo / "thesis.tex")
     with pytest.raises(UserError, match=r"demo: holds thesis\.tex"):
-        remove_run(demo, RetstaConfig, names, "rl")
+        remove_run(demo, RetstaConfig, OUTPUTS, inside="rl", beside=["before"])
     (demo / "thesis.tex").unlink()
-    remove_run(demo, RetstaConfig, names, "rl")
+    remove_run(demo, RetstaConfig, OUTPUTS, inside="rl", beside=["before"])
     assert not demo.exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Some data."""
+
+    source: MovablePath = ""
+    size: Incidental[Count] = 3
+    views: Annotated[int, "of a study"] = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config within another."""
+
+    data: Data = Data()
+    base: MovablePath = ""
+    seed: int = 0
+
+
+def test_a_field_says_itself_that_it_may_move_or_decides_nothing() -> None:
+    assert marked_fields(Run, Mark.MOVABLE) == {"data.source", "base"}
+    assert marked_fields(Run, Mark.INCIDENTAL) == {"data.size"}
+    assert marked_fields(Run, *Mark) == {"data.source", "data.size", "base"}
+    with pytest.raises(UserError, match=r"data\.size must be at least 1"):  # marks and bounds go together
+        parse(Run, Run(), ["--data.size", "0"], "train")
+
+
+def test_only_paths_may_differ_where_a_run_is_continued_and_only_where_contents_are_known(tmp_path) -> None:
+    claim_run_directory(tmp_path / "known", Run(base="a"), {"base": "digest"})
+    claim_run_directory(tmp_path / "unknown", Run(base="a"))
+    check_run_directory(tmp_path / "known", Run(Data(source="b"), base="b"))
+    for name, config, field in (
+        ("known", Run(Data(size=4), base="a"), "data.size was 3 and is now 4"),
+        ("known", Run(base="a", seed=1), "seed was 0 and is now 1"),
+        ("unknown", Run(base="b"), "base was 'a' and is now 'b'"),
+    ):
+        with pytest.raises(UserError, match=f"holds a run of another config .{field}"):
+            check_run_directory(tmp_path / name, config)
 
 
 @pytest.mark.parametrize("content", ["[]", "null", '"text"'])

@@ -40,6 +40,6 @@ def test_pages_tables_and_curves_show_a_bleu_of_nothing_as_0():
     assert "0.000 to 0.000" in html
     assert "e-2" not in as_markdown({"a": [{"BLEU": tiny}]}, ["BLEU"])
     rows = [{"step": step, "bleu2": value} for step, value in enumerate((1.99e-21, 0.2, 0.3))]
-    (chart,) = training_charts(rows)
+    (chart,) = training_charts(rows, {"Reward": {"BLEU-2": "bleu2"}})
     assert "e-" not in "".join(str(point) for line in chart.series for point in line.points)
     assert "e-2" not in chart.svg

@@ -163,6 +163,13 @@ def test_curves_leave_gaps_and_skip_what_was_never_logged() -> None:
     assert training_charts([]) == []
 
 
+def test_a_system_names_the_curves_that_it_has_beside_those_of_every_training() -> None:
+    rows = [{"step": step, "loss": 1.0, "reward": 0.5, "val/loss": 0.7, "other": 1.0} for step in (1, 2)]
+    loss, reward = training_charts(rows, {"Reward": {"mean": "reward", "never logged": "bonus"}})
+    assert [line.name for line in loss.series] == ["training", "validation"]
+    assert (reward.title, [line.name for line in reward.series]) == ("Reward", ["mean"])
+
+
 def test_curves_are_the_same_text_every_time_and_take_the_colours_of_the_page() -> None:
     rows = training_rows(400)
     charts = training_charts(rows)
