@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from common.endpoint.cache import AnswerCache, open_cache
-from common.endpoint.cost import estimate, estimate_text, price_of
+from common.endpoint.cost import Estimate, estimate, estimate_text, price_of
 from common.endpoint.limits import Clock, RateLimit
 from common.endpoint.protocol import Answer, Failure, Outcome, Request, Trouble, request_key
 from common.endpoint.settings import CONSENT, Endpoint, check_installed
@@ -55,15 +55,13 @@ def answering(
     """
     check_installed()
     clock = clock or Clock()
+    if not endpoint.send_reports and not endpoint.cache.exists():  # a refused command leaves no file
+        _check_consent(endpoint, estimate(requests, lambda request: False, endpoint.max_tokens))
     with open_cache(endpoint.cache) as cache:
         plan = estimate(
             requests, lambda request: cache.get(request_key(endpoint, request)) is not None, endpoint.max_tokens
         )
-        if plan.unsent and not endpoint.send_reports:
-            raise UserError(
-                f"{estimate_text(endpoint, plan)}; they hold report text, which is patient data, and nothing was sent; "
-                f"give {CONSENT} if it may be"
-            )
+        _check_consent(endpoint, plan)
         if plan.unsent:
             say("endpoint: " + estimate_text(endpoint, plan), error=True)
         with contextlib.ExitStack() as stack:
@@ -81,6 +79,15 @@ def answering(
                 asking.end()
                 if asking.sent:
                     say("endpoint: " + asking.summary(), error=True)
+
+
+def _check_consent(endpoint: Endpoint, plan: Estimate) -> None:
+    """Raise UserError where something is to be sent and the user did not say that it may be."""
+    if plan.unsent and not endpoint.send_reports:
+        raise UserError(
+            f"{estimate_text(endpoint, plan)}; they hold report text, which is patient data, and nothing was sent; "
+            f"give {CONSENT} if it may be"
+        )
 
 
 class _Asking:

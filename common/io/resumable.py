@@ -131,7 +131,8 @@ def _has_content(path: Path) -> bool:
 def row_writer(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A function that adds one row, at once, to the end of `path` or to standard output; a torn last row is cut off.
 
-    Raises UserError, also where another process is at work on `path`.
+    What ends before the first row leaves no file, and no record of what the rows would have been made with. Raises
+    UserError, also where another process is at work on `path`.
     """
 
     def write_to(file: TextIO) -> Callable[[Mapping[str, Any]], None]:
@@ -142,7 +143,7 @@ def row_writer(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
 
         return write
 
-    with locked_file(path):
+    with locked_file(path), _no_empty_file(path):
         try:
             if path is None:
                 yield write_to(sys.stdout)
@@ -154,6 +155,19 @@ def row_writer(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
             raise
         except OSError as error:
             raise UserError(f"{path or 'standard output'}: cannot be written ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def _no_empty_file(path: Path | None) -> Iterator[None]:
+    """Take a file that was not there before away again, with its record, where an error leaves it without a row."""
+    is_new = path is not None and not path.exists()
+    try:
+        yield
+    except BaseException:
+        if path is not None and is_new and not _has_content(path):
+            path.unlink(missing_ok=True)
+            _record_of(path).unlink(missing_ok=True)
+        raise
 
 
 def _cut_torn_row(path: Path) -> None:

@@ -5,6 +5,7 @@ A translator takes pairs and gives each in the other language, or what kept it f
 """
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,9 @@ def translate_pairs(
     check_ids(pairs, to)
     reasons = {pair.id: problems for pair in pairs if (problems := _hindrances(pair, to, terms))}
     rest = [pair for pair in pairs if pair.id not in reasons]
-    with contextlib.closing(translator(rest, to, terms)) as results:
+    with contextlib.closing(translator(rest, to, terms)) as translated:
+        first = [next(translated)] if rest else []  # before all others: without consent there is no result at all
+        results = itertools.chain(first, translated)
         for pair in pairs:
             yield Failed(pair.id, reasons[pair.id]) if pair.id in reasons else _checked(pair, next(results), terms, to)
 

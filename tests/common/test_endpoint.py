@@ -109,6 +109,7 @@ def test_nothing_is_sent_without_consent(server, tmp_path):
     assert server.url in error
     assert "--send-reports-to-endpoint" in error
     assert "Patient" not in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_cached_needs_no_consent_and_what_follows_it_up_does(server, tmp_path):

@@ -131,3 +131,23 @@ def test_a_file_that_is_written_whole_takes_no_foreign_one_s_place(tmp_path, con
     with pytest.raises(UserError, match=r"chosen\.json: holds something else .*, and is left as it is"):
         check_own_object(path, ["ids", "statistics"])
     assert path.read_text() == content
+
+
+def test_what_ends_before_its_first_row_leaves_no_file_and_later_ones_keep_their_rows(tmp_path) -> None:
+    path = tmp_path / "out.jsonl"
+
+    def end_after(rows: int) -> None:
+        claim_output(path, {"a": 1}, ["x"])
+        with row_writer(path) as write:
+            for _ in range(rows):
+                write({"id": "a", "text": "t"})
+            raise UserError("ended")
+
+    with pytest.raises(UserError, match="ended"):
+        end_after(0)
+    assert list(tmp_path.iterdir()) == []
+    for rows in (1, 0):
+        with pytest.raises(UserError, match="ended"):
+            end_after(rows)
+        assert path.read_bytes() == OURS
+        assert path.with_name("out.jsonl.config.json").exists()

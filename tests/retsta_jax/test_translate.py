@@ -205,6 +205,15 @@ def by_endpoint(server, *more: str) -> list[str]:
     return ["--endpoint", server.url, "--endpoint-model", "m", "--send-reports-to-endpoint", *more]
 
 
+def test_a_command_without_consent_leaves_no_file(server, tmp_path, capsys):
+    unnamed = ReportPair("a", "右眼：玻璃膜疣。", "Right eye: drusen.", "en")  # cannot be translated, and is the first
+    pairs = write_pairs(tmp_path / "p.jsonl", [unnamed, *PAIRS])
+    options = [option for option in by_endpoint(server) if option != "--send-reports-to-endpoint"]
+    assert retsta(command(pairs, tmp_path / "o.jsonl", *options)) == 2
+    assert "give --send-reports-to-endpoint if it may be" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["p.jsonl"]
+
+
 def test_a_killed_run_goes_on_and_nothing_is_asked_or_written_twice(server, tmp_path, capsys):
     pairs, whole, output = write_pairs(tmp_path / "p.jsonl", PAIRS), tmp_path / "whole.jsonl", tmp_path / "o.jsonl"
     wrong = PAIRS[2].source
