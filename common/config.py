@@ -227,7 +227,11 @@ def read_config(config_class: type[Config], run_dir: Path) -> Config:
     path = run_dir / CONFIG_FILE
     if not path.exists():
         raise UserError(f"{run_dir}: no config.json there; expected the --run-dir of a training run")
-    config = from_json(config_class, read_json(path, "the config of a run"), str(path))
+    try:
+        config = from_json(config_class, read_json(path, "the config of a run"), str(path))
+    except UserError as error:
+        inside = ", ".join(sorted(printable(file.parent.name) for file in run_dir.glob("*/config.json")))
+        raise UserError(f"{error}; runs inside it: {inside}" if inside else str(error)) from error
     check_numbers(config, f"{path}: ")
     return config
 

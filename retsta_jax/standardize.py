@@ -63,16 +63,22 @@ class Standardized(NamedTuple):
     complete: bool
 
 
+def config_of_trained(run_dir: Path) -> RetstaConfig:
+    """The config of a run directory that holds weights. Raises UserError where there are none."""
+    config = read_config(RetstaConfig, run_dir)
+    if not (run_dir / "checkpoints").is_dir():
+        raise UserError(f"{run_dir}: holds no checkpoint; train first")
+    return config
+
+
 def load_trained(run_dir: Path, mesh: MeshConfig | None = None) -> Trained:
     """The best weights of a run directory on one device, or split over those of this process as `mesh` says.
 
     Raises UserError where they are missing or do not fit.
     """
-    config = dataclasses.replace(read_config(RetstaConfig, run_dir), parallel="jit")
+    config = dataclasses.replace(config_of_trained(run_dir), parallel="jit")
     # This machine may not have the attention of the one that trained.
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
-    if not (run_dir / "checkpoints").is_dir():
-        raise UserError(f"{run_dir}: holds no checkpoint; train first")
     warn_of_writer(run_dir)
     layout = make_device_layout("jit") if mesh is None else make_device_layout("auto", mesh, jax.local_devices())
     base = load_base(config, layout)

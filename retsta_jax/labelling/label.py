@@ -23,9 +23,11 @@ from common.devices import say_devices
 from common.errors import UserError
 from common.io.jsonl import read_rows, write_rows
 from common.io.locks import locked_by_first, locked_file
+from common.io.outputs import check_own_object, check_own_page, refuse_foreign
 from common.io.resumable import claim_output, row_writer, rows_done
 from common.io.safetensors import write_json
 from common.io.terminal import say
+from common.report.page import REPORT_FILE
 from common.training.parallel import MeshConfig
 from retsta_jax.labelling.duplicates import Duplicate, DuplicateConfig, deduplicate
 from retsta_jax.labelling.filters import Judge, Judgement
@@ -33,6 +35,7 @@ from retsta_jax.reports import pair_language, read_reports
 from retsta_jax.standardize import (
     Standardized,
     Trained,
+    config_of_trained,
     load_trained,
     made_with,
     reports_line,
@@ -82,6 +85,8 @@ def label_reports(run_dir: Path, source: str, output: Path, judge: Judge, config
     Raises UserError.
     """
     reports = read_reports(source)
+    config_of_trained(run_dir)
+    check_folder(output)
     make_folder(output / SHARDS)
     with locked_by_first(output / PAIRS, locked_file):
         trained = load_trained(run_dir, config.mesh)
@@ -93,6 +98,17 @@ def label_reports(run_dir: Path, source: str, output: Path, judge: Judge, config
         rows = [row for file, _ in shards(output, reports, config.shard_size) for row in read_rows(file, ROW)]
         kept, rejected = apply_rules(reports, rows, judge, config.skip_rules)
         return remove_duplicates(len(reports), kept, rejected, output, config.duplicates)
+
+
+def check_folder(output: Path) -> None:
+    """Raise UserError where a directory is that of a run, or holds something else under the names of our files."""
+    if (output / "config.json").exists():
+        raise UserError(f"{output}: is the directory of a run; give another --output")
+    for name in (PAIRS, REJECTED):
+        if (output / name).exists() and not (output / SHARDS).is_dir():
+            raise refuse_foreign(output / name, "an earlier output of this command", f"no {SHARDS} beside it")
+    check_own_object(output / FUNNEL, COUNTS)
+    check_own_page(output / REPORT_FILE)
 
 
 def make_folder(folder: Path) -> None:

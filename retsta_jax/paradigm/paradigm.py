@@ -38,7 +38,7 @@ from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.terms import SHIPPED, Terminology
 from retsta_jax.terminology_command import terminology_record
 from retsta_jax.train import base_directory, train_run
-from retsta_jax.translation.translate import Counts, Translator, translate_file
+from retsta_jax.translation.translate import Counts, Translator, check_ids, check_languages, translate_file
 
 ZERO, FINAL, LABELLED, TRANSLATED = "zero", "final", "labelled", "translated.jsonl"
 SPLITS = ("train", "validation", "test")
@@ -201,6 +201,7 @@ def prepare(config: ParadigmConfig, run_dir: Path, translation: Translation) -> 
     terms = load_terminology(config.terminology or SHIPPED)
     quarantine = Quarantine()
     start = begin(config, quarantine)
+    check_start(config, translation, start, terms)
     claim_run_directory(run_dir, config, begun_with(config, start, terms))
     quarantine.write(run_dir / "quarantine.jsonl")
     write_pairs(run_dir / "train.jsonl", start.train)
@@ -218,6 +219,21 @@ def prepare(config: ParadigmConfig, run_dir: Path, translation: Translation) -> 
     write_pairs(run_dir / "test.jsonl", test)
     check_splits({"train": start.train, "validation": validation, "test": test})
     return Prepared(start, terms, size, judge, validation, test)
+
+
+def check_start(config: ParadigmConfig, translation: Translation, start: Start, terms: Terminology) -> None:
+    """Raise UserError for what later stages would refuse, while no directory is claimed by these options yet."""
+    if config.augment_to and config.augment_to < len(start.train):
+        raise UserError(
+            f"augment_to must be at least {len(start.train):,}, the pairs given, or 0, found {config.augment_to:,}"
+        )
+    for pairs in (start.train, start.validation, start.test):
+        if language := translated_language(translation, pairs):
+            check_ids([pair for pair in pairs if pair.language == language], OTHER[language])
+            try:
+                check_languages(terms)
+            except UserError as error:
+                raise UserError(f"{error}, or give --translate none") from error
 
 
 def begun_with(config: ParadigmConfig, start: Start, terms: Terminology) -> dict[str, str]:
@@ -296,6 +312,12 @@ def training(
     return dataclasses.replace(config.train, data=data, augment=config.augment, epochs=epochs, seed=config.seed)
 
 
+def translated_language(translation: Translation, pairs: Sequence[ReportPair]) -> Language | None:
+    """The language whose pairs are translated; None where translations are not asked for, or pairs are of both."""
+    [(usual, count)] = Counter(pair.language for pair in pairs).most_common(1) or [("en", 0)]
+    return None if translation.translator is None or count <= MOSTLY * len(pairs) else usual
+
+
 def with_translations(
     run_dir: Path, translation: Translation, terms: Terminology, name: str, pairs: Sequence[ReportPair]
 ) -> tuple[list[ReportPair], Counts | None]:
@@ -303,8 +325,8 @@ def with_translations(
 
     A few of another language are told apart by nothing but abbreviations ("OD: DR"), and make no second language.
     """
-    [(usual, count)] = Counter(pair.language for pair in pairs).most_common(1) or [("en", 0)]
-    if translation.translator is None or count <= MOSTLY * len(pairs):
+    usual = translated_language(translation, pairs)
+    if translation.translator is None or usual is None:
         return list(pairs), None
     output = run_dir / f"{name}-{TRANSLATED}"
     own = [pair for pair in pairs if pair.language == usual]

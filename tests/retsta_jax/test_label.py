@@ -73,7 +73,25 @@ def test_other_reports_or_options_are_refused(run, reports, tmp_path, capsys):
     assert "its ids are not the first of the input's" in capsys.readouterr().err
     assert retsta(labelled(run, reports, tmp_path / "new", "--skip-rules", "nonsense")) == 2
     assert "--skip-rules nonsense: unknown; rules are" in capsys.readouterr().err
+    assert retsta(labelled(tmp_path / "absent", reports, tmp_path / "new")) == 2
+    assert "absent: no config.json there" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "rejected.jsonl", "funnel.json", "report.html"])
+def test_a_directory_with_files_of_others_is_left_alone(run, reports, tmp_path, capsys, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine\n")
+    assert retsta(labelled(run, reports, tmp_path / "out")) == 2
+    assert f"{name}: holds something else than" in capsys.readouterr().err
+    assert [file.read_text() for file in (tmp_path / "out").iterdir()] == ["mine\n"]
+
+
+def test_the_directory_of_a_run_takes_no_labels(run, reports, capsys):
+    before = sorted(run.rglob("*"))
+    assert retsta(labelled(run, reports, run)) == 2
+    assert "is the directory of a run; give another --output" in capsys.readouterr().err
+    assert sorted(run.rglob("*")) == before
 
 
 def test_every_report_is_kept_or_has_a_reason(tmp_path):

@@ -1,16 +1,19 @@
 """From a terminology and pairs to two models, in one command that goes on where it was stopped; of any specialty."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from common.data.records import ReportPair
+from common.errors import UserError
 from common.io.jsonl import read_rows
 from retsta_jax.corpus.pairs import make_pairs
 from retsta_jax.labelling.filters import RULES
 from retsta_jax.paradigm.paradigm import Translation, with_translations
+from retsta_jax.standardize import config_of_trained
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.translation.offline_translator import translate_offline
 from tests.runs import Material, retsta
@@ -158,6 +161,30 @@ def test_bad_options_are_one_line(material, tmp_path, capsys, options, expected)
     )
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "table", "expected"),
+    [
+        ({"augment_to": 5}, TERMS, "augment_to must be at least 12, the pairs given, or 0, found 5"),
+        ({}, "kind,en\nsign,nodule\n", "no names in Chinese, which translation needs; .* or give --translate none"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_claims_no_directory(material, tmp_path, capsys, options, table, expected):
+    options = own(tmp_path, ("en",)) | options
+    (tmp_path / "terms.csv").write_text(table, encoding="utf-8")
+    assert retsta(command(material, tmp_path / "run", **options)) == 2
+    assert re.search(expected, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_directory_of_a_paradigm_is_no_run_and_names_those_inside(tmp_path):
+    for name in ("zero", "final"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"augment_to": 5}')
+    with pytest.raises(UserError, match=r"unknown field 'augment_to'.*; runs inside it: final, zero"):
+        config_of_trained(tmp_path)
 
 
 def test_a_report_of_abbreviations_does_not_end_translation(tmp_path):
