@@ -90,7 +90,11 @@ def test_no_perturbation_makes_a_target_that_is_held_out(pairs, tmp_path):
         ([{"id": 1, "source": "右眼出血", "target": "右眼：视网膜出血。", "language": "en"}], (), "is written in 'zh'"),
         ([{"id": 1, "source": "drusen", "target": "Drusen.", "language": "zh"}], (), "is written in 'en'"),
         ([{"id": 1, "source": " ", "target": "y", "language": "en"}], (), "no pair has text on both sides"),
-        ([{"id": 1, "source": "x", "target": "y"}, {"id": "1", "source": "x", "target": "y"}], (), "must be unique"),
+        (
+            [{"id": 1, "source": "x", "target": "y"}, {"id": "1", "source": "x", "target": "y"}],
+            (),
+            "1 is there as a number and as text",
+        ),
         (None, ("--terminology", "terms.csv"), "the terminology has no names in zh, the language of pair 7"),
         (None, ("--held-out", "absent.jsonl"), "absent.jsonl"),
     ],
