@@ -202,7 +202,8 @@ def _jsonl_sink(path: Path, last_step: int, select: Callable[[Metrics, Timings],
 
 
 def _tensorboard_sink(directory: Path, last_step: int) -> Sink:
-    # tensorboardX's own writer has a thread, which ends on a full disk, and the run would wait for it without end.
+    # tensorboardX's own writer has a thread, which ends on a full disk, and the run would wait for it without end. What
+    # is below it, `EventsWriter`, shows a full disk only where each row is followed by an fsync: 5 ms on a local disk.
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.proto.summary_pb2 import Summary
 

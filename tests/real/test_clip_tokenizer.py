@@ -110,6 +110,7 @@ def test_decoding_gives_the_words_back(tokenizer):
         words = tokenizer.decode(tokenizer.encode(text))
         assert words.replace(" ", "") == "".join(text.lower().split())
     assert tokenizer.encode("&lt;b&gt; &amp;amp;") == tokenizer.encode("<b> &")
+    assert tokenizer.decode([49406, *tokenizer.encode("右")[:1]]) == "�"  # a part of a character
 
 
 def test_another_file_is_refused(tmp_path):
