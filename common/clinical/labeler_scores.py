@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from common.clinical.labeler import Labeler, label_texts
 from common.clinical.labelled_reports import LabeledReport
 from common.io.numbers import interval_text, score_text
+from common.io.tables import markdown_table
 from common.metrics.bootstrap import Measure, mean_measure, summarize
 from common.metrics.clinical import POSITIVE
 
@@ -38,18 +39,18 @@ def score_labeler(labeler: Labeler, reports: Sequence[LabeledReport], batch_size
 
 def as_markdown(scores: dict[str, Scores]) -> str:
     """A table of them, one label a line."""
-    lines = ["| label | positive | F1 [95% interval] | constant |", "|---|---|---|---|"]
+    rows: list[tuple[str, ...]] = []
     for name, own in scores["labeler"].items():
         if name.startswith("F1/"):
             label = name.removeprefix("F1/")
             support = scores["support"].get(label, {"value": None})["value"]
             constant = score_text(scores["constant"][name]["value"])
             value = "none to find" if support == 0 else interval_text(own)
-            lines.append(f"| {label} | {'' if support is None else f'{support:.0f}'} | {value} | {constant} |")
+            rows.append((label, "" if support is None else f"{support:.0f}", value, constant))
     for name, meaning in (("classes", "right classes"), ("reports", "reports with all classes right")):
         constant = score_text(scores["constant"][name]["value"])
-        lines.append(f"| {meaning} | | {interval_text(scores['labeler'][name])} | {constant} |")
-    return "\n".join(lines)
+        rows.append((meaning, "", interval_text(scores["labeler"][name]), constant))
+    return markdown_table(("label", "positive", "F1 [95% interval]", "constant"), rows)
 
 
 def _scores(labels: Sequence[str], found: np.ndarray, expected: np.ndarray) -> Scores:

@@ -7,6 +7,7 @@ import numpy as np
 import scipy.stats
 
 from common.io.numbers import interval_text, score_text
+from common.io.tables import markdown_table
 
 
 def as_markdown(table: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) -> str:
@@ -16,11 +17,11 @@ def as_markdown(table: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequenc
     which came with the score. Scores that no system has are left out.
     """
     names = [name for name in names if any(_known(scores, name) for rows in table.values() for scores in rows)]
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for system, rows in table.items():
-        cells = [_cell([row[name] for row in rows if _known(row, name)]) for name in names]
-        lines.append(f"| {system} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    cells = (
+        (system, *(_cell([row[name] for row in rows if _known(row, name)]) for name in names))
+        for system, rows in table.items()
+    )
+    return markdown_table(("", *names), cells)
 
 
 def _known(scores: Mapping[str, Any], name: str) -> bool:

@@ -16,6 +16,7 @@ from common.config import read_config
 from common.errors import UserError
 from common.io.jsonl import read_rows
 from common.io.numbers import interval_text, score_text
+from common.io.tables import markdown_table
 from common.io.text import read_json_object
 from common.metrics.bootstrap import resampled_scores
 from common.metrics.codes import code_measure, heads
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> None:
     for name, run in runs.items():
         if run.reports != runs[first].reports:
             raise UserError(f"{name}: was evaluated on other test reports than {first}; expected the same")
-    print("\n".join(table_lines(runs.values())), flush=True)
+    print(table_of(runs.values()), flush=True)
 
 
 def read_run(run_dir: Path) -> Run:
@@ -89,12 +90,12 @@ def resampled(rows: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "R M"]:
     return np.stack([resampled_scores(one)[:, one.names.index(name)] for name, one in scores], axis=-1)
 
 
-def table_lines(runs: Iterable[Run]) -> list[str]:
+def table_of(runs: Iterable[Run]) -> str:
     """The table, fewest labelled reports first, under each number of these the systems and the gain."""
     by_size: dict[int, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.labelled):
         by_size.setdefault(run.labelled, []).append(run)
-    lines = [f"| labelled | seeds | system | {' | '.join(SHOWN)} |", "|---|---|---|" + "---|" * len(SHOWN)]
+    lines: list[tuple[str, ...]] = []
     for size, seeds in by_size.items():
         rows = {
             system: [spread_text([run.scores[system][name] for run in seeds]) for name in SHOWN] for system in SYSTEMS
@@ -105,8 +106,8 @@ def table_lines(runs: Iterable[Run]) -> list[str]:
             interval_text({"value": mean_gain(seeds, name), "low": low[place], "high": high[place]}, sign=True)
             for place, name in enumerate(SHOWN)
         ]
-        lines += [f"| {size:,} | {len(seeds)} | {system} | {' | '.join(texts)} |" for system, texts in rows.items()]
-    return lines
+        lines += [(f"{size:,}", str(len(seeds)), system, *texts) for system, texts in rows.items()]
+    return markdown_table(("labelled", "seeds", "system", *SHOWN), lines)
 
 
 def mean_gain(runs: Sequence[Run], name: str) -> float:

@@ -15,6 +15,7 @@ from common.errors import Parser, UserError
 from common.io.numbers import NONE, interval_text, rounded, score_text
 from common.io.outputs import check_own_object, check_own_page
 from common.io.safetensors import write_json
+from common.io.tables import markdown_table
 from common.io.terminal import say
 from common.metrics.meteor import absence
 from common.options import Needs, used_settings
@@ -94,7 +95,7 @@ def table(arguments: list[str]) -> None:
     )
     write_report(folder, shown)
     write_json(folder / TABLE, rounded(record(number, rows, found)))
-    for line in (*shown.notes, "", *markdown(shown.tables[0]), "", shown.verdict):
+    for line in (*shown.notes, "", markdown_table(shown.tables[0].columns, shown.tables[0].rows), "", shown.verdict):
         say(line)
     print(f"page: {(folder / REPORT_FILE).absolute()}", flush=True)
 
@@ -246,9 +247,3 @@ def notes_of(rows: Rows) -> list[str]:
     else:
         notes.append(f"METEOR is absent: {absence()}")
     return notes
-
-
-def markdown(shown: Table) -> list[str]:
-    """A table as lines of Markdown."""
-    rows = [shown.columns, ["---"] * len(shown.columns), *shown.rows]
-    return ["| " + " | ".join(cells) + " |" for cells in rows]

@@ -10,7 +10,7 @@ def test_means_intervals_and_empty_cells():
     }
     # Deviation 0.1, so 0.1 / sqrt(3) x 4.302653 (t with 2 degrees of freedom at 97.5%).
     assert as_markdown(table, ["F1", "BLEU", "unknown"]).splitlines() == [
-        "| | F1 | BLEU |",
+        "|  | F1 | BLEU |",
         "|---|---|---|",
         "| several | 0.200 ± 0.248 |  |",
         "| one | 0.500 [0.400, 0.600] | 0.250 |",
