@@ -1,6 +1,7 @@
 """Free-text reports from a file or standard input."""
 
 import re
+import unicodedata
 
 from common.data.cleaning import clean_report
 from common.data.records import Language
@@ -53,7 +54,8 @@ def read_reports(source: str) -> list[tuple[str | int, str]]:
 
 def pair_language(report: str, standard: str) -> Language:
     """The language of a report and its standard form: of abbreviations alone ("OD: DR"), the standard form says it."""
-    return language_of(report if WORD.search(report) else f"{report} {standard}")
+    has_words = WORD.search(unicodedata.normalize("NFKC", report))
+    return language_of(report if has_words else f"{report} {standard}")
 
 
 def _row(line: str, where: str) -> tuple[str | int, str]:

@@ -48,7 +48,10 @@ def main(arguments: list[str]) -> None:
     """Print the table of runs. Raises UserError where one is not finished, or on other test reports than the first."""
     if not arguments or arguments[0].startswith("-"):
         raise UserError("retsta seeds RUN...: expected the --run-dir of each finished `retsta paradigm`")
-    runs = {name: read_run(Path(name)) for name in arguments}
+    named: dict[Path, str] = {}  # a run that is named twice counts once
+    for name in arguments:
+        named.setdefault(Path(name).resolve(), name)
+    runs = {name: read_run(Path(name)) for name in named.values()}
     first = arguments[0]
     for name, run in runs.items():
         if run.reports != runs[first].reports:

@@ -10,7 +10,7 @@ from typing import Any
 from common.data.records import Language
 from common.errors import UserError
 from common.io.terminal import printable
-from retsta_jax.terminology.cues import DENY_EN, DENY_ZH, any_of, words
+from retsta_jax.terminology.cues import DENY_EN, DENY_ZH, TOKENS, any_of, words
 from retsta_jax.terminology.terms import (
     CODES,
     LANGUAGES,
@@ -23,6 +23,7 @@ from retsta_jax.terminology.terms import (
     read_table,
 )
 
+SAID = ("deny", "doubt", "absent", "present", "assert", "but", "and")  # of `cues.TOKENS`
 DENIAL = re.compile(f"{any_of(DENY_ZH)}|{words(DENY_EN)}")
 
 
@@ -57,7 +58,9 @@ def summary_of(table: Table) -> dict[str, Any]:
     return {
         "terms": len(table.terms),
         "errors": errors_of(table),
-        "warnings": [line for language in table.languages for line in _denials(table, language)],
+        "warnings": [
+            line for language in table.languages for found in (_denials, _cues) for line in found(table, language)
+        ],
         "languages": list(table.languages),
         "kinds": dict(Counter(term.kind or "none" for term in table.terms).most_common()),
         "names": {
@@ -123,6 +126,18 @@ def _denials(table: Table, language: Language) -> Iterator[str]:
                 f"{_where(term, owners[denied])}: {printable(repr(form))} ({language}) denies "
                 f"{printable(owners[denied].id)}, but is read as {printable(term.id)}"
             )
+
+
+def _cues(table: Table, language: Language) -> Iterator[str]:
+    """Names that are words by which reports deny, doubt or affirm: as a name of a term they do so no longer."""
+    for term in table.terms:
+        for form in term.forms(language):
+            cue = TOKENS.fullmatch(normal_form(form))
+            if cue is not None and cue.lastgroup in SAID:
+                yield (
+                    f"{_where(term)}: {printable(repr(form))} ({language}) is a word that says whether something is "
+                    f"there, but is read as {printable(term.id)}"
+                )
 
 
 def _shared_abbreviations(table: Table) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from common.data.records import Language
 from common.errors import UserError
+from common.io.jsonl import SURROGATE
 from common.io.terminal import printable
 from common.io.text import csv_rows, read_json
 
@@ -181,14 +182,17 @@ def _term(row: Mapping[str, Any], line: int, problems: list[str]) -> Term:
         if not isinstance(value, str | int) or isinstance(value, bool):
             problem(f"{name} must be text, found {type(value).__name__}")
             return ""
+        if SURROGATE.search(str(value)):
+            problem(f"{name} holds an unpaired surrogate escape; expected Unicode text")
+            return ""
         return " ".join(str(value).split())
 
     def items(name: str) -> tuple[str, ...]:
         value = row.get(name)
         if not isinstance(value, list):
             value = [] if text(name) in ("", "-") else text(name).split("|")
-        if not all(isinstance(item, str) for item in value):
-            problem(f"{name} must be a list of texts")
+        if not all(isinstance(item, str) and not SURROGATE.search(item) for item in value):
+            problem(f"{name} must be a list of texts, without unpaired surrogate escapes")
             return ()
         cleaned = [" ".join(item.split()) for item in value]
         if not all(cleaned):

@@ -123,6 +123,8 @@ def test_every_report_is_kept_or_has_a_reason(tmp_path):
         ("OD: DR", "Right eye: diabetic retinopathy.", "en"),
         ("OD: drusen", "右眼：玻璃膜疣。", "en"),
         ("NO ME OD", "右眼：未见黄斑水肿。", "en"),
+        ("ＯＤ：ＤＲ", "右眼：糖尿病视网膜病变。", "zh"),
+        ("ＯＤ：ｄｒｕｓｅｎ", "右眼：玻璃膜疣。", "en"),
     ],
 )
 def test_the_standard_report_says_the_language_of_abbreviations(tmp_path, report, standard, language):

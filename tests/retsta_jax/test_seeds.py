@@ -66,6 +66,14 @@ def test_means_and_spreads_of_seeds_under_each_number_of_labelled_reports(tmp_pa
     assert (found["5", "RetSTA"][0], found["12", "RetSTA"][0]) == ("3", "1")
 
 
+def test_a_run_that_is_named_twice_counts_once(tmp_path, capsys):
+    one, two = (make_run(tmp_path / str(seed), seed, labelled=5, right=0.4) for seed in (1, 2))
+    main([str(one), str(two)])
+    expected = capsys.readouterr().out
+    main([str(one), str(two), f"{one}/", f"{two}/../{one.name}"])
+    assert capsys.readouterr().out == expected
+
+
 def test_the_gain_is_resampled_as_the_reports_are():
     rng = random.Random(0)
     rows = [

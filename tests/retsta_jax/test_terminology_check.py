@@ -60,6 +60,21 @@ def test_a_name_that_denies_another_term_is_a_warning(tmp_path):
     assert found["warnings"] == ["lines 4, 3: 'no oedema' (en) denies b, but is read as c"]
 
 
+def test_a_name_that_is_a_cue_is_a_warning(tmp_path):
+    (tmp_path / "terms.csv").write_text("id,en,abbreviations_en\na,query fever,query\nb,lupus,LE\n", encoding="utf-8")
+    assert summary_of(read_table(tmp_path / "terms.csv"))["warnings"] == [
+        "line 2: 'query' (en) is a word that says whether something is there, but is read as a"
+    ]
+
+
+@pytest.mark.parametrize(
+    "row", [{"en": "a\ud800b"}, {"en": "ab", "synonyms_en": ["x\ud800"]}, {"id": "\ud800", "en": "ab"}]
+)
+def test_half_a_character_is_an_error(tmp_path, row):
+    (tmp_path / "terms.json").write_text(json.dumps([row]))
+    assert any("unpaired surrogate" in line for line in errors_of(read_table(tmp_path / "terms.json")))
+
+
 def test_an_abbreviation_with_two_meanings_is_an_error(tmp_path):
     head = "id,zh,en,abbreviations_zh,abbreviations_en\n"
     found = errors(tmp_path, head + "a,高血压病变,hypertensive,HR,\nb,出血病变,haemorrhagic,,HR\n")
