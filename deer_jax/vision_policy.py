@@ -10,7 +10,7 @@ from typing import Literal
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from common.generation.generate import DecodeSettings
-from common.generation.loop import Generated, continue_prompts
+from common.generation.loop import Generated, generate
 from common.models import qwen2
 from common.models.lora import LoraConfig, scaled
 from common.models.qwen2_vl import (
@@ -76,7 +76,7 @@ def vision_policy(
         variables = {"params": own["language"]} | ({} if adapter is None else {"lora": adapter})
         forward = qwen2.bind(config.language, variables)
         head = output_head(own)
-        return continue_prompts(
+        return generate(
             forward,
             head,
             prefill_study(config, own, prompts.rows, features, forward),

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from common.generation.loop import Generated, empty_suffix, extend, is_stop, next_logits, prefill
-from common.models.decoding import Forward, Prefilled, Prompts
+from common.generation.loop import Generated, empty_suffix, extend, is_stop, next_logits
+from common.models.decoding import Forward, Prefilled
 from common.types import PyTree
 
 LOWEST = -1e9  # the score of what must not be chosen, as in transformers
@@ -45,30 +45,6 @@ class _Loop(flax.struct.PyTreeNode):
 def beam_search(
     forward: Forward,
     head: Float[Array, "V D"],
-    prompts: Prompts,
-    *,
-    beams: int,
-    max_new_tokens: int,
-    stop_ids: tuple[int, ...],
-    length_penalty: float = 1.0,
-    forbidden: Bool[Array, "V"] | None = None,
-) -> Beams:
-    """The K = beams best continuations of each prompt."""
-    return search_prompts(
-        forward,
-        head,
-        prefill(forward, prompts),
-        beams=beams,
-        max_new_tokens=max_new_tokens,
-        stop_ids=stop_ids,
-        length_penalty=length_penalty,
-        forbidden=forbidden,
-    )
-
-
-def search_prompts(
-    forward: Forward,
-    head: Float[Array, "V D"],
     prefilled: Prefilled,
     *,
     beams: int,
@@ -77,7 +53,7 @@ def search_prompts(
     length_penalty: float = 1.0,
     forbidden: Bool[Array, "V"] | None = None,
 ) -> Beams:
-    """`beam_search` after `prefill`."""
+    """The K = beams best continuations of each prompt."""
     batch, width = prefilled.hidden.shape
     vocabulary = head.shape[0]
     candidates = min(max(2, 1 + len(stop_ids)) * beams, beams * vocabulary)

@@ -6,7 +6,7 @@ own length, every batch has the same number of rows, and its random key comes wi
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from common.generation.beams import beam_search
-from common.generation.loop import Generated, generate
+from common.generation.loop import Generated, generate, prefill
 from common.generation.sampling import GREEDY, Sampling
 from common.models.decoding import Forward, Prompts
 from common.models.qwen2 import Qwen2, Qwen2Config, bind, output_head
@@ -76,28 +76,15 @@ def decode(
     forward: Forward, head: Float[Array, "V D"], prompts: Prompts, keys: Key[Array, "B"], settings: DecodeSettings
 ) -> Generated:
     """What the settings ask for, of any model: G = group samples of each prompt, or the best beam where beams > 1."""
+    read = forward, head, prefill(forward, prompts)
+    limits: dict[str, Any] = {
+        "max_new_tokens": settings.max_new_tokens,
+        "stop_ids": settings.stop_ids,
+        "forbidden": settings.forbidden(head.shape[0]),
+    }
     if settings.beams == 1:
-        return generate(
-            forward,
-            head,
-            prompts,
-            keys,
-            max_new_tokens=settings.max_new_tokens,
-            stop_ids=settings.stop_ids,
-            sampling=settings.sampling,
-            group=settings.group,
-            forbidden=settings.forbidden(head.shape[0]),
-        )
-    found = beam_search(
-        forward,
-        head,
-        prompts,
-        beams=settings.beams,
-        max_new_tokens=settings.max_new_tokens,
-        stop_ids=settings.stop_ids,
-        length_penalty=settings.length_penalty,
-        forbidden=settings.forbidden(head.shape[0]),
-    )
+        return generate(*read, keys, sampling=settings.sampling, group=settings.group, **limits)
+    found = beam_search(*read, beams=settings.beams, length_penalty=settings.length_penalty, **limits)
     return jax.tree.map(lambda leaf: leaf[:, :1], found.generated)
 
 

@@ -32,37 +32,6 @@ class Generated(flax.struct.PyTreeNode):
         return jnp.arange(self.tokens.shape[-1]) < self.lengths[..., None]
 
 
-def generate(
-    forward: Forward,
-    head: Float[Array, "V D"],
-    prompts: Prompts,
-    keys: Key[Array, "B"],
-    *,
-    max_new_tokens: int,
-    stop_ids: tuple[int, ...],
-    sampling: Sampling = GREEDY,
-    group: int = 1,
-    forbidden: Bool[Array, "V"] | None = None,
-) -> Generated:
-    """G continuations of each prompt of up to T = max_new_tokens tokens.
-
-    Each row has its own key, so that its samples do not depend on the rows beside it. `log_probs` are those of the
-    policy: after `forbidden` (ids that are never emitted) and temperature, before top-k and top-p; a greedy choice is
-    scored at temperature 1.
-    """
-    return continue_prompts(
-        forward,
-        head,
-        prefill(forward, prompts),
-        keys,
-        max_new_tokens=max_new_tokens,
-        stop_ids=stop_ids,
-        sampling=sampling,
-        group=group,
-        forbidden=forbidden,
-    )
-
-
 def prefill(forward: Forward, prompts: Prompts) -> Prefilled:
     """Read the prompts. Positions count from 0 at the first token; padding is a segment of its own."""
     positions = jnp.maximum(jnp.cumsum(prompts.mask, axis=-1) - 1, 0)
@@ -79,7 +48,7 @@ class _Loop(flax.struct.PyTreeNode):
     generated: Generated
 
 
-def continue_prompts(
+def generate(
     forward: Forward,
     head: Float[Array, "V D"],
     prefilled: Prefilled,
@@ -91,7 +60,12 @@ def continue_prompts(
     group: int = 1,
     forbidden: Bool[Array, "V"] | None = None,
 ) -> Generated:
-    """`generate` after `prefill`."""
+    """G continuations of each prompt of up to T = max_new_tokens tokens.
+
+    Each row has its own key, so that its samples do not depend on the rows beside it. `log_probs` are those of the
+    policy: after `forbidden` (ids that are never emitted) and temperature, before top-k and top-p; a greedy choice is
+    scored at temperature 1.
+    """
     batch = prefilled.hidden.shape[0]
     uniforms = row_uniforms(keys, group, max_new_tokens)
 

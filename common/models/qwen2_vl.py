@@ -94,7 +94,7 @@ def embed_study(
 def prefill_study(
     config: Qwen2VLConfig, params: PyTree, prompts: StudyRows, features: Float[Array, "B ... D"] | None, forward: Any
 ) -> Prefilled:
-    """Left-padded prompts, read once, as `common.generation.loop.continue_prompts` continues them with `forward`.
+    """Left-padded prompts, read once, as `common.generation.loop.generate` continues them with `forward`.
 
     `forward` is `qwen2.bind(config.language, {"params": params["language"]})`, with a LoRA adapter or without.
     """

@@ -19,7 +19,7 @@ from common.generation.generate import (
     padded,
     row_keys,
 )
-from common.generation.loop import generate
+from common.generation.loop import generate, prefill
 from common.generation.sampling import Sampling
 from common.models.decoding import Prompts
 from common.models.lora import scaled
@@ -147,8 +147,9 @@ def test_one_beam_is_greedy_until_it_stops():
     @jax.jit
     def both(variables):
         forward, head = bind(tiny.CONFIG, variables), output_head(variables["params"])
-        greedy = generate(forward, head, prompts, row_keys(0, range(4)), max_new_tokens=NEW, stop_ids=())
-        return greedy, beam_search(forward, head, prompts, beams=1, max_new_tokens=NEW, stop_ids=()).generated
+        read = forward, head, prefill(forward, prompts)
+        greedy = generate(*read, row_keys(0, range(4)), max_new_tokens=NEW, stop_ids=())
+        return greedy, beam_search(*read, beams=1, max_new_tokens=NEW, stop_ids=()).generated
 
     greedy, beam = both(variables())
     np.testing.assert_array_equal(greedy.tokens, beam.tokens)

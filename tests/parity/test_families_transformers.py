@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from common.generation.loop import generate
+from common.generation.loop import generate, prefill
 from common.models.decoding import Prompts
 from common.models.qwen2 import Qwen2, bind, output_head
 from common.models.qwen2_weights import config_from_directory, load_qwen2, published_config, save_qwen2
@@ -143,7 +143,9 @@ def test_greedy_tokens_on_the_cache_are_those_of_generate_token_for_token(publis
     def run(params):
         forward = bind(config, {"params": params})
         keys = jax.random.split(jax.random.key(0), 16)
-        return generate(forward, output_head(params), prompts, keys, max_new_tokens=16, stop_ids=STOPS)
+        return generate(
+            forward, output_head(params), prefill(forward, prompts), keys, max_new_tokens=16, stop_ids=STOPS
+        )
 
     found = np.asarray(run(params).tokens[:, 0])
     tokens, attended = (torch.tensor(np.asarray(leaf)).long() for leaf in (prompts.tokens, prompts.mask))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from common.generation.loop import continue_prompts
+from common.generation.loop import generate
 from common.generation.sampling import Sampling
 from common.io.safetensors import open_tensors, published_tensors
 from common.models.attention import attend
@@ -140,7 +140,7 @@ def continued(config, params, rows, features, group, new, sampling, keys=None):
     forbidden = jnp.zeros(config.language.vocab_size, bool)
     if sampling.temperature:
         forbidden = forbidden.at[jnp.array(config.forbidden_ids)].set(True)
-    return continue_prompts(
+    return generate(
         forward, output_head(params), prefilled, keys,
         max_new_tokens=new, stop_ids=(), sampling=sampling, group=group, forbidden=forbidden,
     )  # fmt: skip
