@@ -25,9 +25,8 @@ from common.metrics.baselines import constant_report, nearest_reports
 from common.metrics.codes import evaluate_codes
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.metrics.tokenize import unread_note
-from common.options import changed_options, command_line, training_command, used_settings
 from common.report.environment import environment
-from common.report.page import REPORT_FILE, Example, Page, write_report
+from common.report.page import REPORT_FILE, Example, Page, reproducible, write_report
 from common.training.logs import METRICS_FILE, read_rows
 from retsta_jax.codes import parse_codes, terminology, terminology_validity
 from retsta_jax.config import NEEDS, PRESETS, RetstaConfig, scored_as
@@ -110,7 +109,9 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     chosen = {"split": split, "limit": limit, "batch_size": batch_size}
     shown = page(trained, history, pairs, outputs, systems, notes)
     shown = dataclasses.replace(shown, tables=[distance_table(distances)])
-    write_report(run_dir, reproducible(shown, run_dir, chosen))
+    write_report(
+        run_dir, reproducible(shown, "retsta", read_config(RetstaConfig, run_dir), PRESETS, NEEDS, run_dir, chosen)
+    )
     return systems
 
 
@@ -193,15 +194,6 @@ def score(texts: Sequence[str], pairs: Sequence[ReportPair], corpus: str, terms:
 def finding_name(name: str) -> str:
     """The score of a set of codes, named for the findings of fundus reports: a finding's head is its term."""
     return name.replace("codes/", "findings/").replace("heads/", "terms/")
-
-
-def reproducible(shown: Page, run_dir: Path, chosen: Mapping[str, Any]) -> Page:
-    """The page with the commands that train the run and evaluate it with these options, and what had an effect."""
-    config = read_config(RetstaConfig, run_dir)
-    own = changed_options(chosen, {"split": "test", "limit": 0, "batch_size": 32})
-    training = training_command("retsta train", PRESETS, config, run_dir, NEEDS)
-    evaluation = command_line("retsta evaluate", {"run_dir": run_dir, **own})
-    return dataclasses.replace(shown, command=f"{training}\n{evaluation}", config=used_settings(config, NEEDS))
 
 
 def page(

@@ -36,10 +36,10 @@ from common.metrics.baselines import constant_reports
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.metrics.tokenize import unread_note
 from common.models.clip import ModifiedResNet, normalise
-from common.options import changed_options, check_options, command_line, flag, training_command, used_settings
+from common.options import check_options, flag
 from common.phantoms.phantom import make_phantom
 from common.report.environment import environment
-from common.report.page import REPORT_FILE, Page, write_report
+from common.report.page import REPORT_FILE, Page, reproducible, write_report
 from common.report.page import Example as Shown
 from common.training.logs import METRICS_FILE, read_rows
 from unicross_jax.config import NEEDS, PRESETS, RunConfig
@@ -136,7 +136,7 @@ def evaluate_run(
     write_json(run_dir / "metrics.json", rounded(found))
     shown = page(trained, history, part, examples, written, outputs, systems, split)
     chosen = {"split": split, "limit": limit, "batch_size": batch_size, **decoding}
-    shown = reproducible(shown, run_dir, chosen)
+    shown = reproducible(shown, "unicross", read_config(RunConfig, run_dir), PRESETS, NEEDS, run_dir, chosen)
     paired = [described(name, above[name], shown.headline) for name in above]
     write_report(run_dir, dataclasses.replace(shown, notes=[data, *left_out, *paired, *shown.notes, *absent]))
     print("\n".join([*left_out, *paired]), flush=True)
@@ -151,15 +151,6 @@ def scores_record(trained: Trained, part: Part) -> dict[str, str]:
     )
     frozen = fingerprint(trained.task.frozen)
     return {"weights": data_record([fingerprint(trained.trainable), frozen]), "studies": data_record(studies)}
-
-
-def reproducible(shown: Page, run_dir: Path, chosen: Mapping[str, Any]) -> Page:
-    """The page with the commands that train the run and evaluate it with these options, and what had an effect."""
-    config = read_config(RunConfig, run_dir)
-    own = changed_options(chosen, {"split": "test", "limit": 0, "batch_size": 32})
-    training = training_command("unicross train", PRESETS, config, run_dir, NEEDS)
-    evaluation = command_line("unicross evaluate", {"run_dir": run_dir, **own})
-    return dataclasses.replace(shown, command=f"{training}\n{evaluation}", config=used_settings(config, NEEDS))
 
 
 def described(baseline: str, above: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:

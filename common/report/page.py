@@ -6,7 +6,7 @@ configuration) passes jinja2's escaping, and no script can run in it.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from common.data.images import GreyImage
 from common.errors import UserError
 from common.io.files import written_aside
 from common.io.numbers import NONE, score_text
+from common.options import Needs, changed_options, command_line, training_command, used_settings
 from common.report.differences import differences
 from common.report.pictures import WordAttention, check_attention, looks, picture
 from common.report.plots import SERIES_COLOURS, Curves, training_charts
@@ -109,6 +110,22 @@ def write_report(run_dir: Path, page: Page) -> Path:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another run directory") from error
     return path
+
+
+def reproducible(
+    page: Page,
+    system: str,
+    config: Any,
+    presets: Mapping[str, Any],
+    needs: Sequence[Needs],
+    run_dir: Path,
+    chosen: Mapping[str, Any],
+) -> Page:
+    """The page with the commands that train the run and evaluate it with these options, and what had an effect."""
+    own = changed_options(chosen, {"split": "test", "limit": 0, "batch_size": 32})
+    training = training_command(f"{system} train", presets, config, run_dir, needs)
+    evaluation = command_line(f"{system} evaluate", {"run_dir": run_dir, **own})
+    return replace(page, command=f"{training}\n{evaluation}", config=used_settings(config, needs))
 
 
 def render(page: Page) -> str:

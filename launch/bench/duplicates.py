@@ -53,7 +53,8 @@ def measure(shape: Shape) -> dict[str, Any]:
 
 def make_reports(shape: Shape) -> list[tuple[int, str, frozenset[Any]]]:
     """(id, text, findings) of reports as clinicians write them."""
-    from retsta_jax.corpus.pairs import original_report, sample_study
+    from retsta_jax.corpus.fundus import sample_study
+    from retsta_jax.corpus.wording import original_report
     from retsta_jax.terminology.terms import LANGUAGES
 
     studies: dict[int, tuple[Any, frozenset[Any]]] = {}

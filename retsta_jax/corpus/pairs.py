@@ -17,7 +17,7 @@ import numpy as np
 
 from common.data.records import Language, ReportPair
 from common.errors import UserError
-from retsta_jax.corpus.findings import FORMS, FundusStudy, parse_standard_report, standard_phrase, standard_report
+from retsta_jax.corpus.findings import FORMS, FundusStudy, standard_phrase, standard_report
 from retsta_jax.corpus.fundus import choose, sample_study
 from retsta_jax.corpus.phrases import PHRASES
 from retsta_jax.corpus.style import SPLITS, Split
@@ -25,19 +25,6 @@ from retsta_jax.corpus.styles import styles_of
 from retsta_jax.corpus.wording import original_report
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.terms import LANGUAGES
-
-__all__ = [
-    "PRETRAINING_SHARES",
-    "HeldOut",
-    "make_pairs",
-    "make_splits",
-    "original_report",
-    "parse_standard_report",
-    "pretraining_text",
-    "sample_study",
-    "split_of",
-    "standard_report",
-]
 
 Languages = Literal["zh", "en", "both"]
 HeldOut = Literal["states", "styles"]

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.report import Example, Page, write_report
 from common.report.differences import differences
-from common.report.page import Table, render
+from common.report.page import Example, Page, Table, render, write_report
 from common.report.plots import training_charts
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from common.phantoms.phantom import make_phantom
-from common.report import Example, Page
-from common.report.page import render
+from common.report.page import Example, Page, render
 from common.report.pictures import LARGEST_FILE, overlay_maps, picture
 from tests.common.test_report_page import Reader, full_page
 

@@ -13,20 +13,18 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from common.data.records import check_splits
 from common.errors import UserError
-from retsta_jax.corpus.findings import EYES, Finding, FundusStudy, order_findings
-from retsta_jax.corpus.fundus import MAX_FINDINGS
-from retsta_jax.corpus.pairs import (
-    PRETRAINING_SHARES,
-    make_pairs,
-    make_splits,
-    original_report,
+from retsta_jax.corpus.findings import (
+    EYES,
+    Finding,
+    FundusStudy,
+    order_findings,
     parse_standard_report,
-    pretraining_text,
-    sample_study,
-    split_of,
     standard_report,
 )
+from retsta_jax.corpus.fundus import MAX_FINDINGS, sample_study
+from retsta_jax.corpus.pairs import PRETRAINING_SHARES, make_pairs, make_splits, pretraining_text, split_of
 from retsta_jax.corpus.phrases import PHRASES
+from retsta_jax.corpus.wording import original_report
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.terms import LANGUAGES
 from retsta_jax.terminology.typos import CONFUSED_CHARACTERS, NEIGHBOUR_KEYS, misspell

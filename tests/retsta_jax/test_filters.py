@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from common.data.records import ReportPair
-from retsta_jax.corpus.findings import FundusStudy, order_findings
-from retsta_jax.corpus.pairs import original_report, sample_study, standard_report
+from retsta_jax.corpus.findings import FundusStudy, order_findings, standard_report
+from retsta_jax.corpus.fundus import sample_study
+from retsta_jax.corpus.wording import original_report
 from retsta_jax.labelling.filters import RULES, broken_rules, judge_by_terms, read_pair, shares_broken
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.terms import Term, Terminology

@@ -5,7 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from retsta_jax.corpus.pairs import original_report, sample_study, standard_report
+from retsta_jax.corpus.findings import standard_report
+from retsta_jax.corpus.fundus import sample_study
+from retsta_jax.corpus.wording import original_report
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.matching import Statement, find_terms, statements_of
 from retsta_jax.terminology.search import fold

@@ -9,7 +9,8 @@ import pytest
 from common.data.records import check_splits
 from common.errors import UserError
 from retsta_jax.corpus.findings import parse_standard_report
-from retsta_jax.corpus.pairs import make_splits, pretraining_text, sample_study
+from retsta_jax.corpus.fundus import sample_study
+from retsta_jax.corpus.pairs import make_splits, pretraining_text
 from retsta_jax.corpus.phrases import PHRASES
 from retsta_jax.corpus.style import SPLITS
 from retsta_jax.corpus.styles import STYLES, styles_of

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from retsta_jax.corpus.findings import standard_report
-from retsta_jax.corpus.pairs import make_pairs, sample_study
+from retsta_jax.corpus.fundus import sample_study
+from retsta_jax.corpus.pairs import make_pairs
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.matching import find_terms
 from retsta_jax.translation.consistency import pair_problems
