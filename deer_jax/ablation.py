@@ -15,7 +15,7 @@ from common.bounds import SEED, STEPS_OR_ALL, bounded
 from common.clinical.scores import Scores, in_each_language
 from common.config import check_run_directory, check_trained_on, choose_preset, parse
 from common.data.records import Quarantine
-from common.data.splits import Part
+from common.data.splits import Split
 from common.data.summary import say_data
 from common.errors import Parser, UserError
 from common.io.differences import differences
@@ -39,7 +39,7 @@ from deer_jax.config import (
     SftConfig,
 )
 from deer_jax.ddsampling import Strategy
-from deer_jax.prompts import parts_line, read_parts
+from deer_jax.prompts import read_splits, splits_line
 from deer_jax.proportion import draw_proportions
 from deer_jax.resumable import labeler_record
 from deer_jax.rl_run import check_config, reward_labeler
@@ -160,18 +160,18 @@ def run_ablation(
     labeler = reward_labeler(config.reward)
     quarantine = Quarantine()
     data = dataclasses.replace(config.data, ids="")
-    parts = read_parts(data, quarantine)
-    say_data(parts_line(data, parts, quarantine))
-    if "test" not in parts:
-        raise UserError(f"{PROGRAM}: the data has no test part, on which the rows would be compared")
-    part = parts["test"]
+    splits = read_splits(data, quarantine)
+    say_data(splits_line(data, splits, quarantine))
+    if "test" not in splits:
+        raise UserError(f"{PROGRAM}: the data has no test split, on which the rows would be compared")
+    test = splits["test"]
     if not start.is_dir():
         run_sft(sft, directory / "sft")
     check_trained_on(directory / "sft", {"base": checkpoint_note(base_directory(sft.model))["base"]["sha256"]})
-    score = functools.partial(score_model, part=part, layout=config.data.layout, labeler=labeler)
+    score = functools.partial(score_model, split=test, layout=config.data.layout, labeler=labeler)
     table = {SFT: [score(held_out_reports(config, start, directory / "sft"))]}
-    others = nearest(config, start, parts["train"], part)
-    table |= {name: [scores] for name, scores in score_systems(others, part, config.data.layout, labeler).items()}
+    others = nearest(config, start, splits["train"], test)
+    table |= {name: [scores] for name, scores in score_systems(others, test, config.data.layout, labeler).items()}
     for seed in seeds:
         for name, variant in rows.items():
             run_dir = directory / run_name(variant, seed)
@@ -246,9 +246,9 @@ def select_studies(config: RlConfig, preset: str, model: Path, directory: Path, 
     return str(file)
 
 
-def nearest(config: RlConfig, model: Path, train: Part, part: Part) -> dict[str, list[str]]:
+def nearest(config: RlConfig, model: Path, train: Split, test: Split) -> dict[str, list[str]]:
     """The baselines, with the features of the model in a directory."""
     layout = make_device_layout(config.parallel, config.mesh)
     own = dataclasses.replace(config.model, base=str(model))
     base = load_base(own, config.data.side, config.instruction, layout)
-    return baselines(base, train, part, config.data.views, layout)
+    return baselines(base, train, test, config.data.views, layout)

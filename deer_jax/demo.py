@@ -13,7 +13,7 @@ from common.clinical.labeler import Labeler, load_labeler
 from common.clinical.scores import Scores
 from common.config import check_own_names, remove_run
 from common.data.records import Quarantine
-from common.data.splits import PHANTOM_PLACES, Part
+from common.data.splits import Split
 from common.data.summary import say_data
 from common.errors import Parser
 from common.io.jsonl import write_rows
@@ -23,14 +23,14 @@ from common.io.outputs import check_output, write_whole
 from common.io.safetensors import write_json
 from common.metrics.text import warn_of_absent
 from common.options import command_line, training_command, used_settings
-from common.phantoms.phantom import make_phantom
+from common.phantoms.source import draw_again
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, write_report
 from common.training.logs import METRICS_FILE, read_rows
 from common.training.parallel import make_device_layout
 from deer_jax.analyse import token_page
 from deer_jax.config import RL_NEEDS, RL_PRESETS, SAMPLE_PRESETS, RlConfig
-from deer_jax.prompts import parts_line, read_parts
+from deer_jax.prompts import read_splits, splits_line
 from deer_jax.rl_run import OUTPUTS, train_run
 from deer_jax.sample import sample_run
 from deer_jax.select import choose, read_studies
@@ -72,14 +72,14 @@ def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
         check_output(run_dir / name)
     print("DEER demo: reinforcement learning of reports for drawn radiographs, with token-level credit", flush=True)
     quarantine = Quarantine()
-    parts = read_parts(config.data, quarantine)
-    data_read = say_data(parts_line(config.data, parts, quarantine))
+    splits = read_splits(config.data, quarantine)
+    data_read = say_data(splits_line(config.data, splits, quarantine))
     base = base_directory(config.model)
     labeler = load_labeler(config.reward.labeler)
     before = held_out_reports(config, base, run_dir / "before")
     samples = run_dir / "rollouts.jsonl"
     rollout = SAMPLE_PRESETS["demo"].rollout
-    print(f"sampling {rollout.group} reports of each of {len(parts['train'].studies)} studies", flush=True)
+    print(f"sampling {rollout.group} reports of each of {len(splits['train'].studies)} studies", flush=True)
     sample_run(sampling(config, base, rollout, labeler=config.reward.labeler), samples)
     selection = choose(read_studies(samples), FRACTION, config.seed)
     write_rows(run_dir / "chosen.json", [selection])
@@ -89,14 +89,14 @@ def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
     written = {AFTER: held_out_reports(config, run_dir / "rl" / "model", run_dir / "after"), BEFORE: before}
     layout = make_device_layout(config.parallel, config.mesh)
     loaded = load_base(config.model, config.data.side, config.instruction, layout)
-    others = baselines(loaded, parts["train"], parts["test"], config.data.views, layout)
-    about = parts["test"], config.data.layout, labeler
+    others = baselines(loaded, splits["train"], splits["test"], config.data.views, layout)
+    about = splits["test"], config.data.layout, labeler
     systems = {name: score_model(reports, *about) for name, reports in written.items()} | score_systems(others, *about)
     texts = {name: reports.greedy for name, reports in written.items()} | others
     absent = warn_of_absent(systems)
     write_json(run_dir / "metrics.json", rounded({"systems": systems, "notes": absent}))
     write_token_page(samples, selection["ids"], base, labeler, run_dir / TOKEN_PAGE)
-    shown = page(config, run_dir, parts["test"], texts, systems, selection)
+    shown = page(config, run_dir, splits["test"], texts, systems, selection)
     write_report(run_dir, dataclasses.replace(shown, notes=[data_read, *shown.notes, *absent]))
     for system, scores in systems.items():
         values = (f"{name} {score_text(scores[name]['value'])}" for name in HEADLINE if name in scores)
@@ -120,7 +120,7 @@ def write_token_page(samples: Path, ids: Sequence[str], tokenizer: Path, labeler
 def page(
     config: RlConfig,
     run_dir: Path,
-    part: Part,
+    test: Split,
     texts: Mapping[str, Sequence[str]],
     systems: dict[str, Scores],
     selection: dict,
@@ -131,13 +131,11 @@ def page(
         found = {who: scores[name]["value"] for who, scores in systems.items() if name in scores}
         return ", ".join(f"{score_text(value)} {who}" for who, value in found.items())
 
-    count = len(part.studies)
+    count = len(test.studies)
     places = range(0, count, count // SHOWN | 1)[:SHOWN]
-    drawn = [
-        make_phantom(config.data.phantom_seed, PHANTOM_PLACES["test"] + place, SHOWN_SIDE).frontal for place in places
-    ]
+    drawn = [draw_again(config.data.phantom_seed, "test", place, SHOWN_SIDE).frontal for place in places]
     found = selection["statistics"]["labels"]
-    vectors = {part: found[part]["unique_vectors"] for part in ("all", "selected")}
+    vectors = {name: found[name]["unique_vectors"] for name in ("all", "selected")}
     return Page(
         title="DEER: phantom radiographs",
         verdict=f"Label F1 of a report drawn by chance, the reward's: {shown('sampled/promptmrg/F1')}. F1 over the "
@@ -156,9 +154,9 @@ def page(
         headline=HEADLINE,
         examples=[
             Example(
-                part.studies[place].id,
+                test.studies[place].id,
                 "",
-                part.studies[place].report,
+                test.studies[place].report,
                 {system: texts[system][place] for system in (AFTER, BEFORE, NEAREST)},
                 images=(image,),
             )

@@ -12,7 +12,7 @@ from common.data.images import GreyImage
 from common.data.packing import GlobalBatch
 from common.data.qwen_images import resize
 from common.data.records import Quarantine
-from common.data.splits import Part, load_parts
+from common.data.splits import Split, load_splits
 from common.data.summary import Cut, study_line
 from common.data.tokenizers import Tokenizer
 from common.errors import UserError
@@ -62,40 +62,40 @@ class Encoder(NamedTuple):
         return patches, patches
 
 
-def read_parts(config: DataConfig, quarantine: Quarantine) -> dict[str, Part]:
-    """The parts of the data set, their images as large as `side` says; of the training part what `ids` names.
+def read_splits(config: DataConfig, quarantine: Quarantine) -> dict[str, Split]:
+    """The splits of the data set, their images as large as `side` says; of the training split what `ids` names.
 
     Raises UserError.
     """
     if config.side < 1 or config.side % TOKEN_SIZE:
         raise UserError(f"data.side: {config.side} pixels; expected a multiple of {TOKEN_SIZE}, best of 112")
-    parts = load_parts(config, config.side, functools.partial(resize, side=config.side), quarantine)
-    if config.ids and "train" in parts:
-        parts["train"] = chosen_part(parts["train"], config.ids)
-    return parts
+    splits = load_splits(config, config.side, functools.partial(resize, side=config.side), quarantine)
+    if config.ids and "train" in splits:
+        splits["train"] = chosen_split(splits["train"], config.ids)
+    return splits
 
 
-def parts_line(config: DataConfig, parts: Mapping[str, Part], quarantine: Quarantine, cut: Cut | None = None) -> str:
-    """The line that names the data of a config and its parts."""
-    counts = {name: len(part.studies) for name, part in parts.items()}
+def splits_line(config: DataConfig, splits: Mapping[str, Split], quarantine: Quarantine, cut: Cut | None = None) -> str:
+    """The line that names the data of a config and its splits."""
+    counts = {name: len(split.studies) for name, split in splits.items()}
     return study_line(config, counts, quarantine, cut=cut, files=[config.ids])
 
 
-def chosen_part(part: Part, file: str) -> Part:
+def chosen_split(split: Split, file: str) -> Split:
     """The studies whose ids `deer select` wrote. Raises UserError where the file or one of its ids is not there."""
     try:
         wanted = read_ids(file)
     except UserError as error:
         raise UserError(f"data.ids: {error}") from error
-    place_of = {study.id: place for place, study in enumerate(part.studies)}
+    place_of = {study.id: place for place, study in enumerate(split.studies)}
     if missing := [id_ for id_ in wanted if id_ not in place_of]:
-        raise UserError(f"data.ids: {file}: {len(missing)} ids, such as {missing[0]!r}, are not in the training part")
+        raise UserError(f"data.ids: {file}: {len(missing)} ids, such as {missing[0]!r}, are not in the training split")
     places = sorted(place_of[id_] for id_ in wanted)
-    return Part([part.studies[place] for place in places], Chosen(part.images, places))
+    return Split([split.studies[place] for place in places], Chosen(split.images, places))
 
 
 class Chosen(Sequence[tuple[GreyImage, ...]]):
-    """Some of the images of a part, in an order of their own."""
+    """Some of the images of a split, in an order of their own."""
 
     def __init__(self, images: Sequence[tuple[GreyImage, ...]], places: Sequence[int]):
         self._images, self._places = images, places

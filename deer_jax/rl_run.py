@@ -14,7 +14,7 @@ from common.config import check_run_directory, claim_run_directory, owning_run_d
 from common.data.packing import GlobalBatch
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
-from common.data.splits import Part
+from common.data.splits import Split
 from common.data.summary import say_data
 from common.errors import UserError
 from common.io.fingerprints import data_record
@@ -43,7 +43,7 @@ from deer_jax.config import (
     RolloutConfig,
 )
 from deer_jax.ditpo import PolicyParams
-from deer_jax.prompts import parts_line, prompt_length, study_prompts
+from deer_jax.prompts import prompt_length, splits_line, study_prompts
 from deer_jax.resumable import labeler_record
 from deer_jax.rewarding import make_judge, score_function
 from deer_jax.rewards import Reward, load_function, phase_gamma
@@ -104,7 +104,9 @@ def make_scores(reward: RewardConfig, labeler: Labeler | None, stop_ids: tuple[i
     return score_function(reward.weights, labeler, stop_ids, reward.uncertain, option="--reward.labeler"), strength
 
 
-def judge_of(config: RlConfig, part: Part, labeler: Labeler | None, stop_ids: tuple[int, ...], learning: bool) -> Judge:
+def judge_of(
+    config: RlConfig, part: Split, labeler: Labeler | None, stop_ids: tuple[int, ...], learning: bool
+) -> Judge:
     """What gives rewards and weights to rollouts of the studies of a part. Raises UserError."""
     reward = config.reward
     own: Reward | None = load_function(reward.function, "--reward.function") if reward.function else None
@@ -123,7 +125,7 @@ def judge_of(config: RlConfig, part: Part, labeler: Labeler | None, stop_ids: tu
     )
 
 
-def batch_maker(config: RlConfig, base: Base, part: Part) -> Callable[[GlobalBatch], StudyBatch]:
+def batch_maker(config: RlConfig, base: Base, part: Split) -> Callable[[GlobalBatch], StudyBatch]:
     """What turns planned studies into prompts."""
     length = prompt_length(base.encoder, config.data.views)
 
@@ -135,7 +137,7 @@ def batch_maker(config: RlConfig, base: Base, part: Part) -> Callable[[GlobalBat
 
 
 def make_validation(
-    config: RlConfig, base: Base, part: Part, frozen: PyTree, judge: Judge, layout: DeviceLayout
+    config: RlConfig, base: Base, part: Split, frozen: PyTree, judge: Judge, layout: DeviceLayout
 ) -> Validation:
     """A function of the state: 1 minus the mean reward of the greedy reports of a part, by the last phase's reward.
 
@@ -218,7 +220,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
     if first_process:
         claim_run_directory(run_dir, config, trained_on)
         quarantine.write(run_dir / "quarantine.jsonl")
-        say_data(parts_line(config.data, parts, quarantine))
+        say_data(splits_line(config.data, parts, quarantine))
         print(attention_of(base, prompt_length(base.encoder, config.data.views)), flush=True)
     checkpoints = open_checkpoints(run_dir, note, config)
     schedule = make_schedule(config.optim, config.steps * config.updates)

@@ -14,7 +14,7 @@ from common.clinical.labeler import Labeler, classes_of_groups, load_labeler, sp
 from common.config import choose_preset, parse, to_json
 from common.data.cleaning import clean_report
 from common.data.records import Quarantine
-from common.data.splits import Part, images_record
+from common.data.splits import Split, images_record
 from common.data.summary import first_of, say_data, study_line
 from common.errors import Parser, UserError
 from common.io.fingerprints import model_record
@@ -31,7 +31,7 @@ from common.training.parallel import (
 )
 from deer_jax.config import HELP, SAMPLE_NEEDS, SAMPLE_PRESETS, SampleConfig
 from deer_jax.ditpo import PolicyParams
-from deer_jax.prompts import prompt_length, read_parts, study_prompts
+from deer_jax.prompts import prompt_length, read_splits, study_prompts
 from deer_jax.resumable import continued_writer, labeler_record, rows_kept
 from deer_jax.rl import StudyBatch, read_groups
 from deer_jax.setup import Base, base_directory, decode_settings, load_base
@@ -69,13 +69,13 @@ def sample_run(config: SampleConfig, output: Path) -> None:
     if rollout.temperature == 0 and rollout.group > 1:
         raise UserError(f"{PROGRAM}: temperature 0 gives one report; set --rollout.group 1, or a temperature")
     quarantine = Quarantine()
-    parts = read_parts(config.data, quarantine)
-    if config.split not in parts:
-        raise UserError(f"data: there is no {config.split} part; it has {', '.join(parts)}")
-    part = parts[config.split]
-    count = min(len(part.studies), config.limit or len(part.studies))
+    splits = read_splits(config.data, quarantine)
+    if config.split not in splits:
+        raise UserError(f"data: there is no {config.split} split; it has {', '.join(splits)}")
+    split = splits[config.split]
+    count = min(len(split.studies), config.limit or len(split.studies))
     ids = [config.data.ids] if config.split == "train" else []
-    notes = first_of(config.limit, len(part.studies))
+    notes = first_of(config.limit, len(split.studies))
     if jax.process_index() == 0:
         say_data(study_line(config.data, {config.split: count}, quarantine, files=ids, notes=notes))
     text = "prediction" if rollout.group == 1 else "rollouts"
@@ -85,7 +85,8 @@ def sample_run(config: SampleConfig, output: Path) -> None:
         vocabulary = config.labeler_tokenizer or None
         labeler = load_labeler(config.labeler, vocabulary, option="--labeler-tokenizer")
     inputs: dict[str | int, list[str]] = {
-        study.id: [study.report, images_record(part.images, place)] for place, study in enumerate(part.studies[:count])
+        study.id: [study.report, images_record(split.images, place)]
+        for place, study in enumerate(split.studies[:count])
     }
     options = functools.cache(functools.partial(row_options, config, labeler))
     done = rows_kept(output, inputs, required | ({"labels": list} if config.labeler else {}), options)
@@ -96,14 +97,14 @@ def sample_run(config: SampleConfig, output: Path) -> None:
         raise UserError(f"batch_size: {config.batch_size} studies do not split over {layout.row_shards} devices")
     labeler = None if labeler is None else spread(labeler)
     base = load_base(config.model, config.data.side, config.instruction, layout)
-    found = sampled_texts(config, base, part, range(done, count), layout)
+    found = sampled_texts(config, base, split, range(done, count), layout)
     if jax.process_index() > 0:
         for _ in found:
             pass
         return
     with continued_writer(output, inputs, options) as write:
         for sampled in found:
-            for row in rows_of(part, sampled, labeler):
+            for row in rows_of(split, sampled, labeler):
                 write(row)
 
 
@@ -117,11 +118,11 @@ def row_options(config: SampleConfig, labeler: Labeler | None) -> dict[str, Any]
     return options | {"labeler": None if labeler is None else labeler_record(config.labeler, labeler)}
 
 
-def rows_of(part: Part, sampled: Sequence[tuple[int, list[str]]], labeler: Labeler | None) -> list[dict[str, Any]]:
+def rows_of(split: Split, sampled: Sequence[tuple[int, list[str]]], labeler: Labeler | None) -> list[dict[str, Any]]:
     """What is written of the studies of a batch."""
     rows: list[dict[str, Any]] = []
     for study, texts in sampled:
-        row: dict[str, Any] = {"id": part.studies[study].id, "reference": part.studies[study].report}
+        row: dict[str, Any] = {"id": split.studies[study].id, "reference": split.studies[study].report}
         # A prediction is read; rollouts are weighed by the characters of their tokens, and stay as they are.
         rows.append(row | ({"prediction": clean_report(texts[0])} if len(texts) == 1 else {"rollouts": texts}))
     if labeler is not None:
@@ -132,7 +133,7 @@ def rows_of(part: Part, sampled: Sequence[tuple[int, list[str]]], labeler: Label
 
 
 def sampled_texts(
-    config: SampleConfig, base: Base, part: Part, studies: range, layout: DeviceLayout
+    config: SampleConfig, base: Base, split: Split, studies: range, layout: DeviceLayout
 ) -> Iterator[list[tuple[int, list[str]]]]:
     """Of each batch the studies and their reports, in order. These depend on a study's number and the seed alone.
 
@@ -151,7 +152,7 @@ def sampled_texts(
     for start in range(studies.start, studies.stop, config.batch_size):
         first = start + jax.process_index() * local
         mine: Any = np.minimum(np.arange(first, first + local), studies.stop - 1).astype(np.int32)
-        batch = StudyBatch(study_prompts(mine, part.images, base.encoder, config.data.views, length), mine)
+        batch = StudyBatch(study_prompts(mine, split.images, base.encoder, config.data.views, length), mine)
         written = fetch_rows(run({}, base.params, place_batch(batch, layout), rng), layout)
         if jax.process_count() > 1:
             gathered = multihost_utils.process_allgather(written)
@@ -159,7 +160,7 @@ def sampled_texts(
         numbers = range(start, min(start + config.batch_size, studies.stop))  # what fills up the last batch falls off
         check_finite(
             np.asarray(written.finite.all(-1))[: len(numbers)],
-            [part.studies[number].id for number in numbers],
+            [split.studies[number].id for number in numbers],
             "the model's logits",
             precision_remedy(base.config.language.dtype),
         )

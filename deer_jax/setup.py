@@ -13,7 +13,7 @@ from common.config import choose_preset, parse
 from common.data.exported_tokenizer import exported_files, reading_note
 from common.data.qwen_images import check_processor
 from common.data.records import Quarantine
-from common.data.splits import Part
+from common.data.splits import Split
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.errors import Parser, UserError
 from common.generation.generate import DecodeSettings
@@ -38,7 +38,7 @@ from common.training.logs import check_wandb
 from common.training.parallel import DeviceLayout, check_rows, device_put_tree, shardings
 from common.types import PyTree
 from deer_jax.config import EMBEDDED_BASE, DataConfig, ModelConfig, RolloutConfig, RunConfig
-from deer_jax.prompts import Encoder, read_parts
+from deer_jax.prompts import Encoder, read_splits
 from deer_jax.vision_policy import split_params
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -145,13 +145,13 @@ def decode_settings(base: Base, rollout: RolloutConfig) -> DecodeSettings:
     )
 
 
-def load_studies(data: DataConfig, quarantine: Quarantine) -> dict[str, Part]:
-    """The data, with a training and a validation part. Raises UserError."""
-    parts = read_parts(data, quarantine)
+def load_studies(data: DataConfig, quarantine: Quarantine) -> dict[str, Split]:
+    """The data, with a training and a validation split. Raises UserError."""
+    splits = read_splits(data, quarantine)
     for name in ("train", "validation"):
-        if name not in parts or not parts[name].studies:
-            raise UserError(f"data: there is no {name} part; expected at least one study there")
-    return parts
+        if name not in splits or not splits[name].studies:
+            raise UserError(f"data: there is no {name} split; expected at least one study there")
+    return splits
 
 
 def checkpoint_note(directory: Path) -> dict[str, Any]:

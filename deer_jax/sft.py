@@ -11,7 +11,7 @@ from common.config import check_run_directory, claim_run_directory, owning_run_d
 from common.data.packing import plan_epochs, plan_in_order
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
-from common.data.splits import Part
+from common.data.splits import Split
 from common.data.summary import Cut, say_data
 from common.io.fingerprints import data_record
 from common.models.qwen2_vl import SHARDING_RULES
@@ -29,7 +29,7 @@ from common.training.parallel import (
 from common.training.step import LossFn, init_state, make_train_step
 from common.types import LossSum, PyTree, TrainState
 from deer_jax.config import HELP, NEEDS, SFT_PRESETS, SftConfig
-from deer_jax.prompts import ReportRows, parts_line, prompt_length, report_rows, report_tokens
+from deer_jax.prompts import ReportRows, prompt_length, report_rows, report_tokens, splits_line
 from deer_jax.setup import (
     Base,
     accumulation,
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
     print(f"trained: {run_dir}; next: deer sample, or deer rl --model.base {run_dir / 'model'}", flush=True)
 
 
-def batch_maker(config: SftConfig, base: Base, part: Part) -> tuple[Callable[..., ReportRows], int]:
+def batch_maker(config: SftConfig, base: Base, part: Split) -> tuple[Callable[..., ReportRows], int]:
     """What turns planned rows into arrays, and how many reports were cut."""
     found = [report_tokens(base.encoder, study.report, config.max_length) for study in part.studies]
     length = prompt_length(base.encoder, config.data.views) + config.max_length
@@ -64,7 +64,7 @@ def batch_maker(config: SftConfig, base: Base, part: Part) -> tuple[Callable[...
 
 
 def make_validation(
-    config: SftConfig, base: Base, part: Part, frozen: PyTree, loss: LossFn, layout: DeviceLayout
+    config: SftConfig, base: Base, part: Split, frozen: PyTree, loss: LossFn, layout: DeviceLayout
 ) -> Validation:
     """A function of the state: mean cross-entropy of the reports of a part."""
 
@@ -119,7 +119,7 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
     if first_process:
         claim_run_directory(run_dir, config, trained_on)
         quarantine.write(run_dir / "quarantine.jsonl")
-        say_data(parts_line(config.data, parts, quarantine, Cut(cut, config.max_length)))
+        say_data(splits_line(config.data, parts, quarantine, Cut(cut, config.max_length)))
         print(attention_of(base, prompt_length(base.encoder, config.data.views) + config.max_length), flush=True)
     checkpoints = open_checkpoints(run_dir, note, config)
     state = train(

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.clinical.labeler import Labeler
 from common.clinical.scores import Scores, score_reports
-from common.data.splits import Part
+from common.data.splits import Split
 from common.io.finite import check_finite, precision_remedy
 from common.io.jsonl import read_rows
 from common.io.safetensors import writing
@@ -26,7 +26,7 @@ from deer_jax.vision_policy import image_features
 
 NEAREST, CONSTANT = "nearest training study", "constant report"
 AT_ONCE = 32  # studies
-SMALLEST = 1e-30  # length that a vector is divided by: a study that is the mean of its part has no direction
+SMALLEST = 1e-30  # length that a vector is divided by: a study that is the mean of its split has no direction
 F1 = ("findings/F1", "promptmrg/F1")
 
 
@@ -64,55 +64,55 @@ def held_out_reports(config: RlConfig, model: Path, directory: Path) -> Reports:
     return Reports(*found)
 
 
-def score_model(reports: Reports, part: Part, layout: str, labeler: Labeler | None) -> Scores:
+def score_model(reports: Reports, split: Split, layout: str, labeler: Labeler | None) -> Scores:
     """Scores of the greedy reports, and beside them the F1 of the sampled ones, named "sampled/..."."""
-    both = score_systems(reports._asdict(), part, layout, labeler)
+    both = score_systems(reports._asdict(), split, layout, labeler)
     return both["greedy"] | {f"sampled/{name}": both["sampled"][name] for name in F1 if name in both["sampled"]}
 
 
 def score_systems(
-    texts: Mapping[str, Sequence[str]], part: Part, layout: str, labeler: Labeler | None
+    texts: Mapping[str, Sequence[str]], split: Split, layout: str, labeler: Labeler | None
 ) -> dict[str, Scores]:
     """Scores of each system's reports: on phantoms by what was drawn, else by what the labeler finds."""
     phantoms = layout == "phantom"
-    systems = {name: score_reports(reports, part.studies, phantoms) for name, reports in texts.items()}
+    systems = {name: score_reports(reports, split.studies, phantoms) for name, reports in texts.items()}
     if labeler is not None and not phantoms:
-        references = [study.report for study in part.studies]
+        references = [study.report for study in split.studies]
         (expected, *found), *_ = label_each(labeler, [references, *texts.values()])
         for name, own in zip(texts, found, strict=True):
             systems[name] |= clinical_summary(own, expected)
     return systems
 
 
-def baselines(base: Base, train: Part, part: Part, views: int, layout: DeviceLayout) -> dict[str, list[str]]:
+def baselines(base: Base, train: Split, test: Split, views: int, layout: DeviceLayout) -> dict[str, list[str]]:
     """A constant report, and for each study the report of the training study most alike by the tower's features."""
     constant = constant_reports(
         [study.report for study in train.studies],
         [study.language for study in train.studies],
-        [study.language for study in part.studies],
+        [study.language for study in test.studies],
     )
-    known, asked = (features(base, one, views, layout) for one in (train, part))
+    known, asked = (features(base, one, views, layout) for one in (train, test))
     nearest = [train.studies[place].report for place in (asked @ known.T).argmax(1)]
     return {NEAREST: nearest, CONSTANT: constant}
 
 
-def features(base: Base, part: Part, views: int, layout: DeviceLayout) -> np.ndarray:
-    """The mean of the tower's features of each study [N, D], centred over the part and of length 1."""
+def features(base: Base, split: Split, views: int, layout: DeviceLayout) -> np.ndarray:
+    """The mean of the tower's features of each study [N, D], centred over the split and of length 1."""
     length = prompt_length(base.encoder, views)
 
     def mean(_: Any, params: Any, batch: StudyBatch, rng: Any) -> jax.Array:
         return image_features(base.config, params, batch.prompts, base.layout).mean((1, 2))
 
     run: Callable[..., Any] = compile_rows(mean, layout)
-    count, rows = len(part.studies), AT_ONCE * layout.row_shards
+    count, rows = len(split.studies), AT_ONCE * layout.row_shards
     found = []
     for start in range(0, count, rows):
         studies: Any = np.minimum(np.arange(start, start + rows), count - 1).astype(np.int32)
-        batch = StudyBatch(study_prompts(studies, part.images, base.encoder, views, length), studies)
+        batch = StudyBatch(study_prompts(studies, split.images, base.encoder, views, length), studies)
         own = fetch_rows(run({}, base.params, place_batch(batch, layout), jax.random.key(0)), layout)
         found.append(np.asarray(own, np.float32)[: count - start])
     stacked = np.concatenate(found)
-    ids = [study.id for study in part.studies]
+    ids = [study.id for study in split.studies]
     remedy = precision_remedy(base.config.vision.dtype)
     check_finite(np.asarray(np.isfinite(stacked).all(-1)), ids, "the vision tower's features", remedy)
     stacked -= stacked.mean(0)

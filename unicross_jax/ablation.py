@@ -18,7 +18,7 @@ from common.io.outputs import check_own_object
 from common.io.safetensors import write_json
 from common.io.text import read_json_object
 from unicross_jax.config import ModelConfig, RunConfig
-from unicross_jax.data import read_parts
+from unicross_jax.data import read_splits
 from unicross_jax.evaluate import CONSTANT, MADE_FROM, MODEL, NEAREST, evaluate_run, scores_record
 from unicross_jax.report import load_trained
 from unicross_jax.train import train_run
@@ -76,7 +76,7 @@ def run_ablation(
 
 
 def finished(run_dir: Path) -> dict[str, Scores] | None:
-    """The scores of a run that has been evaluated on its whole test part, as `run_ablation` does; None of others.
+    """The scores of a run that has been evaluated on its whole test split, as `run_ablation` does; None of others.
 
     Scores of other weights or studies than are there now are not taken, which is said.
     """
@@ -88,7 +88,7 @@ def finished(run_dir: Path) -> dict[str, Scores] | None:
     if not whole:
         return None
     trained = load_trained(run_dir)
-    if found.get(MADE_FROM) == scores_record(trained, read_parts(trained.config.data, Quarantine())["test"]):
+    if found.get(MADE_FROM) == scores_record(trained, read_splits(trained.config.data, Quarantine())["test"]):
         return found.get("systems")
     known = "were made from other weights or studies" if MADE_FROM in found else "do not say what they were made from"
     print(f"{file}: its scores {known}; the run is evaluated again", flush=True)

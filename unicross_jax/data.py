@@ -1,4 +1,4 @@
-"""From studies to batches: the parts of a data set, the tokens of its reports, its images as CLIP sees them."""
+"""From studies to batches: the splits of a data set, the tokens of its reports, its images as CLIP sees them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from common.data.images import GreyImage, augment, resize_crop, resize_shorter
 from common.data.packing import GlobalBatch
 from common.data.readers import ImageStudy
 from common.data.records import Quarantine
-from common.data.splits import Part, load_parts
+from common.data.splits import Split, load_splits
 from common.data.summary import unknown_share
 from common.data.tokenizers import WordTokenizer
 from common.data.vocabulary import Corpus, merged_vocabulary
@@ -25,9 +25,9 @@ CONDITION_TOKENS = 32  # of the text known before the report
 Square = UInt8[np.ndarray, "side side"]
 
 
-def read_parts(config: DataConfig, quarantine: Quarantine) -> dict[str, Part]:
-    """The parts of the data set, their images as large as `resize` says. Raises UserError."""
-    return load_parts(config, config.resize, lambda image: resize_shorter(image, config.resize), quarantine)
+def read_splits(config: DataConfig, quarantine: Quarantine) -> dict[str, Split]:
+    """The splits of the data set, their images as large as `resize` says. Raises UserError."""
+    return load_splits(config, config.resize, lambda image: resize_shorter(image, config.resize), quarantine)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

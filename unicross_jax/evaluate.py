@@ -21,7 +21,7 @@ from common.clinical.scores import Scores, compare_reports, in_each_language, sc
 from common.config import read_config
 from common.data.images import GreyImage, resize_crop
 from common.data.records import Language, Quarantine
-from common.data.splits import PHANTOM_PLACES, Part, images_record
+from common.data.splits import Split, images_record
 from common.data.summary import Cut, first_of, say_data, study_line
 from common.devices import say_devices
 from common.errors import UserError
@@ -37,13 +37,13 @@ from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.metrics.tokenize import unread_note
 from common.models.clip import ModifiedResNet, normalise
 from common.options import check_options, flag
-from common.phantoms.phantom import make_phantom
+from common.phantoms.source import draw_again
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Page, reproducible, write_report
 from common.report.page import Example as Shown
 from common.training.logs import METRICS_FILE, read_rows
 from unicross_jax.config import NEEDS, PRESETS, RunConfig
-from unicross_jax.data import Example, read_parts, still_view, unknown_words
+from unicross_jax.data import Example, read_splits, still_view, unknown_words
 from unicross_jax.report import Trained, Written, attention_of, load_trained, write_reports
 from unicross_jax.train import encode
 
@@ -60,7 +60,7 @@ SMALLEST = 1e-30  # length that a vector is divided by: one of zeros stays so, a
 def evaluate_run(
     run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32, **decoding: Any
 ) -> dict[str, Scores]:
-    """Score a run on its test or validation part; writes predictions.jsonl, metrics.json and report.html there.
+    """Score a run on its test or validation split; writes predictions.jsonl, metrics.json and report.html there.
 
     `limit` studies at most, if positive. `decoding`: beams and length_penalty where not those of the config. Returns
     scores by system. Raises UserError.
@@ -72,41 +72,41 @@ def evaluate_run(
     trained = trained._replace(config=dataclasses.replace(trained.config, **decoding))
     check_options(trained.config, [flag(name) for name in decoding], NEEDS, "unicross evaluate")
     quarantine = Quarantine()
-    parts = read_parts(trained.config.data, quarantine)
-    if split not in parts:
-        raise UserError(f"{run_dir}: the data has no {split} part")
-    train, part = parts["train"], first(parts[split], limit)
-    examples, longer = encode(trained.config, trained.task, part.studies)
+    splits = read_splits(trained.config.data, quarantine)
+    if split not in splits:
+        raise UserError(f"{run_dir}: the data has no {split} split")
+    train, held_out = splits["train"], first(splits[split], limit)
+    examples, longer = encode(trained.config, trained.task, held_out.studies)
     data = say_data(
         study_line(
             trained.config.data,
-            {"train": len(train.studies), split: len(part.studies)},
+            {"train": len(train.studies), split: len(held_out.studies)},
             quarantine,
             cut=Cut(longer, trained.config.max_length),
             unknown=unknown_words(trained.task.tokenizer, examples),
-            notes=first_of(limit, len(parts[split].studies)),
+            notes=first_of(limit, len(splits[split].studies)),
         )
     )
     quarantine.write(run_dir / "evaluation_quarantine.jsonl")
-    left_out = [f"{quarantine.summary()} of all parts: they are in no score."] if quarantine else []
-    ids = [study.id for study in part.studies]
+    left_out = [f"{quarantine.summary()} of all splits: they are in no score."] if quarantine else []
+    ids = [study.id for study in held_out.studies]
     say_devices()
-    written = list(write_reports(trained, examples, part.images, batch_size=batch_size, ids=ids))
+    written = list(write_reports(trained, examples, held_out.images, batch_size=batch_size, ids=ids))
     outputs = {
         MODEL: [report.text for report in written],
-        NEAREST: nearest_reports(trained, train, part),
+        NEAREST: nearest_reports(trained, train, held_out),
         CONSTANT: constant_reports(
             [study.report for study in train.studies],
             [study.language for study in train.studies],
-            [study.language for study in part.studies],
+            [study.language for study in held_out.studies],
         ),
     }
     phantoms = trained.config.data.layout == "phantom"
     cut = cut_references(trained, examples)
     systems = {
         name: {
-            **score_reports(texts, part.studies, phantoms),
-            **cut_scores(texts, cut, [study.language for study in part.studies]),
+            **score_reports(texts, held_out.studies, phantoms),
+            **cut_scores(texts, cut, [study.language for study in held_out.studies]),
         }
         for name, texts in outputs.items()
     }
@@ -114,27 +114,28 @@ def evaluate_run(
         run_dir / "predictions.jsonl",
         [
             {"id": study.id, "prediction": text, "reference": study.report}
-            for study, text in zip(part.studies, outputs[MODEL], strict=True)
+            for study, text in zip(held_out.studies, outputs[MODEL], strict=True)
         ],
     )
     above = {
-        name: compare_reports(outputs[MODEL], outputs[name], part.studies, phantoms=phantoms)
+        name: compare_reports(outputs[MODEL], outputs[name], held_out.studies, phantoms=phantoms)
         for name in (NEAREST, CONSTANT)
     }
     counts = {
-        "studies": len(part.studies),
+        "studies": len(held_out.studies),
         "quarantined": quarantine.counts(),
         "step": trained.step,
         "limit": limit,
         "decoding": decoding,
     }
     absent = warn_of_absent(
-        systems, unread_note([study.report for study in part.studies], [study.language for study in part.studies])
+        systems,
+        unread_note([study.report for study in held_out.studies], [study.language for study in held_out.studies]),
     )
     found = {"split": split, **counts, "systems": systems, "above": above, "notes": absent}
-    found[MADE_FROM] = scores_record(trained, part)
+    found[MADE_FROM] = scores_record(trained, held_out)
     write_json(run_dir / "metrics.json", rounded(found))
-    shown = page(trained, history, part, examples, written, outputs, systems, split)
+    shown = page(trained, history, held_out, examples, written, outputs, systems, split)
     chosen = {"split": split, "limit": limit, "batch_size": batch_size, **decoding}
     shown = reproducible(shown, "unicross", read_config(RunConfig, run_dir), PRESETS, NEEDS, run_dir, chosen)
     paired = [described(name, above[name], shown.headline) for name in above]
@@ -143,11 +144,11 @@ def evaluate_run(
     return systems
 
 
-def scores_record(trained: Trained, part: Part) -> dict[str, str]:
+def scores_record(trained: Trained, split: Split) -> dict[str, str]:
     """Digests of the weights and of the studies that scores are of."""
     studies = (
-        [study.id, study.report, study.indication, images_record(part.images, place)]
-        for place, study in enumerate(part.studies)
+        [study.id, study.report, study.indication, images_record(split.images, place)]
+        for place, study in enumerate(split.studies)
     )
     frozen = fingerprint(trained.task.frozen)
     return {"weights": data_record([fingerprint(trained.trainable), frozen]), "studies": data_record(studies)}
@@ -171,31 +172,31 @@ def cut_scores(texts: Sequence[str], references: Sequence[str], languages: Seque
     return {name.replace("coco/", "coco-cut/"): score for name, score in found.items() if "coco/" in name}
 
 
-def shown_images(trained: Trained, part: Part, split: str, place: int) -> list[GreyImage]:
+def shown_images(trained: Trained, held_out: Split, split: str, place: int) -> list[GreyImage]:
     """The squares that the model saw of a study, to look at: phantoms are drawn again, larger."""
     config, side = trained.config.data, trained.task.model.clip.image_size
     if config.layout != "phantom" or side >= SHOWN_SIDE:
-        return [resize_crop(image, config.resize, side) for image in part.images[place]]
+        return [resize_crop(image, config.resize, side) for image in held_out.images[place]]
     resize = config.resize * SHOWN_SIDE // side
-    phantom = make_phantom(config.phantom_seed, PHANTOM_PLACES[split] + place, resize)
+    phantom = draw_again(config.phantom_seed, split, place, resize)
     return [resize_crop(image, resize, SHOWN_SIDE) for image in (phantom.frontal, phantom.lateral)[: config.views]]
 
 
-def first(part: Part, limit: int) -> Part:
+def first(split: Split, limit: int) -> Split:
     """The first `limit` studies, or all. Raises UserError where there is none."""
-    count = min(limit, len(part.studies)) if limit else len(part.studies)
+    count = min(limit, len(split.studies)) if limit else len(split.studies)
     if not count:
         raise UserError("there is no study to evaluate on")
-    return Part(part.studies[:count], part.images)
+    return Split(split.studies[:count], split.images)
 
 
-def nearest_reports(trained: Trained, train: Part, part: Part) -> list[str]:
+def nearest_reports(trained: Trained, train: Split, held_out: Split) -> list[str]:
     """For each study the report of the training study with the largest cosine of CLIP's image embeddings."""
-    known, asked = embedded(trained, train), embedded(trained, part)
+    known, asked = embedded(trained, train), embedded(trained, held_out)
     return [train.studies[place].report for place in np.asarray((asked @ known.T).argmax(1))]
 
 
-def embedded(trained: Trained, part: Part) -> Float[np.ndarray, "N E"]:
+def embedded(trained: Trained, split: Split) -> Float[np.ndarray, "N E"]:
     """The mean over a study's views of CLIP's image embeddings, each of length 1."""
     clip, params = trained.task.model.clip, trained.task.frozen["clip"]["visual"]
     view = still_view(trained.config.data, clip.image_size)
@@ -206,13 +207,13 @@ def embedded(trained: Trained, part: Part) -> Float[np.ndarray, "N E"]:
         found = found.astype(jnp.float32)
         return found / jnp.maximum(jnp.linalg.norm(found, axis=-1, keepdims=True), SMALLEST)
 
-    sums = np.zeros((len(part.studies), clip.embed_dim), np.float32)
-    each = ((place, view(image)) for place in range(len(sums)) for image in part.images[place])  # read as needed
+    sums = np.zeros((len(split.studies), clip.embed_dim), np.float32)
+    each = ((place, view(image)) for place in range(len(sums)) for image in split.images[place])  # read as needed
     while batch := list(itertools.islice(each, EMBEDDED_AT_ONCE)):
         stacked = np.zeros((EMBEDDED_AT_ONCE, clip.image_size, clip.image_size), np.uint8)
         stacked[: len(batch)] = [image for _, image in batch]
         np.add.at(sums, [place for place, _ in batch], np.asarray(embed(stacked))[: len(batch)])
-    ids = [study.id for study in part.studies]
+    ids = [study.id for study in split.studies]
     check_finite(
         np.asarray(np.isfinite(sums).all(-1)), ids, "CLIP's embeddings of its images", precision_remedy(clip.dtype)
     )
@@ -222,7 +223,7 @@ def embedded(trained: Trained, part: Part) -> Float[np.ndarray, "N E"]:
 def page(
     trained: Trained,
     history: Sequence[Mapping[str, Any]],
-    part: Part,
+    held_out: Split,
     examples: Sequence[Example],
     written: Sequence[Written],
     outputs: dict[str, list[str]],
@@ -237,14 +238,14 @@ def page(
         f"{title}: {shown[MODEL]}; {shown[NEAREST]} for the report of the nearest training study, "
         f"{shown[CONSTANT]} for a constant report."
     )
-    count = len(part.studies)
+    count = len(held_out.studies)
     places = list(range(0, count, count // SHOWN | 1)[:SHOWN])
     attention = attention_of(
         trained,
         [examples[place] for place in places],
-        [part.images[place] for place in places],
+        [held_out.images[place] for place in places],
         [written[place] for place in places],
-        ids=[part.studies[place].id for place in places],
+        ids=[held_out.studies[place].id for place in places],
     )
     phantoms = trained.config.data.layout == "phantom"
     notes = [
@@ -264,12 +265,12 @@ def page(
         headline=in_each_language(HEADLINE, systems[MODEL]),
         examples=[
             Shown(
-                part.studies[place].id,
+                held_out.studies[place].id,
                 "",
-                part.studies[place].report,
+                held_out.studies[place].report,
                 {system: outputs[system][place] for system in (MODEL, NEAREST)},
-                part.studies[place].language,
-                images=shown_images(trained, part, split, place),
+                held_out.studies[place].language,
+                images=shown_images(trained, held_out, split, place),
                 attention=attention[row],
             )
             for row, place in enumerate(places)

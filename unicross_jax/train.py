@@ -18,7 +18,7 @@ from common.data.packing import plan_epochs, plan_in_order
 from common.data.pipeline import make_iterator
 from common.data.readers import ImageStudy
 from common.data.records import Quarantine
-from common.data.splits import Part
+from common.data.splits import Split
 from common.data.summary import Cut, say_data, study_line
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
@@ -57,7 +57,7 @@ from unicross_jax.data import (
     Example,
     build_vocabulary,
     encode_studies,
-    read_parts,
+    read_splits,
     report_batch,
     still_view,
     training_view,
@@ -152,7 +152,7 @@ def slower_images(rate: float) -> optax.GradientTransformation:
 
 
 def batch_maker(
-    config: RunConfig, task: Task, examples: Sequence[Example], part: Part, view: Callable
+    config: RunConfig, task: Task, examples: Sequence[Example], part: Split, view: Callable
 ) -> Callable[..., ReportBatch]:
     """What turns planned rows into arrays."""
     return functools.partial(
@@ -167,7 +167,7 @@ def batch_maker(
 
 
 def make_validation(
-    config: RunConfig, task: Task, examples: Sequence[Example], part: Part, frozen: PyTree, layout: DeviceLayout
+    config: RunConfig, task: Task, examples: Sequence[Example], part: Split, frozen: PyTree, layout: DeviceLayout
 ) -> Validation:
     """A function of the state: mean cross-entropy of the reports of `examples`, without dropout or augmentation."""
     still = without_dropout(task.model)
@@ -224,10 +224,10 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
     backbone = load_backbone(config.model, config.seed)
     check_sizes(config, backbone)
     quarantine = Quarantine()
-    parts = read_parts(config.data, quarantine)
+    parts = read_splits(config.data, quarantine)
     for name in ("train", "validation"):
         if name not in parts:
-            raise UserError(f"data: there is no {name} part; expected at least one study there")
+            raise UserError(f"data: there is no {name} split; expected at least one study there")
     tokenizer: ReportTokenizer = backbone.tokenizer
     if config.vocabulary.kind == "words":
         tokenizer = build_vocabulary(config.vocabulary, [study.report for study in parts["train"].studies])

@@ -2,7 +2,7 @@
 
 Under one root: `df_chexpert_plus_240401.csv`, a row an image, whose `path_to_image` is
 `train/patient42142/study5/view1_frontal.jpg`, and a folder `PNG` with the files of these names that end in `.png`.
-Source: Chambon et al., arXiv:2405.19538. The published split has no test part, so papers use that of MambaXray-VL
+Source: Chambon et al., arXiv:2405.19538. It was published without a test split, so papers use that of MambaXray-VL
 (arXiv:2410.00379): a JSON file as R2Gen's, `{train, val, test: [{id, image_path: [...], report}]}`. Whether it keeps
 patients apart is not said; `without_shared_patients` does.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from common.data.readers import ImageStudy, Splits, annotation_entries, check_once, checked_splits, is_usable
+from common.data.readers import ImageStudy, StudySplits, annotation_entries, check_once, checked_splits, is_usable
 from common.data.records import Quarantine
 from common.data.section_headings import Section
 from common.data.sections import HeadingCounts, Wanted, report_and_indication, report_sections
@@ -23,7 +23,7 @@ from common.io.text import read_csv
 
 TABLE = "df_chexpert_plus_240401.csv"
 PNG_FOLDERS = ("PNG/PNG", "PNG", "PNGs")  # as unpacked, as its archives name it, and as MambaXray-VL does
-PARTS = {"train": "train", "valid": "validation", "test": "test"}
+PUBLISHED_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 # Each with the section that its text begins with; of history, the second where the first is empty.
 SECTION_COLUMNS: dict[str, Section] = {
     "section_findings": "findings",
@@ -56,7 +56,7 @@ def read_chexpert_plus(
     split: str | Path | None = None,
     report: Wanted = "findings",
     headings: HeadingCounts | None = None,
-) -> Splits:
+) -> StudySplits:
     """Studies of the published split (train and validation), or of MambaXray-VL's `split` file.
 
     `report` says which sections make the report; of "findings+impression" what there is. A column ends at a heading
@@ -67,7 +67,7 @@ def read_chexpert_plus(
     without the report or an image are quarantined: three studies of four have no findings.
 
     Raises UserError for a missing, damaged or unrelated table or split file, an image twice in the table, a patient in
-    two parts of the published split, an id in two parts of a split file, or a part without a usable study.
+    two of the published splits, an id in two splits of a split file, or a split without a usable study.
     """
     root = Path(root)
     if not (root / TABLE).is_file():
@@ -75,8 +75,8 @@ def read_chexpert_plus(
     folder = _image_folder(root) if images is None else Path(images)
     rows = _rows(root / TABLE, report, headings)
     found = _published(rows) if split is None else _listed(rows, split, quarantine)
-    splits: Splits = {part: [] for part in found}
-    for part, studies in found.items():
+    splits: StudySplits = {name: [] for name in found}
+    for name, studies in found.items():
         for id, views in studies:
             study = ImageStudy(
                 id, tuple(_file(folder, view.path) for view in views), views[0].report, views[0].indication
@@ -84,54 +84,54 @@ def read_chexpert_plus(
             if not study.report:
                 quarantine.add(id, f"no {report}")
             elif is_usable(study, quarantine):
-                splits[part].append(study)
+                splits[name].append(study)
     return checked_splits(splits, root / TABLE if split is None else split, quarantine)
 
 
-def without_shared_patients(splits: Splits, quarantine: Quarantine) -> Splits:
-    """The splits with each patient in one part: test, else validation, else training; the rest is quarantined.
+def without_shared_patients(splits: StudySplits, quarantine: Quarantine) -> StudySplits:
+    """The splits with each patient in one split: test, else validation, else training; the rest is quarantined.
 
-    Raises UserError where a part is left empty.
+    Raises UserError where a split is left empty.
     """
     taken: set[str] = set()
-    kept: Splits = {}
-    for part in ("test", "validation", "train"):
-        studies = splits.get(part, [])
+    kept: StudySplits = {}
+    for name in ("test", "validation", "train"):
+        studies = splits.get(name, [])
         for study in studies:
             if _patient(study) in taken:
-                quarantine.add(study.id, f"patient of the {part} part is in a later part too")
-        kept[part] = [study for study in studies if _patient(study) not in taken]
+                quarantine.add(study.id, f"patient of the {name} split is in a later split too")
+        kept[name] = [study for study in studies if _patient(study) not in taken]
         taken |= {_patient(study) for study in studies}
-    return checked_splits({part: kept[part] for part in splits}, "after taking patients apart", quarantine)
+    return checked_splits({name: kept[name] for name in splits}, "after taking patients apart", quarantine)
 
 
 def _published(rows: Iterable[tuple[str, _Image]]) -> dict[str, list[_Study]]:
-    """The studies of each part, by their ids, each with its images."""
+    """The studies of each split, by their ids, each with its images."""
     studies: dict[str, dict[str, list[_Image]]] = defaultdict(lambda: defaultdict(list))
-    part_of_patient: dict[str, str] = {}
+    split_of_patient: dict[str, str] = {}
     for where, image in rows:
-        part = PARTS.get(image.split)
-        if part is None:
+        split = PUBLISHED_SPLITS.get(image.split)
+        if split is None:
             raise UserError(f"{where}: expected the split train or valid; restore the published file")
-        if part_of_patient.setdefault(image.patient, part) != part:
+        if split_of_patient.setdefault(image.patient, split) != split:
             raise UserError(f"{where}: {printable(image.patient)} is also in another split; restore the published file")
-        studies[part]["_".join(_key(image.path).split("/")[-3:-1])].append(image)
+        studies[split]["_".join(_key(image.path).split("/")[-3:-1])].append(image)
     return {
-        part: [(id, sorted(views, key=lambda view: (view.lateral, view.path))) for id, views in of_part.items()]
-        for part, of_part in studies.items()
+        name: [(id, sorted(views, key=lambda view: (view.lateral, view.path))) for id, views in of_split.items()]
+        for name, of_split in studies.items()
     }
 
 
 def _listed(rows: Iterable[tuple[str, _Image]], split: str | Path, quarantine: Quarantine) -> dict[str, list[_Study]]:
-    """The entries of each part of a split file, each with its id and its images."""
+    """The entries of each split of a split file, each with its id and its images."""
     table = {_key(image.path): image for _, image in rows}
     found: dict[str, list[_Study]] = {}
-    for part, entries in annotation_entries(split, {"id": str | int, "image_path": list}).items():
-        found[part] = []
+    for name, entries in annotation_entries(split, {"id": str | int, "image_path": list}).items():
+        found[name] = []
         for entry in entries:
             keys = [_key(str(path)) for path in entry["image_path"]]
             if keys and all(key in table for key in keys):
-                found[part].append((str(entry["id"]), [table[key] for key in keys]))
+                found[name].append((str(entry["id"]), [table[key] for key in keys]))
             else:
                 quarantine.add(str(entry["id"]), f"image not in {TABLE}" if keys else "no image")
     return found

@@ -13,7 +13,7 @@ from common.data.readers import (
     NO_TEXT,
     SPLIT_NAMES,
     ImageStudy,
-    Splits,
+    StudySplits,
     check_once,
     checked_splits,
     is_usable,
@@ -35,7 +35,7 @@ def read_mimic_cxr(
     reports: str | Path | None = None,
     report: Wanted = "findings",
     headings: HeadingCounts | None = None,
-) -> Splits:
+) -> StudySplits:
     """Every study with a findings section, its frontal images first; the split is the published one.
 
     `reports` is the root of the reports where they lie apart from the images; `report` says which sections make a
@@ -67,7 +67,7 @@ def read_mimic_cxr(
         check_once(row["dicom_id"], line, line_of_image, split_file)
         images[split, row["subject_id"], row["study_id"]].append(row["dicom_id"])
 
-    splits: Splits = {"train": [], "validation": [], "test": []}
+    splits: StudySplits = {"train": [], "validation": [], "test": []}
     for (split, subject, study), dicoms in images.items():
         folder = Path("files", f"p{subject[:2]}", f"p{subject}", f"s{study}")
         text, problem = _report_text(report_root / folder.with_suffix(".txt"))

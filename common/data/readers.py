@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from common.data.cleaning import clean_report
 from common.data.openi import OpeniStudy, count_unknown_ids, openi_splits, read_openi, read_test_ids
-from common.data.records import Language, Quarantine, check_splits
+from common.data.records import SPLITS, Language, Quarantine, check_splits
 from common.data.sections import HeadingCounts, Wanted, report_and_indication, report_sections
 from common.errors import UserError
 from common.io.jsonl import check_row, read_rows
@@ -57,15 +57,15 @@ class ImageStudy:
     language: Language = "en"
 
 
-Splits = dict[str, list[ImageStudy]]
+StudySplits = dict[str, list[ImageStudy]]  # by the name of a split
 
 
-def read_annotation(annotation: str | Path, image_dir: str | Path, quarantine: Quarantine) -> Splits:
+def read_annotation(annotation: str | Path, image_dir: str | Path, quarantine: Quarantine) -> StudySplits:
     """R2Gen's `annotation.json`: {train, val, test: [{id, report, image_path: [...]}]}, for IU X-ray and MIMIC-CXR.
 
     Raises UserError for a file of another form, an id in two splits, or a split without a usable study.
     """
-    splits: Splits = {}
+    splits: StudySplits = {}
     for name, entries in annotation_entries(annotation, ENTRY).items():
         studies = [
             ImageStudy(
@@ -88,7 +88,7 @@ def read_openi_images(
     *,
     validation: int = 200,
     seed: int = 0,
-) -> Splits:
+) -> StudySplits:
     """IU X-ray from Open-i's own XML (archive or directory): FINDINGS as report, INDICATION, codes as labels.
 
     `split` is R2Gen's split (.json: two images a study, R2Gen's ids) or a file of test ids, one a line (all images,
@@ -108,7 +108,7 @@ def read_openi_images(
         test_ids = read_test_ids(split)
         count_unknown_ids(test_ids, studies, quarantine)
         return openi_splits(usable, test_ids, validation, seed)
-    splits: Splits = {}
+    splits: StudySplits = {}
     for name, entries in annotation_entries(split, {"id": str, "image_path": list}).items():
         splits[name] = []
         for entry in entries:
@@ -138,7 +138,7 @@ def read_image_rows(
     maximum_images: int | None = None,
     sections: Wanted | None = None,
     headings: HeadingCounts | None = None,
-) -> Splits:
+) -> StudySplits:
     """Studies of any number of images, one a row, as JSONL or as a JSON array (.json).
 
     A row has `id`, `images` (paths under `image_dir`), `report` and `split` (train, val or validation, test), and may
@@ -151,7 +151,7 @@ def read_image_rows(
     Raises UserError for a file of another form, an id that occurs twice, or a split without a usable study.
     """
     found = _array(rows, ROW) if Path(rows).suffix == ".json" else read_rows(rows, ROW)
-    splits: Splits = {}
+    splits: StudySplits = {}
     for row in found:
         where = f"{rows}: id {row['id']}"
         default = {"indication": "", "labels": [], "language": language_of(row["report"])}
@@ -217,7 +217,7 @@ def check_once(image: str, line: int, line_of_image: dict[str, int], table: Path
         )
 
 
-def checked_splits(splits: Splits, source: str | Path, quarantine: Quarantine) -> Splits:
+def checked_splits(splits: StudySplits, source: str | Path, quarantine: Quarantine) -> StudySplits:
     """The splits in the order train, validation, test. Raises UserError for an empty one or an id that repeats."""
     for name, studies in splits.items():
         if not studies:
@@ -225,7 +225,7 @@ def checked_splits(splits: Splits, source: str | Path, quarantine: Quarantine) -
                 f"{source}: no usable study in the {name} split, {quarantine.summary()}; {remedy(quarantine)}"
             )
     check_splits(splits)
-    return {name: splits[name] for name in ("train", "validation", "test") if name in splits}
+    return {name: splits[name] for name in SPLITS if name in splits}
 
 
 def remedy(quarantine: Quarantine) -> str:

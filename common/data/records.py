@@ -14,6 +14,8 @@ from common.errors import UserError
 from common.io.jsonl import write_rows
 from common.metrics.tokenize import Language
 
+SPLITS = ("train", "validation", "test")
+
 
 class Identified(Protocol):
     """A record with an id that is unique in its data set."""

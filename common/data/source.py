@@ -17,7 +17,7 @@ class StudySource:
     layout: Literal["phantom", "annotation", "openi", "rows", "prepared"] = "phantom"  # drawn; R2Gen; Open-i; your own
     source: MovablePath = ""  # annotation.json; Open-i's reports; JSONL rows; folder of python -m common.data.builders
     images: MovablePath = ""  # annotation, openi, rows: folder of the images
-    split: MovablePath = ""  # openi: R2Gen's split (.json), or a file with the ids of the test part
+    split: MovablePath = ""  # openi: R2Gen's split (.json), or a file with the ids of the test split
     train_size: Phantoms = 1600  # phantom studies
     validation_size: Phantoms = 64  # phantom studies
     test_size: Incidental[Phantoms] = 200  # phantom studies

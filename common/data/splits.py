@@ -1,4 +1,4 @@
-"""The parts of a data set of images and reports, whatever its layout: drawn, in files, or prepared once.
+"""The splits of a data set of images and reports, whatever its layout: drawn, in files, or prepared once.
 
 Reports are cleaned as the config says. Images are grey and small: `shrink` makes of each image what a model needs to
 see of it, when it is read.
@@ -17,103 +17,122 @@ from common.bounds import check_numbers
 from common.data.builders import open_split, prepared_layout
 from common.data.cleaning import CLEANING, altered_number, chosen_cleaning
 from common.data.images import GreyImage, read_image
-from common.data.readers import VIEWS_LEFT_OUT, ImageStudy, Splits, read_annotation, read_image_rows, read_openi_images
-from common.data.records import Quarantine
+from common.data.readers import (
+    VIEWS_LEFT_OUT,
+    ImageStudy,
+    StudySplits,
+    read_annotation,
+    read_image_rows,
+    read_openi_images,
+)
+from common.data.records import SPLITS, Quarantine
 from common.data.source import REQUIRED, StudySource
 from common.errors import UserError
 from common.io.fingerprints import digest_of
 from common.io.terminal import say
 from common.phantoms.labels import positive_labels
-from common.phantoms.phantom import make_phantoms
+from common.phantoms.source import draw_split
 
-PHANTOM_PLACES = {"train": 0, "validation": 1_000_000, "test": 2_000_000}  # index of each part's first study
 MOST_IN_MEMORY = 20_000  # studies
 
 Shrink = Callable[[GreyImage], GreyImage]
 
 
-class Part(NamedTuple):
+class Split(NamedTuple):
     """The studies of a split, and apart from them their images, by the same index."""
 
     studies: list[ImageStudy]
     images: Sequence[tuple[GreyImage, ...]]
 
 
-def load_parts(config: StudySource, side: int, shrink: Shrink, quarantine: Quarantine) -> dict[str, Part]:
-    """The parts of the data set that a config names: train, validation and test, as far as it has them.
+def load_splits(config: StudySource, side: int, shrink: Shrink, quarantine: Quarantine) -> dict[str, Split]:
+    """The splits of the data set that a config names: train, validation and test, as far as it has them.
 
     Phantoms are drawn at `side` pixels; other images go through `shrink` as they are read. Studies with an image that
     cannot be read are quarantined. Raises UserError for whatever makes the data unusable.
     """
     check_numbers(config, "data.")
-    if config.layout == "phantom":
-        quarantine.cleaning = chosen_cleaning(config.cleaning, config.layout)
-        return {name: phantom_part(config, side, name) for name in PHANTOM_PLACES if getattr(config, f"{name}_size")}
     for field in REQUIRED[config.layout]:
         if not getattr(config, field):
             raise UserError(f"data.{field}: not given; the {config.layout} layout needs --data.{field} PATH")
+    if config.layout == "phantom":
+        return phantom_splits(config, side, quarantine)
     quarantine.note(VIEWS_LEFT_OUT, 0)
     if config.layout == "prepared":
-        parts = {name: prepared_part(config, shrink, name, quarantine) for name in prepared_names(config.source)}
-        warn_of_enlarged(config, side)
-        return clean_parts(config, prepared_layout(config.source), parts, quarantine)
-    splits = read_splits(config, quarantine)
-    count = sum(map(len, splits.values()))
-    if count > MOST_IN_MEMORY:
-        raise UserError(
-            f"{config.source}: {count} studies are too many to hold their images in memory; prepare them once with "
-            "python -m common.data.builders and use --data.layout prepared"
-        )
-    parts = {name: in_memory(config, shrink, name, studies, quarantine) for name, studies in splits.items()}
-    return clean_parts(config, config.layout, parts, quarantine)
+        return prepared_splits(config, side, shrink, quarantine)
+    return file_splits(config, shrink, quarantine)
 
 
-def clean_parts(config: StudySource, layout: str, parts: Mapping[str, Part], quarantine: Quarantine) -> dict[str, Part]:
-    """The parts with their reports cleaned, and a warning where a lossy cleaning that was asked for alters numbers.
+def clean_splits(
+    config: StudySource, layout: str, splits: Mapping[str, Split], quarantine: Quarantine
+) -> dict[str, Split]:
+    """The splits with their reports cleaned, and a warning where a lossy cleaning that was asked for alters numbers.
 
     `quarantine` is told which cleaning was done.
     """
-    name = chosen_cleaning(config.cleaning, layout, (study.id for part in parts.values() for study in part.studies))
-    clean, quarantine.cleaning = CLEANING[name], name
-    cleaned: dict[str, Part] = {}
+    ids = (study.id for split in splits.values() for study in split.studies)
+    cleaning = chosen_cleaning(config.cleaning, layout, ids)
+    clean, quarantine.cleaning = CLEANING[cleaning], cleaning
+    cleaned: dict[str, Split] = {}
     altered: list[str] = []
     reports = 0
-    for split, part in parts.items():
-        studies = [dataclasses.replace(study, report=clean(study.report)) for study in part.studies]
-        cleaned[split] = part._replace(studies=studies)
-        if name != "lossless" and name == config.cleaning:
-            pairs = zip(part.studies, studies, strict=True)
+    for name, split in splits.items():
+        studies = [dataclasses.replace(study, report=clean(study.report)) for study in split.studies]
+        cleaned[name] = split._replace(studies=studies)
+        if cleaning != "lossless" and cleaning == config.cleaning:
+            pairs = zip(split.studies, studies, strict=True)
             altered += filter(None, (altered_number(before.report, after.report) for before, after in pairs))
             reports += len(studies)
     if altered:
         quarantine.note("reports with an altered number", len(altered))
         say(
-            f"warning: --data.cleaning {name} alters numbers in {len(altered):,} of {reports:,} reports, such as "
+            f"warning: --data.cleaning {cleaning} alters numbers in {len(altered):,} of {reports:,} reports, such as "
             f"{altered[0]}; --data.cleaning lossless keeps them",
             error=True,
         )
     return cleaned
 
 
-@functools.lru_cache(maxsize=len(PHANTOM_PLACES))  # training and its evaluation draw the same
-def phantom_part(config: StudySource, side: int, name: str) -> Part:
+def phantom_splits(config: StudySource, side: int, quarantine: Quarantine) -> dict[str, Split]:
     """Phantom studies, drawn at `side` pixels."""
-    start, clean = PHANTOM_PLACES[name], CLEANING[chosen_cleaning(config.cleaning, config.layout)]
-    drawn = make_phantoms(config.phantom_seed, range(start, start + getattr(config, f"{name}_size")), size=side)
+    quarantine.cleaning = chosen_cleaning(config.cleaning, config.layout)
+    counts = {name: getattr(config, f"{name}_size") for name in SPLITS}
+    return {name: phantom_split(config, side, name, count) for name, count in counts.items() if count}
+
+
+@functools.lru_cache(maxsize=len(SPLITS))  # training and its evaluation draw the same
+def phantom_split(config: StudySource, side: int, name: str, count: int) -> Split:
+    """The first `count` phantom studies of a split."""
+    clean = CLEANING[chosen_cleaning(config.cleaning, config.layout)]
+    drawn = draw_split(config.phantom_seed, name, count, side)
     studies = [
-        ImageStudy(
-            phantom.id,
-            (),
-            clean(phantom.report),
-            phantom.indication,
-            positive_labels(phantom.labels),
-        )
+        ImageStudy(phantom.id, (), clean(phantom.report), phantom.indication, positive_labels(phantom.labels))
         for phantom in drawn
     ]
-    return Part(studies, [(phantom.frontal, phantom.lateral)[: config.views] for phantom in drawn])
+    return Split(studies, [(phantom.frontal, phantom.lateral)[: config.views] for phantom in drawn])
 
 
-def read_splits(config: StudySource, quarantine: Quarantine) -> Splits:
+def file_splits(config: StudySource, shrink: Shrink, quarantine: Quarantine) -> dict[str, Split]:
+    """The splits of the layouts whose images are files. Raises UserError."""
+    found = read_studies(config, quarantine)
+    count = sum(map(len, found.values()))
+    if count > MOST_IN_MEMORY:
+        raise UserError(
+            f"{config.source}: {count} studies are too many to hold their images in memory; prepare them once with "
+            "python -m common.data.builders and use --data.layout prepared"
+        )
+    splits = {name: in_memory(config, shrink, name, studies, quarantine) for name, studies in found.items()}
+    return clean_splits(config, config.layout, splits, quarantine)
+
+
+def prepared_splits(config: StudySource, side: int, shrink: Shrink, quarantine: Quarantine) -> dict[str, Split]:
+    """The splits of a prepared data set. Raises UserError."""
+    splits = {name: prepared_split(config, shrink, name, quarantine) for name in prepared_names(config.source)}
+    warn_of_enlarged(config, side)
+    return clean_splits(config, prepared_layout(config.source), splits, quarantine)
+
+
+def read_studies(config: StudySource, quarantine: Quarantine) -> StudySplits:
     """The studies of the layouts whose images are files."""
     if config.layout == "annotation":
         return read_annotation(config.source, config.images, quarantine)
@@ -124,7 +143,7 @@ def read_splits(config: StudySource, quarantine: Quarantine) -> Splits:
 
 def in_memory(
     config: StudySource, shrink: Shrink, name: str, studies: Sequence[ImageStudy], quarantine: Quarantine
-) -> Part:
+) -> Split:
     """Studies whose images are decoded once and kept, small."""
 
     def read(study: ImageStudy) -> tuple[GreyImage, ...] | None:
@@ -135,7 +154,7 @@ def in_memory(
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
         images = list(pool.map(read, studies))
-    kept = Part([], [])
+    kept = Split([], [])
     found: list[tuple[GreyImage, ...]] = []
     for study, views in zip(studies, images, strict=True):
         if views is None:
@@ -146,12 +165,12 @@ def in_memory(
             quarantine.note(VIEWS_LEFT_OUT, len(study.images) - len(views))
     if not found:
         raise UserError(f"{config.source}: no study of the {name} split has images that can be read")
-    return Part(kept.studies, found)
+    return Split(kept.studies, found)
 
 
 def prepared_names(folder: str) -> list[str]:
     """The splits of a prepared data set. Raises UserError where there is none."""
-    names = [name for name in PHANTOM_PLACES if any(Path(folder).glob(f"*-{name}.array_record*"))]
+    names = [name for name in SPLITS if any(Path(folder).glob(f"*-{name}.array_record*"))]
     if not names:
         depths = ("*", "*/*", "*/*/*")  # TFDS puts it three folders below the one that was named as output
         below = sorted(file for depth in depths for file in Path(folder).glob(f"{depth}/*.array_record*"))
@@ -175,7 +194,7 @@ def warn_of_enlarged(config: StudySource, side: int) -> None:
         )
 
 
-def prepared_part(config: StudySource, shrink: Shrink, name: str, quarantine: Quarantine) -> Part:
+def prepared_split(config: StudySource, shrink: Shrink, name: str, quarantine: Quarantine) -> Split:
     """A split of a prepared data set, its images read when they are needed."""
     stored = open_split(config.source, name)
     try:
@@ -186,7 +205,7 @@ def prepared_part(config: StudySource, shrink: Shrink, name: str, quarantine: Qu
             quarantine.note(VIEWS_LEFT_OUT, max(len(study.images) - config.views, 0))
     except (RuntimeError, ValueError) as error:  # array_record's, and those of a record that is cut
         raise UserError(f"{config.source}: its {name} split is damaged ({error}); prepare the data again") from error
-    return Part(studies, PreparedImages(stored, shrink, config.views))
+    return Split(studies, PreparedImages(stored, shrink, config.views))
 
 
 class PreparedImages(Sequence[tuple[GreyImage, ...]]):

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from common.clinical.labeler import load_labeler
 from common.command import run_cli
 from common.data.records import Quarantine
-from common.data.splits import Part
+from common.data.splits import Split
 from common.errors import Parser
 from common.generation.generate import DecodeSettings, decode
 from common.generation.loop import Generated
@@ -44,7 +44,7 @@ from deer_jax.rl import StudyBatch, make_rl_step, plan_studies
 from deer_jax.rl_run import make_scores
 from unicross_jax.backbone import without_dropout
 from unicross_jax.config import EMBEDDED_RUN
-from unicross_jax.data import read_parts
+from unicross_jax.data import read_splits
 from unicross_jax.model import Encoded, Net, UniCrossConfig, bind_report, encode_studies, output_head
 from unicross_jax.report import load_trained, studies_of
 from unicross_jax.train import encode
@@ -86,7 +86,7 @@ def unicross_policy(config: UniCrossConfig, settings: DecodeSettings, bos_id: in
 
 
 class Material(NamedTuple):
-    """The policy before RL, and studies that are encoded: prompts, reports and labels of each part."""
+    """The policy before RL, and studies that are encoded: prompts, reports and labels of each split."""
 
     trainable: PyTree
     frozen: PyTree
@@ -108,18 +108,18 @@ def load(directory: Path, train_size: int, test_size: int) -> Material:
     config = without_dropout(task.model)
     read = jax.jit(lambda studies: encode_studies(Net(trained.trainable, task.frozen, config), studies))
 
-    def encoded(part: Part) -> Encoded:
-        examples, _ = encode(trained.config, task, part.studies)
+    def encoded(split: Split) -> Encoded:
+        examples, _ = encode(trained.config, task, split.studies)
         count = len(examples)
         chunks = [
-            read(studies_of(trained, examples, part.images, range(start, min(start + CHUNK, count)), CHUNK))
+            read(studies_of(trained, examples, split.images, range(start, min(start + CHUNK, count)), CHUNK))
             for start in range(0, count, CHUNK)
         ]
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *chunks)
 
-    parts = read_parts(data, Quarantine())
-    prompts = {name: encoded(part) for name, part in parts.items()}
-    reports = {name: [study.report for study in part.studies] for name, part in parts.items()}
+    splits = read_splits(data, Quarantine())
+    prompts = {name: encoded(split) for name, split in splits.items()}
+    reports = {name: [study.report for study in split.studies] for name, split in splits.items()}
     settings = DecodeSettings(
         max_new_tokens=trained.config.max_length - 1,
         sampling=Sampling(temperature=1.0),
@@ -132,7 +132,7 @@ def load(directory: Path, train_size: int, test_size: int) -> Material:
 
 
 def write(material: Material, trainable: PyTree, name: str, group: int, top_p: float, temperature: float, seed: int):
-    """Reports of every study of a part, `group` of each."""
+    """Reports of every study of a split, `group` of each."""
     sampling = Sampling(temperature=temperature, top_p=top_p)
     settings = dataclasses.replace(material.settings, sampling=sampling)
     policy = unicross_policy(material.config, settings, material.tokenizer.bos_id)
@@ -150,7 +150,7 @@ def write(material: Material, trainable: PyTree, name: str, group: int, top_p: f
 
 
 def scores(material: Material, trainable: PyTree) -> dict[str, dict[str, float]]:
-    """Clinical scores of the likeliest reports of the test part, by the rules that know phantom reports."""
+    """Clinical scores of the likeliest reports of the test split, by the rules that know phantom reports."""
     written = [group[0] for group in write(material, trainable, "test", 1, 1.0, 0.0, 0)]
     predicted, expected = (
         np.array([label_report(text) for text in texts]) for texts in (written, material.reports["test"])

@@ -13,10 +13,10 @@ from PIL import Image
 from common.data.builders import open_split, prepare
 from common.data.builders.__main__ import main
 from common.data.images import read_image, resize_shorter
-from common.data.readers import ImageStudy, Splits
+from common.data.readers import ImageStudy, StudySplits
 from common.data.records import Quarantine
 from common.data.source import StudySource
-from common.data.splits import prepared_names, prepared_part
+from common.data.splits import prepared_names, prepared_split
 from common.errors import UserError
 
 
@@ -27,7 +27,7 @@ def write_picture(path: Path, seed: int) -> Path:
 
 
 @pytest.fixture
-def splits(tmp_path: Path) -> Splits:
+def splits(tmp_path: Path) -> StudySplits:
     """Four studies of one to four pictures that differ in size."""
     studies = [
         ImageStudy(
@@ -134,10 +134,10 @@ def test_a_damaged_data_set_is_one_clear_error(tmp_path, splits):
     records.write_bytes(records.read_bytes()[:1000])
     config = StudySource(layout="prepared", source=str(folder))
     with pytest.raises(UserError, match=r"its train split is damaged|no data set with a split train"):
-        prepared_part(config, lambda image: image, "train", Quarantine())
+        prepared_split(config, lambda image: image, "train", Quarantine())
     (folder / "dataset_info.json").write_text("{")
     with pytest.raises(UserError, match="no data set with a split train"):
-        prepared_part(config, lambda image: image, "train", Quarantine())
+        prepared_split(config, lambda image: image, "train", Quarantine())
 
 
 def write_rows(tmp_path: Path) -> Path:

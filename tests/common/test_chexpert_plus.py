@@ -181,7 +181,7 @@ def test_patients_can_be_kept_out_of_all_parts_but_the_last(tmp_path):
     quarantine = Quarantine()
     apart = without_shared_patients(splits, quarantine)
     assert ids(apart) == {"train": ["h"], "validation": ["b"], "test": ["c", "g"]}
-    assert quarantine.entries == [("a", "patient of the train part is in a later part too")]
+    assert quarantine.entries == [("a", "patient of the train split is in a later split too")]
     with pytest.raises(UserError, match="no usable study in the train split"):
         without_shared_patients({**splits, "train": splits["train"][:1]}, Quarantine())
 

@@ -10,7 +10,7 @@ from common.clinical.score_command import main as metrics
 from common.data.images import encode_png
 from common.data.records import Quarantine
 from common.data.source import StudySource
-from common.data.splits import load_parts
+from common.data.splits import load_splits as load_study_splits
 from common.data.summary import Cut, already, data_line, first_of, share_of, study_line, unknown_share
 from common.data.tokenizers import build_word_tokenizer
 from deer_jax.cli import dispatch as deer
@@ -68,8 +68,8 @@ def test_views_that_are_left_out_are_counted(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = StudySource(layout="rows", source=str(tmp_path / "rows.jsonl"), images=str(tmp_path), views=2)
     quarantine = Quarantine()
-    parts = load_parts(data, 8, lambda image: image, quarantine)
-    line = study_line(data, {name: len(part.studies) for name, part in parts.items()}, quarantine)
+    splits = load_study_splits(data, 8, lambda image: image, quarantine)
+    line = study_line(data, {name: len(split.studies) for name, split in splits.items()}, quarantine)
     assert line == (
         f"data: {data.source}, {data.images} (rows, cleaning lossless): train 1, validation 1, test 1; "
         "quarantined 1 (empty report: 1); 3 views left out"

@@ -9,7 +9,7 @@ import pytest
 
 from common.clinical.labeler import Labeler, classes_of_groups, label_texts, make_tokenizer
 from common.data.readers import ImageStudy
-from common.data.splits import Part
+from common.data.splits import Split
 from common.data.tokenizers import WordTokenizer
 from common.errors import UserError
 from common.models.bert import BertConfig, ClassifierConfig, init_classifier
@@ -149,12 +149,12 @@ def test_texts_of_all_groups_are_labelled_together(labeler, monkeypatch):
     for texts, own in zip(groups, classes_of_groups(labeler, groups), strict=True):
         np.testing.assert_array_equal(own, label_texts(labeler, texts).classes)
     assert classes_of_groups(labeler, []) == []
-    part = Part([ImageStudy(str(number), (), "edema .") for number in range(3)], [()] * 3)
-    rows = rows_of(part, [(1, groups[0]), (2, groups[2][:1])], labeler)
+    split = Split([ImageStudy(str(number), (), "edema .") for number in range(3)], [()] * 3)
+    rows = rows_of(split, [(1, groups[0]), (2, groups[2][:1])], labeler)
     assert [row["id"] for row in rows] == ["1", "2"]
     assert (rows[0]["rollouts"], rows[1]["prediction"]) == (groups[0], "effusion edema .")
     assert [[sum(labels) for labels in row["labels"]] for row in rows] == [[1, 0], [2]]
-    assert "labels" not in rows_of(part, [(0, ["a", "b"])], None)[0]
+    assert "labels" not in rows_of(split, [(0, ["a", "b"])], None)[0]
     rewards([{"id": row["id"], "reference": "", "rollouts": ["edema"] * 3} for row in rows], labeler, 0.0, None)
     assert calls == [5, 0, 3, 6]
 

@@ -9,7 +9,7 @@ import pytest
 
 from common.config import parse, read_config
 from common.data.readers import ImageStudy
-from common.data.splits import Part
+from common.data.splits import Split
 from common.errors import UserError
 from common.io.fingerprints import model_record
 from common.models.qwen2_vl import init_params
@@ -20,7 +20,7 @@ from deer_jax.ablation import Variant, select_studies
 from deer_jax.cli import dispatch
 from deer_jax.config import INSTRUCTION, RL_NEEDS, RL_PRESETS, RewardConfig, RlConfig
 from deer_jax.demo import demo
-from deer_jax.prompts import chosen_part
+from deer_jax.prompts import chosen_split
 from deer_jax.resumable import labeler_record
 from deer_jax.rl_run import make_scores, reward_labeler
 from deer_jax.sample import rows_of as sampled_rows
@@ -186,13 +186,13 @@ def test_studies_that_were_chosen_otherwise_are_not_taken(base, tmp_path):
 def test_ids_that_are_no_list_of_ids_are_refused(tmp_path, ids):
     (tmp_path / "ids.json").write_text(json.dumps({"ids": ids}))
     with pytest.raises(UserError, match=r"data\.ids: .*ids\.json: 'ids' must be a list"):
-        chosen_part(Part([], []), str(tmp_path / "ids.json"))
+        chosen_split(Split([], []), str(tmp_path / "ids.json"))
 
 
 def test_a_prediction_is_trimmed_and_rollouts_stay_exact():
-    part = Part([ImageStudy("a", (), "clear .")], [()])
-    assert sampled_rows(part, [(0, ["\n\n clear .\n"])], None)[0]["prediction"] == "clear ."
-    assert sampled_rows(part, [(0, ["\n clear", " x"])], None)[0]["rollouts"] == ["\n clear", " x"]
+    split = Split([ImageStudy("a", (), "clear .")], [()])
+    assert sampled_rows(split, [(0, ["\n\n clear .\n"])], None)[0]["prediction"] == "clear ."
+    assert sampled_rows(split, [(0, ["\n clear", " x"])], None)[0]["rollouts"] == ["\n clear", " x"]
 
 
 def test_only_the_strength_of_minus_1_is_the_papers():

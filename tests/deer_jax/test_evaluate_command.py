@@ -16,7 +16,7 @@ from common.clinical.external import Scorer
 from common.clinical.labeler import Labeler, label_texts, load_labeler, save_vocabulary, train_tokenizer
 from common.clinical.score_command import evaluate as evaluate_as_texts
 from common.data.readers import ImageStudy
-from common.data.splits import Part
+from common.data.splits import Split
 from common.errors import UserError
 from common.metrics.baselines import constant_report
 from common.metrics.clinical import COMPETITION, FINDINGS
@@ -233,8 +233,8 @@ def test_the_command_ends_with_one_line_and_code_2_on_bad_rows(files, tmp_path):
 
 def test_without_known_findings_systems_are_scored_by_the_labeler():
     reports = ["There is a large left pleural effusion.", "The heart is enlarged."]
-    part = Part([ImageStudy(str(number), (), text) for number, text in enumerate(reports)], [(), ()])
-    systems = score_systems({"right": reports, "swapped": reports[::-1]}, part, "rows", load_labeler("phantom"))
+    split = Split([ImageStudy(str(number), (), text) for number, text in enumerate(reports)], [(), ()])
+    systems = score_systems({"right": reports, "swapped": reports[::-1]}, split, "rows", load_labeler("phantom"))
     assert systems["right"]["promptmrg/F1"]["value"] == 1
     assert systems["swapped"]["promptmrg/F1"]["value"] == 0
     assert not any(name.startswith("findings/") for name in systems["right"])

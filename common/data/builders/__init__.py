@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from common.data.images import encode_png, read_image, resize_shorter
-from common.data.readers import ImageStudy, Splits
+from common.data.readers import ImageStudy, StudySplits
 from common.data.records import Quarantine
 from common.errors import UserError
 from common.io.jsonl import read_rows, write_rows
@@ -38,7 +38,7 @@ EMPTY_SPLIT = re.compile(r'split "(\w+)": No examples were|examples is 0 for spl
 class StudiesConfig(tfds.core.BuilderConfig):
     """What `ImageStudies` writes: the splits of a reader, with images of that shorter side (None: as they are)."""
 
-    splits: Splits = field(default_factory=dict, repr=False)  # TFDS logs the config, and reports are patient data
+    splits: StudySplits = field(default_factory=dict, repr=False)  # TFDS logs the config, and reports are patient data
     shorter_side: int | None = None
     studies_in: Path | None = None  # for Beam: a folder that all workers see
 
@@ -77,7 +77,7 @@ class ImageStudies(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(
-    splits: Splits,
+    splits: StudySplits,
     output: str | Path,
     name: str,
     quarantine: Quarantine,

@@ -12,7 +12,7 @@ from common.command import run_cli
 from common.data.builders import prepare
 from common.data.chexpert_plus import read_chexpert_plus
 from common.data.mimic import read_mimic_cxr
-from common.data.readers import Splits, read_annotation, read_image_rows, read_openi_images
+from common.data.readers import StudySplits, read_annotation, read_image_rows, read_openi_images
 from common.data.records import Quarantine
 from common.data.sections import HeadingCounts, Wanted
 from common.data.summary import data_line, say_data
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
         say(told)
 
 
-def counts_of(splits: Splits) -> dict[str, int]:
+def counts_of(splits: StudySplits) -> dict[str, int]:
     """How many studies each split has."""
     return {name: len(studies) for name, studies in splits.items()}
 
@@ -105,7 +105,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _read(arguments: argparse.Namespace, quarantine: Quarantine, headings: HeadingCounts) -> Splits:
+def _read(arguments: argparse.Namespace, quarantine: Quarantine, headings: HeadingCounts) -> StudySplits:
     sections: Wanted | None = arguments.sections
     layout, source, images = arguments.layout, arguments.source, arguments.images
     missing = [f"--{name}" for name in NEEDS[layout] if getattr(arguments, name) is None]

@@ -1,4 +1,4 @@
-"""Parts of a data set keep the numbers of a user's reports, whatever the preset."""
+"""Splits of a data set keep the numbers of a user's reports, whatever the preset."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from PIL import Image
 from common.data.builders.__main__ import main as prepare_data
 from common.data.records import Quarantine
 from common.data.source import StudySource
-from common.data.splits import load_parts
+from common.data.splits import load_splits
 from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, SFT_PRESETS
 from unicross_jax.config import PRESETS
 
@@ -54,9 +54,9 @@ def annotation_file(folder: Path, ids: dict[str, str]) -> Path:
 
 
 def reports(source: StudySource, quarantine: Quarantine | None = None) -> set[str]:
-    """The reports of all parts."""
-    parts = load_parts(source, 24, lambda image: image, Quarantine() if quarantine is None else quarantine)
-    return {study.report for part in parts.values() for study in part.studies}
+    """The reports of all splits."""
+    splits = load_splits(source, 24, lambda image: image, Quarantine() if quarantine is None else quarantine)
+    return {study.report for split in splits.values() for study in split.studies}
 
 
 OWN = dict(zip(SPLITS, ("a", "b", "c"), strict=True))
