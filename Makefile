@@ -42,10 +42,10 @@ test: lint types
 	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: dev
-	@$(BIN)/python -m launch bench sft --peer
-	@$(BIN)/python -m launch bench decode --peer
-	@$(BIN)/python -m launch bench unicross --peer
-	@$(BIN)/python -m launch bench rl --peer
+	@$(BIN)/medreport bench sft --peer
+	@$(BIN)/medreport bench decode --peer
+	@$(BIN)/medreport bench unicross --peer
+	@$(BIN)/medreport bench rl --peer
 
 # The site stands in site/ and opens without a server: site/index.html.
 docs: setup

@@ -135,5 +135,5 @@ def out_of_memory(message: str) -> str:
     return (
         f"there is too little memory ({wanted} asked for); give a smaller --micro-batch, --batch-size or "
         "--max-length, --model.remat full, or more devices to split the parameters over (--parallel mesh "
-        "--mesh.fsdp -1 --mesh.data 1); python -m launch plan says what a preset takes"
+        "--mesh.fsdp -1 --mesh.data 1); medreport plan says what a preset takes"
     )

@@ -1,34 +1,30 @@
-"""Typed frozen dataclasses <-> command line <-> config.json.
+"""Typed frozen dataclasses <-> config.json of a run directory.
 
-A config is a frozen dataclass of plain values and further such dataclasses. The command line shows every field with
-its default and its comment (tyro); `config.json` in a run directory records them; both refuse names they do not know.
+A config is a frozen dataclass of plain values and further such dataclasses. `config.json` in a run directory records
+it, and what it is read from may hold no other names. `common.config_options` makes one of a command line.
 A field decides what a run ends in, unless its type says otherwise (`Mark`).
 """
 
-import contextlib
 import dataclasses
-import difflib
 import enum
 import functools
-import io
 import json
 import os
 import re
 import shutil
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from common.bounds import check_numbers
-from common.errors import UserError
+from common.errors import UserError, did_you_mean
 from common.io.differences import differences
 from common.io.files import written_aside
 from common.io.locks import is_first_process, is_lock, lock_of, locked_by_first, locked_directory
 from common.io.terminal import printable
 from common.io.text import json_text, read_json, read_json_object
-from common.options import Needs, check_options
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
@@ -63,47 +59,6 @@ def marked_fields(config_class: type, *marks: Mark, prefix: str = "") -> frozens
     return frozenset(found)
 
 
-def parse(
-    config_class: type[Config],
-    default: Config,
-    arguments: Sequence[str],
-    program: str,
-    needs: Sequence[Needs] = (),
-    presets: Mapping[str, Config] | None = None,
-) -> Config:
-    """The config that `arguments` make of `default`; `--help` prints and exits.
-
-    Raises UserError in one line, also for an option that by `needs` has no effect; one of the `presets` may be the
-    remedy.
-    """
-    import tyro
-
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            config = tyro.cli(
-                config_class, default=default, args=list(arguments), prog=program, config=(tyro.conf.FlagConversionOff,)
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        boxed = [line for line in complaint.getvalue().splitlines() if not line.startswith("╭")]  # the box has a title
-        lines = [line.strip(" -│╰╯─") for line in boxed]
-        text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
-        text = re.sub(r"^(.+?) (?=\1\b)", "", text)  # a title that the text repeats
-        raise UserError(f"{program}: {text}; see {program} --help") from None
-    check_options(config, arguments, needs, program, presets)
-    check_numbers(config)
-    return config
-
-
-def choose_preset(presets: Mapping[str, Config], name: str) -> Config:
-    """The preset of that name. Raises UserError with the nearest match."""
-    if name not in presets:
-        raise UserError(f"--preset {name}: unknown{_nearest(name, presets)}; presets are {', '.join(presets)}")
-    return presets[name]
-
-
 def to_json(config: Any) -> dict[str, Any]:
     """The config as nested dictionaries of JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -116,7 +71,9 @@ def from_json(config_class: type[Config], values: Mapping[str, Any], where: str)
     hints = typing.get_type_hints(config_class)
     for name in values:
         if name not in hints:
-            raise UserError(f"{where}: unknown field {printable(repr(name))}{_nearest(name, hints)}")
+            raise UserError(
+                f"{where}: unknown field {printable(repr(name))}{did_you_mean(name.replace('-', '_'), hints)}"
+            )
     missing = hints.keys() - values.keys()
     if missing:
         raise UserError(f"{where}: missing field {min(missing)!r}; it was written by another version")
@@ -280,8 +237,3 @@ def check_own_names(folder: Path, names: Collection[str]) -> None:
             f"{folder}: holds {printable(foreign[0])}, which no run writes; move it elsewhere, or give another "
             "--run-dir"
         )
-
-
-def _nearest(name: str, names: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(re.sub("-", "_", name), names, 1) or difflib.get_close_matches(name, names, 1)
-    return f" (did you mean {close[0]}?)" if close else ""

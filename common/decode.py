@@ -1,7 +1,6 @@
-"""`python -m common.decode`: see `common.generation.command`."""
+"""The former name of `medreport decode`."""
 
-from common.command import run_cli
-from common.generation.command import main
+from common.scripts import run_former
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_former("common.decode", "decode")

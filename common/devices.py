@@ -10,7 +10,7 @@ ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kf
 def prefer_what_is_there() -> None:
     """Tell JAX to use the CPU where this machine has no accelerator and the user named no platform.
 
-    Else an installed TPU compiler (`launch plan`) makes JAX search for a TPU, with pages of warnings.
+    Else an installed TPU compiler (`medreport plan`) makes JAX search for a TPU, with pages of warnings.
     """
     if "JAX_PLATFORMS" in os.environ or any(glob(pattern) for pattern in ACCELERATORS):
         return

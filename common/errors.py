@@ -1,6 +1,8 @@
 """What a user sees when the input is wrong: one line, exit code 2, no traceback (`common.command`)."""
 
 import argparse
+import difflib
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 
@@ -16,3 +18,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The end of a message on an unknown name: the nearest of those that there are, or nothing."""
+    known = {one.lstrip("-"): one for one in names}  # the dashes of options are alike, which says nothing
+    near = difflib.get_close_matches(name.lstrip("-"), known, 1)
+    return f" (did you mean {known[near[0]]}?)" if near else ""

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 from common.bounds import SEED, STEPS_OR_ALL, bounded
 from common.clinical.scores import Scores, in_each_language
-from common.config import check_run_directory, check_trained_on, choose_preset, parse
+from common.config import check_run_directory, check_trained_on
+from common.config_options import first_word, preset_parser, read_preset_options
 from common.data.records import Quarantine
 from common.data.splits import Split
 from common.data.summary import say_data
-from common.errors import Parser, UserError
+from common.errors import UserError
 from common.io.differences import differences
 from common.io.fingerprints import model_record
 from common.io.locks import locked_by_first
@@ -60,6 +61,7 @@ from deer_jax.test_evaluation import (
 )
 
 PROGRAM = "deer ablation"
+DESCRIPTION = "The fields are those of the config of deer rl. What is finished in the directory is not done again.\n\n"
 SFT = "SFT"
 SHOWN = (
     "findings/precision", "findings/recall", "findings/F1", "sampled/findings/F1", "promptmrg/precision",
@@ -101,42 +103,31 @@ TABLES: dict[str, dict[str, Variant]] = {
 
 def main(arguments: list[str]) -> None:
     """The command line."""
-    first = Parser(PROGRAM, add_help=False)
-    first.add_argument("--preset", default="demo")
-    first.add_argument("--directory", type=Path)
-    first.add_argument("--rows", nargs="+")
-    first.add_argument("--seeds", nargs="+", type=bounded(SEED), default=[0])
-    first.add_argument("--sft-steps", type=bounded(STEPS_OR_ALL), default=0)
-    chosen, rest = first.parse_known_args(arguments[1:])
-    if {"-h", "--help"} & set(arguments):
-        print(
-            f"{PROGRAM} {'|'.join(TABLES)} --directory DIR [--preset {'|'.join(RL_PRESETS)}] [--seeds 0 1 2]\n"
-            "    [--rows 'GRPO' ...: only these] [--sft-steps N: supervised updates, 0: all epochs of the preset]\n"
-            "    [any field of the config of deer rl]\n\nWhat is finished in the directory is not done again.\n\n"
-            f"{HELP}{LABELER_HELP}"
-        )
-        if arguments[0] not in TABLES:
-            return
-    if not arguments or arguments[0] not in TABLES:
-        raise UserError(f"{PROGRAM}: expected the table first, one of {', '.join(TABLES)}")
-    program = f"{PROGRAM} --preset {chosen.preset}"
-    config = parse(RlConfig, choose_preset(RL_PRESETS, chosen.preset), rest, program, ABLATION_NEEDS, RL_PRESETS)
-    if chosen.directory is None:
-        raise UserError(f"{PROGRAM}: --directory DIR is missing; name a directory for the runs")
+    options = preset_parser(
+        PROGRAM, RL_PRESETS, DESCRIPTION + HELP + LABELER_HELP, "--directory DIR", choice="|".join(TABLES)
+    )
+    options.add_argument("--rows", nargs="+", metavar="NAME", help="only these, such as 'GRPO'")
+    options.add_argument("--seeds", nargs="+", type=bounded(SEED), default=[0], metavar="N", help="default: 0")
+    options.add_argument(
+        "--sft-steps", type=bounded(STEPS_OR_ALL), default=0, metavar="N",
+        help="supervised updates; 0, the default: all epochs of the preset",
+    )  # fmt: skip
+    which, words = first_word(PROGRAM, TABLES, arguments)
+    config, chosen = read_preset_options(options, RL_PRESETS, words, ABLATION_NEEDS)
     sft = dataclasses.replace(SFT_PRESETS[chosen.preset], max_steps=chosen.sft_steps)
-    rows = dict(TABLES[arguments[0]])
+    rows = dict(TABLES[which])
     if chosen.rows is not None:
         if unknown := [name for name in chosen.rows if name not in rows]:
             raise UserError(f"{PROGRAM}: --rows {unknown[0]!r}: unknown; expected some of {', '.join(rows)}")
         rows = {name: rows[name] for name in chosen.rows}
-    file = chosen.directory / f"{arguments[0]}.json"
+    file = chosen.directory / f"{which}.json"
     with locked_by_first(chosen.directory):
         check_own_object(file, [SFT, NEAREST, CONSTANT])
         table = run_ablation(config, sft, chosen.preset, chosen.directory, rows, chosen.seeds)
         write_json(file, rounded(table))
         warn_of_absent({name: scores[0] for name, scores in table.items()})
         print(as_markdown(table, in_each_language(SHOWN, table[SFT][0])), flush=True)
-        if arguments[0] == "proportion":
+        if which == "proportion":
             curve = chosen.directory / "proportion.svg"
             draw_proportions(table, curve, level=SFT)
             print(f"curve: {curve}", flush=True)

@@ -1,55 +1,53 @@
-"""`deer sft | sample | select | rl | label | weights | analyse | ...`: the command line of reinforcement learning."""
+"""`deer COMMAND`: the command line of reinforcement learning of reports."""
 
-import importlib
-
-from common.command import run_cli
-from common.errors import UserError
-
-USAGE = """usage: deer COMMAND ...
-
-  sft            learn to report, supervised:       deer sft --preset NAME --run-dir DIR [any field of the config]
-  sample         reports of a model for studies:    deer sample --preset NAME --output FILE.jsonl
-  select         choose diverse studies:            deer select LABELS.jsonl --fraction 0.2 --seed S
-  rl             reinforcement learning:            deer rl --preset NAME --run-dir DIR [any field of the config]
-  label          CheXbert labels of reports:        deer label FILE.jsonl --labeler PATH [--output FILE.jsonl]
-  train-labeler  train a labeler from labelled text
-  weights        token weights of rollouts:         deer weights FILE.jsonl --labeler PATH --tokenizer DIR
-  analyse        masking, rewards or a page:        deer analyse masking FILE.jsonl --labeler PATH --tokenizer DIR
-  ablation       Tables 4 and 5, Figure 1a:       deer ablation components --directory DIR --seeds 0 1 2
-  demo           a short run on drawn radiographs: deer demo --run-dir DIR
-  evaluate       score anybody's outputs:           deer evaluate --predictions FILE.jsonl --labeler PATH
-
-Each command has --help."""
+from common.scripts import Command, run_command, run_script
 
 COMMANDS = {
-    "sft": "deer_jax.sft",
-    "sample": "deer_jax.sample",
-    "select": "deer_jax.select",
-    "rl": "deer_jax.rl_run",
-    "label": "deer_jax.label",
-    "train-labeler": "common.clinical.labeler_training",
-    "weights": "deer_jax.weights",
-    "analyse": "deer_jax.analyse",
-    "ablation": "deer_jax.ablation",
-    "demo": "deer_jax.demo",
-    "evaluate": "deer_jax.evaluate",
-}  # each is the module whose `main` takes the arguments
-ON_HOSTS = ("sft", "rl", "train-labeler", "label", "sample")  # those that several hosts do together
+    "sft": Command(
+        "learn to report, supervised", "--preset NAME --run-dir DIR [any field of the config]", "deer_jax.sft:main",
+        several_hosts=True,
+    ),
+    "sample": Command(
+        "reports of a model for studies", "--preset NAME --output FILE.jsonl", "deer_jax.sample:main",
+        several_hosts=True,
+    ),
+    "select": Command("choose diverse studies", "LABELS.jsonl --fraction 0.2 --seed S", "deer_jax.select:main"),
+    "rl": Command(
+        "reinforcement learning", "--preset NAME --run-dir DIR [any field of the config]", "deer_jax.rl_run:main",
+        several_hosts=True,
+    ),
+    "label": Command(
+        "CheXbert labels of reports", "FILE.jsonl --labeler PATH [--output FILE.jsonl]", "deer_jax.label:main",
+        several_hosts=True,
+    ),
+    "train-labeler": Command(
+        "train a labeler on labelled text", "--preset NAME --output DIR [any field]",
+        "common.clinical.labeler_training:main", several_hosts=True,
+    ),
+    "weights": Command(
+        "token weights of rollouts", "FILE.jsonl --labeler PATH --tokenizer DIR", "deer_jax.weights:main"
+    ),
+    "analyse": Command(
+        "masking, rewards or a page", "masking FILE.jsonl --labeler PATH --tokenizer DIR", "deer_jax.analyse:main"
+    ),
+    "ablation": Command(
+        "Tables 4 and 5, Figure 1a", "components --preset NAME --directory DIR --seeds 0 1 2", "deer_jax.ablation:main"
+    ),
+    "demo": Command("a short run on drawn radiographs", "[--run-dir DIR]", "deer_jax.demo:main"),
+    "evaluate": Command(
+        "score anybody's outputs", "--predictions FILE.jsonl --labeler PATH", "deer_jax.evaluate:main"
+    ),
+}  # fmt: skip
 
 
 def main() -> None:
     """The console script."""
-    run_cli(dispatch, hosts=ON_HOSTS)
+    run_script("deer", COMMANDS)
 
 
-def dispatch(arguments: list[str]) -> None:
-    """Run the named command. Raises UserError where there is none of that name."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return
-    if arguments[0] not in COMMANDS:
-        raise UserError(f"deer {arguments[0]}: unknown command; expected {', '.join(COMMANDS)}")
-    importlib.import_module(COMMANDS[arguments[0]]).main(arguments[1:])
+def dispatch(arguments: list[str]) -> int | None:
+    """Run the named command; its exit code. Raises UserError where there is none of that name."""
+    return run_command("deer", COMMANDS, arguments)
 
 
 if __name__ == "__main__":

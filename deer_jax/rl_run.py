@@ -11,6 +11,7 @@ import numpy as np
 from common.bounds import POSITIVE, check_number
 from common.clinical.labeler import Labeler, load_labeler, spread
 from common.config import check_run_directory, claim_run_directory, owning_run_directory
+from common.config_options import preset_parser, read_preset_options
 from common.data.packing import GlobalBatch
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
@@ -59,7 +60,6 @@ from deer_jax.setup import (
     initial_trees,
     load_base,
     load_studies,
-    run_options,
 )
 from deer_jax.token_weights import STRENGTH
 from deer_jax.vision_policy import vision_policy
@@ -71,9 +71,10 @@ PAPERS = -1  # the strength that stands for the paper's
 
 def main(arguments: list[str]) -> None:
     """The command line."""
-    config, run_dir = run_options("deer rl", RL_PRESETS, arguments, RL_NEEDS, HELP + LABELER_HELP)
-    train_run(config, run_dir)
-    print(f"trained: {run_dir}; next: deer sample --model.base {run_dir / 'model'}", flush=True)
+    options = preset_parser("deer rl", RL_PRESETS, HELP + LABELER_HELP)
+    config, chosen = read_preset_options(options, RL_PRESETS, arguments, RL_NEEDS)
+    train_run(config, chosen.run_dir)
+    print(f"trained: {chosen.run_dir}; next: deer sample --model.base {chosen.run_dir / 'model'}", flush=True)
 
 
 def check_config(config: RlConfig) -> None:

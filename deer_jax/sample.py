@@ -11,12 +11,13 @@ from jax.experimental import multihost_utils
 
 from common.bounds import check_numbers
 from common.clinical.labeler import Labeler, classes_of_groups, load_labeler, spread
-from common.config import choose_preset, parse, to_json
+from common.config import to_json
+from common.config_options import preset_parser, read_preset_options
 from common.data.cleaning import clean_report
 from common.data.records import Quarantine
 from common.data.splits import Split, images_record
 from common.data.summary import first_of, say_data, study_line
-from common.errors import Parser, UserError
+from common.errors import UserError
 from common.io.fingerprints import model_record
 from common.io.finite import check_finite, precision_remedy
 from common.io.locks import locked_file, owning
@@ -38,25 +39,16 @@ from deer_jax.setup import Base, base_directory, decode_settings, load_base
 from deer_jax.vision_policy import vision_policy
 
 PROGRAM = "deer sample"
+DESCRIPTION = """Rows {"id", "reference", "rollouts": [text, ...]}, with a labeler also "labels" for deer select; of one
+report a study {"id", "reference", "prediction"}, for deer evaluate. What is written already is kept.
+
+"""
 
 
 def main(arguments: list[str]) -> None:
     """The command line."""
-    first = Parser(PROGRAM, add_help=False)
-    first.add_argument("--preset", default="demo")
-    first.add_argument("--output", type=Path)
-    chosen, rest = first.parse_known_args(arguments)
-    if {"-h", "--help"} & set(rest):
-        print(
-            f"{PROGRAM} --output FILE.jsonl [--preset {'|'.join(SAMPLE_PRESETS)}] [any field of the config]\n\n"
-            'Rows {"id", "reference", "rollouts": [text, ...]}, with a labeler also "labels" for deer select; of one '
-            'report a study {"id", "reference", "prediction"}, for deer evaluate. What is written already is kept.\n\n'
-            f"{HELP}"
-        )
-    default = choose_preset(SAMPLE_PRESETS, chosen.preset)
-    config = parse(SampleConfig, default, rest, f"{PROGRAM} --preset {chosen.preset}", SAMPLE_NEEDS, SAMPLE_PRESETS)
-    if chosen.output is None:
-        raise UserError(f"{PROGRAM}: --output FILE.jsonl is missing; name a file for the reports")
+    options = preset_parser(PROGRAM, SAMPLE_PRESETS, DESCRIPTION + HELP, "--output FILE.jsonl")
+    config, chosen = read_preset_options(options, SAMPLE_PRESETS, arguments, SAMPLE_NEEDS)
     sample_run(config, chosen.output)
     print(f"reports: {chosen.output}", flush=True)
 

@@ -1,21 +1,19 @@
 """What both training stages of DEER do before and after: the base model, its trees, data, and the export."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from common.bounds import check_numbers
-from common.config import choose_preset, parse
 from common.data.exported_tokenizer import exported_files, reading_note
 from common.data.qwen_images import check_processor
 from common.data.records import Quarantine
 from common.data.splits import Split
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
-from common.errors import Parser, UserError
+from common.errors import UserError
 from common.generation.generate import DecodeSettings
 from common.generation.sampling import Sampling
 from common.io.fingerprints import fingerprint_directory
@@ -33,15 +31,12 @@ from common.models.qwen2_vl_weights import (
     param_shapes,
     save_qwen2_vl,
 )
-from common.options import Needs
 from common.training.logs import check_wandb
 from common.training.parallel import DeviceLayout, check_rows, device_put_tree, shardings
 from common.types import PyTree
 from deer_jax.config import EMBEDDED_BASE, DataConfig, ModelConfig, RolloutConfig, RunConfig
 from deer_jax.prompts import Encoder, read_splits
 from deer_jax.vision_policy import split_params
-
-Config = TypeVar("Config", bound=RunConfig)
 
 
 class Base(NamedTuple):
@@ -57,23 +52,6 @@ class Base(NamedTuple):
     def tokenizer(self) -> Tokenizer:
         """That of the language model."""
         return self.encoder.tokenizer
-
-
-def run_options(
-    program: str, presets: Mapping[str, Config], arguments: list[str], needs: Sequence[Needs], files: str
-) -> tuple[Config, Path]:
-    """The config and run directory of a command line; `files` is what its help says of them. Raises UserError."""
-    first = Parser(program, add_help=False)
-    first.add_argument("--preset", default="demo")
-    first.add_argument("--run-dir", type=Path)
-    chosen, rest = first.parse_known_args(arguments)
-    if {"-h", "--help"} & set(rest):
-        print(f"{program} --run-dir DIR [--preset {'|'.join(presets)}] [any field of the config]\n\n{files}")
-    default = choose_preset(presets, chosen.preset)
-    config = parse(type(default), default, rest, f"{program} --preset {chosen.preset}", needs, presets)
-    if chosen.run_dir is None:
-        raise UserError(f"{program}: --run-dir DIR is missing; name a directory for the run")
-    return config, chosen.run_dir
 
 
 def base_directory(model: ModelConfig) -> Path:

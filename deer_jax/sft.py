@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array
 
 from common.config import check_run_directory, claim_run_directory, owning_run_directory
+from common.config_options import preset_parser, read_preset_options
 from common.data.packing import plan_epochs, plan_in_order
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
@@ -40,16 +41,17 @@ from deer_jax.setup import (
     initial_trees,
     load_base,
     load_studies,
-    run_options,
 )
 from deer_jax.vision_policy import sft_loss
 
 
 def main(arguments: list[str]) -> None:
     """The command line."""
-    config, run_dir = run_options("deer sft", SFT_PRESETS, arguments, NEEDS, HELP)
-    train_run(config, run_dir)
-    print(f"trained: {run_dir}; next: deer sample, or deer rl --model.base {run_dir / 'model'}", flush=True)
+    options = preset_parser("deer sft", SFT_PRESETS, HELP)
+    config, chosen = read_preset_options(options, SFT_PRESETS, arguments, NEEDS)
+    train_run(config, chosen.run_dir)
+    model = chosen.run_dir / "model"
+    print(f"trained: {chosen.run_dir}; next: deer sample, or deer rl --model.base {model}", flush=True)
 
 
 def batch_maker(config: SftConfig, base: Base, part: Split) -> tuple[Callable[..., ReportRows], int]:

@@ -16,10 +16,10 @@ KEEP_PAGES = (
 
 
 def keep_pages(arguments: list[str]) -> None:
-    """Start `python -m launch` again under `KEEP_PAGES`, unless the environment says something of malloc itself."""
+    """Start `medreport` again under `KEEP_PAGES`, unless the environment says something of malloc itself."""
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = KEEP_PAGES
-        os.execv(sys.executable, [sys.executable, "-m", "launch", *arguments])
+        os.execv(sys.executable, [sys.executable, "-m", "launch.cli", *arguments])
 
 
 def run_in_first_thread() -> None:

@@ -1,4 +1,4 @@
-"""`python -m launch plan --preset NAME --topology v5e:2x4`: does the training step fit a TPU slice, and what bounds it.
+"""`medreport plan --preset NAME --topology v5e:2x4`: does the training step fit a TPU slice, and what bounds it.
 
 The true step is compiled for the named slice by libtpu, on a machine that has no TPU: shapes stand for all arrays, so
 nothing of the model's size is allocated. It fits if the compiler and the sum of its buffers say so. The bounds on the
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.bounds import COUNT, NOT_NEGATIVE, bounded
-from common.config import choose_preset
+from common.config_options import choose_preset
 from common.errors import Parser, UserError
 from common.io.text import json_text
 from common.models.attention import choose_implementation
@@ -38,7 +38,7 @@ from retsta_jax.config import EMBEDDED_BASE, PRESETS, RetstaConfig
 
 def main(arguments: Sequence[str]) -> int:
     """Print the plan as one JSON object. Raises UserError for an unknown preset or topology, or without libtpu."""
-    parser = Parser("python -m launch plan", description=__doc__)
+    parser = Parser("medreport plan", description=__doc__)
     others: dict[str, Any] = {name: module for module in (plan_unicross, plan_deer) for name in module.PLANNED}
     names = [*PRESETS, *others]
     parser.add_argument("--preset", required=True, help="one of " + ", ".join(names))

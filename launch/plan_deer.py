@@ -1,4 +1,4 @@
-"""`python -m launch plan` for DEER: rollout and update of reinforcement learning, compiled for a TPU slice.
+"""`medreport plan` for DEER: rollout and update of reinforcement learning, compiled for a TPU slice.
 
 The model is Qwen2.5-VL-3B. The bounds are arithmetic on data sheets: a decode step reads every weight and each cache
 once, an update takes its FLOPs; no step can take less time than the sum.

@@ -1,4 +1,4 @@
-"""`python -m launch plan` for UniCrossAdapter: the true training step of a preset, compiled for a TPU slice."""
+"""`medreport plan` for UniCrossAdapter: the true training step of a preset, compiled for a TPU slice."""
 
 import functools
 import math

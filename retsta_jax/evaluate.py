@@ -123,7 +123,7 @@ def usable(trained: Trained, pairs: Sequence[ReportPair]) -> tuple[list[ReportPa
 
 
 def prediction_rows(texts: Sequence[str], pairs: Sequence[ReportPair], codes: bool) -> list[dict[str, Any]]:
-    """Rows whose texts are as they were scored, so that `python -m common.metrics` gives the same text metrics.
+    """Rows whose texts are as they were scored, so that `medreport score` gives the same text metrics.
 
     Codes, which stand on lines of their own in what the model wrote, are also listed.
     """

@@ -26,12 +26,13 @@ from common.clinical.labeler_config import NEEDS, PRESETS, LabelerRunConfig, che
 from common.clinical.labeler_loss import LabelBatch, label_batch, labeler_loss
 from common.clinical.labeler_scores import as_markdown, score_labeler
 from common.clinical.labelled_reports import LabeledCorpus, LabeledReport, openi_corpus, phantom_corpus, rows_corpus
-from common.config import check_run_directory, choose_preset, claim_run_directory, owning_run_directory, parse
+from common.config import check_run_directory, claim_run_directory, owning_run_directory
+from common.config_options import preset_parser, read_preset_options
 from common.data.packing import plan_epochs, plan_in_order
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
 from common.data.summary import say_data
-from common.errors import Parser, UserError
+from common.errors import UserError
 from common.io.fingerprints import data_record, fingerprint
 from common.io.numbers import rounded
 from common.io.safetensors import write_json, written_whole
@@ -57,36 +58,22 @@ from common.types import LossSum, PyTree, TrainState
 PHANTOM_SEED = 7_000  # away from the studies that policies learn from
 
 
-USAGE = """deer train-labeler --data phantom|openi|FILE.jsonl --output DIR [--preset NAME] [any field of the config]
-
-Rows of FILE.jsonl are {{"id", "report", "labels"}}, labels being 14 class ids in CheXbert's order. DIR becomes a run
-directory, which deer label takes as its --labeler; the same command continues a run that was stopped. --export DIR
-writes the labeler a second time, by itself. Presets: {presets}; default: phantom, openi, or chexbert for a file.
+DESCRIPTION = """Rows of FILE.jsonl are {"id", "report", "labels"}, labels being 14 class ids in CheXbert's order. The
+output becomes a run directory, which deer label takes as its --labeler.
 
 Data by --data; every file that is named here must be given:
-  phantom     generated; no file
-  openi       --archive NLMCXR_reports.tgz --gold openi_gld_std14.csv --test-ids openi-testset.txt
-  FILE.jsonl  the file alone; --validation FILE.jsonl and --test FILE.jsonl where there are such (a tenth is held out)
+  phantom     generated; no file                                                    (preset phantom)
+  openi       --archive NLMCXR_reports.tgz --gold openi_gld_std14.csv --test-ids openi-testset.txt  (preset openi)
+  FILE.jsonl  the file alone; --validation FILE.jsonl and --test FILE.jsonl where there are such, else a tenth is
+              held out (preset chexbert)
 """
 
 
 def main(arguments: list[str]) -> None:
     """Train a labeler, or continue, and print how it does on the test reports. Raises UserError."""
-    first = Parser("deer train-labeler", add_help=False)
-    first.add_argument("--data")
-    first.add_argument("--preset")
-    first.add_argument("--output", type=Path)
-    first.add_argument("--export", type=Path)
-    chosen, rest = first.parse_known_args(arguments)
-    if {"-h", "--help"} & set(rest):
-        print(USAGE.format(presets=", ".join(PRESETS)))
-    data = chosen.data or ("" if chosen.preset else "phantom")
-    name = chosen.preset or (data if data in PRESETS else "chexbert")
-    preset = choose_preset(PRESETS, name)
-    default = dataclasses.replace(preset, data=data or preset.data)
-    config = parse(LabelerRunConfig, default, rest, f"deer train-labeler --preset {name}", NEEDS)
-    if chosen.output is None:
-        raise UserError("deer train-labeler: --output DIR is missing; name a directory for the run")
+    options = preset_parser("deer train-labeler", PRESETS, DESCRIPTION, "--output DIR")
+    options.add_argument("--export", type=Path, metavar="DIR", help="write the labeler a second time, by itself")
+    config, chosen = read_preset_options(options, PRESETS, arguments, NEEDS)
     corpus = train_run(config, chosen.output)
     if jax.process_index() == 0:
         finish(config, corpus, chosen.output, chosen.export)

@@ -1,4 +1,4 @@
-"""`python -m common.metrics FILE.jsonl`: text metrics of rows {"id", "prediction", "reference"} as one JSON object.
+"""`medreport score FILE.jsonl`: text metrics of rows {"id", "prediction", "reference"} as one JSON object.
 
 The object holds each metric under its key, then `intervals` (95%, bootstrap over reports), `constant_report` (the
 scores of one report for all, chosen from the references), `distinct_outputs`, `count`, `language`, and `notes` on
@@ -24,7 +24,7 @@ LANGUAGE_HELP = "en: white-space tokens; zh: characters; default: each row's own
 
 def main(argv: list[str]) -> None:
     """Print the metrics of a file. Raises UserError for malformed rows and for METEOR asked for without WordNet."""
-    parser = Parser("python -m common.metrics", description=__doc__.split(":", 1)[1].strip())
+    parser = Parser("medreport score", description=__doc__.split(":", 1)[1].strip())
     parser.add_argument("file", help='JSONL, a row {"id", "prediction", "reference"} per report')
     parser.add_argument("--convention", choices=["coco", "coco-jieba", "nltk", "all"], default="all")
     parser.add_argument("--language", choices=["en", "zh"], help=LANGUAGE_HELP)

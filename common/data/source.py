@@ -15,7 +15,7 @@ class StudySource:
     """Which studies to learn from."""
 
     layout: Literal["phantom", "annotation", "openi", "rows", "prepared"] = "phantom"  # drawn; R2Gen; Open-i; your own
-    source: MovablePath = ""  # annotation.json; Open-i's reports; JSONL rows; folder of python -m common.data.builders
+    source: MovablePath = ""  # annotation.json; Open-i's reports; JSONL rows; folder of medreport prepare
     images: MovablePath = ""  # annotation, openi, rows: folder of the images
     split: MovablePath = ""  # openi: R2Gen's split (.json), or a file with the ids of the test split
     train_size: Phantoms = 1600  # phantom studies
@@ -39,7 +39,7 @@ HELP = """Data by --data.layout; every path that is named here must be given:
   annotation  --data.source annotation.json --data.images FOLDER              R2Gen's split
   openi       --data.source NLMCXR_reports.tgz --data.images FOLDER --data.split FILE
   rows        --data.source rows.jsonl --data.images FOLDER                   rows {"id", "images", "report", "split"}
-  prepared    --data.source FOLDER                                            made by python -m common.data.builders
+  prepared    --data.source FOLDER                                            made by medreport prepare
 """
 
 

@@ -119,7 +119,7 @@ def file_splits(config: StudySource, shrink: Shrink, quarantine: Quarantine) -> 
     if count > MOST_IN_MEMORY:
         raise UserError(
             f"{config.source}: {count} studies are too many to hold their images in memory; prepare them once with "
-            "python -m common.data.builders and use --data.layout prepared"
+            "medreport prepare and use --data.layout prepared"
         )
     splits = {name: in_memory(config, shrink, name, studies, quarantine) for name, studies in found.items()}
     return clean_splits(config, config.layout, splits, quarantine)
@@ -174,7 +174,7 @@ def prepared_names(folder: str) -> list[str]:
     if not names:
         depths = ("*", "*/*", "*/*/*")  # TFDS puts it three folders below the one that was named as output
         below = sorted(file for depth in depths for file in Path(folder).glob(f"{depth}/*.array_record*"))
-        remedy = f"name {below[0].parent}" if below else "make it by python -m common.data.builders"
+        remedy = f"name {below[0].parent}" if below else "make it by medreport prepare"
         raise UserError(f"{folder}: no data set there; {remedy}")
     return names
 

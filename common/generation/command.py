@@ -1,4 +1,4 @@
-"""`python -m common.decode`: continuations, or scores of given ones, of the prompts in a JSONL file."""
+"""`medreport decode`: continuations, or scores of given ones, of the prompts in a JSONL file."""
 
 import argparse
 import dataclasses
@@ -125,7 +125,7 @@ def decode_file(arguments: argparse.Namespace) -> None:
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line. Raises UserError for values that make no sense."""
     parser = Parser(
-        "python -m common.decode",
+        "medreport decode",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -160,7 +160,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise UserError(f"--temperature must be 0, or at least 0.000001, found {arguments.temperature}")
     if arguments.beams > 1 and sampled:
         raise UserError("--beams with --temperature, --top-k or --top-p: expected beams or sampling; leave one out")
-    check_options(arguments, argv, NEEDS, "python -m common.decode")
+    check_options(arguments, argv, NEEDS, "medreport decode")
     output, prompts = arguments.output, arguments.prompts
     if output and output.exists() and prompts.exists() and output.samefile(prompts):
         raise UserError(f"--output: {output} is the file of the prompts; choose another file")

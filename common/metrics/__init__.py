@@ -1,1 +1,1 @@
-"""How good texts and sets of codes are, by named conventions; `python -m common.metrics` for files."""
+"""How good texts and sets of codes are, by named conventions; `medreport score` for files."""

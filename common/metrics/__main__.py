@@ -1,7 +1,6 @@
-"""`python -m common.metrics`: see `common.clinical.score_command`."""
+"""The former name of `medreport score`."""
 
-from common.clinical.score_command import main
-from common.command import run_cli
+from common.scripts import run_former
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_former("common.metrics", "score")

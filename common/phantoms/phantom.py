@@ -5,7 +5,7 @@ CheXpert labels are known. It is a function of (seed, index): any study is made 
 any size. `phantom_study` samples what is shown, `phantom_frontal` and `phantom_lateral` draw it, `phantom_text` words
 it. Nothing here comes from a patient, and no measurement on it says how a model does on patients.
 
-`python -m common.phantoms.phantom --sheet FILE.png` draws a sheet of studies to look at.
+`medreport phantoms --sheet FILE.png` draws a sheet of studies to look at.
 """
 
 import functools
@@ -21,13 +21,13 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from common.bounds import PHANTOMS, SEED, SIDE, Within, bounded
-from common.command import run_cli
 from common.errors import Parser, UserError
 from common.metrics.clinical import FINDINGS
 from common.phantoms.frontal import draw_frontal
 from common.phantoms.lateral import draw_lateral
 from common.phantoms.study import Finding, Study, sample_study
 from common.phantoms.text import Labels, write_report
+from common.scripts import run_former
 
 __all__ = [
     "FINDINGS",
@@ -119,7 +119,7 @@ def _lines(findings: list[str], width: int) -> list[str]:
 
 def main(argv: list[str]) -> None:
     """Write a sheet of studies as one image."""
-    parser = Parser("python -m common.phantoms.phantom", description="Draw a sheet of phantom chest radiographs.")
+    parser = Parser("medreport phantoms", description="Draw a sheet of phantom chest radiographs.")
     parser.add_argument("--sheet", type=Path, required=True, help="the image file to write (png)")
     parser.add_argument("--seed", type=bounded(SEED), default=0)
     parser.add_argument("--start", type=bounded(PHANTOMS), default=440, help="index of the first study")
@@ -137,4 +137,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_former("common.phantoms.phantom", "phantoms")

@@ -1,4 +1,4 @@
-"""`python -m launch bench sft|decode|unicross|rl|duplicates [--peer]`: how fast this device does its work, as JSON.
+"""`medreport bench sft|decode|unicross|rl|duplicates [--peer]`: how fast this device does its work, as JSON.
 
 Without `--peer` nothing beyond jax, flax, optax, jaxtyping and numpy is imported (by `rl` also Orbax, safetensors and
 tokenizers), so it runs on a bare image. With `--peer` the same work is done by PyTorch in a child process, in turns
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure and print one JSON object. Raises UserError where the peer cannot run."""
     run_in_first_thread()
     on_cpu = jax.default_backend() == "cpu"
-    parser = Parser("python -m launch bench", description=__doc__)
+    parser = Parser("medreport bench", description=__doc__)
     named = cast(Any, lambda prog, **options: Parser(prog, **options))  # argparse gives the name by keyword
     works = parser.add_subparsers(
         dest="work", required=True, metavar="sft|decode|unicross|rl|duplicates", parser_class=named

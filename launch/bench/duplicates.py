@@ -1,4 +1,4 @@
-"""`python -m launch bench duplicates`: the time and memory that near-duplicates among many reports take, on a CPU.
+"""`medreport bench duplicates`: the time and memory that near-duplicates among many reports take, on a CPU.
 
 Reports are those of the embedded corpus, in both languages. Studies are drawn so that the logarithm of their number is
 uniform: a few are reported very often, as in a clinic, and most of them hardly ever.

@@ -1,5 +1,5 @@
-"""The part of `launch bench rl` that is about the labeler: reports from text to classes (`labels`) and to the length of
-the gradient at each token (`saliency`).
+"""The part of `medreport bench rl` that is about the labeler: reports from text to classes (`labels`) and to the length
+of the gradient at each token (`saliency`).
 
 The peer (`launch.bench.peer_rl`) is given the same reports as tokens: it does no tokenising.
 """

@@ -1,4 +1,4 @@
-"""What the PyTorch peers of `launch bench` share: a child process that does the same work as ours, when told to.
+"""What the PyTorch peers of `medreport bench` share: a child process that does the same work as ours, when told to.
 
 `Peer` is the parent's side and imports no PyTorch. The child (`python -m launch.bench.peer_qwen2`)
 is `serve`: it reads one JSON request a line from standard input and answers with the seconds its work took; between

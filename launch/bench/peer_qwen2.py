@@ -1,5 +1,6 @@
-"""The PyTorch peer of `launch bench sft` and `launch bench decode`: the same updates and generations by transformers
-and peft, with SDPA and a cache."""
+"""The PyTorch peer of `medreport bench sft` and `medreport bench decode`: the same updates and generations by
+transformers and peft, with SDPA and a cache.
+"""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""The PyTorch peer of `launch bench rl`: a plain loop of GRPO with transformers and peft, and BertModel as a labeler.
+"""The PyTorch peer of `medreport bench rl`: a plain loop of GRPO with transformers and peft, and BertModel to label.
 
 The loop does what is common: prompts repeated for each sample, a cache, SDPA, adapters beside the base, the vocabulary
 at the new tokens only, and micro-batches as large as is fast. One update on what was just sampled takes its old

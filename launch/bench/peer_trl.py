@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer for `launch bench rl --trl`: one step on the model of `launch.bench.peer_rl`.
+"""TRL's GRPOTrainer for `medreport bench rl --trl`: one step on the model of `launch.bench.peer_rl`.
 
 Where there is no Triton, as on a CPU, the trainer multiplies every position with the vocabulary, prompts too. It has no
 setting against that; `CompletionsOnly` scores the new tokens alone, with TRL's own functions.

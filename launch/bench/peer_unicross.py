@@ -1,5 +1,5 @@
-"""The PyTorch peer of `launch bench unicross`: updates and beam search of `launch.bench.torch_unicross`, conditioning
-"published", on a frozen `launch.bench.torch_clip`.
+"""The PyTorch peer of `medreport bench unicross`: updates and beam search of `launch.bench.torch_unicross`,
+conditioning "published", on a frozen `launch.bench.torch_clip`.
 
 It keeps the two things that made it faster on a CPU: all views go through the convolutions at once, channels last.
 Neither scaled_dot_product_attention nor BatchNorms folded into the convolutions did, so the explicit code stands.

@@ -1,4 +1,4 @@
-"""`python -m launch bench rl [--peer] [--trl]`: reinforcement learning on text, and the labeler that it asks.
+"""`medreport bench rl [--peer] [--trl]`: reinforcement learning on text, and the labeler that it asks.
 
 - `step`: one step of DiTPO with uniform weights, which is GRPO, on LoRA adapters of a Qwen2: groups of samples, a
   reward of their texts, one update. Nothing stops a sample, so that all have the same length. `parts` are the seconds

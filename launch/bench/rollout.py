@@ -1,4 +1,4 @@
-"""The part of `launch bench rl` that is about sampling: groups that share the reading of their prompt, and the same
+"""The part of `medreport bench rl` that is about sampling: groups that share the reading of their prompt, and the same
 program on prompts that are repeated for each of their samples. No peer; the ratio is between our two forms.
 """
 

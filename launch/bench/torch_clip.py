@@ -1,6 +1,6 @@
 """OpenAI's CLIP with a ResNet in plain PyTorch, by the published architecture and with its names.
 
-The independent side of the parity tests and of `launch bench unicross --peer`.
+The independent side of the parity tests and of `medreport bench unicross --peer`.
 """
 
 import math

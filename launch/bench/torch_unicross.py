@@ -1,4 +1,4 @@
-"""UniCrossAdapter in plain PyTorch: the independent side of the parity tests and of `launch bench unicross --peer`.
+"""UniCrossAdapter in plain PyTorch: the independent side of the parity tests and of `medreport bench unicross --peer`.
 
 Built from the equations of the paper as restated in the project's notes, Eq. 3 as printed (cross-attention reads the
 other modality after its self-attention). It is explicit: it has no dropout, and every BatchNorm outside CLIP is a

@@ -1,4 +1,4 @@
-"""`python -m launch bench unicross [--peer]`: radiograph to report, trained and generated, with CLIP RN101 by default.
+"""`medreport bench unicross [--peer]`: radiograph to report, trained and generated, with CLIP RN101 by default.
 
 Training goes through the frozen CLIP to the adapters in it; a batch is always the same. Generation is beam search
 without an end token, so that every report has its full length. Both are measured under both conditionings:

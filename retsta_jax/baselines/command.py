@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from common.bounds import COUNT, COUNT_OR_NONE, SEED, Seed, Within, bounded
-from common.config import parse, read_config
+from common.config import read_config
+from common.config_options import read_options
 from common.endpoint import add_endpoint_options, endpoint_settings
 from common.errors import Parser, UserError
 from common.io.numbers import score_text
@@ -54,20 +55,14 @@ REPORTS_NEEDS = (
 def baseline(arguments: list[str]) -> None:
     """Run the command. Raises UserError."""
     options = parser()
-    chosen, rest = options.parse_known_args(arguments)
-    if {"-h", "--help"} & set(arguments):
-        print(f"{options.format_help()}\n{HELP}")
-        rest = ["--help"]
-    reports = parse(ReportsConfig, ReportsConfig(), rest, "retsta baseline", REPORTS_NEEDS)
-    if chosen.output is None:
-        raise UserError("retsta baseline: --output DIR is missing; see retsta baseline --help")
+    reports, chosen = read_options(options, ReportsConfig(), arguments, REPORTS_NEEDS)
     if (chosen.model is None) == (chosen.endpoint is None):
         raise UserError("retsta baseline: give one of --model DIR and --endpoint URL")
     check_options(chosen, arguments, LOCAL_ALONE, "retsta baseline")
     data = dataclasses.replace(RetstaConfig(), data=reports.data, seed=reports.seed)
     new_tokens = RetstaConfig().max_new_tokens
     if chosen.like is not None:
-        if named := [word.partition("=")[0] for word in rest if word.startswith(("--data.", "--seed"))]:
+        if named := [word.partition("=")[0] for word in arguments if word.startswith(("--data.", "--seed"))]:
             raise UserError(f"{named[0]}: not read with --like, which takes data and seed from the run; leave it out")
         data = read_config(RetstaConfig, chosen.like)
         new_tokens = data.max_new_tokens
@@ -103,9 +98,14 @@ def baseline(arguments: list[str]) -> None:
 
 def parser() -> Parser:
     """The options of the command, without those of ReportsConfig."""
-    options = Parser("retsta baseline", description=DESCRIPTION, add_help=False)
+    options = Parser(
+        "retsta baseline",
+        description=f"{DESCRIPTION}\n\n{HELP}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
     options.add_argument("--model", type=Path, metavar="DIR", help="config.json, weights, tokenizer")
-    options.add_argument("--output", type=Path, metavar="DIR", help="directory to write or resume")
+    options.add_argument("--output", type=Path, metavar="DIR", required=True, help="directory to write or resume")
     options.add_argument(
         "--like", type=Path, metavar="RUN_DIR", help="data and seed of a run, whose scores stand beside"
     )

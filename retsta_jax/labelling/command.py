@@ -1,8 +1,9 @@
 """The command line of `retsta label`."""
 
+import argparse
 from pathlib import Path
 
-from common.config import parse
+from common.config_options import read_options
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
 from common.metrics.tokenize import language_of
@@ -16,9 +17,7 @@ from retsta_jax.pairs import read_pairs
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.terms import SHIPPED
 
-HELP = f"""retsta label REPORTS --run-dir DIR --output DIR [--terminology FILE | --codes PAIRS.jsonl] [any field below]
-
-Label free-text reports with a trained model, and keep the pairs that pass the rules and are not duplicates.
+HELP = f"""Label free-text reports with a trained model, and keep the pairs that pass the rules and are not duplicates.
 REPORTS: JSONL rows {{"id", "report"}}, or text with one report a line. Writes into --output: shards/, pairs.jsonl
 (rows {{"id", "source", "target", "language"}}), rejected.jsonl (with the reasons), funnel.json, report.html.
 Rules: {", ".join(RULES)}.
@@ -29,20 +28,15 @@ Rules: {", ".join(CODE_RULES)}.
 
 def label(arguments: list[str]) -> None:
     """Run the command. Raises UserError."""
-    options = Parser("retsta label", add_help=False)
-    options.add_argument("source", nargs="?")
-    options.add_argument("--run-dir", type=Path)
-    options.add_argument("--output", type=Path)
-    options.add_argument("--terminology", type=Path)
-    options.add_argument("--codes", type=Path)
-    chosen, rest = options.parse_known_args(arguments)
-    if {"-h", "--help"} & set(arguments):
-        print(HELP)
-        rest = ["--help"]
-    config = parse(LabelConfig, LabelConfig(), rest, "retsta label")
-    for name, value in (("REPORTS", chosen.source), ("--run-dir", chosen.run_dir), ("--output", chosen.output)):
-        if value is None:
-            raise UserError(f"retsta label: {name} is missing; see retsta label --help")
+    options = Parser(
+        "retsta label", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False
+    )
+    options.add_argument("source", metavar="REPORTS")
+    options.add_argument("--run-dir", type=Path, metavar="DIR", required=True)
+    options.add_argument("--output", type=Path, metavar="DIR", required=True)
+    options.add_argument("--terminology", type=Path, metavar="FILE")
+    options.add_argument("--codes", type=Path, metavar="PAIRS.jsonl")
+    config, chosen = read_options(options, LabelConfig(), arguments)
     if chosen.codes and chosen.terminology:
         raise UserError(
             "retsta label: --codes and --terminology: standard reports are lists of codes or words; give one"

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.config import choose_preset, parse
+from common.config_options import preset_parser, read_preset_options
 from common.endpoint import add_endpoint_options, endpoint_settings
-from common.errors import Parser, UserError
+from common.errors import UserError
 from common.io.numbers import interval_text, score_text
 from common.options import Needs, training_command, used_settings
 from common.report.environment import environment
@@ -69,32 +69,22 @@ NEEDS = (
     Needs("train.epochs", give="give --zero-epochs and --final-epochs"),
     Needs("train.seed", give="give --seed"),
 )
-HELP = f"""retsta paradigm --run-dir DIR [--preset {"|".join(PRESETS)}] [any field below]
-
-From a terminology and a few report pairs to two evaluated models; the same command continues where it was stopped.
+HELP = """From a terminology and a few report pairs to two evaluated models.
 Your own: --data.corpus jsonl --data.train F --data.validation F --data.test F --data.reports F --terminology TABLE
 Lists of codes as targets: --data.targets codes --translate none in place of a terminology, which is that of the pairs.
 Open-i, of which --data.train-size reports keep their codes: --preset openi --data.archive NLMCXR_reports.tgz
 --data.test-ids openi-testset.txt
 Translation by a model behind an endpoint: --translate endpoint --endpoint URL --endpoint-model NAME
---send-reports-to-endpoint (retsta translate --help tells of its other options).
+--send-reports-to-endpoint
 The preset retsta-7b has the paper's sizes, and needs --train.model.base DIR, such as that of Qwen2.5-7B-Instruct.
 """
 
 
 def paradigm(arguments: list[str]) -> None:
     """Run the command. Raises UserError."""
-    options = Parser("retsta paradigm", add_help=False)
-    options.add_argument("--preset", default="demo")
-    options.add_argument("--run-dir", type=Path)
+    options = preset_parser("retsta paradigm", PRESETS, HELP)
     add_endpoint_options(options)
-    chosen, rest = options.parse_known_args(arguments)
-    if {"-h", "--help"} & set(rest):
-        print(HELP)
-    program = f"retsta paradigm --preset {chosen.preset}"
-    config = parse(ParadigmConfig, choose_preset(PRESETS, chosen.preset), rest, program, NEEDS, PRESETS)
-    if chosen.run_dir is None:
-        raise UserError("retsta paradigm: --run-dir DIR is missing; name a directory for the run")
+    config, chosen = read_preset_options(options, PRESETS, arguments, NEEDS)
     run_dir: Path = chosen.run_dir
     endpoint = endpoint_settings(chosen, run_dir / "answers.sqlite", MAX_TOKENS)
     if (endpoint is None) == (config.translate == "endpoint"):

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from common.config import read_config
-from common.errors import UserError
+from common.errors import Parser, UserError
 from common.io.jsonl import read_rows
 from common.io.numbers import interval_text, score_text
 from common.io.tables import markdown_table
@@ -46,13 +46,13 @@ class Run(NamedTuple):
 
 def main(arguments: list[str]) -> None:
     """Print the table of runs. Raises UserError where one is not finished, or on other test reports than the first."""
-    if not arguments or arguments[0].startswith("-"):
-        raise UserError("retsta seeds RUN...: expected the --run-dir of each finished `retsta paradigm`")
+    options = Parser("retsta seeds", description=__doc__.split(":", 1)[1].strip())
+    options.add_argument("runs", nargs="+", metavar="RUN", help="the --run-dir of a finished `retsta paradigm`")
     named: dict[Path, str] = {}  # a run that is named twice counts once
-    for name in arguments:
+    for name in options.parse_args(arguments).runs:
         named.setdefault(Path(name).resolve(), name)
     runs = {name: read_run(Path(name)) for name in named.values()}
-    first = arguments[0]
+    first = next(iter(runs))
     for name, run in runs.items():
         if run.reports != runs[first].reports:
             raise UserError(f"{name}: was evaluated on other test reports than {first}; expected the same")

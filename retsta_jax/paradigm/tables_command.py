@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from common.bounds import SEED, bounded
-from common.config import choose_preset, parse
+from common.config_options import first_word, preset_parser, read_preset_options
 from common.endpoint import add_endpoint_options, endpoint_settings
-from common.errors import Parser, UserError
+from common.errors import UserError
 from common.io.numbers import NONE, interval_text, rounded, score_text
 from common.io.outputs import check_own_object, check_own_page
 from common.io.safetensors import write_json
@@ -44,37 +44,29 @@ PRESETS: dict[str, ParadigmConfig] = {
     "retsta-7b": dataclasses.replace(_PAPER, data=dataclasses.replace(_PAPER.data, test_size=4000)),
 }  # test reports are in both languages by turns
 NEEDS = (*PARADIGM_NEEDS, Needs("seed", give="give --seeds"))
-HELP = f"""retsta table N --directory DIR [--preset {"|".join(PRESETS)}] [--seeds 0 1 2] [any field below]
-
-Table N (1 to 5) of the RetSTA paper, run once a seed. What is in the directory already is not done again, and the
-tables share what they have in common; the same command continues where it was stopped.
+HELP = """Table N (1 to 5) of the RetSTA paper, run once a seed. What is in the directory already is not done again, and
+tables share what they have in common.
   1  English reports: RetSTA beside other models        2  Chinese reports: the same, and RetSTA-Zero
   3  augmentation: few pairs augmented, the pairs given, these augmented
   4  Chinese only or bilingual, on Chinese reports      5  English only or bilingual, on English reports
-  --baselines DIR ...  for 1 and 2: results of `retsta baseline --like DIR/seed-0/paradigm/zero` and of other seeds
 Everything else is as in retsta paradigm. The preset retsta-7b has the paper's sizes, and needs --train.model.base DIR.
 """
 
 
 def table(arguments: list[str]) -> None:
     """Run the command. Raises UserError."""
-    options = Parser("retsta table", add_help=False)
-    options.add_argument("--preset", default="demo")
-    options.add_argument("--directory", type=Path)
-    options.add_argument("--seeds", nargs="+", type=bounded(SEED), default=[0, 1, 2])
-    options.add_argument("--baselines", nargs="+", type=Path, default=[])
+    options = preset_parser("retsta table", PRESETS, HELP, "--directory DIR", choice="N")
+    options.add_argument(
+        "--seeds", nargs="+", type=bounded(SEED), default=[0, 1, 2], metavar="N", help="one run each; default: 0 1 2"
+    )
+    options.add_argument(
+        "--baselines", nargs="+", type=Path, default=[], metavar="DIR",
+        help="for 1 and 2: results of `retsta baseline --like DIR/seed-0/paradigm/zero` and of other seeds",
+    )  # fmt: skip
     add_endpoint_options(options)
-    chosen, rest = options.parse_known_args(arguments[1:])
-    if {"-h", "--help"} & set(arguments):
-        print(HELP)
-        rest = ["--help"]
-    elif not arguments or arguments[0] not in map(str, TABLES):
-        raise UserError(f"retsta table: expected the number of the table first, one of {', '.join(map(str, TABLES))}")
-    program = f"retsta table --preset {chosen.preset}"
-    config = parse(ParadigmConfig, choose_preset(PRESETS, chosen.preset), rest, program, NEEDS, PRESETS)
-    number, directory, seeds = int(arguments[0]), chosen.directory, chosen.seeds
-    if directory is None:
-        raise UserError("retsta table: --directory DIR is missing; name a directory for the runs")
+    word, rest = first_word("retsta table", TABLES, arguments)
+    config, chosen = read_preset_options(options, PRESETS, rest, NEEDS)
+    number, directory, seeds = int(word), chosen.directory, chosen.seeds
     if repeated := [seed for seed in seeds if seeds.count(seed) > 1]:
         raise UserError(f"--seeds: {repeated[0]} is given twice; each seed is one run, give different ones")
     if chosen.baselines and RETSTA not in TABLES[number].rows:

@@ -8,7 +8,8 @@ import pytest
 
 from common.bounds import COUNT, FINITE, RATE, SEED, SHARE, Within, bounded, bounds_of, check_numbers
 from common.clinical.labeler_config import LabelerRunConfig
-from common.config import parse, read_config, to_json
+from common.config import read_config, to_json
+from common.config_options import parse
 from common.errors import Parser, UserError
 from common.io.text import json_text
 from deer_jax.config import RlConfig, SampleConfig, SftConfig

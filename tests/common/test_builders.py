@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from common.data.builders import open_split, prepare
-from common.data.builders.__main__ import main
+from common.data.builders.command import main
 from common.data.images import read_image, resize_shorter
 from common.data.readers import ImageStudy, StudySplits
 from common.data.records import Quarantine

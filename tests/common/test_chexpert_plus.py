@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from common.data.builders import open_split
-from common.data.builders.__main__ import main as prepare_data
+from common.data.builders.command import main as prepare_data
 from common.data.chexpert_plus import TABLE, read_chexpert_plus, without_shared_patients
 from common.data.images import read_image
 from common.data.readers import ImageStudy

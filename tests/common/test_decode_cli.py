@@ -1,4 +1,4 @@
-"""`python -m common.decode` on a published directory: rows in order, resumed, scored, and refused in one line."""
+"""`medreport decode` on a published directory: rows in order, resumed, scored, and refused in one line."""
 
 import dataclasses
 import json
@@ -179,7 +179,7 @@ def test_an_output_of_other_rows_is_refused_and_kept(model, prompts, tmp_path):
 
 
 def test_the_command_ends_with_code_2_and_one_line(model, prompts):
-    command = [sys.executable, "-m", "common.decode", "--model", "nowhere", "--prompts", str(prompts)]
+    command = [sys.executable, "-m", "launch.cli", "decode", "--model", "nowhere", "--prompts", str(prompts)]
     root = Path(__file__).parents[2]
     run = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, check=False)
     assert run.returncode == 2

@@ -1,4 +1,4 @@
-"""`python -m common.decode` on a model whose float16 logits overflow for some prompts: those are errors, not rows."""
+"""`medreport decode` on a model whose float16 logits overflow for some prompts: those are errors, not rows."""
 
 import json
 import shutil

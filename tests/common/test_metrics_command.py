@@ -1,4 +1,4 @@
-"""`python -m common.metrics`: one JSON object out, one clear line on bad input, no slow imports."""
+"""`medreport score`: one JSON object out, one clear line on bad input, no slow imports."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def write(tmp_path, text: str) -> str:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "common.metrics", *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "launch.cli", "score", *arguments], capture_output=True, text=True, check=False
     )
 
 

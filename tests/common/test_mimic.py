@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from common.data.builders import open_split
-from common.data.builders.__main__ import main as prepare_data
+from common.data.builders.command import main as prepare_data
 from common.data.mimic import read_mimic_cxr
 from common.data.readers import ImageStudy
 from common.data.records import Quarantine

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.clinical import labeler_config
-from common.config import choose_preset, parse
-from common.data.builders.__main__ import main as prepare
+from common.config_options import choose_preset, parse
+from common.data.builders.command import main as prepare
 from common.errors import UserError
 from common.generation.command import main as decode
 from common.options import fields_of, training_command, unused_options, used_settings
@@ -23,6 +23,8 @@ from unicross_jax.cli import dispatch as unicross_command
 RETSTA, UNICROSS = ("retsta train", retsta.PRESETS, retsta.NEEDS), ("unicross train", unicross.PRESETS, unicross.NEEDS)
 SFT, RL = ("deer sft", deer.SFT_PRESETS, deer.NEEDS), ("deer rl", deer.RL_PRESETS, deer.RL_NEEDS)
 COMMANDS = [(*command, name) for command in (RETSTA, UNICROSS, SFT, RL) for name in command[1]]
+
+WITH_PRESETS = {**dict.fromkeys(("train", "ablation", "sft", "rl", "sample"), "demo"), "train-labeler": "phantom"}
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,9 @@ COMMANDS = [(*command, name) for command in (RETSTA, UNICROSS, SFT, RL) for name
 )  # fmt: skip
 def test_an_option_without_effect_is_refused_with_its_remedy(tmp_path, monkeypatch, command, words, said):
     monkeypatch.chdir(tmp_path)
+    preset = WITH_PRESETS.get(words.split()[0])
+    if preset and "--preset" not in words:
+        words += f" --preset {preset}"
     with pytest.raises(UserError) as refusal:
         command(shlex.split(words))
     assert said in str(refusal.value)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from common.data.builders.__main__ import main as prepare_data
+from common.data.builders.command import main as prepare_data
 from common.data.records import Quarantine
 from common.data.source import StudySource
 from common.data.splits import load_splits

@@ -7,7 +7,8 @@ import shutil
 import jax
 import pytest
 
-from common.config import parse, read_config
+from common.config import read_config
+from common.config_options import parse
 from common.data.readers import ImageStudy
 from common.data.splits import Split
 from common.errors import UserError

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from launch.__main__ import main
 from launch.bench import command as bench
 from launch.bench.peer import Peer
+from launch.cli import dispatch
 
 TOY = dataclasses.replace(
     bench.CPU, hidden=32, layers=2, heads=4, kv_heads=2, intermediate=48, vocabulary=96, loss_chunk=8,
@@ -31,8 +31,8 @@ class Blocker(importlib.abc.MetaPathFinder):
 for name in [name for name in sys.modules if name.partition(".")[0] in ABSENT]:
     del sys.modules[name]
 sys.meta_path.insert(0, Blocker())
-from launch.__main__ import main
-sys.exit(main(sys.argv[1:]))
+from launch.cli import dispatch
+sys.exit(dispatch(sys.argv[1:]))
 """
 
 
@@ -97,8 +97,8 @@ def test_mixed_lengths_are_seeded_and_within_bounds():
 
 
 def test_an_unknown_command_is_one_clear_line():
-    with pytest.raises(UserError, match="'bnech' is no command"):
-        main(["bnech"])
+    with pytest.raises(UserError, match=r"medreport bnech: unknown command \(did you mean bench"):
+        dispatch(["bnech"])
 
 
 @pytest.mark.parametrize(

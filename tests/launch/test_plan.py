@@ -159,7 +159,7 @@ def test_without_libtpu_the_message_says_what_to_install(monkeypatch):
 
 
 def test_an_unknown_preset_exits_with_code_2_and_prints_nothing_else():
-    command = [sys.executable, "-m", "launch", "plan", "--preset", "retsta7b", "--topology", "v5e:2x4"]
+    command = [sys.executable, "-m", "launch.cli", "plan", "--preset", "retsta7b", "--topology", "v5e:2x4"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""

@@ -1,4 +1,4 @@
-"""`python -m common.decode` against transformers' own loading, generation and log-probabilities."""
+"""`medreport decode` against transformers' own loading, generation and log-probabilities."""
 
 import json
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from common.config import parse, read_config
+from common.config import read_config
+from common.config_options import parse
 from common.errors import UserError
 from common.metrics.text import evaluate_texts
 from common.phantoms.phantom import make_phantom

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.config import parse
+from common.config_options import parse
 from common.data.readers import ImageStudy
 from common.data.tokenizers import build_word_tokenizer
 from common.errors import UserError

@@ -1,6 +1,6 @@
 """Studies with images as a data set that Grain reads at random, through TFDS without TensorFlow (array_record).
 
-`python -m common.data.builders --layout rows --source rows.jsonl --images pictures --output data` decodes every image
+`medreport prepare --layout rows --source rows.jsonl --images pictures --output data` decodes every image
 once, quarantines the studies with one that cannot be read, and stores the rest as 8-bit grey PNG, at full size or (for
 training many epochs) at `--shorter-side 256`. Large collections can be prepared by Apache Beam (`--beam`).
 """
@@ -140,7 +140,7 @@ def open_split(folder: str | Path, split: str) -> grain.MapDataset[ImageStudy]:
     except Exception as error:  # TFDS, protobuf and array_record have no closed list of what damaged files raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{folder}: no data set with a split {split} ({reason}); make it by python -m common.data.builders"
+            f"{folder}: no data set with a split {split} ({reason}); make it by medreport prepare"
         ) from error
     return grain.MapDataset.source(source).map(_study)
 

@@ -1,0 +1,208 @@
+"""A config from a command line: a preset, and any of its fields by name (`--optim.learning-rate 1e-4`).
+
+The options of a command are those of its own parser, and every field of its config, which tyro shows with default and
+comment, and reads. tyro exits where it refuses a value, after it has drawn a box on standard error, and has no public
+way to be asked what was wrong. So each option is then read alone, and the first that is refused is named here.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import re
+import types
+import typing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from common.bounds import check_numbers
+from common.errors import Parser, UserError, did_you_mean
+from common.io.terminal import printable
+from common.options import Needs, check_options, flag
+
+Config = TypeVar("Config")
+
+HELP = frozenset({"-h", "--help"})
+OPTION = re.compile(r"--?(?!(inf|infinity|nan)$)[a-z]", re.IGNORECASE)  # how one begins, unlike a negative number
+WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", types.NoneType: "None"}
+
+
+def preset_parser(
+    program: str, presets: Mapping[str, Any], description: str, output: str = "--run-dir DIR", *, choice: str = ""
+) -> Parser:
+    """A parser for `read_preset_options`, to which a command adds its own options.
+
+    `output` is the option for where it writes, and `choice` what the usage has before all options.
+    """
+    option, metavar = output.split()
+    options = Parser(
+        program,
+        usage=" ".join(filter(None, [program, choice, "--preset NAME", output, "[options] [any field of the config]"])),
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    options.add_argument("--preset", metavar="NAME", help=f"where the config begins: {', '.join(presets)}")
+    where = "where to write; the same command continues what it finds there"
+    options.add_argument(option, type=Path, metavar=metavar, required=True, help=where)
+    return options
+
+
+def read_preset_options(
+    options: Parser, presets: Mapping[str, Config], arguments: Sequence[str], needs: Sequence[Needs] = ()
+) -> tuple[Config, argparse.Namespace]:
+    """The config that `arguments` make of the preset they name, and the command's own options, as `read_options` does.
+
+    Raises UserError also where no preset is named: what is trained, and on what data, is never chosen in silence.
+    """
+    first, program = Parser(options.prog, add_help=False), options.prog
+    first.add_argument("--preset")
+    name = first.parse_known_args(arguments)[0].preset
+    if name is not None:
+        default = choose_preset(presets, name)
+        return read_options(options, default, arguments, needs, presets, f"{program} --preset {name}")
+    if HELP & set(arguments):
+        options.epilog = "Defaults below are those without a preset; with --preset NAME --help they are the preset's."
+        return read_options(options, type(next(iter(presets.values())))(), arguments)
+    raise UserError(f"{program}: --preset NAME is missing; presets are {', '.join(presets)}")
+
+
+def first_word(program: str, choices: Collection[Any], arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The word of `choices` that a command line begins with, and the rest. Raises UserError, unless help is asked."""
+    if arguments and arguments[0] in map(str, choices):
+        return arguments[0], list(arguments[1:])
+    if HELP & set(arguments):
+        return "", list(arguments)
+    raise UserError(f"{program}: expected one of {', '.join(map(str, choices))} as the first word")
+
+
+def choose_preset(presets: Mapping[str, Config], name: str) -> Config:
+    """The preset of that name. Raises UserError with the nearest match."""
+    if name not in presets:
+        raise UserError(f"--preset {name}: unknown{did_you_mean(name, presets)}; presets are {', '.join(presets)}")
+    return presets[name]
+
+
+def read_options(
+    options: Parser,
+    default: Config,
+    arguments: Sequence[str],
+    needs: Sequence[Needs] = (),
+    presets: Mapping[str, Config] | None = None,
+    program: str = "",
+) -> tuple[Config, argparse.Namespace]:
+    """The config that `arguments` make of `default`, and the command's own options; `--help` prints both and exits.
+
+    Raises UserError as `parse` does.
+    """
+    if HELP & set(arguments):
+        options.print_help()
+        print()
+        return parse(type(default), default, ["--help"], program or options.prog), argparse.Namespace()
+    chosen, rest = options.parse_known_args(arguments)
+    return parse(type(default), default, rest, program or options.prog, needs, presets), chosen
+
+
+def parse(
+    config_class: type[Config],
+    default: Config,
+    arguments: Sequence[str],
+    program: str,
+    needs: Sequence[Needs] = (),
+    presets: Mapping[str, Config] | None = None,
+) -> Config:
+    """The config that `arguments` make of `default`; `--help` prints and exits.
+
+    Raises UserError in one line, also for an option that by `needs` has no effect; one of the `presets` may be the
+    remedy.
+    """
+    read = _read(config_class, default, arguments, program)
+    if read is None or read[1]:
+        raise UserError(f"{program}: {_complaint(config_class, default, arguments)}; see {program} --help")
+    check_options(read[0], arguments, needs, program, presets)
+    check_numbers(read[0])
+    return read[0]
+
+
+def _read(
+    config_class: type[Config], default: Config, arguments: Sequence[str], program: str = ""
+) -> tuple[Config, list[str]] | None:
+    """What tyro makes of the words, and those that are none of its; None where it refuses a value."""
+    import tyro
+
+    loud = bool(HELP & set(arguments))
+    try:
+        with contextlib.nullcontext() if loud else contextlib.redirect_stderr(io.StringIO()):
+            return tyro.cli(
+                config_class,
+                default=default,
+                args=list(arguments),
+                prog=program,
+                config=(tyro.conf.FlagConversionOff,),
+                return_unknown_args=True,
+                console_outputs=loud,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        return None
+
+
+def _complaint(config_class: type[Config], default: Config, arguments: Sequence[str]) -> str:
+    """What is wrong with the first option, or other word, that tyro does not take."""
+    fields = dict(_fields(config_class))
+    for words in _by_option(arguments):
+        option, assigned, value = words[0].partition("=")
+        hint = fields.get(option.replace("_", "-"))
+        if not OPTION.match(option):
+            return f"{printable(option)}: unknown argument"
+        if hint is None:
+            return f"{printable(option)}: unknown option{_alternatives(option.replace('_', '-'), fields)}"
+        read = _read(config_class, default, words)
+        if read is None:
+            found = value if assigned else " ".join(words[1:])
+            return f"{option}: expected {_expected(hint)}, found {printable(repr(found)) if found else 'nothing'}"
+        if read[1]:
+            return f"{option}: takes one value, found {printable(repr(read[1][0]))} after it"
+    return "these options cannot be read together"
+
+
+def _alternatives(option: str, options: Collection[str]) -> str:
+    """The options of a folder that was named alone, otherwise the nearest option."""
+    if inside := [one for one in options if one.startswith(f"{option}.")]:
+        return f"; there are {', '.join(inside)}"
+    return did_you_mean(option, options)
+
+
+def _by_option(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Each option with what follows it."""
+    words: list[str] = []
+    for word in arguments:
+        if OPTION.match(word) and words:
+            yield words
+            words = []
+        words.append(word)
+    if words:
+        yield words
+
+
+def _fields(config_class: Any, folder: str = "") -> Iterator[tuple[str, Any]]:
+    """The option of each field, and the field's type."""
+    for name, hint in typing.get_type_hints(config_class).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _fields(hint, f"{folder}{name}.")
+        else:
+            yield flag(folder + name), hint
+
+
+def _expected(hint: Any) -> str:
+    """The values of a type, in words."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return " or ".join(map(str, inner))
+    if origin is types.UnionType:
+        return " or ".join(map(_expected, inner))
+    if origin is tuple:
+        return f"{_expected(inner[0])} each"
+    return WORDS.get(hint, getattr(hint, "__name__", str(hint)))

@@ -1,0 +1,48 @@
+"""`medreport COMMAND`: what all systems share, from data to benchmarks."""
+
+import importlib.util
+import sys
+
+from common.errors import UserError
+from common.scripts import Command, run_command, run_script
+from launch.malloc import keep_pages
+
+COMMANDS = {
+    "decode": Command(
+        "continue prompts, or score answers", "--model DIR --prompts FILE.jsonl", "common.generation.command:main"
+    ),
+    "score": Command("text metrics of predictions", "FILE.jsonl", "common.clinical.score_command:main"),
+    "prepare": Command(
+        "a data set of studies with images",
+        "--layout NAME --source PATH --output FOLDER",
+        "common.data.builders.command:main",
+    ),
+    "phantoms": Command("a sheet of drawn radiographs", "--sheet FILE.png", "common.phantoms.phantom:main"),
+    "plan": Command("does a step fit a TPU slice", "--preset NAME --topology v5e:2x4", "launch.plan:main"),
+    "bench": Command("how fast this device is", "sft|decode|unicross|rl|duplicates [--peer]", "launch.cli:bench"),
+}
+
+
+def main() -> None:
+    """The console script."""
+    if sys.argv[1:2] == ["bench"]:
+        keep_pages(sys.argv[1:])
+    run_script("medreport", COMMANDS)
+
+
+def dispatch(arguments: list[str]) -> int | None:
+    """Run the named command; its exit code. Raises UserError where there is none of that name."""
+    return run_command("medreport", COMMANDS, arguments)
+
+
+def bench(arguments: list[str]) -> int:
+    """Run a benchmark. Raises UserError where they are not installed."""
+    if importlib.util.find_spec("launch.bench") is None:
+        raise UserError("medreport bench: benchmarks are not part of the package; run it in a checkout of the project")
+    from launch.bench import command
+
+    return command.main(arguments)
+
+
+if __name__ == "__main__":
+    main()

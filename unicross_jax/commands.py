@@ -1,0 +1,116 @@
+"""The commands of `unicross`: their options, and what they print."""
+
+from pathlib import Path
+from typing import Any
+
+from common.bounds import COUNT, COUNT_OR_NONE, FEW, SEED, bounded
+from common.config import remove_run
+from common.config_options import preset_parser, read_preset_options
+from common.errors import Parser, UserError
+from common.io.locks import locked_by_first
+from common.io.numbers import score_text
+from unicross_jax.config import ABLATION_NEEDS, HELP, LENGTH_PENALTY, NEEDS, PRESETS, RunConfig
+
+
+def train(arguments: list[str]) -> None:
+    """Train, or continue, a run."""
+    config, chosen = read_preset_options(preset_parser("unicross train", PRESETS, HELP), PRESETS, arguments, NEEDS)
+    train_in(config, chosen.run_dir)
+
+
+def train_in(config: RunConfig, run_dir: Path) -> None:
+    """Train in `run_dir` and say where the results are."""
+    from unicross_jax.train import train_run
+
+    train_run(config, run_dir)
+    print(f"trained: {run_dir}; next: unicross evaluate --run-dir {run_dir}", flush=True)
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Score a run and write its page."""
+    options = Parser(
+        "unicross evaluate",
+        description="Score a run beside baselines; writes metrics.json, predictions.jsonl, report.html.",
+    )
+    options.add_argument("--run-dir", type=Path, required=True)
+    options.add_argument("--split", choices=("test", "validation"), default="test")
+    options.add_argument(
+        "--limit", type=bounded(COUNT_OR_NONE), default=0, help="at most so many studies; 0, the default: all"
+    )
+    options.add_argument("--batch-size", type=bounded(COUNT), default=32)
+    options.add_argument("--beams", type=bounded(FEW), help="of the search; 1: greedy (default: the run's own)")
+    options.add_argument(
+        "--length-penalty", type=bounded(LENGTH_PENALTY, float), help="of beams (default: the run's own)"
+    )
+    chosen = options.parse_args(arguments)
+    own = {"beams": chosen.beams, "length_penalty": chosen.length_penalty}
+    decoding = {name: value for name, value in own.items() if value is not None}
+    evaluate_in(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size, **decoding)
+
+
+def evaluate_in(run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32, **decoding: Any) -> None:
+    """Evaluate and print the headline scores of every system."""
+    from common.clinical.scores import in_each_language
+    from unicross_jax.ablation import SHOWN
+    from unicross_jax.evaluate import evaluate_run
+
+    systems = evaluate_run(run_dir, split, limit, batch_size, **decoding)
+    for system, scores in systems.items():
+        known = [name for name in in_each_language(SHOWN, scores) if scores[name]["value"] is not None]
+        values = (f"{name} {score_text(scores[name]['value'])}" for name in known)
+        print(f"{system:>24}  " + "  ".join(values))
+    print(f"page: {(run_dir / 'report.html').absolute()}", flush=True)
+
+
+def report(arguments: list[str]) -> None:
+    """Write reports for images."""
+    options = Parser("unicross report", description='Write a report for images, as JSONL rows {"images", "report"}.')
+    options.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG radiographs")
+    options.add_argument("--checkpoint", type=Path, help="run directory, or its model/ (default: the shipped demo)")
+    options.add_argument("--output", type=Path, help="JSONL file to write; default: standard output")
+    options.add_argument("--page", type=Path, help="HTML page to write (default: beside the output)")
+    options.add_argument(
+        "--study",
+        default="each",
+        help="'each': every image is a study (default); 'one': all are one study; else a regular expression, and "
+        "images in whose paths it finds the same text are one study",
+    )
+    options.add_argument("--indication", default="", help="why the images were taken, if the model should know")
+    chosen = options.parse_args(arguments)
+    from unicross_jax.images import report_images
+
+    if chosen.output is not None and not chosen.output.name:
+        raise UserError(f"{chosen.output}: is a directory; name a file with --output")
+    page = chosen.page or (chosen.output.with_suffix(".html") if chosen.output else Path("unicross-report.html"))
+    report_images(chosen.images, chosen.study, chosen.checkpoint, chosen.indication, chosen.output, page)
+
+
+def ablation(arguments: list[str]) -> None:
+    """Train and evaluate without each part, and print the table."""
+    from common.clinical.scores import in_each_language
+    from common.report.table import as_markdown
+    from unicross_jax.ablation import SHOWN, VARIANTS, run_ablation
+
+    names = " ".join(f"'{name}'" for name in VARIANTS)
+    options = preset_parser("unicross ablation", PRESETS, HELP, "--directory DIR")
+    options.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="NAME", help=f"only some of {names}")
+    options.add_argument("--seeds", nargs="+", type=bounded(SEED), default=[0], metavar="N", help="default: 0")
+    config, chosen = read_preset_options(options, PRESETS, arguments, ABLATION_NEEDS)
+    table = run_ablation(config, chosen.directory, chosen.variants, chosen.seeds)
+    print(as_markdown(table, in_each_language(SHOWN, next(iter(table.values()))[0])), flush=True)
+
+
+def demo(arguments: list[str]) -> None:
+    """Train the demo preset and evaluate it beside baselines."""
+    options = Parser("unicross demo", description="Learn to report phantom radiographs with the small shipped CLIP.")
+    options.add_argument("--run-dir", type=Path, default=Path("runs/unicross-demo"))
+    options.add_argument("--fresh", action="store_true", help="start again even where the run is already there")
+    chosen = options.parse_args(arguments)
+    if chosen.fresh:
+        from unicross_jax import evaluate, train
+
+        remove_run(chosen.run_dir, RunConfig, {*train.OUTPUTS, *evaluate.OUTPUTS})
+    print("UniCrossAdapter demo: reports for drawn radiographs, adapters around a small frozen CLIP", flush=True)
+    with locked_by_first(chosen.run_dir):
+        train_in(PRESETS["demo"], chosen.run_dir)
+        evaluate_in(chosen.run_dir)
