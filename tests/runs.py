@@ -44,6 +44,7 @@ class Material(NamedTuple):
         corpus = changed.get("data__corpus", "jsonl")
         names = ("train", "validation", "test") if corpus == "jsonl" else ()
         chosen: dict[str, object] = {
+            "preset": "demo",
             "instruction": "Standardize",
             "model__base": self.base,
             "model__dtype": "float32",

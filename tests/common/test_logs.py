@@ -153,11 +153,11 @@ def test_weights_and_biases_not_installed_is_a_user_error(tmp_path: Path, monkey
 
 
 TRAINERS = {
-    "retsta train": (retsta, ["train", "--run-dir"]),
-    "unicross train": (unicross, ["train", "--run-dir"]),
-    "deer sft": (deer, ["sft", "--run-dir"]),
-    "deer rl": (deer, ["rl", "--run-dir"]),
-    "deer train-labeler": (deer, ["train-labeler", "--output"]),
+    "retsta train": (retsta, ["train", "--preset", "demo", "--run-dir"]),
+    "unicross train": (unicross, ["train", "--preset", "demo", "--run-dir"]),
+    "deer sft": (deer, ["sft", "--preset", "demo", "--run-dir"]),
+    "deer rl": (deer, ["rl", "--preset", "demo", "--run-dir"]),
+    "deer train-labeler": (deer, ["train-labeler", "--preset", "phantom", "--output"]),
 }
 
 

@@ -27,6 +27,7 @@ from deer_jax.rl_run import make_scores, reward_labeler
 from deer_jax.sample import rows_of as sampled_rows
 from tests.pages import commands_of
 
+DEMO = ["--preset", "demo"]
 DATA = ["--data.train-size", "12", "--data.validation-size", "4", "--data.test-size", "4", "--data.side", "56"]
 DATA += ["--parallel", "jit"]
 SMALL = ["--tensorboard", "False", "--batch-size", "4", "--micro-batch", "2"]
@@ -58,7 +59,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def supervised(base, tmp_path_factory):
     run = tmp_path_factory.mktemp("sft") / "run"
-    command = ["sft", "--run-dir", str(run), "--model.base", str(base), *DATA, *SMALL]
+    command = ["sft", *DEMO, "--run-dir", str(run), "--model.base", str(base), *DATA, *SMALL]
     dispatch([*command, "--max-steps", "2", "--max-length", "24", "--evaluate-every", "2"])
     return run
 
@@ -77,7 +78,7 @@ def test_sft_writes_a_model_that_the_next_stage_reads(supervised, base):
 def test_sampled_reports_are_selected_and_learnt_from(supervised, base, tmp_path, capsys):
     model = ["--model.base", str(supervised / "model"), *DATA]
     output = tmp_path / "rollouts.jsonl"
-    options = ["--output", str(output), *model, "--rollout.group", "3", "--rollout.max-new-tokens", "6"]
+    options = [*DEMO, "--output", str(output), *model, "--rollout.group", "3", "--rollout.max-new-tokens", "6"]
     dispatch(["sample", *options, "--batch-size", "4"])
     rows = rows_of(output)
     assert len(rows) == 12
@@ -98,7 +99,7 @@ def test_sampled_reports_are_selected_and_learnt_from(supervised, base, tmp_path
     dispatch(["select", str(output), "--fraction", "0.5", "--seed", "1", "--output", str(tmp_path / "chosen.json")])
     assert len(json.loads(capsys.readouterr().out)["ids"]) == 6
     run = tmp_path / "rl"
-    command = ["rl", "--run-dir", str(run), *model, *SMALL, "--data.ids", str(tmp_path / "chosen.json")]
+    command = ["rl", *DEMO, "--run-dir", str(run), *model, *SMALL, "--data.ids", str(tmp_path / "chosen.json")]
     command += ["--steps", "3", "--rollout.group", "3", "--rollout.max-new-tokens", "6", "--objective.kl", "0.1"]
     dispatch([*command, "--evaluate-every", "3", "--checkpoint-every", "1"])
     rows = read_rows(run / "metrics.jsonl")
@@ -109,7 +110,7 @@ def test_sampled_reports_are_selected_and_learnt_from(supervised, base, tmp_path
     assert "seconds/token_weights" in read_rows(run / "timings.jsonl")[0]
 
     dispatch([
-        "sample", "--output", str(tmp_path / "reports.jsonl"), "--model.base", str(run / "model"), *DATA,
+        "sample", *DEMO, "--output", str(tmp_path / "reports.jsonl"), "--model.base", str(run / "model"), *DATA,
         "--split", "test", "--rollout.group", "1", "--rollout.temperature", "0", "--rollout.max-new-tokens", "6",
     ])  # fmt: skip
     capsys.readouterr()
@@ -118,7 +119,7 @@ def test_sampled_reports_are_selected_and_learnt_from(supervised, base, tmp_path
 
 
 def test_an_ablation_is_a_table_of_runs_from_one_supervised_model_and_none_is_done_twice(base, tmp_path, capsys):
-    options = ["--directory", str(tmp_path), "--model.base", str(base), *DATA, *SMALL, "--sft-steps", "1"]
+    options = [*DEMO, "--directory", str(tmp_path), "--model.base", str(base), *DATA, *SMALL, "--sft-steps", "1"]
     options += ["--steps", "1", "--rollout.group", "2", "--rollout.max-new-tokens", "4", "--model.tuning", "lora"]
     command = ["ablation", "components", *options, "--rows", "GRPO", "DEER, gradient, 20%"]
     dispatch(command)
@@ -243,8 +244,9 @@ def test_only_the_strength_of_minus_1_is_the_papers():
 )
 def test_bad_options_are_told_before_anything_is_written(base, tmp_path, monkeypatch, command, said):
     monkeypatch.chdir(tmp_path)
-    given = [] if "--model.base" in command or len(command) < 2 else ["--model.base", str(base)]
-    small = DATA if len(command) > 1 and "--data.side" not in command else []
+    if command != ["reinforce"] and command != ["ablation"]:
+        command = [*command, *DEMO, *(DATA if "--data.side" not in command else [])]
+        command += ["--model.base", str(base)] if "--model.base" not in command else []
     with pytest.raises(UserError, match=said):
-        dispatch([*command, *given, *small])
+        dispatch(command)
     assert not list(tmp_path.iterdir())

@@ -273,8 +273,8 @@ SMALL = [
 
 
 def test_training_from_a_file_resumes_and_exports_what_label_takes(rows_file, reports, tmp_path, capsys):
-    arguments = ["train-labeler", "--data", str(rows_file / "train.jsonl"), "--test", str(rows_file / "test.jsonl")]
-    arguments += [*SMALL, "--epochs", "3"]
+    arguments = ["train-labeler", "--preset", "chexbert", "--data", str(rows_file / "train.jsonl")]
+    arguments += ["--test", str(rows_file / "test.jsonl"), *SMALL, "--epochs", "3"]
     whole, halves, export = tmp_path / "whole", tmp_path / "halves", tmp_path / "export"
     assert deer([*arguments, "--output", str(whole), "--export", str(export)]) == 0
     shown = capsys.readouterr().out
@@ -304,6 +304,8 @@ def test_training_starts_from_a_published_encoder(directory, rows_file, tmp_path
     """The encoder of a saved labeler stands in for bert-base-uncased; with no learning, it is what is exported."""
     arguments = [
         "train-labeler",
+        "--preset",
+        "chexbert",
         "--data",
         str(rows_file / "train.jsonl"),
         "--init",
@@ -321,9 +323,9 @@ def test_training_starts_from_a_published_encoder(directory, rows_file, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "openi"], "archive: not given"),
+        (["--preset", "openi"], "archive: not given"),
         (["--preset", "chexbert", "--parallel", "jit"], "data: not given"),
-        (["--data", "phantom", "--epochs", "0"], "epochs must be at least 1"),
+        (["--preset", "phantom", "--epochs", "0"], "epochs must be at least 1"),
         (["--preset", "fantom"], "did you mean phantom?"),
     ],
 )
@@ -338,6 +340,7 @@ def test_training_names_the_row_whose_labels_are_none(tmp_path, capsys):
     write_rows(
         file, [{"id": "a", "report": "x", "labels": [0] * 14}, {"id": "b", "report": "y", "labels": [0] * 13 + [2]}]
     )
-    command = ["train-labeler", "--data", str(file), "--output", str(tmp_path / "run"), "--parallel", "jit"]
+    command = ["train-labeler", "--preset", "chexbert", "--data", str(file), "--output", str(tmp_path / "run")]
+    command += ["--parallel", "jit"]
     assert deer(command) == 2
     assert "row 'b': 'labels' must be 14" in capsys.readouterr().err

@@ -39,7 +39,7 @@ def test_every_gold_row_is_a_report_of_the_archive_and_of_one_part(files):
 
 def test_a_tiny_labeler_beats_the_constant_answer(files, tmp_path):
     archive, gold, test_ids = files
-    arguments = ["train-labeler", "--data", "openi", "--output", str(tmp_path / "run"), "--parallel", "jit"]
+    arguments = ["train-labeler", "--preset", "openi", "--output", str(tmp_path / "run"), "--parallel", "jit"]
     arguments += ["--archive", str(archive), "--gold", str(gold), "--test-ids", str(test_ids)]
     arguments += ["--encoder.hidden-size", "64", "--encoder.num-hidden-layers", "1", "--encoder.vocab-size", "1200"]
     arguments += ["--encoder.intermediate-size", "128", "--max-steps", "60", "--buckets", "64", "--shuffle", "False"]

@@ -231,8 +231,9 @@ def test_a_run_directory_that_cannot_be_used_is_left_alone(material, tmp_path, r
 
 
 def test_commands_and_their_arguments_are_checked(refused):
-    assert "retsta trian: unknown command; expected train, evaluate" in refused(["trian"])
-    assert "--run-dir DIR is missing" in refused(["train", "--preset", "demo"])
+    assert "retsta trian: unknown command (did you mean train?); expected train, evaluate" in refused(["trian"])
+    assert "--preset NAME is missing; presets are demo, openi" in refused(["train", "--run-dir", "x"])
+    assert "arguments are required: --run-dir" in refused(["train", "--preset", "demo"])
     assert "--preset: expected one argument" in refused(["train", "--preset"])
     assert "--run-dir" in refused(["evaluate"])
     assert "invalid choice: 'trian'" in refused(["evaluate", "--run-dir", "x", "--split", "trian"])

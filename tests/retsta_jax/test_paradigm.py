@@ -38,7 +38,7 @@ pneumothorax,diagnosis,气胸,pneumothorax,,collapsed lung
 
 
 def command(material: Material, run_dir: Path, **options: object) -> list[str]:
-    base = {"run-dir": run_dir, "train.model.base": material.base}
+    base = {"preset": "demo", "run-dir": run_dir, "train.model.base": material.base}
     chosen = {**base, **SMALL, **{name.replace("__", ".").replace("_", "-"): v for name, v in options.items()}}
     return ["paradigm", *(word for name, value in chosen.items() for word in (f"--{name}", str(value)))]
 

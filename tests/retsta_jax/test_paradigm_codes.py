@@ -200,7 +200,7 @@ def test_lists_of_codes_of_ones_own_need_no_terminology_and_are_not_translated(m
     files["reports"] = tmp_path / "reports.jsonl"
     write_rows(files["reports"], ({"id": id_, "report": text} for id_, text in start.reports))
     chosen = {f"data.{name}": file for name, file in files.items()} | {"data.corpus": "jsonl", "augment-to": 0, **SMALL}
-    base = {"run-dir": tmp_path / "run", "train.model.base": material.base}
+    base = {"preset": "demo", "run-dir": tmp_path / "run", "train.model.base": material.base}
     words = [word for name, value in {**base, **chosen}.items() for word in (f"--{name}", str(value))]
     given = ["paradigm", *words, "--data.targets", "codes", "--label.skip-rules", *CODE_RULES]
     assert retsta(given) == 2

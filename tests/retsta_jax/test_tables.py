@@ -32,8 +32,8 @@ SMALL = {
 
 def command(number: object, directory: Path, base: Path, *more: object, seeds: tuple[int, ...] = (0,)) -> list[str]:
     own = (word for name, value in SMALL.items() for word in (f"--{name}", value))
-    words = ("table", number, "--directory", directory, "--train.model.base", base, *own, "--seeds", *seeds, *more)
-    return [*map(str, words), "--label.skip-rules", *RULES]
+    words = ("--preset", "demo", "--directory", directory, "--train.model.base", base, *own, "--seeds", *seeds, *more)
+    return ["table", *map(str, (number, *words)), "--label.skip-rules", *RULES]
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_other_options_are_refused_in_a_directory_that_has_runs(done, material, 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("6",), "retsta table: expected the number of the table first, one of 1, 2, 3, 4, 5"),
+        (("6",), "retsta table: expected one of 1, 2, 3, 4, 5 as the first word"),
         (("3", "--seeds"), "argument --seeds: expected at least one argument"),
         (("3", "--seeds", "1", "2", "1"), "--seeds: 1 is given twice"),
         (("3", "--seeds", "-1"), "must be at least 0"),
@@ -175,15 +175,16 @@ def test_other_options_are_refused_in_a_directory_that_has_runs(done, material, 
     ],
 )
 def test_bad_options_are_one_line(tmp_path, capsys, words, expected):
-    assert retsta(["table", *words, "--directory", str(tmp_path / "new")]) == 2
+    preset = () if "--preset" in words else ("--preset", "demo")
+    assert retsta(["table", *words, *preset, "--directory", str(tmp_path / "new")]) == 2
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
 def test_a_directory_of_something_else_is_left_as_it_is(tmp_path, capsys):
-    assert retsta(["table", "3"]) == 2
-    assert "--directory DIR is missing" in capsys.readouterr().err
+    assert retsta(["table", "3", "--preset", "demo"]) == 2
+    assert "arguments are required: --directory" in capsys.readouterr().err
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
-    assert retsta(["table", "3", "--directory", str(tmp_path)]) == 2
+    assert retsta(["table", "3", "--preset", "demo", "--directory", str(tmp_path)]) == 2
     assert "holds notes.txt and no runs of retsta table; give another --directory" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]

@@ -66,7 +66,8 @@ def arguments(run_dir: Path, clip: Path, **changed: object) -> list[str]:
         **changed,
     }
     named = ((name.replace("__", ".").replace("_", "-"), value) for name, value in chosen.items())
-    return ["train", "--run-dir", str(run_dir), *(part for name, value in named for part in (f"--{name}", str(value)))]
+    options = [word for name, value in named for word in (f"--{name}", str(value))]
+    return ["train", *(() if "--preset" in options else ("--preset", "demo")), "--run-dir", str(run_dir), *options]
 
 
 def unicross(words: list[str]) -> int:
