@@ -78,9 +78,10 @@ def demo(arguments: list[str]) -> None:
     options.add_argument("--fresh", action="store_true", help="start again even where the run is already there")
     chosen = options.parse_args(arguments)
     if chosen.fresh:
-        from retsta_jax import evaluate, train
+        from retsta_jax.evaluate import OUTPUTS as EVALUATED
+        from retsta_jax.train import OUTPUTS as TRAINED
 
-        remove_run(chosen.run_dir, RetstaConfig, {*train.OUTPUTS, *evaluate.OUTPUTS})
+        remove_run(chosen.run_dir, RetstaConfig, {*TRAINED, *EVALUATED})
     print("RetSTA demo: LoRA fine-tuning of a small bilingual model to standardize fundus reports", flush=True)
     with locked_by_first(chosen.run_dir):
         train_in(PRESETS["demo"], chosen.run_dir)

@@ -107,9 +107,10 @@ def demo(arguments: list[str]) -> None:
     options.add_argument("--fresh", action="store_true", help="start again even where the run is already there")
     chosen = options.parse_args(arguments)
     if chosen.fresh:
-        from unicross_jax import evaluate, train
+        from unicross_jax.evaluate import OUTPUTS as EVALUATED
+        from unicross_jax.train import OUTPUTS as TRAINED
 
-        remove_run(chosen.run_dir, RunConfig, {*train.OUTPUTS, *evaluate.OUTPUTS})
+        remove_run(chosen.run_dir, RunConfig, {*TRAINED, *EVALUATED})
     print("UniCrossAdapter demo: reports for drawn radiographs, adapters around a small frozen CLIP", flush=True)
     with locked_by_first(chosen.run_dir):
         train_in(PRESETS["demo"], chosen.run_dir)

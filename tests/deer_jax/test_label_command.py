@@ -172,7 +172,7 @@ def test_what_the_first_process_cannot_continue_ends_the_others_too(directory, r
     write_rows(tmp_path / "out.jsonl", [{"id": "other", "reference": "", "rollouts": [], "labels": []}])
     options = {
         "label": [str(reports), "--labeler", str(directory)],
-        "sample": ["--data.train-size", "2", "--data.side", "56"],
+        "sample": ["--preset", "demo", "--data.train-size", "2", "--data.side", "56"],
     }
     codes, errors = in_two_processes([command, *options[command]], tmp_path / "out.jsonl")
     assert codes == [2, 2], errors
