@@ -60,6 +60,16 @@ def real_data() -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def retsta_run(material: "Material", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps; a test that changes it takes a copy."""
+    from tests.runs import TWO_STEPS, retsta
+
+    run_dir = tmp_path_factory.mktemp("retsta") / "run"
+    assert retsta(material.train(run_dir, **TWO_STEPS)) == 0
+    return run_dir
+
+
 @pytest.fixture
 def endpoint_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """The key of endpoints, in the environment."""

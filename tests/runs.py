@@ -1,5 +1,6 @@
 """A tiny base model on disk and generated report pairs, and how to start a run on them from the command line."""
 
+import dataclasses
 import io
 import json
 import os
@@ -14,22 +15,26 @@ import sentencepiece
 
 from common.command import run_cli
 from common.data.pieces import CHAT_MARKS
-from common.models.qwen2 import Qwen2Config, init_params
+from common.models.qwen2 import init_params
 from common.models.qwen2_weights import save_qwen2
 from retsta_jax.cli import dispatch
 from retsta_jax.corpus.pairs import make_splits
+from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 VOCABULARY = 448
-SIZES = Qwen2Config(
-    vocab_size=VOCABULARY,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-)
+SIZES = dataclasses.replace(tiny.CONFIG, vocab_size=VOCABULARY)
+TWO_STEPS = {"max_steps": 2, "checkpoint_every": 1, "evaluate_every": 1, "max_new_tokens": 4, "epochs": 1}
+PARADIGM = {
+    "train.max-steps": 2,
+    "train.max-new-tokens": 4,
+    "train.batch-size": 4,
+    "train.micro-batch": 4,
+    "train.parallel": "jit",
+    "train.evaluate-every": 2,
+    "final-epochs": 1,
+}  # options of a paradigm whose models learn for two steps
+GENERATED = {"data.train-size": 12, "data.validation-size": 4, "data.test-size": 6, "data.reports-size": 14}
 
 
 class Material(NamedTuple):

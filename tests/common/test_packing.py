@@ -9,20 +9,12 @@ from common.data.encode import Example, encode_examples
 from common.data.packing import assemble, first_fit, plan_epochs, plan_in_order
 from common.data.records import Quarantine
 from common.errors import UserError
-from common.models.qwen2 import Qwen2, Qwen2Config, init_params, output_head
+from common.models.qwen2 import Qwen2, init_params, output_head
 from common.training.losses import answer_loss, token_logprobs
+from tests import tiny
 
 PAD = 0
-CONFIG = Qwen2Config(
-    vocab_size=41,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    tie_word_embeddings=True,
-)
+CONFIG = dataclasses.replace(tiny.CONFIG, vocab_size=41, tie_word_embeddings=True)
 
 
 def random_examples(count, seed=0, shortest=2, longest=20):

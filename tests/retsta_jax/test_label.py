@@ -16,17 +16,9 @@ from retsta_jax.labelling.filters import judge_by_terms
 from retsta_jax.labelling.label import apply_rules, remove_duplicates
 from retsta_jax.pairs import read_pairs
 from retsta_jax.terminology.check import load_terminology
-from tests.runs import Material, retsta
+from tests.runs import retsta
 
 TERMS = load_terminology()
-SMALL = {"max_steps": 2, "checkpoint_every": 1, "evaluate_every": 1, "max_new_tokens": 6, "epochs": 1}
-
-
-@pytest.fixture(scope="module")
-def run(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("label") / "run"
-    assert retsta(material.train(run_dir, **SMALL)) == 0
-    return run_dir
 
 
 @pytest.fixture
@@ -37,14 +29,14 @@ def reports(tmp_path: Path) -> Path:
     return file
 
 
-def labelled(run: Path, reports: Path, output: Path, *more: str) -> list[str]:
-    return ["label", str(reports), "--run-dir", str(run), "--output", str(output), "--shard-size", "3", *more]
+def labelled(retsta_run: Path, reports: Path, output: Path, *more: str) -> list[str]:
+    return ["label", str(reports), "--run-dir", str(retsta_run), "--output", str(output), "--shard-size", "3", *more]
 
 
-def test_shards_continue_and_do_not_depend_on_devices(run, reports, tmp_path, capsys):
+def test_shards_continue_and_do_not_depend_on_devices(retsta_run, reports, tmp_path, capsys):
     output, again = tmp_path / "out", tmp_path / "again"
     assert len(jax.local_devices()) > 1
-    assert retsta(labelled(run, reports, output)) == 0
+    assert retsta(labelled(retsta_run, reports, output)) == 0
     said = capsys.readouterr().out
     assert "0 of 7 reports are kept as pairs" in said or "of 7 reports are kept as pairs" in said
     files = sorted((output / "shards").glob("*.jsonl"))
@@ -53,11 +45,11 @@ def test_shards_continue_and_do_not_depend_on_devices(run, reports, tmp_path, ca
     files = sorted((again / "shards").glob("*.jsonl"))
     files[2].unlink()
     files[1].write_bytes(files[1].read_bytes()[:-15])
-    assert retsta(labelled(run, reports, again)) == 0
+    assert retsta(labelled(retsta_run, reports, again)) == 0
     for file in files:
         assert file.read_bytes() == (output / "shards" / file.name).read_bytes()
     alone = tmp_path / "alone.jsonl"
-    assert retsta(["standardize", "--run-dir", str(run), str(reports), "--output", str(alone)]) == 0
+    assert retsta(["standardize", "--run-dir", str(retsta_run), str(reports), "--output", str(alone)]) == 0
     assert alone.read_bytes() == b"".join(file.read_bytes() for file in files)
     whole = [*read_rows(output / "rejected.jsonl", {"reasons": list})]
     kept = (output / "pairs.jsonl").read_text().splitlines()
@@ -65,13 +57,13 @@ def test_shards_continue_and_do_not_depend_on_devices(run, reports, tmp_path, ca
     assert b"pseudo-labels" in (output / "report.html").read_bytes()
 
 
-def test_other_reports_or_options_are_refused(run, reports, tmp_path, capsys):
+def test_other_reports_or_options_are_refused(retsta_run, reports, tmp_path, capsys):
     output = tmp_path / "out"
-    assert retsta(labelled(run, reports, output)) == 0
+    assert retsta(labelled(retsta_run, reports, output)) == 0
     reports.write_text(reports.read_text().replace("zh-", "other-"))
-    assert retsta(labelled(run, reports, output)) == 2
+    assert retsta(labelled(retsta_run, reports, output)) == 2
     assert "its ids are not the first of the input's" in capsys.readouterr().err
-    assert retsta(labelled(run, reports, tmp_path / "new", "--skip-rules", "nonsense")) == 2
+    assert retsta(labelled(retsta_run, reports, tmp_path / "new", "--skip-rules", "nonsense")) == 2
     assert "--skip-rules nonsense: unknown; rules are" in capsys.readouterr().err
     assert retsta(labelled(tmp_path / "absent", reports, tmp_path / "new")) == 2
     assert "absent: no config.json there" in capsys.readouterr().err
@@ -79,19 +71,19 @@ def test_other_reports_or_options_are_refused(run, reports, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["pairs.jsonl", "rejected.jsonl", "funnel.json", "report.html"])
-def test_a_directory_with_files_of_others_is_left_alone(run, reports, tmp_path, capsys, name):
+def test_a_directory_with_files_of_others_is_left_alone(retsta_run, reports, tmp_path, capsys, name):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("mine\n")
-    assert retsta(labelled(run, reports, tmp_path / "out")) == 2
+    assert retsta(labelled(retsta_run, reports, tmp_path / "out")) == 2
     assert f"{name}: holds something else than" in capsys.readouterr().err
     assert [file.read_text() for file in (tmp_path / "out").iterdir()] == ["mine\n"]
 
 
-def test_the_directory_of_a_run_takes_no_labels(run, reports, capsys):
-    before = sorted(run.rglob("*"))
-    assert retsta(labelled(run, reports, run)) == 2
+def test_the_directory_of_a_run_takes_no_labels(retsta_run, reports, capsys):
+    before = sorted(retsta_run.rglob("*"))
+    assert retsta(labelled(retsta_run, reports, retsta_run)) == 2
     assert "is the directory of a run; give another --output" in capsys.readouterr().err
-    assert sorted(run.rglob("*")) == before
+    assert sorted(retsta_run.rglob("*")) == before
 
 
 def test_every_report_is_kept_or_has_a_reason(tmp_path):

@@ -16,20 +16,9 @@ from retsta_jax.paradigm.paradigm import Translation, with_translations
 from retsta_jax.standardize import config_of_trained
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.translation.offline_translator import translate_offline
-from tests.runs import Material, retsta
+from tests.runs import GENERATED, PARADIGM, Material, retsta
 
-SMALL = {
-    "train.max-steps": 2,
-    "train.max-new-tokens": 4,
-    "train.batch-size": 4,
-    "train.micro-batch": 4,
-    "train.parallel": "jit",
-    "train.evaluate-every": 2,
-    "augment-to": 0,
-    "final-epochs": 1,
-    "label.shard-size": 10,
-}
-GENERATED = {"data.train-size": 12, "data.validation-size": 4, "data.test-size": 6, "data.reports-size": 14}
+SMALL = {**PARADIGM, "augment-to": 0, "label.shard-size": 10}
 TERMS = """id,kind,zh,en,synonyms_zh,synonyms_en
 effusion,sign,胸腔积液,pleural effusion,胸水,effusion
 nodule,sign,肺结节,pulmonary nodule,结节,lung nodule|nodule

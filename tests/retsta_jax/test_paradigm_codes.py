@@ -15,20 +15,11 @@ from retsta_jax.data import Splits, augmented, load_splits
 from retsta_jax.labelling.code_rules import CODE_RULES, judge_by_codes
 from retsta_jax.paradigm.paradigm import ParadigmConfig, ParadigmData, Start, begin
 from tests.common.test_openi import report, write_archive
-from tests.runs import Material, retsta
+from tests.runs import PARADIGM, Material, retsta
 
 TEST = range(1, 7)
 SIZES = {"validation-size": 4, "train-size": 8}
-SMALL = {
-    "train.max-steps": 2,
-    "train.max-new-tokens": 4,
-    "train.batch-size": 4,
-    "train.micro-batch": 4,
-    "train.parallel": "jit",
-    "train.evaluate-every": 2,
-    "zero-epochs": 1,
-    "final-epochs": 1,
-}
+SMALL = {**PARADIGM, "zero-epochs": 1}
 
 
 class Archive(NamedTuple):

@@ -7,23 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.lock_holder import held_elsewhere
-from tests.runs import Material, retsta
-
-SMALL = {"max_steps": 2, "checkpoint_every": 1, "evaluate_every": 1, "max_new_tokens": 4, "epochs": 1}
-
-
-@pytest.fixture(scope="module")
-def run(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps."""
-    run_dir = tmp_path_factory.mktemp("state") / "run"
-    assert retsta(material.train(run_dir, **SMALL)) == 0
-    return run_dir
+from tests.runs import TWO_STEPS, retsta
 
 
 @pytest.fixture
-def own(run: Path, tmp_path: Path) -> Path:
+def own(retsta_run: Path, tmp_path: Path) -> Path:
     """A copy of the run."""
-    return shutil.copytree(run, tmp_path / "run")
+    return shutil.copytree(retsta_run, tmp_path / "run")
 
 
 @pytest.fixture
@@ -51,7 +41,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_run_that_is_being_written_takes_no_second_command(own, reports, material, tmp_path, capsys) -> None:
     with held_elsewhere(own) as pid:
         before = tree(tmp_path)
-        for command in (material.train(own, **SMALL), ["evaluate", "--run-dir", str(own)]):
+        for command in (material.train(own, **TWO_STEPS), ["evaluate", "--run-dir", str(own)]):
             assert f"run: is being written by process {pid} on " in refused(command, capsys)
         assert tree(tmp_path) == before
         output = tmp_path / "out.jsonl"
@@ -93,8 +83,8 @@ def test_what_moved_is_continued(own, reports, tmp_path) -> None:
     assert output.read_bytes() == whole
 
 
-def test_a_run_that_was_trained_further_does_not_continue_rows(run, reports, material, tmp_path, capsys) -> None:
-    own = shutil.copytree(run, tmp_path / "run")
+def test_a_run_that_was_trained_further_does_not_continue_rows(retsta_run, reports, material, tmp_path, capsys) -> None:
+    own = shutil.copytree(retsta_run, tmp_path / "run")
     checkpoints = own / "checkpoints"
     shutil.rmtree(checkpoints / "best")
     shutil.rmtree(checkpoints / "latest" / "2")
@@ -103,7 +93,7 @@ def test_a_run_that_was_trained_further_does_not_continue_rows(run, reports, mat
     for kept in (3, 1):  # also a finished output is not taken for one of the present weights
         output.write_text("".join(output.read_text().splitlines(keepends=True)[:kept]))
         if kept == 3:
-            assert retsta(material.train(own, **SMALL)) == 0
+            assert retsta(material.train(own, **TWO_STEPS)) == 0
         before = output.read_bytes()
         said = refused(standardized(own, reports, output), capsys)
         assert "out.jsonl: holds rows made with other options or files (trained was '" in said
@@ -133,13 +123,15 @@ def test_an_edited_file_of_the_base_is_named(own, reports, material, tmp_path, c
 def test_training_goes_on_where_data_and_base_moved_and_not_with_others(own, material, tmp_path, capsys) -> None:
     data, base = shutil.copytree(material.data, tmp_path / "data"), shutil.copytree(material.base, tmp_path / "base")
     files = {f"data__{name}": data / f"{name}.jsonl" for name in ("train", "validation", "test")}
-    assert retsta(material.train(own, **SMALL, **files, model__base=base)) == 0
+    assert retsta(material.train(own, **TWO_STEPS, **files, model__base=base)) == 0
     assert str(base) in (own / "config.json").read_text()
     before = tree(own)
     rows = (data / "train.jsonl").read_text().splitlines(keepends=True)
     (data / "train.jsonl").write_text("".join(rows[:-1]))
-    assert "run: is a run on another data" in refused(material.train(own, **SMALL, **files, model__base=base), capsys)
-    said = refused(material.train(own, **SMALL, model__base=material.other_base), capsys)
+    assert "run: is a run on another data" in refused(
+        material.train(own, **TWO_STEPS, **files, model__base=base), capsys
+    )
+    said = refused(material.train(own, **TWO_STEPS, model__base=material.other_base), capsys)
     assert "run: is a run on another base" in said
     assert tree(own) == before
 

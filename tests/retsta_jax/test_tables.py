@@ -11,23 +11,9 @@ from common.io.jsonl import read_rows, write_rows
 from retsta_jax.labelling.filters import RULES
 from retsta_jax.paradigm.paper_tables import TABLES
 from tests.pages import commands_of
-from tests.runs import Material, retsta
+from tests.runs import GENERATED, PARADIGM, Material, retsta
 
-SMALL = {
-    "train.max-steps": 2,
-    "train.max-new-tokens": 4,
-    "train.batch-size": 4,
-    "train.micro-batch": 4,
-    "train.parallel": "jit",
-    "train.evaluate-every": 2,
-    "train.tensorboard": False,
-    "data.train-size": 12,
-    "data.validation-size": 4,
-    "data.test-size": 6,
-    "data.reports-size": 14,
-    "augment-to": 36,
-    "final-epochs": 1,
-}
+SMALL = {**PARADIGM, **GENERATED, "train.tensorboard": False, "augment-to": 36}
 
 
 def command(number: object, directory: Path, base: Path, *more: object, seeds: tuple[int, ...] = (0,)) -> list[str]:
