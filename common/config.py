@@ -40,11 +40,13 @@ class Mark(enum.Enum):
 
     MOVABLE = "a path: what lies there is known by its contents, and may move"
     INCIDENTAL = "how a run is spread, and what it writes: nothing that is trained depends on it"
+    EACH_START = "what one start of a run does beside training: the next may do otherwise"
 
 
 Field = TypeVar("Field")
 MovablePath = Annotated[str, Mark.MOVABLE]
 Incidental = Annotated[Field, Mark.INCIDENTAL]
+EachStart = Annotated[Field, Mark.EACH_START]
 
 
 def marked_fields(config_class: type, *marks: Mark, prefix: str = "") -> frozenset[str]:
@@ -123,7 +125,8 @@ def check_run_directory(run_dir: Path, config: Any) -> None:
     found = read_json(path, "the config of a run; give another --run-dir")
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}; give another --run-dir")
-    movable = marked_fields(type(config), Mark.MOVABLE) if (run_dir / TRAINED_ON).exists() else ()
+    marks = (Mark.EACH_START, Mark.MOVABLE) if (run_dir / TRAINED_ON).exists() else (Mark.EACH_START,)
+    movable = marked_fields(type(config), *marks)
     if different := [line for line in differences(found, to_json(config)) if line.field not in movable]:
         raise UserError(
             f"{run_dir}: holds a run of another config ({'; '.join(map(str, different[:3]))}); "

@@ -29,6 +29,7 @@ from common.io.text import read_json_object
 from common.metrics.text import warn_of_absent
 from common.report.table import as_markdown
 from common.training.parallel import make_device_layout
+from common.training.run import base_weights
 from deer_jax.config import (
     ABLATION_NEEDS,
     HELP,
@@ -47,7 +48,7 @@ from deer_jax.rl_run import check_config, reward_labeler
 from deer_jax.rl_run import train_run as run_rl
 from deer_jax.sample import sample_run
 from deer_jax.select import choose, read_studies
-from deer_jax.setup import base_directory, checkpoint_note, load_base
+from deer_jax.setup import base_directory, load_base
 from deer_jax.sft import train_run as run_sft
 from deer_jax.test_evaluation import (
     CONSTANT,
@@ -158,7 +159,7 @@ def run_ablation(
     test = splits["test"]
     if not start.is_dir():
         run_sft(sft, directory / "sft")
-    check_trained_on(directory / "sft", {"base": checkpoint_note(base_directory(sft.model))["base"]["sha256"]})
+    check_trained_on(directory / "sft", {"base": base_weights(base_directory(sft.model)).sha256})
     score = functools.partial(score_model, split=test, layout=config.data.layout, labeler=labeler)
     table = {SFT: [score(held_out_reports(config, start, directory / "sft"))]}
     others = nearest(config, start, splits["train"], test)
@@ -206,7 +207,7 @@ def with_variant(config: RlConfig, variant: Variant, start: Path, chosen: str, s
 def rl_reports(config: RlConfig, run_dir: Path) -> Reports:
     """The reports for the test studies after a run, which is done, continued or already there."""
     check_run_directory(run_dir, config)
-    check_trained_on(run_dir, {"base": checkpoint_note(base_directory(config.model))["base"]["sha256"]})
+    check_trained_on(run_dir, {"base": base_weights(base_directory(config.model)).sha256})
     if not (run_dir / "model").is_dir():
         run_rl(config, run_dir)
     return held_out_reports(config, run_dir / "model", run_dir)

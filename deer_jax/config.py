@@ -30,6 +30,7 @@ from common.models.attention import Implementation
 from common.models.lora import LoraConfig
 from common.models.qwen2 import Remat
 from common.options import Needs
+from common.training.config import TrainingConfig
 from common.training.optim import OptimConfig
 from common.training.parallel import MESH_NEEDS, MeshConfig, Mode
 from deer_jax.ditpo import Objective
@@ -86,23 +87,15 @@ class RewardConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class RunConfig(TrainingConfig):
     """What both stages share."""
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
-    optim: OptimConfig = OptimConfig()
-    mesh: MeshConfig = MeshConfig()
-    parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
     instruction: str = INSTRUCTION
     batch_size: Count = 64  # studies of one update, over all devices
     micro_batch: Count = 8  # studies that one device takes at a time; the rest is accumulation
-    checkpoint_every: Incidental[Steps] = 100  # updates between checkpoints; the last update always gets one
-    evaluate_every: Steps = 100  # updates between validations, after which the best checkpoint may change
-    seed: Seed = 0
-    tensorboard: Incidental[bool] = True  # write TensorBoard event files
-    wandb_project: Incidental[str] = ""  # Weights & Biases project to send numbers to; "": none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +116,8 @@ class RlConfig(RunConfig):
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     objective: Objective = Objective()
+    best_by: str = "val/reward"  # the measurement on validation data that chooses the best checkpoint
+    best_is: Literal["lowest", "highest"] = "highest"  # which value of it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,11 +39,12 @@ from common.models.qwen2_vl_vision import VisionConfig
 from common.models.qwen2_vl_weights import save_qwen2_vl
 from common.phantoms.phantom import Phantom, make_phantoms
 from common.training.checkpoint import open_checkpoints
+from common.training.evaluation import Check, Evaluation
 from common.training.loop import train
 from common.training.optim import OptimConfig, make_optimizer, make_schedule
 from common.training.parallel import compile_evaluation, compile_step, device_put_tree, make_device_layout, place_batch
 from common.training.step import init_state, make_train_step
-from common.types import LossSum, PyTree
+from common.types import LossSum, PyTree, TrainState
 from deer_jax.config import EMBEDDED_BASE, INSTRUCTION
 from deer_jax.prompts import Encoder, ReportRows, prompt_length, report_rows
 from deer_jax.vision_policy import image_features, sft_loss
@@ -178,7 +179,7 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
     evaluate = compile_evaluation(lambda *args: loss(*args)[1], layout)
     still = to_arrays(held_out, lambda image, *place: resize_shorter(image, SIDE))
 
-    def validation_loss(state, check) -> float:
+    def measure(state: TrainState, check: Check) -> dict[str, float]:
         unseen = make_iterator(plan_in_order([1] * HELD_OUT, batch_rows=50, buckets=(1,)), still)
         parts = []
         for batch in unseen:
@@ -188,8 +189,7 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
             name: sum(part[name].total for part in parts) / sum(part[name].weight for part in parts)
             for name in parts[0]
         }
-        print({name: round(float(value), 4) for name, value in mean.items()}, flush=True)
-        return float(sum(mean.values()))
+        return {"val/loss": float(sum(mean.values())), **{f"val/{name}": float(mean[name]) for name in mean}}
 
     first = init_params(config, jax.random.key(SEED))
     first["probe"] = {"kernel": jnp.zeros((WIDTH, len(FINDINGS))), "bias": jnp.zeros(len(FINDINGS))}
@@ -205,9 +205,8 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
         layout=layout,
         checkpoints=checkpoints,
         schedule=make_schedule(OPTIM, steps),
-        validation_loss=validation_loss,
+        evaluations=[Evaluation(100, measure, ("val/loss",))],
         checkpoint_every=100,
-        evaluate_every=100,
         tensorboard=False,
     )
     checkpoints.close()

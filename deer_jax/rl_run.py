@@ -10,7 +10,7 @@ import numpy as np
 
 from common.bounds import POSITIVE, check_number
 from common.clinical.labeler import Labeler, load_labeler, spread
-from common.config import check_run_directory, claim_run_directory, owning_run_directory
+from common.config import owning_run_directory
 from common.config_options import preset_parser, read_preset_options
 from common.data.packing import GlobalBatch
 from common.data.pipeline import make_iterator
@@ -21,8 +21,8 @@ from common.errors import UserError
 from common.io.fingerprints import data_record
 from common.io.terminal import say
 from common.models.qwen2_vl import SHARDING_RULES
-from common.training.checkpoint import open_checkpoints, restore_trainable
-from common.training.loop import RUN_OUTPUTS, Validation, train
+from common.training.evaluation import Check, Evaluation
+from common.training.loop import RUN_OUTPUTS
 from common.training.optim import make_optimizer, make_schedule
 from common.training.parallel import (
     DeviceLayout,
@@ -32,7 +32,7 @@ from common.training.parallel import (
     make_device_layout,
     place_batch,
 )
-from common.training.step import init_state
+from common.training.run import Training, accumulation, base_weights, run_training, this_process
 from common.types import PyTree, TrainState
 from deer_jax.config import (
     HELP,
@@ -51,13 +51,12 @@ from deer_jax.rewards import Reward, load_function, phase_gamma
 from deer_jax.rl import Judge, StudyBatch, make_rl_step, plan_studies, read_groups
 from deer_jax.setup import (
     Base,
-    accumulation,
     attention_of,
     check_run,
-    checkpoint_note,
     decode_settings,
     export,
     initial_trees,
+    learnt_rows,
     load_base,
     load_studies,
 )
@@ -67,6 +66,8 @@ from deer_jax.vision_policy import vision_policy
 NOT_FINITE = "the policy's logits are not finite (NaN or infinity), so this validation has no value"
 OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", "adapter", "model")  # of a run directory
 PAPERS = -1  # the strength that stands for the paper's
+REWARD = "val/reward"
+SHOWN = ("reward", "kl", "new_tokens", "clipped")
 
 
 def main(arguments: list[str]) -> None:
@@ -137,10 +138,10 @@ def batch_maker(config: RlConfig, base: Base, part: Split) -> Callable[[GlobalBa
     return make
 
 
-def make_validation(
+def reward_evaluation(
     config: RlConfig, base: Base, part: Split, frozen: PyTree, judge: Judge, layout: DeviceLayout
-) -> Validation:
-    """A function of the state: 1 minus the mean reward of the greedy reports of a part, by the last phase's reward.
+) -> Evaluation:
+    """The mean reward of the greedy reports of a part, by the last phase's reward.
 
     The mean is over finite rewards, as that of training is. It is NaN, which is never the best, where there is none, or
     where a report comes from logits that are not finite.
@@ -159,7 +160,7 @@ def make_validation(
     count = len(part.studies)
     local = rows // jax.process_count()
 
-    def validation_loss(state: TrainState, check: Callable[[], None]) -> float:
+    def measure(state: TrainState, check: Check) -> dict[str, float]:
         sums = np.zeros(2)
         for start in range(0, count, rows):
             check()
@@ -179,9 +180,9 @@ def make_validation(
 
             sums = multihost_utils.process_allgather(sums).sum(0)
         total, known = sums
-        return 1 - float(total / known) if known else math.nan
+        return {REWARD: float(total / known) if known else math.nan}
 
-    return validation_loss
+    return Evaluation(config.evaluate_every, measure, (REWARD,))
 
 
 @owning_run_directory
@@ -191,50 +192,37 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
     Raises UserError for bad input before anything is written.
     """
     check_config(config)
-    first_process = jax.process_index() == 0
-    if first_process:
-        check_run_directory(run_dir, config)
     layout = make_device_layout(config.parallel, config.mesh)
-    accumulate = accumulation(config, layout)
+    accumulate = accumulation(config.batch_size, config.micro_batch, layout)
     labeler = reward_labeler(config.reward)
     labeler = None if labeler is None else spread(labeler)
     quarantine = Quarantine()
-    parts = load_studies(config.data, quarantine)
+    splits = load_studies(config.data, quarantine)
     base = load_base(config.model, config.data.side, config.instruction, layout)
-    note = checkpoint_note(base.directory)
-    learnt = ([study.id, study.report] for name in ("train", "validation") for study in parts[name].studies)
-    trained_on = {"base": note["base"]["sha256"], "data": data_record(learnt)}
-    if labeler is not None:
-        trained_on |= {"labeler": data_record([labeler_record(config.reward.labeler, labeler)])}
-    stop_ids = base.tokenizer.stop_ids
     judge, held_out = (
-        judge_of(config, parts[name], labeler, stop_ids, learning)
+        judge_of(config, splits[name], labeler, base.tokenizer.stop_ids, learning)
         for name, learning in (("train", True), ("validation", False))
     )
     policy = vision_policy(
         base.config, base.layout, decode_settings(base, config.rollout), config.lora, config.model.loss_chunk
     )
     tx = make_optimizer(config.optim, config.steps * config.updates)
-    trainable, frozen = initial_trees(config, base, layout)
-    reference = jax.tree.map(lambda leaf: leaf.copy(), trainable) if config.objective.kl else None
-    plan = plan_studies(len(parts["train"].studies), config.batch_size, config.steps, config.seed)
-    if first_process:
-        claim_run_directory(run_dir, config, trained_on)
-        quarantine.write(run_dir / "quarantine.jsonl")
-        say_data(splits_line(config.data, parts, quarantine))
-        print(attention_of(base, prompt_length(base.encoder, config.data.views)), flush=True)
-    checkpoints = open_checkpoints(run_dir, note, config)
     schedule = make_schedule(config.optim, config.steps * config.updates)
-    state = train(
-        device_put_tree(init_state(trainable, tx), layout, SHARDING_RULES),
-        frozen,
-        make_iterator(
-            plan,
-            batch_maker(config, base, parts["train"]),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+    trainable, frozen = initial_trees(config, base, layout)
+
+    def announce() -> None:
+        say_data(splits_line(config.data, splits, quarantine))
+        print(attention_of(base, prompt_length(base.encoder, config.data.views)), flush=True)
+
+    training = Training(
+        trainable=trainable,
+        frozen=frozen,
+        batches=make_iterator(
+            plan_studies(len(splits["train"].studies), config.batch_size, config.steps, config.seed),
+            batch_maker(config, base, splits["train"]),
+            **this_process(),
         ),
-        make_rl_step(
+        step=make_rl_step(
             policy,
             config.objective,
             tx,
@@ -244,22 +232,21 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
             group=config.rollout.group,
             updates=config.updates,
             accumulate=accumulate,
-            reference=reference,
-            ids=[study.id for study in parts["train"].studies],
+            reference=jax.tree.map(lambda leaf: leaf.copy(), trainable) if config.objective.kl else None,
+            ids=[study.id for study in splits["train"].studies],
         ),
-        run_dir=run_dir,
+        tx=tx,
         total_steps=config.steps,
-        rng=device_put_tree(jax.random.key(config.seed), layout),
-        layout=layout,
-        checkpoints=checkpoints,
         schedule=lambda step: schedule(step * config.updates),
-        validation_loss=make_validation(config, base, parts["validation"], frozen, held_out, layout),
-        checkpoint_every=config.checkpoint_every,
-        evaluate_every=config.evaluate_every,
-        tensorboard=config.tensorboard,
-        wandb_project=config.wandb_project,
+        evaluations=[reward_evaluation(config, base, splits["validation"], frozen, held_out, layout)],
+        base=base_weights(base.directory),
+        learns_from=learnt_rows(splits),
+        also_from={} if labeler is None else {"labeler": data_record([labeler_record(config.reward.labeler, labeler)])},
+        announce=announce,
+        quarantine=quarantine,
+        rules=SHARDING_RULES,
+        shown=SHOWN,
     )
-    _, best = restore_trainable(checkpoints, state.trainable)
-    checkpoints.close()
+    best = run_training(config, run_dir, layout, training)
     export(config, base, best, frozen, run_dir)
     return best

@@ -1,8 +1,9 @@
 """What both training stages of DEER do before and after: the base model, its trees, data, and the export."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,6 @@ from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.errors import UserError
 from common.generation.generate import DecodeSettings
 from common.generation.sampling import Sampling
-from common.io.fingerprints import fingerprint_directory
 from common.io.safetensors import open_tensors
 from common.models.attention import attention_line, check_implementation
 from common.models.lora import init_lora, merge
@@ -32,7 +32,7 @@ from common.models.qwen2_vl_weights import (
     save_qwen2_vl,
 )
 from common.training.logs import check_wandb
-from common.training.parallel import DeviceLayout, check_rows, device_put_tree, shardings
+from common.training.parallel import DeviceLayout, device_put_tree, shardings
 from common.types import PyTree
 from deer_jax.config import EMBEDDED_BASE, DataConfig, ModelConfig, RolloutConfig, RunConfig
 from deer_jax.prompts import Encoder, read_splits
@@ -67,13 +67,6 @@ def check_run(config: RunConfig) -> None:
     check_wandb(config.wandb_project)
 
 
-def accumulation(config: RunConfig, layout: DeviceLayout) -> int:
-    """How many micro-batches an update has. Raises UserError where its studies cannot be cut evenly."""
-    accumulate = max(config.batch_size // (layout.row_shards * config.micro_batch), 1)
-    check_rows(config.batch_size, accumulate, layout)
-    return accumulate
-
-
 def load_base(model: ModelConfig, side: int, instruction: str, layout: DeviceLayout) -> Base:
     """The base model, read straight into the shardings of `layout`. Raises UserError."""
     directory = base_directory(model)
@@ -88,11 +81,11 @@ def load_base(model: ModelConfig, side: int, instruction: str, layout: DeviceLay
     stored = "float32" if model.tuning == "full" else model.frozen_dtype
     targets = shardings(param_shapes(sizes), layout, SHARDING_RULES)
     sizes, params = load_qwen2_vl(directory, dtype=model.dtype, param_dtype=stored, shardings=targets)
-    parts = {
+    splits = {
         name: dataclasses.replace(getattr(sizes, name), attention=model.attention, remat=model.remat)
         for name in ("language", "vision")
     }
-    sizes = dataclasses.replace(sizes, **parts)
+    sizes = dataclasses.replace(sizes, **splits)
     encoder = Encoder(sizes, tokenizer, side, instruction)
     return Base(directory, sizes, params, encoder, vision_layout(sizes.vision, encoder.grid))
 
@@ -132,9 +125,9 @@ def load_studies(data: DataConfig, quarantine: Quarantine) -> dict[str, Split]:
     return splits
 
 
-def checkpoint_note(directory: Path) -> dict[str, Any]:
-    """What every checkpoint says about the base weights it belongs to."""
-    return {"base": {"name": directory.resolve().name, "sha256": fingerprint_directory(directory)}}
+def learnt_rows(splits: Mapping[str, Split]) -> Iterator[list[str]]:
+    """What a run learns from, for its digest."""
+    return ([study.id, study.report] for name in ("train", "validation") for study in splits[name].studies)
 
 
 def export(config: RunConfig, base: Base, trainable: PyTree, frozen: PyTree, run_dir: Path) -> None:

@@ -9,14 +9,15 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from common.bounds import Count, CountOrNone, Few, Phantoms, Probability, Seed, Steps, StepsOrAll
+from common.bounds import Count, CountOrNone, Few, Phantoms, Probability, Steps, StepsOrAll
 from common.config import Incidental, MovablePath
 from common.models.attention import Implementation
 from common.models.lora import LoraConfig
 from common.models.qwen2 import Remat
 from common.options import Needs
+from common.training.config import TrainingConfig
 from common.training.optim import OptimConfig
-from common.training.parallel import MESH_NEEDS, MeshConfig, Mode
+from common.training.parallel import MESH_NEEDS, MeshConfig
 
 EMBEDDED_BASE = Path(__file__).parent / "assets" / "base"
 
@@ -78,7 +79,7 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RetstaConfig:
+class RetstaConfig(TrainingConfig):
     """Everything that decides a training run."""
 
     instruction: str = (
@@ -89,22 +90,14 @@ class RetstaConfig:
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
-    optim: OptimConfig = OptimConfig()
-    mesh: MeshConfig = MeshConfig()
-    parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
     epochs: Steps = 1
     max_steps: StepsOrAll = 0  # updates after which to end; 0: after all epochs
-    checkpoint_every: Incidental[Steps] = 100  # updates between checkpoints; the last update always gets one
-    evaluate_every: Steps = 100  # updates between validations, after which the best checkpoint may change
     batch_size: Count = 16  # rows of one update, over all devices
     micro_batch: Count = 2  # rows that one device takes at a time; the rest is accumulation
     max_length: Count = 2048  # tokens of a row; a longer example is left out and counted
     packing: bool = False  # several examples in a row; else one, padded to the next of `buckets`
     buckets: tuple[Count, ...] = (256, 512, 1024, 2048)
     max_new_tokens: Incidental[Count] = 512  # of a standard report
-    seed: Seed = 0
-    tensorboard: Incidental[bool] = True  # write TensorBoard event files
-    wandb_project: Incidental[str] = ""  # Weights & Biases project to send numbers to; "": none
 
 
 RETSTA_7B_ZERO = RetstaConfig(

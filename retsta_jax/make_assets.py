@@ -31,9 +31,10 @@ from common.models.lora import LoraConfig
 from common.models.qwen2 import Qwen2Config, init_params
 from common.models.qwen2_weights import save_qwen2
 from common.training.checkpoint import open_checkpoints
-from common.training.loop import mean_loss, train
+from common.training.evaluation import loss_evaluation
+from common.training.loop import train
 from common.training.optim import OptimConfig, make_optimizer, make_schedule
-from common.training.parallel import compile_evaluation, compile_step, device_put_tree, make_device_layout, place_batch
+from common.training.parallel import compile_step, device_put_tree, make_device_layout
 from common.training.sft import sft_loss
 from common.training.step import init_state, make_train_step
 from retsta_jax.config import EMBEDDED_BASE
@@ -115,12 +116,7 @@ def make(directory: Path, work: Path, steps: int, batch_size: int) -> None:
     loss = functools.partial(sft_loss, config=SIZES, lora=LoraConfig(dropout=0.0), chunk=LENGTH)
     tx = make_optimizer(OPTIM, steps)
     rng = device_put_tree(jax.random.key(SEED), layout)
-    evaluate = compile_evaluation(lambda *args: loss(*args)[0], layout)
-
-    def validation_loss(state, check) -> float:
-        batches = evaluation_batches(held_out, tokenizer.pad_id, batch_rows=8, buckets=(128, LENGTH))
-        return mean_loss(batches, lambda batch: evaluate(state.trainable, {}, place_batch(batch, layout), rng), check)
-
+    unseen = functools.partial(evaluation_batches, held_out, tokenizer.pad_id, batch_rows=8, buckets=(128, LENGTH))
     checkpoints = open_checkpoints(work, {"base": {"name": "random", "sha256": str(SEED)}})
     state = train(
         device_put_tree(init_state(init_params(SIZES, jax.random.key(SEED)), tx), layout),
@@ -133,9 +129,8 @@ def make(directory: Path, work: Path, steps: int, batch_size: int) -> None:
         layout=layout,
         checkpoints=checkpoints,
         schedule=make_schedule(OPTIM, steps),
-        validation_loss=validation_loss,
+        evaluations=[loss_evaluation(100, loss, {}, unseen, layout)],
         checkpoint_every=100,
-        evaluate_every=100,
         tensorboard=False,
     )
     checkpoints.close()

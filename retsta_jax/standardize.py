@@ -24,12 +24,13 @@ from common.models.decoding import Prompts
 from common.models.qwen2_weights import max_positions
 from common.training.checkpoint import open_checkpoints, restore_trainable
 from common.training.parallel import DeviceLayout, MeshConfig, batch_sharding, make_device_layout
+from common.training.run import base_weights
 from common.training.sft import model_variables
 from common.types import PyTree
 from retsta_jax.config import RetstaConfig
 from retsta_jax.prompts import prompt_tokens
 from retsta_jax.reports import read_reports
-from retsta_jax.train import Base, base_directory, checkpoint_note, initial_trees, load_base
+from retsta_jax.train import Base, base_directory, initial_trees, load_base
 
 BATCHES_AT_ONCE = 8  # batches that are sorted into length buckets together
 MOST_POSITIONS = 32_768  # that Qwen2.5 was trained on; for a base whose config.json does not say
@@ -83,7 +84,7 @@ def load_trained(run_dir: Path, mesh: MeshConfig | None = None) -> Trained:
     layout = make_device_layout("jit") if mesh is None else make_device_layout("auto", mesh, jax.local_devices())
     base = load_base(config, layout)
     start, frozen = initial_trees(config, base, layout)
-    checkpoints = open_checkpoints(run_dir, checkpoint_note(base_directory(config)), config)
+    checkpoints = open_checkpoints(run_dir, base_weights(base_directory(config)).note(), config)
     step, trainable = restore_trainable(checkpoints, start)
     checkpoints.close()
     return Trained(config, base, trainable, frozen, step, layout)

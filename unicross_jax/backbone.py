@@ -1,9 +1,8 @@
 """The frozen side of a model: CLIP, its tokenizer, and what the tokens of reports look like to it."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from common.io.fingerprints import fingerprint
 from common.io.text import read_json_object
 from common.models.clip import ClipConfig, init_params
 from common.models.clip_weights import load_clip
+from common.training.run import BaseWeights
 from common.types import PyTree
 from unicross_jax.adapters import AdapterConfig
 from unicross_jax.config import EMBEDDED_CLIP, ModelConfig, RunConfig
@@ -133,9 +133,9 @@ def report_embedding(backbone: Backbone, tokenizer: ReportTokenizer, config: Uni
     return (sums / counts[:, None]).astype(embedding.dtype)
 
 
-def checkpoint_note(backbone: Backbone, frozen: PyTree) -> Mapping[str, Any]:
-    """What every checkpoint says about the frozen weights it belongs to."""
-    return {"base": {"name": backbone.name, "sha256": fingerprint(frozen)}}
+def frozen_weights(backbone: Backbone, frozen: PyTree) -> BaseWeights:
+    """The frozen weights that a checkpoint belongs to."""
+    return BaseWeights(backbone.name, fingerprint(frozen))
 
 
 def base_note(clip: PyTree) -> dict[str, str]:

@@ -9,14 +9,15 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
-from common.bounds import Count, Few, Finite, NotNegative, Probability, Rate, Seed, Side, Steps, StepsOrAll, Within
+from common.bounds import Count, Few, Finite, NotNegative, Probability, Rate, Side, Steps, StepsOrAll, Within
 from common.config import Incidental, MovablePath
 from common.data.cleaning import CleaningName
 from common.data.source import HELP as DATA_HELP
 from common.data.source import STUDY_NEEDS, StudySource
 from common.options import Needs
+from common.training.config import TrainingConfig
 from common.training.optim import OptimConfig
-from common.training.parallel import MESH_NEEDS, MeshConfig, Mode
+from common.training.parallel import MESH_NEEDS
 from unicross_jax.model import Conditioning
 
 ASSETS = Path(__file__).parent / "assets"
@@ -72,29 +73,21 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class RunConfig(TrainingConfig):
     """Everything that decides a training run."""
 
     data: DataConfig = DataConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
     model: ModelConfig = ModelConfig()
-    optim: OptimConfig = OptimConfig()
     visual_rate: NotNegative = 1.0  # learning rate of all that comes before the decoder, as a share of the decoder's
-    mesh: MeshConfig = MeshConfig()
-    parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
     epochs: Steps = 1
     max_steps: StepsOrAll = 0  # updates after which to end; 0: after all epochs
-    checkpoint_every: Incidental[Steps] = 100  # updates between checkpoints; the last update always gets one
-    evaluate_every: Steps = 100  # updates between validations, after which the best checkpoint may change
     batch_size: Count = 16  # studies of one update, over all devices
     micro_batch: Count = 16  # studies that one device takes at a time; the rest is accumulation
     max_length: ReportLength = 60  # tokens of a report with its start and end; a longer one is cut, and counted
     loss_chunk: Count = 128  # positions of each row whose logits exist at one time
     beams: Incidental[Few] = 3  # of generation; 1: greedy
     length_penalty: Incidental[LengthPenalty] = 0.0  # of beams, whose log-probability is divided by length ** this
-    seed: Seed = 0
-    tensorboard: Incidental[bool] = True  # write TensorBoard event files
-    wandb_project: Incidental[str] = ""  # Weights & Biases project to send numbers to; "": none
 
 
 PAPER = OptimConfig(

@@ -33,7 +33,8 @@ from common.models.clip import Clip, ClipConfig, ScaledConv, init_params, normal
 from common.models.clip_weights import save_clip
 from common.phantoms.phantom import Phantom, make_phantoms
 from common.training.checkpoint import open_checkpoints
-from common.training.loop import mean_loss, train
+from common.training.evaluation import loss_evaluation
+from common.training.loop import train
 from common.training.optim import OptimConfig, make_optimizer, make_schedule
 from common.training.parallel import compile_step, device_put_tree, make_device_layout
 from common.training.step import init_state, make_train_step
@@ -212,11 +213,6 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
     tx = make_optimizer(OPTIM, steps)
     rng = device_put_tree(jax.random.key(SEED), layout)
     unseen = [evaluation_batch(held_out[start : start + rows], words) for start in range(0, HELD_OUT, rows)]
-    evaluate = jax.jit(lambda trainable, batch: loss(trainable, {}, batch, rng)[0])
-
-    def validation_loss(state, check) -> float:
-        return mean_loss(unseen, lambda batch: evaluate(state.trainable, batch), check)
-
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     batch_of = functools.partial(training_batch, phantoms=phantoms, words=words, rows=rows)
     checkpoints = open_checkpoints(work, {"base": {"name": "random", "sha256": str(SEED)}})
@@ -231,9 +227,8 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
         layout=layout,
         checkpoints=checkpoints,
         schedule=make_schedule(OPTIM, steps),
-        validation_loss=validation_loss,
+        evaluations=[loss_evaluation(100, loss, {}, lambda: unseen, layout)],
         checkpoint_every=100,
-        evaluate_every=100,
         tensorboard=False,
     )
     checkpoints.close()

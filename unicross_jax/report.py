@@ -23,7 +23,7 @@ from common.types import PyTree
 from unicross_jax.backbone import (
     ReportTokenizer,
     check_base,
-    checkpoint_note,
+    frozen_weights,
     load_backbone,
     load_words,
     without_dropout,
@@ -65,7 +65,7 @@ def load_trained(directory: Path) -> Trained:
     key = jax.random.key(config.seed)
     warn_of_writer(directory)
     if (directory / "checkpoints").is_dir():
-        checkpoints = open_checkpoints(directory, dict(checkpoint_note(backbone, task.frozen)), config)
+        checkpoints = open_checkpoints(directory, frozen_weights(backbone, task.frozen).note(), config)
         step, trainable = restore_trainable(
             checkpoints, device_put_tree(init_trainable(task.model, key), make_device_layout("jit"))
         )

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict
-from jaxtyping import Array
 
 from common.bounds import COUNT, check_number, check_numbers
-from common.config import check_run_directory, claim_run_directory, owning_run_directory, to_json
+from common.config import owning_run_directory, to_json
 from common.data.packing import plan_epochs, plan_in_order
 from common.data.pipeline import make_iterator
 from common.data.readers import ImageStudy
@@ -22,31 +21,20 @@ from common.data.splits import Split
 from common.data.summary import Cut, say_data, study_line
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
-from common.io.fingerprints import data_record
 from common.io.safetensors import NameMap, Published, published_tensors, write_json, write_tensors, written_whole
 from common.io.terminal import say
-from common.training.checkpoint import open_checkpoints, restore_trainable
 from common.training.logs import check_wandb
-from common.training.loop import RUN_OUTPUTS, Validation, mean_loss, train
-from common.training.optim import make_optimizer, make_schedule
-from common.training.parallel import (
-    DeviceLayout,
-    check_rows,
-    compile_evaluation,
-    compile_step,
-    device_put_tree,
-    make_device_layout,
-    place_batch,
-)
-from common.training.step import init_state, make_train_step
-from common.types import LossSum, PyTree, TrainState
+from common.training.loop import RUN_OUTPUTS
+from common.training.parallel import DeviceLayout, device_put_tree, make_device_layout
+from common.training.run import accumulation, run_training, supervised, this_process
+from common.types import PyTree
 from unicross_jax.backbone import (
     BASE_FILE,
     Backbone,
     ReportTokenizer,
     base_note,
-    checkpoint_note,
     frozen_tree,
+    frozen_weights,
     load_backbone,
     model_config,
     without_dropout,
@@ -166,29 +154,14 @@ def batch_maker(
     )
 
 
-def make_validation(
-    config: RunConfig, task: Task, examples: Sequence[Example], part: Split, frozen: PyTree, layout: DeviceLayout
-) -> Validation:
-    """A function of the state: mean cross-entropy of the reports of `examples`, without dropout or augmentation."""
-    still = without_dropout(task.model)
-
-    def sums(trainable: PyTree, frozen: PyTree, batch: ReportBatch, rng: Array) -> LossSum:
-        return loss(trainable, frozen, batch, rng, config=still, chunk=config.loss_chunk)[0]
-
-    evaluate = compile_evaluation(sums, layout)
-    rng = device_put_tree(jax.random.key(0), layout)
-    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+def validation_batches(
+    config: RunConfig, task: Task, examples: Sequence[Example], part: Split, layout: DeviceLayout
+) -> Iterator[ReportBatch]:
+    """The studies of a part once, in order, without augmentation."""
     lengths, rows = [len(example.tokens) - 1 for example in examples], layout.row_shards * config.micro_batch
     plan = plan_in_order(lengths, batch_rows=rows, buckets=(config.max_length - 1,))
     to_arrays = batch_maker(config, task, examples, part, still_view(config.data, task.model.clip.image_size))
-
-    def validation_loss(state: TrainState, check: Callable[[], None]) -> float:
-        def loss_of(batch: PyTree) -> LossSum:
-            return evaluate(state.trainable, frozen, place_batch(batch, layout), rng)
-
-        return mean_loss(make_iterator(plan, to_arrays, **here), loss_of, check)
-
-    return validation_loss
+    return make_iterator(plan, to_arrays, **this_process())
 
 
 def export(config: RunConfig, task: Task, trainable: PyTree, directory: Path) -> None:
@@ -215,78 +188,66 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
     """
     check_config(config)
     check_wandb(config.wandb_project)
-    first_process = jax.process_index() == 0
-    if first_process:
-        check_run_directory(run_dir, config)
     layout = make_device_layout(config.parallel, config.mesh)
-    accumulate = max(config.batch_size // (layout.row_shards * config.micro_batch), 1)
-    check_rows(config.batch_size, accumulate, layout)
+    accumulate = accumulation(config.batch_size, config.micro_batch, layout)
     backbone = load_backbone(config.model, config.seed)
     check_sizes(config, backbone)
     quarantine = Quarantine()
-    parts = read_splits(config.data, quarantine)
+    splits = read_splits(config.data, quarantine)
     for name in ("train", "validation"):
-        if name not in parts:
+        if name not in splits:
             raise UserError(f"data: there is no {name} split; expected at least one study there")
     tokenizer: ReportTokenizer = backbone.tokenizer
     if config.vocabulary.kind == "words":
-        tokenizer = build_vocabulary(config.vocabulary, [study.report for study in parts["train"].studies])
+        tokenizer = build_vocabulary(config.vocabulary, [study.report for study in splits["train"].studies])
     task = make_task(config, backbone, tokenizer)
-    examples, cut = encode(config, task, parts["train"].studies)
-    held_out, cut_held_out = encode(config, task, parts["validation"].studies)
-    plan = plan_epochs(
-        [len(example.tokens) - 1 for example in examples],
-        batch_rows=config.batch_size,
-        epochs=config.epochs,
-        max_length=config.max_length - 1,
-        packing=False,
-        seed=config.seed,
-    )
-    total_steps = min(len(plan), config.max_steps or len(plan))
-    tx = optax.chain(make_optimizer(config.optim, total_steps), slower_images(config.visual_rate))
-    note = dict(checkpoint_note(backbone, task.frozen))
-    learnt = (
-        [study.id, study.report, study.indication] for name in ("train", "validation") for study in parts[name].studies
-    )
-    trained_on = {"base": note["base"]["sha256"], "data": data_record(learnt)}
-    frozen = device_put_tree(task.frozen, layout)
-    trainable = device_put_tree(first_weights(config, task), layout)
-    if first_process:
-        claim_run_directory(run_dir, config, trained_on)
-        quarantine.write(run_dir / "quarantine.jsonl")
+    examples, cut = encode(config, task, splits["train"].studies)
+    held_out, cut_held_out = encode(config, task, splits["validation"].studies)
+
+    def announce() -> None:
         if isinstance(tokenizer, WordTokenizer):
             save_words(run_dir / VOCABULARY_FILE, tokenizer)
-        counts = {name: len(part.studies) for name, part in parts.items()}
+        counts = {name: len(part.studies) for name, part in splits.items()}
         of = Cut(cut + cut_held_out, config.max_length)
         unknown = unknown_words(tokenizer, [*examples, *held_out])
         say_data(study_line(config.data, counts, quarantine, cut=of, unknown=unknown))
-    train_loss = functools.partial(loss, config=task.model, chunk=config.loss_chunk)
-    view = training_view(config.data, task.model.clip.image_size, config.seed)
-    checkpoints = open_checkpoints(run_dir, note, config)
-    state = train(
-        device_put_tree(init_state(trainable, tx), layout),
-        frozen,
-        make_iterator(
-            plan,
-            batch_maker(config, task, examples, parts["train"], view),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            threads=min(os.cpu_count() or 1, 16),
+
+    training = supervised(
+        config,
+        layout,
+        functools.partial(loss, config=task.model, chunk=config.loss_chunk),
+        device_put_tree(first_weights(config, task), layout),
+        device_put_tree(task.frozen, layout),
+        plan=plan_epochs(
+            [len(example.tokens) - 1 for example in examples],
+            batch_rows=config.batch_size,
+            epochs=config.epochs,
+            max_length=config.max_length - 1,
+            packing=False,
+            seed=config.seed,
         ),
-        compile_step(lambda axis: make_train_step(train_loss, tx, accumulate, axis), layout),
-        run_dir=run_dir,
-        total_steps=total_steps,
-        rng=device_put_tree(jax.random.key(config.seed), layout),
-        layout=layout,
-        checkpoints=checkpoints,
-        schedule=make_schedule(config.optim, total_steps),
-        validation_loss=make_validation(config, task, held_out, parts["validation"], frozen, layout),
-        checkpoint_every=config.checkpoint_every,
-        evaluate_every=config.evaluate_every,
-        tensorboard=config.tensorboard,
-        wandb_project=config.wandb_project,
+        to_batch=batch_maker(
+            config,
+            task,
+            examples,
+            splits["train"],
+            training_view(config.data, task.model.clip.image_size, config.seed),
+        ),
+        validation=functools.partial(validation_batches, config, task, held_out, splits["validation"], layout),
+        validation_loss=functools.partial(loss, config=without_dropout(task.model), chunk=config.loss_chunk),
+        max_steps=config.max_steps,
+        accumulate=accumulate,
+        then=slower_images(config.visual_rate),
+        threads=min(os.cpu_count() or 1, 16),
+        base=frozen_weights(backbone, task.frozen),
+        learns_from=(
+            [study.id, study.report, study.indication]
+            for name in ("train", "validation")
+            for study in splits[name].studies
+        ),
+        announce=announce,
+        quarantine=quarantine,
     )
-    _, best = restore_trainable(checkpoints, state.trainable)
-    checkpoints.close()
+    best = run_training(config, run_dir, layout, training)
     export(config, task, best, run_dir / "model")
     return best

@@ -4,16 +4,17 @@ import dataclasses
 import operator
 from typing import Literal
 
-from common.bounds import Count, Probability, Seed, Steps, StepsOrAll, check_numbers
+from common.bounds import Count, Probability, Steps, StepsOrAll, check_numbers
 from common.config import Incidental, MovablePath
 from common.models.bert import BertConfig
 from common.options import Needs
+from common.training.config import TrainingConfig
 from common.training.optim import OptimConfig
-from common.training.parallel import MESH_NEEDS, MeshConfig, Mode
+from common.training.parallel import MESH_NEEDS
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelerRunConfig:
+class LabelerRunConfig(TrainingConfig):
     """Everything that decides the training of a labeler."""
 
     data: Incidental[str] = "phantom"  # phantom, openi, or a JSONL file of rows {"id", "report", "labels"}
@@ -29,19 +30,11 @@ class LabelerRunConfig:
     init: MovablePath = ""  # directory of bert-base-uncased, weights and vocab.txt; without it training is from scratch
     encoder: BertConfig = BertConfig()  # from scratch; vocab_size is then the most that the vocabulary may hold
     shuffle: bool = False  # sentences of a training report change places in each epoch
-    optim: OptimConfig = OptimConfig()
-    mesh: MeshConfig = MeshConfig()
-    parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
     epochs: Steps = 1
     max_steps: StepsOrAll = 0  # updates after which to end; 0: after all epochs
-    checkpoint_every: Incidental[Steps] = 100  # updates between checkpoints; the last update always gets one
-    evaluate_every: Steps = 100  # updates between validations, after which the best checkpoint may change
     batch_size: Count = 16  # reports of one update, over all devices
     buckets: tuple[Count, ...] = (64, 128, 256, 512)  # tokens that rows are padded to
     export_dtype: Literal["float32", "float16"] = "float32"  # of the labeler's weights as they are written
-    seed: Seed = 0
-    tensorboard: Incidental[bool] = True  # write TensorBoard event files
-    wandb_project: Incidental[str] = ""  # Weights & Biases project to send numbers to; "": none
 
 
 # Above each preset: its command, the hardware it was made for, and what it should reach (docs/results.md).

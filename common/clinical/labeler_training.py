@@ -5,12 +5,12 @@ The loss is CheXbert's, the sum over labels of the cross-entropy of each head; `
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
 from common.clinical.labeler import (
     IN_RUN,
@@ -26,34 +26,22 @@ from common.clinical.labeler_config import NEEDS, PRESETS, LabelerRunConfig, che
 from common.clinical.labeler_loss import LabelBatch, label_batch, labeler_loss
 from common.clinical.labeler_scores import as_markdown, score_labeler
 from common.clinical.labelled_reports import LabeledCorpus, LabeledReport, openi_corpus, phantom_corpus, rows_corpus
-from common.config import check_run_directory, claim_run_directory, owning_run_directory
+from common.config import owning_run_directory
 from common.config_options import preset_parser, read_preset_options
 from common.data.packing import plan_epochs, plan_in_order
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
 from common.data.summary import say_data
 from common.errors import UserError
-from common.io.fingerprints import data_record, fingerprint
+from common.io.fingerprints import fingerprint
 from common.io.numbers import rounded
 from common.io.safetensors import write_json, written_whole
 from common.io.terminal import say
 from common.models.bert import ClassifierConfig, init_classifier
 from common.models.bert_weights import encoder_config, load_encoder, save_classifier
-from common.training.checkpoint import open_checkpoints, restore_trainable
 from common.training.logs import check_wandb
-from common.training.loop import Validation, mean_loss, train
-from common.training.optim import make_optimizer, make_schedule
-from common.training.parallel import (
-    DeviceLayout,
-    check_rows,
-    compile_evaluation,
-    compile_step,
-    device_put_tree,
-    make_device_layout,
-    place_batch,
-)
-from common.training.step import init_state, make_train_step
-from common.types import LossSum, PyTree, TrainState
+from common.training.parallel import DeviceLayout, check_rows, make_device_layout
+from common.training.run import BaseWeights, run_training, supervised, this_process
 
 PHANTOM_SEED = 7_000  # away from the studies that policies learn from
 
@@ -141,89 +129,62 @@ def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
     """
     check_config(config)
     check_wandb(config.wandb_project)
-    first_process = jax.process_index() == 0
-    if first_process:
-        check_run_directory(run_dir, config)
     layout = make_device_layout(config.parallel, config.mesh)
     check_rows(config.batch_size, 1, layout)
     quarantine = Quarantine()
     corpus = load_corpus(config, quarantine)
     labeler = make_labeler(config, corpus)
-    note = {"base": {"name": Path(config.init).name or "random", "sha256": fingerprint(labeler.params)}}
-    learnt = ([report.text, [*map(int, report.labels)]] for report in (*corpus.train, *corpus.validation))
-    trained_on = {"base": note["base"]["sha256"], "data": data_record(learnt)}
     ids, labels = encode_reports(labeler, corpus.train)
-    plan = plan_epochs(
-        [len(own) for own in ids],
-        batch_rows=config.batch_size,
-        epochs=config.epochs,
-        max_length=labeler.window,
-        packing=False,
-        buckets=fitting_buckets(config, labeler),
-        seed=config.seed,
-    )
-    total_steps = min(len(plan), config.max_steps or len(plan))
-    tx = make_optimizer(config.optim, total_steps)
-    stop = labeler.tokenizer.token_to_id(".") if config.shuffle else None
-    if first_process:
-        claim_run_directory(run_dir, config, trained_on)
-        quarantine.write(run_dir / "quarantine.jsonl")
+
+    def announce() -> None:
         if quarantine:
             print(quarantine.summary(), flush=True)
         say_data(corpus_line(config, corpus, labeler))
-    checkpoints = open_checkpoints(run_dir, note, config)
-    loss = functools.partial(labeler_loss, config=labeler.config, dropout=True)
-    state = train(
-        device_put_tree(init_state(labeler.params, tx), layout),
+
+    training = supervised(
+        config,
+        layout,
+        functools.partial(labeler_loss, config=labeler.config, dropout=True),
+        labeler.params,
         {},
-        make_iterator(
-            plan,
-            functools.partial(label_batch, ids=ids, labels=labels, stop=stop, seed=config.seed),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+        plan=plan_epochs(
+            [len(own) for own in ids],
+            batch_rows=config.batch_size,
+            epochs=config.epochs,
+            max_length=labeler.window,
+            packing=False,
+            buckets=fitting_buckets(config, labeler),
+            seed=config.seed,
         ),
-        compile_step(lambda axis: make_train_step(loss, tx, axis_name=axis), layout),
-        run_dir=run_dir,
-        total_steps=total_steps,
-        rng=device_put_tree(jax.random.key(config.seed), layout),
-        layout=layout,
-        checkpoints=checkpoints,
-        schedule=make_schedule(config.optim, total_steps),
-        validation_loss=make_validation(config, labeler, corpus.validation, layout),
-        checkpoint_every=config.checkpoint_every,
-        evaluate_every=config.evaluate_every,
-        tensorboard=config.tensorboard,
-        wandb_project=config.wandb_project,
+        to_batch=functools.partial(
+            label_batch,
+            ids=ids,
+            labels=labels,
+            stop=labeler.tokenizer.token_to_id(".") if config.shuffle else None,
+            seed=config.seed,
+        ),
+        validation=functools.partial(validation_batches, config, labeler, corpus.validation, layout),
+        validation_loss=functools.partial(labeler_loss, config=labeler.config, dropout=False),
+        max_steps=config.max_steps,
+        base=BaseWeights(Path(config.init).name or "random", fingerprint(labeler.params)),
+        learns_from=([report.text, [*map(int, report.labels)]] for report in (*corpus.train, *corpus.validation)),
+        announce=announce,
+        quarantine=quarantine,
     )
-    _, best = restore_trainable(checkpoints, state.trainable)
-    checkpoints.close()
+    best = run_training(config, run_dir, layout, training)
     export(config, labeler._replace(params=best), run_dir / IN_RUN)
     return corpus
 
 
-def make_validation(
+def validation_batches(
     config: LabelerRunConfig, labeler: Labeler, reports: Sequence[LabeledReport], layout: DeviceLayout
-) -> Validation:
-    """A function of the state: mean loss of these reports, without dropout."""
-
-    def sums(trainable: PyTree, frozen: PyTree, batch: LabelBatch, rng: Array) -> LossSum:
-        return labeler_loss(trainable, frozen, batch, rng, config=labeler.config, dropout=False)[0]
-
-    evaluate = compile_evaluation(sums, layout)
-    rng = device_put_tree(jax.random.key(0), layout)
+) -> Iterator[LabelBatch]:
+    """Labelled reports once, in order."""
     ids, labels = encode_reports(labeler, reports)
     buckets, rows = fitting_buckets(config, labeler), layout.row_shards * -(-32 // layout.row_shards)
     plan = plan_in_order([len(own) for own in ids], batch_rows=rows, buckets=buckets)
     to_arrays = functools.partial(label_batch, ids=ids, labels=labels, stop=None, seed=0)
-    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-
-    def validation_loss(state: TrainState, check: Callable[[], None]) -> float:
-        def loss_of(batch: PyTree) -> LossSum:
-            return evaluate(state.trainable, {}, place_batch(batch, layout), rng)
-
-        return mean_loss(make_iterator(plan, to_arrays, **here), loss_of, check)
-
-    return validation_loss
+    return make_iterator(plan, to_arrays, **this_process())
 
 
 def corpus_line(config: LabelerRunConfig, corpus: LabeledCorpus, labeler: Labeler) -> str:

@@ -56,7 +56,7 @@ def open_checkpoints(run_dir: Path, note: dict[str, Any], config: Any = None) ->
     free: frozenset[str] = frozenset()
     if config is not None:
         note = {**note, "config": to_json(config)}
-        free = marked_fields(type(config), Mark.MOVABLE, Mark.INCIDENTAL)
+        free = marked_fields(type(config), *Mark)
     for name in ("absl", "asyncio"):  # what writes in the background logs what it also raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if getattr(sys.unraisablehook, "func", None) is not _say_unless_late:
@@ -128,6 +128,14 @@ def save_best(checkpoints: Checkpoints, state: TrainState, value: float) -> None
     )
     with _disk_errors(checkpoints.best.directory):
         checkpoints.best.save(step, args=items, metrics={"value": value})
+
+
+def best_so_far(checkpoints: Checkpoints) -> tuple[int, float] | None:
+    """(step, value) of the best checkpoint, as `save_best` was given it; None where there is none."""
+    with _disk_errors(checkpoints.best.directory):
+        checkpoints.best.wait_until_finished()  # its values are read from the disk
+    step = checkpoints.best.best_step()
+    return None if step is None else (step, checkpoints.best.metrics(step)["value"])
 
 
 def restore_latest(checkpoints: Checkpoints, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:

@@ -37,6 +37,9 @@ class Best(NamedTuple):
     patience: int = 0  # training ends after so many of its evaluations without a better one; 0: it does not
 
 
+BY_LOSS = Best()
+
+
 def loss_evaluation(
     every: int,
     loss: LossFn,

@@ -13,7 +13,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +93,11 @@ def open_logs(
     resume_step: int = 0,
     tensorboard: bool = True,
     wandb_project: str | None = None,
+    shown: Sequence[str] = ("loss",),
 ) -> Logs:
     """Open the logs of a run that continues after `resume_step` (0: starts from the beginning).
+
+    The console shows the metrics in `shown` as far as a step has them, and every evaluation.
 
     What an earlier attempt logged after `resume_step` is dropped; those steps are about to run again. Process 0
     alone writes: elsewhere the result accepts rows and does nothing. Raises UserError for a directory that
@@ -120,9 +123,9 @@ def open_logs(
             ) from error
         console = Console(stderr=True)
         if console.is_terminal:
-            sinks.append(_bar_sink(stack, console, total_steps, resume_step))
+            sinks.append(_bar_sink(stack, console, total_steps, resume_step, shown))
         else:
-            sinks.append(_line_sink(total_steps))
+            sinks.append(_line_sink(total_steps, shown))
         return Logs(tuple(sinks), stack.pop_all(), last_step)
 
 
@@ -261,12 +264,12 @@ def _tagged(metrics: Metrics, timings: Timings) -> dict[str, float | int | str]:
     return tagged | {f"timings/{name}": value for name, value in timings.items()}
 
 
-def _bar_sink(stack: ExitStack, console: Console, total_steps: int, resume_step: int) -> Sink:
+def _bar_sink(stack: ExitStack, console: Console, total_steps: int, resume_step: int, shown: Sequence[str]) -> Sink:
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
+        TextColumn("{task.fields[shown]}"),
         TextColumn("{task.fields[tokens_per_second]} tokens/s"),
         TextColumn("{task.fields[parts]}"),
         TimeElapsedColumn(),
@@ -276,14 +279,12 @@ def _bar_sink(stack: ExitStack, console: Console, total_steps: int, resume_step:
         refresh_per_second=2,
     )
     task = progress.add_task(
-        "training", total=total_steps, completed=resume_step, loss="-", tokens_per_second="-", parts=""
+        "training", total=total_steps, completed=resume_step, shown="", tokens_per_second="-", parts=""
     )
     stack.enter_context(progress)
 
     def write(step: int, metrics: Metrics, timings: Timings) -> None:
-        fields: dict[str, Any] = {}
-        if "loss" in metrics:
-            fields["loss"] = _short(metrics["loss"])
+        fields: dict[str, Any] = {"shown": _named(metrics, shown)}
         if "tokens_per_second" in timings:
             fields["tokens_per_second"] = _short(timings["tokens_per_second"])
         fields["parts"] = _parts(timings)
@@ -294,7 +295,7 @@ def _bar_sink(stack: ExitStack, console: Console, total_steps: int, resume_step:
     return write
 
 
-def _line_sink(total_steps: int) -> Sink:
+def _line_sink(total_steps: int, shown: Sequence[str]) -> Sink:
     first: tuple[int, float] | None = None
     last_line = -math.inf
 
@@ -307,12 +308,12 @@ def _line_sink(total_steps: int) -> Sink:
             return
         last_line = now
         parts = [f"step {step}/{total_steps}"]
-        if "loss" in metrics:
-            parts.append(f"loss {_short(metrics['loss'])}")
+        if values := _named(metrics, shown):
+            parts.append(values)
         if "tokens_per_second" in timings:
             parts.append(f"{_short(timings['tokens_per_second'])} tokens/s")
-        if shown := _parts(timings):
-            parts.append(shown)
+        if spent := _parts(timings):
+            parts.append(spent)
         if first[0] < step < total_steps:
             seconds = (now - first[1]) / (step - first[0]) * (total_steps - step)
             parts.append(f"ETA {int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}")
@@ -321,6 +322,10 @@ def _line_sink(total_steps: int) -> Sink:
         print("  ".join(parts), file=sys.stderr, flush=True)
 
     return write
+
+
+def _named(metrics: Metrics, names: Sequence[str]) -> str:
+    return "  ".join(f"{name} {_short(metrics[name])}" for name in names if name in metrics)
 
 
 def _validation(metrics: Metrics) -> str:

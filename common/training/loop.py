@@ -1,15 +1,15 @@
-"""The training loop as one function: steps, logs, validation, checkpoints, resuming, and stopping when told to.
+"""The training loop as one function: steps, logs, evaluations, checkpoints, resuming, and stopping when told to.
 
 A run that is killed at any moment and started again goes on from its last checkpoint with the same batches and random
-keys, and writes the same `metrics.jsonl`: a row is on disk before the checkpoint that follows it. Where a validation is
-cut short, the checkpoint holds the row that it belongs to, and the next start validates first.
+keys, and writes the same `metrics.jsonl`: a row is on disk before the checkpoint that follows it. Where an evaluation
+is cut short, the checkpoint holds the row that it belongs to, and the next start evaluates first.
 """
 
 import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,16 +22,19 @@ from common.io.fingerprints import fingerprint
 from common.io.terminal import say
 from common.process.host_watch import stop_asked
 from common.process.stopping import Stopped, held, received, stop
-from common.training.checkpoint import CHECKPOINTS, Checkpoints, restore_latest, save_best, save_latest
+from common.training.checkpoint import CHECKPOINTS, Checkpoints, best_so_far, restore_latest, save_best, save_latest
+from common.training.evaluation import BY_LOSS, Best, Evaluation, best_every, check_best, due
 from common.training.logs import LOGS, SECONDS, Logs, open_logs
 from common.training.parallel import DeviceLayout, place_batch
+from common.training.profile import FOLDER as PROFILE
+from common.training.profile import tracing
 from common.training.step import TrainStep
 from common.training.step_clock import StepClock
-from common.types import Batch, LossSum, PyTree, TrainState
+from common.types import Batch, PyTree, TrainState
 
-RUN_OUTPUTS = (CHECKPOINTS, *LOGS)  # what training writes into a run directory
+RUN_OUTPUTS = (CHECKPOINTS, PROFILE, *LOGS)  # what training writes into a run directory
 MAX_SKIPPED_IN_A_ROW = 10  # non-finite updates in a row after which a run stops
-UNFINISHED = "row"  # in a checkpoint beside the position in the data: the row whose validation is to be done
+UNFINISHED = "row"  # in a checkpoint beside the position in the data: the row whose evaluations are to be done
 
 
 class Batches(Protocol):
@@ -40,11 +43,6 @@ class Batches(Protocol):
     def __next__(self) -> Batch: ...
     def get_state(self) -> dict[str, int]: ...
     def set_state(self, state: dict[str, int]) -> None: ...
-
-
-# validation(state, check) -> what decides the best checkpoint, lower being better. To be called before each batch,
-# `check()` raises `Stopped` where the run is to end.
-Validation = Callable[[TrainState, Callable[[], None]], float]
 
 
 class _Row(NamedTuple):
@@ -66,23 +64,37 @@ def train(
     layout: DeviceLayout,
     checkpoints: Checkpoints,
     schedule: optax.Schedule,
-    validation_loss: Validation,
+    evaluations: Sequence[Evaluation],
+    best: Best = BY_LOSS,
     flops_per_batch: Callable[[Batch], float] | None = None,
     peak_flops: float | None = None,
     checkpoint_every: int,
-    evaluate_every: int,
     tensorboard: bool = True,
     wandb_project: str = "",
+    shown: Sequence[str] = ("loss",),
+    profile: int = 0,
     now: Callable[[], float] = time.perf_counter,
 ) -> TrainState:
     """Train `state` until step `total_steps`, from the latest checkpoint where there is one.
 
     `state`, `frozen` and `rng` are placed; `step` is compiled; where it makes the tokens that it learns from, its
-    metric `tokens` is their number. `validation_loss` decides the best checkpoint; where it is not finite, which is
-    said, these weights are no candidate. Raises UserError after too many non-finite updates in a row, and `Stopped`,
-    with the state saved, after the step or the batch of a validation in which SIGTERM or SIGINT came. `now` is the
-    clock in seconds.
+    metric `tokens` is their number. `best` chooses the best checkpoint; where its measurement is not finite, which is
+    said, these weights are no candidate. The console shows the metrics in `shown`; `profile` steps are traced. `now` is
+    the clock in seconds. Raises UserError after too many non-finite updates in a row, and `Stopped`, with the state
+    saved, after the step or the batch of an evaluation in which SIGTERM or SIGINT came.
     """
+    check_best(best, evaluations)
+    best_interval = best_every(best, evaluations)
+
+    def stalled(step: int, value: float = math.nan) -> bool:
+        """Whether the best measurement, of those before and `value` at this step, is `patience` evaluations old."""
+        if not best.patience:
+            return False
+        reached, least = best_so_far(checkpoints) or (0, math.inf)
+        if (-value if best.highest else value) < least:
+            reached = step
+        return step // best_interval - reached // best_interval >= best.patience
+
     resumed = restore_latest(checkpoints, state)
     unfinished: list[Any] | None = None
     if resumed is not None:
@@ -90,7 +102,7 @@ def train(
         unfinished = position.pop(UNFINISHED, None)
         batches.set_state(position)
     first = int(state.step)
-    if first >= total_steps and unfinished is None:
+    if (first >= total_steps or stalled(first)) and unfinished is None:
         return state
     logs = open_logs(
         run_dir,
@@ -98,6 +110,7 @@ def train(
         resume_step=first if unfinished is None else first - 1,
         tensorboard=tensorboard,
         wandb_project=wandb_project or None,
+        shown=shown,
     )
     clock, asked = StepClock(now), stop_asked()
     waiting: Callable[[], _Row] | None = None
@@ -120,33 +133,41 @@ def train(
                 timings["utilisation"] = rate / (peak_flops * layout.mesh.size)
         return _Row(values | {"learning_rate": float(schedule(index - 1)), "tokens": tokens}, timings)
 
-    def finished(index: int, row: _Row, state: TrainState, evaluate: bool) -> bool:
-        """Validate where it is due, and write the row; False where a signal ends the validation."""
+    def finished(index: int, row: _Row, state: TrainState) -> bool:
+        """Evaluate what is due, and write the row; False where a signal ends an evaluation."""
         extra: dict[str, Any] = {}
-        if evaluate:
+        for evaluation in due(evaluations, index, index == total_steps):
             try:
                 check()
-                extra["val/loss"] = validation_loss(state, check)
+                extra |= evaluation.measure(state, check)
             except Stopped:
                 return False
-            if not math.isfinite(extra["val/loss"]):
-                tell(f"step {index}: the validation loss is not finite (NaN or infinity): never the best checkpoint")
-        if index == total_steps:
+        if extra and best.name not in extra and (index % best_interval == 0 or index == total_steps):
+            raise UserError(f"best_by: {best.name} is not measured while training; expected {', '.join(extra)}")
+        value = extra.get(best.name)
+        if value is not None and not math.isfinite(value):
+            tell(f"step {index}: {best.name} is not finite (NaN or infinity): never the best checkpoint")
+        if index == total_steps or (value is not None and stalled(index, value)):
             extra["weights_sha256"] = fingerprint(state.trainable)
         _write(logs, run_dir, index, _Row(row.metrics | extra, row.timings))
-        if evaluate:
-            save_best(checkpoints, state, extra["val/loss"])
+        if value is not None:
+            save_best(checkpoints, state, -value if best.highest else value)
         return True
 
     with logs, clock.listening(), contextlib.ExitStack() as block:
         block.callback(checkpoints.wait)  # a process must not end while they are being written
-        if unfinished is not None and not finished(first, _row_of_json(unfinished), state, evaluate=True):
+        traced = block.enter_context(tracing(run_dir, profile))
+        if unfinished is not None and not finished(first, _row_of_json(unfinished), state):
             stop(f"the state after step {first} is saved; the same command continues")
         clock.restart()
         for index in range(first + 1, total_steps + 1):
+            if stalled(index - 1):
+                tell(f"ended after step {index - 1}: no better {best.name} in {best.patience} evaluations")
+                break
             batch = next(batches)
             state, metrics = step(state, frozen, place_batch(batch, layout), rng)
             timed = clock.dispatched(metrics)
+            traced(index - first, metrics)
             if index == first + 1:
                 block.enter_context(held())  # before, there was nothing to save, and compiling can take minutes
             # One step ahead at most: the previous step's numbers are fetched while this one runs.
@@ -154,13 +175,13 @@ def train(
                 _write(logs, run_dir, index - 1, waiting())
             waiting = functools.partial(row_of, index, metrics, batch, timed)
             last, stopping = index == total_steps, asked()
-            evaluate = last or index % evaluate_every == 0
+            evaluate = bool(due(evaluations, index, last))
             if not (evaluate or stopping or index % checkpoint_every == 0):
                 continue
             # What follows compiles programs. On CPUs a step that waits for other hosts holds the threads that compile.
             jax.block_until_ready(metrics)
             row, waiting = waiting(), None
-            done = finished(index, row, state, evaluate)
+            done = finished(index, row, state)
             save_latest(checkpoints, state, batches.get_state() | ({} if done else {UNFINISHED: _json_of_row(row)}))
             if stopping or not done:
                 stop(f"the state after step {index} is saved; the same command continues")
@@ -194,23 +215,3 @@ def _write(logs: Logs, run_dir: Path, index: int, row: _Row) -> None:
             f"{run_dir}: {MAX_SKIPPED_IN_A_ROW} updates in a row were not finite, or their gradient or loss, up to "
             f"step {index}; lower the learning rate, or look for bad weights; the checkpoints are from before"
         )
-
-
-def mean_loss(batches: Iterable[Batch], loss: Callable[[Any], LossSum], check: Callable[[], None]) -> float:
-    """The mean of `loss` over batches, for a validation: one batch ahead at most, so that a signal is heard soon."""
-    total = weight = 0.0
-    waiting: list[LossSum] = []
-
-    def add() -> None:
-        nonlocal total, weight
-        part = waiting.pop(0)
-        total, weight = total + float(part.total), weight + float(part.weight)
-
-    for batch in batches:
-        check()
-        waiting.append(loss(batch))
-        if len(waiting) > 1:
-            add()
-    if waiting:
-        add()
-    return total / weight if weight else math.nan

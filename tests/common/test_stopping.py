@@ -13,6 +13,7 @@ import pytest
 from common.command import run_cli
 from common.io.resumable import row_writer
 from common.training.checkpoint import save_latest
+from common.training.evaluation import LOSS
 from tests.common.test_train_loop import Counted, run
 
 ROOT = Path(__file__).parents[2]
@@ -123,11 +124,11 @@ def signalled(number, step):
     """A validation during which a signal comes at a step, once."""
     waiting = [step]
 
-    def validation(state, check) -> float:
+    def validation(state, check):
         if waiting == [int(state.step)]:
             os.kill(os.getpid(), waiting.pop() and number)
         check()
-        return float(state.step)
+        return {LOSS: float(state.step)}
 
     return validation
 

@@ -12,6 +12,7 @@ import pytest
 
 from common.errors import UserError
 from common.training.checkpoint import open_checkpoints, restore_latest, restore_trainable
+from common.training.evaluation import LOSS, Best, Evaluation
 from common.training.loop import MAX_SKIPPED_IN_A_ROW, train
 from common.training.parallel import compile_step, device_put_tree, make_device_layout
 from common.training.step import init_state, make_train_step
@@ -54,10 +55,15 @@ def run(
     validation=lambda state: float(state.step),
     batches=None,
     checked=None,
+    evaluations=(),
     wrap=None,
     **more,
 ):
     """Train w by w -= 0.1 * (number of the batch) from 0, checkpoint and validation after each second step."""
+
+    def measure(state, check):
+        return {LOSS: validation(state)}
+
     layout = make_device_layout("jit")
     checkpoints = open_checkpoints(run_dir, NOTE)
     try:
@@ -72,9 +78,8 @@ def run(
             layout=layout,
             checkpoints=checkpoints,
             schedule=optax.constant_schedule(0.1),
-            validation_loss=checked or (lambda state, check: validation(state)),
+            evaluations=evaluations or [Evaluation(2, checked or measure, (LOSS,))],
             checkpoint_every=2,
-            evaluate_every=2,
             tensorboard=False,
             **more,
         )
@@ -140,8 +145,8 @@ def test_a_validation_that_is_not_finite_is_no_best_and_is_said(tmp_path, capsys
     values = {2: 0.5, 4: float("nan"), 6: float("-inf")}
     state = run(tmp_path, bad={5}, validation=lambda state: values[int(state.step)])
     said = capsys.readouterr().err
-    assert said.count("the validation loss is not finite") == 2
-    assert "warning: step 4: the validation loss is not finite" in said
+    assert said.count("val/loss is not finite") == 2
+    assert "warning: step 4: val/loss is not finite" in said
     assert "warning: 1 of 6 updates were not finite and were skipped" in said
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["val/loss"] for row in rows if "val/loss" in row] == [0.5, None, None]
@@ -268,3 +273,53 @@ def test_compiling_is_told_of_the_step_that_does_it():
     assert 0 < first["compile_seconds"] <= first["step_seconds"]
     assert "compile_seconds" not in again
     assert 0 < other["compile_seconds"] <= other["step_seconds"]
+
+
+def scored(values, every=2, name="val/F1"):
+    """An evaluation whose score of each step is given; unknown names are not declared."""
+    return Evaluation(every, lambda state, check: {name: values[int(state.step)]}, (name,))
+
+
+def test_the_best_checkpoint_follows_any_measurement_up_or_down(tmp_path):
+    values = {1: 0.3, 2: 0.1, 3: 0.9, 4: 0.5, 5: 0.8, 6: 0.2}
+    losses = Evaluation(2, lambda state, check: {LOSS: float(state.step)}, (LOSS,))
+    for highest, expected in ((True, 3), (False, 2)):
+        folder = tmp_path / str(highest)
+        state = run(folder, evaluations=[losses, scored(values, every=1)], best=Best("val/F1", highest))
+        assert read(folder, restore_trainable, state.trainable)[0] == expected
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [row["val/F1"] for row in rows] == [*values.values()]
+        assert [row["step"] for row in rows if LOSS in row] == [2, 4, 6]
+
+
+def test_what_nothing_measures_cannot_choose_the_best(tmp_path):
+    with pytest.raises(UserError, match="best_by: val/BLEU is not measured while training; expected val/loss"):
+        run(tmp_path / "known", best=Best("val/BLEU"))
+    unknown = [Evaluation(2, lambda state, check: {"val/F1": 1.0})]
+    with pytest.raises(UserError, match="best_by: val/BLEU is not measured while training; expected val/F1"):
+        run(tmp_path / "unknown", best=Best("val/BLEU"), evaluations=unknown)
+
+
+def test_training_ends_where_nothing_better_comes_and_a_second_start_does_nothing(tmp_path, capsys):
+    values = {2: 3.0, 4: 1.0, 6: 2.0, 8: 1.5, 10: 0.5, 12: 0.1}
+    patient = {"total": 12, "best": Best("val/F1", patience=2)}
+    state = run(tmp_path / "whole", evaluations=[scored(values)], **patient)
+    assert int(state.step) == 8
+    assert "ended after step 8: no better val/F1 in 2 evaluations" in capsys.readouterr().err
+    assert read(tmp_path / "whole", restore_trainable, state.trainable)[0] == 4
+    log = (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    assert b"weights_sha256" in log.splitlines()[-1]
+    run(tmp_path / "whole", evaluations=[scored({})], **patient)
+    assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == log
+    with pytest.raises(KeyError):
+        run(tmp_path / "cut", evaluations=[scored({2: 3.0, 4: 1.0, 6: 2.0})], **patient)
+    run(tmp_path / "cut", evaluations=[scored(values)], **patient)
+    assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == log
+
+
+def test_steps_are_traced_where_that_is_asked_for(tmp_path):
+    run(tmp_path / "traced", profile=1)
+    assert [*(tmp_path / "traced" / "profile").rglob("perfetto_trace.json.gz")]
+    run(tmp_path / "short", total=2, profile=5)  # ends before the last of them
+    run(tmp_path / "none")
+    assert not (tmp_path / "none" / "profile").exists()

@@ -17,6 +17,7 @@ from common.generation.loop import Generated
 from common.generation.sampling import Sampling
 from common.models.decoding import Prompts
 from common.training.checkpoint import open_checkpoints
+from common.training.evaluation import LOSS, Evaluation
 from common.training.loop import train
 from common.training.optim import OptimConfig, make_optimizer, make_schedule
 from common.training.parallel import MeshConfig, device_put_tree, make_device_layout, place_batch
@@ -79,9 +80,8 @@ def run(run_dir, steps: int, layout, *, scores="tfidf", reward=wanted_words, obj
         layout=layout,
         checkpoints=checkpoints,
         schedule=make_schedule(optim, steps),
-        validation_loss=lambda state, check: 0.0,
+        evaluations=[Evaluation(steps, lambda state, check: {LOSS: 0.0}, (LOSS,))],
         checkpoint_every=2,
-        evaluate_every=steps,
         tensorboard=False,
     )
     checkpoints.close()

@@ -1,0 +1,166 @@
+"""What every training shares, written once: from two trees, batches, a step and evaluations to the best weights.
+
+A system reads its data and its base model, and says by a `Training` what is its own. `run_training` claims the run
+directory, records what the run learns from, opens checkpoints and logs, trains or continues, and returns the weights
+that the evaluations chose, for the system to export.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from common.config import claim_run_directory
+from common.data.packing import GlobalBatch, Plan
+from common.data.pipeline import make_iterator
+from common.data.records import Quarantine
+from common.io.fingerprints import data_record, fingerprint_directory
+from common.io.terminal import say
+from common.training.checkpoint import open_checkpoints, restore_trainable
+from common.training.config import TrainingConfig
+from common.training.evaluation import Best, Evaluation, loss_evaluation
+from common.training.flops import peak_flops
+from common.training.loop import Batches, train
+from common.training.optim import make_optimizer, make_schedule
+from common.training.parallel import (
+    DeviceLayout,
+    Rules,
+    check_rows,
+    compile_step,
+    device_put_tree,
+)
+from common.training.step import LossFn, TrainStep, init_state, make_train_step
+from common.types import Batch, PyTree
+
+
+class BaseWeights(NamedTuple):
+    """The weights that a training starts from, as every checkpoint records them."""
+
+    name: str
+    sha256: str
+
+    def note(self) -> dict[str, Any]:
+        """What a checkpoint says of them."""
+        return {"base": self._asdict()}
+
+
+def base_weights(directory: Path) -> BaseWeights:
+    """Those of a model's directory."""
+    return BaseWeights(directory.resolve().name, fingerprint_directory(directory))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training, as values and functions; `trainable` and `frozen` are placed, `step` is compiled."""
+
+    trainable: PyTree
+    frozen: PyTree
+    batches: Batches
+    step: TrainStep  # step(state, frozen, batch, rng) -> (state, metrics)
+    tx: optax.GradientTransformation
+    total_steps: int
+    schedule: optax.Schedule  # the learning rate of each step, for the log
+    evaluations: Sequence[Evaluation]
+    base: BaseWeights
+    learns_from: Iterable[Any]  # rows of JSON values, of which a run records a digest
+    also_from: Mapping[str, str] = dataclasses.field(default_factory=dict)  # digests of what else decides its weights
+    announce: Callable[[], None] = lambda: None  # says what the run learns from, once its directory is claimed
+    quarantine: Quarantine = dataclasses.field(default_factory=Quarantine)
+    rules: Rules = ()
+    flops: Callable[[Batch], float] | None = None  # model FLOPs of an update on this process's rows of a batch
+    shown: Sequence[str] = ("loss",)  # metrics of a step that the console shows
+
+
+def run_training(config: TrainingConfig, run_dir: Path, layout: DeviceLayout, training: Training) -> PyTree:
+    """Do a training, or continue it, in a directory that this process owns; its best trainable tree.
+
+    Raises UserError for a directory of another run.
+    """
+    if jax.process_index() == 0:
+        trained_on = {"base": training.base.sha256, "data": data_record(training.learns_from), **training.also_from}
+        claim_run_directory(run_dir, config, trained_on)
+        training.quarantine.write(run_dir / "quarantine.jsonl")
+        training.announce()
+        say(f"training: {training.total_steps:,} updates; the first one compiles the step")
+    checkpoints = open_checkpoints(run_dir, training.base.note(), config)
+    state = train(
+        device_put_tree(init_state(training.trainable, training.tx), layout, training.rules),
+        training.frozen,
+        training.batches,
+        training.step,
+        run_dir=run_dir,
+        total_steps=training.total_steps,
+        rng=device_put_tree(jax.random.key(config.seed), layout),
+        layout=layout,
+        checkpoints=checkpoints,
+        schedule=training.schedule,
+        evaluations=training.evaluations,
+        best=Best(config.best_by, config.best_is == "highest", config.patience),
+        flops_per_batch=training.flops,
+        peak_flops=peak_flops(jax.devices()[0]),
+        checkpoint_every=config.checkpoint_every,
+        tensorboard=config.tensorboard,
+        wandb_project=config.wandb_project,
+        shown=training.shown,
+        profile=config.profile,
+    )
+    _, best = restore_trainable(checkpoints, state.trainable)
+    checkpoints.close()
+    return best
+
+
+def supervised(
+    config: TrainingConfig,
+    layout: DeviceLayout,
+    loss: LossFn,
+    trainable: PyTree,
+    frozen: PyTree,
+    *,
+    plan: Plan,
+    to_batch: Callable[[GlobalBatch], Batch],
+    validation: Callable[[], Iterable[Batch]],
+    validation_loss: LossFn | None = None,
+    max_steps: int = 0,
+    accumulate: int = 1,
+    then: optax.GradientTransformation | None = None,
+    evaluations: Sequence[Evaluation] = (),
+    threads: int = 1,
+    **own: Any,
+) -> Training:
+    """The training of a loss on planned batches, evaluated by its mean over `validation()`, and by `evaluations`.
+
+    `validation_loss` is the loss without dropout, where that is another function; `then` follows the optimizer; `own`
+    are the other fields of `Training`.
+    """
+    total_steps = min(len(plan), max_steps or len(plan))
+    tx = make_optimizer(config.optim, total_steps)
+    tx = tx if then is None else optax.chain(tx, then)
+    return Training(
+        trainable=trainable,
+        frozen=frozen,
+        batches=make_iterator(plan, to_batch, **this_process(), threads=threads),
+        step=compile_step(lambda axis: make_train_step(loss, tx, accumulate, axis), layout),
+        tx=tx,
+        total_steps=total_steps,
+        schedule=make_schedule(config.optim, total_steps),
+        evaluations=(
+            loss_evaluation(config.evaluate_every, validation_loss or loss, frozen, validation, layout),
+            *evaluations,
+        ),
+        **own,
+    )
+
+
+def accumulation(batch_size: int, micro_batch: int, layout: DeviceLayout) -> int:
+    """How many micro-batches an update has. Raises UserError where its rows cannot be cut evenly."""
+    accumulate = max(batch_size // (layout.row_shards * micro_batch), 1)
+    check_rows(batch_size, accumulate, layout)
+    return accumulate
+
+
+def this_process() -> dict[str, int]:
+    """Which part of every batch this process reads."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
