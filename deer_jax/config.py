@@ -30,7 +30,7 @@ from common.models.attention import Implementation
 from common.models.lora import LoraConfig
 from common.models.qwen2 import Remat
 from common.options import Needs
-from common.training.config import TrainingConfig
+from common.training.config import METRICS_NEEDS, ReportTrainingConfig
 from common.training.optim import OptimConfig
 from common.training.parallel import MESH_NEEDS, MeshConfig, Mode
 from deer_jax.ditpo import Objective
@@ -87,7 +87,7 @@ class RewardConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(TrainingConfig):
+class RunConfig(ReportTrainingConfig):
     """What both stages share."""
 
     data: DataConfig = DataConfig()
@@ -229,6 +229,7 @@ NEEDS = (
     Needs("lora", "model.tuning", ("lora",)),
     Needs("model.frozen_dtype", "model.tuning", ("vision", "lora")),
     MESH_NEEDS,
+    *METRICS_NEEDS,
 )  # of both stages
 
 RL_NEEDS = (

@@ -1,10 +1,9 @@
 """Rewards of sampled reports (DEER Eq. 1): F1 of the labels that a labeler finds, and BLEU-2.
 
 A reward is a pure function of texts and references, `(texts, references) -> floats`, so that another one can be
-passed by its import path (`load_function`).
+passed by its import path (`common.io.functions`).
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,23 +46,6 @@ def phase_gamma(gammas: Sequence[float], ends: Sequence[float], progress: float)
         if progress < end:
             return gamma
     return gammas[-1]
-
-
-def load_function(path: str, option: str) -> Callable[..., Any]:
-    """The function at `module:name`. Raises UserError, which names `option`, where there is none."""
-    module, separator, name = path.partition(":")
-    if not separator or not name or not all(part.isidentifier() for part in module.split(".")):
-        raise UserError(f"{option}: {path!r} is no import path; expected module:function")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{option}: {path} cannot be imported ({error}); is its folder in PYTHONPATH?") from error
-    except (Exception, SystemExit) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise UserError(f"{option}: {path} cannot be imported, its module raises {what}; repair that first") from error
-    if not callable(found):
-        raise UserError(f"{option}: {path} is no function")
-    return found
 
 
 def checked_rewards(values: Any, count: int, where: str) -> Float[np.ndarray, "N"]:

@@ -1,9 +1,7 @@
 """`deer rl`: reinforcement learning of report generation, GRPO or DiTPO by the token weights that are chosen."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +17,7 @@ from common.data.splits import Split
 from common.data.summary import say_data
 from common.errors import UserError
 from common.io.fingerprints import data_record
+from common.io.functions import load_function
 from common.io.terminal import say
 from common.models.qwen2_vl import SHARDING_RULES
 from common.training.evaluation import Check, Evaluation
@@ -41,14 +40,12 @@ from deer_jax.config import (
     RL_PRESETS,
     RewardConfig,
     RlConfig,
-    RolloutConfig,
 )
-from deer_jax.ditpo import PolicyParams
-from deer_jax.prompts import prompt_length, splits_line, study_prompts
+from deer_jax.prompts import prompt_length, splits_line
 from deer_jax.resumable import labeler_record
 from deer_jax.rewarding import make_judge, score_function
-from deer_jax.rewards import Reward, load_function, phase_gamma
-from deer_jax.rl import Judge, StudyBatch, make_rl_step, plan_studies, read_groups
+from deer_jax.rewards import Reward, phase_gamma
+from deer_jax.rl import Judge, make_rl_step, plan_studies, read_groups
 from deer_jax.setup import (
     Base,
     attention_of,
@@ -62,6 +59,7 @@ from deer_jax.setup import (
 )
 from deer_jax.token_weights import STRENGTH
 from deer_jax.vision_policy import vision_policy
+from deer_jax.written import greedy_writer, study_batches, written_reports
 
 NOT_FINITE = "the policy's logits are not finite (NaN or infinity), so this validation has no value"
 OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", "adapter", "model")  # of a run directory
@@ -127,17 +125,6 @@ def judge_of(
     )
 
 
-def batch_maker(config: RlConfig, base: Base, part: Split) -> Callable[[GlobalBatch], StudyBatch]:
-    """What turns planned studies into prompts."""
-    length = prompt_length(base.encoder, config.data.views)
-
-    def make(batch: GlobalBatch) -> StudyBatch:
-        studies: Any = np.array([row[0] for row in batch.rows], np.int32)  # numpy until placed on devices
-        return StudyBatch(study_prompts(studies, part.images, base.encoder, config.data.views, length), studies)
-
-    return make
-
-
 def reward_evaluation(
     config: RlConfig, base: Base, part: Split, frozen: PyTree, judge: Judge, layout: DeviceLayout
 ) -> Evaluation:
@@ -146,17 +133,10 @@ def reward_evaluation(
     The mean is over finite rewards, as that of training is. It is NaN, which is never the best, where there is none, or
     where a report comes from logits that are not finite.
     """
-    greedy = RolloutConfig(max_new_tokens=config.rollout.max_new_tokens, temperature=0.0)
-    policy = vision_policy(base.config, base.layout, decode_settings(base, greedy), config.lora)
-
-    def write(trainable: PyTree, frozen: PyTree, batch: StudyBatch, keys: jax.Array):
-        params = PolicyParams(trainable, frozen)
-        return policy.sample(params, batch.prompts, jax.random.split(keys, batch.study.shape[0]), 1)
-
-    run = compile_rows(write, layout)
+    run = compile_rows(greedy_writer(config, base, config.rollout.max_new_tokens), layout)
     rng = device_put_tree(jax.random.key(0), layout)
     rows = layout.row_shards * config.micro_batch
-    make = batch_maker(config, base, part)
+    make = study_batches(config, base, part)
     count = len(part.studies)
     local = rows // jax.process_count()
 
@@ -219,7 +199,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         frozen=frozen,
         batches=make_iterator(
             plan_studies(len(splits["train"].studies), config.batch_size, config.steps, config.seed),
-            batch_maker(config, base, splits["train"]),
+            study_batches(config, base, splits["train"]),
             **this_process(),
         ),
         step=make_rl_step(
@@ -238,7 +218,10 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         tx=tx,
         total_steps=config.steps,
         schedule=lambda step: schedule(step * config.updates),
-        evaluations=[reward_evaluation(config, base, splits["validation"], frozen, held_out, layout)],
+        evaluations=[
+            reward_evaluation(config, base, splits["validation"], frozen, held_out, layout),
+            *written_reports(config, layout, base, frozen, splits["validation"], config.rollout.max_new_tokens),
+        ],
         base=base_weights(base.directory),
         learns_from=learnt_rows(splits),
         also_from={} if labeler is None else {"labeler": data_record([labeler_record(config.reward.labeler, labeler)])},

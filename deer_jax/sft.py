@@ -28,6 +28,7 @@ from deer_jax.setup import (
     load_studies,
 )
 from deer_jax.vision_policy import sft_loss
+from deer_jax.written import written_reports
 
 
 def main(arguments: list[str]) -> None:
@@ -94,6 +95,7 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
         ),
         to_batch=make,
         validation=functools.partial(validation_batches, config, base, splits["validation"], layout),
+        evaluations=written_reports(config, layout, base, frozen, splits["validation"], config.max_length),
         max_steps=config.max_steps,
         accumulate=accumulate,
         base=base_weights(base.directory),

@@ -17,12 +17,12 @@ from common.data.tokenizers import load_tokenizer
 from common.devices import say_devices
 from common.errors import Parser, UserError
 from common.io.fingerprints import function_record, tokenizer_record
+from common.io.functions import load_function
 from common.io.jsonl import SURROGATE, read_rows
 from common.io.locks import locked_file
 from common.options import Needs, check_options
 from deer_jax.resumable import continued_writer, labeler_record, rows_kept
 from deer_jax.rewarding import score_function
-from deer_jax.rewards import load_function
 from deer_jax.token_weights import (
     STRENGTH,
     Group,

@@ -15,7 +15,7 @@ from common.models.attention import Implementation
 from common.models.lora import LoraConfig
 from common.models.qwen2 import Remat
 from common.options import Needs
-from common.training.config import TrainingConfig
+from common.training.config import METRICS_NEEDS, ReportTrainingConfig
 from common.training.optim import OptimConfig
 from common.training.parallel import MESH_NEEDS, MeshConfig
 
@@ -79,7 +79,7 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RetstaConfig(TrainingConfig):
+class RetstaConfig(ReportTrainingConfig):
     """Everything that decides a training run."""
 
     instruction: str = (
@@ -167,6 +167,7 @@ NEEDS = (
     Needs("lora", "model.tuning", ("lora",)),
     Needs("model.param_dtype", "model.tuning", ("lora",)),
     MESH_NEEDS,
+    *METRICS_NEEDS,
 )
 
 HELP = """Data by --data.corpus; every file that is named here must be given:

@@ -2,38 +2,46 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from jaxtyping import Array
 
 from common.bounds import check_numbers
 from common.config import owning_run_directory
+from common.data.cleaning import clean_report
 from common.data.encode import encode_examples
 from common.data.exported_tokenizer import exported_files, reading_note
 from common.data.packing import plan_epochs
 from common.data.pipeline import evaluation_batches, text_batches
-from common.data.records import Quarantine
+from common.data.records import Quarantine, ReportPair
 from common.data.summary import say_data, unknown_share
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.errors import UserError
+from common.generation.evaluation import report_evaluations
+from common.generation.generate import DecodeSettings, decode, padded
+from common.generation.loop import Generated
 from common.io.terminal import say
 from common.models.adapters import save_adapter
 from common.models.attention import attention_line, check_implementation
+from common.models.decoding import Prompts
 from common.models.families import check_trainable
 from common.models.lora import init_lora
-from common.models.qwen2 import SHARDING_RULES, Qwen2Config
+from common.models.qwen2 import SHARDING_RULES, Qwen2Config, bind, output_head
 from common.models.qwen2_weights import config_from_directory, load_qwen2, param_shapes, save_qwen2
+from common.training.evaluation import Evaluation
 from common.training.flops import sft_flops
 from common.training.logs import check_wandb
 from common.training.loop import RUN_OUTPUTS
 from common.training.parallel import DeviceLayout, device_put_tree, make_device_layout, shardings
 from common.training.run import accumulation, base_weights, run_training, supervised, this_process
-from common.training.sft import sft_loss
+from common.training.sft import model_variables, sft_loss
 from common.types import PyTree
 from retsta_jax.config import EMBEDDED_BASE, RetstaConfig
 from retsta_jax.data import augmented, load_splits, splits_line
-from retsta_jax.prompts import encode_pairs
+from retsta_jax.prompts import encode_pairs, prompt_tokens
 from retsta_jax.terminology.check import load_terminology
 
 OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", "adapter", "model")  # of a run directory
@@ -99,6 +107,39 @@ def check_config(config: RetstaConfig) -> None:
         load_terminology(config.data.terminology)
 
 
+def written_reports(
+    config: RetstaConfig, layout: DeviceLayout, base: Base, frozen: PyTree, pairs: Sequence[ReportPair]
+) -> list[Evaluation]:
+    """Scores of the standard reports that the model writes for validation pairs, where `--metrics` names some."""
+    prompts = [prompt_tokens(base.tokenizer, config.instruction, pair.source) for pair in pairs]
+    length = max(map(len, prompts))
+    settings = DecodeSettings(
+        max_new_tokens=config.max_new_tokens,
+        stop_ids=base.tokenizer.stop_ids,
+        forbidden_ids=tuple(range(base.tokenizer.vocab_size, base.config.vocab_size)),
+    )
+    lora = dataclasses.replace(config.lora, dropout=0.0)
+
+    def write(trainable: PyTree, frozen: PyTree, batch: Prompts, rng: Array) -> Generated:
+        variables = model_variables(trainable, frozen, lora)
+        keys = jax.random.split(rng, len(batch.mask))
+        return decode(bind(base.config, variables), output_head(variables["params"]), batch, keys, settings)
+
+    def text(tokens: list[int]) -> str:
+        return clean_report(base.tokenizer.decode([token for token in tokens if token not in base.tokenizer.stop_ids]))
+
+    return report_evaluations(
+        config,
+        layout,
+        frozen,
+        write,
+        lambda batch: jax.device_get(padded([prompts[number] for (number,) in batch.rows], length, left=True)),
+        text,
+        [pair.target for pair in pairs],
+        layout.row_shards * config.micro_batch,
+    )
+
+
 @owning_run_directory
 def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
     """Train, or continue, the run in `run_dir`, and export its best weights there. Returns them.
@@ -153,6 +194,7 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
         ),
         max_steps=config.max_steps,
         accumulate=accumulate,
+        evaluations=written_reports(config, layout, base, frozen, splits.validation),
         base=base_weights(base.directory),
         learns_from=([pair.id, pair.source, pair.target] for pair in (*pairs, *splits.validation)),
         announce=announce,

@@ -15,7 +15,7 @@ from common.data.cleaning import CleaningName
 from common.data.source import HELP as DATA_HELP
 from common.data.source import STUDY_NEEDS, StudySource
 from common.options import Needs
-from common.training.config import TrainingConfig
+from common.training.config import METRICS_NEEDS, ReportTrainingConfig
 from common.training.optim import OptimConfig
 from common.training.parallel import MESH_NEEDS
 from unicross_jax.model import Conditioning
@@ -73,7 +73,7 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(TrainingConfig):
+class RunConfig(ReportTrainingConfig):
     """Everything that decides a training run."""
 
     data: DataConfig = DataConfig()
@@ -149,6 +149,7 @@ NEEDS = (
     Needs("model.adapter_dropout", "model.adapters", ("both", "within", "across")),
     Needs("length_penalty", "beams", lambda beams: beams > 1, "--beams 2 or more"),
     MESH_NEEDS,
+    *METRICS_NEEDS,
 )
 
 # An ablation gives these to each of its runs.

@@ -13,7 +13,7 @@ from common.config import read_config
 from common.data.cleaning import clean_report
 from common.data.images import GreyImage
 from common.errors import UserError
-from common.generation.generate import DecodeSettings, row_keys
+from common.generation.generate import row_keys
 from common.io.finite import check_finite, precision_remedy
 from common.io.locks import warn_of_writer
 from common.io.safetensors import load_tree, open_tensors
@@ -30,7 +30,7 @@ from unicross_jax.backbone import (
 )
 from unicross_jax.config import RunConfig
 from unicross_jax.data import Example, stack_studies, still_view
-from unicross_jax.generate import make_generator
+from unicross_jax.generate import decode_settings, make_generator
 from unicross_jax.model import Net, Studies, UniCrossConfig, init_trainable, run_report
 from unicross_jax.train import VOCABULARY_FILE, Task, check_config, check_sizes, make_task, own_names
 
@@ -91,14 +91,7 @@ def write_reports(
     Raises UserError naming a study whose logits are not finite, by its entry in `ids` or by its number from 1.
     """
     task, tokenizer = trained.task, trained.task.tokenizer
-    settings = DecodeSettings(
-        max_new_tokens=trained.config.max_length - 1,
-        beams=trained.config.beams,
-        length_penalty=trained.config.length_penalty,
-        stop_ids=(tokenizer.eos_id,),
-        # CLIP pads with a token that is also a word.
-        forbidden_ids=tuple(id_ for id_ in {tokenizer.pad_id, tokenizer.bos_id} if not tokenizer.decode([id_])),
-    )
+    settings = decode_settings(trained.config, tokenizer)
     ids = range(1, len(examples) + 1) if ids is None else ids
     remedy = precision_remedy(trained.config.model.dtype)
     generator = make_generator(without_dropout(task.model), settings, tokenizer.bos_id)

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict
+from jaxtyping import Array
 
 from common.bounds import COUNT, check_number, check_numbers
 from common.config import owning_run_directory, to_json
-from common.data.packing import plan_epochs, plan_in_order
+from common.data.cleaning import clean_report
+from common.data.packing import GlobalBatch, plan_epochs, plan_in_order
 from common.data.pipeline import make_iterator
 from common.data.readers import ImageStudy
 from common.data.records import Quarantine
@@ -21,8 +23,11 @@ from common.data.splits import Split
 from common.data.summary import Cut, say_data, study_line
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
+from common.generation.evaluation import report_evaluations
+from common.generation.loop import Generated
 from common.io.safetensors import NameMap, Published, published_tensors, write_json, write_tensors, written_whole
 from common.io.terminal import say
+from common.training.evaluation import Evaluation
 from common.training.logs import check_wandb
 from common.training.loop import RUN_OUTPUTS
 from common.training.parallel import DeviceLayout, device_put_tree, make_device_layout
@@ -47,11 +52,13 @@ from unicross_jax.data import (
     encode_studies,
     read_splits,
     report_batch,
+    stack_studies,
     still_view,
     training_view,
     unknown_words,
 )
-from unicross_jax.model import ReportBatch, UniCrossConfig, init_trainable, loss
+from unicross_jax.generate import decode_settings, generate_reports
+from unicross_jax.model import ReportBatch, Studies, UniCrossConfig, init_trainable, loss
 
 VOCABULARY_FILE = "vocabulary.json"
 OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", VOCABULARY_FILE, "model")  # of a run directory
@@ -164,6 +171,34 @@ def validation_batches(
     return make_iterator(plan, to_arrays, **this_process())
 
 
+def written_reports(
+    config: RunConfig, task: Task, examples: Sequence[Example], part: Split, frozen: PyTree, layout: DeviceLayout
+) -> list[Evaluation]:
+    """Scores of the reports that the model writes for validation studies, where `--metrics` names some."""
+    tokenizer, settings = task.tokenizer, decode_settings(config, task.tokenizer)
+    still = without_dropout(task.model)
+
+    def write(trainable: PyTree, frozen: PyTree, studies: Studies, rng: Array) -> Generated:
+        keys = jax.random.split(rng, len(studies.images))
+        return generate_reports(trainable, frozen, studies, keys, still, settings, tokenizer.bos_id)
+
+    def to_batch(batch: GlobalBatch) -> Studies:
+        side = task.model.clip.image_size
+        view = still_view(config.data, side)
+        return stack_studies(batch.rows, examples, part.images, view, side=side, views=config.data.views)
+
+    return report_evaluations(
+        config,
+        layout,
+        frozen,
+        write,
+        to_batch,
+        lambda tokens: clean_report(tokenizer.decode([token for token in tokens if token != tokenizer.eos_id])),
+        [study.report for study in part.studies],
+        layout.row_shards * config.micro_batch,
+    )
+
+
 def export(config: RunConfig, task: Task, trainable: PyTree, directory: Path) -> None:
     """Write what `unicross report` needs beside CLIP: config, vocabulary and trained weights (safetensors)."""
     with written_whole(directory) as aside:
@@ -212,12 +247,13 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
         unknown = unknown_words(tokenizer, [*examples, *held_out])
         say_data(study_line(config.data, counts, quarantine, cut=of, unknown=unknown))
 
+    frozen = device_put_tree(task.frozen, layout)
     training = supervised(
         config,
         layout,
         functools.partial(loss, config=task.model, chunk=config.loss_chunk),
         device_put_tree(first_weights(config, task), layout),
-        device_put_tree(task.frozen, layout),
+        frozen,
         plan=plan_epochs(
             [len(example.tokens) - 1 for example in examples],
             batch_rows=config.batch_size,
@@ -235,6 +271,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
         ),
         validation=functools.partial(validation_batches, config, task, held_out, splits["validation"], layout),
         validation_loss=functools.partial(loss, config=without_dropout(task.model), chunk=config.loss_chunk),
+        evaluations=written_reports(config, task, held_out, splits["validation"], frozen, layout),
         max_steps=config.max_steps,
         accumulate=accumulate,
         then=slower_images(config.visual_rate),

@@ -1,10 +1,11 @@
-"""The fields of a config that every training has."""
+"""The fields of a config that every training has, and those of trainings that write reports."""
 
 import dataclasses
 from typing import Literal
 
-from common.bounds import CountOrNone, Seed, Steps
+from common.bounds import Count, CountOrNone, Seed, Steps, StepsOrAll
 from common.config import EachStart, Incidental
+from common.options import Needs
 from common.training.evaluation import LOSS
 from common.training.optim import OptimConfig
 from common.training.parallel import MeshConfig, Mode
@@ -26,3 +27,18 @@ class TrainingConfig:
     tensorboard: Incidental[bool] = True  # write TensorBoard event files
     wandb_project: Incidental[str] = ""  # Weights & Biases project to send numbers to; "": none
     profile: EachStart[CountOrNone] = 0  # steps to trace for TensorBoard and Perfetto, into profile/; 0: none
+
+
+METRICS_NEEDS = tuple(
+    Needs(name, "metrics", bool, "--metrics module:function") for name in ("metrics_every", "metrics_reports")
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportTrainingConfig(TrainingConfig):
+    """What a training is given whose model writes reports."""
+
+    loss: str = ""  # module:function of another loss; "": the paper's
+    metrics: str = ""  # module:function of scores of the reports written for validation data; "": none are written
+    metrics_every: StepsOrAll = 0  # updates between these scores; 0: as evaluate_every
+    metrics_reports: Count = 64  # validation reports that are written, at most

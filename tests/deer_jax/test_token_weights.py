@@ -14,12 +14,12 @@ from common.clinical.saliency import saliency, target_score, token_saliency
 from common.data.pieces import byte_of_character
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
+from common.io.functions import load_function
 from common.io.jsonl import write_rows
 from common.models.bert import BertConfig, ClassifierConfig, chexbert_logits, init_classifier, word_embeddings
 from common.models.bert_weights import save_classifier
 from deer_jax.cli import dispatch
 from deer_jax.rewarding import make_judge
-from deer_jax.rewards import load_function
 from deer_jax.token_weights import (
     Group,
     Rollout,

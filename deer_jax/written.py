@@ -1,0 +1,66 @@
+"""Reports that a policy writes for validation studies while it trains: the likeliest one of each."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from common.data.cleaning import clean_report
+from common.data.packing import GlobalBatch
+from common.data.splits import Split
+from common.generation.evaluation import Write, report_evaluations
+from common.generation.loop import Generated
+from common.training.evaluation import Evaluation
+from common.training.parallel import DeviceLayout
+from common.types import PyTree
+from deer_jax.config import RolloutConfig, RunConfig
+from deer_jax.ditpo import PolicyParams
+from deer_jax.prompts import prompt_length, study_prompts
+from deer_jax.rl import StudyBatch
+from deer_jax.setup import Base, decode_settings
+from deer_jax.vision_policy import vision_policy
+
+
+def greedy_writer(config: RunConfig, base: Base, max_new_tokens: int) -> Write:
+    """The likeliest report of each study of a `StudyBatch`, as a pure function."""
+    settings = decode_settings(base, RolloutConfig(max_new_tokens=max_new_tokens, temperature=0.0))
+    policy = vision_policy(base.config, base.layout, settings, config.lora)
+
+    def write(trainable: PyTree, frozen: PyTree, batch: StudyBatch, rng: jax.Array) -> Generated:
+        keys = jax.random.split(rng, batch.study.shape[0])
+        return policy.sample(PolicyParams(trainable, frozen), batch.prompts, keys, 1)
+
+    return write
+
+
+def study_batches(config: RunConfig, base: Base, part: Split) -> Callable[[GlobalBatch], StudyBatch]:
+    """What turns planned studies into prompts."""
+    length = prompt_length(base.encoder, config.data.views)
+
+    def make(batch: GlobalBatch) -> StudyBatch:
+        studies: Any = np.array([row[0] for row in batch.rows], np.int32)  # numpy until placed on devices
+        return StudyBatch(study_prompts(studies, part.images, base.encoder, config.data.views, length), studies)
+
+    return make
+
+
+def written_reports(
+    config: RunConfig, layout: DeviceLayout, base: Base, frozen: PyTree, part: Split, max_new_tokens: int
+) -> list[Evaluation]:
+    """Scores of the reports that the model writes for validation studies, where `--metrics` names some."""
+    stops = base.tokenizer.stop_ids
+
+    def text(tokens: list[int]) -> str:
+        return clean_report(base.tokenizer.decode([token for token in tokens if token not in stops]))
+
+    return report_evaluations(
+        config,
+        layout,
+        frozen,
+        greedy_writer(config, base, max_new_tokens),
+        study_batches(config, base, part),
+        text,
+        [study.report for study in part.studies],
+        layout.row_shards * config.micro_batch,
+    )
