@@ -1,0 +1,47 @@
+"""A loss and metrics of a user's own, by import path, in a run of RetSTA."""
+
+import json
+
+import pytest
+
+from retsta_jax.standardize import load_trained, standardize
+from tests import custom
+from tests.runs import TWO_STEPS, make_material, retsta
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    return make_material(tmp_path_factory.mktemp("custom"))
+
+
+def rows_of(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_metrics_see_what_the_run_would_write(material, tmp_path):
+    custom.WRITTEN.clear()
+    choice = {"best_by": "val/equal", "best_is": "highest"}
+    options = {**TWO_STEPS, "metrics": "tests.custom:words", "metrics_every": 2, "metrics_reports": 3, **choice}
+    assert retsta(material.train(tmp_path / "run", **options)) == 0
+    first, second = rows_of(tmp_path / "run")
+    assert "val/words" not in first
+    (written,) = custom.WRITTEN
+    assert second["val/words"] == sum(len(text.split()) for text in written)
+    trained = load_trained(tmp_path / "run")
+    sources = [json.loads(line)["source"] for line in (material.data / "validation.jsonl").read_text().splitlines()]
+    assert [found.text for found in standardize(trained, trained.variables, sources[:3])] == written
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"metrics": "tests.custom:nothing"}, "--metrics: tests.custom:nothing cannot be imported"),
+        ({"loss": "tests.custom"}, "--loss: 'tests.custom' is no import path; expected module:function"),
+        ({"metrics": "tests.custom:no_numbers"}, "--metrics tests.custom:no_numbers: returned dict"),
+        ({"metrics_every": 2}, "--metrics module:function"),
+        ({"best_by": "val/F1"}, "best_by: val/F1 is not measured while training; expected val/loss"),
+    ],
+)
+def test_pieces_that_do_not_fit_are_one_line(material, tmp_path, capsys, options, said):
+    assert retsta(material.train(tmp_path / "run", **TWO_STEPS, **options)) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
