@@ -80,7 +80,7 @@ class Modality(nn.Module):
         self, x: Float[Array, "B N D"], mask: Bool[Array, "B #N N"] | None = None, past: Past | None = None
     ) -> tuple[Float[Array, "B N D"], KeyValues]:
         """Eq. 2, and the keys and values of `x`."""
-        attended, own = self.self_attention.of_itself(x, mask, past)
+        attended, own = self.self_attention.self_attention(x, mask, past)
         if not self.config.within:
             return x, own
         return self.norm1(x + drop(self, attended, self.config.dropout)), own

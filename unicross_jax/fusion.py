@@ -43,7 +43,7 @@ class Fusion(nn.Module):
         """Eq. 5: visual tokens attend to one text token, so the softmax is 1 and the result gates the channels."""
         attention = Attention(self.features, self.heads, name=name)
         tokens = visual.reshape(visual.shape[0], -1, visual.shape[-1])
-        return visual * attention.to_one(tokens, attention.keys_values(text))[:, None]
+        return visual * attention.attend_single_token(tokens, attention.keys_values(text))[:, None]
 
 
 class Activated(nn.Module):

@@ -22,7 +22,7 @@ from common.io.finite import check_finite, precision_remedy
 from common.io.safetensors import writing
 from common.io.terminal import printable, say
 from common.io.text import read_json_object, read_text
-from common.models.bert import ClassifierConfig, chexbert_logits, layers_apart, word_embeddings
+from common.models.bert import ClassifierConfig, chexbert_logits, unstack_layers, word_embeddings
 from common.models.bert_weights import load_classifier
 from common.training.parallel import DeviceLayout, device_put_tree, make_device_layout, place_batch
 from common.types import PyTree
@@ -58,9 +58,9 @@ class Labeler(NamedTuple):
 
 
 def spread(labeler: Labeler) -> Labeler:
-    """The labeler on all devices of this process, as it reads fastest (`layers_apart`)."""
+    """The labeler on all devices of this process, as it reads fastest (`unstack_layers`)."""
     layout = make_device_layout("auto", devices=jax.local_devices())
-    return labeler._replace(params=device_put_tree(layers_apart(labeler.params), layout), layout=layout)
+    return labeler._replace(params=device_put_tree(unstack_layers(labeler.params), layout), layout=layout)
 
 
 class Encoded(NamedTuple):

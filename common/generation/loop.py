@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from common.generation.sampling import GREEDY, Sampling, choose_tokens, row_uniforms
+from common.models import cpu_ops
 from common.models.attention import Past
+from common.models.cpu_ops import on_cpu
 from common.models.decoding import Forward, Prefilled, Prompts, heads_first
-from common.models.layers import BATCH_AXES, constrain, few_columns
+from common.models.layers import BATCH_AXES, constrain
 from common.types import PyTree
 
 
@@ -118,11 +120,10 @@ def extend(
     written = jnp.broadcast_to(jnp.arange(slots) < step, (*tokens.shape, slots))
     past = Past(prefilled.keys_values, prefilled.mask, suffix, written)
     hidden, new = forward(tokens, positions, past=past)
-    # Never true; but now each write needs the result of all reads of the cache, without which XLA writes into a copy.
-    never = (hidden[..., 0] > jnp.inf)[..., None, None]
+    if on_cpu():
+        new = cpu_ops.after(hidden, new)
 
     def written_at_step(cache: Array, new: Array) -> Array:
-        new = jnp.where(never, 0, new)
         return jax.lax.dynamic_update_slice_in_dim(cache, new[..., None, :], step, axis=cache.ndim - 2)
 
     return hidden, jax.tree.map(written_at_step, suffix, new)
@@ -146,7 +147,11 @@ def next_logits(
 
     A row that was not is 0 throughout, because with NaN the bisection of top-k would not end.
     """
-    logits = few_columns(head.astype(hidden.dtype), hidden, jnp.float32)
+    head = head.astype(hidden.dtype)
+    if on_cpu():
+        logits = cpu_ops.small_batch_matmul(head, hidden, jnp.float32)
+    else:
+        logits = jnp.einsum("vd,nd->vn", head, hidden, preferred_element_type=jnp.float32)
     logits = constrain(logits, "tensor", BATCH_AXES)
     finite = jnp.isfinite(logits).all(axis=0)
     logits = jnp.where(finite, logits, 0.0)

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from common.models import cpu_ops
+from common.models.cpu_ops import on_cpu
 from common.models.layers import hash_words
 
 BLOCK = 128  # tokens per block of the cumulative sum
@@ -56,10 +58,8 @@ def choose_tokens(
 
 
 def likeliest(logits: Float[Array, "V N"]) -> Int[Array, "N"]:
-    """The first index of each row's largest value: the block first, because a CPU finds an index one by one."""
-    blocks = _blocks(logits, fill=-jnp.inf)
-    block = jnp.argmax(blocks.max(axis=1), axis=0)
-    return block * BLOCK + jnp.argmax(_block_at(blocks, block), axis=0)
+    """The first index of each row's largest value."""
+    return cpu_ops.argmax(logits) if on_cpu() else jnp.argmax(logits, axis=0)
 
 
 def keep_top_k(logits: Float[Array, "V N"], weights: Float[Array, "V N"], top_k: int) -> Float[Array, "V N"]:

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from common.errors import UserError
-from common.models import layers
+from common.models import cpu_ops
 from common.models.layers import BATCH_AXES
 from common.types import PyTree
 
@@ -35,7 +35,7 @@ def choose_implementation(
     """The implementation `auto` stands for on this platform and at this shape; any other name is itself."""
     if implementation != "auto":
         return implementation
-    platform = platform or layers.platform()
+    platform = platform or cpu_ops.platform()
     if platform == "tpu" and sequence % 128 == 0 and head_dim % 128 == 0:
         return "splash"
     if platform == "gpu" and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:
@@ -46,7 +46,7 @@ def choose_implementation(
 def check_implementation(implementation: Implementation) -> None:
     """Raise UserError where the platform has no such implementation."""
     needed = {"cudnn": "gpu", "splash": "tpu"}.get(implementation)
-    if needed and (found := layers.platform()) != needed:
+    if needed and (found := cpu_ops.platform()) != needed:
         raise UserError(
             f"model.attention: {implementation} runs on a {needed.upper()}, and JAX found {found}; give "
             "--model.attention auto, which takes the fastest that there is"

@@ -7,7 +7,6 @@ parameter names follow the published checkpoints, with the layers stacked on a l
 
 import dataclasses
 import functools
-import operator
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -18,7 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 from common.bounds import Few, Rate, Within
 from common.errors import UserError
 from common.metrics.clinical import FINDINGS
+from common.models import cpu_ops
 from common.models.attention import attend_to, attention_weights
+from common.models.cpu_ops import on_cpu
 from common.models.layers import Dense, dropout, gelu, random_params
 from common.types import PyTree
 
@@ -218,19 +219,18 @@ def chexbert_logits(
     return logits
 
 
-def layers_apart(params: PyTree) -> PyTree:
-    """Parameters of a `Classifier` with a tuple of layers in place of the stack: `chexbert_logits` takes both.
+def unstack_layers(params: PyTree) -> PyTree:
+    """Parameters of a `Classifier` as `chexbert_logits` reads them fastest: on a CPU, a list of layers for the stack.
 
-    A stack is copied layer by layer each time it is read, and so is what the backward pass keeps.
+    Elsewhere they stay as they are.
     """
-    return {**params, "bert": {**params["bert"], "layer": _apart(params["bert"]["layer"])}}
+    if not on_cpu():
+        return params
+    return {**params, "bert": {**params["bert"], "layer": _unstacked(params["bert"]["layer"])}}
 
 
-def _apart(layers: PyTree) -> tuple[PyTree, ...]:
-    if isinstance(layers, tuple):
-        return layers
-    length = len(jax.tree.leaves(layers)[0])
-    return tuple(jax.tree.map(operator.itemgetter(number), layers) for number in range(length))
+def _unstacked(layers: PyTree) -> list[PyTree]:
+    return layers if isinstance(layers, list) else cpu_ops.unstack_layers(layers)
 
 
 def first_hidden(
@@ -238,7 +238,7 @@ def first_hidden(
 ) -> Float[Array, "B D"]:
     """`Bert` in evaluation mode, of the first token alone: in the last layer others are only keys and values.
 
-    `params` are those of a `Bert`, its layers stacked or apart (`layers_apart`).
+    `params` are those of a `Bert`, on a CPU also with a list of layers (`unstack_layers`).
     """
     x: Any = Embeddings(config).apply({"params": params["embeddings"]}, words)
 
@@ -246,10 +246,21 @@ def first_hidden(
         read: Any = Layer(config).apply({"params": own}, x, mask, rows)
         return read[0]
 
-    *before, last = _apart(params["layer"])
-    for own in before:
-        x = jax.checkpoint(layer, policy=KEPT)(own, x)
-    return layer(last, x, rows=1)[:, 0]
+    if on_cpu():
+        *before, last = _unstacked(params["layer"])
+        for own in before:
+            x = jax.checkpoint(layer, policy=KEPT)(own, x)
+        return layer(last, x, rows=1)[:, 0]
+
+    def numbered(number: int | Array) -> PyTree:
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False), params["layer"])
+
+    @functools.partial(jax.checkpoint, policy=KEPT, prevent_cse=False)
+    def step(number: Array, x: Array) -> Array:
+        return layer(numbered(number), x)
+
+    last = config.num_hidden_layers - 1
+    return layer(numbered(last), jax.lax.fori_loop(0, last, step, x), rows=1)[:, 0]
 
 
 def init_classifier(config: ClassifierConfig, key: Array) -> PyTree:

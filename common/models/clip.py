@@ -6,7 +6,6 @@ one scale and one bias per channel, and those are the parameters. Equal blocks a
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -17,7 +16,9 @@ from flax.traverse_util import path_aware_map
 from jaxtyping import Array, Float, Int, UInt8
 
 from common.errors import UserError
+from common.models import cpu_ops
 from common.models.attention import PAST_AXES, KeyValues, Past, attend, attend_cached, attend_to
+from common.models.cpu_ops import on_cpu
 from common.models.layers import Dense, random_params
 from common.types import PyTree
 
@@ -73,34 +74,12 @@ def convolve(
     x: Float[Array, "B H W I"], kernel: Float[Array, "size size I O"], stride: int = 1
 ) -> Float[Array, "B h w O"]:
     """A convolution of odd size, with zeros around the image."""
+    if stride == 1 and on_cpu():
+        return cpu_ops.convolve(x, kernel)
     margin = (kernel.shape[0] // 2, kernel.shape[0] // 2)
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), (margin, margin), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-
-
-@jax.custom_vjp
-def convolve_at_stride_1(x: Float[Array, "B H W I"], kernel: Float[Array, "size size I O"]) -> Float[Array, "B H W O"]:
-    """`convolve`, whose gradient of `x` is another one, with the kernel turned round.
-
-    In JAX's own rule the swap of the kernel's channels stays inside the convolution. XLA for CPUs has no fast path for
-    that where kernels are stacked over blocks: it took a third of a training step.
-    """
-    return convolve(x, kernel)
-
-
-def _convolve_forward(x, kernel):
-    return convolve(x, kernel), (x, kernel)
-
-
-def _convolve_backward(saved, gradient):
-    x, kernel = saved
-    swapped = jax.lax.optimization_barrier(jnp.swapaxes(kernel, 2, 3))
-    of_kernel = jax.vjp(functools.partial(convolve, x), kernel)[1](gradient)[0]
-    return convolve(gradient, swapped[::-1, ::-1]), of_kernel
-
-
-convolve_at_stride_1.defvjp(_convolve_forward, _convolve_backward)
 
 
 class ScaledConv(nn.Module):
@@ -118,11 +97,7 @@ class ScaledConv(nn.Module):
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, stored)
         scale = self.param("scale", nn.initializers.ones_init(), (self.features,), stored)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), stored)
-        if self.size == 1:  # on a CPU the gradient of a product is several times faster than that of a convolution
-            x = x @ kernel[0, 0].astype(x.dtype)
-        else:
-            kernel = kernel.astype(x.dtype)
-            x = convolve_at_stride_1(x, kernel) if self.stride == 1 else convolve(x, kernel, self.stride)
+        x = x @ kernel[0, 0].astype(x.dtype) if self.size == 1 else convolve(x, kernel.astype(x.dtype), self.stride)
         return x * scale.astype(x.dtype) + bias.astype(x.dtype)
 
 

@@ -18,6 +18,8 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt32
 
+from common.models import cpu_ops
+from common.models.cpu_ops import on_cpu
 from common.types import PyTree
 
 
@@ -37,8 +39,8 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         x = x.astype(self.dtype)
-        if self.has_variable("transposed", "kernel"):
-            y = matmul_few_rows(x, self.get_variable("transposed", "kernel").astype(self.dtype))
+        if self.has_variable("transposed", "kernel"):  # on a CPU, in decoding
+            y = cpu_ops.matmul_few_rows(x, self.get_variable("transposed", "kernel").astype(self.dtype))
         else:
             kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), self.param_dtype)
             y = matmul(x, kernel.astype(self.dtype))
@@ -77,54 +79,14 @@ def hash_words(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     return x ^ (x >> 16)
 
 
-@jax.custom_vjp
 def matmul(x: Float[Array, "... I"], weights: Float[Array, "I O"]) -> Float[Array, "... O"]:
-    """x @ weights, with a gradient of the weights that is formed as x^T g.
-
-    JAX's own rule forms (g^T x)^T. XLA for CPUs then fuses the transposition of g into whatever computed it and walks
-    memory in strides, which made a LoRA step more than twice as slow; on GPUs and TPUs the two are alike.
-    """
-    return x @ weights
-
-
-def _matmul_forward(x, weights):
-    return x @ weights, (x, weights)
-
-
-def _matmul_backward(saved, gradient):
-    x, weights = saved
-    flat_x, flat_gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    return gradient @ weights.T, flat_x.T @ flat_gradient
-
-
-matmul.defvjp(_matmul_forward, _matmul_backward)
-
-
-def matmul_few_rows(
-    x: Float[Array, "... I"], transposed: Float[Array, "O I"], dtype: DTypeLike | None = None
-) -> Float[Array, "... O"]:
-    """x @ transposed.T for a handful of rows, as in decoding; see `few_columns`."""
-    columns = few_columns(transposed, x.reshape(-1, x.shape[-1]), dtype)
-    return columns.T.reshape(*x.shape[:-1], transposed.shape[0])
-
-
-def few_columns(
-    weights: Float[Array, "O I"], rows: Float[Array, "N I"], dtype: DTypeLike | None = None
-) -> Float[Array, "O N"]:
-    """weights @ rows.T where N is small.
-
-    XLA for CPUs copies the right factor into another order at each product. With the weights there, that takes up to
-    as long as the product itself. The barrier keeps XLA from changing the order back.
-    """
-    return jax.lax.optimization_barrier(jnp.einsum("oi,ni->on", weights, rows, preferred_element_type=dtype))
+    """x @ weights."""
+    return cpu_ops.matmul(x, weights) if on_cpu() else x @ weights
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x times the normal distribution function of x, by erf as in PyTorch.
-
-    `jax.nn.gelu` takes erfc, which is 2.5 times as slow on a CPU.
-    """
-    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+    """x times the normal distribution function of x, not its approximation by tanh."""
+    return cpu_ops.gelu(x) if on_cpu() else jax.nn.gelu(x, approximate=False)
 
 
 class RMSNorm(nn.Module):
@@ -247,12 +209,6 @@ def rotate(
     both = [first * cos - second * sin, second * cos + first * sin]
     rotated = jnp.concatenate(both, axis=-1) if pairs == "halves" else jnp.stack(both, axis=-1).reshape(x.shape)
     return rotated.astype(x.dtype)
-
-
-def platform() -> str:
-    """The platform that a program is traced for: that of the current mesh, which may not be of this machine."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def constrain(x: Array, *spec: str | tuple[str, ...] | None) -> Array:

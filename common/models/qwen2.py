@@ -9,14 +9,16 @@ logits: the loss (`common.training.losses`) and decoding (`common.generation.loo
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
 
+from common.models import cpu_ops
 from common.models.attention import (
     PAST_AXES,
     Implementation,
@@ -27,20 +29,18 @@ from common.models.attention import (
     attend_cached,
     attend_shared_prompt,
 )
+from common.models.cpu_ops import on_cpu
+from common.models.decoding import Forward
 from common.models.layers import (
     BATCH_AXES,
     Dense,
     RMSNorm,
     RotaryScaling,
     constrain,
-    platform,
     rotary_angles,
     rotate,
 )
 from common.types import PyTree
-
-if TYPE_CHECKING:
-    pass
 
 Remat = Literal["none", "dots", "full"]
 
@@ -155,12 +155,14 @@ class Qwen2(nn.Module):
         past: Past | None = None,
         keep: bool = False,
         embeddings: Float[Array, "B S D"] | None = None,
+        layers: Callable[..., Any] | None = None,
     ) -> tuple[Float[Array, "B S D"], KeyValues | None]:
         """With `segments`: whole rows (training, prefill), or prompts with their continuations (`SharedPrompt`).
         With `past` (stacked over layers): decode, S = group.
 
         `keep` also returns the keys and values of these tokens, stacked [L B S K dim]. `embeddings` take the place of
-        those of the tokens. Where the config has `mrope_section`, positions may be [3 B S].
+        those of the tokens. Where the config has `mrope_section`, positions may be [3 B S]. `layers`, if given, runs
+        over the layers in place of a scan.
         """
         config = self.config
         embedding = self.param(
@@ -179,7 +181,7 @@ class Qwen2(nn.Module):
         x = embedding[tokens] if embeddings is None else embeddings
         x = constrain(x.astype(config.dtype), BATCH_AXES, None, None)
         rotary = angles(config, positions)
-        layers = nn.scan(
+        layers = layers or nn.scan(
             remat(Block, config.remat) if past is None else Block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
@@ -190,42 +192,15 @@ class Qwen2(nn.Module):
         return RMSNorm(config.rms_norm_eps, config.param_dtype, name="norm")(x), key_values
 
 
-def bind(config: Qwen2Config, variables: PyTree):
-    """The model with its weights as a `common.generation.loop.Forward`: called on prompts, then token by token.
+def bind(config: Qwen2Config, variables: PyTree) -> Forward:
+    """The model with its weights as a `Forward`: called on prompts, then token by token.
 
-    `variables` is {"params": ...}, with "lora" (scaled) beside it or not. The decode loop runs over layers that were
-    taken apart before it: a loop over stacked weights copies each layer's slice at each token, except on TPUs, where
-    the slice is part of the multiplication.
+    `variables` is {"params": ...}, with "lora" (scaled) beside it or not. Prompts may come as `embeddings`.
     """
-    model = Qwen2(config)
-    if platform() == "tpu":
-
-        def stacked(tokens, positions, segments=None, past=None, embeddings=None):
-            return model.apply(variables, tokens, positions, segments, past, keep=True, embeddings=embeddings)
-
-        return stacked
-
-    stacks = {name: tree["layers"] for name, tree in variables.items() if "layers" in tree}
-    layers = [
-        kernels_transposed(jax.tree.map(lambda leaf, i=i: leaf[i], stacks)) for i in range(config.num_hidden_layers)
-    ]
-    params = variables["params"]
-
-    def unrolled(tokens, positions, segments=None, past=None, embeddings=None):
-        if past is None:
-            hidden, stacked = model.apply(variables, tokens, positions, segments, keep=True, embeddings=embeddings)
-            return hidden, [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(config.num_hidden_layers)]
-        x = constrain(params["embed_tokens"][tokens].astype(config.dtype), BATCH_AXES, None, None)
-        rotary = angles(config, positions)
-        key_values = []
-        for i, layer in enumerate(layers):
-            own = Past(past.prompt[i], past.prompt_mask, past.suffix[i], past.suffix_mask)
-            x, new = Block(config, keep=True).apply(layer, x, own, rotary, None)
-            key_values.append(new)
-        norm = RMSNorm(config.rms_norm_eps, config.param_dtype)
-        return norm.apply({"params": params["norm"]}, x), key_values
-
-    return unrolled
+    forward = functools.partial(Qwen2(config).apply, variables, keep=True)
+    if on_cpu():
+        return cpu_ops.decode_unstacked(forward, Block(config, keep=True), variables)
+    return forward
 
 
 def angles(
@@ -234,14 +209,6 @@ def angles(
     """Cosine and sine of the rotation at these positions."""
     dims = config.rotary_dims or config.head_dim
     return rotary_angles(positions, dims, config.rope_theta, config.mrope_section, config.rotary_scaling)
-
-
-def kernels_transposed(variables: PyTree) -> PyTree:
-    """Variables with each kernel [I O] of "params" as [O I] in the collection "transposed", where `Dense` finds it."""
-    params = flatten_dict(variables["params"])
-    kernels = {path: kernel.T for path, kernel in params.items() if path[-1] == "kernel"}
-    others = {path: leaf for path, leaf in params.items() if path[-1] != "kernel"}
-    return {**variables, "params": unflatten_dict(others), "transposed": unflatten_dict(kernels)}
 
 
 def dense(config: Qwen2Config, features: int, name: str, lora_dropout: float, use_bias: bool = False) -> Dense:

@@ -53,13 +53,13 @@ class Attention(nn.Module):
         own = self.keys_values(x)
         return self._joined(attend_cached(self._split(self.q_proj(x)), *own, past)), own
 
-    def to_one(self, x: Float[Array, "B S I"], memory: KeyValues) -> Float[Array, "B 1 D"]:
+    def attend_single_token(self, x: Float[Array, "B S I"], memory: KeyValues) -> Float[Array, "B 1 D"]:
         """What each position gets of a memory of one token (M = 1): its weight is 1, whatever the query."""
         if self.is_initializing():
             self.q_proj(x)  # without effect and without gradient, but part of the layout
         return self._joined(memory.v)
 
-    def of_itself(
+    def self_attention(
         self, x: Float[Array, "B S I"], mask: Bool[Array, "B #S S"] | None = None, past: Past | None = None
     ) -> tuple[Float[Array, "B S D"], KeyValues]:
         """Self-attention under `mask`, or on cached keys and values; also the keys and values of `x`."""
@@ -96,7 +96,7 @@ class EncoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x, mask):
         normed = norm(name="norm1")(x)
-        attended, _ = Attention(x.shape[-1], self.heads, name="attention").of_itself(normed, mask)
+        attended, _ = Attention(x.shape[-1], self.heads, name="attention").self_attention(normed, mask)
         x = x + drop(self, attended, self.dropout)
         fed = FeedForward(4 * x.shape[-1], self.dropout, name="feed_forward")(norm(name="norm2")(x))
         return x + drop(self, fed, self.dropout), None
@@ -111,7 +111,7 @@ class DecoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x, memory, past, mask, memory_mask):
         normed = norm(name="norm1")(x)
-        attended, own = Attention(x.shape[-1], self.heads, name="attention").of_itself(normed, mask, past)
+        attended, own = Attention(x.shape[-1], self.heads, name="attention").self_attention(normed, mask, past)
         x = x + drop(self, attended, self.dropout)
         cross = Attention(x.shape[-1], self.heads, name="cross_attention")
         memory = memory if isinstance(memory, KeyValues) else cross.keys_values(memory)

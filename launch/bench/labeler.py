@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
-from common.models.bert import ClassifierConfig, chexbert_logits, init_classifier, layers_apart, word_embeddings
+from common.models.bert import ClassifierConfig, chexbert_logits, init_classifier, unstack_layers, word_embeddings
 from launch.bench.rl_policy import Shape
 from launch.bench.timing import Timed, compared, in_turns
 from launch.traced_flops import traced_flops
@@ -27,7 +27,7 @@ def labeler_cases(shape: Shape, peer: Any) -> dict[str, Any]:
     from common.clinical.saliency import saliency, token_saliency
 
     labeler = make_labeler(shape)
-    labeler = labeler._replace(params=layers_apart(labeler.params))  # as in the commands
+    labeler = labeler._replace(params=unstack_layers(labeler.params))  # as in the commands
     texts, targets = random_reports(shape)
     encoded = encode(labeler, texts)
     batches = [(ids, mask, targets[rows]) for rows, ids, mask in token_batches(labeler, encoded, shape.label_rows)]

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.models import layers
 from common.models.attention import attend_to, attention_line, check_implementation
 from common.models.qwen2_weights import param_shapes
 from common.models.seq2seq import Attention
@@ -26,13 +25,13 @@ def test_an_attention_of_another_platform_is_refused(monkeypatch):
     for implementation, platform in (("splash", "TPU"), ("cudnn", "GPU")):
         with pytest.raises(UserError, match=f"{implementation} runs on a {platform}, and JAX found cpu; give"):
             check_implementation(implementation)
-    monkeypatch.setattr(layers, "platform", lambda: "tpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     check_implementation("splash")
 
 
 def test_the_line_says_which_attention_runs_on_which_rows(monkeypatch):
     assert attention_line("auto", {64, 256}, 128, "float32") == "attention: xla"
-    monkeypatch.setattr(layers, "platform", lambda: "tpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     line = attention_line("auto", {256, 64, 128}, 128, "bfloat16")
     assert line == "attention: xla on rows of 64; splash on rows of 128, 256"
 
@@ -64,7 +63,7 @@ def test_one_token_to_attend_to_is_read_whole_by_every_query():
     x, memory = jax.random.normal(jax.random.key(1), (2, 5, 12)), jax.random.normal(jax.random.key(2), (2, 1, 12))
 
     def short(module, x, memory):
-        return module.to_one(x, module.keys_values(memory))
+        return module.attend_single_token(x, module.keys_values(memory))
 
     def whole(module, x, memory):
         return module(x, module.keys_values(memory))
