@@ -38,7 +38,9 @@ def lora(base, config: LoraConfig = LORA, seed: int = 1):
 def lora_loss(trainable, frozen, batch: TextBatch, rng, config: Qwen2Config = CONFIG, lora_config: LoraConfig = LORA):
     variables = {"params": frozen, "lora": scaled(trainable, lora_config)}
     hidden, _ = Qwen2(config).apply(variables, batch.tokens, batch.positions, batch.segments)
-    logp = token_logprobs(hidden, output_head(frozen), batch.targets, wanted=batch.weights != 0, chunk=8)
+    logp = token_logprobs(
+        hidden, output_head(frozen), batch.targets, wanted=batch.weights != 0, chunk=8, head_trained=False
+    )
     return answer_loss(logp, batch.weights), {
         "perplexity": LossSum((jnp.exp(-logp) * batch.weights).sum(), batch.weights.sum())
     }

@@ -101,7 +101,8 @@ def make_scorer(config: Qwen2Config, temperature: float = 1.0) -> Scorer:
         positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
         hidden, _ = Qwen2(config).apply(variables, tokens, positions, mask.astype(jnp.int32))
         before = hidden[:, prompts.tokens.shape[1] - 1 : -1] / temperature
-        return token_logprobs(before, output_head(variables["params"]), completions.tokens, wanted=completions.mask)
+        head = output_head(variables["params"])
+        return token_logprobs(before, head, completions.tokens, wanted=completions.mask, head_trained=False)
 
     return run
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.training import losses
+from common.training import vocabulary
 from common.training.losses import answer_loss, token_logprobs
 
 B, S, D, V = 3, 13, 16, 102
@@ -13,7 +13,7 @@ B, S, D, V = 3, 13, 16, 102
 
 @pytest.fixture(params=[8192, 8], ids=["one tile", "six tiles"])
 def case(request, monkeypatch):
-    monkeypatch.setattr(losses, "TILE", request.param)
+    monkeypatch.setattr(vocabulary, "TILE", request.param)
     keys = jax.random.split(jax.random.key(0), 4)
     hidden = jax.random.normal(keys[0], (B, S, D))
     head = jax.random.normal(keys[1], (V, D))
