@@ -8,6 +8,7 @@ Nothing here knows a model: the policy is a pair of pure functions.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
 import flax.struct
@@ -170,12 +171,16 @@ def ditpo_loss(
     return summed(loss, mask, counted, objective.normalisation), aux
 
 
-def make_loss(policy: Policy, objective: Objective) -> LossFn:
+# loss(logp, rollouts, objective) -> the sum to differentiate, and further sums to report by name
+RolloutLoss = Callable[[Float[Array, "B G T"], Rollouts, Objective], tuple[LossSum, dict[str, LossSum]]]
+
+
+def make_loss(policy: Policy, objective: Objective, loss: RolloutLoss = ditpo_loss) -> LossFn:
     """The loss of a policy, in the form that `common.training.step.make_train_step` takes; batches are `Rollouts`."""
 
     def loss_fn(trainable: PyTree, frozen: PyTree, batch: Rollouts, rng: Array) -> tuple[LossSum, dict[str, LossSum]]:
         params = PolicyParams(trainable, frozen)
         logp = policy.token_logprobs(params, batch.prompts, batch.tokens, batch.mask)
-        return ditpo_loss(logp, batch, objective)
+        return loss(logp, batch, objective)
 
     return loss_fn

@@ -24,7 +24,16 @@ from common.training.logs import SECONDS
 from common.training.parallel import DeviceLayout, compile_rows, compile_step, fetch_rows, place_batch
 from common.training.step import TrainStep, make_train_step
 from common.types import PyTree, TrainState
-from deer_jax.ditpo import Objective, Policy, PolicyParams, Rollouts, group_advantages, make_loss
+from deer_jax.ditpo import (
+    Objective,
+    Policy,
+    PolicyParams,
+    RolloutLoss,
+    Rollouts,
+    ditpo_loss,
+    group_advantages,
+    make_loss,
+)
 from deer_jax.token_weights import Rollout, Scores, read_rollout
 
 
@@ -129,12 +138,14 @@ def make_rl_step(
     accumulate: int = 1,
     reference: PyTree | None = None,
     ids: Sequence[str | int] | None = None,
+    loss: RolloutLoss = ditpo_loss,
 ) -> TrainStep:
     """`step(state, frozen, batch, rng)` over `StudyBatch`es: rollout, judgement, `updates` updates on it.
 
-    `reference` is the trainable tree before RL; it is needed where the objective has `kl`. `state.step` counts steps,
-    not updates. Metrics whose name begins with "seconds/" tell where the time went. Raises UserError naming a study, by
-    its entry in `ids` or by its number, whose reports were sampled from logits that are not finite.
+    `loss` is that of rollouts. `reference` is the trainable tree before RL; it is needed where the objective has `kl`.
+    `state.step` counts steps, not updates. Metrics whose name begins with "seconds/" tell where the time went. Raises
+    UserError naming a study, by its entry in `ids` or by its number, whose reports were sampled from logits that are
+    not finite.
     """
 
     def sample(trainable: PyTree, frozen: PyTree, batch: StudyBatch, at: tuple[Array, Array]) -> Generated:
@@ -147,8 +158,8 @@ def make_rl_step(
         return policy.token_logprobs(PolicyParams(trainable, frozen), batch.prompts, batch.tokens, batch.mask)
 
     run_sample, run_score = compile_rows(sample, layout), compile_rows(score, layout)
-    loss = make_loss(policy, objective)
-    update = compile_step(lambda axis: make_train_step(loss, tx, accumulate, axis), layout)
+    learnt = make_loss(policy, objective, loss)
+    update = compile_step(lambda axis: make_train_step(learnt, tx, accumulate, axis), layout)
     count_once = jax.jit(lambda state: state.replace(step=state.step - (updates - 1)), donate_argnums=0)
 
     def step(state: TrainState, frozen: PyTree, batch: StudyBatch, rng: Array):

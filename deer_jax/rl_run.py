@@ -41,6 +41,7 @@ from deer_jax.config import (
     RewardConfig,
     RlConfig,
 )
+from deer_jax.ditpo import ditpo_loss
 from deer_jax.prompts import prompt_length, splits_line
 from deer_jax.resumable import labeler_record
 from deer_jax.rewarding import make_judge, score_function
@@ -214,6 +215,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
             accumulate=accumulate,
             reference=jax.tree.map(lambda leaf: leaf.copy(), trainable) if config.objective.kl else None,
             ids=[study.id for study in splits["train"].studies],
+            loss=load_function(config.loss, "--loss") if config.loss else ditpo_loss,
         ),
         tx=tx,
         total_steps=config.steps,

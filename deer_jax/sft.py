@@ -14,6 +14,7 @@ from common.data.summary import Cut, say_data
 from common.models.qwen2_vl import SHARDING_RULES
 from common.training.parallel import DeviceLayout, make_device_layout
 from common.training.run import accumulation, base_weights, run_training, supervised, this_process
+from common.training.token_loss import named_loss
 from common.types import PyTree
 from deer_jax.config import HELP, NEEDS, SFT_PRESETS, SftConfig
 from deer_jax.prompts import ReportRows, prompt_length, report_rows, report_tokens, splits_line
@@ -77,12 +78,13 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
         print(attention_of(base, prompt_length(base.encoder, config.data.views) + config.max_length), flush=True)
 
     trainable, frozen = initial_trees(config, base, layout)
+    loss = functools.partial(
+        sft_loss, config=base.config, layout=base.layout, lora=config.lora, chunk=config.model.loss_chunk
+    )
     training = supervised(
         config,
         layout,
-        functools.partial(
-            sft_loss, config=base.config, layout=base.layout, lora=config.lora, chunk=config.model.loss_chunk
-        ),
+        functools.partial(loss, loss=named_loss(config.loss)),
         trainable,
         frozen,
         plan=plan_epochs(
@@ -96,6 +98,7 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
         to_batch=make,
         validation=functools.partial(validation_batches, config, base, splits["validation"], layout),
         evaluations=written_reports(config, layout, base, frozen, splits["validation"], config.max_length),
+        validation_loss=loss,
         max_steps=config.max_steps,
         accumulate=accumulate,
         base=base_weights(base.directory),

@@ -22,8 +22,8 @@ from common.models.qwen2_vl import (
     with_continuations,
 )
 from common.models.qwen2_vl_vision import VisionLayout, grey_patches
-from common.training.losses import answer_loss, token_logprobs
 from common.training.parallel import gathered
+from common.training.token_loss import TokenLoss, report_loss
 from common.types import LossSum, PyTree
 from deer_jax.ditpo import Policy, PolicyParams
 from deer_jax.policy import group_logprobs, hidden_before
@@ -112,17 +112,18 @@ def sft_loss(
     layout: VisionLayout,
     lora: LoraConfig,
     chunk: int,
+    loss: TokenLoss | None = None,
 ) -> tuple[LossSum, dict[str, LossSum]]:
-    """Cross-entropy of the reports' tokens. No dropout."""
+    """Cross-entropy of the reports' tokens, or `loss` of them. No dropout."""
     own, adapter = model_params(PolicyParams(trainable, frozen), lora)
     features = image_features(config, own, batch.prompts, layout)
     hidden = hidden_states(config, own, batch.prompts.rows, features, lora=adapter)
-    logp = token_logprobs(
+    return report_loss(
         hidden,
         output_head(own),
         batch.targets,
-        wanted=batch.weights != 0,
+        batch.weights,
         chunk=chunk,
         head_trained="language" in trainable,
+        loss=loss,
     )
-    return answer_loss(logp, batch.weights), {}

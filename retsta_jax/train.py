@@ -38,6 +38,7 @@ from common.training.loop import RUN_OUTPUTS
 from common.training.parallel import DeviceLayout, device_put_tree, make_device_layout, shardings
 from common.training.run import accumulation, base_weights, run_training, supervised, this_process
 from common.training.sft import model_variables, sft_loss
+from common.training.token_loss import named_loss
 from common.types import PyTree
 from retsta_jax.config import EMBEDDED_BASE, RetstaConfig
 from retsta_jax.data import augmented, load_splits, splits_line
@@ -168,10 +169,11 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
         print(attention_line(base.config.attention, lengths, base.config.head_dim, base.config.dtype), flush=True)
 
     trainable, frozen = initial_trees(config, base, layout)
+    loss = functools.partial(sft_loss, config=base.config, lora=config.lora, chunk=config.model.loss_chunk)
     training = supervised(
         config,
         layout,
-        functools.partial(sft_loss, config=base.config, lora=config.lora, chunk=config.model.loss_chunk),
+        functools.partial(loss, loss=named_loss(config.loss)),
         trainable,
         frozen,
         plan=plan_epochs(
@@ -192,6 +194,7 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
             buckets=[*[size for size in config.buckets if size < config.max_length], config.max_length],
             **this_process(),
         ),
+        validation_loss=loss,
         max_steps=config.max_steps,
         accumulate=accumulate,
         evaluations=written_reports(config, layout, base, frozen, splits.validation),

@@ -1,4 +1,4 @@
-"""Pieces of a user's own, by import path: a loss and metrics."""
+"""Pieces of a user's own, by import path: losses and metrics."""
 
 from common.training.losses import answer_loss
 from common.types import LossSum
@@ -21,3 +21,10 @@ def smoothed(tokens, targets, weights, share=0.1):
     """Cross-entropy with label smoothing, and the entropy beside it."""
     loss = -((1 - share) * tokens.logp + share * tokens.mean_logp)
     return LossSum((loss * weights).sum(), weights.sum()), {"entropy": answer_loss(-tokens.entropy, weights)}
+
+
+def reinforce(logp, rollouts, objective):
+    """REINFORCE: the log-probability of each token times the advantage of its report."""
+    count = rollouts.mask.sum().astype("float32")
+    gain = logp * rollouts.advantages[..., None] * rollouts.token_weights
+    return LossSum(-(gain * rollouts.mask).sum(), count), {"surprise": LossSum(-(logp * rollouts.mask).sum(), count)}

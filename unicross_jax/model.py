@@ -28,7 +28,7 @@ from common.models.attention import Past
 from common.models.clip import TEXT_GROUPS, ClipConfig, ModifiedResNet, TextTransformer, normalise
 from common.models.layers import random_params
 from common.models.seq2seq import Decoder, causal, memory_keys_values
-from common.training.losses import answer_loss, token_logprobs
+from common.training.token_loss import TokenLoss, report_loss
 from common.types import LossSum, PyTree
 from unicross_jax.adapters import RESAMPLINGS, AdapterConfig, Coupled, Stage
 from unicross_jax.fusion import Fusion, VisionTransformer
@@ -141,14 +141,19 @@ class Net:
 
 
 def loss(
-    trainable: PyTree, frozen: PyTree, batch: ReportBatch, rng: Array, *, config: UniCrossConfig, chunk: int = 128
+    trainable: PyTree,
+    frozen: PyTree,
+    batch: ReportBatch,
+    rng: Array,
+    *,
+    config: UniCrossConfig,
+    chunk: int = 128,
+    loss: TokenLoss | None = None,
 ) -> tuple[LossSum, dict[str, LossSum]]:
-    """Cross-entropy of the report's tokens (Eq. 7), as a `common.training.step.LossFn`."""
+    """Cross-entropy of the report's tokens (Eq. 7), or `loss` of them, as a `common.training.step.LossFn`."""
     hidden = report_hidden(trainable, frozen, batch.studies, batch.tokens, batch.weights > 0, config, rng)
-    logp = token_logprobs(
-        hidden, output_head(trainable), batch.targets, wanted=batch.weights != 0, chunk=chunk, head_trained=True
-    )
-    return answer_loss(logp, batch.weights), {}
+    head = output_head(trainable)
+    return report_loss(hidden, head, batch.targets, batch.weights, chunk=chunk, head_trained=True, loss=loss)
 
 
 def report_hidden(

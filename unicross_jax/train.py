@@ -32,6 +32,7 @@ from common.training.logs import check_wandb
 from common.training.loop import RUN_OUTPUTS
 from common.training.parallel import DeviceLayout, device_put_tree, make_device_layout
 from common.training.run import accumulation, run_training, supervised, this_process
+from common.training.token_loss import named_loss
 from common.types import PyTree
 from unicross_jax.backbone import (
     BASE_FILE,
@@ -251,7 +252,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
     training = supervised(
         config,
         layout,
-        functools.partial(loss, config=task.model, chunk=config.loss_chunk),
+        functools.partial(loss, config=task.model, chunk=config.loss_chunk, loss=named_loss(config.loss)),
         device_put_tree(first_weights(config, task), layout),
         frozen,
         plan=plan_epochs(

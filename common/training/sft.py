@@ -4,7 +4,7 @@ from jaxtyping import Array
 
 from common.models.lora import LoraConfig, scaled
 from common.models.qwen2 import Qwen2, Qwen2Config, output_head
-from common.training.losses import answer_loss, token_logprobs
+from common.training.token_loss import TokenLoss, report_loss
 from common.types import LossSum, PyTree, TextBatch
 
 
@@ -24,19 +24,17 @@ def sft_loss(
     config: Qwen2Config,
     lora: LoraConfig,
     chunk: int,
+    loss: TokenLoss | None = None,
 ) -> tuple[LossSum, dict[str, LossSum]]:
-    """Cross-entropy of the answer tokens. Adapters are trained where `frozen` holds a base, else the whole model."""
+    """Cross-entropy of the answer tokens, or `loss` of them.
+
+    Adapters are trained where `frozen` holds a base, otherwise the whole model.
+    """
     variables = model_variables(trainable, frozen, lora)
     dropout = {"dropout": rng} if lora.dropout > 0 else {}
     model = Qwen2(config, lora.dropout)
     hidden, _ = model.apply(variables, batch.tokens, batch.positions, batch.segments, rngs=dropout)
     head = output_head(variables["params"])
-    logp = token_logprobs(
-        hidden,
-        head,
-        batch.targets,
-        wanted=batch.weights != 0,
-        chunk=chunk,
-        head_trained="lora" not in variables,
+    return report_loss(
+        hidden, head, batch.targets, batch.weights, chunk=chunk, head_trained="lora" not in variables, loss=loss
     )
-    return answer_loss(logp, batch.weights), {}

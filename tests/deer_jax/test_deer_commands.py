@@ -123,7 +123,7 @@ def test_an_ablation_is_a_table_of_runs_from_one_supervised_model_and_none_is_do
     options += ["--steps", "1", "--rollout.group", "2", "--rollout.max-new-tokens", "4", "--model.tuning", "lora"]
     command = ["ablation", "components", *options, "--rows", "GRPO", "DEER, gradient, 20%"]
     dispatch(command)
-    table = capsys.readouterr().out.partition("| |")[2]
+    table = capsys.readouterr().out.partition("|  |")[2]
     for name in ("SFT", "GRPO", "DEER, gradient, 20%", "nearest training study", "constant report"):
         assert f"| {name} |" in table
     assert len(json.loads((tmp_path / "chosen-log-rank-0.2.json").read_text())["ids"]) == 2
@@ -135,7 +135,7 @@ def test_an_ablation_is_a_table_of_runs_from_one_supervised_model_and_none_is_do
 
     before = [(run / "greedy.jsonl").stat().st_mtime_ns for run in (grpo, deer)]
     dispatch(command)
-    assert capsys.readouterr().out.partition("| |")[2] == table
+    assert capsys.readouterr().out.partition("|  |")[2] == table
     row = "F1, then F1 + BLEU-2"  # the same run in another table
     dispatch(["ablation", "rewards", *options, "--rows", row])
     scores = json.loads((tmp_path / "rewards.json").read_text())
@@ -250,3 +250,39 @@ def test_bad_options_are_told_before_anything_is_written(base, tmp_path, monkeyp
     with pytest.raises(UserError, match=said):
         dispatch(command)
     assert not list(tmp_path.iterdir())
+
+
+def test_metrics_and_losses_of_ones_own(base, tmp_path):
+    pieces = ["--metrics", "tests.custom:words", "--metrics-every", "1", "--evaluate-every", "1"]
+    common = [*DEMO, "--model.base", str(base), *DATA, *SMALL, *pieces]
+    run = tmp_path / "sft"
+    dispatch(
+        [
+            "sft",
+            "--run-dir",
+            str(run),
+            *common,
+            "--max-steps",
+            "1",
+            "--max-length",
+            "8",
+            "--loss",
+            "tests.custom:smoothed",
+        ]
+    )
+    (row,) = read_rows(run / "metrics.jsonl")
+    assert {"val/loss", "val/words", "entropy"} <= row.keys()
+    run = tmp_path / "rl"
+    rollouts = [
+        "--rollout.group",
+        "2",
+        "--rollout.max-new-tokens",
+        "4",
+        "--steps",
+        "1",
+        "--loss",
+        "tests.custom:reinforce",
+    ]
+    dispatch(["rl", "--run-dir", str(run), *common, *rollouts])
+    (row,) = read_rows(run / "metrics.jsonl")
+    assert {"val/reward", "val/words", "surprise"} <= row.keys()

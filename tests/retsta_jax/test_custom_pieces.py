@@ -45,3 +45,13 @@ def test_metrics_see_what_the_run_would_write(material, tmp_path):
 def test_pieces_that_do_not_fit_are_one_line(material, tmp_path, capsys, options, said):
     assert retsta(material.train(tmp_path / "run", **TWO_STEPS, **options)) == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_another_loss_is_learnt_while_validation_keeps_the_papers(material, tmp_path):
+    assert retsta(material.train(tmp_path / "paper", **TWO_STEPS)) == 0
+    assert retsta(material.train(tmp_path / "own", **TWO_STEPS, loss="tests.custom:smoothed")) == 0
+    paper, own = rows_of(tmp_path / "paper"), rows_of(tmp_path / "own")
+    assert own[0]["entropy"] > 1
+    assert "entropy" not in paper[0]
+    assert own[0]["loss"] != pytest.approx(paper[0]["loss"], rel=1e-3)
+    assert own[0]["val/loss"] == pytest.approx(paper[0]["val/loss"], rel=0.05)  # one update apart
