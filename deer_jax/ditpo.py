@@ -166,8 +166,6 @@ def ditpo_loss(
             apart *= ratio
         loss += objective.kl * apart
         aux["kl"] = mean(apart)
-    rows = jnp.float32(rollouts.advantages.size)
-    aux |= {name: LossSum(values.sum(), rows) for name, values in rollouts.measured.items()}
     return summed(loss, mask, counted, objective.normalisation), aux
 
 
@@ -181,6 +179,8 @@ def make_loss(policy: Policy, objective: Objective, loss: RolloutLoss = ditpo_lo
     def loss_fn(trainable: PyTree, frozen: PyTree, batch: Rollouts, rng: Array) -> tuple[LossSum, dict[str, LossSum]]:
         params = PolicyParams(trainable, frozen)
         logp = policy.token_logprobs(params, batch.prompts, batch.tokens, batch.mask)
-        return loss(logp, batch, objective)
+        total, aux = loss(logp, batch, objective)
+        rows = jnp.float32(batch.advantages.size)
+        return total, aux | {name: LossSum(values.sum(), rows) for name, values in batch.measured.items()}
 
     return loss_fn

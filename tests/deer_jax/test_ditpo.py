@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deer_jax.ditpo import Objective, Rollouts, ditpo_loss, divergence, group_advantages
+from deer_jax.ditpo import Objective, Policy, Rollouts, ditpo_loss, divergence, group_advantages, make_loss
 
 B, G, T = 3, 4, 6
 
@@ -115,7 +115,8 @@ def test_the_divergence_is_never_negative_and_unbiased():
 def test_what_is_reported_leaves_out_padding():
     logp, batch = rollouts(measured={"reward": np.arange(B * G, dtype=np.float32).reshape(B, G)})
     far = jnp.where(batch.mask, logp, 50.0)
-    _, aux = ditpo_loss(far, batch, Objective())
+    policy = Policy(sample=None, token_logprobs=lambda *_: far)
+    _, aux = make_loss(policy, Objective())({}, {}, batch, None)
     gap = np.abs(np.asarray(logp) - batch.old_log_probs)[batch.mask].mean()
     np.testing.assert_allclose(aux["log_prob_gap"].total / aux["log_prob_gap"].weight, gap, rtol=1e-5)
     np.testing.assert_allclose(aux["reward"].total / aux["reward"].weight, np.arange(B * G).mean())
