@@ -42,6 +42,7 @@ from deer_jax.config import (
     RlConfig,
 )
 from deer_jax.ditpo import ditpo_loss
+from deer_jax.flops import step_flops
 from deer_jax.prompts import prompt_length, splits_line
 from deer_jax.resumable import labeler_record
 from deer_jax.rewarding import make_judge, score_function
@@ -231,6 +232,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         quarantine=quarantine,
         rules=SHARDING_RULES,
         shown=SHOWN,
+        flops=step_flops(policy, config, trainable, frozen),
     )
     best = run_training(config, run_dir, layout, training)
     export(config, base, best, frozen, run_dir)

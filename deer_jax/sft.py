@@ -99,6 +99,7 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
         validation=functools.partial(validation_batches, config, base, splits["validation"], layout),
         evaluations=written_reports(config, layout, base, frozen, splits["validation"], config.max_length),
         validation_loss=loss,
+        chunk=config.model.loss_chunk,
         max_steps=config.max_steps,
         accumulate=accumulate,
         base=base_weights(base.directory),

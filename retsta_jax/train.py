@@ -203,7 +203,7 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
         announce=announce,
         quarantine=quarantine,
         rules=SHARDING_RULES,
-        flops=functools.partial(sft_flops, base.config, config.lora if frozen else None),
+        flops=lambda batch, _: sft_flops(base.config, config.lora if frozen else None, batch),
     )
     best = run_training(config, run_dir, layout, training)
     export(config, base, best, run_dir)

@@ -273,6 +273,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
         validation=functools.partial(validation_batches, config, task, held_out, splits["validation"], layout),
         validation_loss=functools.partial(loss, config=without_dropout(task.model), chunk=config.loss_chunk),
         evaluations=written_reports(config, task, held_out, splits["validation"], frozen, layout),
+        chunk=config.loss_chunk,
         max_steps=config.max_steps,
         accumulate=accumulate,
         then=slower_images(config.visual_rate),

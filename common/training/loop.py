@@ -9,7 +9,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -45,6 +45,10 @@ class Batches(Protocol):
     def set_state(self, state: dict[str, int]) -> None: ...
 
 
+# flops(batch, metrics) -> model FLOPs of a step on this process's rows of a batch
+Flops = Callable[[Any, Mapping[str, float]], float]
+
+
 class _Row(NamedTuple):
     """What is known of a step: numbers that do not depend on the clock, and those that do."""
 
@@ -66,7 +70,7 @@ def train(
     schedule: optax.Schedule,
     evaluations: Sequence[Evaluation],
     best: Best = BY_LOSS,
-    flops_per_batch: Callable[[Batch], float] | None = None,
+    flops: Flops | None = None,
     peak_flops: float | None = None,
     checkpoint_every: int,
     tensorboard: bool = True,
@@ -126,8 +130,8 @@ def train(
         tokens = values.pop("tokens", batch.real_tokens * jax.process_count())
         timings["tokens_per_second"] = tokens / seconds
         timings |= {name: values.pop(name) for name in [*values] if name.startswith(SECONDS)}
-        if flops_per_batch is not None:
-            rate = flops_per_batch(batch) * jax.process_count() / seconds
+        if flops is not None:
+            rate = flops(batch, values) * jax.process_count() / seconds
             timings["model_tflops"] = rate / 1e12
             if peak_flops is not None:
                 timings["utilisation"] = rate / (peak_flops * layout.mesh.size)

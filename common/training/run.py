@@ -6,6 +6,7 @@ that the evaluations chose, for the system to export.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from common.training.checkpoint import open_checkpoints, restore_trainable
 from common.training.config import TrainingConfig
 from common.training.evaluation import Best, Evaluation, loss_evaluation
 from common.training.flops import peak_flops
-from common.training.loop import Batches, train
+from common.training.loop import Batches, Flops, train
 from common.training.optim import make_optimizer, make_schedule
 from common.training.parallel import (
     DeviceLayout,
@@ -33,6 +34,7 @@ from common.training.parallel import (
     device_put_tree,
 )
 from common.training.step import LossFn, TrainStep, init_state, make_train_step
+from common.training.traced_flops import shapes_of, update_flops
 from common.types import Batch, PyTree
 
 
@@ -70,7 +72,7 @@ class Training:
     announce: Callable[[], None] = lambda: None  # says what the run learns from, once its directory is claimed
     quarantine: Quarantine = dataclasses.field(default_factory=Quarantine)
     rules: Rules = ()
-    flops: Callable[[Batch], float] | None = None  # model FLOPs of an update on this process's rows of a batch
+    flops: Flops | None = None
     shown: Sequence[str] = ("loss",)  # metrics of a step that the console shows
 
 
@@ -99,7 +101,7 @@ def run_training(config: TrainingConfig, run_dir: Path, layout: DeviceLayout, tr
         schedule=training.schedule,
         evaluations=training.evaluations,
         best=Best(config.best_by, config.best_is == "highest", config.patience),
-        flops_per_batch=training.flops,
+        flops=training.flops,
         peak_flops=peak_flops(jax.devices()[0]),
         checkpoint_every=config.checkpoint_every,
         tensorboard=config.tensorboard,
@@ -128,16 +130,19 @@ def supervised(
     then: optax.GradientTransformation | None = None,
     evaluations: Sequence[Evaluation] = (),
     threads: int = 1,
+    chunk: int = 0,
     **own: Any,
 ) -> Training:
     """The training of a loss on planned batches, evaluated by its mean over `validation()`, and by `evaluations`.
 
     `validation_loss` is the loss without dropout, where that is another function; `then` follows the optimizer; `own`
-    are the other fields of `Training`.
+    are the other fields of `Training`. Model FLOPs are counted in a trace of the loss, in which `chunk` positions of a
+    row go through the head at a time (0: all), unless `own` has a formula for them.
     """
     total_steps = min(len(plan), max_steps or len(plan))
     tx = make_optimizer(config.optim, total_steps)
     tx = tx if then is None else optax.chain(tx, then)
+    own.setdefault("flops", traced(validation_loss or loss, trainable, frozen, chunk))
     return Training(
         trainable=trainable,
         frozen=frozen,
@@ -152,6 +157,27 @@ def supervised(
         ),
         **own,
     )
+
+
+def traced(loss: LossFn, trainable: PyTree, frozen: PyTree, chunk: int) -> Flops:
+    """Model FLOPs of an update by a trace of the loss, one for each shape of a batch."""
+    trees = shapes_of(trainable), shapes_of(frozen)  # the arrays themselves belong to the training
+
+    @functools.cache
+    def of_shapes(structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> float:
+        batch = jax.tree.unflatten(structure, shapes)
+        rounds = -(-batch.targets.shape[1] // chunk) if chunk else 1
+
+        def total(trainable: PyTree, frozen: PyTree, batch: PyTree) -> jax.Array:
+            return loss(trainable, frozen, batch, jax.random.key(0))[0].total
+
+        return update_flops(total, *trees, batch, iterations=rounds)
+
+    def flops(batch: Any, _: Mapping[str, float]) -> float:
+        leaves, structure = jax.tree.flatten(batch)
+        return of_shapes(structure, tuple(shapes_of(leaves)))
+
+    return flops
 
 
 def accumulation(batch_size: int, micro_batch: int, layout: DeviceLayout) -> int:

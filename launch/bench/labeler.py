@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from common.models.bert import ClassifierConfig, chexbert_logits, init_classifier, unstack_layers, word_embeddings
+from common.training.traced_flops import traced_flops
 from launch.bench.rl_policy import Shape
 from launch.bench.timing import Timed, compared, in_turns
-from launch.traced_flops import traced_flops
 
 if TYPE_CHECKING:
     from common.clinical.labeler import Labeler

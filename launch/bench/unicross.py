@@ -26,9 +26,9 @@ from common.models.clip import ClipConfig, init_params
 from common.training.optim import OptimConfig, make_optimizer
 from common.training.parallel import check_rows, compile_step, device_put_tree, make_device_layout, place_batch
 from common.training.step import init_state, make_train_step
+from common.training.traced_flops import traced_flops
 from common.types import PyTree
 from launch.bench.timing import Timed, about, against_goals, compared, in_turns, peak_bytes
-from launch.traced_flops import traced_flops
 from unicross_jax.adapters import AdapterConfig
 from unicross_jax.generate import make_generator
 from unicross_jax.model import Conditioning, ReportBatch, Studies, UniCrossConfig, init_trainable, loss

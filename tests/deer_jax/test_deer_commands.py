@@ -286,3 +286,6 @@ def test_metrics_and_losses_of_ones_own(base, tmp_path):
     dispatch(["rl", "--run-dir", str(run), *common, *rollouts])
     (row,) = read_rows(run / "metrics.jsonl")
     assert {"val/reward", "val/words", "surprise"} <= row.keys()
+    for folder in ("sft", "rl"):
+        (timing,) = read_rows(tmp_path / folder / "timings.jsonl")
+        assert timing["model_tflops"] > 0

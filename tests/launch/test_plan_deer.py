@@ -12,9 +12,9 @@ from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_vl import Qwen2VLConfig
 from common.models.qwen2_vl_layout import vision_layout
 from common.models.qwen2_vl_vision import VisionConfig, VisionTower, init_params
+from common.training.traced_flops import traced_flops
 from deer_jax.config import RL_PRESETS
 from launch.plan_deer import QWEN2_5_VL_3B, plan_step, vision_flops
-from launch.traced_flops import traced_flops
 
 VISION = VisionConfig(
     depth=3, hidden_size=64, intermediate_size=96, num_heads=4, out_hidden_size=64, fullatt_block_indexes=(2,)

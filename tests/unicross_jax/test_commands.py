@@ -395,6 +395,8 @@ def test_metrics_and_a_loss_of_ones_own(clip, tmp_path):
     pieces = {"metrics": "tests.custom:words", "metrics_every": 2, "loss": "tests.custom:smoothed"}
     assert unicross(arguments(tmp_path / "run", clip, max_steps=2, evaluate_every=2, beams=2, **pieces)) == 0
     row = log(tmp_path / "run")[-1]
+    timings = [json.loads(line) for line in (tmp_path / "run" / "timings.jsonl").read_text().splitlines()]
+    assert all(timing["model_tflops"] > 0 for timing in timings)
     (written,) = custom.WRITTEN
     assert row["val/words"] == sum(len(text.split()) for text in written)
     assert row["entropy"] > 1
