@@ -63,7 +63,7 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str], hosts: Collec
         _end(130, "interrupted")  # as a shell has it: 128 + SIGINT
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            _end(2, f"{error.filename}: is longer than a file's name may be; give a shorter one")
+            _end(2, f"{error.filename}: is too long for a file name; give a shorter one")
         if error.errno not in FULL:
             raise
         _end(2, f"{error.filename or 'a file or standard output'}: cannot be written ({error.strerror}); make room")
@@ -133,7 +133,7 @@ def out_of_memory(message: str) -> str:
     named = re.search(r"\d[\d.,]* ?(?:[KMGT]i?B?\b|bytes)", message)
     wanted = named[0] if named else "XLA does not say how much"
     return (
-        f"there is too little memory ({wanted} asked for); give a smaller --micro-batch, --batch-size or "
+        f"not enough memory ({wanted} requested); give a smaller --micro-batch, --batch-size or "
         "--max-length, --model.remat full, or more devices to split the parameters over (--parallel mesh "
         "--mesh.fsdp -1 --mesh.data 1); medreport plan says what a preset takes"
     )

@@ -120,7 +120,7 @@ def check_run_directory(run_dir: Path, config: Any) -> None:
         return
     if not path.exists():
         if any(not (_ASIDE.fullmatch(entry.name) or is_lock(entry.name)) for entry in run_dir.iterdir()):
-            raise UserError(f"{run_dir}: is not empty and holds no config.json; give another --run-dir")
+            raise UserError(f"{run_dir}: is not empty and contains no config.json; give another --run-dir")
         return
     found = read_json(path, "the config of a run; give another --run-dir")
     if not isinstance(found, dict):
@@ -129,7 +129,7 @@ def check_run_directory(run_dir: Path, config: Any) -> None:
     movable = marked_fields(type(config), *marks)
     if different := [line for line in differences(found, to_json(config)) if line.field not in movable]:
         raise UserError(
-            f"{run_dir}: holds a run of another config ({'; '.join(map(str, different[:3]))}); "
+            f"{run_dir}: contains a run with a different config ({'; '.join(map(str, different[:3]))}); "
             "give the same options to continue it, or another --run-dir"
         )
 

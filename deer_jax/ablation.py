@@ -224,7 +224,8 @@ def select_studies(config: RlConfig, preset: str, model: Path, directory: Path, 
         if found := differences(read_json_object(file).get("of"), of):
             shown = "; ".join(map(str, found))
             raise UserError(
-                f"{file}: its studies were chosen otherwise ({shown}); choose another --directory, or remove the file "
+                f"{file}: its studies were chosen differently ({shown}); choose another --directory, "
+                "or remove the file "
                 "and the runs that learn from it"
             )
         return str(file)

@@ -61,7 +61,7 @@ def label_file(chosen: argparse.Namespace) -> None:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line. Raises UserError for values that make no sense."""
+    """The command line. Raises UserError for values out of their bounds."""
     parser = Parser("deer label", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE.jsonl", help='rows {"id", "report"}')
     parser.add_argument(

@@ -68,7 +68,7 @@ def read_splits(config: DataConfig, quarantine: Quarantine) -> dict[str, Split]:
     Raises UserError.
     """
     if config.side < 1 or config.side % TOKEN_SIZE:
-        raise UserError(f"data.side: {config.side} pixels; expected a multiple of {TOKEN_SIZE}, best of 112")
+        raise UserError(f"data.side: {config.side} pixels; expected a multiple of {TOKEN_SIZE}, preferably of 112")
     splits = load_splits(config, config.side, functools.partial(resize, side=config.side), quarantine)
     if config.ids and "train" in splits:
         splits["train"] = chosen_split(splits["train"], config.ids)

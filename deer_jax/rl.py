@@ -204,7 +204,7 @@ def check_rollouts(generated: Generated, ids: Sequence[object], step: int) -> No
         np.asarray(generated.finite.all(-1)),
         ids,
         f"the policy's logits in step {step}",
-        "lower the learning rate, or look for bad weights; the checkpoints are from before",
+        "lower the learning rate, or look for bad weights; the checkpoints are from before that",
     )
 
 

@@ -86,7 +86,9 @@ def check_config(config: RlConfig) -> None:
         raise UserError(f"rollout.group: {rollout.group} reports have no group to be compared with; expected 2 or more")
     check_number("rollout.temperature", rollout.temperature, POSITIVE)
     if len(reward.phase_ends) != len(reward.gammas) - 1 or sorted(reward.phase_ends) != list(reward.phase_ends):
-        raise UserError("reward: expected an end in phase_ends for each phase of gammas but the last, in rising order")
+        raise UserError(
+            "reward: expected one end in phase_ends for each phase of gammas except the last, in increasing order"
+        )
     if reward.strength != PAPERS and reward.strength < 0:
         raise UserError(f"reward.strength must be at least 0, or {PAPERS} for the paper's, found {reward.strength}")
 

@@ -139,7 +139,7 @@ def read_ids(file: str | Path) -> list[str]:
 def _labels(found: list[Any], where: str) -> Int[np.ndarray, "K 14"]:
     expected = f"expected a list of {len(FINDINGS)} labels, 0 or 1, for each of 2 samples or more"
     if len(found) < 2:
-        raise UserError(f"{where}: {len(found)} samples, of which nothing can differ; {expected}")
+        raise UserError(f"{where}: {len(found)} samples, which cannot differ; {expected}")
     if not all(isinstance(sample, list) and len(sample) == len(FINDINGS) for sample in found):
         raise UserError(f"{where}: a sample has not {len(FINDINGS)} labels; {expected}")
     try:
@@ -158,7 +158,7 @@ def _check_rewards(found: Any, samples: int, where: str) -> None:
     largest = sys.float_info.max  # an int may be larger, and NaN is not smaller
     numbers = isinstance(found, list) and all(type(value) in (int, float) and abs(value) <= largest for value in found)
     if not numbers or len(found) != samples:
-        raise UserError(f"{where}: expected rewards as a list of {samples} finite numbers, one a sample")
+        raise UserError(f"{where}: expected rewards as a list of {samples} finite numbers, one per sample")
 
 
 def _fraction(text: str) -> float:

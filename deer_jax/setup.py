@@ -77,7 +77,7 @@ def load_base(model: ModelConfig, side: int, instruction: str, layout: DeviceLay
     check_processor(directory, sizes.vision)
     unit = sizes.vision.token_size
     if side < 1 or side % unit:
-        raise UserError(f"data.side: {side} pixels; expected a multiple of {unit}, best of 112")
+        raise UserError(f"data.side: {side} pixels; expected a multiple of {unit}, preferably of 112")
     stored = "float32" if model.tuning == "full" else model.frozen_dtype
     targets = shardings(param_shapes(sizes), layout, SHARDING_RULES)
     sizes, params = load_qwen2_vl(directory, dtype=model.dtype, param_dtype=stored, shardings=targets)

@@ -55,7 +55,7 @@ def topology_devices(name: str) -> list[Any]:
             return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
     except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:  # the last two are JAX's
         reason = str(error).splitlines()[0][:200]
-        raise UserError(f"--topology {name}: libtpu knows no such slice ({reason}); v5e:2x4 is one") from None
+        raise UserError(f"--topology {name}: libtpu does not know this slice ({reason}); v5e:2x4 is one") from None
 
 
 def compile_abstract(step: Any, arguments: Sequence[PyTree], layout: DeviceLayout) -> tuple[Compiled, Any]:

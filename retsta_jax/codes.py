@@ -10,7 +10,7 @@ from common.data.records import ReportPair
 
 
 def parse_codes(text: str) -> frozenset[str]:
-    """The codes of a text that has one a line, with regular white space and without blank lines."""
+    """The codes of a text that has one per line, with regular white space and without blank lines."""
     codes = (" ".join(line.split()) for line in text.splitlines())
     return frozenset(code for code in codes if code)
 

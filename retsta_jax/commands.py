@@ -58,7 +58,7 @@ def standardize(arguments: list[str]) -> None:
         "retsta standardize", description="Rewrite reports in standard form, as JSONL rows {id, standard, complete}."
     )
     options.add_argument(
-        "source", help='JSONL rows {"id", "report"}, or text with one report a line; "-": standard input'
+        "source", help='JSONL rows {"id", "report"}, or text with one report per line; "-": standard input'
     )
     options.add_argument("--run-dir", type=Path, required=True, help="the run whose best weights to use")
     options.add_argument("--output", type=Path, help="JSONL file to write or resume; default: standard output")

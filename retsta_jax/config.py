@@ -37,7 +37,7 @@ class DataConfig:
     train: MovablePath = ""  # jsonl: rows {"id", "source", "target", "language"?}
     validation: MovablePath = ""  # jsonl
     test: MovablePath = ""  # jsonl
-    targets: Literal["reports", "codes"] = "reports"  # jsonl: reports in words, or lists of codes, one a line
+    targets: Literal["reports", "codes"] = "reports"  # jsonl: reports in words, or lists of codes, one per line
     terminology: MovablePath = ""  # jsonl: table of terms for scores and augmentation (CSV, TSV, JSON); "": shipped
     augment_to: CountOrNone = 0  # pairs to train on, with those that augmentation makes of the training part; 0: none
 
@@ -175,6 +175,6 @@ HELP = """Data by --data.corpus; every file that is named here must be given:
   openi   --data.archive NLMCXR_reports.tgz --data.test-ids openi-testset.txt             (preset openi)
   jsonl   --data.train FILE --data.validation FILE --data.test FILE                       (retsta-7b-zero, retsta-7b)
           rows {"id", "source", "target"}, and "language" (en or zh) where it is not to be told by the characters;
-          with --data.targets codes a target is a list of codes, one a line, and is scored as one
+          with --data.targets codes a target is a list of codes, one per line, and is scored as one
 The presets retsta-7b-zero and retsta-7b also need --model.base DIR, such as that of Qwen2.5-7B-Instruct.
 """

@@ -34,7 +34,7 @@ def pairs_of(rows: Iterable[Mapping[str, Any]], file: Path, quarantine: Quaranti
     for row in rows:
         id_ = str(row["id"])
         if id_ in ids:
-            raise UserError(f"{file}: id {printable(id_)} is there as a number and as text; ids must differ")
+            raise UserError(f"{file}: id {printable(id_)} occurs both as a number and as text; ids must differ")
         ids.add(id_)
         language = row.get("language", pair_language(row["source"], row["target"]))
         if language not in get_args(Language):

@@ -28,14 +28,14 @@ def read_reports(source: str) -> list[tuple[str | int, str]]:
     """
     if source.lower().endswith(TABLES):
         raise UserError(
-            f"{source}: is a table; expected reports, one a line in a text file, or JSONL rows with id and report"
+            f"{source}: is a table; expected reports, one per line in a text file, or JSONL rows with id and report"
         )
     name = "standard input" if source == "-" else source
-    expected = "reports, one a line, or JSONL rows with id and report"
+    expected = "reports, one per line, or JSONL rows with id and report"
     text = decode_text(read_standard_input(expected) if source == "-" else read_bytes(source, expected), name)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
-        raise UserError(f"{name}: holds no report; expected one a line, or JSONL rows with id and report")
+        raise UserError(f"{name}: contains no report; expected one per line, or JSONL rows with id and report")
     as_rows = source.lower().endswith((".jsonl", ".json")) or lines[0][1].lstrip().startswith(("{", "[{"))
     reports: list[tuple[str | int, str]] = []
     line_of_id: dict[str, int] = {}  # 1 and "1" are one id

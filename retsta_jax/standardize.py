@@ -68,7 +68,7 @@ def config_of_trained(run_dir: Path) -> RetstaConfig:
     """The config of a run directory that holds weights. Raises UserError where there are none."""
     config = read_config(RetstaConfig, run_dir)
     if not (run_dir / "checkpoints").is_dir():
-        raise UserError(f"{run_dir}: holds no checkpoint; train first")
+        raise UserError(f"{run_dir}: contains no checkpoint; train first")
     return config
 
 
@@ -140,8 +140,8 @@ def spread_rows(generator: Generator, layout: DeviceLayout) -> Generator:
 def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size: int) -> None:
     """Standardize the reports of a file, or of standard input ("-"), into rows {"id", "standard", "complete"}.
 
-    Rows are {"id", "report"}; plain text holds one report a line, and its ids are the line numbers. Rows that `output`
-    holds already are kept and the rest is done. Raises UserError.
+    Rows are {"id", "report"}; plain text holds one report per line, and its ids are the line numbers. Rows
+    that `output` has already are kept and the rest is done. Raises UserError.
     """
     reports = read_reports(source)
     if output is not None and output.exists() and source != "-" and output.samefile(source):

@@ -79,7 +79,7 @@ def match(arguments: list[str]) -> None:
         description="Find the terms of reports: rows {id, matches: [{term, name, text, start, end, eye, status}]}.",
     )
     options.add_argument(
-        "source", help='JSONL rows {"id", "report"}, or text with one report a line; "-": standard input'
+        "source", help='JSONL rows {"id", "report"}, or text with one report per line; "-": standard input'
     )
     options.add_argument("--terminology", type=Path, default=SHIPPED, help=TABLE)
     options.add_argument("--output", type=Path, help="JSONL file to write or resume; default: standard output")

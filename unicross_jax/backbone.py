@@ -144,13 +144,13 @@ def base_note(clip: PyTree) -> dict[str, str]:
 
 
 def check_base(directory: Path, backbone: Backbone) -> None:
-    """Raise UserError where an exported model says that it needs another CLIP."""
+    """Raise UserError where an exported model says that it needs a different CLIP."""
     file = directory / BASE_FILE
     if not file.is_file():
         return
     needed = read_json_object(file).get("sha256")
     if not isinstance(needed, str):
-        raise UserError(f"{file}: holds no sha256 of a CLIP; export the model again")
+        raise UserError(f"{file}: contains no sha256 of a CLIP; export the model again")
     found = base_note(backbone.params)["sha256"]
     if needed != found:
         raise UserError(

@@ -157,7 +157,7 @@ def scores_record(trained: Trained, split: Split) -> dict[str, str]:
 def described(baseline: str, above: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:
     """By how much the model is above a baseline in these scores, in words."""
     shown = ", ".join(f"{name} {interval_text(above[name], sign=True)}" for name in names)
-    return f"This run less the {baseline}, with the 95% interval over studies: {shown}."
+    return f"Difference to the {baseline}, with the 95% interval over studies: {shown}."
 
 
 def cut_references(trained: Trained, examples: Sequence[Example]) -> list[str]:
@@ -186,7 +186,7 @@ def first(split: Split, limit: int) -> Split:
     """The first `limit` studies, or all. Raises UserError where there is none."""
     count = min(limit, len(split.studies)) if limit else len(split.studies)
     if not count:
-        raise UserError("there is no study to evaluate on")
+        raise UserError("no study to evaluate")
     return Split(split.studies[:count], split.images)
 
 

@@ -45,11 +45,13 @@ def group_images(images: Sequence[str], study: str) -> list[tuple[str, ...]]:
     try:
         pattern = re.compile(study)
     except re.error as error:
-        raise UserError(f"--study {study}: no regular expression ({error}); expected each, one or one") from error
+        raise UserError(
+            f"--study {study}: not a valid regular expression ({error}); expected each, one or one"
+        ) from error
     for image in images:
         found = pattern.search(image)
         if found is None or not found[0]:
-            raise UserError(f"{image}: --study {study} finds nothing in it; expected what names the study")
+            raise UserError(f"{image}: --study {study} finds nothing in it; expected text that names the study")
         groups.setdefault(found[0], []).append(image)
     return [tuple(group) for group in groups.values()]
 
@@ -64,7 +66,7 @@ def report_images(
     for group in groups:
         for image in group:
             if Path(image).is_dir():
-                raise UserError(f"{image}: a folder; expected a PNG or JPEG image, name those in it ({image}/*.png)")
+                raise UserError(f"{image}: is a folder; expected a PNG or JPEG image, name those in it ({image}/*.png)")
             if not Path(image).is_file():
                 raise UserError(f"{image}: no such file; expected a PNG or JPEG image")
             if image.encode(errors="replace").decode() != image:
@@ -119,10 +121,10 @@ def images_line(groups: Sequence[Sequence[str]]) -> str:
 def check_outputs(output: Path | None, page: Path, images: Sequence[Path]) -> None:
     """Raise UserError for files that could not be written in the end, or would take an image's place."""
     if output is not None and output.exists():
-        raise UserError(f"{output}: exists already; remove it, or give another --output")
+        raise UserError(f"{output}: already exists; remove it, or give another --output")
     for file in (page, *([] if output is None else [output])):
         if not file.parent.is_dir() or file.is_dir():
-            raise UserError(f"{file}: cannot be written; expected a file in a folder that exists")
+            raise UserError(f"{file}: cannot be written; expected a file in an existing folder")
     if page.exists() and any(page.samefile(image) for image in images):
         raise UserError(f"{page}: is one of the images and would be overwritten; give another --page")
     check_own_page(page)

@@ -72,7 +72,7 @@ def load_trained(directory: Path) -> Trained:
         checkpoints.close()
         return Trained(config, task, trainable, step)
     if not (directory / "model.safetensors").is_file():
-        raise UserError(f"{directory}: holds no checkpoint and no model.safetensors; train first")
+        raise UserError(f"{directory}: contains no checkpoint and no model.safetensors; train first")
     check_base(directory, backbone)
     shapes = jax.eval_shape(lambda: init_trainable(task.model, key))
     return Trained(config, task, load_tree(open_tensors(directory), shapes, own_names(shapes), where=directory), None)

@@ -59,7 +59,9 @@ def parse_scorers(texts: Iterable[str]) -> list[Scorer]:
         scorers.append(Scorer(name.strip(), tuple(arguments)))
     names = [scorer.name for scorer in scorers]
     if repeated := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"--external {repeated[0]} is given {names.count(repeated[0])} times; give each another name")
+        raise UserError(
+            f"--external {repeated[0]} is given {names.count(repeated[0])} times; give each a different name"
+        )
     return scorers
 
 
@@ -110,7 +112,7 @@ def run_scorer(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> Scores:
         except OSError as error:
             raise UserError(f"{command[0]} cannot be run ({error.strerror}); expected a program") from error
         if status:
-            raise UserError(f"{command[0]} ended with status {status}; its own messages stand above")
+            raise UserError(f"{command[0]} ended with status {status}; see its messages above")
         try:
             found = read_rows(answer, {"id": str | int, "scores": dict})
         except UserError as error:

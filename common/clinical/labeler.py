@@ -137,7 +137,7 @@ def _vocabulary_directory(file: Path, option: str, policy: Path | None) -> Path:
         if (directory / name).is_file():
             return directory
     raise UserError(
-        f"{file}: holds no vocabulary; put the vocab.txt of bert-base-uncased beside it, or name its directory with "
+        f"{file}: contains no vocabulary; put the vocab.txt of bert-base-uncased beside it, or name its directory with "
         f"{option}"
     )
 
@@ -152,7 +152,10 @@ def is_wordpiece(directory: Path) -> bool:
 
 
 def load_tokenizer(directory: Path) -> "Tokenizer":
-    """BERT's lower-casing WordPiece tokenizer: `vocab.txt`, one word a line, or `tokenizer.json`. Raises UserError."""
+    """BERT's lower-casing WordPiece tokenizer: `vocab.txt`, one word per line, or `tokenizer.json`.
+
+    Raises UserError.
+    """
     file, whole = directory / VOCABULARY, directory / WHOLE
     if whole.is_file() and not file.is_file():
         return _whole_tokenizer(whole)
@@ -160,7 +163,7 @@ def load_tokenizer(directory: Path) -> "Tokenizer":
     words = read_text(file, expected).removesuffix("\n").split("\n")
     vocabulary = {word: number for number, word in enumerate(words)}
     if missing := {START, END, UNKNOWN} - vocabulary.keys():
-        raise UserError(f"{file}: {min(missing)} is missing; expected a WordPiece vocabulary, one word a line")
+        raise UserError(f"{file}: {min(missing)} is missing; expected a WordPiece vocabulary, one word per line")
     return make_tokenizer(vocabulary)
 
 
@@ -171,7 +174,7 @@ def _whole_tokenizer(file: Path) -> "Tokenizer":
         tokenizer: Tokenizer = Tokenizer.from_file(str(file))
         tokenizer.encode("\u89c6 heart")  # also an unknown word must have a token
     except Exception as error:  # what the tokenizers library raises has no type of its own
-        raise UserError(f"{file}: is no tokenizer ({printable(error)}); expected that of the labeler") from error
+        raise UserError(f"{file}: is not a tokenizer ({printable(error)}); expected that of the labeler") from error
     if missing := [mark for mark in (START, END) if tokenizer.token_to_id(mark) is None]:
         raise UserError(f"{file}: {missing[0]} is missing; expected a tokenizer of BERT")
     tokenizer.no_truncation()

@@ -54,7 +54,7 @@ def read_image(source: str | os.PathLike[str] | bytes) -> GreyImage:
         _check_form(image, where)
         return _grey(ImageOps.exif_transpose(image))
     except DAMAGE as error:
-        raise UserError(f"{where}: not a whole {reader.format} image ({error}); fetch it again") from error
+        raise UserError(f"{where}: not a complete {reader.format} image ({error}); fetch it again") from error
 
 
 def encode_png(image: GreyImage) -> bytes:

@@ -67,7 +67,7 @@ def read_openi(path: str | Path) -> list[OpeniStudy]:
         study = _parse_study(data, origin)
         if study.id in studies:
             raise UserError(
-                f"{origin}: id {printable(study.id)} is already that of {origins[study.id]}; keep one of them"
+                f"{origin}: id {printable(study.id)} is already used by {origins[study.id]}; keep one of them"
             )
         studies[study.id] = study
         origins[study.id] = origin
@@ -77,7 +77,7 @@ def read_openi(path: str | Path) -> list[OpeniStudy]:
 
 
 def openi_pairs(studies: Iterable[OpeniStudy], quarantine: Quarantine) -> list[ReportPair]:
-    """Free text -> codes, one a line in sorted order; studies that lack either side are quarantined.
+    """Free text -> codes, one per line in sorted order; studies that lack either side are quarantined.
 
     The free text is `FINDINGS: ...` and `IMPRESSION: ...`, a line each, less a section that the study lacks.
     """
@@ -97,11 +97,11 @@ def openi_pairs(studies: Iterable[OpeniStudy], quarantine: Quarantine) -> list[R
 
 
 def read_test_ids(path: str | Path) -> frozenset[str]:
-    """Ids of the test studies, one a line (`openi-testset.txt`). Raises UserError for a bad or empty file."""
+    """Ids of the test studies, one per line (`openi-testset.txt`). Raises UserError for a bad or empty file."""
     # Cleaned: an invisible character in an id would put its study into training.
     ids = frozenset(clean_report(read_text(path, "the test ids, openi-testset.txt")).split())
     if not ids:
-        raise UserError(f"{path} holds no id; expected ids such as CXR10, one a line")
+        raise UserError(f"{path} contains no id; expected ids such as CXR10, one per line")
     return ids
 
 
@@ -182,7 +182,7 @@ def _archive_members(path: Path) -> Iterator[tuple[str, bytes]]:
     # Damaged and crafted headers also raise ValueError, and RecursionError where header follows header.
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is not a whole gzipped tar archive ({printable(reason(error))}); "
+            f"{path} is not a complete gzipped tar archive ({printable(reason(error))}); "
             "expected NLMCXR_reports.tgz, fetch it again if it was cut short"
         ) from error
 

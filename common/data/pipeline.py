@@ -39,7 +39,7 @@ def make_iterator(
     batch_rows = len(plan[0].rows)
     if batch_rows % process_count:
         raise UserError(
-            f"{batch_rows} rows a batch cannot be divided among {process_count} processes; "
+            f"{batch_rows} rows per batch cannot be divided among {process_count} processes; "
             f"choose a multiple of {process_count}"
         )
     local_rows = batch_rows // process_count

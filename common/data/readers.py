@@ -91,7 +91,7 @@ def read_openi_images(
 ) -> StudySplits:
     """IU X-ray from Open-i's own XML (archive or directory): FINDINGS as report, INDICATION, codes as labels.
 
-    `split` is R2Gen's split (.json: two images a study, R2Gen's ids) or a file of test ids, one a line (all images,
+    `split` is R2Gen's split (.json: two images a study, R2Gen's ids) or a file of test ids, one per line (all images,
     ids such as CXR10; see `openi_splits` for `validation` and `seed`). Images may be named as R2Gen names them
     (CXR1000_IM-0003/0.png), Open-i (CXR1000_IM-0003-1001.png) or the collection on Kaggle
     (1000_IM-0003-1001.dcm.png).
@@ -249,7 +249,7 @@ def annotation_entries(file: str | Path, required: Mapping[str, type | UnionType
 def _array(file: str | Path, required: Mapping[str, type | UnionType]) -> list[dict[str, Any]]:
     rows = read_json(file)
     if not isinstance(rows, list):
-        raise UserError(f"{file}: expected an array of rows; save rows one a line under a name that ends in .jsonl")
+        raise UserError(f"{file}: expected an array of rows; save rows one per line under a name that ends in .jsonl")
     if not rows:
         raise UserError(f"{file}: no rows; expected an array of at least one")
     return [check_row(row, required, f"{file}: row {place}") for place, row in enumerate(rows, start=1)]

@@ -138,7 +138,7 @@ class _Asking:
         count = f"{len(failures)} requests in a row" if len(failures) > 1 else "the only request"
         return UserError(
             f"{self.endpoint.url} (model {self.endpoint.model}): {count} got no usable answer, the last because "
-            f"{failures[-1].reason}; what was answered is kept: start the same command again when it is put right"
+            f"{failures[-1].reason}; what was answered is kept: start the same command again once that is fixed"
         )
 
     def _in_order(self, requests: Iterable[Request]) -> Iterator[Outcome]:

@@ -70,9 +70,7 @@ def open_cache(path: Path) -> Iterator[AnswerCache]:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be made readable by you alone ({reason(error)}); choose another file"
-        ) from error
+        raise UserError(f"{path}: cannot be made private to you ({reason(error)}); choose another file") from error
     with _errors(path):
         connection = _connect(path)
     cache = AnswerCache(path, connection)

@@ -123,7 +123,7 @@ def decode_file(arguments: argparse.Namespace) -> None:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The command line. Raises UserError for values that make no sense."""
+    """The command line. Raises UserError for values out of their bounds."""
     parser = Parser(
         "medreport decode",
         description=DESCRIPTION,

@@ -130,7 +130,7 @@ def load_tree(
         raise UserError(f"{where}: {_listed(missing)} missing; expected {len(wanted)} tensors, found {len(stored)}")
     if surplus := sorted(name for name in set(stored) - wanted if not re.fullmatch(ignored, name)):
         raise UserError(
-            f"{stored[surplus[0]].file}: {_listed(surplus)} surplus: this model has no place for it; is it another "
+            f"{stored[surplus[0]].file}: {_listed(surplus)} surplus: this model has no parameter for it; is it another "
             "model, or another config.json?"
         )
     for path, leaf in leaves.items():
@@ -176,7 +176,7 @@ def write_tensors(
         if jnp.issubdtype(tensor.dtype, jnp.floating) and not np.isfinite(tensor).all():
             raise UserError(
                 f"{directory}: tensor {name} is not finite (NaN or infinity) as {tensor.dtype}; write it in a wider "
-                "dtype, or look for what made it so"
+                "dtype, or find out what caused it"
             )
         if pending and size + tensor.nbytes > max_bytes:
             flush()
@@ -295,7 +295,7 @@ def _open_file(file: Path) -> dict[str, StoredTensor]:
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file; download the checkpoint again") from error
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{file}: no whole safetensors file ({printable(error)}); download it again") from error
+        raise UserError(f"{file}: not a complete safetensors file ({printable(error)}); download it again") from error
 
     def reader(name: str, dtype: str) -> Callable[[Index], np.ndarray]:
         def read(index: Index) -> np.ndarray:

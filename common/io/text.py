@@ -40,7 +40,7 @@ def decode_text(content: bytes, where: str | Path) -> str:
     if "\0" in text:  # as every second byte of ASCII in UTF-16 is, whose mark may be missing
         line = text.count("\n", 0, text.index("\0")) + 1
         raise UserError(
-            f"{where}, line {line}: holds a NUL character, as UTF-16 does; remove it, or save the file as UTF-8"
+            f"{where}, line {line}: contains a NUL character, as UTF-16 does; remove it, or save the file as UTF-8"
         )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -138,7 +138,7 @@ def csv_rows(
     except csv.Error as error:
         raise UserError(f"{path}: not CSV ({error} on line {rows.line_num}); {remedy}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a whole CSV file ({reason(error)}); fetch it again") from error
+        raise UserError(f"{path}: not a complete CSV file ({reason(error)}); fetch it again") from error
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL
         raise UserError(f"{path}: cannot be read ({reason(error)}); expected a CSV file") from error
 
@@ -159,7 +159,7 @@ def _lines(stream: BinaryIO | gzip.GzipFile, path: str | Path) -> Iterator[str]:
                 )
             if "\0" in line:
                 raise UserError(
-                    f"{path}, line {number}: holds a NUL character, as UTF-16 does; remove it, or save the file as "
+                    f"{path}, line {number}: contains a NUL character, as UTF-16 does; remove it, or save the file as "
                     "UTF-8"
                 )
             yield line.lstrip(_MARK) if number == 1 else line

@@ -54,13 +54,13 @@ def read_archive(path: str | Path) -> dict[str, StoredTensor]:
     if "refused" in found:
         raise UserError(f"{path}: {printable(found['refused'], 500)}")
     if "damaged" in found:
-        raise UserError(f"{path}: no whole PyTorch file ({printable(found['damaged'])}); download it again")
+        raise UserError(f"{path}: not a complete PyTorch file ({printable(found['damaged'])}); download it again")
     views = {
         name: View(Storage(kind, key, length), offset, tuple(shape), tuple(strides))
         for name, (kind, key, length, offset, shape, strides) in found["views"].items()
     }
     if not views:
-        raise UserError(f"{path}: holds no tensors; expected a state dict or a TorchScript archive")
+        raise UserError(f"{path}: contains no tensors; expected a state dict or a TorchScript archive")
     if all(name.startswith("module.") for name in views):
         views = {name.removeprefix("module."): view for name, view in views.items()}
     read = _zip_reader(path, found["root"]) if "root" in found else _legacy_reader(path, found["starts"])

@@ -57,7 +57,8 @@ def nearest_reports(
     """
     if not train_sources or len(train_sources) != len(train_targets):
         raise UserError(
-            f"{len(train_sources)} training sources and {len(train_targets)} targets: expected as many, at least one"
+            f"{len(train_sources)} training sources and {len(train_targets)} targets: expected the "
+            "same number of each, at least one"
         )
     language = language or language_of("".join(train_sources))
     fallback = constant_report(train_targets, language=language)
@@ -100,7 +101,7 @@ def _cosines(
     try:
         fitted = vectorizer.fit_transform(known)
     except ValueError as error:
-        raise UserError("the training sources hold no word; expected report texts") from error
+        raise UserError("the training sources contain no word; expected report texts") from error
     columns = fitted if others is known else vectorizer.transform(others)
     rows = 512  # bounds the dense block of similarities, rows x others
     for start in range(0, len(texts), rows):

@@ -30,7 +30,8 @@ def evaluate_codes(
     """
     if not predictions or len(predictions) != len(references):
         raise UserError(
-            f"{len(predictions)} predicted and {len(references)} reference sets: expected as many of each, at least one"
+            f"{len(predictions)} predicted and {len(references)} reference sets: expected the same "
+            "number of each, at least one"
         )
     measures = [
         code_measure("codes", predictions, references),

@@ -46,7 +46,8 @@ def evaluate_texts(
     """
     if not predictions or len(predictions) != len(references):
         raise UserError(
-            f"{len(predictions)} predictions and {len(references)} references: expected as many of each, at least one"
+            f"{len(predictions)} predictions and {len(references)} references: expected the same "
+            "number of each, at least one"
         )
     measures, notes = measures_by_language(predictions, references, language, convention)
     result: dict[str, Any] = summarize(measures, with_intervals=intervals, seed=seed)

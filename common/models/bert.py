@@ -58,7 +58,7 @@ class BertConfig:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
-                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
 
 

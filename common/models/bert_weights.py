@@ -80,7 +80,7 @@ def classifier_config(directory: Path) -> ClassifierConfig:
     published = read_entries(file)
     if "labels" not in published or "label_classes" not in published:
         raise UserError(
-            f"{file}: names no 'labels' and 'label_classes', so this is no labeler; expected chexbert.pth or the "
+            f"{file}: has no 'labels' and 'label_classes', so it is not a labeler; expected chexbert.pth or the "
             "--output of deer train-labeler (a BERT is what --init of deer train-labeler takes)"
         )
     labels, classes = published.items("labels", str), published.items("label_classes", int, bounds=SIZE)
@@ -169,7 +169,7 @@ def _config_from_tensors(stored: Mapping[str, StoredTensor], path: Path, folders
         heads = published[0].whole("num_attention_heads", SIZE)
     if heads is None and hidden % HEAD_DIM:
         raise UserError(
-            f"{path}: hidden size {hidden} is no multiple of {HEAD_DIM}, so the number of attention heads cannot be "
+            f"{path}: hidden size {hidden} is not a multiple of {HEAD_DIM}, so the number of attention heads cannot be "
             "guessed; put the config.json of its BERT beside the file"
         )
     encoder = BertConfig(

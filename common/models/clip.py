@@ -49,7 +49,7 @@ class ClipConfig:
         if self.text_layers % TEXT_GROUPS:
             raise UserError(f"text_layers is {self.text_layers}, expected a multiple of {TEXT_GROUPS}")
         if self.text_width % self.text_heads:
-            raise UserError(f"text_width {self.text_width} is no multiple of text_heads {self.text_heads}")
+            raise UserError(f"text_width {self.text_width} is not a multiple of text_heads {self.text_heads}")
         if self.vision_width % 2 or self.image_size % 32:
             raise UserError(
                 f"vision_width is {self.vision_width} and image_size {self.image_size}, expected multiples of 2 and 32"

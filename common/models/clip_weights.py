@@ -166,7 +166,7 @@ def folded(stored: Mapping[str, StoredTensor], config: ClipConfig, where: str | 
                 )
             values = np.asarray(tensor.read((slice(None),)), np.float64)
             if not np.isfinite(values).all() or (part == "running_var" and (values < 0).any()):
-                raise UserError(f"{tensor.file}: tensor {name} holds impossible values; the checkpoint is damaged")
+                raise UserError(f"{tensor.file}: tensor {name} has impossible values; the checkpoint is damaged")
             parts.append(values)
         weight, bias, mean, variance = parts
         scale = weight / np.sqrt(variance + BATCH_NORM_EPS)

@@ -337,7 +337,7 @@ def _check(published: dict[str, Any], file: Path) -> None:
         if value and name not in KNOWN and name != "megatron_config":
             shown = printable(repr(value), 60)
             raise UserError(
-                f"{file}: {printable(name)} = {shown} is more than plain LoRA, which is all that can be loaded"
+                f"{file}: {printable(name)} = {shown} is more than plain LoRA, and only plain LoRA can be loaded"
             )
 
 

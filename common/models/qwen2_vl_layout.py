@@ -80,9 +80,7 @@ def rope_positions(
     for (rows, columns), count in zip(grids, counts, strict=True):
         start = done + int(np.argmax(is_image[done:])) if count else done
         if not is_image[start : start + count].all():
-            raise UserError(
-                f"an image of {rows} x {columns} patches does not stand in {count} tokens one after another"
-            )
+            raise UserError(f"an image of {rows} x {columns} patches does not occupy {count} consecutive tokens")
         positions[:, done:start] = position + np.arange(start - done)
         position += start - done
         image = np.indices((1, rows // merge, columns // merge)).reshape(3, -1)

@@ -50,7 +50,7 @@ class VisionConfig:
         if self.hidden_size % (4 * self.num_heads):
             raise UserError(
                 f"vision hidden_size is {self.hidden_size}, expected a multiple of 4 x num_heads ({self.num_heads}): "
-                "half of each head turns by the row of a patch, half by its column"
+                "half of each head rotates with the row of a patch, half with its column"
             )
         if self.window_size % self.token_size:
             raise UserError(

@@ -132,7 +132,7 @@ def main(argv: list[str]) -> None:
     try:
         sheet.quantize(64).save(arguments.sheet, "PNG", optimize=True)
     except OSError as error:
-        raise UserError(f"sheet {arguments.sheet}: {error.strerror}; expected a file in a folder that exists") from None
+        raise UserError(f"sheet {arguments.sheet}: {error.strerror}; expected a file in an existing folder") from None
     print(f"{arguments.sheet}: {arguments.rows * arguments.columns} studies")
 
 

@@ -203,7 +203,8 @@ def report(hosts: Hosts, deadline: float, say: Callable[[str], None]) -> None:
             reason = error.strerror or str(error)
         time.sleep(RETRY_SECONDS)
     raise UserError(
-        f"{VARIABLE}={os.environ[VARIABLE]}: {where} cannot be joined in time ({reason}); start it, or give more time "
+        f"{VARIABLE}={os.environ[VARIABLE]}: {where} could not be joined in time ({reason}); start "
+        "it, or give more time "
         f"with {JOIN_VARIABLE}"
     )
 

@@ -184,10 +184,10 @@ def _best(checkpoints: Checkpoints) -> tuple[int, ocp.CheckpointManager]:
     if step is None:
         step, manager = checkpoints.latest.latest_step(), checkpoints.latest
     if step is None:
-        raise UserError(f"{manager.directory.parent}: holds no checkpoint; train first")
+        raise UserError(f"{manager.directory.parent}: contains no checkpoint; train first")
     if manager is checkpoints.latest and jax.process_index() == 0:
         where = manager.directory.parent
-        say(f"warning: {where}: no validation has chosen a best checkpoint; step {step} is taken", error=True)
+        say(f"warning: {where}: no evaluation chose a best checkpoint; using step {step}", error=True)
     return step, manager
 
 
@@ -262,7 +262,8 @@ def _check_note(checkpoints: Checkpoints, manager: ocp.CheckpointManager, step: 
         lines = differences(found["config"], note["config"])
         if different := [line for line in lines if line.field not in checkpoints.free]:
             raise UserError(
-                f"{manager.directory / str(step)}: belongs to another config: {different[0]}; restore config.json, or "
+                f"{manager.directory / str(step)}: was written with a different config: "
+                f"{different[0]}; restore config.json, or "
                 "give the run directory that this config trained"
             )
 

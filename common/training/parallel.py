@@ -262,6 +262,6 @@ def check_rows(rows: int, accumulate: int, layout: DeviceLayout) -> None:
     parts = layout.row_shards * accumulate
     if rows % parts:
         raise UserError(
-            f"batch_size: {rows} rows a step do not split over {layout.row_shards} devices x {accumulate} "
+            f"batch_size: {rows} rows per step do not split over {layout.row_shards} devices x {accumulate} "
             f"accumulation steps; choose a multiple of {parts}"
         )

@@ -99,7 +99,7 @@ def open_corpus(
     if len(known) < len(pairs):
         raise UserError(f"augmentation: {len(pairs) - len(known):,} ids of pairs occur twice; ids must be unique")
     if clash := next((id_ for id_ in copy_ids(pairs, total) if id_ in known), ""):
-        raise UserError(f"augmentation: {printable(clash)} is the id of a pair and would be that of a new one")
+        raise UserError(f"augmentation: {printable(clash)} is the id of a pair and would also be the id of a new pair")
     unknown = (pair for pair in pairs if known_findings(pair.target, pair.language, terms) is None)
     reports = (
         (read_report(pair.source, pair.language, terms), read_report(pair.target, pair.language, terms))

@@ -37,7 +37,7 @@ ENGLISH = Wording(
     instruction="Rewrite the last report below as a standard report: every finding that it states as present, "
     "suspected or absent, under its standard name, with side, place and degree where the report gives them. Add no "
     "finding and leave none out. Answer in English only, and write nothing but the standard report.",
-    terms="Standard terms, one a line, each with its other names in brackets:",
+    terms="Standard terms, one per line, each with its other names in brackets:",
     examples="Examples:",
     report="Report:",
     standard="Standard report:",
@@ -56,9 +56,9 @@ CHINESE = Wording(
 )
 CODES = replace(
     ENGLISH,
-    instruction="Index the last report below: write the code of every finding that it states, one a line, as finding/"
+    instruction="Index the last report below: write the code of every finding that it states, one per line, as finding/"
     "place/qualifiers. Add no finding and leave none out. Write nothing but the codes.",
-    terms="Codes, one a line:",
+    terms="Codes, one per line:",
     standard="Codes:",
 )
 WORDINGS: Mapping[Language, Wording] = {"en": ENGLISH, "zh": CHINESE}
@@ -138,7 +138,7 @@ def choose_shots(splits: Splits, language: Language, count: int, seed: int) -> t
     if len(usable) < count:
         raise UserError(
             f"--shots {count}: the training split has {len(usable)} reports in {NAMES[language]} whose texts are not "
-            "in validation or test; ask for so many at most"
+            "in validation or test; ask for at most that many"
         )
     order = np.random.default_rng([seed, *language.encode()]).permutation(len(usable))
     return tuple(usable[index] for index in order[:count])

@@ -61,7 +61,7 @@ def local_peer(
     check_vocabulary(tokenizer, config)
     positions = max_positions(directory) or MOST_POSITIONS
     if context > positions:
-        raise UserError(f"--context {context}: the model has {positions} positions; give so many at most")
+        raise UserError(f"--context {context}: the model has {positions} positions; give at most that many")
 
     def tokens(prompt: str) -> list[int]:
         if tokenizer.has_chat:

@@ -18,10 +18,10 @@ from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.terms import SHIPPED
 
 HELP = f"""Label free-text reports with a trained model, and keep the pairs that pass the rules and are not duplicates.
-REPORTS: JSONL rows {{"id", "report"}}, or text with one report a line. Writes into --output: shards/, pairs.jsonl
+REPORTS: JSONL rows {{"id", "report"}}, or text with one report per line. Writes into --output: shards/, pairs.jsonl
 (rows {{"id", "source", "target", "language"}}), rejected.jsonl (with the reasons), funnel.json, report.html.
 Rules: {", ".join(RULES)}.
---codes: standard reports are lists of codes, one a line, and the terminology is what these pairs have as targets.
+--codes: standard reports are lists of codes, one per line, and the terminology is what these pairs have as targets.
 Rules: {", ".join(CODE_RULES)}.
 """
 

@@ -63,8 +63,8 @@ class ParadigmData:
     train: MovablePath = ""  # jsonl: rows {"id", "source", "target", "language"?}
     validation: MovablePath = ""  # jsonl
     test: MovablePath = ""  # jsonl
-    reports: MovablePath = ""  # jsonl: rows {"id", "report"}, or text with one report a line
-    targets: Literal["reports", "codes"] = "reports"  # jsonl: reports in words, or lists of codes, one a line
+    reports: MovablePath = ""  # jsonl: rows {"id", "report"}, or text with one report per line
+    targets: Literal["reports", "codes"] = "reports"  # jsonl: reports in words, or lists of codes, one per line
 
     @property
     def has_codes(self) -> bool:

@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     first = next(iter(runs))
     for name, run in runs.items():
         if run.reports != runs[first].reports:
-            raise UserError(f"{name}: was evaluated on other test reports than {first}; expected the same")
+            raise UserError(f"{name}: was evaluated on different test reports from {first}; expected the same")
     print(table_of(runs.values()), flush=True)
 
 

@@ -43,7 +43,7 @@ def errors_of(table: Table) -> list[str]:
     """What is wrong with a table, each as one line that names the rows."""
     found = [*table.problems]
     if not table.terms:
-        found.append("holds no term; expected one a line")
+        found.append("contains no term; expected one per line")
     found += _names(table)
     found += _identities(table)
     for language in table.languages:

@@ -127,7 +127,7 @@ def read_table(path: str | Path) -> Table:
     problems: list[str] = []
     rows = list(_json_rows(path) if Path(path).suffix.lower() == ".json" else _csv_rows(path))
     if not rows:
-        raise UserError(f"{path}: holds no term; expected a header line and one term a line, or a list of objects")
+        raise UserError(f"{path}: contains no term; expected a header line and one term per line, or a list of objects")
     found = dict.fromkeys(name for _, row in rows for name in row)
     languages = tuple(language for language in LANGUAGES if language in found)
     if not languages:
@@ -153,7 +153,7 @@ def _csv_rows(path: str | Path) -> Iterator[tuple[int, dict[str, str]]]:
     if repeated := [name for name in header if header.count(name) > 1]:
         raise UserError(f"{path}: column {printable(repeated[0])} is there {header.count(repeated[0])} times; keep one")
     if not header:
-        raise UserError(f"{path}: is empty; expected a header line and one term a line")
+        raise UserError(f"{path}: is empty; expected a header line and one term per line")
     for line, values in rows:
         yield line, dict(zip(header, values, strict=True))
 

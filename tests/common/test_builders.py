@@ -109,7 +109,7 @@ def test_report_text_stays_out_of_what_is_logged(tmp_path, splits, capfd, caplog
 
 def test_an_existing_data_set_is_never_taken_for_the_new_one(tmp_path, splits):
     prepare(splits, tmp_path / "data", "tiny", Quarantine())
-    with pytest.raises(UserError, match=r"1\.0\.0: exists already; remove it"):
+    with pytest.raises(UserError, match=r"1\.0\.0: already exists; remove it"):
         prepare(splits, tmp_path / "data", "tiny", Quarantine())
     prepare(splits, tmp_path / "data", "other", Quarantine())
 

@@ -106,7 +106,7 @@ def test_a_checkpoint_of_another_config_is_refused_by_the_first_field_that_decid
         checkpoints.close()
     other = open_checkpoints(tmp_path, NOTE, Config(optim=OptimConfig(b1=0.8), parallel="jit"))
     for restore, tree in ((restore_latest, like), (restore_trainable, like.trainable)):
-        with pytest.raises(UserError, match=r"another config: optim\.b1 was 0\.9 and is now 0\.8; restore config.json"):
+        with pytest.raises(UserError, match=r"a different config: optim\.b1 was 0\.9 and is now 0\.8; restore config.json"):
             restore(other, tree)
     other.close()
 
@@ -157,6 +157,6 @@ def test_a_full_disk_is_noticed_before_anything_more_is_written(tmp_path, monkey
 def test_nothing_saved_is_nothing_to_resume_and_an_error_to_use(tmp_path):
     checkpoints = open_checkpoints(tmp_path, NOTE)
     assert restore_latest(checkpoints, state(make_device_layout("jit"))) is None
-    with pytest.raises(UserError, match="holds no checkpoint; train first"):
+    with pytest.raises(UserError, match="contains no checkpoint; train first"):
         restore_trainable(checkpoints, state(make_device_layout("jit")).trainable)
     checkpoints.close()

@@ -166,7 +166,7 @@ def test_only_paths_may_differ_where_a_run_is_continued_and_only_where_contents_
         ("known", Run(base="a", seed=1), "seed was 0 and is now 1"),
         ("unknown", Run(base="b"), "base was 'a' and is now 'b'"),
     ):
-        with pytest.raises(UserError, match=f"holds a run of another config .{field}"):
+        with pytest.raises(UserError, match=f"contains a run with a different config .{field}"):
             check_run_directory(tmp_path / name, config)
 
 

@@ -14,13 +14,13 @@ def test_a_device_without_memory_is_one_line(capsys):
         run_cli(lambda arguments: jnp.zeros(2**46).sum().item(), [])  # 256 TiB, more than any process can address
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: there is too little memory (281474976710656 bytes asked for); give a smaller")
+    assert said.startswith("error: not enough memory (281474976710656 bytes requested); give a smaller")
     assert said.count("\n") == 1
 
 
 def test_what_compilers_say_of_memory():
     of_tpu = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Used 20.5G of 15.7G hbm. Exceeded by 4.8G."
-    assert "(20.5G asked for)" in out_of_memory(of_tpu)
+    assert "(20.5G requested)" in out_of_memory(of_tpu)
     assert "XLA does not say how much" in out_of_memory("RESOURCE_EXHAUSTED: full")
 
 
@@ -36,7 +36,7 @@ def test_a_name_that_is_too_long_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         run_cli(lambda arguments: (tmp_path / ("x" * 300)).write_text(""), [])
     assert ended.value.code == 2
-    assert capsys.readouterr().err.endswith("is longer than a file's name may be; give a shorter one\n")
+    assert capsys.readouterr().err.endswith("is too long for a file name; give a shorter one\n")
 
 
 def test_other_errors_keep_their_traceback():

@@ -148,7 +148,7 @@ def test_hosts_that_differ_about_their_number_are_told(monkeypatch, port):
 
 def test_a_first_host_that_is_not_there_is_named(monkeypatch, port):
     told = met(monkeypatch, port, {1: 2}, 0.3)
-    assert f"host 0 at 127.0.0.1:{port} cannot be joined in time (Connection refused)" in told[1]
+    assert f"host 0 at 127.0.0.1:{port} could not be joined in time (Connection refused)" in told[1]
 
 
 def test_a_port_that_is_taken_is_said_at_once(monkeypatch):

@@ -118,7 +118,7 @@ def test_no_usable_study_is_an_empty_data_set(tmp_path):
         (b"", "not well-formed XML"),
         (report(2).replace(b"Clear", b"Cl\xe9ar"), "line 7: not UTF-8 at byte 40; save the file as UTF-8"),
         (b"<eCitation/>", "no <uId"),
-        (report(1), "id CXR1 is already that of .*ecgen-radiology/1.xml"),
+        (report(1), "id CXR1 is already used by .*ecgen-radiology/1.xml"),
         (b'<!DOCTYPE a [<!ENTITY x "xx">]>' + report(2).split(b"?>")[1].replace(b"Clear", b"&x;"), "document type"),
     ],
     ids=["cut", "empty", "latin1", "foreign", "duplicate", "entities"],
@@ -135,7 +135,7 @@ def test_an_archive_cut_anywhere_is_refused(tmp_path):
     generator = random.Random(0)
     for length in [0, 1, 10, len(whole) - 8, len(whole) - 1, *generator.sample(range(len(whole)), 40)]:
         cut.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"cut\.tgz is not a whole gzipped tar archive"):
+        with pytest.raises(UserError, match=r"cut\.tgz is not a complete gzipped tar archive"):
             read_openi(cut)
 
 
@@ -162,7 +162,7 @@ def test_a_flipped_byte_is_never_read_as_a_smaller_archive(tmp_path):
 def test_a_file_that_is_no_archive_is_refused(tmp_path, content):
     path = tmp_path / "r.tgz"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"r\.tgz is not a whole gzipped tar archive"):
+    with pytest.raises(UserError, match=r"r\.tgz is not a complete gzipped tar archive"):
         read_openi(path)
 
 
@@ -213,7 +213,7 @@ def archive_of(path: Path, *members: tuple[str, bytes, dict]) -> Path:
         ([("\x1b[31m.xml", b"\xff", {})], r"\\x1b\[31m.xml, line 1: not UTF-8"),
         ([(f"{n}.xml", report(n), {}) for n in range(12)], "has more than 10 members; expected the archive NLMCXR"),
         ([("1.png", b"\0" * (2 << 20), {})], "unpacks to more than 1,048,576 bytes; expected the archive NLMCXR"),
-        ([("n" * 1000, b"", {"type": tarfile.GNUTYPE_LONGNAME})] * 1500, "not a whole gzipped tar archive"),
+        ([("n" * 1000, b"", {"type": tarfile.GNUTYPE_LONGNAME})] * 1500, "not a complete gzipped tar archive"),
     ],
     ids=["symbolic", "hard", "pipe", "large", "escape", "many", "bomb", "headers"],
 )
@@ -337,7 +337,7 @@ def test_test_ids_that_no_report_has_are_counted_and_unusable_reports_are_not_un
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), (b"\r\n", "holds no id"), (b"CXR1\n\xff", "line 2: not UTF-8 at byte 1")],
+    [(None, "cannot be read"), (b"\r\n", "contains no id"), (b"CXR1\n\xff", "line 2: not UTF-8 at byte 1")],
 )
 def test_bad_test_id_files_are_refused(tmp_path, content, message):
     path = tmp_path / "ids.txt"

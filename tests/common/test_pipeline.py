@@ -99,7 +99,7 @@ def test_an_iterator_ends_with_the_plan_and_stays_ended(plan):
 
 
 def test_rows_that_cannot_be_divided_among_processes_are_refused(plan):
-    with pytest.raises(UserError, match="4 rows a batch cannot be divided among 3 processes"):
+    with pytest.raises(UserError, match="4 rows per batch cannot be divided among 3 processes"):
         make_iterator(plan, BATCHES, process_count=3)
 
 

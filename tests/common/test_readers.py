@@ -53,7 +53,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
         (b"[" * 100_000 + b"]" * 100_000, "nested more than 100 deep"),
         ('{"id": "é"}'.encode("latin-1"), "line 1: not UTF-8 at byte 9"),
         ('{"id": "a"}'.encode("utf-16"), "is UTF-16; save the file as UTF-8"),
-        ('{"id": "a"}'.encode("utf-16-le"), "holds a NUL character"),
+        ('{"id": "a"}'.encode("utf-16-le"), "contains a NUL character"),
         (b'{"id": NaN}', "NaN is not a JSON number"),
         (b'{"id": 1e999}', "the number 1e999 is too large"),
         (b'{"id": ' + b"1" * 10_000 + b"}", "is too large"),

@@ -31,10 +31,10 @@ def test_text_has_no_mark_and_one_kind_of_line_end(tmp_path, mark, end):
         ("text".encode("utf-16"), "x: is UTF-16; save the file as UTF-8"),
         (
             "a\ntext".encode("utf-16-le"),
-            "x, line 1: holds a NUL character, as UTF-16 does; remove it, or save the file as UTF-8",
+            "x, line 1: contains a NUL character, as UTF-16 does; remove it, or save the file as UTF-8",
         ),
-        ("text".encode("utf-16-be"), "x, line 1: holds a NUL character"),
-        (b"a\r\nb\0", "x, line 2: holds a NUL character"),
+        ("text".encode("utf-16-be"), "x, line 1: contains a NUL character"),
+        (b"a\r\nb\0", "x, line 2: contains a NUL character"),
     ],
 )
 def test_other_encodings_are_named_with_their_line(content, message):
@@ -137,7 +137,7 @@ def test_long_fields_are_read_and_endless_ones_refused(tmp_path):
         (b'id,b\n1,"2\n3,4\n', "not CSV (unexpected end of data on line 3)"),
         (b"id,b\n1,2\n\xe9,2\n", "not UTF-8, after line"),
         ("id,b\n".encode("utf-16"), "is UTF-16; save the file as UTF-8"),
-        ("id,b\n".encode("utf-16-le"), "line 1: holds a NUL character"),
+        ("id,b\n".encode("utf-16-le"), "line 1: contains a NUL character"),
     ],
 )
 def test_a_damaged_table_is_refused(tmp_path, content, message):
@@ -152,7 +152,7 @@ def test_a_table_that_is_not_there_or_not_whole_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
         list(read_csv(tmp_path, ("id",)))
     (tmp_path / "t.csv.gz").write_bytes(b"id\n1\n")
-    with pytest.raises(UserError, match=r"t\.csv\.gz: not a whole CSV file \(Not a gzipped file"):
+    with pytest.raises(UserError, match=r"t\.csv\.gz: not a complete CSV file \(Not a gzipped file"):
         list(read_csv(tmp_path / "t.csv.gz", ("id",)))
     (tmp_path / "t.csv").write_bytes(gzip.compress(b"id\n1\n"))
     assert list(read_csv(tmp_path / "t.csv", ("id",))) == [(2, {"id": "1"})]

@@ -165,7 +165,7 @@ def crafted(offset, shape, strides):
 )
 def test_no_tensor_reaches_beyond_its_storage(tmp_path, offset, shape, strides):
     path = pickled_archive(tmp_path / "crafted.pt", crafted(offset, shape, strides))
-    with pytest.raises(UserError, match=r"crafted\.pt: no whole PyTorch file"):
+    with pytest.raises(UserError, match=r"crafted\.pt: not a complete PyTorch file"):
         read_archive(path)
     fine = read_archive(pickled_archive(path, crafted(0, (2, 2), (2, 1))))
     assert fine["weight"].shape == (2, 2)
@@ -201,8 +201,8 @@ def test_a_damaged_storage_is_named(tmp_path):
         (lambda path: path.write_bytes(b"hello"), "no PyTorch file"),
         (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "no PyTorch file"),
         (lambda path: pickled_archive(path, b"", "readme.txt"), "no data.pkl"),
-        (lambda path: pickled_archive(path, b"junk"), "no whole PyTorch file"),
-        (lambda path: pickled_archive(path, pickle.dumps({"a": 1})), "holds no tensors"),
+        (lambda path: pickled_archive(path, b"junk"), "not a complete PyTorch file"),
+        (lambda path: pickled_archive(path, pickle.dumps({"a": 1})), "contains no tensors"),
         (lambda path: path.mkdir(), "cannot be read"),
         (lambda path: None, "cannot be read"),
     ],

@@ -151,13 +151,13 @@ def test_a_validation_that_is_not_finite_is_no_best_and_is_said(tmp_path, capsys
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["val/loss"] for row in rows if "val/loss" in row] == [0.5, None, None]
     assert read(tmp_path, restore_trainable, state.trainable)[0] == 2
-    assert "no validation has chosen" not in capsys.readouterr().err
+    assert "no evaluation chose" not in capsys.readouterr().err
 
 
 def test_where_no_validation_is_finite_the_latest_is_taken_and_it_is_said(tmp_path, capsys):
     state = run(tmp_path, validation=lambda state: float("nan"))
     assert read(tmp_path, restore_trainable, state.trainable)[0] == 6
-    assert "no validation has chosen a best checkpoint; step 6 is taken" in capsys.readouterr().err
+    assert "no evaluation chose a best checkpoint; using step 6" in capsys.readouterr().err
 
 
 def test_a_second_start_continues_and_a_third_does_nothing(tmp_path):

@@ -141,7 +141,7 @@ def test_a_value_too_large_for_the_wanted_dtype_is_not_silently_infinite(publish
 def test_a_truncated_file_is_named(published, sharded, kept):
     for file in (published / "model.safetensors", sorted(sharded.glob("*.safetensors"))[1]):
         file.write_bytes(file.read_bytes()[:kept])
-        with pytest.raises(UserError, match=rf"{file.name}: no whole safetensors file"):
+        with pytest.raises(UserError, match=rf"{file.name}: not a complete safetensors file"):
             load_qwen2(file.parent)
 
 

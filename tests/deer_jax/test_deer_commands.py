@@ -177,10 +177,10 @@ def test_studies_that_were_chosen_otherwise_are_not_taken(base, tmp_path):
     of = {"fraction": 0.2, "strategy": "log-rank", "seed": 3, "model": model_record(base), "labeler": labeler}
     file.write_text(json.dumps({"ids": ["1"], "of": of}))
     assert select_studies(config, "demo", model, tmp_path, variant, 3) == str(file)
-    with pytest.raises(UserError, match=r"chosen otherwise \(seed was 3 and is now 4\)"):
+    with pytest.raises(UserError, match=r"chosen differently \(seed was 3 and is now 4\)"):
         select_studies(config, "demo", model, tmp_path, variant, 4)
     file.write_text(json.dumps({"ids": ["1"]}))
-    with pytest.raises(UserError, match="chosen otherwise"):
+    with pytest.raises(UserError, match="chosen differently"):
         select_studies(config, "demo", model, tmp_path, variant, 3)
 
 

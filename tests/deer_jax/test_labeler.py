@@ -181,7 +181,7 @@ def test_the_vocabulary_of_a_text_is_always_the_same_and_knows_every_ascii_word(
         ),
         ({"vocab.txt": b"[CLS]\n[SEP]\n"}, "[UNK] is missing"),
         ({"vocab.txt": b"\xff\xfe"}, "vocab.txt"),
-        ({"tokenizer.json": b"{}"}, "is no tokenizer"),
+        ({"tokenizer.json": b"{}"}, "is not a tokenizer"),
     ],
 )
 def test_what_is_no_labeler_is_refused_in_words(tmp_path, files, message):
@@ -231,7 +231,7 @@ def test_the_vocabulary_of_a_single_file_lies_beside_it_or_with_the_policys_toke
         labeler.tokenizer.save(str(policy / "tokenizer.json"))
     if kind == "with the policy":
         (saved / "vocab.txt").rename(policy / "vocab.txt")
-        with pytest.raises(UserError, match=r"holds no vocabulary.* --mine"):
+        with pytest.raises(UserError, match=r"contains no vocabulary.* --mine"):
             load_labeler(saved / "chexbert.pth", option="--mine")
     again = load_labeler(saved / "chexbert.pth", policy=policy)
     assert again.config == labeler.config

@@ -302,10 +302,10 @@ def test_only_weights_that_read_the_labeler_load_it_and_what_it_cuts_is_told(lab
         ("wrong_syntax:f", "its module raises SyntaxError"),
         ("raises_at_import:f", "its module raises ZeroDivisionError: division by zero"),
         ("ends_at_import:f", "its module raises SystemExit"),
-        ("..:f", "is no import path"),
-        (".scores:f", "is no import path"),
+        ("..:f", "is not an import path"),
+        (".scores:f", "is not an import path"),
         ("json:nosuch", "PYTHONPATH"),
-        ("json:__name__", "is no function"),
+        ("json:__name__", "is not a function"),
     ],
 )
 def test_a_function_that_cannot_be_imported_is_told_in_words(tmp_path, monkeypatch, path, said):

@@ -137,8 +137,8 @@ REPORTS = [REPORT.format(number) for number in range(1, 9)]
     ("content", "words"),
     [
         (None, ["reports.tgz: does not exist", "NLMCXR_reports.tgz"]),
-        (archive(REPORTS)[:-60], ["reports.tgz is not a whole gzipped tar archive"]),
-        (b"<html>", ["reports.tgz is not a whole gzipped tar archive"]),
+        (archive(REPORTS)[:-60], ["reports.tgz is not a complete gzipped tar archive"]),
+        (b"<html>", ["reports.tgz is not a complete gzipped tar archive"]),
         (gzip.compress(b""), ["reports.tgz"]),
         (archive([*REPORTS, "<eCitation><uId"]), ["ecgen-radiology/9.xml", "not well-formed XML"]),
         (archive([*REPORTS, REPORTS[0]]), ["ecgen-radiology/9.xml", "CXR1", "ecgen-radiology/1.xml"]),
@@ -196,7 +196,7 @@ def damaged(base: Path, how: str) -> None:
         ("surplus tensor", ["model.safetensors: tensor model.layers.2.mlp.up_proj.weight is surplus"]),
         ("misshapen tensor", ["model.layers.1.mlp.up_proj.weight has shape [47, 32], expected [48, 32]"]),
         ("NaN", ["model.layers.1.mlp.up_proj.weight holds values that are not finite"]),
-        ("truncated", ["model.safetensors: no whole safetensors file"]),
+        ("truncated", ["model.safetensors: not a complete safetensors file"]),
         ("no weights", ["no model.safetensors"]),
         ("no tokenizer", ["no tokenizer found"]),
         ("vocabulary", ["the tokenizer has 448 ids, the model's vocab_size is 300"]),
@@ -220,11 +220,11 @@ def test_a_run_directory_that_cannot_be_used_is_left_alone(material, tmp_path, r
     (damaged_run / "config.json").write_text("{")
     assert "file is not a directory" in refused(material.train(file))
     assert "file is not a directory" in refused(material.train(file / "below" / "run"))
-    assert "foreign: is not empty and holds no config.json" in refused(material.train(foreign))
+    assert "foreign: is not empty and contains no config.json" in refused(material.train(foreign))
     assert "config.json: not JSON" in refused(material.train(damaged_run))
     claim_run_directory(tmp_path / "demo", PRESETS["demo"])
     error = refused(material.train(tmp_path / "demo"))
-    assert "holds a run of another config" in error
+    assert "contains a run with a different config" in error
     assert "batch_size was 8 and is now 4" in error
     assert file.read_text() == (foreign / "thesis.txt").read_text() == "mine"
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["config.json"]
@@ -256,9 +256,9 @@ def test_every_command_has_help(command, capsys):
         ("reports.jsonl", rows({"id": 1, "text": "x"}), ["reports.jsonl, line 1", "'report' is missing"]),
         ("reports.txt", "OD: drusen\nOS: é".encode("latin-1"), ["reports.txt, line 2: not UTF-8"]),
         ("reports.txt", "OD: drusen".encode("utf-16"), ["reports.txt: is UTF-16; save the file as UTF-8"]),
-        ("reports.txt", b"OD: drusen\nOS: \0", ["reports.txt, line 2: holds a NUL character"]),
+        ("reports.txt", b"OD: drusen\nOS: \0", ["reports.txt, line 2: contains a NUL character"]),
         ("reports.jsonl", rows({"id": 1, "report": "x"}) + b"[" * 100_000, ["reports.jsonl, line 2: not JSON (nested"]),
-        ("reports.txt", b"\n\n", ["reports.txt: holds no report"]),
+        ("reports.txt", b"\n\n", ["reports.txt: contains no report"]),
         ("reports.txt", b"OD: drusen\n\xe2\x80\x8b\n", ["reports.txt, line 2: report 2 has no text"]),
         ("reports.jsonl", rows({"id": "a", "report": " "}), ["reports.jsonl, line 1: report 'a' has no text"]),
         ("reports.txt", rows({"id": 1, "report": "x"}) * 2, ["reports.txt, line 2: id 1 duplicates line 1"]),
@@ -267,7 +267,7 @@ def test_every_command_has_help(command, capsys):
             rows({"id": 1, "report": "x"}, {"id": "1", "report": "x"}),
             ["reports.jsonl, line 2: id '1' duplicates line 1"],
         ),
-        ("reports.csv", b"id,report\n1,OD: drusen\n", ["reports.csv: is a table; expected reports, one a line"]),
+        ("reports.csv", b"id,report\n1,OD: drusen\n", ["reports.csv: is a table; expected reports, one per line"]),
         ("reports.json", b'[{"id": 1, "report": "x"}]', ["reports.json, line 1: expected a JSON object, found list"]),
         ("reports.txt", b'[{"id": 1, "report": "x"}]', ["reports.txt, line 1: expected a JSON object, found list"]),
         ("reports.txt", None, ["reports.txt: cannot be read"]),
@@ -355,7 +355,7 @@ def test_numbers_out_of_bounds_are_refused(tmp_path, refused, arguments, said):
 
 def test_a_run_without_checkpoint_cannot_be_used(tmp_path, refused):
     claim_run_directory(tmp_path / "run", PRESETS["demo"])
-    assert "run: holds no checkpoint; train first" in refused(["evaluate", "--run-dir", str(tmp_path / "run")])
+    assert "run: contains no checkpoint; train first" in refused(["evaluate", "--run-dir", str(tmp_path / "run")])
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
 
 

@@ -242,7 +242,7 @@ def test_lists_of_codes_are_scored_as_such_and_the_training_split_is_their_termi
     assert row["codes"] == ["Cardiomegaly", "Opacity/lung"]
     scores = metrics_of(tmp_path / "out")["systems"]["m"]
     assert (scores["codes/F1"]["value"], scores["heads/F1"]["value"]) == (0.5, 1)
-    assert "Codes, one a line:\nCardiomegaly\nOpacity/lung/base/left\n\n" in server.asked[0]
+    assert "Codes, one per line:\nCardiomegaly\nOpacity/lung/base/left\n\n" in server.asked[0]
     assert "50.0% of the codes written are in the terminology" in (tmp_path / "out" / "report.html").read_text()
     assert retsta(command(tmp_path / "no", *options, *codes, str(tmp_path / "terms.csv"))) == 2
     assert "the reference is the codes of the training split" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def test_what_is_done_is_not_done_again(done, material, tmp_path, capsys):
 
 def test_other_options_are_refused(done, material, capsys):
     assert retsta([*generated(material, done), "--seed", "5"]) == 2
-    assert "holds a run of another config (seed" in capsys.readouterr().err
+    assert "contains a run with a different config (seed" in capsys.readouterr().err
 
 
 def test_a_model_whose_labels_all_fail_is_one_line(material, tmp_path, capsys):

@@ -141,7 +141,7 @@ def test_other_models_stand_beside_on_the_same_reports(done, material, untouched
 
 def test_other_options_are_refused_in_a_directory_that_has_runs(done, material, untouched, capsys):
     assert retsta(command(4, done, material.base, "--augment-to", "40")) == 2
-    assert "holds a run of another config (augment_to was 36 and is now 40" in capsys.readouterr().err
+    assert "contains a run with a different config (augment_to was 36 and is now 40" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_an_evaluation_stands_beside_its_baselines_and_scores_what_it_wrote_down
             assert above[name]["low"] <= above[name]["high"]
     page = (trained / "report.html").read_text()
     assert "Where the model looked" in page
-    assert "This run less the constant report" in page
+    assert "Difference to the constant report" in page
     assert "<script" not in page
 
 
@@ -258,7 +258,7 @@ def test_a_checkpoint_of_another_config_is_refused_by_the_field(refused, trained
 def test_an_ablation_takes_no_result_of_another_config(refused, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "full-model-0")
     words = ["ablation", "--preset", "iu-xray", "--data.source", "none", "--directory", str(tmp_path)]
-    assert "another config" in refused(words)
+    assert "a different config" in refused(words)
 
 
 @pytest.mark.parametrize("changed", [{"split": "validation"}, {"limit": 1}, {"decoding": {"beams": 2}}])

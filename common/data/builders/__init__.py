@@ -99,7 +99,7 @@ def prepare(
     builder = ImageStudies(data_dir=str(output), config=config, file_format="array_record")
     folder = Path(builder.data_dir)
     if folder.exists():
-        raise UserError(f"{folder}: exists already; remove it, or choose another --output or --name")
+        raise UserError(f"{folder}: already exists; remove it, or choose another --output or --name")
     options = tfds.download.DownloadConfig(beam_options=_beam_options(beam_options))
     try:
         with writing(Path(output)), contextlib.redirect_stdout(sys.stderr), _aside(Path(output)) as aside:
