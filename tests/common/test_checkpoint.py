@@ -106,7 +106,9 @@ def test_a_checkpoint_of_another_config_is_refused_by_the_first_field_that_decid
         checkpoints.close()
     other = open_checkpoints(tmp_path, NOTE, Config(optim=OptimConfig(b1=0.8), parallel="jit"))
     for restore, tree in ((restore_latest, like), (restore_trainable, like.trainable)):
-        with pytest.raises(UserError, match=r"a different config: optim\.b1 was 0\.9 and is now 0\.8; restore config.json"):
+        with pytest.raises(
+            UserError, match=r"a different config: optim\.b1 was 0\.9 and is now 0\.8; restore config.json"
+        ):
             restore(other, tree)
     other.close()
 
