@@ -50,7 +50,7 @@ bench: dev
 # The site stands in site/ and opens without a server: site/index.html.
 docs: setup
 	@$(UV) sync --quiet --locked --inexact --extra docs
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 assets: setup
 	@$(BIN)/python -m retsta_jax.make_assets

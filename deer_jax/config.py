@@ -2,7 +2,7 @@
 
 The paper gives Qwen2.5-VL-3B; SFT with the language model frozen, learning rate 1e-5, batch 64; RL on all parameters,
 learning rate 1e-6, batch 64, 8 rollouts; gamma 0, then 0.25; alpha 4, beta 1. It does not give prompt, resolution,
-epochs, temperature, clip range, KL or lengths; docs/deer.md says what is chosen here and why.
+epochs, temperature, clip range, KL or lengths; docs/explanation/deer.md says what is chosen here and why.
 """
 
 import dataclasses

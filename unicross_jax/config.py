@@ -2,7 +2,7 @@
 
 The paper gives Adam, learning rate 1e-5, batch 16, weight decay 5e-5 (IU X-ray) and 4e-5 (MIMIC-CXR), dropout 0.09
 and 0.1, 3 + 3 and 6 + 6 layers, 60 and 78 tokens; the authors' code adds AMSGrad, gradients clipped to 0.1, 25 and 2
-epochs and beams of 3. `conditioning = "causal"` and no mirroring are our choices (docs/unicross.md says why).
+epochs and beams of 3. `conditioning = "causal"` and no mirroring are our choices (docs/explanation/unicross.md).
 """
 
 import dataclasses

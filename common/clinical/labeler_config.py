@@ -39,7 +39,7 @@ class LabelerRunConfig(TrainingConfig):
 
 # Above each preset: its command, the hardware it was made for, and what it should reach (docs/results.md).
 PRESETS = {
-    # deer train-labeler --data phantom --output runs/labeler
+    # deer train-labeler --preset phantom --output runs/labeler
     # 2 CPU cores, 25 minutes. Macro F1 0.968 on 1,000 phantom reports as written, 0.905 on damaged ones.
     "phantom": LabelerRunConfig(
         encoder=BertConfig(
@@ -54,7 +54,7 @@ PRESETS = {
         buckets=(32, 64),
         export_dtype="float16",
     ),
-    # deer train-labeler --data openi --archive NLMCXR_reports.tgz --gold openi_gld_std14.csv
+    # deer train-labeler --preset openi --archive NLMCXR_reports.tgz --gold openi_gld_std14.csv
     #     --test-ids openi-testset.txt --output runs/openi-labeler
     # One CPU core, 12 minutes. Micro F1 0.821 on 771 test reports, macro F1 0.368.
     "openi": LabelerRunConfig(
@@ -71,7 +71,7 @@ PRESETS = {
         evaluate_every=90,
         buckets=(48, 64, 96, 128, 320),
     ),
-    # deer train-labeler --data labelled.jsonl --init bert-base-uncased --output runs/labeler
+    # deer train-labeler --preset chexbert --data labelled.jsonl --init bert-base-uncased --output runs/labeler
     # One device of 16 GB; not run yet.
     # The authors' fine-tuning: Adam at 2e-5 without decay, batch 18, 8 epochs, dropout 0.1.
     "chexbert": LabelerRunConfig(

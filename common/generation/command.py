@@ -41,7 +41,7 @@ from common.types import PyTree
 BATCHES_AT_ONCE = 8  # batches whose rows are sorted into buckets together before their results are written
 
 DESCRIPTION = """Continue the prompts of a JSONL file with a Qwen2, Llama 3, Yi, GLM-4 or Baichuan2 in the layout of
-the Hugging Face hub (docs/retsta.md says which, and what is not supported).
+the Hugging Face hub (docs/reference/models.md says which, and what is not supported).
 
 Rows {"id", "prompt"} become rows {"id", "text", "token_ids", "log_probs", "finish"} in input order; finish is "stop" or
 "length", and token_ids includes the stop token. text is what token_ids say, white space included. Prompts are encoded

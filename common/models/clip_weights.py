@@ -97,13 +97,13 @@ def check_original(stored: Mapping[str, StoredTensor]) -> None:
     """Raise UserError for the CLIP of UniCrossAdapter's authors, whatever stands before the names of its tensors.
 
     Behind its attention pool, used densely, lie a convolution with a BatchNorm as a residual, and a ReLU; leaving them
-    out would give other features without a word (docs/unicross.md).
+    out would give other features without a word (docs/explanation/unicross.md).
     """
     if theirs := sorted(name for name in stored if CONNECT.search(name)):
         raise UserError(
             f"{stored[theirs[0]].file}: holds {theirs[0]}, the residual of the attention pool in the code of "
             "UniCrossAdapter's authors, which is not in CLIP and not built here; give CLIP as OpenAI publishes it, "
-            "such as RN101.pt (docs/unicross.md)"
+            "such as RN101.pt (docs/explanation/unicross.md)"
         )
 
 

@@ -22,10 +22,10 @@ from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.terms import SHIPPED
 
 DESCRIPTION = """Score a model that was not trained here, asked by few-shot prompts: a local directory (--model DIR) of
-a family that docs/retsta.md lists, or one behind an endpoint (--endpoint URL). Reports are those of a run (--like
-RUN_DIR) or of the options --data.* of retsta train. Writes predictions.jsonl, metrics.json and report.html into
---output; start the same command again to continue. A prompt that is too long for the model is shortened, and it is said
-by how much."""
+a family that docs/reference/models.md lists, or one behind an endpoint (--endpoint URL). Reports are those of a run
+(--like RUN_DIR) or of the options --data.* of retsta train. Writes predictions.jsonl, metrics.json and report.html
+into --output; start the same command again to continue. A prompt that is too long for the model is shortened, and it is
+said by how much."""
 OF_THE_DATA = ""  # the value of --terminology without a FILE
 MOST_CHARACTERS = 400  # of a standard report, for the estimate of cost alone
 DEFAULTS = {

@@ -40,7 +40,7 @@ PRESETS: dict[str, ParadigmConfig] = {
         train=dataclasses.replace(TRAINING["demo"], evaluate_every=200, checkpoint_every=200),
     ),
     # retsta paradigm --preset openi --data.archive NLMCXR_reports.tgz --data.test-ids openi-testset.txt --run-dir DIR
-    # 2 CPU cores, hours. Nearest labelled report, 200 of them: codes F1 0.25, heads F1 0.39 (docs/retsta.md).
+    # 2 CPU cores, hours. Nearest labelled report, 200 of them: codes F1 0.25, heads F1 0.39.
     "openi": ParadigmConfig(
         data=ParadigmData(corpus="openi", train_size=200),
         augment_to=0,
