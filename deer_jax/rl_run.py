@@ -31,7 +31,7 @@ from common.training.parallel import (
     make_device_layout,
     place_batch,
 )
-from common.training.run import Training, accumulation, base_weights, run_training, this_process
+from common.training.run import Training, accumulation, base_weights, run_training, stage, this_process
 from common.types import PyTree, TrainState
 from deer_jax.config import (
     HELP,
@@ -51,6 +51,7 @@ from deer_jax.rl import Judge, make_rl_step, plan_studies, read_groups
 from deer_jax.setup import (
     Base,
     attention_of,
+    base_directory,
     check_run,
     decode_settings,
     export,
@@ -182,6 +183,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
     labeler = None if labeler is None else spread(labeler)
     quarantine = Quarantine()
     splits = load_studies(config.data, quarantine)
+    stage(f"reading the base model {base_directory(config.model)}")
     base = load_base(config.model, config.data.side, config.instruction, layout)
     judge, held_out = (
         judge_of(config, splits[name], labeler, base.tokenizer.stop_ids, learning)

@@ -21,6 +21,7 @@ from common.errors import UserError
 from common.io.fingerprints import model_record
 from common.io.finite import check_finite, precision_remedy
 from common.io.locks import locked_file, owning
+from common.io.progress import counted
 from common.metrics.clinical import POSITIVE
 from common.training.parallel import (
     DeviceLayout,
@@ -95,7 +96,7 @@ def sample_run(config: SampleConfig, output: Path) -> None:
             pass
         return
     with continued_writer(output, inputs, options) as write:
-        for sampled in found:
+        for sampled in counted(found, -(-(count - done) // config.batch_size), "batches of studies"):
             for row in rows_of(split, sampled, labeler):
                 write(row)
 

@@ -81,11 +81,11 @@ def load_base(model: ModelConfig, side: int, instruction: str, layout: DeviceLay
     stored = "float32" if model.tuning == "full" else model.frozen_dtype
     targets = shardings(param_shapes(sizes), layout, SHARDING_RULES)
     sizes, params = load_qwen2_vl(directory, dtype=model.dtype, param_dtype=stored, shardings=targets)
-    splits = {
+    parts = {
         name: dataclasses.replace(getattr(sizes, name), attention=model.attention, remat=model.remat)
         for name in ("language", "vision")
     }
-    sizes = dataclasses.replace(sizes, **splits)
+    sizes = dataclasses.replace(sizes, **parts)
     encoder = Encoder(sizes, tokenizer, side, instruction)
     return Base(directory, sizes, params, encoder, vision_layout(sizes.vision, encoder.grid))
 

@@ -13,7 +13,7 @@ from common.data.splits import Split
 from common.data.summary import Cut, say_data
 from common.models.qwen2_vl import SHARDING_RULES
 from common.training.parallel import DeviceLayout, make_device_layout
-from common.training.run import accumulation, base_weights, run_training, supervised, this_process
+from common.training.run import accumulation, base_weights, run_training, stage, supervised, this_process
 from common.training.token_loss import named_loss
 from common.types import PyTree
 from deer_jax.config import HELP, NEEDS, SFT_PRESETS, SftConfig
@@ -21,6 +21,7 @@ from deer_jax.prompts import ReportRows, prompt_length, report_rows, report_toke
 from deer_jax.setup import (
     Base,
     attention_of,
+    base_directory,
     check_run,
     export,
     initial_trees,
@@ -69,6 +70,7 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
     accumulate = accumulation(config.batch_size, config.micro_batch, layout)
     quarantine = Quarantine()
     splits = load_studies(config.data, quarantine)
+    stage(f"reading the base model {base_directory(config.model)}")
     base = load_base(config.model, config.data.side, config.instruction, layout)
     make, cut = batch_maker(config, base, splits["train"])
     cut += batch_maker(config, base, splits["validation"])[1]

@@ -19,6 +19,7 @@ from common.io.jsonl import write_rows
 from common.io.locks import locked_run, owning
 from common.io.numbers import rounded, score_text
 from common.io.outputs import check_output
+from common.io.progress import counted
 from common.io.safetensors import write_json
 from common.io.terminal import say
 from common.metrics.baselines import constant_report, nearest_reports
@@ -71,7 +72,12 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     say_devices()
     outputs = {
         **{
-            name: [result.text for result in standardize(trained, variables, sources(pairs), batch_size, ids)]
+            name: [
+                result.text
+                for result in counted(
+                    standardize(trained, variables, sources(pairs), batch_size, ids), len(pairs), f"reports, {name}"
+                )
+            ]
             for name, variables in models.items()
         },
         **baselines(splits.train, pairs),

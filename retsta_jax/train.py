@@ -23,7 +23,6 @@ from common.errors import UserError
 from common.generation.evaluation import report_evaluations
 from common.generation.generate import DecodeSettings, decode, padded
 from common.generation.loop import Generated
-from common.io.terminal import say
 from common.models.adapters import save_adapter
 from common.models.attention import attention_line, check_implementation
 from common.models.decoding import Prompts
@@ -36,7 +35,7 @@ from common.training.flops import sft_flops
 from common.training.logs import check_wandb
 from common.training.loop import RUN_OUTPUTS
 from common.training.parallel import DeviceLayout, device_put_tree, make_device_layout, shardings
-from common.training.run import accumulation, base_weights, run_training, supervised, this_process
+from common.training.run import accumulation, base_weights, run_training, stage, supervised, this_process
 from common.training.sft import model_variables, sft_loss
 from common.training.token_loss import named_loss
 from common.types import PyTree
@@ -153,7 +152,7 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
     quarantine = Quarantine()
     splits = load_splits(config, quarantine)
     pairs = augmented(config, splits)
-    say(f"base model: {base_directory(config)}")
+    stage(f"reading the base model {base_directory(config)}")
     base = load_base(config, layout)
     encode = functools.partial(encode_pairs, base.tokenizer, config.instruction)
     examples = encode_examples(encode(pairs), config.max_length, quarantine)

@@ -31,6 +31,7 @@ from common.io.jsonl import write_rows
 from common.io.locks import locked_run, owning
 from common.io.numbers import interval_text, rounded, score_text
 from common.io.outputs import check_output
+from common.io.progress import counted
 from common.io.safetensors import write_json
 from common.metrics.baselines import constant_reports
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
@@ -91,7 +92,8 @@ def evaluate_run(
     left_out = [f"{quarantine.summary()} of all splits: they are in no score."] if quarantine else []
     ids = [study.id for study in held_out.studies]
     say_devices()
-    written = list(write_reports(trained, examples, held_out.images, batch_size=batch_size, ids=ids))
+    texts = write_reports(trained, examples, held_out.images, batch_size=batch_size, ids=ids)
+    written = list(counted(texts, len(examples), "reports"))
     outputs = {
         MODEL: [report.text for report in written],
         NEAREST: nearest_reports(trained, train, held_out),

@@ -31,7 +31,7 @@ from common.training.evaluation import Evaluation
 from common.training.logs import check_wandb
 from common.training.loop import RUN_OUTPUTS
 from common.training.parallel import DeviceLayout, device_put_tree, make_device_layout
-from common.training.run import accumulation, run_training, supervised, this_process
+from common.training.run import accumulation, run_training, stage, supervised, this_process
 from common.training.token_loss import named_loss
 from common.types import PyTree
 from unicross_jax.backbone import (
@@ -226,6 +226,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
     check_wandb(config.wandb_project)
     layout = make_device_layout(config.parallel, config.mesh)
     accumulate = accumulation(config.batch_size, config.micro_batch, layout)
+    stage(f"reading CLIP {config.model.clip}")
     backbone = load_backbone(config.model, config.seed)
     check_sizes(config, backbone)
     quarantine = Quarantine()

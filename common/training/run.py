@@ -86,7 +86,7 @@ def run_training(config: TrainingConfig, run_dir: Path, layout: DeviceLayout, tr
         claim_run_directory(run_dir, config, trained_on)
         training.quarantine.write(run_dir / "quarantine.jsonl")
         training.announce()
-        say(f"training: {training.total_steps:,} updates; the first one compiles the step")
+    stage(f"training: {training.total_steps:,} updates; the first one compiles the step")
     checkpoints = open_checkpoints(run_dir, training.base.note(), config)
     state = train(
         device_put_tree(init_state(training.trainable, training.tx), layout, training.rules),
@@ -112,6 +112,12 @@ def run_training(config: TrainingConfig, run_dir: Path, layout: DeviceLayout, tr
     _, best = restore_trainable(checkpoints, state.trainable)
     checkpoints.close()
     return best
+
+
+def stage(what: str) -> None:
+    """Say, once for all processes, what a run does before it trains."""
+    if jax.process_index() == 0:
+        say(what)
 
 
 def supervised(
