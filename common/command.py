@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Callable, Collection
 from typing import NoReturn, TextIO
 
-from common.devices import prefer_what_is_there
+from common.devices import default_to_cpu
 from common.errors import UserError
 from common.io.terminal import printable
 from common.process.host_watch import ending_of, watch
-from common.process.hosts import join_hosts
+from common.process.hosts import initialize_distributed
 from common.process.stopping import Stopped, handled, held, last_line
 
 LONGEST_MESSAGE = 2_000  # characters
@@ -29,7 +29,7 @@ def run_cli(
     A UserError becomes one line on standard error and exit code 2, and so do a device that has too little memory and a
     full disk. SIGTERM and SIGINT become one line and the exit codes of `common.process.stopping`.
     """
-    prefer_what_is_there()
+    default_to_cpu()
     warnings.showwarning = _show_warning
     with handled():
         try:
@@ -83,7 +83,7 @@ def _show_warning(
 
 def _together(main: Callable[[list[str]], int | None], argv: list[str], hosts: Collection[str]) -> int | None:
     """The exit code of `main`, after the hosts have joined; where another of them is lost, the command ends so."""
-    if not join_hosts(argv, hosts):
+    if not initialize_distributed(argv, hosts):
         return main(argv)
     try:
         return main(argv)

@@ -21,7 +21,7 @@ from typing import Annotated, Any, TypeVar
 from common.bounds import check_numbers
 from common.errors import UserError, did_you_mean
 from common.io.differences import differences
-from common.io.files import written_aside
+from common.io.files import atomic_file
 from common.io.locks import is_first_process, is_lock, lock_of, locked_by_first, locked_directory
 from common.io.terminal import printable
 from common.io.text import json_text, read_json, read_json_object
@@ -70,7 +70,8 @@ def from_json(config_class: type[Config], values: Mapping[str, Any], where: str)
     """The config that `to_json` recorded. Raises UserError for unknown or missing names and values of a wrong type."""
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: expected a JSON object, found {type(values).__name__}")
-    hints = typing.get_type_hints(config_class)
+    fields = {field.name for field in dataclasses.fields(typing.cast(Any, config_class))}
+    hints = {name: hint for name, hint in typing.get_type_hints(config_class).items() if name in fields}
     for name in values:
         if name not in hints:
             raise UserError(
@@ -157,10 +158,10 @@ def claim_run_directory(run_dir: Path, config: Any, trained_on: Mapping[str, str
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         # Written also where it is there already: a run continues only where it can write.
-        with written_aside(run_dir / CONFIG_FILE) as aside:
+        with atomic_file(run_dir / CONFIG_FILE) as aside:
             aside.write_text(json_text(to_json(config), run_dir / CONFIG_FILE, indent=2) + "\n", encoding="utf-8")
         if trained_on:
-            with written_aside(run_dir / TRAINED_ON) as aside:
+            with atomic_file(run_dir / TRAINED_ON) as aside:
                 aside.write_text(json.dumps(trained_on, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{run_dir}: cannot be written ({error.strerror}); give another --run-dir") from error

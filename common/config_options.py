@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from common.bounds import check_numbers
 from common.errors import Parser, UserError, did_you_mean
-from common.io.terminal import printable
+from common.io.terminal import printable, say
 from common.options import Needs, check_options, flag
 
 Config = TypeVar("Config")
@@ -104,6 +104,18 @@ def read_options(
     return parse(type(default), default, rest, program or options.prog, needs, presets), chosen
 
 
+def with_new_names(arguments: Sequence[str], former: Mapping[str, str]) -> list[str]:
+    """The arguments, where an option by its `former` name is taken by its new one, with a warning."""
+    found = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        new = former.get(option.removeprefix("--").replace("-", "_"), "") if option.startswith("--") else ""
+        if new:
+            say(f"warning: {option} is now {flag(new)}", error=True)
+        found.append(f"{flag(new)}{equals}{value}" if new else argument)
+    return found
+
+
 def parse(
     config_class: type[Config],
     default: Config,
@@ -117,6 +129,7 @@ def parse(
     Raises UserError in one line, also for an option that by `needs` has no effect; one of the `presets` may be the
     remedy.
     """
+    arguments = with_new_names(arguments, getattr(config_class, "FORMER", {}))
     read = _read(config_class, default, arguments, program)
     if read is None or read[1]:
         raise UserError(f"{program}: {_complaint(config_class, default, arguments)}; see {program} --help")

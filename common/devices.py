@@ -7,7 +7,7 @@ from glob import glob
 ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
 
 
-def prefer_what_is_there() -> None:
+def default_to_cpu() -> None:
     """Tell JAX to use the CPU where this machine has no accelerator and the user named no platform.
 
     Else an installed TPU compiler (`medreport plan`) makes JAX search for a TPU, with pages of warnings.

@@ -25,8 +25,8 @@ from common.metrics.text import warn_of_absent
 from common.options import command_line, training_command, used_settings
 from common.phantoms.source import draw_again
 from common.report.environment import environment
-from common.report.page import REPORT_FILE, Example, Page, write_report
-from common.training.logs import METRICS_FILE, read_rows
+from common.report.page import REPORT_FILE, Example, Page, save_run_page
+from common.training.logs import METRICS_FILE, read_metrics
 from common.training.parallel import make_device_layout
 from deer_jax.analyse import token_page
 from deer_jax.config import RL_NEEDS, RL_PRESETS, SAMPLE_PRESETS, RlConfig
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
 def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
     """Sample, choose, learn, evaluate; writes report.html and token_weights.html. Returns the scores by system."""
     check_own_names(run_dir, DEMO_NAMES)
-    read_rows(run_dir / "rl" / METRICS_FILE)  # of a demo that goes on; damage is told before the work
+    read_metrics(run_dir / "rl" / METRICS_FILE)  # of a demo that goes on; damage is told before the work
     for name in ("chosen.json", "metrics.json", TOKEN_PAGE, REPORT_FILE):
         check_output(run_dir / name)
     print("DEER demo: reinforcement learning of reports for drawn radiographs, with token-level credit", flush=True)
@@ -97,7 +97,7 @@ def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
     write_json(run_dir / "metrics.json", rounded({"systems": systems, "notes": absent}))
     write_token_page(samples, selection["ids"], base, labeler, run_dir / TOKEN_PAGE)
     shown = page(config, run_dir, splits["test"], texts, systems, selection)
-    write_report(run_dir, dataclasses.replace(shown, notes=[data_read, *shown.notes, *absent]))
+    save_run_page(run_dir, dataclasses.replace(shown, notes=[data_read, *shown.notes, *absent]))
     for system, scores in systems.items():
         values = (f"{name} {score_text(scores[name]['value'])}" for name in HEADLINE if name in scores)
         print(f"{system:>24}  " + "  ".join(values))
@@ -148,7 +148,7 @@ def page(
         ),
         config=used_settings(config, RL_NEEDS),
         environment=environment(),
-        rows=read_rows(run_dir / "rl" / METRICS_FILE),
+        rows=read_metrics(run_dir / "rl" / METRICS_FILE),
         curves=CURVES,
         systems=systems,
         headline=HEADLINE,

@@ -21,7 +21,7 @@ from common.clinical.score_command import evaluate as evaluate_as_texts
 from common.data.summary import say_data
 from common.devices import say_devices
 from common.errors import Parser, UserError
-from common.io.jsonl import read_rows
+from common.io.jsonl import read_jsonl
 from common.io.locks import locked_file
 from common.io.numbers import rounded
 from common.io.outputs import check_output, check_own_object
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> None:
 def evaluate_file(chosen: argparse.Namespace) -> None:
     """Print, and write, the scores that the parsed command line asks for. Raises UserError before scoring."""
     check_own_object(chosen.output, ["intervals", "constant_report"])
-    rows = read_rows(chosen.predictions, {"id": str | int, "prediction": str, "reference": str})
+    rows = read_jsonl(chosen.predictions, {"id": str | int, "prediction": str, "reference": str})
     scorers = parse_scorers(chosen.external)
     check_programs(scorers)
     if scorers:

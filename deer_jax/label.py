@@ -12,10 +12,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from common.bounds import COUNT, bounded
-from common.clinical.labeler import Labeler, Labels, check_labels, load_labeler, read_texts, spread, texts_line
+from common.clinical.labeler import Labeler, Labels, check_labels, load_labeler, read_texts, replicate, texts_line
 from common.data.summary import already, say_data
 from common.errors import Parser
-from common.io.jsonl import read_rows
+from common.io.jsonl import read_jsonl
 from common.io.locks import locked_by_first, locked_file
 from deer_jax.resumable import continued_writer, labeler_record, rows_kept
 
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
 
 def label_file(chosen: argparse.Namespace) -> None:
     """Write, or go on writing, the labels that the parsed command line asks for. Raises UserError."""
-    rows = read_rows(chosen.file, {"id": str | int, "report": str})
+    rows = read_jsonl(chosen.file, {"id": str | int, "report": str})
     required = {"labels": list} | ({"logits": list} if chosen.logits else {})
     labeler = load_labeler(chosen.labeler, chosen.tokenizer)
     options = functools.cache(lambda: {"labeler": labeler_record(chosen.labeler, labeler), "logits": chosen.logits})
@@ -86,7 +86,7 @@ def label_rows(
 
     Under several processes all must exhaust it.
     """
-    labeler, local_batch = spread(labeler), min(batch_size, len(rows))
+    labeler, local_batch = replicate(labeler), min(batch_size, len(rows))
     cut = 0
     for chunk in _chunks(len(rows), done, local_batch * BATCHES_AT_ONCE * jax.process_count()):
         share = -(-len(chunk) // jax.process_count())

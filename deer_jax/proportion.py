@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from common.io.safetensors import writing
+from common.io.safetensors import disk_errors
 from common.report.table import mean_interval
 
 SHOWN = {"sampled/promptmrg/F1": "one report drawn at temperature 1", "promptmrg/F1": "the likeliest report"}
@@ -36,5 +36,5 @@ def draw_proportions(table: Table, file: Path, *, level: str) -> None:
         axes.axhline(mean_interval([row[name] for row in table[level]])[0], linestyle="--", color="grey", label=level)
         axes.set(title=SHOWN[name], xlabel="share of the training studies (%)", ylabel="label F1")
         axes.legend(frameon=False)
-    with writing(file.parent):
+    with disk_errors(file.parent):
         figure.savefig(file, metadata={"Date": None})

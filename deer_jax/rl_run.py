@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from common.bounds import POSITIVE, check_number
-from common.clinical.labeler import Labeler, load_labeler, spread
+from common.clinical.labeler import Labeler, load_labeler, replicate
 from common.config import owning_run_directory
 from common.config_options import preset_parser, read_preset_options
 from common.data.packing import GlobalBatch
@@ -180,7 +180,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
     layout = make_device_layout(config.parallel, config.mesh)
     accumulate = accumulation(config.batch_size, config.micro_batch, layout)
     labeler = reward_labeler(config.reward)
-    labeler = None if labeler is None else spread(labeler)
+    labeler = None if labeler is None else replicate(labeler)
     quarantine = Quarantine()
     splits = load_studies(config.data, quarantine)
     stage(f"reading the base model {base_directory(config.model)}")

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from common.bounds import check_numbers
-from common.clinical.labeler import Labeler, classes_of_groups, load_labeler, spread
+from common.clinical.labeler import Labeler, classes_of_groups, load_labeler, replicate
 from common.config import to_json
 from common.config_options import preset_parser, read_preset_options
 from common.data.cleaning import clean_report
@@ -88,7 +88,7 @@ def sample_run(config: SampleConfig, output: Path) -> None:
     layout = make_device_layout(config.parallel, config.mesh)
     if config.batch_size % layout.row_shards:
         raise UserError(f"batch_size: {config.batch_size} studies do not split over {layout.row_shards} devices")
-    labeler = None if labeler is None else spread(labeler)
+    labeler = None if labeler is None else replicate(labeler)
     base = load_base(config.model, config.data.side, config.instruction, layout)
     found = sampled_texts(config, base, split, range(done, count), layout)
     if jax.process_index() > 0:

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from common.bounds import FINITE, bounded
 from common.data.summary import data_line, say_data
 from common.errors import Parser, UserError
-from common.io.jsonl import read_rows, write_rows
+from common.io.jsonl import read_jsonl, write_rows
 from common.io.locks import locked_file
 from common.io.outputs import check_output, check_own_object
 from common.io.text import json_text, read_json_object
@@ -115,7 +115,7 @@ def choose(
 
 def read_studies(file: str | Path) -> Studies:
     """The rows of a file, checked, in the order of their ids. Raises UserError naming the file and the study."""
-    rows = read_rows(file, {"id": str | int, "labels": list})
+    rows = read_jsonl(file, {"id": str | int, "labels": list})
     rows.sort(key=lambda row: json.dumps(row["id"]))
     labels = [_labels(row["labels"], f"{file}: id {row['id']}") for row in rows]
     with_rewards = [row for row in rows if "rewards" in row]

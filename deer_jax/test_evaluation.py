@@ -12,8 +12,8 @@ from common.clinical.labeler import Labeler
 from common.clinical.scores import Scores, score_reports
 from common.data.splits import Split
 from common.io.finite import check_finite, precision_remedy
-from common.io.jsonl import read_rows
-from common.io.safetensors import writing
+from common.io.jsonl import read_jsonl
+from common.io.safetensors import disk_errors
 from common.metrics.baselines import constant_reports
 from common.training.parallel import DeviceLayout, compile_rows, fetch_rows, place_batch
 from deer_jax.config import RlConfig, RolloutConfig, SampleConfig
@@ -53,13 +53,13 @@ class Reports(NamedTuple):
 def held_out_reports(config: RlConfig, model: Path, directory: Path) -> Reports:
     """The reports of the model in `model`; they are kept in `directory`, and not written twice."""
     found = []
-    with writing(directory):
+    with disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
     for name, temperature in zip(Reports._fields, (0.0, 1.0), strict=True):
         rollout = RolloutConfig(group=1, max_new_tokens=config.rollout.max_new_tokens, temperature=temperature)
         output = directory / f"{name}.jsonl"
         sample_run(sampling(config, model, rollout, split="test", batch_size=AT_ONCE), output)
-        rows = read_rows(output, {"id": str, "prediction": str, "reference": str})
+        rows = read_jsonl(output, {"id": str, "prediction": str, "reference": str})
         found.append([row["prediction"] for row in rows])
     return Reports(*found)
 

@@ -18,7 +18,7 @@ from common.devices import say_devices
 from common.errors import Parser, UserError
 from common.io.fingerprints import function_record, tokenizer_record
 from common.io.functions import load_function
-from common.io.jsonl import SURROGATE, read_rows
+from common.io.jsonl import SURROGATE, read_jsonl
 from common.io.locks import locked_file
 from common.options import Needs, check_options
 from deer_jax.resumable import continued_writer, labeler_record, rows_kept
@@ -120,7 +120,7 @@ def row_options(
 
 def read_rollout_rows(file: Path) -> list[dict[str, Any]]:
     """The rows {"id", "reference", "rollouts"} of a file, each with a rollout at least. Raises UserError."""
-    rows = read_rows(file, {"id": str | int, "reference": str, "rollouts": list})
+    rows = read_jsonl(file, {"id": str | int, "reference": str, "rollouts": list})
     for row in rows:
         if not row["rollouts"] or not all(isinstance(text, str) for text in row["rollouts"]):
             raise UserError(f"{file}, id {row['id']!r}: 'rollouts' must be a list of texts, at least one")

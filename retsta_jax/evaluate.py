@@ -27,8 +27,8 @@ from common.metrics.codes import evaluate_codes
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.metrics.tokenize import unread_note
 from common.report.environment import environment
-from common.report.page import REPORT_FILE, Example, Page, reproducible, write_report
-from common.training.logs import METRICS_FILE, read_rows
+from common.report.page import REPORT_FILE, Example, Page, reproducible, save_run_page
+from common.training.logs import METRICS_FILE, read_metrics
 from retsta_jax.codes import parse_codes, terminology, terminology_validity
 from retsta_jax.config import NEEDS, PRESETS, RetstaConfig, scored_as
 from retsta_jax.corpus.split_distance import distance_between, distance_table
@@ -51,7 +51,7 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
 
     `limit` reports at most, if positive. Returns scores by system. Raises UserError.
     """
-    history = read_rows(run_dir / METRICS_FILE)
+    history = read_metrics(run_dir / METRICS_FILE)
     trained = load_trained(run_dir)
     for name in OUTPUTS:
         check_output(run_dir / name)
@@ -115,7 +115,7 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     chosen = {"split": split, "limit": limit, "batch_size": batch_size}
     shown = page(trained, history, pairs, outputs, systems, notes)
     shown = dataclasses.replace(shown, tables=[distance_table(distances)])
-    write_report(
+    save_run_page(
         run_dir, reproducible(shown, "retsta", read_config(RetstaConfig, run_dir), PRESETS, NEEDS, run_dir, chosen)
     )
     return systems

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from common.data.cleaning import clean_report
 from common.data.records import Language, Quarantine, ReportPair
 from common.errors import UserError
-from common.io.jsonl import read_rows
+from common.io.jsonl import read_jsonl
 from common.io.terminal import printable
 from retsta_jax.reports import pair_language
 
@@ -24,7 +24,7 @@ def read_pairs(file: Path, quarantine: Quarantine) -> list[ReportPair]:
     An id that is a number is kept as its text. A row without text on either side is quarantined. Raises UserError
     naming the line of a malformed row.
     """
-    return pairs_of(read_rows(file, PAIR), file, quarantine)
+    return pairs_of(read_jsonl(file, PAIR), file, quarantine)
 
 
 def pairs_of(rows: Iterable[Mapping[str, Any]], file: Path, quarantine: Quarantine) -> list[ReportPair]:

@@ -6,8 +6,9 @@ epochs and beams of 3. `conditioning = "causal"` and no mirroring are our choice
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from common.bounds import Count, Few, Finite, NotNegative, Probability, Rate, Side, Steps, StepsOrAll, Within
 from common.config import Incidental, MovablePath
@@ -68,7 +69,7 @@ class ModelConfig:
     decoder_layers: Few = 3
     dropout: Rate = 0.09  # of vision Transformer and decoder
     adapter_dropout: Rate = 0.1
-    words_begin: Finite = 0.0  # logits begin with so many times CLIP's word embeddings; 0: with random weights
+    logit_init_scale: Finite = 0.0  # logits begin with so many times CLIP's word embeddings; 0: with random weights
     dtype: Literal["float32", "bfloat16"] = "float32"  # CLIP's computation and its frozen weights
 
 
@@ -76,10 +77,15 @@ class ModelConfig:
 class RunConfig(ReportTrainingConfig):
     """Everything that decides a training run."""
 
+    FORMER: ClassVar[Mapping[str, str]] = {
+        "visual_rate": "vision_lr_multiplier",
+        "model.words_begin": "model.logit_init_scale",
+    }  # names of fields before, for the command line
+
     data: DataConfig = DataConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
     model: ModelConfig = ModelConfig()
-    visual_rate: NotNegative = 1.0  # learning rate of all that comes before the decoder, as a share of the decoder's
+    vision_lr_multiplier: NotNegative = 1.0  # of all that comes before the decoder, times the decoder's rate
     epochs: Steps = 1
     max_steps: StepsOrAll = 0  # updates after which to end; 0: after all epochs
     batch_size: Count = 16  # studies of one update, over all devices
@@ -103,10 +109,10 @@ PRESETS: dict[str, RunConfig] = {
         data=DataConfig(cleaning="iu-xray", resize=72, train_size=2400),
         # The small CLIP tells next words by ten times its word embeddings: the decoder need not learn that anew.
         model=ModelConfig(
-            heads=4, vision_layers=1, decoder_layers=2, dropout=0.0, adapter_dropout=0.0, words_begin=10.0
+            heads=4, vision_layers=1, decoder_layers=2, dropout=0.0, adapter_dropout=0.0, logit_init_scale=10.0
         ),
         optim=OptimConfig(learning_rate=3e-3, warmup_ratio=0.05, weight_decay=0.01),
-        visual_rate=0.05,  # at the decoder's rate the memory becomes the same for every image, within 60 updates
+        vision_lr_multiplier=0.05,  # at 1 the memory becomes the same for every image, within 60 updates
         epochs=5,
         checkpoint_every=150,
         evaluate_every=150,  # an epoch

@@ -108,7 +108,7 @@ def training_view(config: DataConfig, side: int, seed: int) -> Callable[[GreyIma
     return view
 
 
-def still_view(config: DataConfig, side: int) -> Callable[..., Square]:
+def evaluation_crop(config: DataConfig, side: int) -> Callable[..., Square]:
     """The middle of an image, for evaluation."""
     return lambda image, *place: resize_crop(image, config.resize, side)
 

@@ -40,12 +40,12 @@ from common.models.clip import ModifiedResNet, normalise
 from common.options import check_options, flag
 from common.phantoms.source import draw_again
 from common.report.environment import environment
-from common.report.page import REPORT_FILE, Page, reproducible, write_report
+from common.report.page import REPORT_FILE, Page, reproducible, save_run_page
 from common.report.page import Example as Shown
-from common.training.logs import METRICS_FILE, read_rows
+from common.training.logs import METRICS_FILE, read_metrics
 from unicross_jax.config import NEEDS, PRESETS, RunConfig
-from unicross_jax.data import Example, read_splits, still_view, unknown_words
-from unicross_jax.report import Trained, Written, attention_of, load_trained, write_reports
+from unicross_jax.data import Example, evaluation_crop, read_splits, unknown_words
+from unicross_jax.report import Trained, Written, attention_of, generate_reports, load_trained
 from unicross_jax.train import encode
 
 MODEL, NEAREST, CONSTANT = "this run", "nearest training study", "constant report"
@@ -66,7 +66,7 @@ def evaluate_run(
     `limit` studies at most, if positive. `decoding`: beams and length_penalty where not those of the config. Returns
     scores by system. Raises UserError.
     """
-    history = read_rows(run_dir / METRICS_FILE)
+    history = read_metrics(run_dir / METRICS_FILE)
     trained = load_trained(run_dir)
     for name in OUTPUTS:
         check_output(run_dir / name)
@@ -92,7 +92,7 @@ def evaluate_run(
     left_out = [f"{quarantine.summary()} of all splits: they are in no score."] if quarantine else []
     ids = [study.id for study in held_out.studies]
     say_devices()
-    texts = write_reports(trained, examples, held_out.images, batch_size=batch_size, ids=ids)
+    texts = generate_reports(trained, examples, held_out.images, batch_size=batch_size, ids=ids)
     written = list(counted(texts, len(examples), "reports"))
     outputs = {
         MODEL: [report.text for report in written],
@@ -141,7 +141,7 @@ def evaluate_run(
     chosen = {"split": split, "limit": limit, "batch_size": batch_size, **decoding}
     shown = reproducible(shown, "unicross", read_config(RunConfig, run_dir), PRESETS, NEEDS, run_dir, chosen)
     paired = [described(name, above[name], shown.headline) for name in above]
-    write_report(run_dir, dataclasses.replace(shown, notes=[data, *left_out, *paired, *shown.notes, *absent]))
+    save_run_page(run_dir, dataclasses.replace(shown, notes=[data, *left_out, *paired, *shown.notes, *absent]))
     print("\n".join([*left_out, *paired]), flush=True)
     return systems
 
@@ -201,7 +201,7 @@ def nearest_reports(trained: Trained, train: Split, held_out: Split) -> list[str
 def embedded(trained: Trained, split: Split) -> Float[np.ndarray, "N E"]:
     """The mean over a study's views of CLIP's image embeddings, each of length 1."""
     clip, params = trained.task.model.clip, trained.task.frozen["clip"]["visual"]
-    view = still_view(trained.config.data, clip.image_size)
+    view = evaluation_crop(trained.config.data, clip.image_size)
 
     @jax.jit
     def embed(images: Array) -> Array:

@@ -27,12 +27,12 @@ def make_generator(config: UniCrossConfig, settings: DecodeSettings, start_id: i
 
     @jax.jit
     def run(trainable: PyTree, frozen: PyTree, studies: Studies, keys: Key[Array, "B"]) -> Generated:
-        return generate_reports(trainable, frozen, studies, keys, config, settings, start_id)
+        return generated(trainable, frozen, studies, keys, config, settings, start_id)
 
     return run
 
 
-def generate_reports(
+def generated(
     trainable: PyTree,
     frozen: PyTree,
     studies: Studies,

@@ -19,8 +19,8 @@ from common.report.environment import environment
 from common.report.page import Example as Shown
 from common.report.page import Page, render
 from unicross_jax.config import EMBEDDED_RUN
-from unicross_jax.data import still_view
-from unicross_jax.report import Trained, attention_of, load_trained, write_reports
+from unicross_jax.data import evaluation_crop
+from unicross_jax.report import Trained, attention_of, generate_reports, load_trained
 from unicross_jax.train import encode
 
 PHANTOMS_ONLY = (
@@ -86,7 +86,7 @@ def report_images(
     examples, _ = encode(trained.config, trained.task, studies)
     ids = [study.id for study in studies]
     say_devices()
-    written = list(write_reports(trained, examples, read, ids=ids))
+    written = list(generate_reports(trained, examples, read, ids=ids))
     rows = [{"images": list(group), "report": report.text} for group, report in zip(groups, written, strict=True)]
     if output is not None:
         write_rows(output, rows)
@@ -95,7 +95,7 @@ def report_images(
             for row in rows:
                 write(row)
     attention = attention_of(trained, examples, read, written, ids=ids)
-    view = still_view(trained.config.data, trained.task.model.clip.image_size)
+    view = evaluation_crop(trained.config.data, trained.task.model.clip.image_size)
     shown = [
         Shown(
             ", ".join(Path(image).name for image in group),

@@ -29,7 +29,7 @@ from unicross_jax.backbone import (
     without_dropout,
 )
 from unicross_jax.config import RunConfig
-from unicross_jax.data import Example, stack_studies, still_view
+from unicross_jax.data import Example, evaluation_crop, stack_studies
 from unicross_jax.generate import decode_settings, make_generator
 from unicross_jax.model import Net, Studies, UniCrossConfig, init_trainable, run_report
 from unicross_jax.train import VOCABULARY_FILE, Task, check_config, check_sizes, make_task, own_names
@@ -78,7 +78,7 @@ def load_trained(directory: Path) -> Trained:
     return Trained(config, task, load_tree(open_tensors(directory), shapes, own_names(shapes), where=directory), None)
 
 
-def write_reports(
+def generate_reports(
     trained: Trained,
     examples: Sequence[Example],
     images: Sequence[tuple[GreyImage, ...]],
@@ -121,7 +121,7 @@ def studies_of(
     side = trained.task.model.clip.image_size
     chosen = [*([place] for place in places), *([] for _ in range(rows - len(places)))]
     views = max(config.views, *(len(images[place]) for place in places))
-    return stack_studies(chosen, examples, images, still_view(config, side), side=side, views=views)
+    return stack_studies(chosen, examples, images, evaluation_crop(config, side), side=side, views=views)
 
 
 def attention_of(
@@ -136,7 +136,7 @@ def attention_of(
 
     The decoder's attention to the images as it wrote the word, a mean over layers and heads and over the pieces of a
     word; the class token's share is left out. Under `published` the images see the report, so that each token has a
-    pass of its own over what came before it. Raises UserError where it is not finite, as `write_reports` does.
+    pass of its own over what came before it. Raises UserError where it is not finite, as `generate_reports` does.
     """
     ids = range(1, len(written) + 1) if ids is None else ids
     tokenizer, grid = trained.task.tokenizer, trained.task.model.clip.image_size // 16

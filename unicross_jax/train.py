@@ -25,7 +25,7 @@ from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
 from common.generation.evaluation import report_evaluations
 from common.generation.loop import Generated
-from common.io.safetensors import NameMap, Published, published_tensors, write_json, write_tensors, written_whole
+from common.io.safetensors import NameMap, Published, atomic_directory, published_tensors, write_json, write_tensors
 from common.io.terminal import say
 from common.training.evaluation import Evaluation
 from common.training.logs import check_wandb
@@ -51,14 +51,14 @@ from unicross_jax.data import (
     Example,
     build_vocabulary,
     encode_studies,
+    evaluation_crop,
     read_splits,
     report_batch,
     stack_studies,
-    still_view,
     training_view,
     unknown_words,
 )
-from unicross_jax.generate import decode_settings, generate_reports
+from unicross_jax.generate import decode_settings, generated
 from unicross_jax.model import ReportBatch, Studies, UniCrossConfig, init_trainable, loss
 
 VOCABULARY_FILE = "vocabulary.json"
@@ -129,15 +129,15 @@ def encode(config: RunConfig, task: Task, studies: Sequence[ImageStudy]) -> tupl
 
 
 def first_weights(config: RunConfig, task: Task) -> PyTree:
-    """Random weights (`init_trainable`); those of the logits as `words_begin` says."""
+    """Random weights (`init_trainable`); those of the logits as `logit_init_scale` says."""
     trainable = init_trainable(task.model, jax.random.key(config.seed))
-    if not config.model.words_begin:
+    if not config.model.logit_init_scale:
         return trainable
-    kernel = config.model.words_begin * jnp.asarray(task.frozen["report_embedding"], jnp.float32)
+    kernel = config.model.logit_init_scale * jnp.asarray(task.frozen["report_embedding"], jnp.float32)
     return trainable | {"logits": trainable["logits"] | {"kernel": kernel}}
 
 
-def slower_images(rate: float) -> optax.GradientTransformation:
+def scale_vision_updates(rate: float) -> optax.GradientTransformation:
     """Updates of all that comes before the decoder, times `rate`."""
 
     def scaled(updates: PyTree, _: PyTree) -> PyTree:
@@ -168,7 +168,7 @@ def validation_batches(
     """The studies of a part once, in order, without augmentation."""
     lengths, rows = [len(example.tokens) - 1 for example in examples], layout.row_shards * config.micro_batch
     plan = plan_in_order(lengths, batch_rows=rows, buckets=(config.max_length - 1,))
-    to_arrays = batch_maker(config, task, examples, part, still_view(config.data, task.model.clip.image_size))
+    to_arrays = batch_maker(config, task, examples, part, evaluation_crop(config.data, task.model.clip.image_size))
     return make_iterator(plan, to_arrays, **this_process())
 
 
@@ -181,11 +181,11 @@ def written_reports(
 
     def write(trainable: PyTree, frozen: PyTree, studies: Studies, rng: Array) -> Generated:
         keys = jax.random.split(rng, len(studies.images))
-        return generate_reports(trainable, frozen, studies, keys, still, settings, tokenizer.bos_id)
+        return generated(trainable, frozen, studies, keys, still, settings, tokenizer.bos_id)
 
     def to_batch(batch: GlobalBatch) -> Studies:
         side = task.model.clip.image_size
-        view = still_view(config.data, side)
+        view = evaluation_crop(config.data, side)
         return stack_studies(batch.rows, examples, part.images, view, side=side, views=config.data.views)
 
     return report_evaluations(
@@ -202,7 +202,7 @@ def written_reports(
 
 def export(config: RunConfig, task: Task, trainable: PyTree, directory: Path) -> None:
     """Write what `unicross report` needs beside CLIP: config, vocabulary and trained weights (safetensors)."""
-    with written_whole(directory) as aside:
+    with atomic_directory(directory) as aside:
         if jax.process_index() == 0:
             write_json(aside / "config.json", to_json(config))
             write_json(aside / BASE_FILE, base_note(task.frozen["clip"]))
@@ -277,7 +277,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
         chunk=config.loss_chunk,
         max_steps=config.max_steps,
         accumulate=accumulate,
-        then=slower_images(config.visual_rate),
+        then=scale_vision_updates(config.vision_lr_multiplier),
         threads=min(os.cpu_count() or 1, 16),
         base=frozen_weights(backbone, task.frozen),
         learns_from=(

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from common.errors import UserError
-from common.io.jsonl import read_rows, write_rows
+from common.io.jsonl import read_jsonl, write_rows
 from common.io.terminal import printable
 
 SCORERS = Path(__file__).parent / "scorers"
@@ -114,7 +114,7 @@ def run_scorer(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> Scores:
         if status:
             raise UserError(f"{command[0]} ended with status {status}; see its messages above")
         try:
-            found = read_rows(answer, {"id": str | int, "scores": dict})
+            found = read_jsonl(answer, {"id": str | int, "scores": dict})
         except UserError as error:
             raise UserError(str(error).replace(str(answer), "its output")) from error
     return _checked(found, [row["id"] for row in rows])

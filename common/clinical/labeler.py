@@ -19,7 +19,7 @@ from common.data.summary import Cut, data_line, share_of
 from common.errors import UserError
 from common.generation.generate import batches, padded
 from common.io.finite import check_finite, precision_remedy
-from common.io.safetensors import writing
+from common.io.safetensors import disk_errors
 from common.io.terminal import printable, say
 from common.io.text import read_json_object, read_text
 from common.models.bert import ClassifierConfig, chexbert_logits, unstack_layers, word_embeddings
@@ -43,7 +43,7 @@ Span = tuple[int, int]
 class Labeler(NamedTuple):
     """A labeler that has been read. `tokenizer` is one of the tokenizers library.
 
-    With a `layout`, on whose devices the parameters stand, batches are split over them (`spread`).
+    With a `layout`, on whose devices the parameters stand, batches are split over them (`replicate`).
     """
 
     config: ClassifierConfig
@@ -57,7 +57,7 @@ class Labeler(NamedTuple):
         return self.config.encoder.max_position_embeddings
 
 
-def spread(labeler: Labeler) -> Labeler:
+def replicate(labeler: Labeler) -> Labeler:
     """The labeler on all devices of this process, as it reads fastest (`unstack_layers`)."""
     layout = make_device_layout("auto", devices=jax.local_devices())
     return labeler._replace(params=device_put_tree(unstack_layers(labeler.params), layout), layout=layout)
@@ -208,7 +208,7 @@ def train_tokenizer(texts: Sequence[str], size: int) -> "Tokenizer":
 def save_vocabulary(file: Path, tokenizer: "Tokenizer") -> None:
     """Write `vocab.txt` as `load_tokenizer` reads it. Raises UserError."""
     words = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-    with writing(file.parent):
+    with disk_errors(file.parent):
         file.write_text("".join(f"{word}\n" for word, _ in words), encoding="utf-8")
 
 

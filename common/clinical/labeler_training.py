@@ -35,7 +35,7 @@ from common.data.summary import say_data
 from common.errors import UserError
 from common.io.fingerprints import fingerprint
 from common.io.numbers import rounded
-from common.io.safetensors import write_json, written_whole
+from common.io.safetensors import atomic_directory, write_json
 from common.io.terminal import say
 from common.models.bert import ClassifierConfig, init_classifier
 from common.models.bert_weights import encoder_config, load_encoder, save_classifier
@@ -214,7 +214,7 @@ def fitting_buckets(config: LabelerRunConfig, labeler: Labeler) -> list[int]:
 def export(config: LabelerRunConfig, labeler: Labeler, directory: Path) -> None:
     """Write the labeler as `load_labeler` reads it."""
     params = jax.tree.map(lambda leaf: leaf.astype(config.export_dtype), labeler.params)
-    with written_whole(directory) as aside:
+    with atomic_directory(directory) as aside:
         save_classifier(aside, labeler.config, params)
         if jax.process_index() == 0:
             save_vocabulary(aside / "vocab.txt", labeler.tokenizer)

@@ -16,13 +16,13 @@ from common.data.cleaning import r2gen_clean_iu
 from common.data.openi import count_unknown_ids, openi_splits, read_openi, read_test_ids
 from common.data.records import Quarantine, check_splits
 from common.errors import UserError
-from common.io.jsonl import read_rows
+from common.io.jsonl import read_jsonl
 from common.io.terminal import printable
 from common.io.text import csv_rows
 from common.models.bert import ClassifierConfig
 from common.phantoms.labels import label_report
 from common.phantoms.study import sample_study
-from common.phantoms.text import write_report
+from common.phantoms.text import render_report
 
 CHEXBERT = ClassifierConfig()
 HELD_OUT = 0.1  # share of a file without validation rows of its own
@@ -53,7 +53,7 @@ def phantom_corpus(train: int, validation: int, test: int, damaged: float, seed:
     The test parts are `written`, reports as they are, and `damaged`, all of them damaged.
     """
     total = train + validation + test
-    written = [write_report(sample_study(seed, index)) for index in range(total)]
+    written = [render_report(sample_study(seed, index)) for index in range(total)]
     whole = [
         LabeledReport(f"phantom-{seed}-{index:06d}", text, tuple(labels.tolist()))
         for index, (text, labels) in enumerate(written)
@@ -185,7 +185,7 @@ def rows_corpus(file: Path, validation: str, test: str, seed: int) -> LabeledCor
 def read_labeled(file: Path) -> list[LabeledReport]:
     """The labelled reports of a JSONL file. Raises UserError for labels that are not CheXbert's."""
     reports = []
-    for row in read_rows(file, {"id": str | int, "report": str, "labels": list}):
+    for row in read_jsonl(file, {"id": str | int, "report": str, "labels": list}):
         if not fits(row["labels"], CHEXBERT.classes):
             raise UserError(
                 f"{file}: row {row['id']!r}: 'labels' must be {len(CHEXBERT.classes)} class ids in CheXbert's order, "

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.data.summary import data_line, say_data
 from common.errors import Parser
-from common.io.jsonl import read_rows
+from common.io.jsonl import read_jsonl
 from common.io.numbers import rounded
 from common.io.terminal import say
 from common.io.text import json_text
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--convention", choices=["coco", "coco-jieba", "nltk", "all"], default="all")
     parser.add_argument("--language", choices=["en", "zh"], help=LANGUAGE_HELP)
     arguments = parser.parse_args(argv)
-    rows = read_rows(arguments.file, {"id": str | int, "prediction": str, "reference": str})
+    rows = read_jsonl(arguments.file, {"id": str | int, "prediction": str, "reference": str})
     say_data(data_line([arguments.file], "rows", {"reports": len(rows)}), rows_on_stdout=True)
     result = evaluate(rows, arguments.language, arguments.convention)
     for key, reason in result["notes"].items():

@@ -18,7 +18,7 @@ from common.data.openi import OpeniStudy, count_unknown_ids, openi_splits, read_
 from common.data.records import SPLITS, Language, Quarantine, check_splits
 from common.data.sections import HeadingCounts, Wanted, report_and_indication, report_sections
 from common.errors import UserError
-from common.io.jsonl import check_row, read_rows
+from common.io.jsonl import check_row, read_jsonl
 from common.io.terminal import printable
 from common.io.text import read_json
 from common.metrics.tokenize import language_of
@@ -150,7 +150,7 @@ def read_image_rows(
 
     Raises UserError for a file of another form, an id that occurs twice, or a split without a usable study.
     """
-    found = _array(rows, ROW) if Path(rows).suffix == ".json" else read_rows(rows, ROW)
+    found = _array(rows, ROW) if Path(rows).suffix == ".json" else read_jsonl(rows, ROW)
     splits: StudySplits = {}
     for row in found:
         where = f"{rows}: id {row['id']}"

@@ -27,9 +27,9 @@ from common.data.pieces import (
     without_first_space,
 )
 from common.errors import UserError
-from common.io.files import written_aside
+from common.io.files import atomic_file
 from common.io.inputs import read_bytes
-from common.io.safetensors import writing
+from common.io.safetensors import disk_errors
 from common.io.terminal import printable
 from common.io.text import read_json_object
 from common.models.qwen2 import Qwen2Config
@@ -251,7 +251,7 @@ def build_word_tokenizer(texts: Iterable[str], minimum_count: int = 3) -> WordTo
 def save_words(file: str | Path, tokenizer: WordTokenizer) -> None:
     """Write the vocabulary that `load_tokenizer` reads: {"words": [...]}, without the reserved ones."""
     file = Path(file)
-    with writing(file), written_aside(file) as aside:
+    with disk_errors(file), atomic_file(file) as aside:
         aside.write_text(json.dumps({"words": tokenizer.words}, ensure_ascii=False, indent=0), encoding="utf-8")
 
 

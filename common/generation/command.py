@@ -28,7 +28,7 @@ from common.generation.generate import (
 from common.generation.sampling import Sampling
 from common.io.fingerprints import adapter_record, model_record
 from common.io.finite import check_finite, precision_remedy
-from common.io.jsonl import read_rows
+from common.io.jsonl import read_jsonl
 from common.io.locks import locked_file
 from common.io.resumable import claim_output, continue_rows, row_writer
 from common.models.adapters import load_adapter
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
 def decode_file(arguments: argparse.Namespace) -> None:
     """Write, or go on writing, what the parsed command line asks for. Raises UserError."""
     required: dict[str, Any] = {"id": str | int, "prompt": str} | ({"completion": str} if arguments.score else {})
-    records = read_rows(arguments.prompts, required)
+    records = read_jsonl(arguments.prompts, required)
     config = config_from_directory(arguments.model)
     tokenizer = load_tokenizer(arguments.model)
     check_vocabulary(tokenizer, config)

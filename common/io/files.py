@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """A file beside `path` to write, which takes its name when the block ends well and vanishes otherwise.
 
     A device or a pipe, whose place no file may take, is written itself.

@@ -7,7 +7,7 @@ from types import UnionType
 from typing import Any
 
 from common.errors import UserError
-from common.io.files import written_aside
+from common.io.files import atomic_file
 from common.io.inputs import read_bytes
 from common.io.locks import warn_of_writer
 from common.io.terminal import printable
@@ -16,7 +16,7 @@ from common.io.text import decode_text, json_text, parse_json
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which UTF-8 cannot write
 
 
-def read_rows(path: str | Path, required: Mapping[str, type | UnionType]) -> list[dict[str, Any]]:
+def read_jsonl(path: str | Path, required: Mapping[str, type | UnionType]) -> list[dict[str, Any]]:
     """The rows of a file in order; blank lines are skipped.
 
     `required` maps a key that every row must have to its type (`str`, `int`, `str | int`, `list`, ...); other keys
@@ -52,7 +52,7 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """
     path = Path(path)
     try:
-        with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+        with atomic_file(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(row_text(row, path) for row in rows)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
@@ -64,7 +64,7 @@ def row_text(row: Mapping[str, Any], path: str | Path) -> str:
 
 
 def parse_rows(content: bytes, path: str | Path, required: Mapping[str, type | UnionType]) -> list[dict[str, Any]]:
-    """`read_rows` of what was read from `path`."""
+    """`read_jsonl` of what was read from `path`."""
     rows: list[dict[str, Any]] = []
     line_of_id: dict[str | int, int] = {}
     for number, line in enumerate(decode_text(content, path).split("\n"), start=1):

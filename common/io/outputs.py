@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from common.io.files import written_aside
+from common.io.files import atomic_file
 from common.io.text import read_json_object
 
 PAGE_MARK = b'<meta name="generator" content="medreport-jax">'  # of `common/report/base.html.j2`
@@ -53,7 +53,7 @@ def check_own_page(path: Path) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Write a text beside `path`, then rename. Raises UserError where the disk or the folder refuses."""
     try:
-        with written_aside(path) as aside:
+        with atomic_file(path) as aside:
             aside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from common.errors import UserError
 from common.io.differences import differences
-from common.io.files import written_aside
+from common.io.files import atomic_file
 from common.io.jsonl import parse_rows, row_text
 from common.io.locks import locked_file
 from common.io.outputs import check_output, refuse_foreign
@@ -89,7 +89,7 @@ def claim_output(path: Path, settings: Mapping[str, Any], inputs: Sequence[Any] 
     record = _record_of(path)
     whole = {MADE_WITH: settings, INPUTS: " ".join(_digests(inputs))}
     try:
-        with written_aside(record) as aside:
+        with atomic_file(record) as aside:
             aside.write_text(json_text(whole, record, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{record}: cannot be written ({error.strerror})") from error

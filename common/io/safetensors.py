@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from common.errors import UserError
-from common.io.files import written_aside
+from common.io.files import atomic_file
 from common.io.locks import is_lock, locked_file
 from common.io.terminal import printable
 from common.io.text import json_text, read_json_object
@@ -159,15 +159,16 @@ def write_tensors(
 ) -> None:
     """Write `<stem>.safetensors`, or shards of at most `max_bytes` (one tensor may be larger) and their index.
 
-    Holds one shard in host memory. Use it inside `written_whole`. Under several processes all must call it (gathering
-    is collective); the first writes. Raises UserError for a tensor that is not finite, which nobody would read.
+    Holds one shard in host memory. Use it inside `atomic_directory`. Under several processes all must call it
+    (gathering is collective); the first writes. Raises UserError for a tensor that is not finite, which nobody would
+    read.
     """
     shards: list[list[str]] = []
     total, size, pending = 0, 0, dict[str, np.ndarray]()
 
     def flush() -> None:
         if jax.process_index() == 0:
-            with writing(directory):
+            with disk_errors(directory):
                 save_file(pending, directory / f"{stem}-{len(shards)}.safetensors", metadata={"format": "pt"})
         shards.append(list(pending))
         pending.clear()
@@ -200,7 +201,7 @@ def write_tensors(
 
 
 @contextlib.contextmanager
-def written_whole(directory: str | Path) -> Iterator[Path]:
+def atomic_directory(directory: str | Path) -> Iterator[Path]:
     """A directory to write into, which takes the name `directory` when the block ends well and vanishes otherwise.
 
     An earlier export of that name is replaced, but nothing else: UserError where `directory` holds a file that the
@@ -211,7 +212,7 @@ def written_whole(directory: str | Path) -> Iterator[Path]:
     if jax.process_index() != 0:
         yield aside
         return
-    with writing(directory):
+    with disk_errors(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
     with locked_file(directory), _written_whole(directory, aside):
         yield aside
@@ -219,13 +220,13 @@ def written_whole(directory: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _written_whole(directory: Path, aside: Path) -> Iterator[None]:
-    with writing(directory):
+    with disk_errors(directory):
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
     try:
         yield
         written = {_family(path.name) for path in aside.iterdir()}
-        with writing(directory):
+        with disk_errors(directory):
             if directory.exists():
                 check_export(directory, written)
                 old = directory.with_name(f".{directory.name}.old")
@@ -246,7 +247,7 @@ def widest_dtype(tree: PyTree) -> str:
 
 def write_texts(directory: Path, texts: Mapping[str, str]) -> None:
     """Write texts by file name. Raises UserError."""
-    with writing(directory):
+    with disk_errors(directory):
         for name, text in texts.items():
             (directory / name).write_text(text, encoding="utf-8")
 
@@ -276,12 +277,12 @@ def to_host(leaf: Any) -> np.ndarray:
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object, indented as on the hub, beside `file`, then rename. Raises UserError."""
-    with writing(file.parent), written_aside(file) as aside:
+    with disk_errors(file.parent), atomic_file(file) as aside:
         aside.write_text(json_text(content, file, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
-def writing(directory: Path) -> Iterator[None]:
+def disk_errors(directory: Path) -> Iterator[None]:
     """Turns a refusal of disk or folder into a UserError about `directory`."""
     try:
         yield

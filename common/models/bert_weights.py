@@ -66,7 +66,7 @@ def load_encoder(directory: str | Path) -> tuple[BertConfig, PyTree]:
 
 
 def save_classifier(aside: Path, config: ClassifierConfig, params: PyTree) -> None:
-    """Write `config.json` and `model.safetensors`, in the dtypes of `params`, into a directory (`written_whole`)."""
+    """Write `config.json` and `model.safetensors`, in the dtypes of `params`, into a directory (`atomic_directory`)."""
     write_tensors(aside, published_tensors(params, name_map(config)))
     if jax.process_index() == 0:
         encoder = {name: getattr(config.encoder, name) for name in (*SIZES, *RATES)}

@@ -22,11 +22,11 @@ from common.io.safetensors import (
     NameMap,
     Published,
     StoredTensor,
+    atomic_directory,
     load_tree,
     open_tensors,
     published_tensors,
     write_tensors,
-    written_whole,
 )
 from common.io.torch_archive import read_archive
 from common.models.clip import TEXT_GROUPS, ClipConfig, init_params
@@ -66,7 +66,7 @@ def save_clip(directory: str | Path, config: ClipConfig, params: PyTree) -> None
 
     Raises UserError where the disk refuses.
     """
-    with written_whole(directory) as aside:
+    with atomic_directory(directory) as aside:
         write_tensors(aside, _unfolded(published_tensors(params, name_map(config))))
 
 

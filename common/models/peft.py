@@ -26,13 +26,13 @@ from common.io.safetensors import (
     Index,
     Published,
     StoredTensor,
+    atomic_directory,
+    disk_errors,
     load_tree,
     open_tensors,
     published_tensors,
     write_json,
     write_tensors,
-    writing,
-    written_whole,
 )
 from common.io.terminal import printable
 from common.models.lora import ALPHA, RANK, LoraConfig
@@ -157,7 +157,7 @@ def save_peft(
 
     `decoder` says whose decoder `lora` is for; `counts` are of adapters that are joined in one module
     (`common.models.adapters`), whose rank is that much larger and whose scale is the same. The directory appears whole
-    or not at all (`common.io.safetensors.written_whole`).
+    or not at all (`common.io.safetensors.atomic_directory`).
     """
     names: dict[str, Published] = {}
     for path, leaf in flatten_dict(lora).items():
@@ -181,13 +181,13 @@ def save_peft(
         "rank_pattern": {name: config.rank * count for name, count in (counts or {}).items()},
         "alpha_pattern": {name: config.alpha * count for name, count in (counts or {}).items()},
     }
-    with written_whole(directory) as aside:
+    with atomic_directory(directory) as aside:
         write_tensors(
             aside, published_tensors(lora, names), stem="adapter_model", max_bytes=int(np.iinfo(np.int64).max)
         )
         if jax.process_index() == 0:
             write_json(aside / "adapter_config.json", content)
-            with writing(aside):
+            with disk_errors(aside):
                 about = README.format(kind=kind, prefix=PREFIX, decoder=decoder, versions=versions)
                 (aside / "README.md").write_text(about, encoding="utf-8")
 

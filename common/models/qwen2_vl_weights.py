@@ -21,6 +21,8 @@ from common.io.safetensors import (
     SHARD_BYTES,
     NameMap,
     Published,
+    atomic_directory,
+    disk_errors,
     layered,
     load_tree,
     open_tensors,
@@ -29,8 +31,6 @@ from common.io.safetensors import (
     write_json,
     write_tensors,
     write_texts,
-    writing,
-    written_whole,
 )
 from common.io.text import read_json_object
 from common.models import qwen2_weights
@@ -141,17 +141,17 @@ def save_qwen2_vl(
     In the dtypes of `params`, named as on the hub or as in transformers' memory. `source` is the directory of the model
     that `params` descends from: the rest of its `config.json`, its generation config, tokenizer and image processor go
     along, and `files` in their place (`common.data.exported_tokenizer`). The directory appears whole or not at all
-    (`written_whole`).
+    (`atomic_directory`).
     """
     stored = widest_dtype(params)
     config = dataclasses.replace(config, language=dataclasses.replace(config.language, param_dtype=stored))
     companions = [] if source is None else [Path(source) / name for name in COMPANIONS]
     original = {} if source is None else read_json_object(Path(source) / "config.json")
-    with written_whole(directory) as aside:
+    with atomic_directory(directory) as aside:
         write_tensors(aside, published_tensors(params, name_map(config, naming)), max_bytes=max_shard_bytes)
         if jax.process_index() == 0:
             write_json(aside / "config.json", published_config(config, original, naming))
-            with writing(aside):
+            with disk_errors(aside):
                 for companion in filter(Path.is_file, companions):
                     shutil.copyfile(companion, aside / companion.name)
             write_texts(aside, files or {})

@@ -22,15 +22,15 @@ from common.io.safetensors import (
     SHARD_BYTES,
     NameMap,
     StoredTensor,
+    atomic_directory,
     check_full,
+    disk_errors,
     load_tree,
     published_tensors,
     widest_dtype,
     write_json,
     write_tensors,
     write_texts,
-    writing,
-    written_whole,
 )
 from common.io.text import read_json_object
 from common.io.torch_archive import open_model
@@ -220,17 +220,17 @@ def save_qwen2(
 
     `source` is the directory of the model that `params` descends from: the rest of its `config.json`, its generation
     config and its tokenizer go along, and `files` in their place (`common.data.exported_tokenizer`). The directory
-    appears whole or not at all (`written_whole`). Raises UserError for a family that is read and not written.
+    appears whole or not at all (`atomic_directory`). Raises UserError for a family that is read and not written.
     """
     check_trainable(config, "full")
     config = dataclasses.replace(config, param_dtype=widest_dtype(params))
     names, companions = name_map(config), [] if source is None else [Path(source) / name for name in COMPANIONS]
     original = {} if source is None else read_json_object(Path(source) / "config.json")
-    with written_whole(directory) as aside:
+    with atomic_directory(directory) as aside:
         write_tensors(aside, _joined(params, names), max_bytes=max_shard_bytes)
         if jax.process_index() == 0:
             write_json(aside / "config.json", published_config(config, original))
-            with writing(aside):
+            with disk_errors(aside):
                 for companion in filter(Path.is_file, companions):
                     shutil.copyfile(companion, aside / companion.name)
             write_texts(aside, files or {})

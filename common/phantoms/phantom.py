@@ -26,7 +26,7 @@ from common.metrics.clinical import FINDINGS
 from common.phantoms.frontal import draw_frontal
 from common.phantoms.lateral import draw_lateral
 from common.phantoms.study import Finding, Study, sample_study
-from common.phantoms.text import Labels, write_report
+from common.phantoms.text import Labels, render_report
 from common.scripts import run_former
 
 __all__ = [
@@ -69,7 +69,7 @@ def make_phantom(seed: int, index: int, size: int = 224) -> Phantom:
     if not SMALLEST <= size <= LARGEST:
         raise UserError(f"phantom study: image size {size}; expected {SMALLEST} to {LARGEST} pixels")
     study = sample_study(seed, index)
-    report, labels = write_report(study)
+    report, labels = render_report(study)
     return Phantom(
         id=f"phantom-{seed}-{index:06d}",
         frontal=draw_frontal(study, size),

@@ -68,7 +68,7 @@ class _Draft:
         return label not in self.labels and not stated & set(CONTRADICTED.get(label, ()))
 
 
-def write_report(study: Study) -> tuple[str, Labels]:
+def render_report(study: Study) -> tuple[str, Labels]:
     """The report of a study and its labels, in the order of FINDINGS. Every finding is mentioned."""
     rng = study.rng("report")
     draft = _Draft()

@@ -54,7 +54,7 @@ def named_hosts() -> Hosts | None:
     return hosts
 
 
-def join_hosts(arguments: Collection[str], commands: Collection[str]) -> bool:
+def initialize_distributed(arguments: Collection[str], commands: Collection[str]) -> bool:
     """Make the processes of several hosts one run, where the environment says that there are several; whether it does.
 
     Raises UserError at once for a command that is not among `commands`, and where the others do not come in time.

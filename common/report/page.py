@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from common.data.images import GreyImage
 from common.errors import UserError
-from common.io.files import written_aside
+from common.io.files import atomic_file
 from common.io.numbers import NONE, score_text
 from common.options import Needs, changed_options, command_line, training_command, used_settings
 from common.report.differences import differences
@@ -99,13 +99,13 @@ class Bar(NamedTuple):
     spread: float
 
 
-def write_report(run_dir: Path, page: Page) -> Path:
+def save_run_page(run_dir: Path, page: Page) -> Path:
     """Write the page into the run directory and return its path. Raises UserError if that cannot be written."""
     path = run_dir / REPORT_FILE
     html = render(page)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        with written_aside(path) as aside:
+        with atomic_file(path) as aside:
             aside.write_text(html, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another run directory") from error

@@ -32,7 +32,7 @@ from rich.progress import (
 )
 
 from common.errors import UserError
-from common.io.files import written_aside
+from common.io.files import atomic_file
 from common.io.inputs import read_bytes
 from common.io.numbers import rounded
 from common.io.terminal import printable
@@ -138,7 +138,7 @@ def check_wandb(project: str | None) -> None:
         )
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines log, [] if there is no file; a last line cut off by a kill is left out.
 
     Raises UserError naming the line for anything else that is not a row.
@@ -178,7 +178,7 @@ def _is_value(name: str, value: Any) -> bool:
 
 def _drop_after(path: Path, last_step: int) -> None:
     kept = [line for row, line in _complete_lines(path) if row["step"] <= last_step] if last_step >= 0 else []
-    with written_aside(path) as aside:
+    with atomic_file(path) as aside:
         aside.write_bytes(b"".join(kept))
 
 

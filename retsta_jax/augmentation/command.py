@@ -11,7 +11,7 @@ from common.data.records import Quarantine, ReportPair
 from common.data.summary import already, data_line, say_data
 from common.errors import Parser, UserError
 from common.io.fingerprints import data_record
-from common.io.jsonl import read_rows
+from common.io.jsonl import read_jsonl
 from common.io.locks import locked_file, owning
 from common.io.outputs import check_output
 from common.io.resumable import claim_output, row_writer, rows_done
@@ -80,7 +80,7 @@ def write_augmented(
 ) -> None:
     """Write or continue the rows; `size` is a factor, and a total that goes before it. Raises UserError beforehand."""
     terms, quarantine = load_terminology(terminology), Quarantine()
-    read = read_rows(file, PAIR)
+    read = read_jsonl(file, PAIR)
     pairs = pairs_of(read, file, quarantine)
     if not pairs:
         raise UserError(f"{file}: no pair has text on both sides; expected at least one")

@@ -15,7 +15,7 @@ from common.data.records import Language, Quarantine, ReportPair
 from common.data.summary import already, first_of, say_data
 from common.errors import UserError
 from common.io.fingerprints import function_record
-from common.io.jsonl import read_rows
+from common.io.jsonl import read_jsonl
 from common.io.locks import owning
 from common.io.numbers import rounded, score_text
 from common.io.outputs import check_output, check_own_object, check_own_page
@@ -27,7 +27,7 @@ from common.metrics.text import one_line, warn_of_absent
 from common.metrics.tokenize import unread_note
 from common.options import command_line, used_settings
 from common.report.environment import environment
-from common.report.page import REPORT_FILE, Example, Page, Table, write_report
+from common.report.page import REPORT_FILE, Example, Page, Table, save_run_page
 from retsta_jax.baselines.answers import answer_of, language_shares, language_table
 from retsta_jax.baselines.few_shot import Prompt, Reference, make_references, prompt_text
 from retsta_jax.baselines.peers import Output, Peer
@@ -106,7 +106,7 @@ def evaluate_peer(chosen: Baseline, peer: Peer, output: Path, options: Mapping[s
     say_data("; ".join([asked.data, *already(done)]))
     ask(peer, asked.pairs[done:], asked.texts[done:], file, codes=asked.codes)
     asked.too_long.write(output / QUARANTINE)
-    outputs = [output_of(row) for row in read_rows(file, ROW)]
+    outputs = [output_of(row) for row in read_jsonl(file, ROW)]
     return report(chosen, peer, asked, outputs, output, options)
 
 
@@ -188,7 +188,7 @@ def report(
     write_json(output / METRICS, rounded(result))
     tables = [language_table(shares), *([shortening_table(shortened)] if limit else []), distance_table(distances)]
     examples = examples_of(pairs, {name: written[name] for name in (peer.name, NEAREST)})
-    write_report(output, page(chosen, peer.name, systems, examples, notes, tables, options))
+    save_run_page(output, page(chosen, peer.name, systems, examples, notes, tables, options))
     return systems
 
 
@@ -255,7 +255,7 @@ def scores_of_run(run_dir: Path, split: str, pairs: Sequence[ReportPair]) -> tup
     if not all(file.is_file() for file in files):
         return {}, f"{name} is not evaluated yet: its scores are not shown beside these."
     metrics = read_json_object(files[0])
-    rows = read_rows(files[1], {"id": str, "reference": str})
+    rows = read_jsonl(files[1], {"id": str, "reference": str})
     theirs = [(row["id"], row["reference"]) for row in rows]
     same = theirs == [(pair.id, one_line(pair.target)) for pair in pairs] and metrics.get("split") == split
     systems = metrics.get("systems")

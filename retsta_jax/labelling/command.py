@@ -9,7 +9,7 @@ from common.errors import Parser, UserError
 from common.metrics.tokenize import language_of
 from common.options import command_line
 from common.report.environment import environment
-from common.report.page import REPORT_FILE, Example, Page, Stage, write_report
+from common.report.page import REPORT_FILE, Example, Page, Stage, save_run_page
 from retsta_jax.labelling.code_rules import CODE_RULES, judge_by_codes
 from retsta_jax.labelling.filters import RULES, Judge, judge_by_terms
 from retsta_jax.labelling.label import PAIRS, Funnel, LabelConfig, label_reports
@@ -59,7 +59,7 @@ def label(arguments: list[str]) -> None:
         examples=examples_of(funnel),
         notes=[plain_text_note(funnel)],
     )
-    write_report(chosen.output, page)
+    save_run_page(chosen.output, page)
     print(f"pairs: {chosen.output / PAIRS}\npage: {(chosen.output / REPORT_FILE).absolute()}", flush=True)
 
 

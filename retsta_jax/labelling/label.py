@@ -21,7 +21,7 @@ from common.data.records import ReportPair
 from common.data.summary import say_data
 from common.devices import say_devices
 from common.errors import UserError
-from common.io.jsonl import read_rows, write_rows
+from common.io.jsonl import read_jsonl, write_rows
 from common.io.locks import locked_by_first, locked_file
 from common.io.outputs import check_own_object, check_own_page, refuse_foreign
 from common.io.resumable import claim_output, row_writer, rows_done
@@ -95,7 +95,7 @@ def label_reports(run_dir: Path, source: str, output: Path, judge: Judge, config
             multihost_utils.sync_global_devices("labelled")
         if jax.process_index() > 0:
             return None
-        rows = [row for file, _ in shards(output, reports, config.shard_size) for row in read_rows(file, ROW)]
+        rows = [row for file, _ in shards(output, reports, config.shard_size) for row in read_jsonl(file, ROW)]
         kept, rejected = apply_rules(reports, rows, judge, config.skip_rules)
         return remove_duplicates(len(reports), kept, rejected, output, config.duplicates)
 

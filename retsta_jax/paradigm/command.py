@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.io.numbers import interval_text, score_text
 from common.options import Needs, training_command, used_settings
 from common.report.environment import environment
-from common.report.page import REPORT_FILE, Page, Stage, write_report
+from common.report.page import REPORT_FILE, Page, Stage, save_run_page
 from retsta_jax.config import PRESETS as TRAINING
 from retsta_jax.evaluate import CONSTANT, MODEL, NEAREST, headline
 from retsta_jax.labelling.command import examples_of, plain_text_note
@@ -93,7 +93,7 @@ def paradigm(arguments: list[str]) -> None:
     result = run_paradigm(config, run_dir, Translation(translator, made_with(endpoint)))
     for line in table_lines(result):
         print(line)
-    write_report(run_dir, page_of(result, config, run_dir))
+    save_run_page(run_dir, page_of(result, config, run_dir))
     print(f"models: {run_dir / ZERO}, {run_dir / FINAL}\npage: {(run_dir / REPORT_FILE).absolute()}", flush=True)
 
 

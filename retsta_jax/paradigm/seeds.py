@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from common.config import read_config
 from common.errors import Parser, UserError
-from common.io.jsonl import read_rows
+from common.io.jsonl import read_jsonl
 from common.io.numbers import interval_text, score_text
 from common.io.tables import markdown_table
 from common.io.text import read_json_object
@@ -70,12 +70,12 @@ def read_run(run_dir: Path) -> Run:
     if any(SHOWN[0] not in systems[model].get(key, {}) for model, key in SYSTEMS.values()):
         raise UserError(f"{run_dir}: has no {SHOWN[0]}; expected a run whose standard reports are lists of codes")
     keys = {"id": str, "codes": list, "reference_codes": list}
-    zero, final = (read_rows(run_dir / name / "predictions.jsonl", keys) for name in (ZERO, FINAL))
+    zero, final = (read_jsonl(run_dir / name / "predictions.jsonl", keys) for name in (ZERO, FINAL))
     reports = tuple(row["id"] for row in final)
     if reports != tuple(row["id"] for row in zero):
         raise UserError(f"{run_dir}: its two models were evaluated on different reports; expected the same")
     return Run(
-        labelled=len(read_rows(run_dir / "train.jsonl", {"id": str})),
+        labelled=len(read_jsonl(run_dir / "train.jsonl", {"id": str})),
         scores={
             name: {score: systems[model][key][score]["value"] for score in SHOWN}
             for name, (model, key) in SYSTEMS.items()

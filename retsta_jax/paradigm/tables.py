@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args
 from common.config import check_run_directory, check_trained_on
 from common.data.records import Language, Quarantine
 from common.errors import UserError
-from common.io.jsonl import read_rows
+from common.io.jsonl import read_jsonl
 from common.io.locks import lock_of, owning
 from common.io.numbers import rounded
 from common.io.terminal import printable, say
@@ -238,7 +238,7 @@ def columns(scores: Mapping[str, Mapping[str, float | None]], language: Language
 
 def reports_of(directory: Path) -> list[dict[str, Any]]:
     """The rows that an evaluation wrote, one a report."""
-    return read_rows(directory / "predictions.jsonl", {"id": str, "reference": str, "language": str})
+    return read_jsonl(directory / "predictions.jsonl", {"id": str, "reference": str, "language": str})
 
 
 def peer_name(directory: Path) -> str:

@@ -20,7 +20,7 @@ from common.io.terminal import say
 from common.metrics.meteor import absence
 from common.options import Needs, used_settings
 from common.report.environment import environment
-from common.report.page import REPORT_FILE, Page, Table, write_report
+from common.report.page import REPORT_FILE, Page, Table, save_run_page
 from common.report.table import mean_interval
 from retsta_jax.paradigm.command import NEEDS as PARADIGM_NEEDS
 from retsta_jax.paradigm.command import PRESETS as PARADIGM_PRESETS
@@ -85,7 +85,7 @@ def table(arguments: list[str]) -> None:
         page_of(number, config, rows, labels, ordering_sentence(METRIC, found)),
         command=shlex.join(["retsta", "table", *(word for word in arguments if not word.startswith("--send"))]),
     )
-    write_report(folder, shown)
+    save_run_page(folder, shown)
     write_json(folder / TABLE, rounded(record(number, rows, found)))
     for line in (*shown.notes, "", markdown_table(shown.tables[0].columns, shown.tables[0].rows), "", shown.verdict):
         say(line)

@@ -7,11 +7,11 @@ import pytest
 from common.config import claim_run_directory
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
-from common.io.jsonl import read_rows, write_rows
+from common.io.jsonl import read_jsonl, write_rows
 from common.io.resumable import claim_output
 from common.io.safetensors import write_json
 from common.models.lora import LoraConfig
-from common.report.page import Page, write_report
+from common.report.page import Page, save_run_page
 
 REQUIRED = {"id": str | int, "text": str}
 
@@ -22,14 +22,14 @@ def test_rows_survive_a_round_trip(tmp_path) -> None:
         {"id": 2, "text": "line\nbreak"},
     ]
     write_rows(tmp_path / "rows.jsonl", rows)
-    assert read_rows(tmp_path / "rows.jsonl", REQUIRED) == rows
+    assert read_jsonl(tmp_path / "rows.jsonl", REQUIRED) == rows
     assert "视盘" in (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
 
 
 def test_blank_lines_byte_order_mark_and_carriage_returns_are_accepted(tmp_path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf\r\n{"id": 1, "text": ""}\r\n  \n{"id": "1", "text": "b"}')
-    assert [row["id"] for row in read_rows(path, REQUIRED)] == [1, "1"]
+    assert [row["id"] for row in read_jsonl(path, REQUIRED)] == [1, "1"]
 
 
 @pytest.mark.parametrize(
@@ -50,17 +50,17 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, message) -> None
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"id": "a", "text": "t"}\n\n' + line + b"\n")
     with pytest.raises(UserError, match=rf"rows\.jsonl, {message}"):
-        read_rows(path, REQUIRED)
+        read_jsonl(path, REQUIRED)
 
 
 def test_files_without_rows_or_that_cannot_be_read_are_refused(tmp_path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n \n")
     with pytest.raises(UserError, match=r"empty\.jsonl: no rows"):
-        read_rows(tmp_path / "empty.jsonl", REQUIRED)
+        read_jsonl(tmp_path / "empty.jsonl", REQUIRED)
     with pytest.raises(UserError, match=r"missing\.jsonl: cannot be read \(No such file"):
-        read_rows(tmp_path / "missing.jsonl", REQUIRED)
+        read_jsonl(tmp_path / "missing.jsonl", REQUIRED)
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory"):
-        read_rows(tmp_path, REQUIRED)
+        read_jsonl(tmp_path, REQUIRED)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path) -> None:
@@ -73,7 +73,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path) -> None:
 
     with pytest.raises(RuntimeError):
         write_rows(path, rows())
-    assert [row["id"] for row in read_rows(path, {"id": str})] == ["old"]
+    assert [row["id"] for row in read_jsonl(path, {"id": str})] == ["old"]
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -84,7 +84,7 @@ def test_a_full_disk_leaves_no_part_of_a_file(tmp_path) -> None:
         lambda path: claim_output(path, {"model": "m"}),
         lambda path: write_json(path, {"a": 1}),
         lambda path: claim_run_directory(path, LoraConfig()),
-        lambda path: write_report(path, Page(title="t", verdict="v", command="c")),
+        lambda path: save_run_page(path, Page(title="t", verdict="v", command="c")),
         lambda path: save_words(path, WordTokenizer(("a",))),
     ):
         try:

@@ -15,7 +15,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from common.errors import UserError
-from common.training.logs import Logs, open_logs, read_rows
+from common.training.logs import Logs, open_logs, read_metrics
 from deer_jax.cli import dispatch as deer
 from retsta_jax.cli import dispatch as retsta
 from unicross_jax.cli import dispatch as unicross
@@ -41,15 +41,15 @@ def test_a_continued_run_has_the_same_bytes_as_an_uninterrupted_one(tmp_path: Pa
     with open_logs(stopped, total_steps=8, resume_step=4) as logs:
         write_steps(logs, range(5, 9))
     assert (stopped / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    assert [row["step"] for row in read_rows(stopped / "timings.jsonl")] == list(range(1, 9))
-    assert read_rows(stopped / "metrics.jsonl")[-1]["weights_sha256"] == "ab12"
+    assert [row["step"] for row in read_metrics(stopped / "timings.jsonl")] == list(range(1, 9))
+    assert read_metrics(stopped / "metrics.jsonl")[-1]["weights_sha256"] == "ab12"
     assert not list(stopped.glob("*.partial"))
 
 
 def test_a_row_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
     with open_logs(tmp_path, total_steps=2, tensorboard=False) as logs:
         logs.write(1, {"loss": 1.0})
-        assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]
+        assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]
 
 
 def test_a_run_from_the_beginning_drops_all_old_rows(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_run_from_the_beginning_drops_all_old_rows(tmp_path: Path) -> None:
         with open_logs(tmp_path, total_steps=8, tensorboard=False) as logs:
             logs.write(0, {"val/loss": 2.0})
             write_steps(logs, range(1, 4))
-    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
 
 
 def test_numbers_read_back_to_the_same_bits(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_numbers_read_back_to_the_same_bits(tmp_path: Path) -> None:
     values = {f"v{index}": value for index, value in enumerate(doubles)}
     with open_logs(tmp_path, total_steps=1, tensorboard=False) as logs:
         logs.write(1, {**values, "single": np.float32(0.1), "device": jnp.bfloat16(0.3), "count": np.int64(2**60)})
-    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    (row,) = read_metrics(tmp_path / "metrics.jsonl")
     assert [row[name] for name in values] == doubles.tolist()
     assert np.float32(row["single"]) == np.float32(0.1)
     assert row["device"] == float(jnp.bfloat16(0.3))
@@ -116,7 +116,7 @@ def test_a_full_disk_is_named_at_the_row_that_it_refuses(tmp_path: Path) -> None
                     logs.write(step, {"loss": 0.5})
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 3]
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 3]
 
 
 def test_processes_other_than_the_first_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

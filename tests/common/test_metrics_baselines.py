@@ -69,5 +69,5 @@ def test_a_source_without_a_known_word_gets_the_constant_report() -> None:
 def test_unusable_training_reports_are_refused() -> None:
     with pytest.raises(UserError, match="2 training sources and 1 targets"):
         nearest_reports(["a", "b"], ["A"], ["a"])
-    with pytest.raises(UserError, match="hold no word"):
+    with pytest.raises(UserError, match="contain no word"):
         nearest_reports(["...", ""], ["A", "B"], ["a"])

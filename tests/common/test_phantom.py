@@ -22,7 +22,7 @@ from common.phantoms.study import (
     Study,
     sample_study,
 )
-from common.phantoms.text import write_report
+from common.phantoms.text import render_report
 
 REPORTS = 1500
 SIZE = 64
@@ -35,7 +35,7 @@ def studies() -> list[Study]:
 
 @cache
 def reports() -> list[tuple[str, np.ndarray]]:
-    return [write_report(study) for study in studies()]
+    return [render_report(study) for study in studies()]
 
 
 @cache
@@ -326,5 +326,5 @@ def test_the_sheet_is_one_image(tmp_path):
     assert Image.open(tmp_path / "sheet.png").size == (128, 32 + 34)
     with pytest.raises(UserError, match="--rows: must be at least 1"):
         main(["--sheet", str(tmp_path / "none.png"), "--rows", "0"])
-    with pytest.raises(UserError, match="folder that exists"):
+    with pytest.raises(UserError, match="existing folder"):
         main(["--sheet", str(tmp_path / "none" / "sheet.png"), "--rows", "1", "--columns", "1", "--size", "32"])

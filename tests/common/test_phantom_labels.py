@@ -10,7 +10,7 @@ from common.data.cleaning import r2gen_clean_iu, r2gen_clean_mimic
 from common.metrics.clinical import FINDINGS
 from common.phantoms.labels import label_report
 from common.phantoms.study import sample_study
-from common.phantoms.text import write_report
+from common.phantoms.text import render_report
 
 REPORTS = 3000
 NO_FINDING = FINDINGS.index("No Finding")
@@ -33,7 +33,7 @@ def read(text: str) -> dict[str, int]:
 
 @cache
 def reports() -> list[tuple[str, np.ndarray]]:
-    return [write_report(sample_study(17, index)) for index in range(REPORTS)]
+    return [render_report(sample_study(17, index)) for index in range(REPORTS)]
 
 
 def spaced(text: str) -> str:

@@ -60,7 +60,7 @@ def test_rows_that_lost_image_tokens_are_refused():
     for row in (expanded[:-2], expanded[2:]):
         with pytest.raises(UserError, match="was it truncated"):
             rope_positions(CONFIG, row, [(4, 4), (4, 4)])
-    with pytest.raises(UserError, match="does not stand in 6 tokens one after another"):
+    with pytest.raises(UserError, match="does not occupy 6 consecutive tokens"):
         rope_positions(CONFIG, expanded, [(4, 6), (2, 4)])
     with pytest.raises(UserError, match="2 places for images, and its study has 1"):
         expand_images(CONFIG, [IMAGE, IMAGE], [(4, 4)])

@@ -13,13 +13,13 @@ from common.data.readers import read_annotation, read_image_rows
 from common.data.records import Quarantine
 from common.data.tokenizers import load_tokenizer
 from common.errors import UserError
-from common.io.jsonl import read_rows
+from common.io.jsonl import read_jsonl
 from common.io.resumable import claim_output
 from common.io.safetensors import open_tensors
 from common.models.peft import load_peft
 from common.models.qwen2_vl_vision import VisionConfig
 from common.models.qwen2_weights import config_from_directory
-from common.training.logs import read_rows as read_log
+from common.training.logs import read_metrics
 from deer_jax.select import read_ids
 from retsta_jax.config import PRESETS, RetstaConfig
 from retsta_jax.standardize import read_reports
@@ -28,7 +28,7 @@ from unicross_jax.data import annotation_reports
 DEEP = b'{"a":' * 100_000
 
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    "rows": ("rows.jsonl", lambda file: read_rows(file, {})),
+    "rows": ("rows.jsonl", lambda file: read_jsonl(file, {})),
     "reports": ("reports.jsonl", lambda file: read_reports(str(file))),
     "image rows": ("rows.json", lambda file: read_image_rows(file, file.parent, Quarantine())),
     "image lines": ("rows.jsonl", lambda file: read_image_rows(file, file.parent, Quarantine())),
@@ -109,8 +109,8 @@ def test_a_log_is_read_in_any_form_but_for_its_torn_last_line(tmp_path):
     for saved in (content, *saved_otherwise(content)[:2]):
         for torn in (b"", b'{"step": 3, "lo', b'{"step": 3}', b'{"step": 3, "a": "\xe7', b"\0\0\0", DEEP):
             log.write_bytes(saved + torn)
-            assert read_log(log) == rows
+            assert read_metrics(log) == rows
     for damage in (DEEP, b'{"step": 3, "loss": NaN}', b'{"step": true}', b"\xff", b"\0"):
         log.write_bytes(damage + b"\n" + content)
         with pytest.raises(UserError, match=r"metrics\.jsonl:1: expected a JSON row with a step"):
-            read_log(log)
+            read_metrics(log)

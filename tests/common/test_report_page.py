@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import UserError
 from common.report.differences import differences
-from common.report.page import Example, Page, Table, render, write_report
+from common.report.page import Example, Page, Table, render, save_run_page
 from common.report.plots import training_charts
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -212,13 +212,13 @@ def test_a_missing_line_stands_on_its_own_line() -> None:
 
 
 def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = write_report(tmp_path / "run", full_page("plain"))
+    path = save_run_page(tmp_path / "run", full_page("plain"))
     assert path == tmp_path / "run" / "report.html"
     assert path.read_text(encoding="utf-8") == render(full_page("plain"))
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
-        write_report(tmp_path / "file", full_page())
+        save_run_page(tmp_path / "file", full_page())
 
 
 @pytest.mark.parametrize(("metrics", "opened"), [(12, True), (13, False)])

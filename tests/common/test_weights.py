@@ -18,11 +18,11 @@ from common.io.fingerprints import fingerprint, fingerprint_directory
 from common.io.safetensors import (
     Published,
     StoredTensor,
+    atomic_directory,
     load_tree,
     open_tensors,
     write_json,
     write_tensors,
-    written_whole,
 )
 from common.models.qwen2 import Qwen2Config, init_params
 from common.models.qwen2_weights import config_from_directory, load_qwen2, name_map, param_shapes, save_qwen2
@@ -246,7 +246,7 @@ def test_convolutions_scalars_integers_and_absent_layers(tmp_path):
         "ids": np.arange(4),
         "layer.1": np.ones(2, np.float32),
     }
-    with written_whole(tmp_path / "out") as aside:
+    with atomic_directory(tmp_path / "out") as aside:
         write_tensors(aside, tensors.items())
     shapes = {
         "conv": jax.ShapeDtypeStruct((5, 7, 3, 2), jnp.float32),
@@ -274,7 +274,7 @@ def test_an_export_appears_whole_or_not_at_all(params, published):
         yield "a", np.ones(3)
         raise RuntimeError("stopped")
 
-    with pytest.raises(RuntimeError, match="stopped"), written_whole(published) as aside:
+    with pytest.raises(RuntimeError, match="stopped"), atomic_directory(published) as aside:
         write_tensors(aside, stopped_half_way(), max_bytes=1)
     assert fingerprint_directory(published) == before
     save_qwen2(published, TINY, jax.tree.map(lambda leaf: leaf + 1, params), max_shard_bytes=4000)
@@ -318,7 +318,7 @@ def test_the_fingerprint_of_a_large_directory_reads_little_of_it(tmp_path):
     directory = tmp_path / "large"
 
     def written():
-        with written_whole(directory) as aside:
+        with atomic_directory(directory) as aside:
             write_tensors(aside, [("table", table)])
         return fingerprint_directory(directory)
 

@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.io.fingerprints import model_record
 from common.models.qwen2_vl import init_params
 from common.models.qwen2_vl_weights import config_from_directory, save_qwen2_vl
-from common.training.logs import read_rows
+from common.training.logs import read_metrics
 from deer_jax import make_assets
 from deer_jax.ablation import Variant, select_studies
 from deer_jax.cli import dispatch
@@ -69,7 +69,7 @@ def rows_of(file):
 
 
 def test_sft_writes_a_model_that_the_next_stage_reads(supervised, base):
-    rows = read_rows(supervised / "metrics.jsonl")
+    rows = read_metrics(supervised / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     assert "val/loss" in rows[-1]
     assert config_from_directory(supervised / "model") == config_from_directory(base)
@@ -102,12 +102,12 @@ def test_sampled_reports_are_selected_and_learnt_from(supervised, base, tmp_path
     command = ["rl", *DEMO, "--run-dir", str(run), *model, *SMALL, "--data.ids", str(tmp_path / "chosen.json")]
     command += ["--steps", "3", "--rollout.group", "3", "--rollout.max-new-tokens", "6", "--objective.kl", "0.1"]
     dispatch([*command, "--evaluate-every", "3", "--checkpoint-every", "1"])
-    rows = read_rows(run / "metrics.jsonl")
+    rows = read_metrics(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3]
     wanted = {"reward", "label_f1", "bleu2", "zero_variance_groups", "unfinished", "kl", "no_positive_reference"}
     assert wanted <= rows[0].keys()
     assert rows[0]["log_prob_gap"] < 1e-4
-    assert "seconds/token_weights" in read_rows(run / "timings.jsonl")[0]
+    assert "seconds/token_weights" in read_metrics(run / "timings.jsonl")[0]
 
     dispatch([
         "sample", *DEMO, "--output", str(tmp_path / "reports.jsonl"), "--model.base", str(run / "model"), *DATA,
@@ -270,7 +270,7 @@ def test_metrics_and_losses_of_ones_own(base, tmp_path):
             "tests.custom:smoothed",
         ]
     )
-    (row,) = read_rows(run / "metrics.jsonl")
+    (row,) = read_metrics(run / "metrics.jsonl")
     assert {"val/loss", "val/words", "entropy"} <= row.keys()
     run = tmp_path / "rl"
     rollouts = [
@@ -284,8 +284,8 @@ def test_metrics_and_losses_of_ones_own(base, tmp_path):
         "tests.custom:reinforce",
     ]
     dispatch(["rl", "--run-dir", str(run), *common, *rollouts])
-    (row,) = read_rows(run / "metrics.jsonl")
+    (row,) = read_metrics(run / "metrics.jsonl")
     assert {"val/reward", "val/words", "surprise"} <= row.keys()
     for folder in ("sft", "rl"):
-        (timing,) = read_rows(tmp_path / folder / "timings.jsonl")
+        (timing,) = read_metrics(tmp_path / folder / "timings.jsonl")
         assert timing["model_tflops"] > 0

@@ -17,7 +17,7 @@ from common.clinical.labeler_loss import label_batch, labeler_loss, shuffled_sen
 from common.clinical.labelled_reports import phantom_corpus
 from common.command import run_cli
 from common.data.packing import GlobalBatch
-from common.io.jsonl import read_rows, write_rows
+from common.io.jsonl import read_jsonl, write_rows
 from common.models.bert import BertConfig, ClassifierConfig, chexbert_logits, init_classifier, word_embeddings
 from common.models.bert_weights import save_classifier
 from deer_jax.cli import dispatch
@@ -61,11 +61,11 @@ def labelled(directory, reports, tmp_path_factory) -> list[dict]:
     output = tmp_path_factory.mktemp("whole") / "out.jsonl"
     arguments = ["label", str(reports), "--labeler", str(directory), "--logits", "--output", str(output)]
     assert deer([*arguments, "--batch-size", "8"]) == 0
-    return read_rows(output, {"id": str | int, "labels": list, "logits": list})
+    return read_jsonl(output, {"id": str | int, "labels": list, "logits": list})
 
 
 def test_rows_are_the_likeliest_classes_in_input_order(directory, reports, labelled):
-    rows = read_rows(reports, {"id": str | int, "report": str})
+    rows = read_jsonl(reports, {"id": str | int, "report": str})
     assert [row["id"] for row in labelled] == [row["id"] for row in rows]
     labels = label_texts(load_labeler(directory), [row["report"] for row in rows])
     for number, row in enumerate(labelled):
@@ -84,7 +84,7 @@ def test_an_interrupted_file_is_completed(directory, reports, labelled, tmp_path
     output.write_text(half + '{"id": "torn')
     assert deer(arguments) == 0
     expected = [{"id": row["id"], "labels": row["labels"]} for row in labelled]
-    assert read_rows(output, {"id": str | int}) == expected
+    assert read_jsonl(output, {"id": str | int}) == expected
     before = output.read_bytes()
     assert deer(arguments) == 0
     assert output.read_bytes() == before
@@ -111,12 +111,12 @@ def test_rows_of_another_labeler_are_not_continued(directory, reports, labelled,
 
 
 def test_more_reports_are_continued_and_changed_ones_are_not(directory, reports, labelled, tmp_path, capsys):
-    rows, output = read_rows(reports, {"id": str | int}), tmp_path / "out.jsonl"
+    rows, output = read_jsonl(reports, {"id": str | int}), tmp_path / "out.jsonl"
     command = ["label", str(tmp_path / "in.jsonl"), "--logits", "--labeler", str(directory), "--output", str(output)]
     for count in (4, len(rows)):
         write_rows(tmp_path / "in.jsonl", rows[:count])
         assert deer(command) == 0
-    assert [row["labels"] for row in read_rows(output, {})] == [row["labels"] for row in labelled]
+    assert [row["labels"] for row in read_jsonl(output, {})] == [row["labels"] for row in labelled]
     write_rows(tmp_path / "in.jsonl", [*rows[:2], {**rows[2], "report": "another"}, *rows[3:]])
     before = output.read_bytes()
     capsys.readouterr()
@@ -183,13 +183,13 @@ def test_what_the_first_process_cannot_continue_ends_the_others_too(directory, r
 def test_two_processes_write_the_file_that_one_writes(directory, reports, labelled, tmp_path):
     output = tmp_path / "out.jsonl"
     options = ["--labeler", str(directory), "--logits", "--batch-size", "4"]
-    write_rows(tmp_path / "first.jsonl", read_rows(reports, {})[:1])
+    write_rows(tmp_path / "first.jsonl", read_jsonl(reports, {})[:1])
     assert deer(["label", str(tmp_path / "first.jsonl"), *options, "--output", str(output)]) == 0  # continued
     command = ["label", str(reports), *options]
     codes, errors = in_two_processes(command, output)
     assert codes == [0, 0], errors
     assert not list(tmp_path.glob("never*"))
-    found = read_rows(output, {"id": str | int, "labels": list, "logits": list})
+    found = read_jsonl(output, {"id": str | int, "labels": list, "logits": list})
     assert [(row["id"], row["labels"]) for row in found] == [(row["id"], row["labels"]) for row in labelled]
     for row, expected in zip(found, labelled, strict=True):
         np.testing.assert_allclose(np.concatenate(row["logits"]), np.concatenate(expected["logits"]), atol=1e-4)

@@ -18,8 +18,8 @@ from common.clinical.labeler import (
     encode,
     label_texts,
     load_labeler,
+    replicate,
     save_vocabulary,
-    spread,
     train_tokenizer,
 )
 from common.clinical.labelled_reports import damage
@@ -37,7 +37,7 @@ from common.models.bert import (
 from common.models.bert_weights import save_classifier
 from common.phantoms.labels import label_report
 from common.phantoms.study import sample_study
-from common.phantoms.text import write_report
+from common.phantoms.text import render_report
 
 TEXTS = ["No pleural effusion. The heart is enlarged.", "Mild pulmonary edema. No pneumothorax or effusion."]
 ODD = " \n Effusión\tof  2.5 cm —\u2009naïve\x85XXXX/right [SEP] \u00ad🙂 ﬁbrosis\x1c心 "
@@ -130,7 +130,7 @@ def test_a_text_is_labelled_the_same_alone_in_any_batch_and_over_several_devices
     for row, text in enumerate(texts):
         alone = label_texts(labeler, [text], batch_size=1)
         np.testing.assert_allclose(whole.logits[row], alone.logits[0], atol=1e-5)
-    several = spread(labeler)
+    several = replicate(labeler)
     assert len(jax.tree.leaves(several.params)[0].sharding.device_set) == 8
     np.testing.assert_allclose(label_texts(several, texts, 5).logits, whole.logits, atol=1e-5)
     empty = label_texts(labeler, [])
@@ -162,7 +162,7 @@ def test_a_directory_of_ours_is_loaded_as_it_was_and_from_a_run_directory_too(la
 
 
 def test_the_vocabulary_of_a_text_is_always_the_same_and_knows_every_ascii_word():
-    texts = [write_report(sample_study(3, index))[0] for index in range(40)]
+    texts = [render_report(sample_study(3, index))[0] for index in range(40)]
     tokenizer = train_tokenizer(texts, 400)
     assert tokenizer.get_vocab() == train_tokenizer(texts, 400).get_vocab()
     assert [tokenizer.id_to_token(number) for number in range(5)] == list(SPECIAL)
@@ -252,7 +252,7 @@ def test_another_architecture_is_refused(saved, change, message):
 def test_the_shipped_labeler_reads_phantom_reports_whole_and_damaged():
     """Reports of a seed that it was not trained on; the truth is the grammar's, or for damaged text the rules'."""
     labeler = load_labeler("phantom")
-    reports = [write_report(sample_study(99, index)) for index in range(120)]
+    reports = [render_report(sample_study(99, index)) for index in range(120)]
     random = np.random.default_rng(0)
     broken = [damage(text, reports[row - 1][0], random) for row, (text, _) in enumerate(reports)]
     for texts, truth, least in (

@@ -15,7 +15,7 @@ import pytest
 
 from common.clinical.labeler import encode, label_texts
 from common.clinical.saliency import token_saliency
-from common.io.safetensors import written_whole
+from common.io.safetensors import atomic_directory
 from common.models.bert_weights import save_classifier
 from common.models.decoding import Prompts
 from common.models.lora import init_lora
@@ -193,7 +193,7 @@ def test_labels_and_saliency_of_the_peer_are_ours(tmp_path):
     from launch.bench.peer_rl import Labeler
 
     labeler = bench_labeler.make_labeler(TOY)
-    with written_whole(tmp_path / "labeler") as aside:
+    with atomic_directory(tmp_path / "labeler") as aside:
         save_classifier(aside, labeler.config, labeler.params)
     peer = Labeler(dataclasses.asdict(labeler.config.encoder), labeler.config.classes).eval().requires_grad_(False)
     peer.load_state_dict(load_file(tmp_path / "labeler" / "model.safetensors"))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from common.training.logs import read_rows
+from common.training.logs import read_metrics
 from tests.compile_flags import QUICK
 from tests.runs import ROOT
 
@@ -32,7 +32,7 @@ def trained(material, run_dir, mode: str, devices: int, hosts: list[str]) -> lis
     finally:
         for process in processes:
             process.kill()
-    return read_rows(run_dir / "metrics.jsonl")
+    return read_metrics(run_dir / "metrics.jsonl")
 
 
 @pytest.fixture(scope="module")

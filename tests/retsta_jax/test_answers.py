@@ -3,7 +3,7 @@
 import pytest
 
 from common.data.records import ReportPair
-from common.io.jsonl import read_rows
+from common.io.jsonl import read_jsonl
 from retsta_jax.baselines.answers import MEASURES, answer_of, language_shares, language_table
 
 REPORT = "Right eye: drusen; no haemorrhage."
@@ -84,7 +84,7 @@ def test_shares_of_constructed_answers():
 
 
 def test_references_are_in_their_own_language(material):
-    rows = read_rows(material.data / "test.jsonl", {"target": str})
+    rows = read_jsonl(material.data / "test.jsonl", {"target": str})
     targets = [row["target"] for row in rows]
     found = language_shares(targets, [pair("en", target) for target in targets])
     assert found["en"]["wrong_language"] == found["en"]["other_script"] == 0

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from common.errors import UserError
-from common.io.jsonl import read_rows, write_rows
+from common.io.jsonl import read_jsonl, write_rows
 from retsta_jax.cli import dispatch
 from retsta_jax.corpus.pairs import make_pairs
 
@@ -31,7 +31,7 @@ def augment(pairs, *options):
 def test_originals_come_first_unchanged(pairs, tmp_path, capsys):
     output = tmp_path / "out.jsonl"
     augment(pairs, "--output", output)
-    rows = read_rows(output, {"id": str | int, "source": str, "target": str, "language": str, "kinds": list})
+    rows = read_jsonl(output, {"id": str | int, "source": str, "target": str, "language": str, "kinds": list})
     assert len(rows) == 50
     assert rows[:10] == [{**row, "language": row.get("language", "zh"), "kinds": [], "from": row["id"]} for row in ROWS]
     assert [row["from"] for row in rows[10:]] == [row["id"] for row in ROWS] * 4
@@ -68,7 +68,7 @@ def test_no_perturbation_makes_a_target_that_is_held_out(pairs, tmp_path):
 
     def made(name, *options):
         augment(pairs, "--factor", 20, "--output", tmp_path / name, *rates, *options)
-        return {row["target"] for row in read_rows(tmp_path / name, {"target": str})} - {row["target"] for row in ROWS}
+        return {row["target"] for row in read_jsonl(tmp_path / name, {"target": str})} - {row["target"] for row in ROWS}
 
     free = made("free.jsonl")
     held_out = sorted(free)[::2]

@@ -14,7 +14,7 @@ from common.clinical.score_command import main as metrics_command
 from common.data.records import ReportPair
 from common.endpoint import asking
 from common.generation import command as decode_cli
-from common.io.jsonl import read_rows, write_rows
+from common.io.jsonl import read_jsonl, write_rows
 from common.io.numbers import rounded
 from common.models.qwen2 import Qwen2Config, init_params
 from common.models.qwen2_weights import save_qwen2
@@ -93,7 +93,7 @@ def command(output, *options):
 
 def rows_of(output):
     required = {"id": str, "prediction": str, "reference": str, "output": str, "complete": bool}
-    return read_rows(output / "predictions.jsonl", required)
+    return read_jsonl(output / "predictions.jsonl", required)
 
 
 def metrics_of(output):
@@ -123,7 +123,7 @@ def test_a_model_of_any_family_answers_as_the_decode_command_does_and_is_scored_
     write_rows(prompts, ({"id": id_, "prompt": text} for id_, text in asked.items()))
     decode = ["--model", model, "--prompts", prompts, "--output", peer_rows, "--chat", "--max-new-tokens", NEW]
     decode_cli.main([*map(str, decode)])
-    decoded = read_rows(peer_rows, {"text": str, "token_ids": list, "finish": str})
+    decoded = read_jsonl(peer_rows, {"text": str, "token_ids": list, "finish": str})
     assert [row["output"] for row in rows] == [row["text"] for row in decoded]
     assert [row["complete"] for row in rows] == [row["finish"] == "stop" for row in decoded]
     assert len({row["output"] for row in rows}) > 2
@@ -205,7 +205,7 @@ def test_a_report_that_does_not_fit_is_quarantined(llama, data, tmp_path, capsys
     own = [*data[:-1], str(tmp_path / "test.jsonl")]
     assert retsta(command(tmp_path / "out", "--model", llama, *own)) == 0
     assert [row["id"] for row in rows_of(tmp_path / "out")] == [pairs[0].id, pairs[2].id]
-    (row,) = read_rows(tmp_path / "out" / "quarantine.jsonl", {"id": str, "reason": str})
+    (row,) = read_jsonl(tmp_path / "out" / "quarantine.jsonl", {"id": str, "reason": str})
     assert row["id"] == "long"
     assert metrics_of(tmp_path / "out")["quarantined"] == 1
     write_rows(tmp_path / "test.jsonl", [vars(long)])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.data.records import ReportPair
-from common.io.jsonl import read_rows
+from common.io.jsonl import read_jsonl
 from retsta_jax.labelling.code_rules import CODE_RULES, judge_by_codes
 from retsta_jax.labelling.duplicates import DuplicateConfig
 from retsta_jax.labelling.filters import shares_broken
@@ -61,7 +61,7 @@ def test_reports_of_one_text_with_other_codes_both_stay(tmp_path):
     ]
     kept, rejected = apply_rules(reports, rows, JUDGE)
     funnel = remove_duplicates(3, kept, rejected, tmp_path, DuplicateConfig())
-    assert [row["id"] for row in read_rows(tmp_path / "pairs.jsonl", {"id": str})] == ["a", "b"]
+    assert [row["id"] for row in read_jsonl(tmp_path / "pairs.jsonl", {"id": str})] == ["a", "b"]
     assert (funnel.kept, funnel.duplicates) == (2, {"exact": 1})
 
 
@@ -77,7 +77,7 @@ def test_the_command_judges_by_the_codes_of_the_pairs_that_it_is_given(material:
     assert "--codes and --terminology" in capsys.readouterr().err
     assert not output.exists()
     assert retsta([*command, "--codes", str(known)]) == 0
-    (row,) = read_rows(output / "rejected.jsonl", {"reasons": list})
+    (row,) = read_jsonl(output / "rejected.jsonl", {"reasons": list})
     assert row["reasons"]
     assert set(row["reasons"]) <= set(CODE_RULES)
     assert f"--codes {known}" in (output / "report.html").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 
 from common.data.records import Quarantine
 from common.errors import UserError
-from common.io.jsonl import read_rows
+from common.io.jsonl import read_jsonl
 from retsta_jax.corpus.pairs import make_pairs
 from retsta_jax.labelling.duplicates import DuplicateConfig
 from retsta_jax.labelling.filters import judge_by_terms
@@ -40,7 +40,7 @@ def test_shards_continue_and_do_not_depend_on_devices(retsta_run, reports, tmp_p
     said = capsys.readouterr().out
     assert "0 of 7 reports are kept as pairs" in said or "of 7 reports are kept as pairs" in said
     files = sorted((output / "shards").glob("*.jsonl"))
-    assert [len(read_rows(file, {"standard": str})) for file in files] == [3, 3, 1]
+    assert [len(read_jsonl(file, {"standard": str})) for file in files] == [3, 3, 1]
     shutil.copytree(output, again)
     files = sorted((again / "shards").glob("*.jsonl"))
     files[2].unlink()
@@ -51,7 +51,7 @@ def test_shards_continue_and_do_not_depend_on_devices(retsta_run, reports, tmp_p
     alone = tmp_path / "alone.jsonl"
     assert retsta(["standardize", "--run-dir", str(retsta_run), str(reports), "--output", str(alone)]) == 0
     assert alone.read_bytes() == b"".join(file.read_bytes() for file in files)
-    whole = [*read_rows(output / "rejected.jsonl", {"reasons": list})]
+    whole = [*read_jsonl(output / "rejected.jsonl", {"reasons": list})]
     kept = (output / "pairs.jsonl").read_text().splitlines()
     assert len(whole) + len(kept) == 7
     assert b"pseudo-labels" in (output / "report.html").read_bytes()
@@ -96,8 +96,8 @@ def test_every_report_is_kept_or_has_a_reason(tmp_path):
     kept, rejected = apply_rules(reports, rows, judge_by_terms(TERMS), skipped=["outside the terminology"])
     assert [one.id for one in rejected][:1] == [pairs[1].id]
     funnel = remove_duplicates(len(reports), kept, rejected, tmp_path, DuplicateConfig())
-    left_out = {row["id"]: row for row in read_rows(tmp_path / "rejected.jsonl", {"reasons": list})}
-    stay = {row["id"] for row in read_rows(tmp_path / "pairs.jsonl", {"source": str, "target": str, "language": str})}
+    left_out = {row["id"]: row for row in read_jsonl(tmp_path / "rejected.jsonl", {"reasons": list})}
+    stay = {row["id"] for row in read_jsonl(tmp_path / "pairs.jsonl", {"source": str, "target": str, "language": str})}
     assert stay.isdisjoint(left_out)
     assert stay | left_out.keys() == {id_ for id_, _ in reports}
     assert left_out[pairs[1].id]["reasons"] == ["cut off"]

@@ -9,7 +9,7 @@ import pytest
 
 from common.data.records import ReportPair
 from common.errors import UserError
-from common.io.jsonl import read_rows
+from common.io.jsonl import read_jsonl
 from retsta_jax.corpus.pairs import make_pairs
 from retsta_jax.labelling.filters import RULES
 from retsta_jax.paradigm.paradigm import Translation, with_translations
@@ -45,7 +45,7 @@ def done(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ids(file: Path) -> list[str]:
-    return [row["id"] for row in read_rows(file, {"source": str, "target": str, "language": str})]
+    return [row["id"] for row in read_jsonl(file, {"source": str, "target": str, "language": str})]
 
 
 def test_every_stage_leaves_its_result(done):
@@ -56,7 +56,7 @@ def test_every_stage_leaves_its_result(done):
     assert {f"{id_}-en" for id_ in train} & set(final), "pairs are translated"
     assert not {*final} & {*test}
     assert not {*train} & {*labelled}
-    sources = [{row["source"] for row in read_rows(done / f"{name}.jsonl", {})} for name in ("final-train", "test")]
+    sources = [{row["source"] for row in read_jsonl(done / f"{name}.jsonl", {})} for name in ("final-train", "test")]
     assert not sources[0] & sources[1]
     for model in ("zero", "final"):
         scores = json.loads((done / model / "metrics.json").read_text())["systems"]["this run"]
@@ -125,7 +125,7 @@ def test_another_specialty_goes_all_the_way(material, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "terminology of 3 terms, 12 pairs, 9 reports" in said
     assert "RetSTA-Zero" in said
-    assert any(row["language"] == "zh" for row in read_rows(run_dir / "final-train.jsonl", {}))
+    assert any(row["language"] == "zh" for row in read_jsonl(run_dir / "final-train.jsonl", {}))
     assert json.loads((run_dir / "zero" / "metrics.json").read_text())["recognised"] == 12  # both languages
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from common.data.records import Quarantine
-from common.io.jsonl import read_rows, write_rows
+from common.io.jsonl import read_jsonl, write_rows
 from retsta_jax.codes import parse_codes, terminology
 from retsta_jax.config import DataConfig, RetstaConfig
 from retsta_jax.data import Splits, augmented, load_splits
@@ -65,7 +65,7 @@ def done(material: Material, openi: Archive, tmp_path_factory: pytest.TempPathFa
 
 
 def ids(file: Path) -> set[str]:
-    return {row["id"] for row in read_rows(file, {"id": str})}
+    return {row["id"] for row in read_jsonl(file, {"id": str})}
 
 
 def codes_of(numbers: set[str]) -> list[bytes]:
@@ -127,7 +127,7 @@ def test_scores_are_those_of_codes_and_the_nearest_report_is_a_labelled_one(done
         assert "recognised" not in metrics
     nearest = found["zero"]["systems"]["nearest training report"]["codes/F1"]
     assert nearest["value"] == pytest.approx(2 / 3)  # two codes in common, and one that no other report has
-    (row, *_) = read_rows(done / "zero" / "predictions.jsonl", {"reference_codes": list})
+    (row, *_) = read_jsonl(done / "zero" / "predictions.jsonl", {"reference_codes": list})
     assert len(row["reference_codes"]) == 3
     page = (done / "report.html").read_text(encoding="utf-8")
     for word in ("nearest labelled report", "codes of the pairs given", "--preset openi", "codes/F1"):
@@ -199,5 +199,5 @@ def test_lists_of_codes_of_ones_own_need_no_terminology_and_are_not_translated(m
     assert not (tmp_path / "run").exists()
     assert retsta([*given, "--translate", "none"]) == 0
     assert f"terminology of {len(terminology(start.train))} codes" in capsys.readouterr().out
-    (row, *_) = read_rows(tmp_path / "run" / "train.jsonl", {"target": str})
+    (row, *_) = read_jsonl(tmp_path / "run" / "train.jsonl", {"target": str})
     assert len(parse_codes(row["target"])) == 3

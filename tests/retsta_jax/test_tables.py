@@ -7,7 +7,7 @@ import pytest
 
 import retsta_jax.paradigm.paradigm
 import retsta_jax.paradigm.tables
-from common.io.jsonl import read_rows, write_rows
+from common.io.jsonl import read_jsonl, write_rows
 from retsta_jax.labelling.filters import RULES
 from retsta_jax.paradigm.paper_tables import TABLES
 from tests.pages import commands_of
@@ -62,7 +62,7 @@ def test_augmentation_is_compared_on_the_same_reports(done, material):
         runs = [done / seed / name for name in ("few-augmented", "not-augmented", "paradigm/zero")]
         assert len({config(run)["data"]["test"] for run in runs}) == 1
         files = done / seed / "few.jsonl", done / seed / "paradigm" / "train.jsonl"
-        few, given = ([row["id"] for row in read_rows(file, {})] for file in files)
+        few, given = ([row["id"] for row in read_jsonl(file, {})] for file in files)
         assert few == given[:4]
         assert len(given) == 12
     for name in ("BLEU-4", "METEOR", "findings F1"):
@@ -83,13 +83,13 @@ def test_one_language_is_a_part_of_the_pairs_of_both(done):
     rows = table(done, 4)["rows"]
     assert list(rows)[:2] == ["Chinese only", "bilingual"]
     folder = done / "seed-0"
-    chinese = read_rows(folder / "zh-train.jsonl", {"id": str})
-    both = read_rows(folder / "paradigm" / "final-train.jsonl", {"id": str})
+    chinese = read_jsonl(folder / "zh-train.jsonl", {"id": str})
+    both = read_jsonl(folder / "paradigm" / "final-train.jsonl", {"id": str})
     assert [row["id"] for row in chinese] == [row["id"] for row in both if row["language"] == "zh"]
     assert 0 < len(chinese) < len(both)
     assert [rows[name]["seeds"]["0"]["pairs"] for name in list(rows)[:2]] == [len(chinese), len(both)]
     assert config(folder / "zh")["epochs"] == config(folder / "paradigm" / "final")["epochs"] == 1
-    assert {row["language"] for row in read_rows(folder / "zh-validation.jsonl", {})} == {"zh"}
+    assert {row["language"] for row in read_jsonl(folder / "zh-validation.jsonl", {})} == {"zh"}
     assert rows["bilingual"]["seeds"]["0"]["reports"] == 3, "of six, half of them Chinese"
 
 
@@ -129,7 +129,7 @@ def test_other_models_stand_beside_on_the_same_reports(done, material, untouched
     again = peer(tmp_path / "again", final, "glm-4-9b-chat")
     assert retsta(command(1, done, material.base, "--baselines", same, again)) == 2
     assert f"{same} and {again} have both glm-4-9b-chat on seed 0" in capsys.readouterr().err
-    rows = read_rows(again / "predictions.jsonl", {})
+    rows = read_jsonl(again / "predictions.jsonl", {})
     write_rows(again / "predictions.jsonl", (row for row in rows if row["language"] == "zh"))
     assert retsta(command(1, done, material.base, "--baselines", again)) == 2
     assert "again: none of its test reports is in en" in capsys.readouterr().err

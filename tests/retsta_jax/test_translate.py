@@ -9,7 +9,7 @@ import pytest
 from common.data.records import ReportPair
 from common.endpoint import asking
 from common.errors import UserError
-from common.io.jsonl import read_rows
+from common.io.jsonl import read_jsonl
 from retsta_jax.corpus.pairs import make_pairs
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.translation.consistency import pair_problems
@@ -248,7 +248,7 @@ def test_a_killed_run_goes_on_and_nothing_is_asked_or_written_twice(server, tmp_
 def test_rows_are_pairs_of_the_other_language(tmp_path, capsys):
     pairs = write_pairs(tmp_path / "p.jsonl", PAIRS)
     assert retsta(command(pairs, tmp_path / "o.jsonl")) == 0
-    rows = read_rows(tmp_path / "o.jsonl", {"id": str, "source": str, "target": str, "language": str, "from": str})
+    rows = read_jsonl(tmp_path / "o.jsonl", {"id": str, "source": str, "target": str, "language": str, "from": str})
     assert [row["id"] for row in rows] == [f"{pair.id}-en" for pair in PAIRS]
     assert {row["language"] for row in rows} == {"en"}
     assert [row["from"] for row in rows] == [pair.id for pair in PAIRS]
@@ -295,7 +295,7 @@ def test_what_cannot_be_translated_at_all_is_set_aside_with_its_reason(tmp_path,
         ReportPair("unknown", "右眼玻璃膜疣，自述视物变形", "右眼：玻璃膜疣。", "zh"),
     ]
     assert retsta(command(write_pairs(tmp_path / "p.jsonl", some), tmp_path / "o.jsonl")) == 0
-    assert {row["id"]: row["reasons"] for row in read_rows(tmp_path / "o.quarantine.jsonl", {"reasons": list})} == {
+    assert {row["id"]: row["reasons"] for row in read_jsonl(tmp_path / "o.quarantine.jsonl", {"reasons": list})} == {
         "english": ["pair: is in English already"],
         "mixed": ["pair: is not in Chinese"],
         "unknown": ["source: cannot be translated offline (characters 8-13)"],

@@ -15,7 +15,7 @@ from common.data.tokenizers import build_word_tokenizer, save_words
 from common.models.clip import ClipConfig, init_params
 from common.models.clip_weights import save_clip
 from common.phantoms.study import sample_study
-from common.phantoms.text import write_report
+from common.phantoms.text import render_report
 from unicross_jax.cli import dispatch
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 def make_clip(directory: Path, vocabulary: int | None = None, seed: int = 0) -> Path:
     """Write a random CLIP of the smallest sizes; with the words of phantom reports, unless `vocabulary` is given."""
-    texts = [(r2gen_clean_iu(write_report(study)[0]), study.indication) for study in phantom_studies()]
+    texts = [(r2gen_clean_iu(render_report(study)[0]), study.indication) for study in phantom_studies()]
     words = build_word_tokenizer([text for pair in texts for text in pair], 2)
     config = ClipConfig(
         image_size=32, vision_layers=(1, 1, 1, 1), vision_width=4, embed_dim=16, context_length=24,

@@ -25,7 +25,7 @@ from tests.unicross_jax.runs import arguments, log, make_clip, start, unicross
 from unicross_jax.ablation import finished
 from unicross_jax.config import NEEDS, PRESETS, RunConfig
 from unicross_jax.data import read_splits
-from unicross_jax.report import Written, load_trained, write_reports
+from unicross_jax.report import Written, generate_reports, load_trained
 from unicross_jax.train import encode
 
 
@@ -194,8 +194,8 @@ def refused(capsys):
         ({"data__resize": 256}, ["data.resize", "256", "square of 32", "2% of a square image", "give 32 to 36"]),
         ({"model__heads": 5}, ["model.heads", "5", "64"]),
         ({"model__dropout": 1.0}, ["model.dropout"]),
-        ({"visual_rate": -1.0}, ["visual_rate", "at least 0"]),
-        ({"model__words_begin": "nan"}, ["model.words_begin", "finite"]),
+        ({"vision_lr_multiplier": -1.0}, ["vision_lr_multiplier", "at least 0"]),
+        ({"model__logit_init_scale": "nan"}, ["model.logit_init_scale", "finite"]),
         ({"data__views": 0}, ["data.views", "at least 1"]),
         ({"data__degrees": -5.0}, ["data.degrees", "at least 0 and at most 180"]),
         ({"data__brightness": "nan"}, ["data.brightness", "at least 0 and at most 1"]),
@@ -290,7 +290,7 @@ def test_a_report_that_is_interrupted_leaves_no_output(trained, images, tmp_path
         yield Written("heart", [3], True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unicross_jax.images.write_reports", interrupted)
+    monkeypatch.setattr("unicross_jax.images.generate_reports", interrupted)
     before = sorted(tmp_path.iterdir())
     assert unicross(["report", *images, "--checkpoint", str(trained), "--output", str(tmp_path / "out.jsonl")]) == 130
     assert sorted(tmp_path.iterdir()) == before
@@ -403,5 +403,5 @@ def test_metrics_and_a_loss_of_ones_own(clip, tmp_path):
     trained = load_trained(tmp_path / "run")
     splits = read_splits(trained.config.data, Quarantine())
     examples, _ = encode(trained.config, trained.task, splits["validation"].studies)
-    again = write_reports(trained, examples, splits["validation"].images)
+    again = generate_reports(trained, examples, splits["validation"].images)
     assert [report.text for report in again] == written

@@ -14,7 +14,7 @@ from common.generation.generate import DecodeSettings, row_keys
 from common.models.clip import ClipConfig, init_params
 from unicross_jax import generate, model
 from unicross_jax.model import Studies, UniCrossConfig, init_trainable, output_head, report_hidden
-from unicross_jax.train import slower_images
+from unicross_jax.train import scale_vision_updates
 
 CLIP = ClipConfig(
     image_size=32, vision_layers=(1, 1, 1, 1), vision_width=4, embed_dim=12, context_length=16, vocab_size=50,
@@ -186,7 +186,7 @@ def test_images_can_learn_slower_than_the_decoder():
     parameters = {name: {"w": jnp.ones(2)} for name in ("adapter0", "fusion", "vision", "decoder", "logits")}
     plain, slower = (
         optax.adamw(0.1, weight_decay=0.3),
-        optax.chain(optax.adamw(0.1, weight_decay=0.3), slower_images(0.25)),
+        optax.chain(optax.adamw(0.1, weight_decay=0.3), scale_vision_updates(0.25)),
     )
     same, updates = (tx.update(parameters, tx.init(parameters), parameters)[0] for tx in (plain, slower))
     for name, tree in updates.items():

@@ -14,7 +14,7 @@ from common.models.clip_weights import load_clip
 from common.phantoms.phantom import make_phantom
 from tests.unicross_jax.runs import arguments, make_clip
 from unicross_jax.backbone import load_backbone
-from unicross_jax.config import PRESETS, RunConfig
+from unicross_jax.config import NEEDS, PRESETS, RunConfig
 from unicross_jax.data import encode_studies
 from unicross_jax.report import Trained, Written, attention_of
 from unicross_jax.train import check_sizes, encode, first_weights, make_task
@@ -36,19 +36,19 @@ def test_an_embedded_layout_of_clip_is_read_back_as_it_was_written(clip, tmp_pat
 
 
 def test_logits_begin_with_the_words_that_clip_reads_where_asked(clip):
-    config = parse(RunConfig, PRESETS["demo"], arguments(Path("run"), clip, model__words_begin=3.0)[3:], "test")
+    config = parse(RunConfig, PRESETS["demo"], arguments(Path("run"), clip, model__logit_init_scale=3.0)[5:], "test")
     backbone = load_backbone(config.model, seed=0)
     task = make_task(config, backbone, backbone.tokenizer)
     begun = first_weights(config, task)["logits"]["kernel"]
     np.testing.assert_allclose(begun, 3 * backbone.params["text"]["token_embedding"], rtol=1e-6)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, words_begin=0.0))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, logit_init_scale=0.0))
     drawn = first_weights(config, task)["logits"]["kernel"]
     assert np.std(drawn) == pytest.approx(len(drawn) ** -0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("conditioning", ["causal", "published"])
 def test_attention_to_a_word_depends_on_nothing_after_it_and_on_no_other_study(clip, conditioning):
-    words = arguments(Path("run"), clip, model__conditioning=conditioning)[3:]
+    words = arguments(Path("run"), clip, model__conditioning=conditioning)[5:]
     config = parse(RunConfig, PRESETS["demo"], words, "test")
     backbone = load_backbone(config.model, seed=0)
     task = make_task(config, backbone, backbone.tokenizer)
@@ -79,7 +79,7 @@ def test_an_indication_is_read_as_the_words_that_clip_knows():
 
 
 def test_a_trained_model_that_sees_little_of_each_image_says_so_once(clip, capsys):
-    config = parse(RunConfig, PRESETS["demo"], arguments(Path("run"), clip, data__resize=256)[3:], "test")
+    config = parse(RunConfig, PRESETS["demo"], arguments(Path("run"), clip, data__resize=256)[5:], "test")
     backbone = load_backbone(config.model, config.seed)
     with pytest.raises(UserError, match="of 256 pixels this CLIP sees a square of 32, 2% of a square image; give 32"):
         check_sizes(config, backbone)
@@ -87,3 +87,12 @@ def test_a_trained_model_that_sees_little_of_each_image_says_so_once(clip, capsy
     assert "a model trained with --data.resize 32 to 36 sees more" in capsys.readouterr().err
     check_sizes(dataclasses.replace(config, data=dataclasses.replace(config.data, resize=36)), backbone)
     assert not capsys.readouterr().err
+
+
+def test_options_by_their_former_names_are_taken_with_a_warning(capsys):
+    words = ["--visual-rate", "0.5", "--model.words-begin=2"]
+    config = parse(RunConfig, PRESETS["demo"], words, "unicross train", NEEDS, PRESETS)
+    assert (config.vision_lr_multiplier, config.model.logit_init_scale) == (0.5, 2.0)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "warning: --visual-rate is now --vision-lr-multiplier"
+    assert said[1] == "warning: --model.words-begin is now --model.logit-init-scale"

@@ -25,8 +25,8 @@ from common.data.images import encode_png, read_image, resize_shorter
 from common.data.readers import ImageStudy, StudySplits
 from common.data.records import Quarantine
 from common.errors import UserError
-from common.io.jsonl import read_rows, write_rows
-from common.io.safetensors import writing
+from common.io.jsonl import read_jsonl, write_rows
+from common.io.safetensors import disk_errors
 
 LAYOUT_FILE = "layout.jsonl"
 BYTES = tfds.features.Tensor(shape=(), dtype=np.object_)  # encoded images: TFDS's Image would decode every one
@@ -102,7 +102,7 @@ def prepare(
         raise UserError(f"{folder}: already exists; remove it, or choose another --output or --name")
     options = tfds.download.DownloadConfig(beam_options=_beam_options(beam_options))
     try:
-        with writing(Path(output)), contextlib.redirect_stdout(sys.stderr), _aside(Path(output)) as aside:
+        with disk_errors(Path(output)), contextlib.redirect_stdout(sys.stderr), _aside(Path(output)) as aside:
             config.studies_in = None if beam_options is None else aside
             builder.download_and_prepare(download_dir=str(aside), download_config=options)
     except (AssertionError, ValueError) as error:
@@ -125,7 +125,7 @@ def prepare(
 def prepared_layout(folder: str | Path) -> str:
     """The layout that a prepared data set came in; "prepared" where it does not say. Raises UserError."""
     file = Path(folder, LAYOUT_FILE)
-    rows = read_rows(file, {"layout": str}) if file.is_file() and file.stat().st_size else []
+    rows = read_jsonl(file, {"layout": str}) if file.is_file() and file.stat().st_size else []
     return rows[0]["layout"] if rows else "prepared"
 
 
