@@ -21,6 +21,7 @@ from common.io.locks import owning
 from common.io.numbers import rounded, score_text
 from common.io.outputs import check_output, write_whole
 from common.io.safetensors import write_json
+from common.io.tables import score_lines
 from common.metrics.text import warn_of_absent
 from common.options import command_line, training_command, used_settings
 from common.phantoms.source import draw_again
@@ -98,9 +99,7 @@ def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
     write_token_page(samples, selection["ids"], base, labeler, run_dir / TOKEN_PAGE)
     shown = page(config, run_dir, splits["test"], texts, systems, selection)
     save_run_page(run_dir, dataclasses.replace(shown, notes=[data_read, *shown.notes, *absent]))
-    for system, scores in systems.items():
-        values = (f"{name} {score_text(scores[name]['value'])}" for name in HEADLINE if name in scores)
-        print(f"{system:>24}  " + "  ".join(values))
+    print(score_lines(systems, HEADLINE))
     print(f"token weights: {(run_dir / TOKEN_PAGE).absolute()}")
     print(f"page: {(run_dir / REPORT_FILE).absolute()}", flush=True)
     return systems

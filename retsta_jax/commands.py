@@ -7,7 +7,7 @@ from common.config import remove_run
 from common.config_options import preset_parser, read_preset_options
 from common.errors import Parser
 from common.io.locks import locked_by_first
-from common.io.numbers import score_text
+from common.io.tables import score_lines
 from retsta_jax.config import HELP, NEEDS, PRESETS, RetstaConfig
 
 
@@ -46,9 +46,7 @@ def evaluate_in(run_dir: Path, split: str = "test", limit: int = 0, batch_size: 
     from retsta_jax.evaluate import evaluate_run, headline
 
     systems = evaluate_run(run_dir, split, limit, batch_size)
-    names = headline(next(iter(systems.values())))
-    for system, scores in systems.items():
-        print(f"{system:>24}  " + "  ".join(f"{name} {score_text(scores[name]['value'])}" for name in names))
+    print(score_lines(systems, headline(next(iter(systems.values())))))
     print(f"page: {(run_dir / 'report.html').absolute()}", flush=True)
 
 

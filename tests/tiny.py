@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 
+from common.data.pieces import CHAT_MARKS
 from common.models.lora import LoraConfig, init_lora, scaled
 from common.models.qwen2 import Qwen2, Qwen2Config, init_params, output_head
 from common.training.losses import answer_loss, token_logprobs
@@ -27,12 +29,28 @@ def params(config: Qwen2Config = CONFIG, seed: int = 0):
 
 def lora(base, config: LoraConfig = LORA, seed: int = 1):
     """An adapter with a random, non-zero B, so that its gradients are general."""
-    tree = init_lora(base, config, jax.random.key(seed))
+    return moved(init_lora(base, config, jax.random.key(seed)), 0.05, seed + 1)
+
+
+def moved(tree, scale: float = 0.1, seed: int = 1):
+    """A tree with noise on each leaf."""
     leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    return jax.tree.unflatten(
-        structure, [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    )
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    noise = [scale * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, map(jnp.add, leaves, noise))
+
+
+def byte_level_bpe(texts, vocab_size: int, special=("<|endoftext|>", *CHAT_MARKS)) -> tokenizers.Tokenizer:
+    """A byte-level BPE of these texts, as Qwen2's."""
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(special), show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    bpe.train_from_iterator(texts, trainer)
+    return bpe
 
 
 def lora_loss(trainable, frozen, batch: TextBatch, rng, config: Qwen2Config = CONFIG, lora_config: LoraConfig = LORA):

@@ -8,7 +8,7 @@ from common.config import remove_run
 from common.config_options import preset_parser, read_preset_options
 from common.errors import Parser, UserError
 from common.io.locks import locked_by_first
-from common.io.numbers import score_text
+from common.io.tables import score_lines
 from unicross_jax.config import ABLATION_NEEDS, HELP, LENGTH_PENALTY, NEEDS, PRESETS, RunConfig
 
 
@@ -55,10 +55,7 @@ def evaluate_in(run_dir: Path, split: str = "test", limit: int = 0, batch_size: 
     from unicross_jax.evaluate import evaluate_run
 
     systems = evaluate_run(run_dir, split, limit, batch_size, **decoding)
-    for system, scores in systems.items():
-        known = [name for name in in_each_language(SHOWN, scores) if scores[name]["value"] is not None]
-        values = (f"{name} {score_text(scores[name]['value'])}" for name in known)
-        print(f"{system:>24}  " + "  ".join(values))
+    print(score_lines(systems, in_each_language(SHOWN, next(iter(systems.values())))))
     print(f"page: {(run_dir / 'report.html').absolute()}", flush=True)
 
 

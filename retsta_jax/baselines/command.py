@@ -10,7 +10,7 @@ from common.config import read_config
 from common.config_options import read_options
 from common.endpoint import add_endpoint_options, endpoint_settings
 from common.errors import Parser, UserError
-from common.io.numbers import score_text
+from common.io.tables import score_lines
 from common.options import Needs, changed_options, check_options, used_settings
 from common.report.page import REPORT_FILE
 from common.training.parallel import MeshConfig
@@ -89,10 +89,7 @@ def baseline(arguments: list[str]) -> None:
     if chosen.like is None:
         shown |= changed_options(used_settings(reports, REPORTS_NEEDS), used_settings(ReportsConfig(), ()))
     systems = evaluate_peer(asked, peer_of(chosen, reports.mesh, new_tokens), chosen.output, shown)
-    names = headline(next(iter(systems.values())))
-    for system, scores in systems.items():
-        values = (f"{name} {score_text(scores[name]['value'])}" for name in names if name in scores)
-        print(f"{system:>24}  " + "  ".join(values))
+    print(score_lines(systems, headline(next(iter(systems.values())))))
     print(f"page: {(chosen.output / REPORT_FILE).absolute()}", flush=True)
 
 

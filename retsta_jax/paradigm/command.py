@@ -8,7 +8,8 @@ from typing import Any
 from common.config_options import preset_parser, read_preset_options
 from common.endpoint import add_endpoint_options, endpoint_settings
 from common.errors import UserError
-from common.io.numbers import interval_text, score_text
+from common.io.numbers import score_text
+from common.io.tables import score_lines
 from common.options import Needs, training_command, used_settings
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Page, Stage, save_run_page
@@ -91,8 +92,8 @@ def paradigm(arguments: list[str]) -> None:
         raise UserError("retsta paradigm: --translate endpoint and --endpoint URL go together; give both or neither")
     translator = None if config.translate == "none" or config.data.corpus == "openi" else translator_of(endpoint)
     result = run_paradigm(config, run_dir, Translation(translator, made_with(endpoint)))
-    for line in table_lines(result):
-        print(line)
+    names = shown_metrics(result)
+    print(score_lines(systems_of(result), names, intervals=names[0] == "codes/F1"))
     save_run_page(run_dir, page_of(result, config, run_dir))
     print(f"models: {run_dir / ZERO}, {run_dir / FINAL}\npage: {(run_dir / REPORT_FILE).absolute()}", flush=True)
 
@@ -123,16 +124,6 @@ def shown_metrics(result: Result) -> list[str]:
     wanted = ("findings/F1", "coco/BLEU-1", "coco/BLEU-4", "METEOR", "coco/ROUGE-L")
     found = [name for name in scores if name.endswith(wanted) and scores[name].get("value") is not None]
     return found or headline(scores)
-
-
-def table_lines(result: Result) -> list[str]:
-    """The scores as lines, those of codes with their intervals."""
-    names = shown_metrics(result)
-    text = interval_text if names[0] == "codes/F1" else lambda score: score_text(score["value"])
-    return [
-        f"{system:>24}  " + "  ".join(f"{name} {text(scores[name])}" for name in names)
-        for system, scores in systems_of(result).items()
-    ]
 
 
 def stages_of(result: Result, config: ParadigmConfig) -> list[Stage]:

@@ -26,17 +26,10 @@ TEXTS = ["no acute disease", "heart size is normal", "lungs", "the lungs are cle
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     """A tiny random model with a word tokenizer and a chat template, in the layout of the hub."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2TokenizerFast
 
     directory = tmp_path_factory.mktemp("published") / "model"
-    pairs = Tokenizer(models.BPE())
-    pairs.pre_tokenizer, pairs.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    pairs.train_from_iterator(
-        TEXTS, trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"])
-    )
-    learned = json.loads(pairs.to_str())["model"]
+    learned = json.loads(tiny.byte_level_bpe(TEXTS, 290, ["<|endoftext|>"]).to_str())["model"]
     merges = [tuple(merge) for merge in learned["merges"]]
     tokenizer = Qwen2TokenizerFast(vocab=learned["vocab"], merges=merges, eos_token="<|endoftext|>")
     tokenizer.chat_template = "{% for m in messages %}user: {{ m.content }} {% endfor %}assistant:"

@@ -21,6 +21,7 @@ from common.data.tokenizers import (
 )
 from common.errors import UserError
 from common.models.qwen2 import Qwen2Config
+from tests.tiny import byte_level_bpe
 
 TEXTS = [
     "The heart is normal in size. 3.5 mm nodule, left lower lobe.",
@@ -35,16 +36,7 @@ STRANGE = ["", " ", "  two  spaces ", "a\nb\n\nc", "naïve café 🫁 éé", "�
 def byte_level(tmp_path_factory):
     """A byte-level BPE directory like Qwen2's, with a chat template."""
     directory = tmp_path_factory.mktemp("byte_level")
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(TEXTS, trainer)
+    bpe = byte_level_bpe(TEXTS, 400)
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     fast.add_tokens(["<tool>"])
     fast.save_pretrained(directory)

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-import tokenizers
 
 from common.data.tokenizers import load_tokenizer
 from common.generation import command as decode_cli
+from tests.tiny import byte_level_bpe
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -27,15 +27,7 @@ def model(tmp_path_factory):
     )  # fmt: skip
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     (directory / "generation_config.json").unlink()
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = tokenizers.decoders.ByteLevel()
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    bpe.train_from_iterator(
-        PROMPTS * 3,
-        tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=special),
-    )
+    bpe = byte_level_bpe(PROMPTS * 3, 300)
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>")
     fast.save_pretrained(directory)
     return directory

@@ -25,6 +25,7 @@ from deer_jax.ditpo import PolicyParams
 from deer_jax.prompts import IMAGE_MARKS, prompt_length, study_prompts
 from deer_jax.setup import Base, decode_settings, export, initial_trees, load_base
 from deer_jax.vision_policy import vision_policy
+from tests import tiny
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -105,11 +106,7 @@ def exported(directory, run_dir, tuning, targets=TARGETS[0]) -> Run:
     layout = make_device_layout("jit")
     base = load_base(model, SIDE, INSTRUCTION, layout)
     trainable, frozen = initial_trees(config, base, layout)
-    leaves, structure = jax.tree.flatten(trainable)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    trainable = structure.unflatten(
-        [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    )
+    trainable = tiny.moved(trainable)
     export(config, base, trainable, frozen, run_dir)
     return Run(config, base, trainable, frozen)
 

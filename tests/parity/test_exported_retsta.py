@@ -1,6 +1,5 @@
 """What RetSTA exports, opened as users open it: by transformers and PEFT, without a warning, with our logits."""
 
-import dataclasses
 import json
 import shutil
 import warnings
@@ -15,11 +14,9 @@ from common.data.tokenizers import load_tokenizer
 from common.models.peft import load_peft
 from common.models.qwen2 import Qwen2, output_head
 from common.models.qwen2_weights import load_qwen2
-from common.training.parallel import make_device_layout
 from common.training.sft import model_variables
 from deer_jax.config import EMBEDDED_BASE as BYTE_LEVEL  # its tokenizer.json stands for a published one
-from retsta_jax.config import ModelConfig, RetstaConfig
-from retsta_jax.train import export, initial_trees, load_base
+from tests.parity.exported_run import export_moved
 from tests.runs import SIZES
 
 torch = pytest.importorskip("torch")
@@ -52,19 +49,8 @@ def base(request, material, tmp_path_factory):
 
 def exported(directory, run_dir, tuning, targets=TARGETS[0]):
     """Our logits of a base with what `tuning` trains moved at random, exported as a run exports it; and the base."""
-    stored = json.loads((directory / "config.json").read_text())["dtype"]
-    config = RetstaConfig(model=ModelConfig(base=str(directory), tuning=tuning, dtype="float32", param_dtype=stored))
-    config = dataclasses.replace(config, lora=dataclasses.replace(config.lora, rank=3, alpha=5.0, targets=targets))
-    layout = make_device_layout("jit")
-    base = load_base(config, layout)
-    trainable, frozen = initial_trees(config, base, layout)
-    leaves, structure = jax.tree.flatten(trainable)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    trainable = structure.unflatten(
-        [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    )
-    export(config, base, trainable, run_dir)
-    return logits(base.config, model_variables(trainable, frozen, config.lora)), base
+    loaded, variables = export_moved(directory, run_dir, tuning, targets)
+    return logits(loaded.config, variables), loaded
 
 
 def logits(config, variables):

@@ -8,13 +8,13 @@ import json
 import numpy as np
 import pytest
 import sentencepiece
-import tokenizers
 from safetensors.numpy import load_file, save_file
 from tokenizers import processors
 
 from common.data.tokenizers import load_tokenizer
 from common.errors import UserError
 from common.generation import command as decode_cli
+from tests.tiny import byte_level_bpe
 
 torch = pytest.importorskip("torch", reason="PyTorch is the reference here (requirements-parity.txt)")
 transformers = pytest.importorskip("transformers")
@@ -47,14 +47,7 @@ YI_TEMPLATE = (
 
 def byte_level(directory, special, before, **options):
     """A tokenizer that puts `before` before a whole text, with special tokens and a template, as it is published."""
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=290, special_tokens=list(special), show_progress=False,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
-    bpe.train_from_iterator(TEXTS, trainer)
+    bpe = byte_level_bpe(TEXTS, 290, special)
     bpe.post_processor = processors.TemplateProcessing(
         single=[*before, "$A"], special_tokens=[(mark, bpe.token_to_id(mark)) for mark in before]
     )

@@ -17,11 +17,9 @@ from common.models.families import FAMILIES
 from common.models.lora import LoraConfig
 from common.models.qwen2 import Qwen2, output_head
 from common.models.qwen2_weights import config_from_directory, load_qwen2
-from common.training.parallel import make_device_layout
 from common.training.sft import model_variables
-from retsta_jax.config import ModelConfig, RetstaConfig
-from retsta_jax.train import export, initial_trees, load_base
 from tests import tiny
+from tests.parity.exported_run import export_moved
 
 torch = pytest.importorskip("torch", reason="PyTorch is the reference here (requirements-parity.txt)")
 peft = pytest.importorskip("peft")
@@ -69,17 +67,8 @@ def theirs(model):
 
 def exported(directory, run_dir, tuning, targets=ALL):
     """Our logits of a base with what `tuning` trains moved at random, exported as a run exports it; and the base."""
-    config = RetstaConfig(model=ModelConfig(str(directory), tuning, dtype="float32", param_dtype="float32"))
-    config = dataclasses.replace(config, lora=dataclasses.replace(config.lora, rank=3, alpha=5.0, targets=targets))
-    loaded = load_base(config, make_device_layout("jit"))
-    trainable, frozen = initial_trees(config, loaded, make_device_layout("jit"))
-    leaves, structure = jax.tree.flatten(trainable)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    trainable = structure.unflatten(
-        [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    )
-    export(config, loaded, trainable, run_dir)
-    return logits(loaded.config, model_variables(trainable, frozen, config.lora)), loaded
+    loaded, variables = export_moved(directory, run_dir, tuning, targets)
+    return logits(loaded.config, variables), loaded
 
 
 @pytest.mark.parametrize("targets", [ALL, SOME, "o_proj"])

@@ -6,7 +6,6 @@ from collections import Counter
 
 import jax
 import pytest
-import tokenizers
 import transformers
 
 import retsta_jax.baselines.baseline as module
@@ -27,6 +26,7 @@ from tests.chat_server import answered, refused
 from tests.endpoints import FakeTime
 from tests.pages import commands_of
 from tests.runs import retsta
+from tests.tiny import byte_level_bpe
 
 POSITIONS, NEW = 1024, 8
 TEMPLATE = (
@@ -46,15 +46,8 @@ TERMS = load_terminology()
 
 def peer(directory, family, template=TEMPLATE):
     """A random model of a family with a byte-level tokenizer, as it is published."""
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=420, special_tokens=list(MARKS), show_progress=False,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
     fixed = [ENGLISH.instruction, CHINESE.instruction, "\n\n"]
-    bpe.train_from_iterator([*(pair.source for pair in SPLITS["train"]), *fixed * 9], trainer)
+    bpe = byte_level_bpe([*(pair.source for pair in SPLITS["train"]), *fixed * 9], 420, MARKS)
     sizes = Qwen2Config(
         vocab_size=bpe.get_vocab_size(), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=8, tie_word_embeddings=False, model_type=family,
