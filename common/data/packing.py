@@ -5,7 +5,8 @@ lengths, seed and epoch and knows nothing of processes or devices, so the number
 from a batch number alone, and any number of processes see the same global batches.
 
 Packed, a row holds several examples as segments, found by first fit over a bounded number of open rows. Padded, a row
-holds one example, and all rows of a batch share the smallest of a few lengths (buckets) that holds them.
+holds one example, and all rows of a batch share the smallest of a few lengths (buckets) that holds them. Grain's
+`FirstFitPackIterDataset` packs as it reads: how many steps a run has would be known only at its end.
 """
 
 from collections.abc import Sequence
