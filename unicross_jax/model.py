@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from common.models.attention import Past
+from common.models.attention import KeyValues, Past
 from common.models.clip import TEXT_GROUPS, ClipConfig, ModifiedResNet, TextTransformer, normalise
+from common.models.decoding import Forward
 from common.models.layers import random_params
 from common.models.seq2seq import Decoder, causal, memory_keys_values
 from common.training.token_loss import TokenLoss, report_loss
@@ -98,18 +99,17 @@ class _Read(NamedTuple):
     attended: list[Array]
 
 
+@dataclasses.dataclass(frozen=True)
 class Net:
     """The parts of the model with their parameters: `net.stage(k, "couple", ...)` applies one.
 
-    What the part named `record` does inside (its attention weights) is left in `recorded`.
+    Where `rng` is given they drop out, each use of a part by a key of its own.
     """
 
-    def __init__(
-        self, trainable: PyTree, frozen: PyTree, config: UniCrossConfig, rng: Array | None = None, record: str = ""
-    ):
-        self.trainable, self.frozen, self.config = trainable, frozen, config
-        self.recorded: PyTree = None
-        self._rng, self._drawn, self._record = rng, 0, record
+    trainable: PyTree
+    frozen: PyTree
+    config: UniCrossConfig
+    rng: Array | None = None
 
     def visual(self, method: str, *args: Any) -> Any:
         """A method of CLIP's image side."""
@@ -121,23 +121,38 @@ class Net:
 
     def stage(self, number: int, method: str, *args: Any) -> Any:
         """A method of an adapter stage, 0 to 2."""
-        return self._apply(stage_module(self.config, number), f"adapter{number}", *args, method=method)
+        variables = {"params": self.trainable[f"adapter{number}"]}
+        rngs = self._rngs(f"{method}{number}")
+        return stage_module(self.config, number).apply(variables, *args, method=method, rngs=rngs)
 
     def part(self, name: Literal["fusion", "vision", "decoder"], *args: Any) -> Any:
         """One of the parts after CLIP."""
-        return self._apply(part_modules(self.config)[name], name, *args)
-
-    def _apply(self, module: nn.Module, name: str, *args: Any, method: str | None = None) -> Any:
-        rngs = None
-        if self._rng is not None:
-            self._drawn += 1
-            rngs = {"dropout": jax.random.fold_in(self._rng, self._drawn)}
         variables = {"params": self.trainable[name]}
-        if name != self._record:
-            return module.apply(variables, *args, method=method, rngs=rngs)
-        result, seen = module.apply(variables, *args, method=method, rngs=rngs, mutable=["intermediates"])
-        self.recorded = seen["intermediates"]
-        return result
+        return part_modules(self.config)[name].apply(variables, *args, rngs=self._rngs(name))
+
+    def _rngs(self, use: str) -> dict[str, Array] | None:
+        if self.rng is None:
+            return None
+        return {"dropout": jax.random.fold_in(self.rng, 1 + _uses(self.config).index(use))}
+
+
+def _uses(config: UniCrossConfig) -> list[str]:
+    """The uses of all parts for whole reports, in their order: it numbers the keys of dropout."""
+
+    def of_stages(method: str) -> list[str]:
+        return [f"{method}{number}" for number in range(TEXT_GROUPS if config.adapters is not None else 0)]
+
+    apart = [*of_stages("visual_keys_values"), *of_stages("text_alone")] if config.conditioning == "causal" else []
+    return [*of_stages("couple"), "fusion", "vision", *apart, "decoder"]
+
+
+class DecoderInputs(NamedTuple):
+    """What the decoder reads for whole reports, in the order of its arguments."""
+
+    text: Float[Array, "B T D"]
+    memory: Array | KeyValues
+    mask: Bool[Array, "B T T"]
+    memory_mask: Bool[Array, "B 1 M"]
 
 
 def loss(
@@ -166,18 +181,20 @@ def report_hidden(
     rng: Array | None = None,
 ) -> Float[Array, "B T D+1"]:
     """Hidden states of whole reports, `mask` true on tokens; for `output_head`. Dropout where `rng` is given."""
-    return run_report(Net(trainable, frozen, config, rng), studies, tokens, mask)
+    net = Net(trainable, frozen, config, rng)
+    return with_one(net.part("decoder", *decoder_inputs(net, studies, tokens, mask))[0])
 
 
-def run_report(
-    net: Net, studies: Studies, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
-) -> Float[Array, "B T D+1"]:
-    """`report_hidden` of a model with its parameters."""
+def decoder_inputs(net: Net, studies: Studies, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> DecoderInputs:
+    """What the decoder reads for whole reports, `mask` true on tokens."""
     if net.config.conditioning == "published":
         return _published(net, studies, tokens, mask)
-    forward = bind_report(net, encode_studies(net, studies))
+    encoded = encode_studies(net, studies)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return forward(tokens, positions, segments=mask.astype(jnp.int32))[0]
+    segments = mask.astype(jnp.int32)
+    visible = _visible(segments)
+    text, _ = _bind_text(net, encoded)(tokens, positions, segments, visible, None)
+    return DecoderInputs(text, _memory_keys_values(net, encoded), visible, encoded.memory_mask[:, None])
 
 
 def stage_module(config: UniCrossConfig, number: int) -> Stage:
@@ -234,43 +251,62 @@ def encode_studies(net: Net, studies: Studies) -> Encoded:
     return Encoded(memory, memory_mask, attended, jnp.repeat(studies.view_mask, places, axis=1))
 
 
-def bind_report(net: Net, encoded: Encoded) -> Callable[..., tuple[Array, PyTree]]:
-    """The report side under `causal` for given images, as a `common.generation.loop.Forward`."""
-    text = net.frozen["clip"]["text"]
-    memory_mask, attended_mask = encoded.memory_mask[:, None], encoded.attended_mask[:, None]
-    images = [net.stage(k, "visual_keys_values", leaf) for k, leaf in enumerate(encoded.attended)]
-    memory = memory_keys_values(net.trainable["decoder"], encoded.memory, net.config.heads)
+def bind_report(net: Net, encoded: Encoded) -> Forward:
+    """The report side under `causal` for given images."""
+    read_text, memory = _bind_text(net, encoded), _memory_keys_values(net, encoded)
+    memory_mask = encoded.memory_mask[:, None]
 
     def forward(tokens, positions, segments=None, past=None):
-        def of(*place) -> Past | None:
-            if past is None:
-                return None
-            prompt, suffix = past.prompt, past.suffix
-            for key in place:
-                prompt, suffix = prompt[key], suffix[key]
-            return Past(prompt, past.prompt_mask, suffix, past.suffix_mask)
-
-        mask = None
-        if segments is not None:
-            mask = causal(tokens.shape[1]) & (segments[:, None, :] == segments[:, :, None])
-        x = net.frozen["report_embedding"][tokens] + text["positional_embedding"][positions]
-        cache: dict[str, Any] = {"clip": [], "adapters": []}
-        reduced = None
-        for stage in range(TEXT_GROUPS):
-            x, own = net.text("extend", stage, x, segments, of("clip", stage))
-            cache["clip"].append(own)
-            if images:
-                args = x, reduced, images[stage], attended_mask, mask, of("adapters", stage)
-                x, reduced, own = net.stage(stage, "text_alone", *args)
-                cache["adapters"].append(own)
-        x = net.text("finish", x)
-        x, cache["decoder"] = net.part("decoder", x, memory, mask, memory_mask, of("decoder"))
-        return with_one(x), cache
+        mask = None if segments is None else _visible(segments)
+        x, cache = read_text(tokens, positions, segments, mask, past)
+        x, own = net.part("decoder", x, memory, mask, memory_mask, _past_of(past, "decoder"))
+        return with_one(x), {**cache, "decoder": own}
 
     return forward
 
 
-def _published(net: Net, studies: Studies, tokens: Array, mask: Array) -> Float[Array, "B T D+1"]:
+def _bind_text(net: Net, encoded: Encoded) -> Callable[..., tuple[Array, dict[str, list[KeyValues]]]]:
+    """CLIP's text side with the adapters, for given images: the features of tokens, and their keys and values."""
+    attended_mask = encoded.attended_mask[:, None]
+    images = [net.stage(k, "visual_keys_values", leaf) for k, leaf in enumerate(encoded.attended)]
+
+    def read(tokens, positions, segments, mask, past):
+        x = net.frozen["report_embedding"][tokens]
+        x += net.frozen["clip"]["text"]["positional_embedding"][positions]
+        of_clip, of_adapters = [], []
+        reduced = None
+        for stage in range(TEXT_GROUPS):
+            x, own = net.text("extend", stage, x, segments, _past_of(past, "clip", stage))
+            of_clip.append(own)
+            if images:
+                args = x, reduced, images[stage], attended_mask, mask, _past_of(past, "adapters", stage)
+                x, reduced, own = net.stage(stage, "text_alone", *args)
+                of_adapters.append(own)
+        return net.text("finish", x), {"clip": of_clip, "adapters": of_adapters}
+
+    return read
+
+
+def _past_of(past: Past | None, *path: str | int) -> Past | None:
+    """The past of one part of the model."""
+    if past is None:
+        return None
+    prompt, suffix = past.prompt, past.suffix
+    for key in path:
+        prompt, suffix = prompt[key], suffix[key]
+    return past._replace(prompt=prompt, suffix=suffix)
+
+
+def _visible(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """Where a token may look: at itself and at what comes before it in its segment."""
+    return causal(segments.shape[1]) & (segments[:, None, :] == segments[:, :, None])
+
+
+def _memory_keys_values(net: Net, encoded: Encoded) -> KeyValues:
+    return memory_keys_values(net.trainable["decoder"], encoded.memory, net.config.heads)
+
+
+def _published(net: Net, studies: Studies, tokens: Array, mask: Array) -> DecoderInputs:
     """The equations as printed: report and images see each other whole; the views' text features are summed."""
     batch, views = studies.images.shape[:2]
     flat = np.repeat(np.arange(batch), views)  # the study of each image
@@ -282,8 +318,7 @@ def _published(net: Net, studies: Studies, tokens: Array, mask: Array) -> Float[
     text = read.text.reshape(batch, views, *read.text.shape[1:])
     text = (text * studies.view_mask[..., None, None]).sum(1)
     memory, memory_mask = _memory(net, studies, read)
-    visible = causal(tokens.shape[1]) & mask[:, None]
-    return with_one(net.part("decoder", text, memory, visible, memory_mask[:, None])[0])
+    return DecoderInputs(text, memory, causal(tokens.shape[1]) & mask[:, None], memory_mask[:, None])
 
 
 def _memory(net: Net, studies: Studies, read: _Read) -> tuple[Array, Array]:

@@ -31,7 +31,7 @@ from unicross_jax.backbone import (
 from unicross_jax.config import RunConfig
 from unicross_jax.data import Example, evaluation_crop, stack_studies
 from unicross_jax.generate import decode_settings, make_generator
-from unicross_jax.model import Net, Studies, UniCrossConfig, init_trainable, run_report
+from unicross_jax.model import Net, Studies, UniCrossConfig, decoder_inputs, init_trainable, part_modules
 from unicross_jax.train import VOCABULARY_FILE, Task, check_config, check_sizes, make_task, own_names
 
 
@@ -182,9 +182,10 @@ def _memory_attention(config: UniCrossConfig) -> Callable[..., Float[np.ndarray,
 
     @jax.jit
     def read(trainable: PyTree, frozen: PyTree, studies: Studies, tokens: Array, mask: Array) -> Array:
-        net = Net(trainable, frozen, config, record="decoder")
-        run_report(net, studies, tokens, mask)
-        (weights,) = net.recorded["layers"]["cross_attention"]["weights"]  # [L B H T M]
+        inputs = decoder_inputs(Net(trainable, frozen, config), studies, tokens, mask)
+        variables = {"params": trainable["decoder"]}
+        _, seen = part_modules(config)["decoder"].apply(variables, *inputs, mutable=["intermediates"])
+        (weights,) = seen["intermediates"]["layers"]["cross_attention"]["weights"]  # [L B H T M]
         return weights.mean((0, 2))[..., 1:]
 
     def run(trainable: PyTree, frozen: PyTree, studies: Studies, tokens: Int[np.ndarray, "B T"]) -> np.ndarray:

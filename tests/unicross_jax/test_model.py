@@ -158,6 +158,22 @@ def test_an_ablation_leaves_out_its_part_and_nothing_else(change):
     assert shape.shape == (2, 6, 17)
 
 
+@pytest.mark.parametrize("conditioning", CONFIGS)
+def test_what_drops_out_depends_on_the_key_and_not_on_what_was_applied_before(weights, conditioning):
+    adapters = dataclasses.replace(CAUSAL.adapters, dropout=0.5)
+    config = dataclasses.replace(CONFIGS[conditioning], dropout=0.5, adapters=adapters)
+
+    @jax.jit
+    def twice(rng):
+        net = model.Net(*weights, config, rng)
+        return [model.decoder_inputs(net, studies(), TOKENS, TOKENS > 0) for _ in range(2)]
+
+    first, again = twice(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    other, _ = twice(jax.random.key(1))
+    assert np.abs(first.text - other.text).max() > 0.1
+
+
 def test_only_adapters_fusion_vision_and_decoder_are_trained():
     trainable = jax.eval_shape(lambda key: init_trainable(UniCrossConfig(), key), jax.random.key(0))
     assert set(trainable) == {"adapter0", "adapter1", "adapter2", "fusion", "vision", "decoder", "logits"}
