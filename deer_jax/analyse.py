@@ -150,7 +150,7 @@ def masking(
     return result
 
 
-def top(scores: Float[np.ndarray, "T"], share: float, rng: np.random.Generator) -> Bool[np.ndarray, "T"]:
+def top(scores: Float[np.ndarray, " T"], share: float, rng: np.random.Generator) -> Bool[np.ndarray, " T"]:
     """True on the `share` of tokens, rounded up, of largest score."""
     order = np.lexsort((rng.random(len(scores)), -scores))
     chosen = np.zeros(len(scores), bool)
@@ -158,7 +158,7 @@ def top(scores: Float[np.ndarray, "T"], share: float, rng: np.random.Generator) 
     return chosen
 
 
-def masked(rollout: Rollout, chosen: Bool[np.ndarray, "T"]) -> str:
+def masked(rollout: Rollout, chosen: Bool[np.ndarray, " T"]) -> str:
     """The text with each chosen token's characters, but for the space before them, replaced by [MASK]."""
     pieces, done = [], 0
     for (start, end), wanted in zip(rollout.spans, chosen, strict=True):
@@ -232,7 +232,7 @@ def sentences(texts: Sequence[str], labeler: Labeler) -> list[list[dict[str, Any
     ]
 
 
-def tokens_of(rollout: Rollout, weights: Float[np.ndarray, "T"], most: float) -> list[dict[str, Any]]:
+def tokens_of(rollout: Rollout, weights: Float[np.ndarray, " T"], most: float) -> list[dict[str, Any]]:
     """Tokens as texts with their weight, and how red they are: 0 at weight 1, 1 at the largest of the page."""
     scale = max(most - 1, 1e-9)
     shown: list[dict[str, Any]] = []

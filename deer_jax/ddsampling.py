@@ -22,7 +22,7 @@ MAXIMUM_EXPONENT = 100  # beyond it the least probable of a million studies has 
 Labels = Int[np.ndarray, "N K C"]  # 0 or 1
 
 
-def diversity(labels: Labels) -> Float[np.ndarray, "N"]:
+def diversity(labels: Labels) -> Float[np.ndarray, " N"]:
     """The standard deviation of each label over a study's K samples (Eq. 3), summed over the labels (Eq. 4).
 
     It is that of the K samples themselves, without Bessel's correction.
@@ -33,13 +33,13 @@ def diversity(labels: Labels) -> Float[np.ndarray, "N"]:
     return deviation.sum(axis=-1).round(10)
 
 
-def distinct_labels(labels: Labels) -> Int[np.ndarray, "N"]:
+def distinct_labels(labels: Labels) -> Int[np.ndarray, " N"]:
     """How many different label vectors each study's K samples have."""
     codes = np.sort(labels.astype(np.int64) @ (1 << np.arange(labels.shape[-1])), axis=1)
     return 1 + (np.diff(codes, axis=1) != 0).sum(axis=1)
 
 
-def ranks(diversity: Float[np.ndarray, "N"], seed: int) -> Int[np.ndarray, "N"]:
+def ranks(diversity: Float[np.ndarray, " N"], seed: int) -> Int[np.ndarray, " N"]:
     """The place of each study, 1 being the most diverse. The seed decides between equals, not their order."""
     order = np.lexsort((_generator(seed, "ties").random(len(diversity)), -diversity))
     places = np.empty(len(diversity), np.int64)
@@ -48,8 +48,8 @@ def ranks(diversity: Float[np.ndarray, "N"], seed: int) -> Int[np.ndarray, "N"]:
 
 
 def log_rank_probabilities(
-    diversity: Float[np.ndarray, "N"], exponent: float = 1.0, seed: int = 0
-) -> Float[np.ndarray, "N"]:
+    diversity: Float[np.ndarray, " N"], exponent: float = 1.0, seed: int = 0
+) -> Float[np.ndarray, " N"]:
     """The probability of each study: 1 / log(rank + 1), to the power of `exponent`, over their sum (Eq. 5).
 
     The paper's exponent is 1; a larger one prefers diverse studies more, and 0 is uniform.
@@ -60,13 +60,13 @@ def log_rank_probabilities(
 
 
 def select(
-    diversity: Float[np.ndarray, "N"],
+    diversity: Float[np.ndarray, " N"],
     count: int,
     *,
     strategy: Strategy = "log-rank",
     exponent: float = 1.0,
     seed: int = 0,
-) -> Int[np.ndarray, "n"]:
+) -> Int[np.ndarray, " n"]:
     """The places of `count` studies, drawn without replacement, in the order drawn; "top": the most diverse first.
 
     So the first m of them are what a choice of m with the same seed would be. "log-rank" is a sequential draw with the
@@ -84,7 +84,7 @@ def select(
     return np.argsort(-(_log_weights(places, exponent) + noise), kind="stable")[:count]
 
 
-def inclusion_probabilities(probabilities: Float[np.ndarray, "N"], count: int) -> Float[np.ndarray, "N"]:
+def inclusion_probabilities(probabilities: Float[np.ndarray, " N"], count: int) -> Float[np.ndarray, " N"]:
     """The chance of each study to be among `count` drawn one after the other without replacement.
 
     1 - exp(-p t), with t such that they add up to `count` (Rosén 1972): what a sequential draw tends to when there are
@@ -104,8 +104,8 @@ def inclusion_probabilities(probabilities: Float[np.ndarray, "N"], count: int) -
 
 
 def top_fifth(
-    diversity: Float[np.ndarray, "N"],
-    chosen: Int[np.ndarray, "n"],
+    diversity: Float[np.ndarray, " N"],
+    chosen: Int[np.ndarray, " n"],
     *,
     strategy: Strategy = "log-rank",
     exponent: float = 1.0,
@@ -130,7 +130,7 @@ def top_fifth(
 
 
 def label_statistics(
-    diversity: Float[np.ndarray, "N"], distinct: Int[np.ndarray, "N"], labels: int
+    diversity: Float[np.ndarray, " N"], distinct: Int[np.ndarray, " N"], labels: int
 ) -> dict[str, float]:
     """What labels alone say about how much there is to learn, over studies; the paper's Table 7 needs rewards.
 
@@ -146,7 +146,7 @@ def label_statistics(
     }
 
 
-def reward_statistics(rewards: Iterable[Sequence[float] | Float[np.ndarray, "K"]]) -> dict[str, float]:
+def reward_statistics(rewards: Iterable[Sequence[float] | Float[np.ndarray, " K"]]) -> dict[str, float]:
     """Table 7 over groups of rewards: share of groups whose rewards are all equal, different rewards, and deviation.
 
     Rewards count as equal to nine decimals; the deviation is that of a group's rewards, without Bessel's correction.
@@ -161,7 +161,7 @@ def reward_statistics(rewards: Iterable[Sequence[float] | Float[np.ndarray, "K"]
     }
 
 
-def _log_weights(places: Int[np.ndarray, "N"], exponent: float) -> Float[np.ndarray, "N"]:
+def _log_weights(places: Int[np.ndarray, " N"], exponent: float) -> Float[np.ndarray, " N"]:
     if not 0 <= exponent <= MAXIMUM_EXPONENT:
         raise UserError(
             f"exponent {exponent}: expected 0 to {MAXIMUM_EXPONENT}; the strategy top chooses more strictly than any"

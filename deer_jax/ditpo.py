@@ -33,7 +33,7 @@ class PolicyParams(NamedTuple):
 class Sample(Protocol):
     """G = `group` continuations of each prompt, and their log-probabilities."""
 
-    def __call__(self, params: PolicyParams, prompts: PyTree, keys: Key[Array, "B"], group: int) -> Generated: ...
+    def __call__(self, params: PolicyParams, prompts: PyTree, keys: Key[Array, " B"], group: int) -> Generated: ...
 
 
 class TokenLogProbs(Protocol):

@@ -31,7 +31,7 @@ def text_policy(
     def variables(params: PolicyParams) -> PyTree:
         return model_variables(params.trainable, params.frozen, adapters)
 
-    def sample(params: PolicyParams, prompts: Prompts, keys: Key[Array, "B"], group: int) -> Generated:
+    def sample(params: PolicyParams, prompts: Prompts, keys: Key[Array, " B"], group: int) -> Generated:
         own = variables(params)
         own = {**own, "params": gathered(own["params"], config.dtype, SHARDING_RULES)}
         head, each = output_head(own["params"]), dataclasses.replace(settings, group=group)

@@ -94,7 +94,7 @@ def make_judge(
             say(f"warning: {what}; such reports are left out, and counted (rewards_not_finite)", error=True)
         warned = True
 
-    def judge(studies: Int[np.ndarray, "B"], groups: Sequence[Sequence[Rollout]], step: int) -> Judged:
+    def judge(studies: Int[np.ndarray, " B"], groups: Sequence[Sequence[Rollout]], step: int) -> Judged:
         started = time.perf_counter()
         shape = len(groups), len(groups[0])
         texts = [rollout.text for group in groups for rollout in group]

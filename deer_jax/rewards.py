@@ -16,18 +16,18 @@ from common.metrics.clinical import POSITIVE
 from common.metrics.overlap import ngram_statistics, sentence_bleu
 from common.metrics.tokenize import language_of, tokens_of
 
-Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float] | Float[np.ndarray, "N"]]
+Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float] | Float[np.ndarray, " N"]]
 Classes = Int[np.ndarray, "N 14"]
 
 
-def label_f1(predicted: Classes, expected: Classes) -> Float[np.ndarray, "N"]:
+def label_f1(predicted: Classes, expected: Classes) -> Float[np.ndarray, " N"]:
     """F1 of the positive labels (class 1) of each report over the 14; 0 where neither side has any (`promptmrg`)."""
     said, true = predicted == POSITIVE, expected == POSITIVE
     right = (said & true).sum(-1)
     return 2 * right / np.maximum(said.sum(-1) + true.sum(-1), 1)
 
 
-def bleu2(texts: Sequence[str], references: Sequence[str]) -> Float[np.ndarray, "N"]:
+def bleu2(texts: Sequence[str], references: Sequence[str]) -> Float[np.ndarray, " N"]:
     """BLEU-2 of each text by itself, with the additive constants of COCO captions.
 
     Tokens are what white space separates, and single characters where a reference is in Chinese.
@@ -48,7 +48,7 @@ def phase_gamma(gammas: Sequence[float], ends: Sequence[float], progress: float)
     return gammas[-1]
 
 
-def checked_rewards(values: Any, count: int, where: str) -> Float[np.ndarray, "N"]:
+def checked_rewards(values: Any, count: int, where: str) -> Float[np.ndarray, " N"]:
     """The values as float64. Raises UserError where there are not `count` numbers; NaN and infinity pass."""
     try:
         rewards = as_numbers(values)

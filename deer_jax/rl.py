@@ -41,7 +41,7 @@ class StudyBatch(flax.struct.PyTreeNode):
     """Prompts of B studies, and their numbers: a study's samples depend on its number, the step and the run's key."""
 
     prompts: PyTree  # leaves [B, ...]
-    study: Int[Array, "B"]
+    study: Int[Array, " B"]
 
     @property
     def real_tokens(self) -> int:
@@ -59,7 +59,7 @@ class Judged(NamedTuple):
 
 
 # judge(studies, groups of rollouts, updates done) -> Judged
-Judge = Callable[[Int[np.ndarray, "B"], Sequence[Sequence[Rollout]], int], Judged]
+Judge = Callable[[Int[np.ndarray, " B"], Sequence[Sequence[Rollout]], int], Judged]
 
 
 def plan_studies(count: int, rows: int, steps: int, seed: int) -> Plan:

@@ -45,7 +45,7 @@ class Group(NamedTuple):
     id: str | int = ""
 
 
-Scores = list[list[Float[np.ndarray, "T"]]]  # of each group, of each rollout, of each token
+Scores = list[list[Float[np.ndarray, " T"]]]  # of each group, of each rollout, of each token
 ScoreFunction = Callable[[Sequence[Group]], Scores]
 
 
@@ -68,7 +68,7 @@ def tfidf_scores(groups: Sequence[Group], stop_ids: Collection[int] = ()) -> Sco
     return [_group_tfidf([rollout.tokens for rollout in group.rollouts], stop_ids) for group in groups]
 
 
-def _group_tfidf(reports: Sequence[Sequence[int]], stop_ids: Collection[int]) -> list[Float[np.ndarray, "T"]]:
+def _group_tfidf(reports: Sequence[Sequence[int]], stop_ids: Collection[int]) -> list[Float[np.ndarray, " T"]]:
     counts = [Counter(token for token in tokens if token not in stop_ids) for tokens in reports]
     holding = Counter(token for count in counts for token in count)
     return [

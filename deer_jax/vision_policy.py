@@ -69,7 +69,7 @@ def vision_policy(
     adapters = lora or LoraConfig()
     settings = dataclasses.replace(settings, forbidden_ids=(*settings.forbidden_ids, *config.forbidden_ids))
 
-    def sample(params: PolicyParams, prompts: StudyPrompts, keys: Key[Array, "B"], group: int) -> Generated:
+    def sample(params: PolicyParams, prompts: StudyPrompts, keys: Key[Array, " B"], group: int) -> Generated:
         own, adapter = model_params(params, adapters)
         features = image_features(config, own, prompts, layout)
         own["language"] = gathered(own["language"], config.language.dtype, qwen2.SHARDING_RULES)

@@ -129,7 +129,7 @@ def spread_rows(generator: Generator, layout: DeviceLayout) -> Generator:
     if layout.mode == "jit":
         return generator
 
-    def run(variables: PyTree, prompts: Prompts, keys: Key[Array, "B"]) -> Generated:
+    def run(variables: PyTree, prompts: Prompts, keys: Key[Array, " B"]) -> Generated:
         with layout.context():
             return generator(variables, *jax.device_put((prompts, keys), batch_sharding(layout)))
 

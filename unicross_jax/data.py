@@ -35,8 +35,8 @@ class Example:
     """What a batch needs of a study beside its images."""
 
     id: str
-    tokens: Int32[np.ndarray, "n"]  # start, report, end
-    condition: Int32[np.ndarray, "C"]
+    tokens: Int32[np.ndarray, " n"]  # start, report, end
+    condition: Int32[np.ndarray, " C"]
     condition_end: int
 
 

@@ -19,14 +19,14 @@ from unicross_jax.backbone import ReportTokenizer
 from unicross_jax.config import RunConfig
 from unicross_jax.model import Net, Studies, UniCrossConfig, bind_report, encode_studies, output_head, report_hidden
 
-Generator = Callable[[PyTree, PyTree, Studies, Key[Array, "B"]], Generated]
+Generator = Callable[[PyTree, PyTree, Studies, Key[Array, " B"]], Generated]
 
 
 def make_generator(config: UniCrossConfig, settings: DecodeSettings, start_id: int) -> Generator:
     """The jitted program `(trainable, frozen, studies, keys) -> Generated`; the best beam where beams > 1."""
 
     @jax.jit
-    def run(trainable: PyTree, frozen: PyTree, studies: Studies, keys: Key[Array, "B"]) -> Generated:
+    def run(trainable: PyTree, frozen: PyTree, studies: Studies, keys: Key[Array, " B"]) -> Generated:
         return generated(trainable, frozen, studies, keys, config, settings, start_id)
 
     return run
@@ -36,7 +36,7 @@ def generated(
     trainable: PyTree,
     frozen: PyTree,
     studies: Studies,
-    keys: Key[Array, "B"],
+    keys: Key[Array, " B"],
     config: UniCrossConfig,
     settings: DecodeSettings,
     start_id: int,

@@ -66,7 +66,7 @@ class Studies(flax.struct.PyTreeNode):
     images: UInt8[Array, "B V H W"]
     view_mask: Bool[Array, "B V"]  # false on views that a study lacks
     condition: Int[Array, "B C"]  # CLIP's token ids of a text known before the report, padded
-    condition_end: Int[Array, "B"]  # place of its end token
+    condition_end: Int[Array, " B"]  # place of its end token
 
 
 class ReportBatch(flax.struct.PyTreeNode):
@@ -217,8 +217,8 @@ def read_images(
     net: Net,
     images: UInt8[Array, "N H W"],
     text: Float[Array, "N T W"],
-    end: Int[Array, "N"],
-    text_mask: Bool[Array, "N #T T"],
+    end: Int[Array, " N"],
+    text_mask: Bool[Array, " N #T T"],
     text_keys: Bool[Array, "N 1 T"],
 ) -> _Read:
     """CLIP's two sides with the adapters between their blocks. `text` is embedded; `end` is where its feature is."""

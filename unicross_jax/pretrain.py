@@ -66,7 +66,7 @@ class CaptionBatch(flax.struct.PyTreeNode):
 
     images: UInt8[Array, "B H W"]
     captions: Int[Array, "B T"]
-    ends: Int[Array, "B"]
+    ends: Int[Array, " B"]
 
     @property
     def real_tokens(self) -> int:
@@ -101,7 +101,7 @@ def pretraining_loss(
 
 
 def text_embedding(
-    clip: Clip, ids: Int[Array, "B T"], ends: Int[Array, "B"]
+    clip: Clip, ids: Int[Array, "B T"], ends: Int[Array, " B"]
 ) -> tuple[Float[Array, "B embed"], Float[Array, "B T D"]]:
     """The embedding at a known end token, and every token's feature.
 

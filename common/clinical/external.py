@@ -32,7 +32,7 @@ RESERVED = (
     *("without_positive_label", "labeler", "unknown_to_labeler"),
 )
 
-Scores = dict[str, Float[np.ndarray, "N"]]
+Scores = dict[str, Float[np.ndarray, " N"]]
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Labels(NamedTuple):
 
     classes: Int[np.ndarray, "N K"]
     logits: Float[np.ndarray, "N K C"]
-    finite: Bool[np.ndarray, "N"]
+    finite: Bool[np.ndarray, " N"]
     cut: int
     unknown: int
 
@@ -212,7 +212,7 @@ def save_vocabulary(file: Path, tokenizer: "Tokenizer") -> None:
         file.write_text("".join(f"{word}\n" for word, _ in words), encoding="utf-8")
 
 
-def clean_text(text: str) -> tuple[str, Int[np.ndarray, "n"]]:
+def clean_text(text: str) -> tuple[str, Int[np.ndarray, " n"]]:
     """The text as CheXbert reads it, and the place in `text` of each of its characters."""
     words = list(WORD.finditer(text))
     places = [place for word in words for place in (*range(*word.span()), word.end())]

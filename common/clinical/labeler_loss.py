@@ -20,7 +20,7 @@ class LabelBatch(flax.struct.PyTreeNode):
     ids: Int[Array, "B S"]
     mask: Bool[Array, "B S"]
     labels: Int[Array, "B N"]
-    weights: Float[Array, "B"]
+    weights: Float[Array, " B"]
 
     @property
     def real_tokens(self) -> int:
@@ -63,7 +63,7 @@ def label_batch(
     return LabelBatch(**arrays)
 
 
-def shuffled_sentences(ids: Int[np.ndarray, "S"], stop: int, random: np.random.Generator) -> Int[np.ndarray, "S"]:
+def shuffled_sentences(ids: Int[np.ndarray, " S"], stop: int, random: np.random.Generator) -> Int[np.ndarray, " S"]:
     """The same tokens between [CLS] and [SEP], with the runs that a full stop ends in another order."""
     inner = ids[1:-1]
     parts = np.split(inner, np.flatnonzero(inner == stop) + 1)

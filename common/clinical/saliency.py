@@ -18,7 +18,7 @@ from common.types import PyTree
 
 def target_score(
     logits: Float[Array, "N L C"], targets: Bool[Array, "N L"], uncertain: bool = False
-) -> Float[Array, "N"]:
+) -> Float[Array, " N"]:
     """S_target: the sum of the positive logits of the target findings (Eq. 9).
 
     The paper's text also names the uncertain class, which its equation leaves out; `uncertain` adds it, where a
@@ -58,7 +58,7 @@ def token_saliency(
     uncertain: bool = False,
     batch_size: int = 32,
     ids: Sequence[object] | None = None,
-) -> list[tuple[Float[np.ndarray, "J"], Spans]]:
+) -> list[tuple[Float[np.ndarray, " J"], Spans]]:
     """Of each text the saliency of the labeler's tokens, [CLS] and [SEP] among them, and their characters in it.
 
     Texts without a target are not read: their saliency is 0. Raises UserError for a saliency that is not finite, naming

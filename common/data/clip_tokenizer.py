@@ -84,7 +84,7 @@ class CanEncode(Protocol):
 
 def token_rows(
     tokenizer: CanEncode, texts: Sequence[str], length: int = 77
-) -> tuple[Int[np.ndarray, "N T"], Int[np.ndarray, "N"]]:
+) -> tuple[Int[np.ndarray, "N T"], Int[np.ndarray, " N"]]:
     """Rows of start, text, end and padding, and the places of the end tokens.
 
     A text that is too long is cut; its end token stays.

@@ -18,7 +18,7 @@ class Example:
     """
 
     id: str
-    tokens: Int32[np.ndarray, "n"]
+    tokens: Int32[np.ndarray, " n"]
     answer_start: int
 
 

@@ -59,7 +59,7 @@ class Plan:
 
 
 def plan_epochs(
-    lengths: Sequence[int] | Int[np.ndarray, "examples"],
+    lengths: Sequence[int] | Int[np.ndarray, " examples"],
     *,
     batch_rows: int,
     epochs: int,
@@ -95,7 +95,7 @@ def plan_epochs(
 
 
 def plan_in_order(
-    lengths: Sequence[int] | Int[np.ndarray, "examples"], *, batch_rows: int, buckets: Sequence[int]
+    lengths: Sequence[int] | Int[np.ndarray, " examples"], *, batch_rows: int, buckets: Sequence[int]
 ) -> Plan:
     """One padded pass without shuffling, bucket after bucket: for a validation loss.
 
@@ -108,8 +108,8 @@ def plan_in_order(
 
 
 def first_fit(
-    lengths: Int[np.ndarray, "examples"],
-    order: Int[np.ndarray, "examples"],
+    lengths: Int[np.ndarray, " examples"],
+    order: Int[np.ndarray, " examples"],
     max_length: int,
     open_rows: int = OPEN_ROWS,
 ) -> list[Row]:
@@ -163,8 +163,8 @@ def assemble(rows: Sequence[Row], examples: Sequence[Example], length: int, pad_
 
 
 def _bucketed(
-    lengths: Int[np.ndarray, "examples"],
-    order: Int[np.ndarray, "examples"],
+    lengths: Int[np.ndarray, " examples"],
+    order: Int[np.ndarray, " examples"],
     buckets: list[int],
     batch_rows: int,
     epoch: int,
@@ -179,7 +179,7 @@ def _bucketed(
 
 
 def _batches(
-    rows: list[Row], length: int, lengths: Int[np.ndarray, "examples"], batch_rows: int, epoch: int
+    rows: list[Row], length: int, lengths: Int[np.ndarray, " examples"], batch_rows: int, epoch: int
 ) -> list[GlobalBatch]:
     """`rows` in groups of `batch_rows`, the last one filled up with empty rows."""
     batches = []
@@ -192,8 +192,8 @@ def _batches(
 
 
 def _checked_lengths(
-    lengths: Sequence[int] | Int[np.ndarray, "examples"], max_length: int
-) -> Int[np.ndarray, "examples"]:
+    lengths: Sequence[int] | Int[np.ndarray, " examples"], max_length: int
+) -> Int[np.ndarray, " examples"]:
     lengths = np.asarray(lengths, np.int64)
     if not len(lengths):
         raise UserError("no examples to make batches of; expected at least one")
@@ -206,7 +206,7 @@ def _checked_lengths(
     return lengths
 
 
-def _checked_buckets(buckets: Sequence[int], lengths: Int[np.ndarray, "examples"], max_length: int) -> list[int]:
+def _checked_buckets(buckets: Sequence[int], lengths: Int[np.ndarray, " examples"], max_length: int) -> list[int]:
     ordered = sorted(set(buckets))
     if ordered[0] < 1 or ordered[-1] > max_length or ordered[-1] < lengths.max():
         raise UserError(

@@ -38,8 +38,8 @@ class _Loop(flax.struct.PyTreeNode):
     running: _Running
     finished: Beams
     filled: Bool[Array, "B K"]  # finished places that hold a beam
-    improvable: Bool[Array, "B"]
-    finite: Bool[Array, "B"]  # all logits of all beams while the prompt was not done
+    improvable: Bool[Array, " B"]
+    finite: Bool[Array, " B"]  # all logits of all beams while the prompt was not done
 
 
 def beam_search(
@@ -51,7 +51,7 @@ def beam_search(
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
     length_penalty: float = 1.0,
-    forbidden: Bool[Array, "V"] | None = None,
+    forbidden: Bool[Array, " V"] | None = None,
 ) -> Beams:
     """The K = beams best continuations of each prompt."""
     batch, width = prefilled.hidden.shape

@@ -36,7 +36,7 @@ class DecodeSettings:
     stop_ids: tuple[int, ...] = ()
     forbidden_ids: tuple[int, ...] = ()
 
-    def forbidden(self, vocabulary: int) -> Bool[Array, "V"] | None:
+    def forbidden(self, vocabulary: int) -> Bool[Array, " V"] | None:
         """True on the ids that are never emitted; None where all may be."""
         if not self.forbidden_ids:
             return None
@@ -55,7 +55,7 @@ class Continuation(NamedTuple):
     finite: bool
 
 
-Generator = Callable[[PyTree, Prompts, Key[Array, "B"]], Generated]
+Generator = Callable[[PyTree, Prompts, Key[Array, " B"]], Generated]
 Scorer = Callable[[PyTree, Prompts, Prompts], Float[Array, "B T"]]
 
 
@@ -66,14 +66,14 @@ def make_generator(config: Qwen2Config, settings: DecodeSettings) -> Generator:
     """
 
     @jax.jit
-    def run(variables: PyTree, prompts: Prompts, keys: Key[Array, "B"]) -> Generated:
+    def run(variables: PyTree, prompts: Prompts, keys: Key[Array, " B"]) -> Generated:
         return decode(bind(config, variables), output_head(variables["params"]), prompts, keys, settings)
 
     return run
 
 
 def decode(
-    forward: Forward, head: Float[Array, "V D"], prompts: Prompts, keys: Key[Array, "B"], settings: DecodeSettings
+    forward: Forward, head: Float[Array, "V D"], prompts: Prompts, keys: Key[Array, " B"], settings: DecodeSettings
 ) -> Generated:
     """What the settings ask for, of any model: G = group samples of each prompt, or the best beam where beams > 1."""
     read = forward, head, prefill(forward, prompts)
@@ -111,7 +111,7 @@ def generate_rows(
     generator: Generator,
     variables: PyTree,
     prompts: Sequence[Sequence[int]],
-    keys: Key[Array, "N"],
+    keys: Key[Array, " N"],
     batch_size: int,
 ) -> list[list[Continuation]]:
     """The G continuations of each prompt, in the order of `prompts`."""
@@ -156,7 +156,7 @@ def score_rows(
     return results
 
 
-def row_keys(seed: int, rows: Sequence[int]) -> Key[Array, "N"]:
+def row_keys(seed: int, rows: Sequence[int]) -> Key[Array, " N"]:
     """A key for each row number of a file, from one root key."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.asarray(rows, jnp.uint32))
 

@@ -54,13 +54,13 @@ def generate(
     forward: Forward,
     head: Float[Array, "V D"],
     prefilled: Prefilled,
-    keys: Key[Array, "B"],
+    keys: Key[Array, " B"],
     *,
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
     sampling: Sampling = GREEDY,
     group: int = 1,
-    forbidden: Bool[Array, "V"] | None = None,
+    forbidden: Bool[Array, " V"] | None = None,
 ) -> Generated:
     """G continuations of each prompt of up to T = max_new_tokens tokens.
 
@@ -141,8 +141,8 @@ def empty_suffix(prompt: PyTree, group: int, slots: int) -> PyTree:
 
 
 def next_logits(
-    hidden: Float[Array, "N D"], head: Float[Array, "V D"], forbidden: Bool[Array, "V"] | None
-) -> tuple[Float[Array, "V N"], Bool[Array, "N"]]:
+    hidden: Float[Array, "N D"], head: Float[Array, "V D"], forbidden: Bool[Array, " V"] | None
+) -> tuple[Float[Array, "V N"], Bool[Array, " N"]]:
     """Float32 logits, -inf where forbidden; and whether all of a row's were finite before that.
 
     A row that was not is 0 throughout, because with NaN the bisection of top-k would not end.

@@ -38,8 +38,8 @@ GREEDY = Sampling()
 
 
 def choose_tokens(
-    logits: Float[Array, "V N"], uniform: Float[Array, "N"], sampling: Sampling
-) -> tuple[Int[Array, "N"], Float[Array, "N"]]:
+    logits: Float[Array, "V N"], uniform: Float[Array, " N"], sampling: Sampling
+) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
     """A token for each row and its log-probability under softmax(logits / temperature).
 
     That is the policy's distribution: before top-k and top-p, after anything the caller has set to -inf. The greedy
@@ -57,7 +57,7 @@ def choose_tokens(
     return tokens.astype(jnp.int32), _at(logits, tokens) - log_normaliser
 
 
-def likeliest(logits: Float[Array, "V N"]) -> Int[Array, "N"]:
+def likeliest(logits: Float[Array, "V N"]) -> Int[Array, " N"]:
     """The first index of each row's largest value."""
     return cpu_ops.argmax(logits) if on_cpu() else jnp.argmax(logits, axis=0)
 
@@ -73,7 +73,7 @@ def keep_top_k(logits: Float[Array, "V N"], weights: Float[Array, "V N"], top_k:
     return jnp.where(logits >= kept, weights, 0.0)
 
 
-def draw_nucleus(weights: Float[Array, "V N"], uniform: Float[Array, "N"], top_p: float) -> Int[Array, "N"]:
+def draw_nucleus(weights: Float[Array, "V N"], uniform: Float[Array, " N"], top_p: float) -> Int[Array, " N"]:
     """An index of each row's nucleus with probability proportional to its weight.
 
     Rejected draws are repeated with numbers hashed from `uniform`, so a row's token does not depend on other rows.
@@ -98,7 +98,7 @@ def draw_nucleus(weights: Float[Array, "V N"], uniform: Float[Array, "N"], top_p
     return jax.lax.while_loop(unfinished, repeat, start)[1]
 
 
-def in_nucleus(weights: Float[Array, "V N"], tokens: Int[Array, "N"], top_p: float) -> Bool[Array, "N"]:
+def in_nucleus(weights: Float[Array, "V N"], tokens: Int[Array, " N"], top_p: float) -> Bool[Array, " N"]:
     """Whether the tokens of larger weight have less than top_p of the mass. Ties with the last one kept are kept."""
     own = _at(weights, tokens)
     # A bound that rounds to 0 would leave out the likeliest token too.
@@ -106,7 +106,7 @@ def in_nucleus(weights: Float[Array, "V N"], tokens: Int[Array, "N"], top_p: flo
     return _total(jnp.where(weights > own, weights, 0.0)) < bound
 
 
-def draw(weights: Float[Array, "V N"], uniform: Float[Array, "N"]) -> Int[Array, "N"]:
+def draw(weights: Float[Array, "V N"], uniform: Float[Array, " N"]) -> Int[Array, " N"]:
     """An index of each row with probability proportional to its weight, by inverting the cumulative sum.
 
     An index of weight 0 is never drawn, however the sums round.
@@ -118,7 +118,7 @@ def draw(weights: Float[Array, "V N"], uniform: Float[Array, "N"]) -> Int[Array,
     return block * BLOCK + index
 
 
-def row_uniforms(keys: Key[Array, "B"], group: int, steps: int) -> Float[Array, "T B G"]:
+def row_uniforms(keys: Key[Array, " B"], group: int, steps: int) -> Float[Array, "T B G"]:
     """Uniform numbers in [0, 1) that depend on a row's key, the sample and the step only.
 
     So a sample is the same whatever batch its prompt is in, and whatever the number of steps allowed.
@@ -132,7 +132,7 @@ def row_uniforms(keys: Key[Array, "B"], group: int, steps: int) -> Float[Array, 
     return jax.vmap(over_rows, in_axes=(None, None, 0))(keys, jnp.arange(group), jnp.arange(steps))
 
 
-def largest_threshold(values: Float[Array, "V N"], enough: Callable[[Float[Array, "N"]], Array]) -> Float[Array, "N"]:
+def largest_threshold(values: Float[Array, "V N"], enough: Callable[[Float[Array, " N"]], Array]) -> Float[Array, " N"]:
     """The largest float `bound` of each row with `enough(bound)`, which holds at -inf and falls once above."""
     highest = values.max(axis=0)
     start = _ordered(jnp.full_like(highest, -jnp.inf)), _ordered(highest) + 1
@@ -166,20 +166,20 @@ def _blocks(x: Array, fill: float = 0.0) -> Array:
     return x.reshape(-1, BLOCK, x.shape[-1])
 
 
-def _total(x: Array) -> Float[Array, "N"]:
+def _total(x: Array) -> Float[Array, " N"]:
     """Sum over the vocabulary, first within blocks, as `draw` adds them."""
     return _blocks(x).astype(jnp.float32).sum(axis=1).sum(axis=0)
 
 
-def _at(x: Float[Array, "V N"], places: Int[Array, "N"]) -> Float[Array, "N"]:
+def _at(x: Float[Array, "V N"], places: Int[Array, " N"]) -> Float[Array, " N"]:
     return jnp.take_along_axis(x, places[None], axis=0)[0]
 
 
-def _block_at(blocks: Float[Array, "C BLOCK N"], block: Int[Array, "N"]) -> Float[Array, "BLOCK N"]:
+def _block_at(blocks: Float[Array, "C BLOCK N"], block: Int[Array, " N"]) -> Float[Array, "BLOCK N"]:
     return jnp.take_along_axis(blocks, block[None, None], axis=0)[0]
 
 
-def _invert(parts: Float[Array, "C N"], target: Float[Array, "N"]) -> tuple[Array, Array]:
+def _invert(parts: Float[Array, "C N"], target: Float[Array, " N"]) -> tuple[Array, Array]:
     """The first part of weight where the running sum exceeds `target`, and what of the target is left there.
 
     Running sums round, and in no fixed order; where that leaves no such part, it is the largest one.

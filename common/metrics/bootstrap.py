@@ -26,7 +26,7 @@ class Measure:
     score: Callable[[Totals], Float[np.ndarray, "... M"]]
 
 
-def mean_measure(name: str, scores: Float[np.ndarray, "N"]) -> Measure:
+def mean_measure(name: str, scores: Float[np.ndarray, " N"]) -> Measure:
     """A metric that is the mean of its report scores."""
     rows = np.stack([scores, np.ones_like(scores)], axis=-1)
     return Measure((name,), rows, lambda totals: totals[..., :1] / totals[..., 1:])

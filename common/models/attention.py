@@ -148,14 +148,14 @@ def attend_to(
     q: Float[Array, "B S H dim"],
     k: Float[Array, "B M H dim"],
     v: Float[Array, "B M H dim"],
-    mask: Bool[Array, "B #S M"] | None = None,
+    mask: Bool[Array, " B #S M"] | None = None,
 ) -> Float[Array, "B S H dim"]:
     """Softmax attention to another sequence, or to one's own under any mask; scale 1 / sqrt(dim)."""
     return _plain(q, k, v, mask)
 
 
 def attention_weights(
-    q: Float[Array, "B S H dim"], k: Float[Array, "B M H dim"], mask: Bool[Array, "B #S M"] | None = None
+    q: Float[Array, "B S H dim"], k: Float[Array, "B M H dim"], mask: Bool[Array, " B #S M"] | None = None
 ) -> Float[Array, "B H S M"]:
     """The weights by which `attend_to` sums the values, to look at them."""
     scores = jnp.einsum("bshd,bmhd->bhsm", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5

@@ -294,7 +294,7 @@ class TextTransformer(nn.Module):
         """The last LayerNorm."""
         return self.ln_final(x).astype(x.dtype)
 
-    def pooled(self, x: Float[Array, "B T D"], end: Int[Array, "B"]) -> Float[Array, "B embed"]:
+    def pooled(self, x: Float[Array, "B T D"], end: Int[Array, " B"]) -> Float[Array, "B embed"]:
         """The text embedding: the finished feature at each text's end token, projected."""
         last = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
         return last @ self.text_projection.astype(x.dtype)

@@ -83,7 +83,7 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
-def argmax(values: Float[Array, "V N"]) -> Int[Array, "N"]:
+def argmax(values: Float[Array, "V N"]) -> Int[Array, " N"]:
     """The first index of each column's largest value: its block first, as XLA for CPUs finds an index one by one."""
     if padding := -values.shape[0] % BLOCK:
         values = jnp.pad(values, ((0, padding), (0, 0)), constant_values=-jnp.inf)

@@ -43,7 +43,7 @@ class Prefilled(flax.struct.PyTreeNode):
     hidden: Float[Array, "B D"]  # of the last prompt token
     keys_values: PyTree  # leaves [... B K P dim]
     mask: Bool[Array, "B P"]
-    next_position: Int[Array, "B"]  # of the first new token
+    next_position: Int[Array, " B"]  # of the first new token
 
 
 def heads_first(keys_values: PyTree) -> PyTree:

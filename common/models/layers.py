@@ -147,7 +147,7 @@ class RotaryScaling:
     amplitude: float = 1.0
     ramp: Literal["index", "turns"] = "index"
 
-    def frequencies(self, head_dim: int, theta: float) -> Float[Array, "half"]:
+    def frequencies(self, head_dim: int, theta: float) -> Float[Array, " half"]:
         """Turn of each pair of a head from one position to the next, in radians."""
         frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
         if self.factor == 1:

@@ -67,7 +67,7 @@ class StudyRows(flax.struct.PyTreeNode):
     mask: Bool[Array, "B S"]
     positions: Int[Array, "B 3 S"]  # time, height, width
     image_index: Int[Array, "B S"]  # which of the row's image features stands here, -1 where a token does
-    next_position: Int[Array, "B"]  # of a token after the row
+    next_position: Int[Array, " B"]  # of a token after the row
 
 
 def vision_features(

@@ -60,7 +60,7 @@ def expand_images(config: Qwen2VLConfig, row: Sequence[int], grids: Sequence[Gri
 
 def rope_positions(
     config: Qwen2VLConfig, row: Sequence[int], grids: Sequence[Grid]
-) -> tuple[Int[np.ndarray, "3 S"], Int[np.ndarray, "S"], int]:
+) -> tuple[Int[np.ndarray, "3 S"], Int[np.ndarray, " S"], int]:
     """M-RoPE positions of a row, the image token (counted over all images) at each place, and the next position.
 
     Text counts on in all three; an image keeps one time and counts its rows and columns from there; what follows

@@ -79,10 +79,10 @@ class VisionLayout(flax.struct.PyTreeNode):
     There are W windows of C patches in a row, with `spatial_merge_size`^2 patches of a token side by side.
     """
 
-    order: Int[Array, "W*C/4"]  # the token at each place; any token at empty places
-    places: Int[Array, "T"]  # the place of each token, tokens in reading order
+    order: Int[Array, " W*C/4"]  # the token at each place; any token at empty places
+    places: Int[Array, " T"]  # the place of each token, tokens in reading order
     positions: Int[Array, "W*C 2"]  # row and column of the patch at each place
-    mask: Bool[Array, "W*C"]  # true where there is a patch
+    mask: Bool[Array, " W*C"]  # true where there is a patch
 
 
 class PatchEmbedding(nn.Module):

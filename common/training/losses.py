@@ -35,7 +35,7 @@ def token_logprobs(
     wanted: Bool[Array, "B S"] | None = None,
     chunk: int = 128,
     head_trained: bool,
-    forbidden: Bool[Array, "V"] | None = None,
+    forbidden: Bool[Array, " V"] | None = None,
 ) -> Float[Array, "B S"]:
     """log softmax(hidden @ head.T)[target] of every position, in float32; of those `wanted`, and 0 elsewhere.
 

@@ -43,7 +43,7 @@ def token_statistics(
     wanted: Bool[Array, "B S"] | None = None,
     chunk: int = 128,
     head_trained: bool,
-    forbidden: Bool[Array, "V"] | None = None,
+    forbidden: Bool[Array, " V"] | None = None,
 ) -> TokenLogprobs:
     """Statistics of softmax(hidden @ head.T) at every position; the arguments are those of `token_logprobs`.
 

@@ -108,7 +108,7 @@ class Tiles(NamedTuple):
     forbidden: Bool[Array, "rows tiles"] | None
 
 
-def cut(head: Float[Array, "V D"], forbidden: Bool[Array, "V"] | None) -> Tiles:
+def cut(head: Float[Array, "V D"], forbidden: Bool[Array, " V"] | None) -> Tiles:
     """The tiles of a head."""
     vocabulary = head.shape[0]
     count = max((n for n in range(1, vocabulary // TILE + 1) if vocabulary % n == 0), default=1)

@@ -41,7 +41,7 @@ from retsta_jax.standardize import Trained, load_trained, standardize
 from retsta_jax.terminology.check import load_terminology
 
 
-def findings_f1(texts: Sequence[str], references: Sequence[str]) -> Float[np.ndarray, "N"]:
+def findings_f1(texts: Sequence[str], references: Sequence[str]) -> Float[np.ndarray, " N"]:
     """The reward: F1 of what each text states against what its reference states."""
     pairs = [
         [statements(side, language_of(reference), "fundus", load_terminology()) for side in (text, reference)]

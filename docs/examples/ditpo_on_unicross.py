@@ -60,7 +60,7 @@ def unicross_policy(config: UniCrossConfig, settings: DecodeSettings, bos_id: in
         own = {**params.frozen["fixed"], **params.trainable}
         return Net(own, {name: params.frozen[name] for name in ("clip", "report_embedding")}, config)
 
-    def sample(params: PolicyParams, prompts: Encoded, keys: Key[Array, "B"], group: int) -> Generated:
+    def sample(params: PolicyParams, prompts: Encoded, keys: Key[Array, " B"], group: int) -> Generated:
         model = net(params)
         start = jnp.full((prompts.memory.shape[0], 1), bos_id, jnp.int32)
         each = dataclasses.replace(settings, group=group)

@@ -132,7 +132,7 @@ def policy_gradient(
     model: Any,
     rows: Int[Tensor, "N P+T"],
     new_tokens: int,
-    advantages: Float[Tensor, "N"],
+    advantages: Float[Tensor, " N"],
     micro_batch: int,
     old_log_probs: Float[Tensor, "N T"] | None = None,
 ) -> float:
@@ -158,8 +158,8 @@ def completion_logprobs(model: Any, rows: Int[Tensor, "N P+T"], new_tokens: int)
 
 
 def grpo_loss(
-    logp: Float[Tensor, "N T"], old_logp: Float[Tensor, "N T"], advantages: Float[Tensor, "N"], clip: float = 0.2
-) -> Float[Tensor, "N"]:
+    logp: Float[Tensor, "N T"], old_logp: Float[Tensor, "N T"], advantages: Float[Tensor, " N"], clip: float = 0.2
+) -> Float[Tensor, " N"]:
     """Loss of each sample."""
     ratio, gain = (logp - old_logp).exp(), advantages[:, None]
     return -torch.minimum(ratio * gain, ratio.clamp(1 - clip, 1 + clip) * gain).mean(-1)

@@ -59,7 +59,7 @@ class UniCrossAdapter(nn.Module):
         images: Float[Tensor, "B V 3 H W"],
         ids: Int[Tensor, "B S"],
         mask: Bool[Tensor, "B S"],
-        end: Int[Tensor, "B"] | None = None,
+        end: Int[Tensor, " B"] | None = None,
         causal: bool = False,
     ) -> dict[str, Any]:
         """Logits [B S vocabulary] and what leads to them; "views" holds one dict per view (see `encode_images`).

@@ -84,7 +84,7 @@ def deduplicate(
     del texts
     keys = band_keys(sets, config.bands, config.rows)
 
-    def found(group: Int[np.ndarray, "N"], name: str) -> _Found:
+    def found(group: Int[np.ndarray, " N"], name: str) -> _Found:
         item, row = _distinct(group, text)
         kept = keep_first(sets, keys, text[row], group[row], config.threshold, _progress(name, len(row)))
         return _Found(row[kept.stays[item]], kept.similarity[item], kept.stays[item] == item)
@@ -120,14 +120,14 @@ _SPACE_TO_DROP = re.compile(r"(?<![^\W\u2e80-\U0003ffff]) | (?![^\W\u2e80-\U0003
 class _Found(NamedTuple):
     """For each report the number of the one that stays, their similarity, and whether their texts are equal."""
 
-    stays: Int[np.ndarray, "N"]
-    similarity: Float[np.ndarray, "N"]
-    exact: Bool[np.ndarray, "N"]
+    stays: Int[np.ndarray, " N"]
+    similarity: Float[np.ndarray, " N"]
+    exact: Bool[np.ndarray, " N"]
 
 
 def _numbered(
     reports: Iterable[tuple[str | int, str, Hashable]],
-) -> tuple[list[str | int], Int[np.ndarray, "N"], Int[np.ndarray, "N"], list[str]]:
+) -> tuple[list[str | int], Int[np.ndarray, " N"], Int[np.ndarray, " N"], list[str]]:
     """The ids, the number of each report's text and of its states, and the distinct texts by number."""
     ids: list[str | int] = []
     text_numbers, state_numbers = array("q"), array("q")
@@ -145,8 +145,8 @@ def _numbered(
 
 
 def _distinct(
-    group: Int[np.ndarray, "N"], text: Int[np.ndarray, "N"]
-) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "K"]]:
+    group: Int[np.ndarray, " N"], text: Int[np.ndarray, " N"]
+) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " K"]]:
     """The number of each row's (group, text), in the order of their first rows, and those first rows."""
     together = group * (text.max(initial=0) + 1) + text
     _, first, item = np.unique(together, return_index=True, return_inverse=True)
@@ -156,18 +156,18 @@ def _distinct(
     return number[item], first[order]
 
 
-def _removed(found: _Found) -> Int[np.ndarray, "n"]:
+def _removed(found: _Found) -> Int[np.ndarray, " n"]:
     return np.flatnonzero(found.stays != np.arange(len(found.stays)))
 
 
-def _most_similar(found: _Found, rows: Int[np.ndarray, "n"]) -> Int[np.ndarray, "examples"]:
+def _most_similar(found: _Found, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " examples"]:
     """One of the rows for each report that stays, the most similar first."""
     by_similarity = rows[np.argsort(-found.similarity[rows], kind="stable")]
     _, first = np.unique(found.stays[by_similarity], return_index=True)
     return by_similarity[np.sort(first)]
 
 
-def _duplicates(ids: Sequence[str | int], found: _Found, rows: Int[np.ndarray, "n"]) -> tuple[Duplicate, ...]:
+def _duplicates(ids: Sequence[str | int], found: _Found, rows: Int[np.ndarray, " n"]) -> tuple[Duplicate, ...]:
     columns = (found.stays[rows].tolist(), found.similarity[rows].tolist(), found.exact[rows].tolist())
     return tuple(
         Duplicate(ids[row], ids[stays], similarity, "exact" if exact else "near")

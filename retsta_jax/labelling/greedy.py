@@ -18,24 +18,24 @@ BLOCK = 512  # items that are compared with each other, after each was compared 
 class Kept(NamedTuple):
     """For each item the item that stays for it, itself where it stays, and their similarity."""
 
-    stays: Int[np.ndarray, "N"]
-    similarity: Float[np.ndarray, "N"]
+    stays: Int[np.ndarray, " N"]
+    similarity: Float[np.ndarray, " N"]
 
 
 class _Buckets(NamedTuple):
     """Items that share a band. `kept[starts[b]:starts[b] + filled[b]]` are those of bucket b that stay, ascending."""
 
     of_item: Int[np.ndarray, "bands N"]  # -1 where no other item has the band
-    starts: Int[np.ndarray, "B"]
-    filled: Int[np.ndarray, "B"]
-    kept: Int[np.ndarray, "S"]
+    starts: Int[np.ndarray, " B"]
+    filled: Int[np.ndarray, " B"]
+    kept: Int[np.ndarray, " S"]
 
 
 def keep_first(
     sets: NgramSets,
     keys: UInt[np.ndarray, "bands T"],
-    text: Int[np.ndarray, "N"],
-    group: Int[np.ndarray, "N"],
+    text: Int[np.ndarray, " N"],
+    group: Int[np.ndarray, " N"],
     threshold: float,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Kept:
@@ -43,7 +43,7 @@ def keep_first(
     kept = Kept(np.arange(len(text)), np.ones(len(text)))
     buckets = _buckets(keys, text, group)
 
-    def similar(pairs: Iterator[UInt[np.ndarray, "K"]]) -> Iterator[tuple[int, int, float]]:
+    def similar(pairs: Iterator[UInt[np.ndarray, " K"]]) -> Iterator[tuple[int, int, float]]:
         possible = [np.empty(0, np.uint64)]
         for pair in pairs:
             left, right = _items(pair)
@@ -68,7 +68,7 @@ def keep_first(
     return kept
 
 
-def _buckets(keys: UInt[np.ndarray, "bands T"], text: Int[np.ndarray, "N"], group: Int[np.ndarray, "N"]) -> _Buckets:
+def _buckets(keys: UInt[np.ndarray, "bands T"], text: Int[np.ndarray, " N"], group: Int[np.ndarray, " N"]) -> _Buckets:
     of_item = np.full((len(keys), len(text)), -1, np.int32)
     of_group = group.astype(np.uint64) * FOLD
     sizes = [np.empty(0, np.int64)]
@@ -87,7 +87,7 @@ def _buckets(keys: UInt[np.ndarray, "bands T"], text: Int[np.ndarray, "N"], grou
     return _Buckets(of_item, size.cumsum() - size, np.zeros(count, np.int64), np.empty(size.sum(), np.int32))
 
 
-def _pairs_with_kept(buckets: _Buckets, items: Int[np.ndarray, "n"]) -> Iterator[UInt[np.ndarray, "K"]]:
+def _pairs_with_kept(buckets: _Buckets, items: Int[np.ndarray, " n"]) -> Iterator[UInt[np.ndarray, " K"]]:
     """Pairs of each item with the items that stay and share a bucket, about CHUNK at a time."""
     item, bucket = _entries(buckets, items)
     counts = buckets.filled[bucket]
@@ -101,20 +101,20 @@ def _pairs_with_kept(buckets: _Buckets, items: Int[np.ndarray, "n"]) -> Iterator
         first = last
 
 
-def _pairs_within(buckets: _Buckets, items: Int[np.ndarray, "n"]) -> Iterator[UInt[np.ndarray, "K"]]:
+def _pairs_within(buckets: _Buckets, items: Int[np.ndarray, " n"]) -> Iterator[UInt[np.ndarray, " K"]]:
     """Pairs of each item with the earlier ones of `items` that share a bucket."""
     item, bucket = _entries(buckets, items)
     rank = _rank(bucket)
     yield _pair(item.repeat(rank), item[ranges(np.arange(len(item)) - rank, rank)])
 
 
-def _append(buckets: _Buckets, items: Int[np.ndarray, "n"]) -> None:
+def _append(buckets: _Buckets, items: Int[np.ndarray, " n"]) -> None:
     item, bucket = _entries(buckets, items)
     buckets.kept[buckets.starts[bucket] + buckets.filled[bucket] + _rank(bucket)] = item
     np.add.at(buckets.filled, bucket, 1)
 
 
-def _entries(buckets: _Buckets, items: Int[np.ndarray, "n"]) -> tuple[Int[np.ndarray, "S"], Int[np.ndarray, "S"]]:
+def _entries(buckets: _Buckets, items: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " S"], Int[np.ndarray, " S"]]:
     """Each item with each of its buckets, by bucket and then by item."""
     of_items = buckets.of_item[:, items]
     band, place = np.nonzero(of_items >= 0)
@@ -123,14 +123,14 @@ def _entries(buckets: _Buckets, items: Int[np.ndarray, "n"]) -> tuple[Int[np.nda
     return items[place[order]], bucket[order]
 
 
-def _rank(bucket: Int[np.ndarray, "S"]) -> Int[np.ndarray, "S"]:
+def _rank(bucket: Int[np.ndarray, " S"]) -> Int[np.ndarray, " S"]:
     """How many earlier entries have the same bucket, of entries sorted by bucket."""
     return np.arange(len(bucket)) - np.searchsorted(bucket, bucket)
 
 
-def _pair(left: Int[np.ndarray, "K"], right: Int[np.ndarray, "K"]) -> UInt[np.ndarray, "K"]:
+def _pair(left: Int[np.ndarray, " K"], right: Int[np.ndarray, " K"]) -> UInt[np.ndarray, " K"]:
     return left.astype(np.uint64) << np.uint64(32) | right.astype(np.uint64)
 
 
-def _items(pair: UInt[np.ndarray, "K"]) -> tuple[Int[np.ndarray, "K"], Int[np.ndarray, "K"]]:
+def _items(pair: UInt[np.ndarray, " K"]) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " K"]]:
     return (pair >> np.uint64(32)).astype(np.int64), (pair & np.uint64(0xFFFFFFFF)).astype(np.int64)

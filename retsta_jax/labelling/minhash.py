@@ -26,10 +26,10 @@ SEED = 1
 class NgramSets(NamedTuple):
     """The distinct n-grams of each text. Row i is `members[starts[i]:starts[i + 1]]`, ascending numbers of n-grams."""
 
-    members: UInt[np.ndarray, "S"]
-    starts: Int[np.ndarray, "N+1"]
-    hashes: UInt[np.ndarray, "V"]  # 32 bits of each n-gram, the same in every corpus
-    sizes: Int[np.ndarray, "N"]  # of the sets
+    members: UInt[np.ndarray, " S"]
+    starts: Int[np.ndarray, " N+1"]
+    hashes: UInt[np.ndarray, " V"]  # 32 bits of each n-gram, the same in every corpus
+    sizes: Int[np.ndarray, " N"]  # of the sets
     bitmaps: UInt[np.ndarray, "N words"]  # a bit for each value that the low bits of the hashes take in the set
 
 
@@ -70,13 +70,13 @@ def band_keys(sets: NgramSets, bands: int, rows: int) -> UInt[np.ndarray, "bands
     return keys
 
 
-def permutations(count: int) -> tuple[UInt[np.ndarray, "K"], UInt[np.ndarray, "K"]]:
+def permutations(count: int) -> tuple[UInt[np.ndarray, " K"], UInt[np.ndarray, " K"]]:
     """The multipliers, which are odd, and the offsets of `count` permutations of 32-bit numbers."""
     drawn = np.random.Generator(np.random.PCG64(SEED)).integers(0, 1 << 32, (2, count), np.uint32)
     return drawn[0] | np.uint32(1), drawn[1]
 
 
-def finalized(hashes: UInt[np.ndarray, "V"]) -> UInt[np.ndarray, "V"]:
+def finalized(hashes: UInt[np.ndarray, " V"]) -> UInt[np.ndarray, " V"]:
     """MurmurHash3's finalizer of 32-bit numbers, a bijection that spreads similar ones."""
     hashes = (hashes ^ hashes >> np.uint32(16)) * np.uint32(0x85EBCA6B)
     hashes = (hashes ^ hashes >> np.uint32(13)) * np.uint32(0xC2B2AE35)
@@ -84,8 +84,8 @@ def finalized(hashes: UInt[np.ndarray, "V"]) -> UInt[np.ndarray, "V"]:
 
 
 def may_be_similar(
-    sets: NgramSets, left: Int[np.ndarray, "K"], right: Int[np.ndarray, "K"], threshold: float
-) -> Bool[np.ndarray, "K"]:
+    sets: NgramSets, left: Int[np.ndarray, " K"], right: Int[np.ndarray, " K"], threshold: float
+) -> Bool[np.ndarray, " K"]:
     """False for pairs of texts whose similarity is certainly below the threshold.
 
     Sets of sizes a and b with similarity s differ in (a + b) (1 - s) / (1 + s) members, and their bitmaps in at most as
@@ -101,7 +101,7 @@ def may_be_similar(
     return possible
 
 
-def similarities(sets: NgramSets, left: Int[np.ndarray, "K"], right: Int[np.ndarray, "K"]) -> Float[np.ndarray, "K"]:
+def similarities(sets: NgramSets, left: Int[np.ndarray, " K"], right: Int[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
     """The exact Jaccard index of each pair of texts."""
     total = sets.sizes[left] + sets.sizes[right]
     found = np.empty(len(left))
@@ -118,19 +118,19 @@ def similarities(sets: NgramSets, left: Int[np.ndarray, "K"], right: Int[np.ndar
     return found
 
 
-def ranges(starts: Int[np.ndarray, "N"], counts: Int[np.ndarray, "N"]) -> Int[np.ndarray, "S"]:
+def ranges(starts: Int[np.ndarray, " N"], counts: Int[np.ndarray, " N"]) -> Int[np.ndarray, " S"]:
     """The numbers starts[i], starts[i] + 1, ..., of which there are counts[i], for each i in turn."""
     ends = counts.cumsum()
     return np.arange(ends[-1] if len(ends) else 0) + (starts - ends + counts).repeat(counts)
 
 
-def distinct(values: UInt[np.ndarray, "S"]) -> UInt[np.ndarray, "S"]:
+def distinct(values: UInt[np.ndarray, " S"]) -> UInt[np.ndarray, " S"]:
     """As `numpy.unique`, whose hash table is slower than its sort."""
     values = np.sort(values)
     return values[np.append(True, values[1:] != values[:-1])[: len(values)]]
 
 
-def _vocabulary(texts: Sequence[str], n: int) -> UInt[np.ndarray, "V"]:
+def _vocabulary(texts: Sequence[str], n: int) -> UInt[np.ndarray, " V"]:
     """The distinct n-grams of all texts, ascending."""
     known, new, waiting = np.empty(0, np.uint64), [], 0
     for _, codes, _ in _coded(texts, n):
@@ -141,7 +141,7 @@ def _vocabulary(texts: Sequence[str], n: int) -> UInt[np.ndarray, "V"]:
     return distinct(np.concatenate([known, *new]))
 
 
-def _coded(texts: Sequence[str], n: int) -> Iterator[tuple[int, UInt[np.ndarray, "S"], Int[np.ndarray, "S"]]]:
+def _coded(texts: Sequence[str], n: int) -> Iterator[tuple[int, UInt[np.ndarray, " S"], Int[np.ndarray, " S"]]]:
     """Chunk by chunk: the number of its first text, the n-gram at each place, and the number of the text it is in."""
     gap = "\0" * (n - 1)
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
@@ -178,7 +178,7 @@ def _bitmaps(sets: NgramSets) -> UInt[np.ndarray, "N words"]:
     return bitmaps
 
 
-def _spans(starts: Int[np.ndarray, "N+1"], most: int) -> Iterator[tuple[int, int]]:
+def _spans(starts: Int[np.ndarray, " N+1"], most: int) -> Iterator[tuple[int, int]]:
     """Spans of rows with at most `most` members together, or of one row that has more."""
     first = 0
     while first < len(starts) - 1:
