@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.bounds import SEED, STEPS_OR_ALL, bounded
-from common.clinical.scores import Scores, in_each_language
+from common.clinical.labeler import labeler_digests
+from common.clinical.scores import Scores, default_labeler, in_each_language, score_systems
 from common.config import check_run_directory, check_trained_on
 from common.config_options import first_word, preset_parser, read_preset_options
 from common.data.records import Quarantine
@@ -43,7 +44,6 @@ from deer_jax.config import (
 from deer_jax.ddsampling import Strategy
 from deer_jax.prompts import read_splits, splits_line
 from deer_jax.proportion import draw_proportions
-from deer_jax.resumable import labeler_record
 from deer_jax.rl_run import check_config, reward_labeler
 from deer_jax.rl_run import train_run as run_rl
 from deer_jax.sample import sample_run
@@ -58,7 +58,6 @@ from deer_jax.test_evaluation import (
     held_out_reports,
     sampling,
     score_model,
-    score_systems,
 )
 
 PROGRAM = "deer ablation"
@@ -160,10 +159,11 @@ def run_ablation(
     if not start.is_dir():
         run_sft(sft, directory / "sft")
     check_trained_on(directory / "sft", {"base": base_weights(base_directory(sft.model)).sha256})
-    score = functools.partial(score_model, split=test, layout=config.data.layout, labeler=labeler)
+    scoring = default_labeler(config.data.layout) or labeler
+    score = functools.partial(score_model, split=test, labeler=scoring)
     table = {SFT: [score(held_out_reports(config, start, directory / "sft"))]}
     others = nearest(config, start, splits["train"], test)
-    table |= {name: [scores] for name, scores in score_systems(others, test, config.data.layout, labeler).items()}
+    table |= {name: [scores] for name, scores in score_systems(others, test.studies, scoring).items()}
     for seed in seeds:
         for name, variant in rows.items():
             run_dir = directory / run_name(variant, seed)
@@ -219,7 +219,7 @@ def select_studies(config: RlConfig, preset: str, model: Path, directory: Path, 
     of: dict[str, Any] = {"fraction": variant.fraction, "strategy": variant.strategy, "seed": seed}
     of["model"] = model_record(model)
     if (labeler := reward_labeler(config.reward)) is not None:
-        of["labeler"] = labeler_record(config.reward.labeler, labeler)
+        of["labeler"] = labeler_digests(labeler)
     if file.is_file():
         if found := differences(read_json_object(file).get("of"), of):
             shown = "; ".join(map(str, found))

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from common.bounds import COUNT, FINITE, SEED, SHARE, bounded
-from common.clinical.labeler import Labeler, classes_of_groups, label_texts, load_labeler
+from common.clinical.labeler import Labeler, load_labeler
+from common.clinical.report_labeler import ReportLabeler, classes_of_groups
 from common.data.summary import say_data
 from common.devices import say_devices
 from common.errors import Parser, UserError
@@ -133,14 +134,14 @@ def masking(
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     ids = [group.id for group in groups for _ in group.rollouts]
-    before = label_texts(labeler, [rollout.text for rollout in rollouts], ids=ids).classes == POSITIVE
+    before = labeler.label([rollout.text for rollout in rollouts], ids).classes == POSITIVE
     rng = np.random.default_rng(seed)
     result: dict[str, Any] = {"reports": len(rollouts), "share": share}
     for method in ("random", "tfidf", "gradient"):
         scores = score_function("uniform" if method == "random" else method, labeler, stop_ids)(groups)
         flat = [values for group in scores for values in group]
         texts = [masked(rollout, top(values, share, rng)) for rollout, values in zip(rollouts, flat, strict=True)]
-        after = label_texts(labeler, texts, ids=ids).classes == POSITIVE
+        after = labeler.label(texts, ids).classes == POSITIVE
         same = ~(before | after).any(-1)
         f1 = np.where(same, 1.0, label_f1(after.astype(int), before.astype(int)))
         changed = (before != after).any(-1).astype(float)
@@ -173,11 +174,11 @@ def masked(rollout: Rollout, chosen: Bool[np.ndarray, " T"]) -> str:
 
 
 def rewards(
-    rows: Sequence[dict[str, Any]], labeler: Labeler, gamma: float, selected: set[str] | None
+    rows: Sequence[dict[str, Any]], labeler: ReportLabeler, gamma: float, selected: set[str] | None
 ) -> dict[str, Any]:
     """Table 7: the rewards of Eq. 1 within groups, of all studies and of the selected ones."""
     ids = [row["id"] for row in rows]
-    expected = label_texts(labeler, [row["reference"] for row in rows], ids=ids).classes
+    expected = labeler.label([row["reference"] for row in rows], ids).classes
     found = []
     each = classes_of_groups(labeler, [row["rollouts"] for row in rows], ids)
     for row, classes, own in zip(rows, expected, each, strict=True):
@@ -207,14 +208,14 @@ def token_page(
         studies.append({"id": id_, "reference": reference, "rollouts": rollouts})
     names = {finding for study in studies for part in study["reference"] for finding in part["findings"]}
     names |= {name for study in studies for report in study["rollouts"] for part in report for name in part["findings"]}
-    colours = {name: place for place, name in enumerate(label for label in labeler.config.labels if label in names)}
+    colours = {name: place for place, name in enumerate(label for label in labeler.labels if label in names)}
     return render_template(
         "token_page.html.j2", package="deer_jax", folder="", studies=studies, colours=colours, method=method, most=most,
         count=max(len(colours), 1),
     )  # fmt: skip
 
 
-def sentences(texts: Sequence[str], labeler: Labeler) -> list[list[dict[str, Any]]]:
+def sentences(texts: Sequence[str], labeler: ReportLabeler) -> list[list[dict[str, Any]]]:
     """The sentences of each text with their places, and what the labeler finds mentioned in each."""
     found = [list(SENTENCE.finditer(text)) for text in texts]
     classes = classes_of_groups(labeler, [[sentence[0] for sentence in own] for own in found])
@@ -224,7 +225,7 @@ def sentences(texts: Sequence[str], labeler: Labeler) -> list[list[dict[str, Any
                 "text": sentence[0],
                 "start": sentence.start(),
                 "end": sentence.end(),
-                "findings": [labeler.config.labels[place] for place in np.flatnonzero(own != BLANK)],
+                "findings": [labeler.labels[place] for place in np.flatnonzero(own != BLANK)],
             }
             for sentence, own in zip(*pair, strict=True)
         ]

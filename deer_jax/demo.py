@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.clinical.labeler import Labeler, load_labeler
-from common.clinical.scores import Scores
+from common.clinical.scores import Scores, default_labeler, score_systems
 from common.config import check_own_names, remove_run
 from common.data.records import Quarantine
 from common.data.splits import Split
@@ -36,7 +36,7 @@ from deer_jax.rl_run import OUTPUTS, train_run
 from deer_jax.sample import sample_run
 from deer_jax.select import choose, read_studies
 from deer_jax.setup import base_directory, load_base
-from deer_jax.test_evaluation import NEAREST, baselines, held_out_reports, sampling, score_model, score_systems
+from deer_jax.test_evaluation import NEAREST, baselines, held_out_reports, sampling, score_model
 from deer_jax.weights import read_groups, read_rollout_rows, rollout_reader
 
 AFTER, BEFORE = "after RL", "before RL"
@@ -91,13 +91,14 @@ def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
     layout = make_device_layout(config.parallel, config.mesh)
     loaded = load_base(config.model, config.data.side, config.instruction, layout)
     others = baselines(loaded, splits["train"], splits["test"], config.data.views, layout)
-    about = splits["test"], config.data.layout, labeler
-    systems = {name: score_model(reports, *about) for name, reports in written.items()} | score_systems(others, *about)
+    test, scoring = splits["test"], default_labeler(config.data.layout) or labeler
+    systems = {name: score_model(reports, test, scoring) for name, reports in written.items()}
+    systems |= score_systems(others, test.studies, scoring)
     texts = {name: reports.greedy for name, reports in written.items()} | others
     absent = warn_of_absent(systems)
     write_json(run_dir / "metrics.json", rounded({"systems": systems, "notes": absent}))
     write_token_page(samples, selection["ids"], base, labeler, run_dir / TOKEN_PAGE)
-    shown = page(config, run_dir, splits["test"], texts, systems, selection)
+    shown = page(config, run_dir, test, texts, systems, selection)
     save_run_page(run_dir, dataclasses.replace(shown, notes=[data_read, *shown.notes, *absent]))
     print(score_lines(systems, HEADLINE))
     print(f"token weights: {(run_dir / TOKEN_PAGE).absolute()}")

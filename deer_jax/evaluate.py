@@ -9,18 +9,19 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from common.bounds import COUNT, bounded
 from common.clinical.external import Scorer, check_programs, parse_scorers, run_scorers
+from common.clinical.report_labeler import ReportLabeler, check_findings, label_lists
 from common.clinical.score_command import LANGUAGE_HELP
 from common.clinical.score_command import evaluate as evaluate_as_texts
 from common.data.summary import say_data
 from common.devices import say_devices
-from common.errors import Parser, UserError
+from common.errors import Parser
 from common.io.jsonl import read_jsonl
 from common.io.locks import locked_file
 from common.io.numbers import rounded
@@ -29,11 +30,8 @@ from common.io.terminal import say
 from common.io.text import json_text
 from common.metrics.baselines import constant_reports
 from common.metrics.bootstrap import mean_measure, summarize
-from common.metrics.clinical import FINDINGS, POSITIVE, evaluate_labels, finding_measure
+from common.metrics.clinical import POSITIVE, evaluate_labels
 from common.metrics.tokenize import Language, languages_of
-
-if TYPE_CHECKING:
-    from common.clinical.labeler import Labeler
 
 DESCRIPTION = """Score reports against their references. Prints one JSON object: each metric under its name and
 convention, then `intervals` (95%, bootstrap over reports), `constant_report` (one report for all, chosen from the
@@ -82,11 +80,11 @@ def evaluate_file(chosen: argparse.Namespace) -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from common.clinical.labeler import load_labeler, texts_line  # JAX reads the variable above when it is first used
 
-    labeler = load_labeler(chosen.labeler, chosen.tokenizer)
+    labeler = load_labeler(chosen.labeler, chosen.tokenizer, option="--tokenizer", batch_size=chosen.batch_size)
     texts = [row[name] for row in rows for name in ("prediction", "reference")]
     say_data(texts_line([chosen.predictions], {"reports": len(rows)}, labeler, texts), rows_on_stdout=True)
     say_devices()
-    result = evaluate_predictions(rows, labeler, chosen.language, scorers=scorers, batch_size=chosen.batch_size)
+    result = evaluate_predictions(rows, labeler, chosen.language, scorers=scorers)
     for name, reason in result["notes"].items():
         say(f"note: {name}: {reason}", error=True)
     if chosen.output is not None:
@@ -98,27 +96,26 @@ def evaluate_file(chosen: argparse.Namespace) -> None:
 
 def evaluate_predictions(
     rows: Sequence[Mapping[str, Any]],
-    labeler: "Labeler",
+    labeler: ReportLabeler,
     language: Language | None = None,
     *,
     scorers: Sequence[Scorer] = (),
-    batch_size: int = 32,
 ) -> dict[str, Any]:
     """The object that the command prints, of rows with "id", "prediction" and "reference".
 
     A scorer that fails, and GREEN and RadGraph where they are not given, are None under their names, with the reason in
     the notes. Raises UserError for a labeler of other labels than CheXbert's.
     """
-    _check_labels(labeler)
+    check_findings(labeler)
     result = evaluate_as_texts([dict(row) for row in rows], language, "all")
     predictions, references = [row["prediction"] for row in rows], [row["reference"] for row in rows]
     languages = languages_of(rows) if language is None else [language] * len(rows)
     constant = constant_reports(references, languages, languages)
     ids = [row["id"] for row in rows]
     texts = predictions, references, constant
-    (predicted, expected, always), cut, unknown = label_each(labeler, texts, batch_size, ids)
-    _add(result, clinical_summary(predicted, expected))
-    baseline = clinical_summary(always, expected, intervals=False)
+    (predicted, expected, always), labelled = label_lists(labeler, texts, ids)
+    _add(result, evaluate_labels(predicted, expected))
+    baseline = evaluate_labels(always, expected, intervals=False)
     result["constant_report"] |= {name: score["value"] for name, score in baseline.items()}
     own = zip(rows, languages, strict=True)
     external, absent = run_scorers(scorers, [{**row, "language": language} for row, language in own])
@@ -129,51 +126,8 @@ def evaluate_predictions(
         "predictions": _share_without(predicted),
         "references": _share_without(expected),
     }
-    result["notes"] |= absent
-    if cut:
-        result["notes"]["labeler"] = (
-            f"{cut} different texts were longer than the labeler's {labeler.window} tokens and were cut"
-        )
-    if unknown:
-        result["notes"]["unknown_to_labeler"] = (
-            f"{unknown} different texts have words that the labeler's vocabulary lacks, as those of another language"
-        )
+    result["notes"] |= absent | labelled.notes()
     return {name: result[name] for name in sorted(result, key=lambda name: "/" not in name)}  # the metrics first
-
-
-def clinical_summary(predicted: Classes, expected: Classes, *, intervals: bool = True) -> dict[str, dict[str, float]]:
-    """Every clinical convention and the F1 of each finding: {name: {"value": v, "low": l, "high": h}}."""
-    by_finding = summarize([finding_measure(predicted, expected)], with_intervals=intervals)
-    return evaluate_labels(predicted, expected, intervals=intervals) | by_finding
-
-
-def label_each(
-    labeler: "Labeler", lists: Sequence[Sequence[str]], batch_size: int = 32, ids: Sequence[object] | None = None
-) -> tuple[list[Classes], int, int]:
-    """The classes of several lists of texts, each different text labelled once; how many of these were cut, and how
-    many have a word that the labeler's vocabulary lacks.
-
-    Raises UserError for a labeler of other labels than CheXbert's 14, and as `label_texts` does; `ids` are those of the
-    texts of each list.
-    """
-    from common.clinical.labeler import label_texts
-
-    _check_labels(labeler)
-    place = {text: number for number, text in enumerate(dict.fromkeys(text for texts in lists for text in texts))}
-    first: dict[str, object] = {}
-    for texts in lists:
-        for id_, text in zip(ids or range(1, len(texts) + 1), texts, strict=True):
-            first.setdefault(text, id_)
-    found = label_texts(labeler, list(place), batch_size, [first[text] for text in place])
-    return [found.classes[[place[text] for text in texts]] for texts in lists], found.cut, found.unknown
-
-
-def _check_labels(labeler: "Labeler") -> None:
-    if labeler.config.labels != FINDINGS:
-        raise UserError(
-            f"the labeler names {', '.join(labeler.config.labels)}; clinical scores are of CheXbert's 14 labels, so "
-            "give CheXbert, or a labeler trained on its labels"
-        )
 
 
 def _add(result: dict[str, Any], summary: Summary) -> None:

@@ -12,12 +12,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from common.bounds import COUNT, bounded
-from common.clinical.labeler import Labeler, Labels, check_labels, load_labeler, read_texts, replicate, texts_line
+from common.clinical.labeler import (
+    Labeler,
+    Labels,
+    check_labels,
+    labeler_digests,
+    load_labeler,
+    read_texts,
+    replicate,
+    texts_line,
+)
 from common.data.summary import already, say_data
 from common.errors import Parser
 from common.io.jsonl import read_jsonl
 from common.io.locks import locked_by_first, locked_file
-from deer_jax.resumable import continued_writer, labeler_record, rows_kept
+from deer_jax.resumable import continued_writer, rows_kept
 
 BATCHES_AT_ONCE = 32  # of each process, sorted into length buckets together before their rows are written
 
@@ -40,8 +49,8 @@ def label_file(chosen: argparse.Namespace) -> None:
     """Write, or go on writing, the labels that the parsed command line asks for. Raises UserError."""
     rows = read_jsonl(chosen.file, {"id": str | int, "report": str})
     required = {"labels": list} | ({"logits": list} if chosen.logits else {})
-    labeler = load_labeler(chosen.labeler, chosen.tokenizer)
-    options = functools.cache(lambda: {"labeler": labeler_record(chosen.labeler, labeler), "logits": chosen.logits})
+    labeler = load_labeler(chosen.labeler, chosen.tokenizer, option="--tokenizer")
+    options = functools.cache(lambda: {"labeler": labeler_digests(labeler), "logits": chosen.logits})
     inputs = {row["id"]: row["report"] for row in rows}
     done = rows_kept(chosen.output, inputs, required, options)
     if jax.process_index() == 0:

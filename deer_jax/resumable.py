@@ -9,12 +9,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from common.clinical.labeler import Labeler, labeler_path
 from common.errors import UserError
-from common.io.fingerprints import digest_of, weights_record
 from common.io.resumable import claim_output, continue_rows, row_writer
-from common.io.safetensors import open_tensors
-from common.io.torch_archive import read_archive
 
 Options = Callable[[], Mapping[str, Any]]  # called where it is needed: fingerprints take a second
 
@@ -49,11 +45,3 @@ def continued_writer(
         claim_output(output, options(), list(inputs.values()))
     with row_writer(output) as write:
         yield write
-
-
-def labeler_record(path: str | Path, labeler: Labeler) -> dict[str, str]:
-    """Digests of what tells the labeler that was read from `path` from others, by what they are of."""
-    path = labeler_path(path)
-    weights = weights_record(open_tensors(path) if path.is_dir() else read_archive(path))
-    sizes, words = repr(labeler.config).encode(), labeler.tokenizer.to_str().encode()
-    return {"weights": weights, "sizes": digest_of(sizes), "tokenizer": digest_of(words)}

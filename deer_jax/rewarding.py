@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from common.clinical.labeler import Labeler, label_texts
+from common.clinical.labeler import Labeler
+from common.clinical.report_labeler import ReportLabeler
 from common.errors import UserError
 from common.io.terminal import say
 from common.metrics.clinical import POSITIVE
@@ -24,8 +25,6 @@ from deer_jax.token_weights import (
     uniform_scores,
     weights_of,
 )
-
-LABEL_BATCH = 64
 
 
 def score_function(
@@ -52,7 +51,7 @@ def score_function(
 
 def make_judge(
     references: Sequence[str],
-    labeler: Labeler | None,
+    labeler: ReportLabeler | None,
     scores: ScoreFunction,
     strength: float,
     *,
@@ -76,7 +75,7 @@ def make_judge(
         raise UserError(f"rewards: label F1 needs a labeler; name one with {option}, or another reward")
     expected = np.zeros((len(references), 0), np.int8)
     if labeler is not None:
-        expected = label_texts(labeler, references, LABEL_BATCH, ids).classes
+        expected = labeler.label(references, ids).classes
     warned = False
 
     def check_rewards(rewards: np.ndarray, of_text: Sequence[str | int]) -> None:
@@ -102,10 +101,10 @@ def make_judge(
         against, names_of = [references[study] for study in of_text], [ids[study] for study in of_text]
         measured = {"bleu2": bleu2(texts, against)}
         if labeler is not None:
-            found = label_texts(labeler, texts, LABEL_BATCH, names_of)
+            found = labeler.label(texts, names_of)
             measured["label_f1"] = label_f1(found.classes, expected[of_text])
             measured["no_positive_reference"] = ~(expected[of_text] == POSITIVE).any(-1)
-            measured["beyond_labeler_window"] = np.full(len(texts), found.cut / len(texts))
+            measured["beyond_labeler_window"] = np.full(len(texts), found.cut.reports / len(texts))
             measured["unknown_to_labeler"] = np.full(len(texts), found.unknown / len(texts))
         if reward is not None:
             rewards = checked_rewards(reward(texts, against), len(texts), names[0])

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from common.bounds import POSITIVE, check_number
-from common.clinical.labeler import Labeler, load_labeler, replicate
+from common.clinical.labeler import Labeler, labeler_digests, load_labeler, replicate
 from common.config import owning_run_directory
 from common.config_options import preset_parser, read_preset_options
 from common.data.packing import GlobalBatch
@@ -44,7 +44,6 @@ from deer_jax.config import (
 from deer_jax.ditpo import ditpo_loss
 from deer_jax.flops import step_flops
 from deer_jax.prompts import prompt_length, splits_line
-from deer_jax.resumable import labeler_record
 from deer_jax.rewarding import make_judge, score_function
 from deer_jax.rewards import Reward, phase_gamma
 from deer_jax.rl import Judge, make_rl_step, plan_studies, read_groups
@@ -66,6 +65,7 @@ from deer_jax.written import greedy_writer, study_batches, written_reports
 
 NOT_FINITE = "the policy's logits are not finite (NaN or infinity), so this validation has no value"
 OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", "adapter", "model")  # of a run directory
+LABEL_BATCH = 64  # reports
 PAPERS = -1  # the strength that stands for the paper's
 REWARD = "val/reward"
 SHOWN = ("reward", "kl", "new_tokens", "clipped")
@@ -98,7 +98,8 @@ def reward_labeler(reward: RewardConfig) -> Labeler | None:
     """The labeler that rewards are given by, where one is named. Raises UserError."""
     if not reward.labeler:
         return None
-    return load_labeler(reward.labeler, reward.labeler_tokenizer or None, option="--reward.labeler-tokenizer")
+    vocabulary = reward.labeler_tokenizer or None
+    return load_labeler(reward.labeler, vocabulary, option="--reward.labeler-tokenizer", batch_size=LABEL_BATCH)
 
 
 def make_scores(reward: RewardConfig, labeler: Labeler | None, stop_ids: tuple[int, ...]):
@@ -231,7 +232,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         ],
         base=base_weights(base.directory),
         learns_from=learnt_rows(splits),
-        also_from={} if labeler is None else {"labeler": data_record([labeler_record(config.reward.labeler, labeler)])},
+        also_from={} if labeler is None else {"labeler": data_record([labeler_digests(labeler)])},
         announce=announce,
         quarantine=quarantine,
         rules=SHARDING_RULES,

@@ -10,7 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from common.bounds import check_numbers
-from common.clinical.labeler import Labeler, classes_of_groups, load_labeler, replicate
+from common.clinical.labeler import Labeler, labeler_digests, load_labeler, replicate
+from common.clinical.report_labeler import ReportLabeler, classes_of_groups
 from common.config import to_json
 from common.config_options import preset_parser, read_preset_options
 from common.data.cleaning import clean_report
@@ -34,7 +35,7 @@ from common.training.parallel import (
 from deer_jax.config import HELP, SAMPLE_NEEDS, SAMPLE_PRESETS, SampleConfig
 from deer_jax.ditpo import PolicyParams
 from deer_jax.prompts import prompt_length, read_splits, study_prompts
-from deer_jax.resumable import continued_writer, labeler_record, rows_kept
+from deer_jax.resumable import continued_writer, rows_kept
 from deer_jax.rl import StudyBatch, read_groups
 from deer_jax.setup import Base, base_directory, decode_settings, load_base
 from deer_jax.vision_policy import vision_policy
@@ -108,10 +109,12 @@ def row_options(config: SampleConfig, labeler: Labeler | None) -> dict[str, Any]
     options["data"] = {"side": config.data.side}
     options["model"] = {name: whole["model"][name] for name in ("tuning", "dtype", "frozen_dtype")}
     options["model"] |= model_record(base_directory(config.model))
-    return options | {"labeler": None if labeler is None else labeler_record(config.labeler, labeler)}
+    return options | {"labeler": None if labeler is None else labeler_digests(labeler)}
 
 
-def rows_of(split: Split, sampled: Sequence[tuple[int, list[str]]], labeler: Labeler | None) -> list[dict[str, Any]]:
+def rows_of(
+    split: Split, sampled: Sequence[tuple[int, list[str]]], labeler: ReportLabeler | None
+) -> list[dict[str, Any]]:
     """What is written of the studies of a batch."""
     rows: list[dict[str, Any]] = []
     for study, texts in sampled:

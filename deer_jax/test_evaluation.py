@@ -1,15 +1,15 @@
 """What a model writes for the held-out studies of a data set, scored beside a constant and the nearest report."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from common.clinical.labeler import Labeler
-from common.clinical.scores import Scores, score_reports
+from common.clinical.report_labeler import ReportLabeler
+from common.clinical.scores import Scores, score_systems
 from common.data.splits import Split
 from common.io.finite import check_finite, precision_remedy
 from common.io.jsonl import read_jsonl
@@ -17,7 +17,6 @@ from common.io.safetensors import disk_errors
 from common.metrics.baselines import constant_reports
 from common.training.parallel import DeviceLayout, compile_rows, fetch_rows, place_batch
 from deer_jax.config import RlConfig, RolloutConfig, SampleConfig
-from deer_jax.evaluate import clinical_summary, label_each
 from deer_jax.prompts import prompt_length, study_prompts
 from deer_jax.rl import StudyBatch
 from deer_jax.sample import sample_run
@@ -64,24 +63,10 @@ def held_out_reports(config: RlConfig, model: Path, directory: Path) -> Reports:
     return Reports(*found)
 
 
-def score_model(reports: Reports, split: Split, layout: str, labeler: Labeler | None) -> Scores:
+def score_model(reports: Reports, split: Split, labeler: ReportLabeler | None) -> Scores:
     """Scores of the greedy reports, and beside them the F1 of the sampled ones, named "sampled/..."."""
-    both = score_systems(reports._asdict(), split, layout, labeler)
+    both = score_systems(reports._asdict(), split.studies, labeler)
     return both["greedy"] | {f"sampled/{name}": both["sampled"][name] for name in F1 if name in both["sampled"]}
-
-
-def score_systems(
-    texts: Mapping[str, Sequence[str]], split: Split, layout: str, labeler: Labeler | None
-) -> dict[str, Scores]:
-    """Scores of each system's reports: on phantoms by what was drawn, else by what the labeler finds."""
-    phantoms = layout == "phantom"
-    systems = {name: score_reports(reports, split.studies, phantoms) for name, reports in texts.items()}
-    if labeler is not None and not phantoms:
-        references = [study.report for study in split.studies]
-        (expected, *found), *_ = label_each(labeler, [references, *texts.values()])
-        for name, own in zip(texts, found, strict=True):
-            systems[name] |= clinical_summary(own, expected)
-    return systems
 
 
 def baselines(base: Base, train: Split, test: Split, views: int, layout: DeviceLayout) -> dict[str, list[str]]:

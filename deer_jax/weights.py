@@ -11,7 +11,7 @@ import numpy as np
 
 from common.bounds import FINITE, bounded
 from common.clinical import labeler as wordpiece
-from common.clinical.labeler import Labeler, encode, is_wordpiece, label_texts, load_labeler, texts_line
+from common.clinical.labeler import Labeler, encode, is_wordpiece, labeler_digests, load_labeler, texts_line
 from common.data.summary import already, data_line, say_data
 from common.data.tokenizers import load_tokenizer
 from common.devices import say_devices
@@ -21,7 +21,7 @@ from common.io.functions import load_function
 from common.io.jsonl import SURROGATE, read_jsonl
 from common.io.locks import locked_file
 from common.options import Needs, check_options
-from deer_jax.resumable import continued_writer, labeler_record, rows_kept
+from deer_jax.resumable import continued_writer, rows_kept
 from deer_jax.rewarding import score_function
 from deer_jax.token_weights import (
     STRENGTH,
@@ -113,7 +113,7 @@ def row_options(
     options = {name: getattr(chosen, name) for name in ("method", "uncertain")} | {"strength": strength}
     return options | {
         "source": None if scores is None else function_record(scores),
-        "labeler": None if labeler is None else labeler_record(chosen.labeler, labeler),
+        "labeler": None if labeler is None else labeler_digests(labeler),
         "tokenizer": tokenizer_record(chosen.tokenizer),
     }
 
@@ -174,7 +174,7 @@ def read_groups(rows: Sequence[dict[str, Any]], read: Callable[[str], Rollout], 
     expected: Any = [()] * len(rows)
     if labeler is not None:
         ids = [row["id"] for row in rows]
-        expected = label_texts(labeler, [row["reference"] for row in rows], ids=ids).classes
+        expected = labeler.label([row["reference"] for row in rows], ids).classes
     return [
         Group(row["reference"], [read(text) for text in row["rollouts"]], classes, row["id"])
         for row, classes in zip(rows, expected, strict=True)

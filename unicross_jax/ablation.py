@@ -4,11 +4,11 @@ Table 2 of the paper has `no-adapters` and `no-clip-weights`; the others take ap
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.clinical.scores import Scores
+from common.clinical.scores import Scores, in_each_language, leading_scores
 from common.config import check_run_directory
 from common.data.records import Quarantine
 from common.errors import UserError
@@ -19,7 +19,16 @@ from common.io.safetensors import write_json
 from common.io.text import read_json_object
 from unicross_jax.config import ModelConfig, RunConfig
 from unicross_jax.data import read_splits
-from unicross_jax.evaluate import CONSTANT, MADE_FROM, MODEL, NEAREST, evaluate_run, scores_record
+from unicross_jax.evaluate import (
+    CONSTANT,
+    MADE_FROM,
+    MODEL,
+    NEAREST,
+    evaluate_run,
+    record_of,
+    scores_record,
+    scoring_labeler,
+)
 from unicross_jax.report import load_trained
 from unicross_jax.train import train_run
 
@@ -34,10 +43,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no-modulation": {"modulation": False},
     "single-scale": {"multi_scale": False},
 }
-SHOWN = (
-    "findings/F1", "coco/BLEU-1", "coco/BLEU-2", "coco/BLEU-3", "coco/BLEU-4", "nltk/METEOR", "coco/ROUGE-L",
-    "distinct_outputs",
+TEXT_SCORES = (
+    "coco/BLEU-1", "coco/BLEU-2", "coco/BLEU-3", "coco/BLEU-4", "nltk/METEOR", "coco/ROUGE-L", "distinct_outputs",
 )  # fmt: skip
+
+
+def shown_scores(scores: Scores) -> list[str]:
+    """The names of the scores that tables and terminals show."""
+    return in_each_language([*leading_scores(scores), *TEXT_SCORES], scores)
 
 
 def variant(config: RunConfig, name: str) -> RunConfig:
@@ -50,24 +63,31 @@ def variant(config: RunConfig, name: str) -> RunConfig:
 
 @owning("directory")
 def run_ablation(
-    config: RunConfig, directory: Path, variants: Sequence[str], seeds: Sequence[int], batch_size: int = 32
+    config: RunConfig,
+    directory: Path,
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    labeler: str = "",
+    labeler_tokenizer: str = "",
 ) -> dict[str, list[Scores]]:
     """Train and evaluate every variant with every seed in `directory/<variant>-<seed>`; writes ablation.json there.
 
-    What is finished already is not done again. Returns for each system its scores, one for each seed; the constant
-    report and the nearest training study stand beside the variants. Raises UserError.
+    What is finished already is not done again. The labeler is as for `scoring_labeler`. Returns for each system its
+    scores, one for each seed; the constant report and the nearest training study stand beside the variants. Raises
+    UserError.
     """
     check_own_object(directory / TABLE, [NEAREST, CONSTANT])
+    reader = record_of(scoring_labeler(config, labeler, labeler_tokenizer))
     runs = {(name, seed): dataclasses.replace(variant(config, name), seed=seed) for seed in seeds for name in variants}
     table: dict[str, list[Scores]] = {}
     for (name, seed), chosen in runs.items():
         run_dir = directory / f"{name.replace(' ', '-')}-{seed}"
         check_run_directory(run_dir, chosen)
-        systems = finished(run_dir) if (run_dir / "model").is_dir() else None
+        systems = finished(run_dir, reader) if (run_dir / "model").is_dir() else None
         if systems is None:
             print(f"{run_dir}", flush=True)
             train_run(chosen, run_dir)
-            systems = evaluate_run(run_dir, batch_size=batch_size)
+            systems = evaluate_run(run_dir, labeler=labeler, labeler_tokenizer=labeler_tokenizer)
         table.setdefault(name, []).append(systems[MODEL])
         if name == variants[0] and seed == seeds[0]:
             table |= {baseline: [systems[baseline]] for baseline in (NEAREST, CONSTANT)}
@@ -75,10 +95,10 @@ def run_ablation(
     return table
 
 
-def finished(run_dir: Path) -> dict[str, Scores] | None:
+def finished(run_dir: Path, labeler: Mapping[str, str]) -> dict[str, Scores] | None:
     """The scores of a run that has been evaluated on its whole test split, as `run_ablation` does; None of others.
 
-    Scores of other weights or studies than are there now are not taken, which is said.
+    Scores of other weights or studies than are there now, or by another labeler, are not taken, which is said.
     """
     file = run_dir / "metrics.json"
     if not file.is_file():
@@ -88,8 +108,10 @@ def finished(run_dir: Path) -> dict[str, Scores] | None:
     if not whole:
         return None
     trained = load_trained(run_dir)
-    if found.get(MADE_FROM) == scores_record(trained, read_splits(trained.config.data, Quarantine())["test"]):
+    test = read_splits(trained.config.data, Quarantine())["test"]
+    if found.get(MADE_FROM) == scores_record(trained, test, labeler):
         return found.get("systems")
-    known = "were made from other weights or studies" if MADE_FROM in found else "do not say what they were made from"
+    other = "are of other weights or studies, or by another labeler"
+    known = other if MADE_FROM in found else "do not say what they were made from"
     print(f"{file}: its scores {known}; the run is evaluated again", flush=True)
     return None

@@ -1,5 +1,6 @@
 """The commands of `unicross`: their options, and what they print."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from common.config_options import preset_parser, read_preset_options
 from common.errors import Parser, UserError
 from common.io.locks import locked_by_first
 from common.io.tables import score_lines
+from common.options import Needs, check_options
 from unicross_jax.config import ABLATION_NEEDS, HELP, LENGTH_PENALTY, NEEDS, PRESETS, RunConfig
+
+LABELER_NEEDS = (Needs("labeler_tokenizer", "labeler", bool, "--labeler PATH"),)
 
 
 def train(arguments: list[str]) -> None:
@@ -42,20 +46,36 @@ def evaluate(arguments: list[str]) -> None:
     options.add_argument(
         "--length-penalty", type=bounded(LENGTH_PENALTY, float), help="of beams (default: the run's own)"
     )
+    add_labeler(options)
     chosen = options.parse_args(arguments)
-    own = {"beams": chosen.beams, "length_penalty": chosen.length_penalty}
-    decoding = {name: value for name, value in own.items() if value is not None}
-    evaluate_in(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size, **decoding)
+    check_options(chosen, arguments, LABELER_NEEDS, "unicross evaluate")
+    own = {"beams": chosen.beams, "length_penalty": chosen.length_penalty, **named_labeler(chosen)}
+    told = {name: value for name, value in own.items() if value is not None}
+    evaluate_in(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size, **told)
 
 
-def evaluate_in(run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32, **decoding: Any) -> None:
-    """Evaluate and print the headline scores of every system."""
-    from common.clinical.scores import in_each_language
-    from unicross_jax.ablation import SHOWN
+def add_labeler(options: Parser) -> None:
+    """Add the options that name what reads findings from reports."""
+    options.add_argument(
+        "--labeler", metavar="PATH",
+        help="reads the findings of reports: chexbert.pth, what deer train-labeler wrote, or 'phantom' for the one "
+        "shipped for phantom reports (default: of phantoms their rules, of other data none)",
+    )  # fmt: skip
+    options.add_argument("--labeler-tokenizer", metavar="DIR", help="with the vocab.txt of chexbert.pth")
+
+
+def named_labeler(chosen: argparse.Namespace) -> dict[str, str]:
+    """The options of `add_labeler`, as `evaluate_run` takes them."""
+    return {"labeler": chosen.labeler or "", "labeler_tokenizer": chosen.labeler_tokenizer or ""}
+
+
+def evaluate_in(run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32, **told: Any) -> None:
+    """Evaluate, as `evaluate_run` is told, and print the headline scores of every system."""
+    from unicross_jax.ablation import shown_scores
     from unicross_jax.evaluate import evaluate_run
 
-    systems = evaluate_run(run_dir, split, limit, batch_size, **decoding)
-    print(score_lines(systems, in_each_language(SHOWN, next(iter(systems.values())))))
+    systems = evaluate_run(run_dir, split, limit, batch_size, **told)
+    print(score_lines(systems, shown_scores(next(iter(systems.values())))))
     print(f"page: {(run_dir / 'report.html').absolute()}", flush=True)
 
 
@@ -84,17 +104,18 @@ def report(arguments: list[str]) -> None:
 
 def ablation(arguments: list[str]) -> None:
     """Train and evaluate without each part, and print the table."""
-    from common.clinical.scores import in_each_language
     from common.report.table import as_markdown
-    from unicross_jax.ablation import SHOWN, VARIANTS, run_ablation
+    from unicross_jax.ablation import VARIANTS, run_ablation, shown_scores
 
     names = " ".join(f"'{name}'" for name in VARIANTS)
     options = preset_parser("unicross ablation", PRESETS, HELP, "--directory DIR")
     options.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="NAME", help=f"only some of {names}")
     options.add_argument("--seeds", nargs="+", type=bounded(SEED), default=[0], metavar="N", help="default: 0")
+    add_labeler(options)
     config, chosen = read_preset_options(options, PRESETS, arguments, ABLATION_NEEDS)
-    table = run_ablation(config, chosen.directory, chosen.variants, chosen.seeds)
-    print(as_markdown(table, in_each_language(SHOWN, next(iter(table.values()))[0])), flush=True)
+    check_options(chosen, arguments, LABELER_NEEDS, "unicross ablation")
+    table = run_ablation(config, chosen.directory, chosen.variants, chosen.seeds, **named_labeler(chosen))
+    print(as_markdown(table, shown_scores(next(iter(table.values()))[0])), flush=True)
 
 
 def demo(arguments: list[str]) -> None:

@@ -1,9 +1,9 @@
 """Scoring a trained run on held-out studies, beside the baselines that any reader should ask for.
 
 Systems: the model; the report of the training study whose images CLIP finds most alike; one constant report. Scores:
-text metrics, and for phantoms precision, recall and F1 over the CheXpert labels that the reports state or suspect, and
-clinical F1 by each convention (`common.metrics.clinical`). All with bootstrap intervals over studies. Text metrics
-stand twice: against whole references, and against references cut as published figures cut them.
+text metrics, and those of findings (`common.clinical.scores`), which a labeler reads from reports: CheXbert where it is
+named, on phantoms the rules for their reports. All with bootstrap intervals over studies. Text metrics stand twice:
+against whole references, and against references cut as published figures cut them.
 """
 
 import dataclasses
@@ -17,7 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from common.clinical.scores import Scores, compare_reports, in_each_language, score_reports
+from common.clinical.labeler import load_labeler, replicate
+from common.clinical.report_labeler import ReportLabeler, check_findings
+from common.clinical.scores import (
+    Scores,
+    default_labeler,
+    difference,
+    in_each_language,
+    leading_scores,
+    measure_systems,
+    scores_of,
+)
 from common.config import read_config
 from common.data.images import GreyImage, resize_crop
 from common.data.records import Language, Quarantine
@@ -49,7 +59,8 @@ from unicross_jax.report import Trained, Written, attention_of, generate_reports
 from unicross_jax.train import encode
 
 MODEL, NEAREST, CONSTANT = "this run", "nearest training study", "constant report"
-HEADLINE = ("findings/F1", "coco/BLEU-4", "coco/ROUGE-L")
+TEXT_SCORES = ("coco/BLEU-4", "coco/ROUGE-L")  # of the headline
+TITLES = {"findings/F1": "F1 over the findings that reports state", "promptmrg/F1": "F1 of each report's findings"}
 MADE_FROM = "made_from"  # in metrics.json
 OUTPUTS = ("evaluation_quarantine.jsonl", "predictions.jsonl", "metrics.json", REPORT_FILE)  # of a run directory
 SHOWN, SHOWN_SIDE = 12, 256  # examples on the page; pixels of their images, at least where they can be drawn
@@ -59,14 +70,22 @@ SMALLEST = 1e-30  # length that a vector is divided by: one of zeros stays so, a
 
 @owning("run_dir", locked_run)
 def evaluate_run(
-    run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32, **decoding: Any
+    run_dir: Path,
+    split: str = "test",
+    limit: int = 0,
+    batch_size: int = 32,
+    *,
+    labeler: str = "",
+    labeler_tokenizer: str = "",
+    **decoding: Any,
 ) -> dict[str, Scores]:
     """Score a run on its test or validation split; writes predictions.jsonl, metrics.json and report.html there.
 
-    `limit` studies at most, if positive. `decoding`: beams and length_penalty where not those of the config. Returns
-    scores by system. Raises UserError.
+    `limit` studies at most, if positive. `labeler` and `labeler_tokenizer` are as for `scoring_labeler`. `decoding`:
+    beams and length_penalty where not those of the config. Returns scores by system. Raises UserError.
     """
     history = read_metrics(run_dir / METRICS_FILE)
+    reader = scoring_labeler(read_config(RunConfig, run_dir), labeler, labeler_tokenizer)
     trained = load_trained(run_dir)
     for name in OUTPUTS:
         check_output(run_dir / name)
@@ -103,14 +122,11 @@ def evaluate_run(
             [study.language for study in held_out.studies],
         ),
     }
-    phantoms = trained.config.data.layout == "phantom"
-    cut = cut_references(trained, examples)
+    cut, languages = cut_references(trained, examples), [study.language for study in held_out.studies]
+    measured, unread = measure_systems(outputs, held_out.studies, reader)
+    record = record_of(reader)
     systems = {
-        name: {
-            **score_reports(texts, held_out.studies, phantoms),
-            **cut_scores(texts, cut, [study.language for study in held_out.studies]),
-        }
-        for name, texts in outputs.items()
+        name: {**scores_of(measured[name]), **cut_scores(texts, cut, languages)} for name, texts in outputs.items()
     }
     write_rows(
         run_dir / "predictions.jsonl",
@@ -119,41 +135,72 @@ def evaluate_run(
             for study, text in zip(held_out.studies, outputs[MODEL], strict=True)
         ],
     )
-    above = {
-        name: compare_reports(outputs[MODEL], outputs[name], held_out.studies, phantoms=phantoms)
-        for name in (NEAREST, CONSTANT)
-    }
+    above = {name: difference(measured[MODEL], measured[name]) for name in (NEAREST, CONSTANT)}
     counts = {
         "studies": len(held_out.studies),
         "quarantined": quarantine.counts(),
         "step": trained.step,
         "limit": limit,
         "decoding": decoding,
+        "labeler": record,
     }
-    absent = warn_of_absent(
-        systems,
-        unread_note([study.report for study in held_out.studies], [study.language for study in held_out.studies]),
-    )
-    found = {"split": split, **counts, "systems": systems, "above": above, "notes": absent}
-    found[MADE_FROM] = scores_record(trained, held_out)
+    absent = warn_of_absent(systems, unread_note([study.report for study in held_out.studies], languages))
+    clinical = [labeler_note(record), *unread]
+    found = {"split": split, **counts, "systems": systems, "above": above, "notes": [*absent, *clinical]}
+    found[MADE_FROM] = scores_record(trained, held_out, record)
     write_json(run_dir / "metrics.json", rounded(found))
     shown = page(trained, history, held_out, examples, written, outputs, systems, split)
+    named = {"labeler": labeler, "labeler_tokenizer": labeler_tokenizer}
     chosen = {"split": split, "limit": limit, "batch_size": batch_size, **decoding}
+    chosen |= {name: value for name, value in named.items() if value}
     shown = reproducible(shown, "unicross", read_config(RunConfig, run_dir), PRESETS, NEEDS, run_dir, chosen)
     paired = [described(name, above[name], shown.headline) for name in above]
-    save_run_page(run_dir, dataclasses.replace(shown, notes=[data, *left_out, *paired, *shown.notes, *absent]))
-    print("\n".join([*left_out, *paired]), flush=True)
+    notes = [data, *left_out, *paired, *shown.notes, *clinical, *absent]
+    save_run_page(run_dir, dataclasses.replace(shown, notes=notes))
+    print("\n".join([*left_out, *paired, *clinical]), flush=True)
     return systems
 
 
-def scores_record(trained: Trained, split: Split) -> dict[str, str]:
-    """Digests of the weights and of the studies that scores are of."""
+def scoring_labeler(config: RunConfig, path: str = "", tokenizer: str = "") -> ReportLabeler | None:
+    """What reads findings from reports: the labeler at `path`, as `load_labeler` takes it, else that of the data.
+
+    Raises UserError, also for a labeler of other labels than CheXbert's 14.
+    """
+    if not path:
+        return default_labeler(config.data.layout)
+    labeler = load_labeler(path, tokenizer or None, option="--labeler-tokenizer")
+    check_findings(labeler)
+    return replicate(labeler)
+
+
+def record_of(labeler: ReportLabeler | None) -> dict[str, str]:
+    """What tells a labeler from others (`ReportLabeler.record`); empty where there is none."""
+    return {} if labeler is None else labeler.record()
+
+
+def labeler_note(record: Mapping[str, str]) -> str:
+    """What a reader of scores should know of the labeler that read the findings."""
+    if not record:
+        return "There are no clinical scores: they need a labeler of reports, such as --labeler chexbert.pth."
+    digest = f" (sha256 of its weights {record['weights'][:12]})" if "weights" in record else ""
+    return f"Findings are read from reports by: {record['name']}{digest}."
+
+
+def scores_record(trained: Trained, split: Split, labeler: Mapping[str, str]) -> dict[str, str]:
+    """Digests of the weights and of the studies that scores are of, and of a labeler that has any in its record."""
     studies = (
         [study.id, study.report, study.indication, images_record(split.images, place)]
         for place, study in enumerate(split.studies)
     )
     frozen = fingerprint(trained.task.frozen)
-    return {"weights": data_record([fingerprint(trained.trainable), frozen]), "studies": data_record(studies)}
+    record = {"weights": data_record([fingerprint(trained.trainable), frozen]), "studies": data_record(studies)}
+    digests = {what: digest for what, digest in labeler.items() if what != "name"}
+    return record | ({"labeler": data_record([digests])} if digests else {})
+
+
+def headline(scores: Scores) -> list[str]:
+    """The names of the scores that are drawn large."""
+    return in_each_language([*leading_scores(scores), *TEXT_SCORES], scores)
 
 
 def described(baseline: str, above: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:
@@ -233,8 +280,8 @@ def page(
     split: str,
 ) -> Page:
     """The run page of an evaluation; `history` are the rows of the run's log."""
-    name = in_each_language(HEADLINE, systems[MODEL])[0]
-    title = "F1 over the findings that reports state" if name == "findings/F1" else name.replace("coco/", "")
+    name = headline(systems[MODEL])[0]
+    title = TITLES.get(name, name.replace("coco/", ""))
     shown = {system: score_text(scores[name]["value"]) for system, scores in systems.items()}
     verdict = (
         f"{title}: {shown[MODEL]}; {shown[NEAREST]} for the report of the nearest training study, "
@@ -264,7 +311,7 @@ def page(
         environment=environment(),
         rows=history,
         systems=systems,
-        headline=in_each_language(HEADLINE, systems[MODEL]),
+        headline=headline(systems[MODEL]),
         examples=[
             Shown(
                 held_out.studies[place].id,

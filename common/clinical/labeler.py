@@ -15,13 +15,16 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from common.clinical.report_labeler import Labelled
 from common.data.summary import Cut, data_line, share_of
 from common.errors import UserError
 from common.generation.generate import batches, padded
+from common.io.fingerprints import digest_of, weights_record
 from common.io.finite import check_finite, precision_remedy
-from common.io.safetensors import disk_errors
+from common.io.safetensors import disk_errors, open_tensors
 from common.io.terminal import printable, say
 from common.io.text import read_json_object, read_text
+from common.io.torch_archive import read_archive
 from common.models.bert import ClassifierConfig, chexbert_logits, unstack_layers, word_embeddings
 from common.models.bert_weights import load_classifier
 from common.training.parallel import DeviceLayout, device_put_tree, make_device_layout, place_batch
@@ -41,7 +44,7 @@ Span = tuple[int, int]
 
 
 class Labeler(NamedTuple):
-    """A labeler that has been read. `tokenizer` is one of the tokenizers library.
+    """A labeler that has been read from `path`. `tokenizer` is one of the tokenizers library.
 
     With a `layout`, on whose devices the parameters stand, batches are split over them (`replicate`).
     """
@@ -50,17 +53,43 @@ class Labeler(NamedTuple):
     params: PyTree
     tokenizer: "Tokenizer"
     layout: DeviceLayout | None = None
+    path: Path | None = None
+    batch_size: int = 32  # of `label`
 
     @property
     def window(self) -> int:
         """The most tokens that it reads, [CLS] and [SEP] among them."""
         return self.config.encoder.max_position_embeddings
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of what it labels."""
+        return self.config.labels
+
+    def label(self, texts: Sequence[str], ids: Sequence[object] | None = None) -> Labelled:
+        """The classes of texts. Raises UserError as `label_texts` does."""
+        found = label_texts(self, texts, self.batch_size, ids)
+        return Labelled(found.classes, Cut(found.cut, self.window), found.unknown)
+
+    def record(self) -> dict[str, str]:
+        """Its name, and digests of what it was read from, which is read again for that."""
+        assert self.path is not None
+        own = self.path.parent if self.path.name == IN_RUN and self.path != PHANTOM else self.path
+        return {"name": "phantom" if own == PHANTOM else own.name, **labeler_digests(self)}
+
 
 def replicate(labeler: Labeler) -> Labeler:
     """The labeler on all devices of this process, as it reads fastest (`unstack_layers`)."""
     layout = make_device_layout("auto", devices=jax.local_devices())
     return labeler._replace(params=device_put_tree(unstack_layers(labeler.params), layout), layout=layout)
+
+
+def labeler_digests(labeler: Labeler) -> dict[str, str]:
+    """Digests of what tells a labeler that was read from a path from others, by what they are of."""
+    assert labeler.path is not None
+    weights = weights_record(open_tensors(labeler.path) if labeler.path.is_dir() else read_archive(labeler.path))
+    sizes, words = repr(labeler.config).encode(), labeler.tokenizer.to_str().encode()
+    return {"weights": weights, "sizes": digest_of(sizes), "tokenizer": digest_of(words)}
 
 
 class Encoded(NamedTuple):
@@ -89,13 +118,19 @@ class Labels(NamedTuple):
 
 
 def load_labeler(
-    path: str | Path, tokenizer: str | Path | None = None, *, option: str = "--tokenizer", policy: Path | None = None
+    path: str | Path,
+    tokenizer: str | Path | None = None,
+    *,
+    option: str = "",
+    policy: Path | None = None,
+    batch_size: int = 32,
 ) -> Labeler:
     """The labeler at `path`: `chexbert.pth`, the output of `deer train-labeler`, or "phantom" for the one shipped.
 
     `tokenizer` is a directory with the `vocab.txt` of bert-base-uncased, `option` what names it on the command line.
     Where none is given, a directory of ours holds its own, and that of a single file lies beside it, or with the
-    tokenizer of the `policy`. Raises UserError for what is missing or does not fit together.
+    tokenizer of the `policy`. `batch_size` is that of `label`. Raises UserError for what is missing or does not fit
+    together.
     """
     path = labeler_path(path)
     if tokenizer is None:
@@ -112,7 +147,7 @@ def load_labeler(
             raise UserError(fit)
         # Embeddings may be padded, as for a multiple of 64.
         say(f"warning: {fit}, unless the embeddings are padded", error=True)
-    return Labeler(config, params, loaded)
+    return Labeler(config, params, loaded, path=path, batch_size=batch_size)
 
 
 def labeler_path(path: str | Path) -> Path:
@@ -137,8 +172,8 @@ def _vocabulary_directory(file: Path, option: str, policy: Path | None) -> Path:
         if (directory / name).is_file():
             return directory
     raise UserError(
-        f"{file}: contains no vocabulary; put the vocab.txt of bert-base-uncased beside it, or name its directory with "
-        f"{option}"
+        f"{file}: contains no vocabulary; put the vocab.txt of bert-base-uncased beside it"
+        + (f", or name its directory with {option}" if option else "")
     )
 
 
@@ -290,18 +325,6 @@ def texts_line(
     cut = Cut(sum(encoded.cut), labeler.window)
     unknown = share_of(labeler.tokenizer.token_to_id(UNKNOWN), encoded.ids, marks(labeler.tokenizer))
     return data_line(files, f"{kind}, cleaning white space", counts, cut=cut, unknown=unknown, notes=notes)
-
-
-def classes_of_groups(
-    labeler: Labeler, groups: Sequence[Sequence[str]], ids: Sequence[object] | None = None
-) -> list[Int[np.ndarray, "G K"]]:
-    """The classes of the texts of each group, all of them labelled together: full batches, whatever the groups.
-
-    `ids` are those of the groups, or their numbers from 1, for the error of `label_texts`.
-    """
-    of_text = [id_ for group, id_ in zip(groups, ids or range(1, len(groups) + 1), strict=True) for _ in group]
-    classes = label_texts(labeler, [text for group in groups for text in group], ids=of_text).classes
-    return np.split(classes, np.cumsum([len(group) for group in groups])[:-1]) if groups else []
 
 
 def token_batches(

@@ -1,39 +1,61 @@
-"""All scores of the reports that one system wrote for the studies of a data set, with intervals over studies."""
+"""All scores of the reports that systems wrote for the same studies, with intervals over studies.
+
+Text metrics always; where a labeler says which findings a report states, clinical F1 by each convention against what
+the reference states; and where the studies have labels of their own in the labeler's words, as phantoms have what was
+drawn, "findings/…": precision, recall and F1 of what a report states or suspects against these.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
+from common.clinical.report_labeler import PhantomRules, ReportLabeler, label_lists
 from common.data.readers import ImageStudy
 from common.metrics.bootstrap import Measure, paired_difference, summarize, values
-from common.metrics.clinical import clinical_measures
+from common.metrics.clinical import POSITIVE, UNCERTAIN, clinical_measures
 from common.metrics.codes import code_measure
 from common.metrics.text import distinct_outputs, measures_by_language, one_line
-from common.phantoms.labels import label_report, positive_labels
 
 NO_FINDING = "No Finding"
+KNOWN, FOUND = ("findings/F1",), ("promptmrg/F1", "f1chexbert-14/micro-F1")  # see `leading_scores`
 
 Scores = dict[str, Mapping[str, float | None]]
 
 
-def score_reports(texts: Sequence[str], studies: Sequence[ImageStudy], phantoms: bool) -> Scores:
-    """Value, low and high of each score by its name: text metrics, and for phantoms how right the findings are.
-
-    "findings/…" are precision, recall and F1 of what a report states or suspects against what was drawn; the clinical
-    scores by convention compare with what the reference says. Both read reports by the rules of the phantoms' grammar.
+class Measured(NamedTuple):
+    """What one system's reports are scored by: measures over studies, the names of scores that are absent here
+    (METEOR without WordNet), and the share of different reports.
     """
-    measures, absent = report_measures(texts, studies, phantoms)
-    scores: Scores = {**summarize(measures), "distinct_outputs": {"value": distinct_outputs(texts)}}
-    return scores | {name: {"value": None} for name in absent}
+
+    measures: list[Measure]
+    absent: Collection[str]
+    distinct: float
 
 
-def compare_reports(
-    texts: Sequence[str], baseline: Sequence[str], studies: Sequence[ImageStudy], *, phantoms: bool
-) -> dict[str, dict[str, float]]:
-    """Each score of `texts` less that of a baseline's reports; for its interval both see the same resampled studies."""
-    own, other = (report_measures(each, studies, phantoms)[0] for each in (texts, baseline))
+def default_labeler(layout: str) -> ReportLabeler | None:
+    """What labels the reports of a data set of that layout where no labeler is named: rules those of phantoms."""
+    return PhantomRules() if layout == "phantom" else None
+
+
+def score_systems(
+    outputs: Mapping[str, Sequence[str]], studies: Sequence[ImageStudy], labeler: ReportLabeler | None
+) -> dict[str, Scores]:
+    """Value, low and high of each score by its name, of each system. Raises UserError as `label_lists` does."""
+    return {name: scores_of(system) for name, system in measure_systems(outputs, studies, labeler)[0].items()}
+
+
+def scores_of(system: Measured) -> Scores:
+    """Value, low and high of each score by its name."""
+    scores: Scores = {**summarize(system.measures), "distinct_outputs": {"value": system.distinct}}
+    return scores | {name: {"value": None} for name in system.absent}
+
+
+def difference(system: Measured, baseline: Measured) -> dict[str, dict[str, float]]:
+    """Each score of a system less that of a baseline; for its interval both see the same resampled studies."""
     found: dict[str, dict[str, float]] = {}
-    for first, second in zip(own, other, strict=True):
+    for first, second in zip(system.measures, baseline.measures, strict=True):
         less = values(second)
         intervals = paired_difference(first, second)
         for name, value in values(first).items():
@@ -41,29 +63,56 @@ def compare_reports(
     return found
 
 
+def measure_systems(
+    outputs: Mapping[str, Sequence[str]], studies: Sequence[ImageStudy], labeler: ReportLabeler | None
+) -> tuple[dict[str, Measured], list[str]]:
+    """What each system's reports are scored by, and notes on texts that the labeler did not read whole.
+
+    Text metrics are those of each study's language, of two languages each by itself, as in `evaluate_texts`. Raises
+    UserError as `label_lists` does.
+    """
+    clinical: dict[str, list[Measure]] = {name: [] for name in outputs}
+    notes: list[str] = []
+    references = [study.report for study in studies]
+    if labeler is not None:
+        (expected, *found), labelled = label_lists(
+            labeler, [references, *outputs.values()], [study.id for study in studies]
+        )
+        notes = [*labelled.notes().values()]
+        for name, classes in zip(outputs, found, strict=True):
+            clinical[name] = [*known_measures(classes, studies, labeler), *clinical_measures(classes, expected)]
+    systems = {}
+    for name, texts in outputs.items():
+        lines = [*map(one_line, texts)], [*map(one_line, references)]
+        told, absent = measures_by_language(*lines, [study.language for study in studies], "all")
+        systems[name] = Measured(clinical[name] + told, absent, distinct_outputs(texts))
+    return systems, notes
+
+
+def known_measures(
+    classes: Int[np.ndarray, "N 14"], studies: Sequence[ImageStudy], labeler: ReportLabeler
+) -> list[Measure]:
+    """How right the findings are that reports state or suspect, where the studies have labels of their own.
+
+    Without "No Finding", which a report that never finds anything would get right often.
+    """
+    if not all(study.labels for study in studies) or not labels_of(studies) <= {*labeler.labels}:
+        return []
+    names = np.array(labeler.labels)
+    stated = [frozenset(names[np.isin(row, (POSITIVE, UNCERTAIN))]) - {NO_FINDING} for row in classes]
+    return [code_measure("findings", stated, [frozenset(study.labels) - {NO_FINDING} for study in studies])]
+
+
+def labels_of(studies: Sequence[ImageStudy]) -> set[str]:
+    """All labels that studies have."""
+    return {label for study in studies for label in study.labels}
+
+
+def leading_scores(scores: Collection[str]) -> tuple[str, ...]:
+    """The clinical scores by which a system is judged first: of known findings, else of those that a labeler finds."""
+    return next((names for names in (KNOWN, FOUND) if {*names} <= {*scores}), ())
+
+
 def in_each_language(wanted: Sequence[str], scores: Collection[str]) -> list[str]:
     """The names among `scores` that are `wanted`, in that order, also with the language that begins them ("zh/...")."""
     return [name for one in wanted for name in scores if name.removeprefix("en/").removeprefix("zh/") == one]
-
-
-def report_measures(
-    texts: Sequence[str], studies: Sequence[ImageStudy], phantoms: bool
-) -> tuple[list[Measure], Collection[str]]:
-    """What `score_reports` scores by, and the names of scores that are absent here (METEOR without WordNet).
-
-    Text metrics are those of each study's language, of two languages each by itself, as in `evaluate_texts`.
-    """
-    measures: list[Measure] = []
-    if phantoms:
-        # Without "No Finding", which a report that never finds anything would get right often.
-        classes = [label_report(text) for text in texts]
-        stated = [frozenset(positive_labels(labels)) - {NO_FINDING} for labels in classes]
-        known = [frozenset(study.labels) - {NO_FINDING} for study in studies]
-        references = [label_report(study.report) for study in studies]
-        measures = [
-            code_measure("findings", stated, known),
-            *clinical_measures(np.stack(classes), np.stack(references)),
-        ]
-    lines = [one_line(text) for text in texts], [one_line(study.report) for study in studies]
-    told, absent = measures_by_language(*lines, [study.language for study in studies], "all")
-    return measures + told, absent

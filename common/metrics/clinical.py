@@ -8,6 +8,7 @@ Labels are CheXbert's classes (0 blank, 1 positive, 2 negative, 3 uncertain), on
 - `r2gen`: positive is class 1; micro and macro over the 14.
 - `f1chexbert`: positive is class 1 or 3; micro, macro and weighted by support, over the 14 and over CheXpert's 5.
 - `macro`: positive is class 1; macro over the 14. DEER on CheXpert Plus.
+- `finding`: positive is class 1; the F1 of each of the 14 by itself.
 
 Where nothing is divided by nothing the result is 0, as in PromptMRG's code and as scikit-learn can be told: a report
 without findings that is predicted to have none lowers `promptmrg`.
@@ -49,7 +50,7 @@ Positive = Bool[np.ndarray, "N K"]
 def evaluate_labels(
     predicted: Classes, expected: Classes, *, intervals: bool = True, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Every convention's scores: {"promptmrg/F1": {"value": v, "low": l, "high": h}, ...}.
+    """Scores by every convention, and of each finding: {"promptmrg/F1": {"value": v, "low": l, "high": h}, ...}.
 
     low and high are the 95% bootstrap interval over reports, left out with `intervals=False`. Raises UserError where
     the two are not classes of as many reports.
@@ -66,7 +67,7 @@ def evaluate_labels(
 
 
 def clinical_measures(predicted: Classes, expected: Classes) -> list[Measure]:
-    """All conventions, for values, intervals and paired differences."""
+    """All conventions and the F1 of each finding, for values, intervals and paired differences."""
     sure, known = predicted == POSITIVE, expected == POSITIVE
     maybe, suspected = (np.isin(classes, (POSITIVE, UNCERTAIN)) for classes in (predicted, expected))
     five = [FINDINGS.index(name) for name in COMPETITION]
@@ -76,13 +77,8 @@ def clinical_measures(predicted: Classes, expected: Classes) -> list[Measure]:
         _by_finding("macro", sure, known, ("macro",)),
         _by_finding("f1chexbert-14", maybe, suspected, ("micro", "macro", "weighted")),
         _by_finding("f1chexbert-5", maybe[:, five], suspected[:, five], ("micro", "macro", "weighted")),
+        _each_finding(sure, known),
     ]
-
-
-def finding_measure(predicted: Classes, expected: Classes) -> Measure:
-    """F1 of each finding, positive being class 1: `finding/Edema`."""
-    rows = _counts(predicted == POSITIVE, expected == POSITIVE)
-    return Measure(tuple(f"finding/{name}" for name in FINDINGS), rows, lambda totals: _ratios(totals)[2])
 
 
 def _by_report(name: str, predicted: Positive, expected: Positive) -> Measure:
@@ -96,6 +92,11 @@ def _by_finding(name: str, predicted: Positive, expected: Positive, averages: Se
         f"{name}/{part}" if len(averages) == 1 else f"{name}/{average}-{part}" for average in averages for part in PARTS
     )
     return Measure(names, _counts(predicted, expected), functools.partial(_averaged, averages=averages))
+
+
+def _each_finding(predicted: Positive, expected: Positive) -> Measure:
+    names = tuple(f"finding/{name}" for name in FINDINGS)
+    return Measure(names, _counts(predicted, expected), lambda totals: _ratios(totals)[2])
 
 
 def _counts(predicted: Positive, expected: Positive) -> Float[np.ndarray, "N 3*K"]:

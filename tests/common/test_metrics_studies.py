@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.clinical.scores import compare_reports, in_each_language, score_reports
+from common.clinical.scores import difference, in_each_language, measure_systems, score_systems
 from common.data.readers import ImageStudy, read_annotation, read_image_rows
 from common.data.records import Quarantine
 from common.metrics.baselines import constant_report, constant_reports
@@ -16,12 +16,13 @@ CHINESE, ENGLISH = "双肺纹理清晰，心影不大。", "the lungs are clear 
 def test_identical_reports_score_1_in_either_language_and_in_both():
     studies = [ImageStudy("zh", (), CHINESE, language="zh"), ImageStudy("en", (), ENGLISH)]
     texts = [CHINESE, ENGLISH]
-    assert score_reports(texts[:1], studies[:1], False)["coco/ROUGE-L"]["value"] == 1
-    both = score_reports(texts, studies, False)
+    assert score_systems({"one": texts[:1]}, studies[:1], None)["one"]["coco/ROUGE-L"]["value"] == 1
+    both = score_systems({"both": texts}, studies, None)["both"]
     names = ["en/coco/ROUGE-L", "zh/coco/ROUGE-L"]
     assert [both[name]["value"] for name in names] == [1, 1]
     assert in_each_language(["coco/ROUGE-L", "distinct_outputs"], both) == [*names, "distinct_outputs"]
-    less = compare_reports(texts, [ENGLISH, ENGLISH], studies, phantoms=False)
+    systems, _ = measure_systems({"own": texts, "constant": [ENGLISH, ENGLISH]}, studies, None)
+    less = difference(systems["own"], systems["constant"])
     assert less["zh/coco/ROUGE-L"]["value"] == 1
     assert less["en/coco/ROUGE-L"]["value"] == 0
 

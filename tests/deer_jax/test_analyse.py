@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.clinical.labeler import Labeler, classes_of_groups, label_texts, make_tokenizer
+from common.clinical.labeler import Labeler, label_texts, make_tokenizer
+from common.clinical.report_labeler import classes_of_groups
 from common.data.readers import ImageStudy
 from common.data.splits import Split
 from common.data.tokenizers import WordTokenizer
@@ -156,7 +157,7 @@ def test_texts_of_all_groups_are_labelled_together(labeler, monkeypatch):
     assert [[sum(labels) for labels in row["labels"]] for row in rows] == [[1, 0], [2]]
     assert "labels" not in rows_of(split, [(0, ["a", "b"])], None)[0]
     rewards([{"id": row["id"], "reference": "", "rollouts": ["edema"] * 3} for row in rows], labeler, 0.0, None)
-    assert calls == [5, 0, 3, 6]
+    assert calls == [5, 0, 3, 2, 6]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 import jax
 import pytest
 
+from common.clinical.labeler import labeler_digests
 from common.config import read_config
 from common.config_options import parse
 from common.data.readers import ImageStudy
@@ -22,7 +23,6 @@ from deer_jax.cli import dispatch
 from deer_jax.config import INSTRUCTION, RL_NEEDS, RL_PRESETS, RewardConfig, RlConfig
 from deer_jax.demo import demo
 from deer_jax.prompts import chosen_split
-from deer_jax.resumable import labeler_record
 from deer_jax.rl_run import make_scores, reward_labeler
 from deer_jax.sample import rows_of as sampled_rows
 from tests.pages import commands_of
@@ -173,7 +173,7 @@ def test_studies_that_were_chosen_otherwise_are_not_taken(base, tmp_path):
     config, variant = RL_PRESETS["demo"], Variant(fraction=0.2)
     model = shutil.copytree(base, tmp_path / "moved")
     file = tmp_path / "chosen-log-rank-0.2.json"
-    labeler = labeler_record(config.reward.labeler, reward_labeler(config.reward))
+    labeler = labeler_digests(reward_labeler(config.reward))
     of = {"fraction": 0.2, "strategy": "log-rank", "seed": 3, "model": model_record(base), "labeler": labeler}
     file.write_text(json.dumps({"ids": ["1"], "of": of}))
     assert select_studies(config, "demo", model, tmp_path, variant, 3) == str(file)

@@ -13,17 +13,14 @@ from safetensors.numpy import load_file
 from sklearn.metrics import f1_score
 
 from common.clinical.external import Scorer
-from common.clinical.labeler import Labeler, label_texts, load_labeler, save_vocabulary, train_tokenizer
+from common.clinical.labeler import Labeler, label_texts, save_vocabulary, train_tokenizer
 from common.clinical.score_command import evaluate as evaluate_as_texts
-from common.data.readers import ImageStudy
-from common.data.splits import Split
 from common.errors import UserError
 from common.metrics.baselines import constant_report
 from common.metrics.clinical import COMPETITION, FINDINGS
 from common.models.bert import BertConfig, ClassifierConfig, init_classifier
 from common.models.bert_weights import save_classifier
-from deer_jax.evaluate import evaluate_predictions, label_each, main
-from deer_jax.test_evaluation import score_systems
+from deer_jax.evaluate import evaluate_predictions, main
 
 WORDS = [
     "small",
@@ -155,14 +152,6 @@ def test_absent_scorers_and_cut_texts_are_in_the_notes(labeler):
     assert "labeler" not in evaluate_predictions(make_rows(4)[2:], labeler)["notes"]
 
 
-def test_each_different_text_is_labelled_once(labeler):
-    lists = (["edema", "no edema", "edema"], ["heart", "edema", "clear"])
-    found, cut, unknown = label_each(labeler, lists, batch_size=2)
-    for texts, classes in zip(lists, found, strict=True):
-        np.testing.assert_array_equal(classes, label_texts(labeler, texts).classes)
-    assert (cut, unknown) == (0, 0)
-
-
 def test_a_labeler_of_other_labels_is_refused():
     with pytest.raises(UserError, match="clinical scores are of CheXbert's 14 labels"):
         evaluate_predictions(make_rows(2), make_labeler(("Effusion", "Nodule")))
@@ -229,12 +218,3 @@ def test_the_command_ends_with_one_line_and_code_2_on_bad_rows(files, tmp_path):
     assert done.stderr == (
         f"error: {path}, line 2: key 'reference' is missing; expected 'id', 'prediction', 'reference'\n"
     )
-
-
-def test_without_known_findings_systems_are_scored_by_the_labeler():
-    reports = ["There is a large left pleural effusion.", "The heart is enlarged."]
-    split = Split([ImageStudy(str(number), (), text) for number, text in enumerate(reports)], [(), ()])
-    systems = score_systems({"right": reports, "swapped": reports[::-1]}, split, "rows", load_labeler("phantom"))
-    assert systems["right"]["promptmrg/F1"]["value"] == 1
-    assert systems["swapped"]["promptmrg/F1"]["value"] == 0
-    assert not any(name.startswith("findings/") for name in systems["right"])

@@ -173,7 +173,10 @@ def test_the_vocabulary_of_a_text_is_always_the_same_and_knows_every_ascii_word(
     ("files", "message"),
     [
         ({}, "no such labeler"),
-        ({"chexbert.pth": b"PK"}, "--tokenizer"),
+        (
+            {"chexbert.pth": b"PK"},
+            "put the vocab.txt of bert-base-uncased beside it, or name its directory with --mine",
+        ),
         ({"config.json": b"{}", "vocab.txt": b"[CLS]\n[SEP]\n[UNK]\n"}, "is no labeler"),
         (
             {"config.json": b'{"labels": ["Edema"], "label_classes": [1]}', "vocab.txt": b"[CLS]\n[SEP]\n[UNK]"},
@@ -189,7 +192,7 @@ def test_what_is_no_labeler_is_refused_in_words(tmp_path, files, message):
         (tmp_path / name).write_bytes(content)
     path = tmp_path / next(iter(files), "missing") if not files or "chexbert.pth" in files else tmp_path
     with pytest.raises(UserError, match=message.replace("[", r"\[")):
-        load_labeler(path)
+        load_labeler(path, option="--mine")
 
 
 @pytest.mark.parametrize("change", [1, -1])

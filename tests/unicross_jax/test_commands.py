@@ -263,25 +263,28 @@ def test_an_ablation_takes_no_result_of_another_config(refused, trained, tmp_pat
 
 @pytest.mark.parametrize("changed", [{"split": "validation"}, {"limit": 1}, {"decoding": {"beams": 2}}])
 def test_an_ablation_takes_no_evaluation_of_another_part_or_way(trained, tmp_path, changed):
-    assert finished(tmp_path) is None
+    assert finished(tmp_path, {}) is None
     metrics = json.loads((trained / "metrics.json").read_text())
     (tmp_path / "metrics.json").write_text(json.dumps(metrics | changed))
-    assert finished(tmp_path) is None
+    assert finished(tmp_path, {}) is None
     (tmp_path / "metrics.json").write_text("[")
     with pytest.raises(UserError, match=r"metrics\.json: not JSON"):
-        finished(tmp_path)
+        finished(tmp_path, {})
 
 
 def test_an_ablation_takes_scores_of_the_weights_that_are_there_wherever_they_lie(trained, tmp_path, capsys):
     run = shutil.copytree(trained, tmp_path / "moved")
     metrics = json.loads((run / "metrics.json").read_text())
-    assert finished(run) == metrics["systems"]
+    assert finished(run, {}) == metrics["systems"]
     (run / "metrics.json").write_text(json.dumps(metrics | {"made_from": {"weights": "another"}}))
-    assert finished(run) is None
-    assert "its scores were made from other weights or studies; the run is evaluated again" in capsys.readouterr().out
+    assert finished(run, {}) is None
+    assert (
+        "its scores are of other weights or studies, or by another labeler; the run is evaluated again"
+        in capsys.readouterr().out
+    )
     del metrics["made_from"]
     (run / "metrics.json").write_text(json.dumps(metrics))
-    assert finished(run) is None
+    assert finished(run, {}) is None
     assert "its scores do not say what they were made from" in capsys.readouterr().out
 
 
