@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from common.data.clip_tokenizer import CanEncode, ClipTokenizer
 from common.data.tokenizers import WordTokenizer, load_tokenizer
 from common.errors import UserError
+from common.generation.generate import DecodeSettings
 from common.io.fingerprints import fingerprint
 from common.io.text import read_json_object
 from common.models.clip import ClipConfig, init_params
@@ -163,3 +164,15 @@ def without_dropout(config: UniCrossConfig) -> UniCrossConfig:
     """The same model, to evaluate."""
     adapters = config.adapters and dataclasses.replace(config.adapters, dropout=0.0)
     return dataclasses.replace(config, dropout=0.0, adapters=adapters)
+
+
+def decode_settings(config: RunConfig, tokenizer: ReportTokenizer) -> DecodeSettings:
+    """How a run's reports are generated."""
+    return DecodeSettings(
+        max_new_tokens=config.max_length - 1,
+        beams=config.beams,
+        length_penalty=config.length_penalty,
+        stop_ids=(tokenizer.eos_id,),
+        # CLIP pads with a token that is also a word.
+        forbidden_ids=tuple(id_ for id_ in {tokenizer.pad_id, tokenizer.bos_id} if not tokenizer.decode([id_])),
+    )

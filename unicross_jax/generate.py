@@ -15,8 +15,6 @@ from common.generation.loop import Generated
 from common.models.attention import Past
 from common.models.decoding import Forward, Prompts
 from common.types import PyTree
-from unicross_jax.backbone import ReportTokenizer
-from unicross_jax.config import RunConfig
 from unicross_jax.model import Net, Studies, UniCrossConfig, bind_report, encode_studies, output_head, report_hidden
 
 Generator = Callable[[PyTree, PyTree, Studies, Key[Array, " B"]], Generated]
@@ -46,18 +44,6 @@ def generated(
     start = jnp.full((studies.images.shape[0], 1), start_id, jnp.int32)
     prompts = Prompts(start, jnp.ones(start.shape, bool))
     return decode(forward, output_head(trainable), prompts, keys, settings)
-
-
-def decode_settings(config: RunConfig, tokenizer: ReportTokenizer) -> DecodeSettings:
-    """How a run's reports are generated."""
-    return DecodeSettings(
-        max_new_tokens=config.max_length - 1,
-        beams=config.beams,
-        length_penalty=config.length_penalty,
-        stop_ids=(tokenizer.eos_id,),
-        # CLIP pads with a token that is also a word.
-        forbidden_ids=tuple(id_ for id_ in {tokenizer.pad_id, tokenizer.bos_id} if not tokenizer.decode([id_])),
-    )
 
 
 def bind(trainable: PyTree, frozen: PyTree, studies: Studies, config: UniCrossConfig) -> Forward:

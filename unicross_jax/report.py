@@ -23,6 +23,7 @@ from common.types import PyTree
 from unicross_jax.backbone import (
     ReportTokenizer,
     check_base,
+    decode_settings,
     frozen_weights,
     load_backbone,
     load_words,
@@ -30,7 +31,7 @@ from unicross_jax.backbone import (
 )
 from unicross_jax.config import RunConfig
 from unicross_jax.data import Example, evaluation_crop, stack_studies
-from unicross_jax.generate import decode_settings, make_generator
+from unicross_jax.generate import make_generator
 from unicross_jax.model import Net, Studies, UniCrossConfig, decoder_inputs, init_trainable, part_modules
 from unicross_jax.train import VOCABULARY_FILE, Task, check_config, check_sizes, make_task, own_names
 

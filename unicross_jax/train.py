@@ -39,6 +39,7 @@ from unicross_jax.backbone import (
     Backbone,
     ReportTokenizer,
     base_note,
+    decode_settings,
     frozen_tree,
     frozen_weights,
     load_backbone,
@@ -58,7 +59,7 @@ from unicross_jax.data import (
     training_view,
     unknown_words,
 )
-from unicross_jax.generate import decode_settings, generated
+from unicross_jax.generate import generated
 from unicross_jax.model import ReportBatch, Studies, UniCrossConfig, init_trainable, loss
 
 VOCABULARY_FILE = "vocabulary.json"
