@@ -1,7 +1,8 @@
 """FLOPs of a program as JAX traces it, for models that are too varied for a formula.
 
 XLA's cost analysis counts the body of a loop once, however often it runs, and the layers here are loops; this counts
-the products in the trace and multiplies. Elementwise work is left out, as in `common.training.flops`.
+the products in the trace and multiplies. Elementwise work is left out, as in `common.training.flops`. Of a `cond` the
+branch that costs most counts, so a model with such branches (the windows of Qwen2.5-VL's tower) is a little overstated.
 """
 
 import math

@@ -177,7 +177,7 @@ def test_the_vocabulary_of_a_text_is_always_the_same_and_knows_every_ascii_word(
             {"chexbert.pth": b"PK"},
             "put the vocab.txt of bert-base-uncased beside it, or name its directory with --mine",
         ),
-        ({"config.json": b"{}", "vocab.txt": b"[CLS]\n[SEP]\n[UNK]\n"}, "is no labeler"),
+        ({"config.json": b"{}", "vocab.txt": b"[CLS]\n[SEP]\n[UNK]\n"}, "is not a labeler"),
         (
             {"config.json": b'{"labels": ["Edema"], "label_classes": [1]}', "vocab.txt": b"[CLS]\n[SEP]\n[UNK]"},
             "each from 2",

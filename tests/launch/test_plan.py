@@ -148,7 +148,7 @@ def test_a_bad_topology_is_one_clear_line(name):
 
 @needs_libtpu
 def test_a_slice_that_libtpu_does_not_know_is_one_clear_line():
-    with pytest.raises(UserError, match="knows no such slice"):
+    with pytest.raises(UserError, match="does not know this slice"):
         slices.topology_devices("v5e:3x5")
 
 

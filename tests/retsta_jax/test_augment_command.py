@@ -93,7 +93,7 @@ def test_no_perturbation_makes_a_target_that_is_held_out(pairs, tmp_path):
         (
             [{"id": 1, "source": "x", "target": "y"}, {"id": "1", "source": "x", "target": "y"}],
             (),
-            "1 is there as a number and as text",
+            "1 occurs both as a number and as text",
         ),
         (None, ("--terminology", "terms.csv"), "the terminology has no names in zh, the language of pair 7"),
         (None, ("--held-out", "absent.jsonl"), "absent.jsonl"),

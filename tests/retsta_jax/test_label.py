@@ -132,7 +132,7 @@ def test_the_standard_report_says_the_language_of_abbreviations(tmp_path, report
 def test_a_number_and_its_text_are_one_id(tmp_path):
     rows = [{"id": id_, "source": "OD: drusen", "target": "Right eye: drusen."} for id_ in (1, "1")]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match="id 1 is there as a number and as text"):
+    with pytest.raises(UserError, match="id 1 occurs both as a number and as text"):
         read_pairs(tmp_path / "pairs.jsonl", Quarantine())
 
 

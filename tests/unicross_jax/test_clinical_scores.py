@@ -62,7 +62,7 @@ def test_the_page_and_the_metrics_name_the_labeler(ablation) -> None:
     said = f"Findings are read from reports by: phantom (sha256 of its weights {digests['weights'][:12]})."
     assert said in page
     assert said in metrics["notes"]
-    assert "This run less the constant report, with the 95% interval over studies: promptmrg/F1" in page
+    assert "Difference to the constant report, with the 95% interval over studies: promptmrg/F1" in page
     _, evaluation = commands_of(page)
     assert evaluation[-2:] == ["--labeler", "phantom"]
 
