@@ -15,18 +15,14 @@ from safetensors.numpy import load_file, save_file
 
 from common.config import read_config
 from common.config_options import parse
-from common.data.records import Quarantine
 from common.errors import UserError
 from common.metrics.text import evaluate_texts
 from common.phantoms.phantom import make_phantom
-from tests import custom
 from tests.pages import commands_of
 from tests.unicross_jax.runs import arguments, log, make_clip, start, unicross
 from unicross_jax.ablation import finished
 from unicross_jax.config import NEEDS, PRESETS, RunConfig
-from unicross_jax.data import read_splits
-from unicross_jax.report import Written, generate_reports, load_trained
-from unicross_jax.train import encode
+from unicross_jax.report import Written
 
 
 @pytest.fixture(scope="module")
@@ -391,20 +387,3 @@ def test_unreadable_images_of_a_data_set_are_counted_and_left_out(clip, images, 
         RunConfig, tmp_path / "run"
     )
     assert "data.train_size" not in page
-
-
-def test_metrics_and_a_loss_of_ones_own(clip, tmp_path):
-    custom.WRITTEN.clear()
-    pieces = {"metrics": "tests.custom:words", "metrics_every": 2, "loss": "tests.custom:smoothed"}
-    assert unicross(arguments(tmp_path / "run", clip, max_steps=2, evaluate_every=2, beams=2, **pieces)) == 0
-    row = log(tmp_path / "run")[-1]
-    timings = [json.loads(line) for line in (tmp_path / "run" / "timings.jsonl").read_text().splitlines()]
-    assert all(timing["model_tflops"] > 0 for timing in timings)
-    (written,) = custom.WRITTEN
-    assert row["val/words"] == sum(len(text.split()) for text in written)
-    assert row["entropy"] > 1
-    trained = load_trained(tmp_path / "run")
-    splits = read_splits(trained.config.data, Quarantine())
-    examples, _ = encode(trained.config, trained.task, splits["validation"].studies)
-    again = generate_reports(trained, examples, splits["validation"].images)
-    assert [report.text for report in again] == written
