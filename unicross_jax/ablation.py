@@ -29,8 +29,8 @@ from unicross_jax.evaluate import (
     scores_record,
     scoring_labeler,
 )
-from unicross_jax.report import load_trained
 from unicross_jax.train import train_run
+from unicross_jax.trained import load_trained
 
 FULL = "full model"
 TABLE = "ablation.json"

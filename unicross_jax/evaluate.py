@@ -55,8 +55,9 @@ from common.report.page import Example as Shown
 from common.training.logs import METRICS_FILE, read_metrics
 from unicross_jax.config import NEEDS, PRESETS, RunConfig
 from unicross_jax.data import Example, evaluation_crop, read_splits, unknown_words
-from unicross_jax.report import Trained, Written, attention_of, generate_reports, load_trained
-from unicross_jax.train import encode
+from unicross_jax.report import Written, attention_of, generate_reports
+from unicross_jax.task import encode
+from unicross_jax.trained import Trained, load_trained
 
 MODEL, NEAREST, CONSTANT = "this run", "nearest training study", "constant report"
 TEXT_SCORES = ("coco/BLEU-4", "coco/ROUGE-L")  # of the headline

@@ -20,8 +20,9 @@ from common.report.page import Example as Shown
 from common.report.page import Page, render
 from unicross_jax.config import EMBEDDED_RUN
 from unicross_jax.data import evaluation_crop
-from unicross_jax.report import Trained, attention_of, generate_reports, load_trained
-from unicross_jax.train import encode
+from unicross_jax.report import attention_of, generate_reports
+from unicross_jax.task import encode
+from unicross_jax.trained import Trained, load_trained
 
 PHANTOMS_ONLY = (
     "warning: these weights were trained on drawn phantoms alone and know nothing of patients; "

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from common.command import run_cli
 from common.errors import Parser
 from unicross_jax.config import EMBEDDED_RUN, PRESETS
-from unicross_jax.report import load_trained
-from unicross_jax.train import export, train_run
+from unicross_jax.train import train_run
+from unicross_jax.trained import export, load_trained
 
 CONFIG = dataclasses.replace(
     PRESETS["demo"],

@@ -1,48 +1,26 @@
 """Reports for images with a trained model, and where it looked as it wrote each word."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from common.config import read_config
 from common.data.cleaning import clean_report
 from common.data.images import GreyImage
-from common.errors import UserError
 from common.generation.generate import row_keys
 from common.io.finite import check_finite, precision_remedy
-from common.io.locks import warn_of_writer
-from common.io.safetensors import load_tree, open_tensors
-from common.training.checkpoint import open_checkpoints, restore_trainable
-from common.training.parallel import device_put_tree, make_device_layout
 from common.types import PyTree
 from unicross_jax.backbone import (
     ReportTokenizer,
-    check_base,
     decode_settings,
-    frozen_weights,
-    load_backbone,
-    load_words,
     without_dropout,
 )
-from unicross_jax.config import RunConfig
 from unicross_jax.data import Example, evaluation_crop, stack_studies
 from unicross_jax.generate import make_generator
-from unicross_jax.model import Net, Studies, UniCrossConfig, decoder_inputs, init_trainable, part_modules
-from unicross_jax.train import VOCABULARY_FILE, Task, check_config, check_sizes, make_task, own_names
-
-
-class Trained(NamedTuple):
-    """A model whose weights have been read; `step` is that of the best checkpoint, None of an exported model."""
-
-    config: RunConfig
-    task: Task
-    trainable: PyTree
-    step: int | None
+from unicross_jax.model import Net, Studies, UniCrossConfig, decoder_inputs, part_modules
+from unicross_jax.trained import Trained
 
 
 class Written(NamedTuple):
@@ -51,32 +29,6 @@ class Written(NamedTuple):
     text: str
     token_ids: list[int]
     complete: bool
-
-
-def load_trained(directory: Path) -> Trained:
-    """The best weights of a run directory, or an exported model. Raises UserError where they do not fit."""
-    config = dataclasses.replace(read_config(RunConfig, directory), parallel="jit")
-    check_config(config)
-    backbone = load_backbone(config.model, config.seed)
-    check_sizes(config, backbone, trained=True)
-    tokenizer: ReportTokenizer = backbone.tokenizer
-    if config.vocabulary.kind == "words":
-        tokenizer = load_words(directory / VOCABULARY_FILE)
-    task = make_task(config, backbone, tokenizer)
-    key = jax.random.key(config.seed)
-    warn_of_writer(directory)
-    if (directory / "checkpoints").is_dir():
-        checkpoints = open_checkpoints(directory, frozen_weights(backbone, task.frozen).note(), config)
-        step, trainable = restore_trainable(
-            checkpoints, device_put_tree(init_trainable(task.model, key), make_device_layout("jit"))
-        )
-        checkpoints.close()
-        return Trained(config, task, trainable, step)
-    if not (directory / "model.safetensors").is_file():
-        raise UserError(f"{directory}: contains no checkpoint and no model.safetensors; train first")
-    check_base(directory, backbone)
-    shapes = jax.eval_shape(lambda: init_trainable(task.model, key))
-    return Trained(config, task, load_tree(open_tensors(directory), shapes, own_names(shapes), where=directory), None)
 
 
 def generate_reports(

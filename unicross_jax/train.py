@@ -4,20 +4,15 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict
 from jaxtyping import Array
 
-from common.bounds import COUNT, check_number, check_numbers
-from common.config import owning_run_directory, to_json
+from common.config import owning_run_directory
 from common.data.cleaning import clean_report
 from common.data.packing import GlobalBatch, plan_epochs, plan_in_order
 from common.data.pipeline import make_iterator
-from common.data.readers import ImageStudy
 from common.data.records import Quarantine
 from common.data.splits import Split
 from common.data.summary import Cut, say_data, study_line
@@ -25,8 +20,6 @@ from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
 from common.generation.evaluation import report_evaluations
 from common.generation.loop import Generated
-from common.io.safetensors import NameMap, Published, atomic_directory, published_tensors, write_json, write_tensors
-from common.io.terminal import say
 from common.training.evaluation import Evaluation
 from common.training.logs import check_wandb
 from common.training.loop import RUN_OUTPUTS
@@ -35,23 +28,16 @@ from common.training.run import accumulation, run_training, stage, supervised, t
 from common.training.token_loss import named_loss
 from common.types import PyTree
 from unicross_jax.backbone import (
-    BASE_FILE,
-    Backbone,
     ReportTokenizer,
-    base_note,
     decode_settings,
-    frozen_tree,
     frozen_weights,
     load_backbone,
-    model_config,
     without_dropout,
 )
 from unicross_jax.config import RunConfig
 from unicross_jax.data import (
-    CONDITION_TOKENS,
     Example,
     build_vocabulary,
-    encode_studies,
     evaluation_crop,
     read_splits,
     report_batch,
@@ -60,82 +46,11 @@ from unicross_jax.data import (
     unknown_words,
 )
 from unicross_jax.generate import generated
-from unicross_jax.model import ReportBatch, Studies, UniCrossConfig, init_trainable, loss
+from unicross_jax.model import ReportBatch, Studies, loss
+from unicross_jax.task import Task, check_config, check_sizes, encode, first_weights, make_task
+from unicross_jax.trained import VOCABULARY_FILE, export
 
-VOCABULARY_FILE = "vocabulary.json"
 OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", VOCABULARY_FILE, "model")  # of a run directory
-PUBLISHED_RESIZE, PUBLISHED_SIDE = 256, 224  # of the published recipe; a smaller share of an image is not learned from
-
-
-class Task(NamedTuple):
-    """A run's model before training: the CLIP it stands on, its sizes, the tokens of reports, and the frozen tree."""
-
-    backbone: Backbone
-    model: UniCrossConfig
-    tokenizer: ReportTokenizer
-    frozen: PyTree
-
-
-def check_config(config: RunConfig) -> None:
-    """Raise UserError for a number out of its bounds."""
-    check_numbers(config)
-    check_number("data.train_size", config.data.train_size, COUNT)
-
-
-def check_sizes(config: RunConfig, backbone: Backbone, *, trained: bool = False) -> None:
-    """Raise UserError where the config does not fit the CLIP.
-
-    Of a model that is `trained` already, that it sees little of each image is only said.
-    """
-    sizes = backbone.config
-    resize, side = config.data.resize, sizes.image_size
-    most = side * PUBLISHED_RESIZE // PUBLISHED_SIDE
-    if resize < side:
-        raise UserError(f"data.resize: {resize} pixels, and this CLIP sees {side}; give {side} to {most}")
-    if resize > most:
-        problem = (
-            f"data.resize: of {resize} pixels this CLIP sees a square of {side}, {(side / resize) ** 2:.0%} of a "
-            "square image"
-        )
-        if not trained:
-            raise UserError(f"{problem}; give {side} to {most}")
-        say(f"warning: {problem}; a model trained with --data.resize {side} to {most} sees more", error=True)
-    if config.max_length - 1 > sizes.context_length:
-        raise UserError(
-            f"max_length: {config.max_length} tokens, and this CLIP reads at most {sizes.context_length} and an end; "
-            f"give at most {sizes.context_length + 1}"
-        )
-    if sizes.text_width % (4 * config.model.heads) or sizes.text_width % config.model.heads:
-        raise UserError(
-            f"model.heads: {config.model.heads} heads do not divide the width {sizes.text_width} into multiples of 4"
-        )
-
-
-def make_task(config: RunConfig, backbone: Backbone, tokenizer: ReportTokenizer) -> Task:
-    """The model of a config. Raises UserError where vocabulary and CLIP do not fit."""
-    model = model_config(config, backbone, tokenizer)
-    return Task(backbone, model, tokenizer, frozen_tree(backbone, tokenizer, model))
-
-
-def encode(config: RunConfig, task: Task, studies: Sequence[ImageStudy]) -> tuple[list[Example], int]:
-    """Examples for the model of a config, and how many reports were cut."""
-    return encode_studies(
-        studies,
-        task.tokenizer,
-        task.backbone.tokenizer,
-        prompt=config.model.prompt,
-        max_length=config.max_length,
-        condition_length=min(CONDITION_TOKENS, task.model.clip.context_length),
-    )
-
-
-def first_weights(config: RunConfig, task: Task) -> PyTree:
-    """Random weights (`init_trainable`); those of the logits as `logit_init_scale` says."""
-    trainable = init_trainable(task.model, jax.random.key(config.seed))
-    if not config.model.logit_init_scale:
-        return trainable
-    kernel = config.model.logit_init_scale * jnp.asarray(task.frozen["report_embedding"], jnp.float32)
-    return trainable | {"logits": trainable["logits"] | {"kernel": kernel}}
 
 
 def scale_vision_updates(rate: float) -> optax.GradientTransformation:
@@ -199,22 +114,6 @@ def written_reports(
         [study.report for study in part.studies],
         layout.row_shards * config.micro_batch,
     )
-
-
-def export(config: RunConfig, task: Task, trainable: PyTree, directory: Path) -> None:
-    """Write what `unicross report` needs beside CLIP: config, vocabulary and trained weights (safetensors)."""
-    with atomic_directory(directory) as aside:
-        if jax.process_index() == 0:
-            write_json(aside / "config.json", to_json(config))
-            write_json(aside / BASE_FILE, base_note(task.frozen["clip"]))
-            if isinstance(task.tokenizer, WordTokenizer):
-                save_words(aside / VOCABULARY_FILE, task.tokenizer)
-        write_tensors(aside, published_tensors(trainable, own_names(trainable)))
-
-
-def own_names(trainable: PyTree) -> NameMap:
-    """Tensors named as the leaves of the tree are."""
-    return {path: Published((path,)) for path in flatten_dict(trainable, sep="/")}
 
 
 @owning_run_directory

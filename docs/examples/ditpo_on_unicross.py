@@ -46,8 +46,9 @@ from unicross_jax.backbone import without_dropout
 from unicross_jax.config import EMBEDDED_RUN
 from unicross_jax.data import read_splits
 from unicross_jax.model import Encoded, Net, UniCrossConfig, bind_report, encode_studies, output_head
-from unicross_jax.report import load_trained, studies_of
-from unicross_jax.train import encode
+from unicross_jax.report import studies_of
+from unicross_jax.task import encode
+from unicross_jax.trained import load_trained
 
 TRAINED = ("decoder", "logits")
 CHUNK = 32  # studies whose images are read at once

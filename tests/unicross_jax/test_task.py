@@ -16,8 +16,9 @@ from tests.unicross_jax.runs import arguments, make_clip
 from unicross_jax.backbone import load_backbone
 from unicross_jax.config import NEEDS, PRESETS, RunConfig
 from unicross_jax.data import encode_studies
-from unicross_jax.report import Trained, Written, attention_of
-from unicross_jax.train import check_sizes, encode, first_weights, make_task
+from unicross_jax.report import Written, attention_of
+from unicross_jax.task import check_sizes, encode, first_weights, make_task
+from unicross_jax.trained import Trained
 
 
 @pytest.fixture(scope="module")

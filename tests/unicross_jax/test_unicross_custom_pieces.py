@@ -6,8 +6,9 @@ from common.data.records import Quarantine
 from tests import custom
 from tests.unicross_jax.runs import arguments, log, make_clip, unicross
 from unicross_jax.data import read_splits
-from unicross_jax.report import generate_reports, load_trained
-from unicross_jax.train import encode
+from unicross_jax.report import generate_reports
+from unicross_jax.task import encode
+from unicross_jax.trained import load_trained
 
 
 def test_metrics_and_a_loss_of_ones_own(tmp_path):
