@@ -1,6 +1,8 @@
 """Test set-up: eight virtual CPU devices and a compile cache kept between runs."""
 
+import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,33 +24,55 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-# The files that take longest, the longest first: so two workers end at the same time.
-LONG = (
-    *("launch/test_bench_unicross.py", "deer_jax/test_deer_commands.py", "parallel/test_unicross_run.py"),
-    *("unicross_jax/test_commands.py", "real/test_unicross_radiographs.py", "parity/test_qwen2_vl_transformers.py"),
-    *(
-        "retsta_jax/test_tables.py",
-        "real/test_openi_labels.py",
-        "retsta_jax/test_resume.py",
-        "unicross_jax/test_model.py",
-    ),
-    *("deer_jax/test_label_command.py", "unicross_jax/test_ditpo_example.py", "deer_jax/test_rl.py"),
-    *("launch/test_bench.py", "parity/test_clip_torch.py", "launch/test_bench_rl.py", "launch/test_plan_deer.py"),
-    *("parallel/test_same_update.py", "parity/test_unicross_torch.py", "deer_jax/test_vision_policy.py"),
-    *("deer_jax/test_labeler.py", "common/test_decode_cli.py", "parity/test_peft.py", "launch/test_plan.py"),
-    *("retsta_jax/test_baseline.py", "parallel/test_hosts_training.py", "parallel/test_training_run.py"),
-    "common/test_sampling.py",
-)
+DURATIONS = Path(__file__).parent / "durations.json"  # seconds of each file; `make durations` measures them
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of this suite."""
+    parser.addoption("--fast", action="store_true", help="run the half of the tests that takes least time")
+    parser.addoption("--measure", action="store_true", help=f"write the seconds of each file to {DURATIONS.name}")
 
-    def place(item: pytest.Item) -> int:
-        file = item.path.relative_to(Path(__file__).parent).as_posix()
-        return LONG.index(file) if file in LONG else len(LONG)
 
-    items.sort(key=place)
+def file_of(path: Path) -> str:
+    """A test's file as `durations.json` names it."""
+    return path.relative_to(DURATIONS.parent).as_posix()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long files first, so that two workers end at the same time; with --fast only the files that cost least a test."""
+    seconds: dict[str, float] = json.loads(DURATIONS.read_text())
+    tests = Counter(file_of(item.path) for item in items)
+    items.sort(key=lambda item: -seconds.get(file_of(item.path), 0.0))
+    if config.getoption("--fast"):
+        fast, left = set(), len(items) / 2
+        for file in sorted(tests, key=lambda file: seconds.get(file, 0.0) / tests[file]):
+            if left > 0:
+                fast.add(file)
+                left -= tests[file]
+        config.hook.pytest_deselected(items=[item for item in items if file_of(item.path) not in fast])
+        items[:] = [item for item in items if file_of(item.path) in fast]
+
+
+class Stopwatch:
+    """Adds up how long the tests of each file take, with their fixtures."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Set-up, call and tear-down are reported one by one."""
+        self.seconds[file_of(Path(__file__).parents[1] / report.fspath)] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        """The longest first."""
+        rounded = {file: round(seconds, 1) for file, seconds in self.seconds.most_common()}
+        DURATIONS.write_text(json.dumps(rounded, indent=1) + "\n")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure in the process to which workers report."""
+    if config.getoption("--measure") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Stopwatch())
 
 
 @pytest.fixture(scope="session")

@@ -85,6 +85,7 @@ class RunConfig(ReportTrainingConfig):
     data: DataConfig = DataConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
     model: ModelConfig = ModelConfig()
+    init_from: MovablePath = ""  # a run, or its model/, to train further; "embedded": the shipped model; "": none
     vision_lr_multiplier: NotNegative = 1.0  # of all that comes before the decoder, times the decoder's rate
     epochs: Steps = 1
     max_steps: StepsOrAll = 0  # updates after which to end; 0: after all epochs

@@ -43,6 +43,7 @@ from common.io.numbers import interval_text, rounded, score_text
 from common.io.outputs import check_output
 from common.io.progress import counted
 from common.io.safetensors import write_json
+from common.io.terminal import say
 from common.metrics.baselines import constant_reports
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.metrics.tokenize import unread_note
@@ -57,9 +58,10 @@ from unicross_jax.config import NEEDS, PRESETS, RunConfig
 from unicross_jax.data import Example, evaluation_crop, read_splits, unknown_words
 from unicross_jax.report import Written, attention_of, generate_reports
 from unicross_jax.task import encode
-from unicross_jax.trained import Trained, load_trained
+from unicross_jax.trained import Trained, initial_directory, load_initial, load_trained
 
 MODEL, NEAREST, CONSTANT = "this run", "nearest training study", "constant report"
+BEFORE = "before training"  # the weights that a run began from, where these were no random ones
 TEXT_SCORES = ("coco/BLEU-4", "coco/ROUGE-L")  # of the headline
 TITLES = {"findings/F1": "F1 over the findings that reports state", "promptmrg/F1": "F1 of each report's findings"}
 MADE_FROM = "made_from"  # in metrics.json
@@ -114,15 +116,18 @@ def evaluate_run(
     say_devices()
     texts = generate_reports(trained, examples, held_out.images, batch_size=batch_size, ids=ids)
     written = list(counted(texts, len(examples), "reports"))
-    outputs = {
-        MODEL: [report.text for report in written],
-        NEAREST: nearest_reports(trained, train, held_out),
-        CONSTANT: constant_reports(
-            [study.report for study in train.studies],
-            [study.language for study in train.studies],
-            [study.language for study in held_out.studies],
-        ),
-    }
+    outputs = (
+        {MODEL: [report.text for report in written]}
+        | before_training(trained, held_out, batch_size)
+        | {
+            NEAREST: nearest_reports(trained, train, held_out),
+            CONSTANT: constant_reports(
+                [study.report for study in train.studies],
+                [study.language for study in train.studies],
+                [study.language for study in held_out.studies],
+            ),
+        }
+    )
     cut, languages = cut_references(trained, examples), [study.language for study in held_out.studies]
     measured, unread = measure_systems(outputs, held_out.studies, reader)
     record = record_of(reader)
@@ -136,7 +141,7 @@ def evaluate_run(
             for study, text in zip(held_out.studies, outputs[MODEL], strict=True)
         ],
     )
-    above = {name: difference(measured[MODEL], measured[name]) for name in (NEAREST, CONSTANT)}
+    above = {name: difference(measured[MODEL], measured[name]) for name in outputs if name != MODEL}
     counts = {
         "studies": len(held_out.studies),
         "quarantined": quarantine.counts(),
@@ -197,6 +202,22 @@ def scores_record(trained: Trained, split: Split, labeler: Mapping[str, str]) ->
     record = {"weights": data_record([fingerprint(trained.trainable), frozen]), "studies": data_record(studies)}
     digests = {what: digest for what, digest in labeler.items() if what != "name"}
     return record | ({"labeler": data_record([digests])} if digests else {})
+
+
+def before_training(trained: Trained, held_out: Split, batch_size: int) -> dict[str, list[str]]:
+    """What the weights that a run began from write of the same studies; nothing where it began from random ones."""
+    if not trained.config.init_from:
+        return {}
+    if not initial_directory(trained.config).is_dir():
+        say(f"warning: {initial_directory(trained.config)}: no such directory; scores before training are left out")
+        return {}
+    initial = load_initial(trained.config, trained.task.backbone)
+    assert initial is not None
+    initial = initial._replace(config=dataclasses.replace(trained.config, init_from=""))
+    examples, _ = encode(initial.config, initial.task, held_out.studies)
+    ids = [study.id for study in held_out.studies]
+    texts = generate_reports(initial, examples, held_out.images, batch_size=batch_size, ids=ids)
+    return {BEFORE: [report.text for report in counted(texts, len(examples), "reports before training")]}
 
 
 def headline(scores: Scores) -> list[str]:
@@ -284,8 +305,9 @@ def page(
     name = headline(systems[MODEL])[0]
     title = TITLES.get(name, name.replace("coco/", ""))
     shown = {system: score_text(scores[name]["value"]) for system, scores in systems.items()}
+    before = f" ({shown[BEFORE]} before training)" if BEFORE in shown else ""
     verdict = (
-        f"{title}: {shown[MODEL]}; {shown[NEAREST]} for the report of the nearest training study, "
+        f"{title}: {shown[MODEL]}{before}; {shown[NEAREST]} for the report of the nearest training study, "
         f"{shown[CONSTANT]} for a constant report."
     )
     count = len(held_out.studies)
@@ -318,7 +340,7 @@ def page(
                 held_out.studies[place].id,
                 "",
                 held_out.studies[place].report,
-                {system: outputs[system][place] for system in (MODEL, NEAREST)},
+                {system: texts[place] for system, texts in outputs.items() if system != CONSTANT},
                 held_out.studies[place].language,
                 images=shown_images(trained, held_out, split, place),
                 attention=attention[row],

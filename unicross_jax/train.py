@@ -20,6 +20,7 @@ from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
 from common.generation.evaluation import report_evaluations
 from common.generation.loop import Generated
+from common.io.fingerprints import fingerprint
 from common.training.evaluation import Evaluation
 from common.training.logs import check_wandb
 from common.training.loop import RUN_OUTPUTS
@@ -48,7 +49,7 @@ from unicross_jax.data import (
 from unicross_jax.generate import generated
 from unicross_jax.model import ReportBatch, Studies, loss
 from unicross_jax.task import Task, check_config, check_sizes, encode, first_weights, make_task
-from unicross_jax.trained import VOCABULARY_FILE, export
+from unicross_jax.trained import VOCABULARY_FILE, export, load_initial
 
 OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", VOCABULARY_FILE, "model")  # of a run directory
 
@@ -134,8 +135,11 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
     for name in ("train", "validation"):
         if name not in splits:
             raise UserError(f"data: there is no {name} split; expected at least one study there")
+    initial = load_initial(config, backbone)
     tokenizer: ReportTokenizer = backbone.tokenizer
-    if config.vocabulary.kind == "words":
+    if initial is not None:
+        tokenizer = initial.task.tokenizer
+    elif config.vocabulary.kind == "words":
         tokenizer = build_vocabulary(config.vocabulary, [study.report for study in splits["train"].studies])
     task = make_task(config, backbone, tokenizer)
     examples, cut = encode(config, task, splits["train"].studies)
@@ -154,7 +158,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
         config,
         layout,
         functools.partial(loss, config=task.model, chunk=config.loss_chunk, loss=named_loss(config.loss)),
-        device_put_tree(first_weights(config, task), layout),
+        device_put_tree(first_weights(config, task) if initial is None else initial.trainable, layout),
         frozen,
         plan=plan_epochs(
             [len(example.tokens) - 1 for example in examples],
@@ -185,6 +189,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
             for name in ("train", "validation")
             for study in splits[name].studies
         ),
+        also_from={} if initial is None else {"initial": fingerprint(initial.trainable)},
         announce=announce,
         quarantine=quarantine,
     )

@@ -21,11 +21,13 @@ from common.io.safetensors import (
     write_json,
     write_tensors,
 )
+from common.options import flag
 from common.training.checkpoint import open_checkpoints, restore_trainable
 from common.training.parallel import device_put_tree, make_device_layout
 from common.types import PyTree
 from unicross_jax.backbone import (
     BASE_FILE,
+    Backbone,
     ReportTokenizer,
     base_note,
     check_base,
@@ -33,11 +35,13 @@ from unicross_jax.backbone import (
     load_backbone,
     load_words,
 )
-from unicross_jax.config import RunConfig
+from unicross_jax.config import EMBEDDED_RUN, RunConfig
 from unicross_jax.model import init_trainable
 from unicross_jax.task import Task, check_config, check_sizes, make_task
 
 VOCABULARY_FILE = "vocabulary.json"
+# Settings of a model that may change when it is trained further.
+FREE_OF_INITIAL = frozenset({"clip", "clip_vocabulary", "dropout", "adapter_dropout", "logit_init_scale", "prompt"})
 
 
 class Trained(NamedTuple):
@@ -55,6 +59,11 @@ def load_trained(directory: Path) -> Trained:
     check_config(config)
     backbone = load_backbone(config.model, config.seed)
     check_sizes(config, backbone, trained=True)
+    return load_around(directory, config, backbone)
+
+
+def load_around(directory: Path, config: RunConfig, backbone: Backbone) -> Trained:
+    """As `load_trained`, around a CLIP that has been read already; `config` is that of the directory."""
     tokenizer: ReportTokenizer = backbone.tokenizer
     if config.vocabulary.kind == "words":
         tokenizer = load_words(directory / VOCABULARY_FILE)
@@ -73,6 +82,34 @@ def load_trained(directory: Path) -> Trained:
     check_base(directory, backbone)
     shapes = jax.eval_shape(lambda: init_trainable(task.model, key))
     return Trained(config, task, load_tree(open_tensors(directory), shapes, own_names(shapes), where=directory), None)
+
+
+def load_initial(config: RunConfig, backbone: Backbone) -> Trained | None:
+    """The model that a run begins from, None where it begins from random weights.
+
+    Raises UserError where it is of another kind than the config's, as it would mean something else there.
+    """
+    if not config.init_from:
+        return None
+    directory = initial_directory(config)
+    theirs = dataclasses.replace(read_config(RunConfig, directory), parallel="jit")
+    own, other = (
+        {**flatten_dict(to_json(one)["model"], sep="."), "vocabulary.kind": one.vocabulary.kind}
+        for one in (config, theirs)
+    )
+    for name in own.keys() - FREE_OF_INITIAL:
+        if own[name] != other[name]:
+            option = name if name.startswith("vocabulary") else f"model.{name}"
+            raise UserError(
+                f"init_from: {directory} was trained with {option} {other[name]}, and this run has {own[name]}; give "
+                f"{flag(option)} {other[name]}"
+            )
+    return load_around(directory, theirs, backbone)
+
+
+def initial_directory(config: RunConfig) -> Path:
+    """Where the weights are that a run begins from."""
+    return EMBEDDED_RUN if config.init_from == "embedded" else Path(config.init_from)
 
 
 def export(config: RunConfig, task: Task, trainable: PyTree, directory: Path) -> None:
