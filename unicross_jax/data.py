@@ -93,8 +93,8 @@ def unknown_words(tokenizer: CanEncode, examples: Sequence[Example]) -> float | 
 def training_view(config: DataConfig, side: int, seed: int) -> Callable[[GreyImage, int, int, int], Square]:
     """A random view of an image: a function of the seed and its (epoch, study, view), whoever computes it."""
 
-    def view(image: GreyImage, *place: int) -> Square:
-        rng = np.random.default_rng([seed, *place])
+    def view(image: GreyImage, *key: int) -> Square:
+        rng = np.random.default_rng([seed, *key])
         return augment(
             image,
             rng,
@@ -110,7 +110,7 @@ def training_view(config: DataConfig, side: int, seed: int) -> Callable[[GreyIma
 
 def evaluation_crop(config: DataConfig, side: int) -> Callable[..., Square]:
     """The middle of an image, for evaluation."""
-    return lambda image, *place: resize_crop(image, config.resize, side)
+    return lambda image, *key: resize_crop(image, config.resize, side)
 
 
 def report_batch(
@@ -127,11 +127,11 @@ def report_batch(
     rows = len(batch.rows)
     tokens = np.full((rows, batch.length + 1), pad_id, np.int32)
     weights = np.zeros((rows, batch.length), np.float32)
-    for place, row in enumerate(batch.rows):
-        for index in row:
+    for row, members in enumerate(batch.rows):
+        for index in members:
             found = examples[index].tokens
-            tokens[place, : len(found)] = found
-            weights[place, : len(found) - 1] = 1
+            tokens[row, : len(found)] = found
+            weights[row, : len(found) - 1] = 1
     studies = stack_studies(batch.rows, examples, images, view, side=side, views=views, epoch=batch.epoch)
     arrays: tuple[Any, ...] = (tokens[:, :-1], tokens[:, 1:], weights)  # numpy until placed on devices
     return ReportBatch(studies, *arrays)
@@ -152,11 +152,11 @@ def stack_studies(
     mask = np.zeros((len(rows), views), bool)
     conditions = np.zeros((len(rows), len(examples[0].condition)), np.int32)
     ends = np.zeros(len(rows), np.int32)
-    for place, row in enumerate(rows):
-        for index in row:
+    for row, members in enumerate(rows):
+        for index in members:
             for number, image in enumerate(images[index]):
-                stacked[place, number] = view(image, epoch, index, number)
-                mask[place, number] = True
-            conditions[place], ends[place] = examples[index].condition, examples[index].condition_end
+                stacked[row, number] = view(image, epoch, index, number)
+                mask[row, number] = True
+            conditions[row], ends[row] = examples[index].condition, examples[index].condition_end
     arrays: tuple[Any, ...] = (stacked, mask, conditions, ends)
     return Studies(*arrays)

@@ -195,8 +195,8 @@ def labeler_note(record: Mapping[str, str]) -> str:
 def scores_record(trained: Trained, split: Split, labeler: Mapping[str, str]) -> dict[str, str]:
     """Digests of the weights and of the studies that scores are of, and of a labeler that has any in its record."""
     studies = (
-        [study.id, study.report, study.indication, images_record(split.images, place)]
-        for place, study in enumerate(split.studies)
+        [study.id, study.report, study.indication, images_record(split.images, index)]
+        for index, study in enumerate(split.studies)
     )
     frozen = fingerprint(trained.task.frozen)
     record = {"weights": data_record([fingerprint(trained.trainable), frozen]), "studies": data_record(studies)}
@@ -243,13 +243,13 @@ def cut_scores(texts: Sequence[str], references: Sequence[str], languages: Seque
     return {name.replace("coco/", "coco-cut/"): score for name, score in found.items() if "coco/" in name}
 
 
-def shown_images(trained: Trained, held_out: Split, split: str, place: int) -> list[GreyImage]:
+def shown_images(trained: Trained, held_out: Split, split: str, index: int) -> list[GreyImage]:
     """The squares that the model saw of a study, to look at: phantoms are drawn again, larger."""
     config, side = trained.config.data, trained.task.model.clip.image_size
     if config.layout != "phantom" or side >= SHOWN_SIDE:
-        return [resize_crop(image, config.resize, side) for image in held_out.images[place]]
+        return [resize_crop(image, config.resize, side) for image in held_out.images[index]]
     resize = config.resize * SHOWN_SIDE // side
-    phantom = draw_again(config.phantom_seed, split, place, resize)
+    phantom = draw_again(config.phantom_seed, split, index, resize)
     return [resize_crop(image, resize, SHOWN_SIDE) for image in (phantom.frontal, phantom.lateral)[: config.views]]
 
 
@@ -264,7 +264,7 @@ def first(split: Split, limit: int) -> Split:
 def nearest_reports(trained: Trained, train: Split, held_out: Split) -> list[str]:
     """For each study the report of the training study with the largest cosine of CLIP's image embeddings."""
     known, asked = embedded(trained, train), embedded(trained, held_out)
-    return [train.studies[place].report for place in np.asarray((asked @ known.T).argmax(1))]
+    return [train.studies[index].report for index in np.asarray((asked @ known.T).argmax(1))]
 
 
 def embedded(trained: Trained, split: Split) -> Float[np.ndarray, "N E"]:
@@ -279,11 +279,11 @@ def embedded(trained: Trained, split: Split) -> Float[np.ndarray, "N E"]:
         return found / jnp.maximum(jnp.linalg.norm(found, axis=-1, keepdims=True), SMALLEST)
 
     sums = np.zeros((len(split.studies), clip.embed_dim), np.float32)
-    each = ((place, view(image)) for place in range(len(sums)) for image in split.images[place])  # read as needed
+    each = ((index, view(image)) for index in range(len(sums)) for image in split.images[index])  # read as needed
     while batch := list(itertools.islice(each, EMBEDDED_AT_ONCE)):
         stacked = np.zeros((EMBEDDED_AT_ONCE, clip.image_size, clip.image_size), np.uint8)
         stacked[: len(batch)] = [image for _, image in batch]
-        np.add.at(sums, [place for place, _ in batch], np.asarray(embed(stacked))[: len(batch)])
+        np.add.at(sums, [index for index, _ in batch], np.asarray(embed(stacked))[: len(batch)])
     ids = [study.id for study in split.studies]
     check_finite(
         np.asarray(np.isfinite(sums).all(-1)), ids, "CLIP's embeddings of its images", precision_remedy(clip.dtype)
@@ -311,13 +311,13 @@ def page(
         f"{shown[CONSTANT]} for a constant report."
     )
     count = len(held_out.studies)
-    places = list(range(0, count, count // SHOWN | 1)[:SHOWN])
+    indices = list(range(0, count, count // SHOWN | 1)[:SHOWN])
     attention = attention_of(
         trained,
-        [examples[place] for place in places],
-        [held_out.images[place] for place in places],
-        [written[place] for place in places],
-        ids=[held_out.studies[place].id for place in places],
+        [examples[index] for index in indices],
+        [held_out.images[index] for index in indices],
+        [written[index] for index in indices],
+        ids=[held_out.studies[index].id for index in indices],
     )
     phantoms = trained.config.data.layout == "phantom"
     notes = [
@@ -337,15 +337,15 @@ def page(
         headline=headline(systems[MODEL]),
         examples=[
             Shown(
-                held_out.studies[place].id,
+                held_out.studies[index].id,
                 "",
-                held_out.studies[place].report,
-                {system: texts[place] for system, texts in outputs.items() if system != CONSTANT},
-                held_out.studies[place].language,
-                images=shown_images(trained, held_out, split, place),
+                held_out.studies[index].report,
+                {system: texts[index] for system, texts in outputs.items() if system != CONSTANT},
+                held_out.studies[index].language,
+                images=shown_images(trained, held_out, split, index),
                 attention=attention[row],
             )
-            for row, place in enumerate(places)
+            for row, index in enumerate(indices)
         ],
         notes=notes,
     )

@@ -84,7 +84,7 @@ class VisionTransformer(nn.Module):
 
 
 def with_coordinates(x: Float[Array, "B h w D"]) -> Float[Array, "B h w D+2"]:
-    """The map with the x and the y coordinate of each place, from -1 to 1, as two channels more (Eq. 6)."""
+    """The map with the x and the y coordinate of each position, from -1 to 1, as two channels more (Eq. 6)."""
     batch, height, width, _ = x.shape
     across = jnp.broadcast_to(jnp.linspace(-1, 1, width)[None, None, :, None], (batch, height, width, 1))
     down = jnp.broadcast_to(jnp.linspace(-1, 1, height)[None, :, None, None], (batch, height, width, 1))

@@ -66,7 +66,7 @@ class Studies(flax.struct.PyTreeNode):
     images: UInt8[Array, "B V H W"]
     view_mask: Bool[Array, "B V"]  # false on views that a study lacks
     condition: Int[Array, "B C"]  # CLIP's token ids of a text known before the report, padded
-    condition_end: Int[Array, " B"]  # place of its end token
+    condition_end: Int[Array, " B"]  # index of its end token
 
 
 class ReportBatch(flax.struct.PyTreeNode):
@@ -247,8 +247,8 @@ def encode_studies(net: Net, studies: Studies) -> Encoded:
     read = read_images(net, _flat(studies.images), text, end, causal(text.shape[1]), known[:, None])
     memory, memory_mask = _memory(net, studies, read)
     attended = [leaf.reshape(studies.images.shape[0], -1, leaf.shape[-1]) for leaf in read.attended]
-    places = read.attended[0].shape[1] if read.attended else 1
-    return Encoded(memory, memory_mask, attended, jnp.repeat(studies.view_mask, places, axis=1))
+    positions = read.attended[0].shape[1] if read.attended else 1
+    return Encoded(memory, memory_mask, attended, jnp.repeat(studies.view_mask, positions, axis=1))
 
 
 def bind_report(net: Net, encoded: Encoded) -> Forward:

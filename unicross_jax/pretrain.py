@@ -62,7 +62,7 @@ FIRST_SCALE = 5.0  # of similarities; CLIP's 14 is too much for embeddings that 
 
 
 class CaptionBatch(flax.struct.PyTreeNode):
-    """An image of each of B studies, and a caption; `ends` are the places of the end tokens."""
+    """An image of each of B studies, and a caption; `ends` are the indices of the end tokens."""
 
     images: UInt8[Array, "B H W"]
     captions: Int[Array, "B T"]
@@ -128,7 +128,7 @@ def caption(phantom: Phantom, rng: np.random.Generator) -> str:
     """The report, or some of its sentences; sometimes after the reason for the study."""
     found = sentences(phantom)
     if rng.random() < 0.5:
-        found = [found[place] for place in rng.permutation(len(found))[: rng.integers(1, len(found) + 1)]]
+        found = [found[index] for index in rng.permutation(len(found))[: rng.integers(1, len(found) + 1)]]
     if rng.random() < 0.1:
         found = [phantom.indication, *found]
     return " ".join(found)
@@ -137,7 +137,7 @@ def caption(phantom: Phantom, rng: np.random.Generator) -> str:
 def training_batch(step: int, phantoms: list[Phantom], words: WordTokenizer, rows: int) -> CaptionBatch:
     """A batch of different studies, a function of the step."""
     rng = np.random.default_rng([SEED, step])
-    chosen = [phantoms[place] for place in rng.choice(len(phantoms), rows, replace=False)]
+    chosen = [phantoms[index] for index in rng.choice(len(phantoms), rows, replace=False)]
     views = [phantom.frontal if rng.random() < FRONTAL else phantom.lateral for phantom in chosen]
     images = np.stack([augment(view, rng, resize=RESIZE, crop=CROP) for view in views])
     return caption_batch(images, words, [caption(phantom, rng) for phantom in chosen])
@@ -159,7 +159,7 @@ def initial_params(config: ClipConfig, batch: CaptionBatch) -> PyTree:
     """Random parameters, scaled on a batch as BatchNorm would: every convolution's channels, and both embeddings, have
     mean 0 over the batch, and convolutions variance 1.
 
-    Without it the embeddings of all images are nearly the same, and training does not leave that place.
+    Without it the embeddings of all images are nearly the same, and training does not move away from there.
     """
     params = init_params(config, jax.random.key(SEED)) | {"logit_scale": jnp.log(FIRST_SCALE)}
     clip = Clip(config)

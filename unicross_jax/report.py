@@ -66,14 +66,14 @@ def studies_of(
     trained: Trained,
     examples: Sequence[Example],
     images: Sequence[tuple[GreyImage, ...]],
-    places: Sequence[int],
+    indices: Sequence[int],
     rows: int,
 ) -> Studies:
-    """The studies at some places as a batch of `rows`, the rest of them empty."""
+    """The studies at some indices as a batch of `rows`, the rest of them empty."""
     config = trained.config.data
     side = trained.task.model.clip.image_size
-    chosen = [*([place] for place in places), *([] for _ in range(rows - len(places)))]
-    views = max(config.views, *(len(images[place]) for place in places))
+    chosen = [*([index] for index in indices), *([] for _ in range(rows - len(indices)))]
+    views = max(config.views, *(len(images[index]) for index in indices))
     return stack_studies(chosen, examples, images, evaluation_crop(config, side), side=side, views=views)
 
 
@@ -85,7 +85,7 @@ def attention_of(
     batch_size: int = 32,
     ids: Sequence[object] | None = None,
 ) -> list[list[tuple[str, Float[np.ndarray, "V h w"]]]]:
-    """For each study the words of its report, and how much the model looked at each place of each view for them.
+    """For each study the words of its report, and how much the model looked at each position of each view for them.
 
     The decoder's attention to the images as it wrote the word, a mean over layers and heads and over the pieces of a
     word; the class token's share is left out. Under `published` the images see the report, so that each token has a
@@ -131,7 +131,7 @@ def words_of(tokenizer: ReportTokenizer, report: Written) -> Iterator[tuple[str,
 
 
 def _memory_attention(config: UniCrossConfig) -> Callable[..., Float[np.ndarray, "B T V*N"]]:
-    """The decoder's attention to each place of the images, for trainable and frozen trees, studies and tokens."""
+    """The decoder's attention to each position of the images, for trainable and frozen trees, studies and tokens."""
 
     @jax.jit
     def read(trainable: PyTree, frozen: PyTree, studies: Studies, tokens: Array, mask: Array) -> Array:
@@ -145,8 +145,8 @@ def _memory_attention(config: UniCrossConfig) -> Callable[..., Float[np.ndarray,
         inputs = trainable, frozen, studies, tokens
         if config.conditioning == "causal":
             return np.asarray(read(*inputs, np.ones(tokens.shape, bool)))
-        places = np.arange(tokens.shape[1])
-        prefixes = (np.broadcast_to(places <= last, tokens.shape) for last in places)
+        positions = np.arange(tokens.shape[1])
+        prefixes = (np.broadcast_to(positions <= last, tokens.shape) for last in positions)
         return np.stack([np.asarray(read(*inputs, mask))[:, i] for i, mask in enumerate(prefixes)], axis=1)
 
     return run

@@ -65,13 +65,13 @@ def scale_vision_updates(rate: float) -> optax.GradientTransformation:
 
 
 def batch_maker(
-    config: RunConfig, task: Task, examples: Sequence[Example], part: Split, view: Callable
+    config: RunConfig, task: Task, examples: Sequence[Example], split: Split, view: Callable
 ) -> Callable[..., ReportBatch]:
     """What turns planned rows into arrays."""
     return functools.partial(
         report_batch,
         examples=examples,
-        images=part.images,
+        images=split.images,
         view=view,
         side=task.model.clip.image_size,
         views=config.data.views,
@@ -80,17 +80,17 @@ def batch_maker(
 
 
 def validation_batches(
-    config: RunConfig, task: Task, examples: Sequence[Example], part: Split, layout: DeviceLayout
+    config: RunConfig, task: Task, examples: Sequence[Example], split: Split, layout: DeviceLayout
 ) -> Iterator[ReportBatch]:
-    """The studies of a part once, in order, without augmentation."""
+    """The studies of a split once, in order, without augmentation."""
     lengths, rows = [len(example.tokens) - 1 for example in examples], layout.row_shards * config.micro_batch
     plan = plan_in_order(lengths, batch_rows=rows, buckets=(config.max_length - 1,))
-    to_arrays = batch_maker(config, task, examples, part, evaluation_crop(config.data, task.model.clip.image_size))
+    to_arrays = batch_maker(config, task, examples, split, evaluation_crop(config.data, task.model.clip.image_size))
     return make_iterator(plan, to_arrays, **this_process())
 
 
 def written_reports(
-    config: RunConfig, task: Task, examples: Sequence[Example], part: Split, frozen: PyTree, layout: DeviceLayout
+    config: RunConfig, task: Task, examples: Sequence[Example], split: Split, frozen: PyTree, layout: DeviceLayout
 ) -> list[Evaluation]:
     """Scores of the reports that the model writes for validation studies, where `--metrics` names some."""
     tokenizer, settings = task.tokenizer, decode_settings(config, task.tokenizer)
@@ -103,7 +103,7 @@ def written_reports(
     def to_batch(batch: GlobalBatch) -> Studies:
         side = task.model.clip.image_size
         view = evaluation_crop(config.data, side)
-        return stack_studies(batch.rows, examples, part.images, view, side=side, views=config.data.views)
+        return stack_studies(batch.rows, examples, split.images, view, side=side, views=config.data.views)
 
     return report_evaluations(
         config,
@@ -112,7 +112,7 @@ def written_reports(
         write,
         to_batch,
         lambda tokens: clean_report(tokenizer.decode([token for token in tokens if token != tokenizer.eos_id])),
-        [study.report for study in part.studies],
+        [study.report for study in split.studies],
         layout.row_shards * config.micro_batch,
     )
 
@@ -148,7 +148,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
     def announce() -> None:
         if isinstance(tokenizer, WordTokenizer):
             save_words(run_dir / VOCABULARY_FILE, tokenizer)
-        counts = {name: len(part.studies) for name, part in splits.items()}
+        counts = {name: len(split.studies) for name, split in splits.items()}
         of = Cut(cut + cut_held_out, config.max_length)
         unknown = unknown_words(tokenizer, [*examples, *held_out])
         say_data(study_line(config.data, counts, quarantine, cut=of, unknown=unknown))
