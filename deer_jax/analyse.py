@@ -208,7 +208,7 @@ def token_page(
         studies.append({"id": id_, "reference": reference, "rollouts": rollouts})
     names = {finding for study in studies for part in study["reference"] for finding in part["findings"]}
     names |= {name for study in studies for report in study["rollouts"] for part in report for name in part["findings"]}
-    colours = {name: place for place, name in enumerate(label for label in labeler.labels if label in names)}
+    colours = {name: index for index, name in enumerate(label for label in labeler.labels if label in names)}
     return render_template(
         "token_page.html.j2", package="deer_jax", folder="", studies=studies, colours=colours, method=method, most=most,
         count=max(len(colours), 1),
@@ -216,7 +216,7 @@ def token_page(
 
 
 def sentences(texts: Sequence[str], labeler: ReportLabeler) -> list[list[dict[str, Any]]]:
-    """The sentences of each text with their places, and what the labeler finds mentioned in each."""
+    """The sentences of each text with their spans, and what the labeler finds mentioned in each."""
     found = [list(SENTENCE.finditer(text)) for text in texts]
     classes = classes_of_groups(labeler, [[sentence[0] for sentence in own] for own in found])
     return [
@@ -225,7 +225,7 @@ def sentences(texts: Sequence[str], labeler: ReportLabeler) -> list[list[dict[st
                 "text": sentence[0],
                 "start": sentence.start(),
                 "end": sentence.end(),
-                "findings": [labeler.labels[place] for place in np.flatnonzero(own != BLANK)],
+                "findings": [labeler.labels[index] for index in np.flatnonzero(own != BLANK)],
             }
             for sentence, own in zip(*pair, strict=True)
         ]

@@ -40,11 +40,11 @@ def distinct_labels(labels: Labels) -> Int[np.ndarray, " N"]:
 
 
 def ranks(diversity: Float[np.ndarray, " N"], seed: int) -> Int[np.ndarray, " N"]:
-    """The place of each study, 1 being the most diverse. The seed decides between equals, not their order."""
+    """The rank of each study, 1 being the most diverse. The seed decides between equals, not their order."""
     order = np.lexsort((_generator(seed, "ties").random(len(diversity)), -diversity))
-    places = np.empty(len(diversity), np.int64)
-    places[order] = np.arange(1, len(diversity) + 1)
-    return places
+    ranking = np.empty(len(diversity), np.int64)
+    ranking[order] = np.arange(1, len(diversity) + 1)
+    return ranking
 
 
 def log_rank_probabilities(
@@ -67,7 +67,7 @@ def select(
     exponent: float = 1.0,
     seed: int = 0,
 ) -> Int[np.ndarray, " n"]:
-    """The places of `count` studies, drawn without replacement, in the order drawn; "top": the most diverse first.
+    """The indices of `count` studies, drawn without replacement, in the order drawn; "top": the most diverse first.
 
     So the first m of them are what a choice of m with the same seed would be. "log-rank" is a sequential draw with the
     probabilities of Eq. 5, done at once: the largest of log-probability + Gumbel noise (Kool et al., arXiv:1903.06059).
@@ -77,11 +77,11 @@ def select(
         raise UserError(f"{count} studies cannot be chosen of {len(diversity)}")
     if strategy == "random":
         return _generator(seed, "draw").permutation(len(diversity))[:count]
-    places = ranks(diversity, seed)
+    ranking = ranks(diversity, seed)
     if strategy == "top":
-        return np.argsort(places)[:count]
+        return np.argsort(ranking)[:count]
     noise = _generator(seed, "draw").gumbel(size=len(diversity))
-    return np.argsort(-(_log_weights(places, exponent) + noise), kind="stable")[:count]
+    return np.argsort(-(_log_weights(ranking, exponent) + noise), kind="stable")[:count]
 
 
 def inclusion_probabilities(probabilities: Float[np.ndarray, " N"], count: int) -> Float[np.ndarray, " N"]:
@@ -117,8 +117,8 @@ def top_fifth(
     `share`: of this selection.
     """
     size = max(1, round(len(diversity) / 5))
-    places = ranks(diversity, seed)
-    first = places <= size
+    ranking = ranks(diversity, seed)
+    first = ranking <= size
     if strategy == "top":
         mass = 1.0
         expected = min(1.0, size / len(chosen))
@@ -161,12 +161,12 @@ def reward_statistics(rewards: Iterable[Sequence[float] | Float[np.ndarray, " K"
     }
 
 
-def _log_weights(places: Int[np.ndarray, " N"], exponent: float) -> Float[np.ndarray, " N"]:
+def _log_weights(ranking: Int[np.ndarray, " N"], exponent: float) -> Float[np.ndarray, " N"]:
     if not 0 <= exponent <= MAXIMUM_EXPONENT:
         raise UserError(
             f"exponent {exponent}: expected 0 to {MAXIMUM_EXPONENT}; the strategy top chooses more strictly than any"
         )
-    return -exponent * np.log(np.log(places + 1.0))
+    return -exponent * np.log(np.log(ranking + 1.0))
 
 
 def _generator(seed: int, purpose: str) -> Any:

@@ -132,8 +132,8 @@ def page(
         return ", ".join(f"{score_text(value)} {who}" for who, value in found.items())
 
     count = len(test.studies)
-    places = range(0, count, count // SHOWN | 1)[:SHOWN]
-    drawn = [draw_again(config.data.phantom_seed, "test", place, SHOWN_SIDE).frontal for place in places]
+    indices = range(0, count, count // SHOWN | 1)[:SHOWN]
+    drawn = [draw_again(config.data.phantom_seed, "test", index, SHOWN_SIDE).frontal for index in indices]
     found = selection["statistics"]["labels"]
     vectors = {name: found[name]["unique_vectors"] for name in ("all", "selected")}
     return Page(
@@ -154,13 +154,13 @@ def page(
         headline=HEADLINE,
         examples=[
             Example(
-                test.studies[place].id,
+                test.studies[index].id,
                 "",
-                test.studies[place].report,
-                {system: texts[system][place] for system in (AFTER, BEFORE, NEAREST)},
+                test.studies[index].report,
+                {system: texts[system][index] for system in (AFTER, BEFORE, NEAREST)},
                 images=(image,),
             )
-            for place, image in zip(places, drawn, strict=True)
+            for index, image in zip(indices, drawn, strict=True)
         ],
         notes=[
             f"{count} held-out studies. DDSampling chose {len(selection['ids'])} for training, whose ten reports have "

@@ -103,11 +103,11 @@ def label_rows(
         found = read_texts(labeler, [rows[number]["report"] for number in mine], local_batch)
         whole = _gathered(found, share)
         cut += whole.cut
-        for place_, number in enumerate(chunk):
+        for index, number in enumerate(chunk):
             # Those before it are written by then; of several processes all stop at the same row.
-            check_labels(labeler, whole.finite[place_ : place_ + 1], [rows[number]["id"]])
-            result = {"id": rows[number]["id"], "labels": whole.classes[place_].tolist()}
-            yield result | ({"logits": logit_lists(labeler, whole.logits[place_])} if logits else {})
+            check_labels(labeler, whole.finite[index : index + 1], [rows[number]["id"]])
+            result = {"id": rows[number]["id"], "labels": whole.classes[index].tolist()}
+            yield result | ({"logits": logit_lists(labeler, whole.logits[index])} if logits else {})
     if cut and jax.process_index() == 0:
         shown = (
             f"{cut} of {len(rows) - done} reports were longer than the labeler's {labeler.window} tokens and were cut"

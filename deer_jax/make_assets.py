@@ -163,8 +163,8 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
             length=length,
         )
 
-    def random_view(image: GreyImage, *place: int) -> GreyImage:
-        return augment(image, np.random.default_rng([SEED, *place]), resize=DRAWN, crop=SIDE, brightness=0.2)
+    def random_view(image: GreyImage, *key: int) -> GreyImage:
+        return augment(image, np.random.default_rng([SEED, *key]), resize=DRAWN, crop=SIDE, brightness=0.2)
 
     layout = make_device_layout("jit")
     loss = functools.partial(
@@ -177,7 +177,7 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
     tx = make_optimizer(OPTIM, steps)
     rng = device_put_tree(jax.random.key(SEED), layout)
     evaluate = compile_evaluation(lambda *args: loss(*args)[1], layout)
-    still = to_arrays(held_out, lambda image, *place: resize_shorter(image, SIDE))
+    still = to_arrays(held_out, lambda image, *key: resize_shorter(image, SIDE))
 
     def measure(state: TrainState, check: Check) -> dict[str, float]:
         unseen = make_iterator(plan_in_order([1] * HELD_OUT, batch_rows=50, buckets=(1,)), still)

@@ -87,24 +87,24 @@ def chosen_split(split: Split, file: str) -> Split:
         wanted = read_ids(file)
     except UserError as error:
         raise UserError(f"data.ids: {error}") from error
-    place_of = {study.id: place for place, study in enumerate(split.studies)}
-    if missing := [id_ for id_ in wanted if id_ not in place_of]:
+    index_of = {study.id: index for index, study in enumerate(split.studies)}
+    if missing := [id_ for id_ in wanted if id_ not in index_of]:
         raise UserError(f"data.ids: {file}: {len(missing)} ids, such as {missing[0]!r}, are not in the training split")
-    places = sorted(place_of[id_] for id_ in wanted)
-    return Split([split.studies[place] for place in places], Chosen(split.images, places))
+    indices = sorted(index_of[id_] for id_ in wanted)
+    return Split([split.studies[index] for index in indices], Chosen(split.images, indices))
 
 
 class Chosen(Sequence[tuple[GreyImage, ...]]):
     """Some of the images of a split, in an order of their own."""
 
-    def __init__(self, images: Sequence[tuple[GreyImage, ...]], places: Sequence[int]):
-        self._images, self._places = images, places
+    def __init__(self, images: Sequence[tuple[GreyImage, ...]], indices: Sequence[int]):
+        self._images, self._indices = images, indices
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
-    def __getitem__(self, place: Any) -> Any:
-        return self._images[self._places[place]]
+    def __getitem__(self, index: Any) -> Any:
+        return self._images[self._indices[index]]
 
 
 def prompt_tokens(encoder: Encoder, images: int) -> list[int]:
@@ -147,14 +147,14 @@ def report_rows(
     targets, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     rows: list[list[int]] = []
     own: list[tuple[GreyImage, ...]] = []
-    for place, row in enumerate(batch.rows):
+    for index, row in enumerate(batch.rows):
         study = row[0] if row else 0
         own.append(images[study][:views])
         prompt, report = prompt_tokens(encoder, len(own[-1])), reports[study]
         rows.append([*prompt, *report])
-        targets[place, : len(rows[-1]) - 1] = rows[-1][1:]
+        targets[index, : len(rows[-1]) - 1] = rows[-1][1:]
         if row:
-            weights[place, len(prompt) - 1 : len(rows[-1]) - 1] = 1
+            weights[index, len(prompt) - 1 : len(rows[-1]) - 1] = 1
     arrays: tuple[Any, ...] = (targets, weights)  # numpy until placed on devices
     return ReportRows(_with_images(rows, own, encoder, views, length, left=False), *arrays)
 
@@ -169,8 +169,8 @@ def _with_images(
     left: bool,
 ) -> StudyPrompts:
     stacked: Any = np.zeros((len(rows), views, encoder.side, encoder.side), np.uint8)
-    for place, images in enumerate(own):
+    for index, images in enumerate(own):
         for number, image in enumerate(images):
-            stacked[place, number] = image
+            stacked[index, number] = image
     grids = [[encoder.grid] * len(images) for images in own]
     return StudyPrompts(study_rows(encoder.config, rows, grids, length=length, left=left), stacked)

@@ -82,8 +82,8 @@ def padded_weights(weights: Scores, length: int) -> Float[np.ndarray, "B G T"]:
     """Weights of all tokens as one array; 1 after the end."""
     padded = np.ones((len(weights), len(weights[0]), length), np.float32)
     for row, group in enumerate(weights):
-        for place, own in enumerate(group):
-            padded[row, place, : len(own)] = own
+        for index, own in enumerate(group):
+            padded[row, index, : len(own)] = own
     return padded
 
 

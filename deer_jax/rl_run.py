@@ -151,7 +151,7 @@ def reward_evaluation(
         for start in range(0, count, rows):
             check()
             first = start + jax.process_index() * local
-            studies = [[min(place, count - 1)] for place in range(first, first + local)]
+            studies = [[min(index, count - 1)] for index in range(first, first + local)]
             batch = make(GlobalBatch(1, studies, local, 0))
             written = fetch_rows(run(state.trainable, frozen, place_batch(batch, layout), rng), layout)
             judged = judge(np.asarray(batch.study), read_groups(written, base.tokenizer), config.steps)

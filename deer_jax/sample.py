@@ -79,8 +79,8 @@ def sample_run(config: SampleConfig, output: Path) -> None:
         vocabulary = config.labeler_tokenizer or None
         labeler = load_labeler(config.labeler, vocabulary, option="--labeler-tokenizer")
     inputs: dict[str | int, list[str]] = {
-        study.id: [study.report, images_record(split.images, place)]
-        for place, study in enumerate(split.studies[:count])
+        study.id: [study.report, images_record(split.images, index)]
+        for index, study in enumerate(split.studies[:count])
     }
     options = functools.cache(functools.partial(row_options, config, labeler))
     done = rows_kept(output, inputs, required | ({"labels": list} if config.labeler else {}), options)

@@ -108,9 +108,9 @@ def choose(
     if studies.rewards is not None:
         rewards = studies.rewards
         statistics["rewards"] = {
-            name: reward_statistics(rewards[place] for place in part) for name, part in parts.items()
+            name: reward_statistics(rewards[index] for index in part) for name, part in parts.items()
         }
-    return {"ids": [studies.ids[place] for place in chosen], "statistics": statistics}
+    return {"ids": [studies.ids[index] for index in chosen], "statistics": statistics}
 
 
 def read_studies(file: str | Path) -> Studies:
@@ -176,10 +176,10 @@ def _seed(text: str) -> int:
 
 def _each_study(function: Callable[[Any], np.ndarray], labels: Sequence[Int[np.ndarray, "K 14"]]) -> np.ndarray:
     """`function` of all studies, those with as many samples at a time."""
-    places: dict[int, list[int]] = defaultdict(list)
-    for place, samples in enumerate(labels):
-        places[len(samples)].append(place)
+    by_count: dict[int, list[int]] = defaultdict(list)
+    for index, samples in enumerate(labels):
+        by_count[len(samples)].append(index)
     result = np.empty(len(labels))
-    for group in places.values():
-        result[group] = function(np.stack([labels[place] for place in group]))
+    for group in by_count.values():
+        result[group] = function(np.stack([labels[index] for index in group]))
     return result

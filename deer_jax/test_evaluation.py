@@ -77,7 +77,7 @@ def baselines(base: Base, train: Split, test: Split, views: int, layout: DeviceL
         [study.language for study in test.studies],
     )
     known, asked = (features(base, one, views, layout) for one in (train, test))
-    nearest = [train.studies[place].report for place in (asked @ known.T).argmax(1)]
+    nearest = [train.studies[index].report for index in (asked @ known.T).argmax(1)]
     return {NEAREST: nearest, CONSTANT: constant}
 
 

@@ -150,13 +150,15 @@ def baselines(train: Sequence[ReportPair], pairs: Sequence[ReportPair]) -> dict[
     """What the nearest training report and one constant report would answer, each within its own language."""
     nearest, constant = [""] * len(pairs), [""] * len(pairs)
     for language in {pair.language for pair in pairs}:
-        places = [place for place, pair in enumerate(pairs) if pair.language == language]
+        indices = [index for index, pair in enumerate(pairs) if pair.language == language]
         known = [pair for pair in train if pair.language == language] or list(train)
         targets = [pair.target for pair in known]
-        found = nearest_reports(sources(known), targets, sources([pairs[place] for place in places]), language=language)
+        found = nearest_reports(
+            sources(known), targets, sources([pairs[index] for index in indices]), language=language
+        )
         always = constant_report(targets, language=language)
-        for place, text in zip(places, found, strict=True):
-            nearest[place], constant[place] = text, always
+        for index, text in zip(indices, found, strict=True):
+            nearest[index], constant[index] = text, always
     return {NEAREST: nearest, CONSTANT: constant}
 
 
@@ -175,20 +177,20 @@ def score(texts: Sequence[str], pairs: Sequence[ReportPair], corpus: str, terms:
     ours = [statements(text, pair.language, corpus, terms) for text, pair in zip(texts, pairs, strict=True)]
     theirs = [statements(pair.target, pair.language, corpus, terms) for pair in pairs]
 
-    def statement_scores(places: Sequence[int]) -> Scores:
-        found = evaluate_codes([ours[place] for place in places], [theirs[place] for place in places])
+    def statement_scores(indices: Sequence[int]) -> Scores:
+        found = evaluate_codes([ours[index] for index in indices], [theirs[index] for index in indices])
         return {name if corpus == "openi" else finding_name(name): value for name, value in found.items()}
 
     scores = statement_scores(range(len(pairs)))
     languages = sorted({pair.language for pair in pairs})
     for language in languages:
-        chosen = [place for place, pair in enumerate(pairs) if pair.language == language]
+        chosen = [index for index, pair in enumerate(pairs) if pair.language == language]
         prefix = f"{language}/" if len(languages) > 1 else ""
         if prefix:
             scores |= {prefix + name: value for name, value in statement_scores(chosen).items()}
         measured = evaluate_texts(
-            [one_line(texts[place]) for place in chosen],
-            [one_line(pairs[place].target) for place in chosen],
+            [one_line(texts[index]) for index in chosen],
+            [one_line(pairs[index].target) for index in chosen],
             language=language,
         )
         del measured["notes"]  # METEOR without WordNet is None; `warn_of_absent` says why
@@ -221,7 +223,7 @@ def page(
         f"{shown(NEAREST, name)} for the nearest training report, {shown(CONSTANT, name)} for a constant report."
     )
     # Spread over the part, so that both languages and easy and hard reports are seen.
-    places = range(0, len(pairs), len(pairs) // EXAMPLES | 1)[:EXAMPLES]
+    indices = range(0, len(pairs), len(pairs) // EXAMPLES | 1)[:EXAMPLES]
     return Page(
         title=f"RetSTA: {trained.config.data.corpus} reports",
         verdict=verdict,
@@ -232,13 +234,13 @@ def page(
         headline=headline(systems[MODEL]),
         examples=[
             Example(
-                pairs[place].id,
-                pairs[place].source,
-                pairs[place].target,
-                {name: outputs[name][place] for name in (MODEL, BEFORE)},
-                pairs[place].language,
+                pairs[index].id,
+                pairs[index].source,
+                pairs[index].target,
+                {name: outputs[name][index] for name in (MODEL, BEFORE)},
+                pairs[index].language,
             )
-            for place in places
+            for index in indices
         ],
         notes=notes,
     )

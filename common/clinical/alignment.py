@@ -29,7 +29,7 @@ def text_and_spans(written: Sequence[bytes]) -> tuple[str, Spans]:
 
 
 def _decoded(data: bytes) -> tuple[str, Int[np.ndarray, " characters"]]:
-    """Text, and the place of each character's first byte."""
+    """Text, and the index of each character's first byte."""
     pieces: list[str] = []
     widths: list[int] = []
     start = 0

@@ -165,10 +165,10 @@ def labeler_path(path: str | Path) -> Path:
 
 def _vocabulary_directory(file: Path, option: str, policy: Path | None) -> Path:
     """Where the vocabulary of a labeler that is a single file lies. Raises UserError."""
-    places = [(file.parent, VOCABULARY), (file.parent, WHOLE)]
+    candidates = [(file.parent, VOCABULARY), (file.parent, WHOLE)]
     if policy is not None:  # whose tokenizer.json is as a rule that of its language model
-        places += [(policy, VOCABULARY), *([(policy, WHOLE)] if is_wordpiece(policy) else [])]
-    for directory, name in places:
+        candidates += [(policy, VOCABULARY), *([(policy, WHOLE)] if is_wordpiece(policy) else [])]
+    for directory, name in candidates:
         if (directory / name).is_file():
             return directory
     raise UserError(
@@ -248,10 +248,10 @@ def save_vocabulary(file: Path, tokenizer: "Tokenizer") -> None:
 
 
 def clean_text(text: str) -> tuple[str, Int[np.ndarray, " n"]]:
-    """The text as CheXbert reads it, and the place in `text` of each of its characters."""
+    """The text as CheXbert reads it, and the index in `text` of each of its characters."""
     words = list(WORD.finditer(text))
-    places = [place for word in words for place in (*range(*word.span()), word.end())]
-    return " ".join(word[0] for word in words), np.array(places[:-1], np.int64)
+    indices = [index for word in words for index in (*range(*word.span()), word.end())]
+    return " ".join(word[0] for word in words), np.array(indices[:-1], np.int64)
 
 
 def encode(labeler: Labeler, texts: Sequence[str]) -> Encoded:
@@ -261,8 +261,8 @@ def encode(labeler: Labeler, texts: Sequence[str]) -> Encoded:
     start, end = marks(labeler.tokenizer)
     most = labeler.window - 2
     result = Encoded([], [], [])
-    for (_, places), encoding in zip(cleaned, encodings, strict=True):
-        spans = [(int(places[first]), int(places[last - 1]) + 1) for first, last in encoding.offsets[:most]]
+    for (_, indices), encoding in zip(cleaned, encodings, strict=True):
+        spans = [(int(indices[first]), int(indices[last - 1]) + 1) for first, last in encoding.offsets[:most]]
         result.ids.append([start, *encoding.ids[:most], end])
         result.spans.append([(0, 0), *spans, (0, 0)])
         result.cut.append(len(encoding.ids) > most)

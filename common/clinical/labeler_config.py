@@ -29,7 +29,7 @@ class LabelerRunConfig(TrainingConfig):
     damaged: Probability = 0.5  # share of phantom reports that are cut, repeated, mixed, scrambled
     init: MovablePath = ""  # directory of bert-base-uncased, weights and vocab.txt; without it training is from scratch
     encoder: BertConfig = BertConfig()  # from scratch; vocab_size is then the most that the vocabulary may hold
-    shuffle: bool = False  # sentences of a training report change places in each epoch
+    shuffle: bool = False  # sentences of a training report are shuffled in each epoch
     epochs: Steps = 1
     max_steps: StepsOrAll = 0  # updates after which to end; 0: after all epochs
     batch_size: Count = 16  # reports of one update, over all devices

@@ -51,15 +51,15 @@ def label_batch(
         "labels": np.zeros((len(rows), labels.shape[1]), np.int32),
         "weights": np.zeros(len(rows), np.float32),
     }
-    for place_, row in enumerate(rows):
+    for index, row in enumerate(rows):
         for number in row:  # one, or none
             own = np.array(ids[number])
             if stop is not None:
                 own = shuffled_sentences(own, stop, np.random.default_rng([seed, planned.epoch, number]))
-            arrays["ids"][place_, : len(own)] = own
-            arrays["mask"][place_, : len(own)] = True
-            arrays["labels"][place_] = labels[number]
-            arrays["weights"][place_] = 1
+            arrays["ids"][index, : len(own)] = own
+            arrays["mask"][index, : len(own)] = True
+            arrays["labels"][index] = labels[number]
+            arrays["weights"][index] = 1
     return LabelBatch(**arrays)
 
 
@@ -67,4 +67,4 @@ def shuffled_sentences(ids: Int[np.ndarray, " S"], stop: int, random: np.random.
     """The same tokens between [CLS] and [SEP], with the runs that a full stop ends in another order."""
     inner = ids[1:-1]
     parts = np.split(inner, np.flatnonzero(inner == stop) + 1)
-    return np.concatenate([ids[:1], *(parts[place_] for place_ in random.permutation(len(parts))), ids[-1:]])
+    return np.concatenate([ids[:1], *(parts[index] for index in random.permutation(len(parts))), ids[-1:]])

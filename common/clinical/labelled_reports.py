@@ -108,9 +108,9 @@ def _thinned(text: str, _: str, random: np.random.Generator) -> str:
 
 def _scrambled(text: str, _: str, random: np.random.Generator) -> str:
     parts = sentences(text)
-    for place in range(len(parts)):
+    for index in range(len(parts)):
         if random.random() < 0.3:
-            parts[place] = " ".join(random.permutation(parts[place].split()).tolist())
+            parts[index] = " ".join(random.permutation(parts[index].split()).tolist())
     return " ".join(parts)
 
 

@@ -85,13 +85,13 @@ def label_lists(
     as `label` does.
     """
     check_findings(labeler)
-    place = {text: number for number, text in enumerate(dict.fromkeys(text for texts in lists for text in texts))}
+    index = {text: number for number, text in enumerate(dict.fromkeys(text for texts in lists for text in texts))}
     first: dict[str, object] = {}
     for texts in lists:
         for id_, text in zip(ids or range(1, len(texts) + 1), texts, strict=True):
             first.setdefault(text, id_)
-    found = labeler.label(list(place), [first[text] for text in place])
-    return [found.classes[[place[text] for text in texts]] for texts in lists], found
+    found = labeler.label(list(index), [first[text] for text in index])
+    return [found.classes[[index[text] for text in texts]] for texts in lists], found
 
 
 def classes_of_groups(

@@ -68,8 +68,8 @@ def token_saliency(
     found = [np.zeros(len(ids)) for ids in encoded.ids]
     wanted = [row for row, own in enumerate(targets) if own.any()]
     of_wanted = encoded._replace(ids=[encoded.ids[row] for row in wanted])
-    for places, tokens, mask in token_batches(labeler, of_wanted, batch_size):
-        rows = [wanted[place] for place in places]
+    for indices, tokens, mask in token_batches(labeler, of_wanted, batch_size):
+        rows = [wanted[index] for index in indices]
         values = np.asarray(_jitted(labeler.config, labeler.params, tokens, mask, targets[rows], uncertain))
         for row, own in zip(rows, values, strict=True):
             found[row] = own[: len(encoded.ids[row])]

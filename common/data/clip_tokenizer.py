@@ -85,16 +85,16 @@ class CanEncode(Protocol):
 def token_rows(
     tokenizer: CanEncode, texts: Sequence[str], length: int = 77
 ) -> tuple[Int[np.ndarray, "N T"], Int[np.ndarray, " N"]]:
-    """Rows of start, text, end and padding, and the places of the end tokens.
+    """Rows of start, text, end and padding, and the indices of the end tokens.
 
     A text that is too long is cut; its end token stays.
     """
     rows = np.full((len(texts), length), tokenizer.pad_id, np.int32)
     ends = np.zeros(len(texts), np.int32)
-    for place, text in enumerate(texts):
+    for index, text in enumerate(texts):
         ids = [tokenizer.bos_id, *tokenizer.encode(text)[: length - 2], tokenizer.eos_id]
-        rows[place, : len(ids)] = ids
-        ends[place] = len(ids) - 1
+        rows[index, : len(ids)] = ids
+        ends[index] = len(ids) - 1
     return rows, ends
 
 

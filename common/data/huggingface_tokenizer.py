@@ -169,8 +169,8 @@ class HuggingFaceTokenizer:
         """What post-processing puts before a text."""
         own = self.encode("a")
         whole = self.encode_prompt("a")
-        places = range(len(whole) - len(own) + 1)
-        return whole[: next((place for place in places if whole[place : place + len(own)] == own), 0)]
+        indices = range(len(whole) - len(own) + 1)
+        return whole[: next((index for index in indices if whole[index : index + len(own)] == own), 0)]
 
     @functools.cached_property
     def _writes(self) -> tuple[str, bool] | None:

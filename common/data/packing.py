@@ -116,7 +116,7 @@ def first_fit(
     """Rows of at most `max_length` tokens, in order of closing.
 
     Each example goes into the first open row with room for it; where none has, the fullest row is closed. Bounding the
-    open rows bounds the time, and keeps an example close to its place in the shuffled order.
+    open rows bounds the time, and keeps an example close to its position in the shuffled order.
     """
     closed: list[Row] = []
     rows: list[Row] = [[] for _ in range(open_rows)]

@@ -17,7 +17,7 @@ def byte_of_character() -> dict[str, int]:
     """The printable characters by which byte-level BPE writes the 256 bytes (GPT-2's `bytes_to_unicode`)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
 def byte_level_bytes(piece: str) -> bytes:
@@ -36,9 +36,9 @@ def sentencepiece_bytes(piece: str) -> bytes:
 def without_first_space(written: list[bytes], each: bool = False) -> list[bytes]:
     """Without the space before the first word, or (`each`) without one in each piece until something is written."""
     written = list(written)
-    for place, piece in enumerate(written):
-        written[place] = piece.removeprefix(b" ")
-        if written[place] or (piece and not each):
+    for index, piece in enumerate(written):
+        written[index] = piece.removeprefix(b" ")
+        if written[index] or (piece and not each):
             break
     return written
 

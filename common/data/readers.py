@@ -239,8 +239,8 @@ def annotation_entries(file: str | Path, required: Mapping[str, type | UnionType
     splits = check_row(read_json(file), {"train": list, "val": list, "test": list}, str(file))
     return {
         SPLIT_NAMES[name]: [
-            check_row(entry, required, f"{file}: entry {place} of {name}")
-            for place, entry in enumerate(splits[name], start=1)
+            check_row(entry, required, f"{file}: entry {index} of {name}")
+            for index, entry in enumerate(splits[name], start=1)
         ]
         for name in ("train", "val", "test")
     }
@@ -252,7 +252,7 @@ def _array(file: str | Path, required: Mapping[str, type | UnionType]) -> list[d
         raise UserError(f"{file}: expected an array of rows; save rows one per line under a name that ends in .jsonl")
     if not rows:
         raise UserError(f"{file}: no rows; expected an array of at least one")
-    return [check_row(row, required, f"{file}: row {place}") for place, row in enumerate(rows, start=1)]
+    return [check_row(row, required, f"{file}: row {index}") for index, row in enumerate(rows, start=1)]
 
 
 def _files(image_dir: str | Path, names: Sequence[Any]) -> tuple[Path, ...]:
@@ -273,4 +273,4 @@ def _openi_files(image_dir: str | Path, study: OpeniStudy) -> tuple[Path, ...]:
 def _at_equal_distances(files: tuple[Path, ...], count: int) -> tuple[Path, ...]:
     if len(files) <= count:
         return files
-    return tuple(files[place * (len(files) - 1) // max(1, count - 1)] for place in range(count))
+    return tuple(files[index * (len(files) - 1) // max(1, count - 1)] for index in range(count))

@@ -246,7 +246,7 @@ def _pieces(text: str) -> Iterator[_Piece]:
 
 
 def _inside(line: str, start: int) -> Iterator[tuple[re.Match[str], _Place]]:
-    """The possible headings inside a line from `start` on, each with its place; none overlaps another."""
+    """The possible headings inside a line from `start` on, each with its `_Place`; none overlaps another."""
     words = {match.end(): match for match in _AFTER_WORD.finditer(line, start)}
     found: list[tuple[re.Match[str], _Place]] = [(match, "word") for match in words.values()]
     for match in _AFTER_SENTENCE.finditer(line, start):

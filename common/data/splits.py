@@ -199,8 +199,8 @@ def prepared_split(config: StudySource, shrink: Shrink, name: str, quarantine: Q
     stored = open_split(config.source, name)
     try:
         studies = []
-        for place in range(len(stored)):
-            study = stored[place]
+        for index in range(len(stored)):
+            study = stored[index]
             studies.append(without_images(study))
             quarantine.note(VIEWS_LEFT_OUT, max(len(study.images) - config.views, 0))
     except (RuntimeError, ValueError) as error:  # array_record's, and those of a record that is cut
@@ -217,19 +217,19 @@ class PreparedImages(Sequence[tuple[GreyImage, ...]]):
     def __len__(self) -> int:
         return len(self._stored)
 
-    def __getitem__(self, place: Any) -> Any:
-        return tuple(self._shrink(read_image(image)) for image in self._stored[place].images[: self._views])
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(self._shrink(read_image(image)) for image in self._stored[index].images[: self._views])
 
-    def encoded(self, place: int) -> list[Any]:
+    def encoded(self, index: int) -> list[Any]:
         """The images of a study as they are stored, which takes no decoding."""
-        return list(self._stored[place].images[: self._views])
+        return list(self._stored[index].images[: self._views])
 
 
-def images_record(images: Sequence[tuple[GreyImage, ...]], place: int) -> str:
+def images_record(images: Sequence[tuple[GreyImage, ...]], index: int) -> str:
     """A digest of the images of a study: of their pixels, or of the files that hold them."""
     if isinstance(images, PreparedImages):
-        return digest_of(*images.encoded(place))
-    return digest_of(*(f"{image.shape}".encode() + image.tobytes() for image in images[place]))
+        return digest_of(*images.encoded(index))
+    return digest_of(*(f"{image.shape}".encode() + image.tobytes() for image in images[index]))
 
 
 def without_images(study: ImageStudy) -> ImageStudy:

@@ -109,7 +109,7 @@ def endpoint_settings(
     if model is None or not model.strip() or not model.isprintable():
         raise UserError("--endpoint: the model's name is missing; give --endpoint-model NAME")
     if file is None:
-        raise UserError("--endpoint: no place for the answers; give --endpoint-cache FILE")
+        raise UserError("--endpoint: no file for the answers; give --endpoint-cache FILE")
     prices = chosen.price_per_million_input, chosen.price_per_million_output
     if (prices[0] is None) != (prices[1] is None):
         raise UserError("--price-per-million-input and --price-per-million-output: give both, or neither")

@@ -2,7 +2,7 @@
 
 A beam's score is the sum of its log-probabilities divided by length ** length_penalty, the stop token counted in the
 length. At each step the best (1 + stop tokens) x K candidates are taken, at least 2K; those that stop and are among
-the first K compete for the K finished places, the others fill the K running places. A prompt is done when its best
+the first K compete for the K finished slots, the others fill the K running slots. A prompt is done when its best
 running beam, at its present length, does not beat its worst finished one.
 """
 
@@ -37,7 +37,7 @@ class _Loop(flax.struct.PyTreeNode):
     suffix: PyTree
     running: _Running
     finished: Beams
-    filled: Bool[Array, "B K"]  # finished places that hold a beam
+    filled: Bool[Array, "B K"]  # finished slots that hold a beam
     improvable: Bool[Array, " B"]
     finite: Bool[Array, " B"]  # all logits of all beams while the prompt was not done
 
@@ -62,9 +62,9 @@ def beam_search(
         logits, finite = next_logits(state.hidden.reshape(batch * beams, width), head, forbidden)
         log_probs = jax.nn.log_softmax(logits.T, axis=-1).reshape(batch, beams, vocabulary)
         totals = (state.running.scores[..., None] + log_probs).reshape(batch, -1)
-        totals, places = jax.lax.top_k(totals, candidates)
-        parents, tokens = places // vocabulary, places % vocabulary
-        own = jnp.take_along_axis(log_probs.reshape(batch, -1), places, axis=-1)
+        totals, indices = jax.lax.top_k(totals, candidates)
+        parents, tokens = indices // vocabulary, indices % vocabulary
+        own = jnp.take_along_axis(log_probs.reshape(batch, -1), indices, axis=-1)
         extended = _Running(
             tokens=_pick(state.running.tokens, parents).at[:, :, state.step].set(tokens),
             log_probs=_pick(state.running.log_probs, parents).at[:, :, state.step].set(own),
@@ -123,8 +123,8 @@ def beam_search(
     return end.finished.replace(generated=end.finished.generated.replace(finite=finite))
 
 
-def _pick(x: Array, places: Int[Array, "B N"], axis: int = 1) -> Array:
-    """x at `places` along `axis`, row by row; the rows are the axis before it."""
+def _pick(x: Array, indices: Int[Array, "B N"], axis: int = 1) -> Array:
+    """x at `indices` along `axis`, row by row; the rows are the axis before it."""
     shape = [1] * x.ndim
-    shape[axis - 1 : axis + 1] = places.shape
-    return jnp.take_along_axis(x, places.reshape(shape), axis=axis)
+    shape[axis - 1 : axis + 1] = indices.shape
+    return jnp.take_along_axis(x, indices.reshape(shape), axis=axis)

@@ -119,15 +119,15 @@ def generate_rows(
     for rows, length in batches([len(prompt) for prompt in prompts], batch_size):
         batch = padded([prompts[row] for row in rows], length, left=True)
         generated = jax.device_get(generator(variables, batch, keys[np.array(rows)]))
-        for place, row in enumerate(rows):  # a row that fills up its batch comes again and is the same
+        for index, row in enumerate(rows):  # a row that fills up its batch comes again and is the same
             results[row] = [
                 Continuation(tokens[:n].tolist(), log_probs[:n].tolist(), bool(stopped), bool(finite))
                 for tokens, log_probs, n, stopped, finite in zip(
-                    generated.tokens[place],
-                    generated.log_probs[place],
-                    generated.lengths[place],
-                    generated.stopped[place],
-                    generated.finite[place],
+                    generated.tokens[index],
+                    generated.log_probs[index],
+                    generated.lengths[index],
+                    generated.stopped[index],
+                    generated.finite[index],
                     strict=True,
                 )
             ]
@@ -146,8 +146,8 @@ def score_rows(
     lengths = [bucket(len(completion)) for completion in completions]
     for longest in sorted(set(lengths)):
         members = [row for row, length in enumerate(lengths) if length == longest]
-        for places, length in batches([len(prompts[row]) for row in members], batch_size):
-            rows = [members[place] for place in places]
+        for indices, length in batches([len(prompts[row]) for row in members], batch_size):
+            rows = [members[index] for index in indices]
             before = padded([prompts[row] for row in rows], length, left=True)
             after = padded([completions[row] for row in rows], longest, left=False)
             log_probs = np.asarray(scorer(variables, before, after))
@@ -185,8 +185,8 @@ def padded(rows: Sequence[Sequence[int]], length: int, *, left: bool) -> Prompts
     """Rows of tokens as one array of `length` columns."""
     tokens = np.zeros((len(rows), length), np.int32)
     mask = np.zeros((len(rows), length), bool)
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         columns = slice(length - len(row), length) if left else slice(0, len(row))
-        tokens[place, columns] = row
-        mask[place, columns] = True
+        tokens[index, columns] = row
+        mask[index, columns] = True
     return Prompts(jnp.asarray(tokens), jnp.asarray(mask))

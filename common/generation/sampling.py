@@ -171,8 +171,8 @@ def _total(x: Array) -> Float[Array, " N"]:
     return _blocks(x).astype(jnp.float32).sum(axis=1).sum(axis=0)
 
 
-def _at(x: Float[Array, "V N"], places: Int[Array, " N"]) -> Float[Array, " N"]:
-    return jnp.take_along_axis(x, places[None], axis=0)[0]
+def _at(x: Float[Array, "V N"], indices: Int[Array, " N"]) -> Float[Array, " N"]:
+    return jnp.take_along_axis(x, indices[None], axis=0)[0]
 
 
 def _block_at(blocks: Float[Array, "C BLOCK N"], block: Int[Array, " N"]) -> Float[Array, "BLOCK N"]:
@@ -186,5 +186,5 @@ def _invert(parts: Float[Array, "C N"], target: Float[Array, " N"]) -> tuple[Arr
     """
     running = jnp.cumsum(parts, axis=0)
     found = (running > target) & (parts > 0)
-    place = jnp.where(found.any(axis=0), jnp.argmax(found, axis=0), jnp.argmax(parts, axis=0))
-    return place, target - _at(running - parts, place)
+    index = jnp.where(found.any(axis=0), jnp.argmax(found, axis=0), jnp.argmax(parts, axis=0))
+    return index, target - _at(running - parts, index)

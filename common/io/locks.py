@@ -225,7 +225,7 @@ def _disk_errors(what: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{what}: cannot be written ({error.strerror}); choose another place") from error
+        raise UserError(f"{what}: cannot be written ({error.strerror}); choose another path") from error
 
 
 def _acquire(lock: Path, what: Path) -> str:
@@ -270,16 +270,16 @@ def _takes_over(lock: Path, aside: Path, holder: Holder, what: Path) -> bool:
     """
     now = aside.stat().st_mtime
     marks: list[Path] = []
-    place, last = lock, holder
+    file, last = lock, holder
     while True:
         with contextlib.suppress(FileNotFoundError):
-            age = now - place.stat().st_mtime
+            age = now - file.stat().st_mtime
             if _is_alive(last, age):
                 raise UserError(_refusal(what, last, age))
         marks.append(lock.with_name(f"{lock.name}.{last.token}.taken"))
         if _linked(aside, marks[-1]):
             break
-        place, following = marks[-1], _read(marks[-1])
+        file, following = marks[-1], _read(marks[-1])
         if following is None:
             return False
         last = following

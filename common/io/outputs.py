@@ -45,7 +45,7 @@ def check_own_page(path: Path) -> None:
             with path.open("rb") as file:
                 head = file.read(PAGE_HEAD)
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); choose another place for the page") from error
+            raise UserError(f"{path}: cannot be read ({error.strerror}); choose another file for the page") from error
         if PAGE_MARK not in head:
             raise refuse_foreign(path, "a page of this project", "no mark of one")
 
@@ -56,12 +56,12 @@ def write_whole(path: Path, text: str) -> None:
         with atomic_file(path) as aside:
             aside.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file") from error
 
 
 def refuse_foreign(path: Path, expected: str, reason: str) -> UserError:
     """The error of a file that is not a command's own."""
     return UserError(
-        f"{path}: holds something else than {expected} ({reason}), and is left as it is; choose another place for the "
+        f"{path}: holds something else than {expected} ({reason}), and is left as it is; choose another "
         "output, or move the file away"
     )

@@ -137,11 +137,11 @@ def load_tree(
         _check(stored, leaf, names[path])
     if shardings is None or isinstance(shardings, Sharding):
         one = shardings or SingleDeviceSharding(jax.local_devices()[0])
-        places = dict.fromkeys(leaves, one)
+        placements = dict.fromkeys(leaves, one)
     else:
-        places = flatten_dict(shardings, sep="/")
+        placements = flatten_dict(shardings, sep="/")
     return unflatten_dict(
-        {path: _filled(stored, leaf, names[path], places[path]) for path, leaf in leaves.items()}, sep="/"
+        {path: _filled(stored, leaf, names[path], placements[path]) for path, leaf in leaves.items()}, sep="/"
     )
 
 
@@ -255,7 +255,7 @@ def write_texts(directory: Path, texts: Mapping[str, str]) -> None:
 def check_export(directory: Path, families: Collection[str]) -> None:
     """Raise UserError where a directory that is to be replaced holds files of other names than an export writes.
 
-    `families` are names of files, those of weights without their place among the shards.
+    `families` are names of files, those of weights without the number of the shard.
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is not a directory; choose another for the export")
@@ -390,7 +390,7 @@ def _filled(
 
 
 def _family(file: str) -> str:
-    """The name of a weights file without its place among the shards."""
+    """The name of a weights file without the number of its shard."""
     return re.sub(r"(-\d+-of-\d+)?\.safetensors(\.index\.json)?$", ".safetensors", file)
 
 

@@ -103,7 +103,7 @@ def read_csv(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, di
         raise UserError(f"{path}: column {repeated[0]} is there {header.count(repeated[0])} times; keep one")
     index = {name: header.index(name) for name in columns}
     for line, row in rows:
-        yield line, {name: row[place] for name, place in index.items()}
+        yield line, {name: row[column] for name, column in index.items()}
 
 
 def csv_rows(

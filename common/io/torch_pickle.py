@@ -224,7 +224,7 @@ def read(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             magic = file.read(4)
-        tree, place = read_zip(path) if magic == b"PK\x03\x04" else read_legacy(path)
+        tree, storage = read_zip(path) if magic == b"PK\x03\x04" else read_legacy(path)
         for wrapper in WRAPPERS:
             if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
                 tree = tree[wrapper]
@@ -235,7 +235,7 @@ def read(path: str) -> dict[str, Any]:
         return {"refused": f"cannot be read ({error.strerror or error})"}
     except Exception as error:  # a damaged pickle can raise anything
         return {"damaged": f"{type(error).__name__}: {error}"}
-    return {"views": views, "root" if isinstance(place, str) else "starts": place}
+    return {"views": views, "root" if isinstance(storage, str) else "starts": storage}
 
 
 if __name__ == "__main__":

@@ -72,9 +72,9 @@ def measures_by_language(
     measures: list[Measure] = []
     notes: dict[str, str] = {}
     for one in sorted(set(language)):
-        places = [place for place, own in enumerate(language) if own == one]
+        indices = [index for index, own in enumerate(language) if own == one]
         own, absent = text_measures(
-            [predictions[place] for place in places], [references[place] for place in places], one, convention
+            [predictions[index] for index in indices], [references[index] for index in indices], one, convention
         )
         measures += [
             dataclasses.replace(measure, names=tuple(f"{one}/{name}" for name in measure.names)) for measure in own

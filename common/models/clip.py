@@ -190,8 +190,8 @@ class ModifiedResNet(nn.Module):
         self.conv2 = ScaledConv(config, width // 2, 3)
         self.conv3 = ScaledConv(config, width, 3)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
-            Stage(config, width * 2**place, blocks, stride=1 if place == 0 else 2)
-            for place, blocks in enumerate(config.vision_layers)
+            Stage(config, width * 2**index, blocks, stride=1 if index == 0 else 2)
+            for index, blocks in enumerate(config.vision_layers)
         )
         self.attnpool = AttentionPool(config)
 

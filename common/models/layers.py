@@ -159,10 +159,10 @@ class RotaryScaling:
             kept = jnp.clip((turns - self.slow) / (self.fast - self.slow), 0, 1)
             return frequencies * kept + frequencies / self.factor * (1 - kept)
 
-        def place(turns: float) -> float:
+        def dimension(turns: float) -> float:
             return head_dim * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-        start, end = place(self.fast), place(self.slow)
+        start, end = dimension(self.fast), dimension(self.slow)
         if self.truncate:
             start, end = math.floor(start), math.ceil(end)
         start, end = max(start, 0), min(end, head_dim - 1)

@@ -25,7 +25,7 @@ Alpha = Annotated[float, ALPHA]
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Rank, scale and places of the adapters. All linear projections of the decoder by default."""
+    """Rank, scale and targets of the adapters. All linear projections of the decoder by default."""
 
     rank: Rank = 16
     alpha: Alpha = 32.0

@@ -82,7 +82,7 @@ def vision_features(
 def embed_study(
     config: Qwen2VLConfig, params: PyTree, rows: StudyRows, features: Float[Array, "B ... D"] | None
 ) -> Float[Array, "B S D"]:
-    """The input of the language model: a row's image features at their places, embedded tokens elsewhere."""
+    """The input of the language model: a row's image features at their positions, embedded tokens elsewhere."""
     words = params["language"]["embed_tokens"][rows.tokens].astype(config.language.dtype)
     if features is None:
         return words

@@ -33,16 +33,16 @@ def vision_layout(config: VisionConfig, grid: Grid) -> VisionLayout:
     windows_across = -(-len(columns) // side)
     row, column = (part.reshape(-1) for part in np.meshgrid(rows, columns, indexing="ij"))
     window = row // side * windows_across + column // side
-    places = window * side**2 + row % side * side + column % side
+    slots = window * side**2 + row % side * side + column % side
     count = -(-len(rows) // side) * windows_across * side**2
     order = np.zeros(count, np.int32)
-    order[places] = np.arange(len(places))
+    order[slots] = np.arange(len(slots))
     within = np.stack(np.meshgrid(np.arange(merge), np.arange(merge), indexing="ij"), axis=-1).reshape(-1, 2)
     positions = np.zeros((count, merge**2, 2), np.int32)
-    positions[places] = np.stack([row, column], axis=-1)[:, None] * merge + within
+    positions[slots] = np.stack([row, column], axis=-1)[:, None] * merge + within
     mask = np.zeros((count, merge**2), bool)
-    mask[places] = True
-    arrays: tuple[Any, ...] = (order, places.astype(np.int32), positions.reshape(-1, 2), mask.reshape(-1))
+    mask[slots] = True
+    arrays: tuple[Any, ...] = (order, slots.astype(np.int32), positions.reshape(-1, 2), mask.reshape(-1))
     return VisionLayout(*arrays)
 
 
@@ -52,7 +52,7 @@ def expand_images(config: Qwen2VLConfig, row: Sequence[int], grids: Sequence[Gri
     Raises UserError where the numbers of images differ.
     """
     if (found := row.count(config.image_token_id)) != len(grids):
-        raise UserError(f"a prompt has {found} places for images, and its study has {len(grids)} images")
+        raise UserError(f"a prompt has image tokens for {found} images, but its study has {len(grids)}")
     counts = iter([image_tokens(config.vision, grid) for grid in grids])
     repeats = [next(counts) if token == config.image_token_id else 1 for token in row]
     return np.repeat(np.asarray(row, np.int32), repeats).tolist()
@@ -61,7 +61,7 @@ def expand_images(config: Qwen2VLConfig, row: Sequence[int], grids: Sequence[Gri
 def rope_positions(
     config: Qwen2VLConfig, row: Sequence[int], grids: Sequence[Grid]
 ) -> tuple[Int[np.ndarray, "3 S"], Int[np.ndarray, " S"], int]:
-    """M-RoPE positions of a row, the image token (counted over all images) at each place, and the next position.
+    """M-RoPE positions of a row, the image token (counted over all images) at each index, and the next position.
 
     Text counts on in all three; an image keeps one time and counts its rows and columns from there; what follows
     starts after the larger of them (arXiv:2409.12191, section 2.1). Raises UserError where the row's image tokens are
@@ -106,11 +106,11 @@ def study_rows(
     shape = (len(rows), length)
     tokens, mask, index = np.zeros(shape, np.int32), np.zeros(shape, bool), np.full(shape, -1, np.int32)
     positions, next_position = np.zeros((len(rows), 3, length), np.int32), np.zeros(len(rows), np.int32)
-    for place, (row, own) in enumerate(zip(rows, grids, strict=True)):
+    for number, (row, own) in enumerate(zip(rows, grids, strict=True)):
         if len(row) > length:
             raise UserError(f"a row has {len(row)} tokens, expected at most {length}")
         columns = slice(length - len(row), length) if left else slice(0, len(row))
-        tokens[place, columns], mask[place, columns] = row, True
-        positions[place, :, columns], index[place, columns], next_position[place] = rope_positions(config, row, own)
+        tokens[number, columns], mask[number, columns] = row, True
+        positions[number, :, columns], index[number, columns], next_position[number] = rope_positions(config, row, own)
     arrays: tuple[Any, ...] = (tokens, mask, positions, index, next_position)
     return StudyRows(*arrays)

@@ -79,9 +79,9 @@ class VisionLayout(flax.struct.PyTreeNode):
     There are W windows of C patches in a row, with `spatial_merge_size`^2 patches of a token side by side.
     """
 
-    order: Int[Array, " W*C/4"]  # the token at each place; any token at empty places
-    places: Int[Array, " T"]  # the place of each token, tokens in reading order
-    positions: Int[Array, "W*C 2"]  # row and column of the patch at each place
+    order: Int[Array, " W*C/4"]  # the token in each slot; any token in empty slots
+    slots: Int[Array, " T"]  # the slot of each token, tokens in reading order
+    positions: Int[Array, "W*C 2"]  # row and column of the patch in each slot
     mask: Bool[Array, " W*C"]  # true where there is a patch
 
 
@@ -223,7 +223,7 @@ class VisionTower(nn.Module):
             length=config.depth,
         )(config, name="blocks")
         x, _ = blocks(x, full, rotary, segments)
-        return Merger(config, name="merger")(jnp.take(tokens(x), layout.places, axis=1))
+        return Merger(config, name="merger")(jnp.take(tokens(x), layout.slots, axis=1))
 
 
 def grey_patches(config: VisionConfig, images: UInt8[Array, "... height width"]) -> Float[Array, "... N C"]:

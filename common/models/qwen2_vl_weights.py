@@ -217,9 +217,9 @@ def name_map(config: Qwen2VLConfig, naming: Naming = "hub") -> NameMap:
             published = f"{blocks}{module}.{name}"
             names[f"visual/blocks/{module}/{name}/kernel"] = layered(f"{published}.weight", depth, axes=(1, 0))
             names[f"visual/blocks/{module}/{name}/bias"] = layered(f"{published}.bias", depth)
-    for path, place in qwen2_weights.name_map(config.language).items():
-        own = tuple(name and name.replace("model.", decoder, 1) for name in place.names)
-        names[f"language/{path}"] = dataclasses.replace(place, names=own)
+    for path, entry in qwen2_weights.name_map(config.language).items():
+        own = tuple(name and name.replace("model.", decoder, 1) for name in entry.names)
+        names[f"language/{path}"] = dataclasses.replace(entry, names=own)
     return names
 
 

@@ -61,10 +61,10 @@ class Canvas:
 
     def curve(self, *points: Sequence[tuple[float, float]]) -> Field:
         """A smooth function of y through (y, value), as a field."""
-        places, values = np.concatenate([np.array(part) for part in points]).T
+        positions, values = np.concatenate([np.array(part) for part in points]).T
         grid = np.linspace(-1.5, 1.5, 301)
         kernel = np.hanning(27) / np.hanning(27).sum()
-        coarse = np.convolve(np.pad(np.interp(grid, places, values), 13, mode="edge"), kernel, mode="valid")
+        coarse = np.convolve(np.pad(np.interp(grid, positions, values), 13, mode="edge"), kernel, mode="valid")
         table = np.interp(np.linspace(-1.5, 1.5, 1501), grid, coarse).astype(np.float32)
         return table.take(((self.y + np.float32(1.5)) * np.float32(500)).astype(np.int32), mode="clip")
 

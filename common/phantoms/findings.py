@@ -130,8 +130,8 @@ def _nodule(chest: Chest, finding: Finding, side: Side) -> Field:
 def _atelectasis(chest: Chest, finding: Finding, side: Side) -> Field:
     """One or two plates of collapsed lung above the diaphragm."""
     rng, strokes = chest.study.rng(f"atelectasis {side}"), []
-    for place in range(int(rng.integers(1, 3))):
-        y = chest.body.height(0.90 - 0.09 * place, side) + float(rng.normal(0, 0.015))
+    for index in range(int(rng.integers(1, 3))):
+        y = chest.body.height(0.90 - 0.09 * index, side) + float(rng.normal(0, 0.015))
         x, length = float(rng.uniform(0.24, 0.32)), float(rng.uniform(0.20, 0.30))
         points = wander(rng, (x, y), float(rng.normal(-0.12, 0.18)), length, 0.05)
         strokes.append(Stroke(points * (SIGNS[side], 1), float(rng.uniform(0.022, 0.034)), 0.26))
@@ -153,9 +153,9 @@ def _edema(chest: Chest, finding: Finding, side: Side) -> Field:
     grade = {"mild": 0.28, "moderate": 0.40, "severe": 0.55}[finding.severity]
     haze = canvas.blob(sign * 0.24, 0.02, 0.23, 0.34, sign * -0.2) + 0.5 * canvas.blob(sign * 0.36, 0.3, 0.3, 0.2)
     strokes = []
-    for place in range(5):
+    for index in range(5):
         end = chest.body.chest - float(rng.uniform(0.03, 0.05))
-        y = chest.body.height(0.78 + 0.055 * place, side)
+        y = chest.body.height(0.78 + 0.055 * index, side)
         strokes.append(Stroke(np.array([(sign * (end - 0.09), y + 0.01), (sign * end, y)]), 0.009, 0.35))
     uneven = 1 + 0.22 * canvas.noise(rng, 22)
     return np.float32(grade) * haze * uneven + canvas.strokes(strokes, blur=0.003)

@@ -96,9 +96,9 @@ def draw_sheet(seed: int, start: int, rows: int, columns: int, size: int) -> Ima
     """Studies side by side, frontal and lateral, with what they show underneath."""
     sheet = Image.new("L", (columns * 2 * size, rows * (size + CAPTION)))
     draw = ImageDraw.Draw(sheet)
-    for place in range(rows * columns):
-        phantom = make_phantom(seed, start + place, size)
-        x, y = (place % columns) * 2 * size, (place // columns) * (size + CAPTION)
+    for index in range(rows * columns):
+        phantom = make_phantom(seed, start + index, size)
+        x, y = (index % columns) * 2 * size, (index // columns) * (size + CAPTION)
         sheet.paste(Image.fromarray(phantom.frontal), (x, y))
         sheet.paste(Image.fromarray(phantom.lateral), (x + size, y))
         caption = "\n".join(_lines([str(finding) for finding in phantom.findings] or ["normal"], 2 * size // 6))

@@ -83,7 +83,7 @@ def render_report(study: Study) -> tuple[str, Labels]:
     if rng.random() < 0.35:  # what is normal first
         sentences = sentences[found:] + sentences[:found]
     elif rng.random() < 0.35:
-        sentences = [sentences[place] for place in rng.permutation(len(sentences))]
+        sentences = [sentences[index] for index in rng.permutation(len(sentences))]
     if rng.random() < 0.12 and len(sentences) < MOST_SENTENCES:
         sentences = [choose(rng, OPENINGS), *sentences]
     if not study.findings and rng.random() < 0.5 and len(sentences) < MOST_SENTENCES:
@@ -101,7 +101,7 @@ def _labels(mentioned: dict[str, int]) -> Labels:
 
 def _add_findings(draft: _Draft, findings: Sequence[Finding], rng: np.random.Generator) -> None:
     """A sentence for each finding, in any order; two that are certain often share one."""
-    waiting = [findings[place] for place in rng.permutation(len(findings))]
+    waiting = [findings[index] for index in rng.permutation(len(findings))]
     while waiting:
         finding = waiting.pop(0)
         certain = finding.certainty == "certain"
@@ -172,7 +172,7 @@ def _add_normal(draft: _Draft, study: Study, clear: bool, rng: np.random.Generat
     if clear and rng.random() < 0.6:
         draft.offer(choose(rng, CLEAR_LUNGS))
     denied = [label for label, (often, _) in DENIED.items() if rng.random() < often * share and draft.may_deny(label)]
-    denied = [denied[place] for place in rng.permutation(len(denied))][:4]
+    denied = [denied[index] for index in rng.permutation(len(denied))][:4]
     while denied:
         count = int(rng.integers(1, 4))
         labels, denied = denied[:count], denied[count:]

@@ -42,8 +42,8 @@ def named_hosts() -> Hosts | None:
     text = os.environ.get(VARIABLE, "")
     if text in ("", "auto"):
         return None
-    place, *numbers = text.split(",")
-    address, _, port = place.rpartition(":")
+    host, *numbers = text.split(",")
+    address, _, port = host.rpartition(":")
     if len(numbers) != 2 or not address or not all(part.isascii() and part.isdecimal() for part in (port, *numbers)):
         raise UserError(f"{VARIABLE}={text}: expected auto, or ADDRESS:PORT,COUNT,NUMBER")
     hosts = Hosts(address, int(port), int(numbers[0]), int(numbers[1]))

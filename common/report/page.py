@@ -29,7 +29,7 @@ class Example:
 
     An empty `source` is not shown, nor are differences where `reference` is None. `images` are the V views of the
     study. `attention` has, for each word that the model wrote, its text and what it attended to: weights of 0 or
-    more, on any scale, over a grid of h x w places that covers the whole of each view. Raises ValueError where a
+    more, on any scale, over a grid of h x w cells that covers the whole of each view. Raises ValueError where a
     word's maps are not finite or not one for each view.
     """
 

@@ -1,7 +1,7 @@
 """Radiographs and attention maps as data URIs, so that a page needs no other file.
 
 An image is written once, as the background of a CSS class; what the model looked at for a word is a picture of as many
-pixels as the attention has places, which the browser stretches smoothly over that background.
+pixels as the attention has cells, which the browser stretches smoothly over that background.
 """
 
 import base64
@@ -70,7 +70,7 @@ def looks(attention: Sequence[WordAttention]) -> list[Look]:
 def overlay_maps(maps: Float[np.ndarray, "V h w"]) -> list[str]:
     """Data URIs of one RGBA PNG of h x w pixels for each view.
 
-    Alpha is the attention on a scale of its own, 0 at the least place of all views and 255 at the greatest; 0
+    Alpha is the attention on a scale of its own, 0 at the lowest value over all views and 255 at the highest; 0
     everywhere where all are equal.
     """
     above = np.asarray(maps, np.float64) - np.min(maps)

@@ -120,8 +120,8 @@ def beam_search(
         logits = model(pixels.repeat_interleave(running, 0), rows, mask)["logits"][:, -1]
         totals = scores[..., None] + logits.log_softmax(-1).unflatten(0, (batch, running))
         vocabulary = totals.shape[-1]
-        scores, places = totals.flatten(1).topk(beams)
-        parents, tokens = places // vocabulary, places % vocabulary
+        scores, indices = totals.flatten(1).topk(beams)
+        parents, tokens = indices // vocabulary, indices % vocabulary
         kept = prefixes.gather(1, parents[..., None].expand(-1, -1, prefixes.shape[-1]))
         prefixes = torch.cat([kept, tokens[..., None]], -1)
     return prefixes[:, 0, 1:]

@@ -309,7 +309,7 @@ def by_view(read: dict[str, Any], count: int, view: int) -> dict[str, Any]:
 
 
 def tokens(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B N C"]:
-    """The places of a map as a sequence, row by row."""
+    """The positions of a map as a sequence, row by row."""
     return x.flatten(2).transpose(1, 2)
 
 
@@ -335,5 +335,5 @@ def sincos_positions(height: int, columns: int, width: int) -> Float[Tensor, "N 
     row, column = torch.meshgrid(
         torch.arange(height, dtype=torch.float64), torch.arange(columns, dtype=torch.float64), indexing="ij"
     )
-    x, y = (place.flatten()[:, None] * omega for place in (column, row))
+    x, y = (coordinate.flatten()[:, None] * omega for coordinate in (column, row))
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], -1).float()

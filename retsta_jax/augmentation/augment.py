@@ -111,10 +111,10 @@ def open_corpus(
 def augment(
     corpus: Corpus, indices: Iterable[int], config: AugmentConfig, seed: int, accepts: Accepts = lambda pair: True
 ) -> Iterator[Augmented]:
-    """Pairs by their place in the whole: first the originals, unchanged, then copy by copy."""
+    """Pairs by their index in the whole: first the originals, unchanged, then copy by copy."""
     for index in indices:
-        copy, place = divmod(index, len(corpus.pairs))
-        pair = corpus.pairs[place]
+        copy, row = divmod(index, len(corpus.pairs))
+        pair = corpus.pairs[row]
         yield _augmented(pair, copy, corpus, config, seed, accepts) if copy else Augmented(pair, pair.id)
 
 

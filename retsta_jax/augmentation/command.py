@@ -122,7 +122,7 @@ def summary(made: Sequence[Augmented], config: AugmentConfig) -> list[str]:
     failed = Counter(kind for one in made for kind in one.impossible)
     lines = [f"made {count:,} new pairs"]
     if count:
-        lines += [f"{'kind':>12} {'rate':>6} {'pairs':>15}  had no place for it"]
+        lines += [f"{'kind':>12} {'rate':>6} {'pairs':>15}  not applicable"]
         lines += [
             f"{kind:>12} {rate:>6.1%} {got[kind]:>7,} {got[kind] / count:>7.1%}  {failed[kind]:,}"
             for kind, rate in rates_of(config).items()

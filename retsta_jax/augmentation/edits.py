@@ -1,6 +1,6 @@
 """Edits of a report's text that leave what it says: typos, punctuation, sentences, other names of terms.
 
-Each function makes one edit at random, or returns None where there is no place for one; whether the edited text still
+Each function makes one edit at random, or returns None where none is possible; whether the edited text still
 `says_the_same` is for the caller to ask. Words of laterality, degree, place, denial and doubt, and numbers, are spared.
 """
 
@@ -15,7 +15,7 @@ from common.data.records import Language
 from retsta_jax.corpus.fundus import choose
 from retsta_jax.terminology.matching import EYE_OF, Match, MatchEye, MatchStatus, Token, read_text
 from retsta_jax.terminology.terms import Terminology, normal_form
-from retsta_jax.terminology.typos import KEPT, slip_places, slips_at
+from retsta_jax.terminology.typos import KEPT, slip_indices, slips_at
 
 NOT_WORDS = ("term", "list", "comma", "stop", "open", "close")  # kinds of tokens
 MARKS = re.compile(r"[,，、；:：。]|(?<!&nbsp);|(?<![0-9])\.(?![0-9a-zA-Z])|(?<=[0-9])\.(?=\s|$)")
@@ -89,7 +89,7 @@ def unclear(report: Report) -> int:
             reaches = False
         elif token.kind in ("deny", "doubt", "query") and after == "term":
             reaches = True
-        elif token.kind == "term" and states(report, match := report.matches[token.place]):
+        elif token.kind == "term" and states(report, match := report.matches[token.match_index]):
             normal = report.terms.by_id[match.term].kind == "normal"
             count += reaches and match.status == "present" and after != "present" and not normal
     return count
@@ -98,9 +98,9 @@ def unclear(report: Report) -> int:
 def add_typo(report: Report, rng: np.random.Generator) -> str | None:
     """One slip of the keyboard, of an input method or of text recognition."""
     text, language = report.text, report.language
-    spared = {place for start, end in _spared(report) for place in range(start, end)}
-    places = [place for place in slip_places(text, language) if place not in spared and place + 1 not in spared]
-    return choose(rng, [*slips_at(text, choose(rng, places), language)]) if places else None
+    spared = {index for start, end in _spared(report) for index in range(start, end)}
+    indices = [index for index in slip_indices(text, language) if index not in spared and index + 1 not in spared]
+    return choose(rng, [*slips_at(text, choose(rng, indices), language)]) if indices else None
 
 
 def drop_mark(report: Report, rng: np.random.Generator) -> str | None:

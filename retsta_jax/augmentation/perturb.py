@@ -83,21 +83,21 @@ def perturb(
     if pair.findings is not None and not agrees(pair):
         return None
     options = [
-        (place, status)
-        for place, match in enumerate(pair.source.matches)
+        (index, status)
+        for index, match in enumerate(pair.source.matches)
         if _may_change(pair.source, match) and match.term not in but
         for status in CHANGES[kind][match.status]
     ]
     if kind == "negation" and pair.findings is not None:
         options.append((-1, "absent"))
     for number in rng.permutation(len(options)):
-        place, status = options[number]
+        index, status = options[number]
         if pair.findings is None:
-            new = _both_texts(pair, place, status, wording, rng)
-        elif place < 0:
+            new = _both_texts(pair, index, status, wording, rng)
+        elif index < 0:
             new = _one_more_denial(pair, rng)
         else:
-            new = _known_finding(pair, place, status, rng)
+            new = _known_finding(pair, index, status, rng)
         if new is not None and accepts(new.source.text, new.target.text):
             changed = _statements(new.source) ^ _statements(pair.source)
             return new, min(statement.term for statement in changed)
@@ -148,10 +148,10 @@ def _adds_conflict(old: Iterable[Statement], new: Iterable[Statement], terms: Te
 # ---- targets of known form
 
 
-def _known_finding(pair: Pair, place: int, status: MatchStatus, rng: np.random.Generator) -> Pair | None:
+def _known_finding(pair: Pair, index: int, status: MatchStatus, rng: np.random.Generator) -> Pair | None:
     """One finding, or that of both eyes where one mention states both, in another status."""
     assert pair.findings is not None
-    match = pair.source.matches[place]
+    match = pair.source.matches[index]
     own = [
         finding
         for finding in pair.findings
@@ -165,7 +165,7 @@ def _known_finding(pair: Pair, place: int, status: MatchStatus, rng: np.random.G
     return _rendered(
         pair,
         [*rest, *(replace(finding, status=status) for finding in own)],
-        functools.partial(restate, pair.source, place, status, SOURCE_WORDING[pair.source.language], rng),
+        functools.partial(restate, pair.source, index, status, SOURCE_WORDING[pair.source.language], rng),
     )
 
 
@@ -208,14 +208,14 @@ def _rendered(pair: Pair, findings: Iterable[Finding], edit: Callable[[], Report
 
 
 def _both_texts(
-    pair: Pair, place: int, status: MatchStatus, wording: TargetWording, rng: np.random.Generator
+    pair: Pair, index: int, status: MatchStatus, wording: TargetWording, rng: np.random.Generator
 ) -> Pair | None:
     """A statement that stands once in each text, stated otherwise in both."""
-    match, language = pair.source.matches[place], pair.source.language
+    match, language = pair.source.matches[index], pair.source.language
     if status not in wording[language]:
         return None
-    places = [_only_mention(report, match) for report in pair[:2]]
-    if places[0] != place or places[1] is None:
+    indices = [_only_mention(report, match) for report in pair[:2]]
+    if indices[0] != index or indices[1] is None:
         return None
     eyes = ("right", "left") if match.eye == "both" else (match.eye or "",)
     old = _statements(pair.source)
@@ -223,14 +223,14 @@ def _both_texts(
     new |= {Statement(match.term, eye, status) for eye in eyes}
     if _adds_conflict(old, new, pair.source.terms):
         return None
-    source = restate(pair.source, place, status, SOURCE_WORDING[language], rng)
-    target = source and restate(pair.target, places[1], status, {status: (wording[language][status],)}, rng)
+    source = restate(pair.source, index, status, SOURCE_WORDING[language], rng)
+    target = source and restate(pair.target, indices[1], status, {status: (wording[language][status],)}, rng)
     return Pair(source, target, None) if source and target else None
 
 
 def _only_mention(report: Report, match: Match) -> int | None:
-    """The place of the one mention of a term, where it says what `match` does."""
-    found = [place for place, other in enumerate(report.matches) if other.term == match.term]
+    """The index of the one mention of a term, where it says what `match` does."""
+    found = [index for index, other in enumerate(report.matches) if other.term == match.term]
     if len(found) != 1:
         return None
     only = report.matches[found[0]]

@@ -59,16 +59,16 @@ BRACKET = re.compile(r"\s?[(（][^()（）]*[)）]")
 
 
 def restate(
-    report: Report, place: int, status: MatchStatus, wording: Wording, rng: np.random.Generator
+    report: Report, index: int, status: MatchStatus, wording: Wording, rng: np.random.Generator
 ) -> Report | None:
-    """The report with its match number `device_put_tree` in another status; None where no wording gives just that."""
-    match = report.matches[place]
+    """The report with its match number `index` in another status; None where no wording gives just that."""
+    match = report.matches[index]
     expected = Counter(mentions_of(report))
-    expected[mentions_of(report)[place]] -= 1
+    expected[mentions_of(report)[index]] -= 1
     expected[match.term, match.eye, status] += 1
-    for base, start in without_cue(report, place):
+    for base, start in without_cue(report, index):
         plain = read_report(base, report.language, report.terms)
-        found = next((index for index, other in enumerate(plain.matches) if other.start == start), None)
+        found = next((number for number, other in enumerate(plain.matches) if other.start == start), None)
         if found is None or plain.matches[found].term != match.term:
             continue
         for text in _stated(plain, found, status, wording, rng):
@@ -83,11 +83,11 @@ def add_statement(
     """The report with one more statement behind another one; None where it cannot be made to say just that."""
     expected = Counter(mentions_of(report)) + Counter([mention])
     ends = [token.start for token in report.tokens if token.kind in ("comma", "stop")] + [len(report.text)]
-    places = sorted({min(end for end in ends if end >= match.end) for match in report.matches})
-    for place in rng.permutation(places):
+    indices = sorted({min(end for end in ends if end >= match.end) for match in report.matches})
+    for index in rng.permutation(indices):
         for template in rng.permutation(list(wording)):
             said = COMMA[report.language] + str(template).format(name)
-            result = _verified(report, report.text[:place] + _in_case(said, report) + report.text[place:], expected)
+            result = _verified(report, report.text[:index] + _in_case(said, report) + report.text[index:], expected)
             if result is not None:
                 return result
     return None
@@ -106,30 +106,32 @@ def _verified(before: Report, text: str, expected: Counter[Mention]) -> Report |
 # ---- taking a cue out
 
 
-def without_cue(report: Report, place: int) -> Iterator[tuple[str, int]]:
+def without_cue(report: Report, index: int) -> Iterator[tuple[str, int]]:
     """Texts that state a match without the cue that doubts or denies it, and where the match stands in them."""
-    text, match = report.text, report.matches[place]
-    index = next(index for index, token in enumerate(report.tokens) if token.place == place)
-    if (behind := _cue_behind(report, index, match.status)) is not None:
+    text, match = report.text, report.matches[index]
+    token_index = next(number for number, token in enumerate(report.tokens) if token.match_index == index)
+    if (behind := _cue_behind(report, token_index, match.status)) is not None:
         yield text[: behind[0]] + text[behind[1] :], match.start
         return
     if match.status == "present":
         yield text, match.start
         return
     cues = [
-        number for number, token in enumerate(report.tokens[:index]) if token.kind in ("deny", "doubt", "query", "stop")
+        number
+        for number, token in enumerate(report.tokens[:token_index])
+        if token.kind in ("deny", "doubt", "query", "stop")
     ]
     if not cues or report.tokens[cues[-1]].kind == "stop":
         return
     cue, items = report.tokens[cues[-1]], _items(report, cues[-1], match.status)
-    if items == [place]:
+    if items == [index]:
         gap = re.match(r"\s*", text[cue.end :])
         end = cue.end + (gap.end() if gap else 0)
         capital = report.language == "en" and text[cue.start].isupper() and not match.text[:1].isupper()
         rest = text[end].upper() + text[end + 1 :] if capital else text[end:]
         yield text[: cue.start] + rest, match.start - (end - cue.start)
-    elif place in items:
-        yield from _out_of_list(report, cue, items, place)
+    elif index in items:
+        yield from _out_of_list(report, cue, items, index)
 
 
 def _cue_behind(report: Report, index: int, status: MatchStatus) -> tuple[int, int] | None:
@@ -154,15 +156,15 @@ def _items(report: Report, cue: int, status: MatchStatus) -> list[int]:
         if token.kind not in ("term", "list", "comma", "and"):
             break
         if token.kind == "term":
-            match = report.matches[token.place]
+            match = report.matches[token.match_index]
             if states(report, match):
                 if match.status != status:
                     break
-                items.append(token.place)
+                items.append(token.match_index)
     return items
 
 
-def _out_of_list(report: Report, cue: Token, items: Sequence[int], place: int) -> Iterator[tuple[str, int]]:
+def _out_of_list(report: Report, cue: Token, items: Sequence[int], index: int) -> Iterator[tuple[str, int]]:
     """A match before and behind the rest of the enumeration that it was part of."""
     text, language = report.text, report.language
     matches = [report.matches[item] for item in items]
@@ -170,8 +172,8 @@ def _out_of_list(report: Report, cue: Token, items: Sequence[int], place: int) -
         between = text[match.end : after.start].strip()
         if len(between) > (2 if language == "zh" else 6):
             return
-    own = report.matches[place].text
-    *rest, last = [report.matches[item].text for item in items if item != place]
+    own = report.matches[index].text
+    *rest, last = [report.matches[item].text for item in items if item != index]
     listed = LIST[language].join(rest) + (LAST_ITEM[language] if rest else "") + last
     head, tail = text[: matches[0].start], text[matches[-1].end :]
     yield f"{head}{listed}{COMMA[language]}{own}{tail}", len(f"{head}{listed}{COMMA[language]}")
@@ -206,10 +208,10 @@ def _phrase(report: Report, index: int) -> _Phrase:
     return _Phrase(start, end, begins is not None, verb, before is not None and before.kind == "and", behind)
 
 
-def _stated(base: Report, place: int, status: MatchStatus, wording: Wording, rng: np.random.Generator) -> Iterator[str]:
+def _stated(base: Report, index: int, status: MatchStatus, wording: Wording, rng: np.random.Generator) -> Iterator[str]:
     """The texts that state a match by one of the wordings, in any order; without its own cue it is `present`."""
-    text, language, match = base.text, base.language, base.matches[place]
-    own = _phrase(base, next(index for index, token in enumerate(base.tokens) if token.place == place))
+    text, language, match = base.text, base.language, base.matches[index]
+    own = _phrase(base, next(number for number, token in enumerate(base.tokens) if token.match_index == index))
     for template in map(str, rng.permutation(list(wording[status]))):
         before, after = template.split("{}")
         if not _fits(own, before, after, language):
@@ -242,7 +244,7 @@ def phrase_start(report: Report, index: int) -> int | None:
     text, term = report.text, report.tokens[index]
     before = 0
     for token in reversed(report.tokens[:index]):
-        if token.kind != "term" or states(report, report.matches[token.place]):
+        if token.kind != "term" or states(report, report.matches[token.match_index]):
             before = token.end
             break
     gap = text[before : term.start]
@@ -251,7 +253,7 @@ def phrase_start(report: Report, index: int) -> int | None:
     if report.language == "zh":
         return before if len(gap) <= LONGEST_GAP["zh"] else term.start
     words = [(word.group().lower(), before + word.start(), before + word.end()) for word in re.finditer(r"\S+", gap)]
-    last = max((place for place, (word, _, _) in enumerate(words) if word in BOUND | FREE), default=-1)
+    last = max((number for number, (word, _, _) in enumerate(words) if word in BOUND | FREE), default=-1)
     if len(words) - last - 1 > LONGEST_GAP["en"] or (last >= 0 and words[last][0] in BOUND):
         return None
     return next((start for _, start, _ in words[last + 1 :]), term.start)
@@ -275,7 +277,7 @@ def learn_wording(pairs: Iterable[tuple[Report, Report]]) -> dict[Language, dict
     for source, target in pairs:
         in_sources |= {(source.language, match.status) for match in source.matches if states(source, match)}
         for index, token in enumerate(target.tokens):
-            if token.kind == "term" and states(target, match := target.matches[token.place]):
+            if token.kind == "term" and states(target, match := target.matches[token.match_index]):
                 found = _cue_of(target, index) if match.status != "present" else "{}"
                 cues.setdefault((target.language, match.status), Counter()).update([found] if found else [])
     learnt: dict[Language, dict[MatchStatus, str]] = {}
@@ -296,5 +298,5 @@ def _cue_of(report: Report, index: int) -> str | None:
     before = report.tokens[index - 1] if index else None
     if before and before.kind in ("deny", "doubt", "query") and not text[before.end : term.start].strip():
         return text[before.start : term.start].lower() + "{}"
-    span = _cue_behind(report, index, report.matches[term.place].status)
+    span = _cue_behind(report, index, report.matches[term.match_index].status)
     return "{}" + text[span[0] : span[1]].lower() if span else None

@@ -266,13 +266,13 @@ def scores_of_run(run_dir: Path, split: str, pairs: Sequence[ReportPair]) -> tup
 
 def examples_of(pairs: Sequence[ReportPair], outputs: Mapping[str, Sequence[str]]) -> list[Example]:
     """Some reports spread over the split, with what each system wrote."""
-    places = range(0, len(pairs), len(pairs) // EXAMPLES | 1)[:EXAMPLES]
+    indices = range(0, len(pairs), len(pairs) // EXAMPLES | 1)[:EXAMPLES]
     return [
         Example(
-            pair.id, pair.source, pair.target, {name: texts[place] for name, texts in outputs.items()}, pair.language
+            pair.id, pair.source, pair.target, {name: texts[index] for name, texts in outputs.items()}, pair.language
         )
-        for place in places
-        for pair in (pairs[place],)
+        for index in indices
+        for pair in (pairs[index],)
     ]
 
 

@@ -215,7 +215,7 @@ def kept_parts(reference: Reference, prompt: Prompt) -> Kept:
     left_out -= len(dropped)
     gone |= set(last(prompt.needed))
     terms = tuple(term for term in reference.terms if term.id not in gone)
-    shots = tuple(shot for place, shot in enumerate(reference.shots) if place not in dropped)
+    shots = tuple(shot for index, shot in enumerate(reference.shots) if index not in dropped)
     return Kept(terms, bare - gone, shots)
 
 

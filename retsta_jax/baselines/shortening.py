@@ -48,19 +48,19 @@ def fit_prompts(
         return prompts, quarantine
     sizes = [count(prompt_text(references[prompt.pair.language], prompt)) for prompt in prompts]
     pieces = functools.cache(lambda text: count(text) - count(""))
-    long = [place for place, size in enumerate(sizes) if size > limit]
+    long = [index for index, size in enumerate(sizes) if size > limit]
     fitted: dict[int, Prompt | None] = {}
     for language, reference in references.items():
-        places = [place for place in long if pairs[place].language == language]
-        orders = farthest_shots(reference, [pairs[place].source for place in places], train)
-        for place, order in zip(places, orders, strict=True):
+        indices = [index for index in long if pairs[index].language == language]
+        orders = farthest_shots(reference, [pairs[index].source for index in indices], train)
+        for index, order in zip(indices, orders, strict=True):
             there = {term.id for term in reference.terms}
-            needed = tuple(id_ for id_ in reference.needed(pairs[place].source) if id_ in there)
-            prompt = Prompt(pairs[place], needed, order)
-            fitted[place] = _shortened(reference, prompt, count, pieces, sizes[place], limit)
+            needed = tuple(id_ for id_ in reference.needed(pairs[index].source) if id_ in there)
+            prompt = Prompt(pairs[index], needed, order)
+            fitted[index] = _shortened(reference, prompt, count, pieces, sizes[index], limit)
     kept = []
-    for place, prompt in enumerate(prompts):
-        fitting = fitted.get(place, prompt)
+    for index, prompt in enumerate(prompts):
+        fitting = fitted.get(index, prompt)
         if fitting is None:
             quarantine.add(prompt.pair.id, LONGER_THAN)
         else:
@@ -133,7 +133,7 @@ def _removable(reference: Reference, prompt: Prompt) -> list[str]:
     return [
         *(line(id_, bare=False) for id_ in reversed(spare_terms(reference, prompt.needed))),
         *(line(id_, bare=False).removeprefix(own_name(by_id[id_], reference.language)) for id_ in reversed(named)),
-        *(example_text(reference.wording, reference.shots[place]) + "\n\n" for place in prompt.farthest),
+        *(example_text(reference.wording, reference.shots[index]) + "\n\n" for index in prompt.farthest),
         *(line(id_, bare=True) for id_ in reversed(prompt.needed)),
     ]
 

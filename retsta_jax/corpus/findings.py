@@ -127,7 +127,7 @@ FORMS: dict[Language, StandardForm] = {
 
 
 def order_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Standard order without repeats: eye; present, suspected, absent; category; place in the terminology."""
+    """Standard order without repeats: eye; present, suspected, absent; category; order in the terminology."""
     return tuple(sorted(dict.fromkeys(findings), key=_order_key))
 
 
@@ -186,14 +186,14 @@ def _section(study: FundusStudy, eye: Eye, language: Language) -> str:
 
 
 def _order_key(finding: Finding) -> tuple[int, int, int, int]:
-    category, place = _places()[finding.term]
-    return EYES.index(finding.eye), STATUSES.index(finding.status), category, place
+    category, index = _term_order()[finding.term]
+    return EYES.index(finding.eye), STATUSES.index(finding.status), category, index
 
 
 @functools.cache
-def _places() -> dict[str, tuple[int, int]]:
+def _term_order() -> dict[str, tuple[int, int]]:
     terms = load_terminology().terms
-    return {term.id: (KINDS.index(term.kind), place) for place, term in enumerate(terms)}
+    return {term.id: (KINDS.index(term.kind), index) for index, term in enumerate(terms)}
 
 
 @functools.cache

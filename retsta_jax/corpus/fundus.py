@@ -122,7 +122,7 @@ def _normal_eye(rng: np.random.Generator) -> list[Finding]:
     if not structures or rng.random() < 0.7:
         return [Finding("right", NORMAL)]
     chosen = rng.permutation(len(structures))[: int(rng.integers(1, 4))]
-    return [Finding("right", structures[place]) for place in chosen]
+    return [Finding("right", structures[index]) for index in chosen]
 
 
 def _add(terms: list[Term], id: str) -> None:

@@ -14,7 +14,7 @@ from retsta_jax.corpus.findings import Severity
 class Phrases:
     """Ways to say things in one language; "{}" stands for what is said.
 
-    eyes: the names at one place of the three lists are used together.
+    eyes: the names at the same index of the three lists are used together.
     verb_present: says that something is there even after a denial. listed_*: for several terms at once.
     clear_images: remarks that contradict a finding about the image.
     site_before, site_after: "{site}" and "{name}"; en uses adjectives before and nouns after.

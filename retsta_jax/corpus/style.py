@@ -50,6 +50,6 @@ class Style:
 
 
 def phrases_of(language: Language, eyes: Sequence[int], **chosen: Any) -> Phrases:
-    """The phrases of a language with these labels of the eyes, by their places, and these of the other phrases."""
-    labels = {eye: tuple(names[place] for place in eyes) for eye, names in PHRASES[language].eyes.items()}
+    """The phrases of a language with these labels of the eyes, by their indices, and these of the other phrases."""
+    labels = {eye: tuple(names[index] for index in eyes) for eye, names in PHRASES[language].eyes.items()}
     return replace(PHRASES[language], eyes=labels, **chosen)

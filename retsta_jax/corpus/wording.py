@@ -68,10 +68,10 @@ def original_report(
     `style` is one of `styles_of(language)`; where it is not given, any of them.
     """
     style = style or choose(rng, styles_of(language))
-    place = int(rng.integers(len(style.phrases.eyes["both"])))
+    index = int(rng.integers(len(style.phrases.eyes["both"])))
     hand = Hand(
         language, style, noise, rng,
-        labels={eye: names[place] for eye, names in style.phrases.eyes.items()},
+        labels={eye: names[index] for eye, names in style.phrases.eyes.items()},
         joint=choose(rng, style.phrases.eye_joints),
         stop=choose(rng, style.phrases.stops),
     )  # fmt: skip
@@ -141,7 +141,7 @@ def _sentences(study: FundusStudy, hand: Hand) -> list[str]:
 
 
 def _shuffled(items: Sequence[Item], hand: Hand) -> list[Item]:
-    return [items[place] for place in hand.rng.permutation(len(items))]
+    return [items[index] for index in hand.rng.permutation(len(items))]
 
 
 def _same_as_other(findings: Sequence[Finding], hand: Hand) -> list[str]:

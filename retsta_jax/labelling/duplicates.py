@@ -38,7 +38,7 @@ class DuplicateConfig:
     threshold: Share = 0.8  # Jaccard index of the sets of n-grams
     ngram: Annotated[int, Within(1, 16)] = 3  # characters
     bands: Few = 20
-    rows: Few = 8  # places of the signature in a band
+    rows: Few = 8  # entries of the signature in a band
 
 
 class Duplicate(NamedTuple):

@@ -115,7 +115,7 @@ def _is_consistent(reading: Reading, terms: Terminology) -> bool:
         return False
     for ids in present.values():
         found = [terms.by_id[id_] for id_ in ids]
-        if any(one.keys & other.keys for place, one in enumerate(found) for other in found[:place]):
+        if any(one.keys & other.keys for index, one in enumerate(found) for other in found[:index]):
             return False
         kinds = {term.kind for term in found}
         if "normal" in kinds and kinds & {"diagnosis", "sign"}:

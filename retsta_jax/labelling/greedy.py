@@ -117,10 +117,10 @@ def _append(buckets: _Buckets, items: Int[np.ndarray, " n"]) -> None:
 def _entries(buckets: _Buckets, items: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " S"], Int[np.ndarray, " S"]]:
     """Each item with each of its buckets, by bucket and then by item."""
     of_items = buckets.of_item[:, items]
-    band, place = np.nonzero(of_items >= 0)
-    bucket = of_items[band, place]
+    band, index = np.nonzero(of_items >= 0)
+    bucket = of_items[band, index]
     order = np.argsort(bucket, kind="stable")  # entries of a bucket are of one band, in which items ascend
-    return items[place[order]], bucket[order]
+    return items[index[order]], bucket[order]
 
 
 def _rank(bucket: Int[np.ndarray, " S"]) -> Int[np.ndarray, " S"]:

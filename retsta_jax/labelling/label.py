@@ -116,7 +116,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another place") from error
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
 
 
 def shards(output: Path, reports: Sequence[Report], size: int) -> list[tuple[Path, Sequence[Report]]]:

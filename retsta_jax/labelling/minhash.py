@@ -1,8 +1,8 @@
 """Sets of character n-grams of many texts: their MinHash signatures in bands, and the exact similarity of pairs.
 
 The similarity of two texts is the Jaccard index of their sets of n-grams. A signature holds, for each of many
-permutations of the n-grams, the first one of the set; two signatures agree at a place with the probability that is the
-similarity (Broder 1997). Texts whose signatures agree in a whole band of `rows` places are candidates: of pairs with
+permutations of the n-grams, the first one of the set; two signatures agree in an entry with the probability that is the
+similarity (Broder 1997). Texts whose signatures agree in a whole band of `rows` entries are candidates: of pairs with
 similarity s, 1 - (1 - s^rows)^bands are found (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4).
 
 The permutations are the "affine32" ones of datasketch 2 (MurmurHash3's finalizer, then a h + b modulo 2^32), applied to
@@ -61,9 +61,9 @@ def band_keys(sets: NgramSets, bands: int, rows: int) -> UInt[np.ndarray, "bands
     for first, last in _spans(sets.starts, SLICE):
         members = mixed[sets.members[sets.starts[first] : sets.starts[last]]]
         starts = sets.starts[first:last] - sets.starts[first]
-        for place in range(bands * rows):
-            lowest = np.minimum.reduceat(members * multipliers[place] + offsets[place], starts)
-            part = keys[place // rows, first:last]
+        for index in range(bands * rows):
+            lowest = np.minimum.reduceat(members * multipliers[index] + offsets[index], starts)
+            part = keys[index // rows, first:last]
             part += lowest
             part *= FOLD
             part ^= part >> np.uint64(29)
@@ -142,7 +142,7 @@ def _vocabulary(texts: Sequence[str], n: int) -> UInt[np.ndarray, " V"]:
 
 
 def _coded(texts: Sequence[str], n: int) -> Iterator[tuple[int, UInt[np.ndarray, " S"], Int[np.ndarray, " S"]]]:
-    """Chunk by chunk: the number of its first text, the n-gram at each place, and the number of the text it is in."""
+    """Chunk by chunk: the number of its first text, the n-gram at each position, and the number of its text."""
     gap = "\0" * (n - 1)
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     base = np.uint64(1 << CODE_POINT_BITS) if n <= EXACT else FOLD
@@ -151,9 +151,9 @@ def _coded(texts: Sequence[str], n: int) -> Iterator[tuple[int, UInt[np.ndarray,
         points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
         windows = len(points) - n + 1
         codes = points[:windows].copy()
-        for place in range(1, n):
+        for index in range(1, n):
             codes *= base
-            codes += points[place : place + windows]
+            codes += points[index : index + windows]
         here = lengths[first:last]
         counts = np.maximum(here - n + 1, 1)
         yield (
@@ -167,13 +167,13 @@ def _bitmaps(sets: NgramSets) -> UInt[np.ndarray, "N words"]:
     """Bitmaps of about four bits for each member of an average set, between 256 and 2,048."""
     average = len(sets.members) / max(len(sets.sizes), 1)
     bits = 1 << min(max(int(4 * average - 1).bit_length(), 8), 11) if average else 256
-    places = (finalized(sets.hashes) & np.uint32(bits - 1)).astype(np.int64)
+    indices = (finalized(sets.hashes) & np.uint32(bits - 1)).astype(np.int64)
     bitmaps = np.empty((len(sets.sizes), bits // 64), np.uint64)
     for first in range(0, len(sets.sizes), CHUNK // bits):
         last = min(first + CHUNK // bits, len(sets.sizes))
         members = sets.members[sets.starts[first] : sets.starts[last]]
         flags = np.zeros((last - first, bits), bool)
-        flags[np.arange(last - first).repeat(sets.sizes[first:last]), places[members]] = True
+        flags[np.arange(last - first).repeat(sets.sizes[first:last]), indices[members]] = True
         bitmaps[first:last] = np.packbits(flags, axis=-1).view(np.uint64)
     return bitmaps
 

@@ -106,8 +106,8 @@ def table_of(runs: Iterable[Run]) -> str:
         gain = np.mean([run.gain for run in seeds], axis=0)
         low, high = np.quantile(gain, [0.025, 0.975], axis=0)
         rows["RetSTA less RetSTA-Zero"] = [
-            interval_text({"value": mean_gain(seeds, name), "low": low[place], "high": high[place]}, sign=True)
-            for place, name in enumerate(SHOWN)
+            interval_text({"value": mean_gain(seeds, name), "low": low[index], "high": high[index]}, sign=True)
+            for index, name in enumerate(SHOWN)
         ]
         lines += [(f"{size:,}", str(len(seeds)), system, *texts) for system, texts in rows.items()]
     return markdown_table(("labelled", "seeds", "system", *SHOWN), lines)

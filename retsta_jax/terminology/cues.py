@@ -86,7 +86,7 @@ def _group(name: str, patterns: Iterable[str]) -> str:
     return f"(?P<{name}>{'|'.join(patterns)})"
 
 
-# In the order of preference where two begin at one place.
+# In the order of preference where two begin at the same character.
 TOKENS = re.compile(
     "|".join(
         (

@@ -51,7 +51,7 @@ class Token(NamedTuple):
     kind: str
     start: int
     end: int
-    place: int = -1  # of a term, in the list of matches
+    match_index: int = -1  # of a term, in the list of matches
 
 
 class Reading(NamedTuple):
@@ -82,11 +82,11 @@ def read_text(text: str, terminology: Terminology, language: Language | None = N
         return folded.origin[start], folded.origin[end - 1] + 1
 
     matches = [
-        Match(mention.term.id, mention.term.name(language), text[slice(*place)], *place, eye, state)
+        Match(mention.term.id, mention.term.name(language), text[slice(*bounds)], *bounds, eye, state)
         for mention, eye, state in zip(found, eyes, status, strict=True)
-        for place in (span(mention.start, mention.end),)
+        for bounds in (span(mention.start, mention.end),)
     ]
-    return Reading(matches, [Token(token.kind, *span(token.start, token.end), token.place) for token in tokens])
+    return Reading(matches, [Token(token.kind, *span(token.start, token.end), token.match_index) for token in tokens])
 
 
 def statements_of(matches: Iterable[Match], terminology: Terminology) -> frozenset[Statement]:
@@ -108,7 +108,7 @@ def _is_eye(term: Term) -> bool:
 def _tokens(masked: str, found: Sequence[Mention], folded: Folded, text: str, language: Language) -> list[Token]:
     """Terms and cues in the order of the text."""
     tokens = [
-        Token("term" if term.states else "place", start, end, place) for place, (start, end, term) in enumerate(found)
+        Token("term" if term.states else "place", start, end, index) for index, (start, end, term) in enumerate(found)
     ]
     for match in TOKENS.finditer(masked):
         kind, start = str(match.lastgroup), match.start()
@@ -141,19 +141,19 @@ def _statuses(tokens: Sequence[Token], masked: str, found: Sequence[Mention], la
     status: list[MatchStatus] = ["present"] * len(found)
     scope: MatchStatus = "present"
     segments = _segments(tokens, found)
-    for place, segment in enumerate(segments):
-        if segment.fresh or not _carries(segments, place, scope, masked, language):
+    for index, segment in enumerate(segments):
+        if segment.fresh or not _carries(segments, index, scope, masked, language):
             scope = "present"
-        earlier = segments[place - 1].tokens if segment.joined else []
+        earlier = segments[index - 1].tokens if segment.joined else []
         scope = _read_segment(segment, earlier, scope, status, masked)
-        _read_backwards(segments, place, status, masked)
+        _read_backwards(segments, index, status, masked)
     return status
 
 
 def _segments(tokens: Sequence[Token], found: Sequence[Mention]) -> list[_Segment]:
     segments = [_Segment([], fresh=True)]
     for token in tokens:
-        if token.kind == "term" and found[token.place].term.kind == "normal":  # "no haemorrhage, normal fundus"
+        if token.kind == "term" and found[token.match_index].term.kind == "normal":  # "no haemorrhage, normal fundus"
             segments[-1].fresh = segments[-1].fresh or not _has(segments[-1], "term", "deny", "doubt")
         if token.kind in ("stop", "comma", "list"):
             segments[-1].end = token.start
@@ -172,14 +172,14 @@ def _has(segment: _Segment, *kinds: str) -> bool:
     return any(token.kind in kinds for token in segment.tokens)
 
 
-def _carries(segments: Sequence[_Segment], place: int, scope: MatchStatus, masked: str, language: Language) -> bool:
+def _carries(segments: Sequence[_Segment], index: int, scope: MatchStatus, masked: str, language: Language) -> bool:
     """Whether a denial or doubt before a break reaches the segment behind it."""
-    segment = segments[place]
+    segment = segments[index]
     if segment.listed:
         return True
     if not _bare(segment, masked):
         return False
-    for later in segments[place:]:
+    for later in segments[index:]:
         if (later.fresh and later is not segment) or not _bare(later, masked):
             break
         if _has(later, "and"):
@@ -207,8 +207,8 @@ def _read_segment(
     terms = [token for token in segment.tokens if token.kind == "term"]
     last = [token for token in earlier if token.kind == "term"][-1:]
     in_brackets = False
-    for place, token in enumerate(segment.tokens):
-        follows = next((other for other in segment.tokens[place + 1 :] if other.kind in ("term", "close")), None)
+    for index, token in enumerate(segment.tokens):
+        follows = next((other for other in segment.tokens[index + 1 :] if other.kind in ("term", "close")), None)
         before = [other for other in terms if other.end <= token.start] or last
         ahead = follows is not None and follows.kind == "term"
         if token.kind == "open":
@@ -216,18 +216,18 @@ def _read_segment(
         elif token.kind == "close":
             in_brackets = False
         elif token.kind in ("term", "place"):
-            status[token.place] = scope
+            status[token.match_index] = scope
         elif token.kind in ("deny", "doubt"):
             said: MatchStatus = "absent" if token.kind == "deny" else "suspected"
             if ahead and masked[token.start] != "(":
                 scope = said if not (scope == "absent" and said == "absent") else scope
             elif before and (token.kind == "doubt" or not masked[token.end : segment.end].strip(" )]")):
-                status[before[-1].place] = said
+                status[before[-1].match_index] = said
         elif token.kind == "query":
             touches = token.start > 0 and masked[token.start - 1] in (TERM, PLACE, ")") and before
             if touches or in_brackets or not ahead:
                 if before:
-                    status[before[-1].place] = "suspected"
+                    status[before[-1].match_index] = "suspected"
             else:
                 scope = "suspected"
         elif token.kind in ("assert", "but", "unchanged"):
@@ -235,27 +235,27 @@ def _read_segment(
     return scope
 
 
-def _read_backwards(segments: Sequence[_Segment], place: int, status: list[MatchStatus], masked: str) -> None:
+def _read_backwards(segments: Sequence[_Segment], index: int, status: list[MatchStatus], masked: str) -> None:
     """`absent` behind what it denies: the terms of its segment, and of an enumeration that it closes."""
-    segment = segments[place]
-    for index, token in enumerate(segment.tokens):
+    segment = segments[index]
+    for position, token in enumerate(segment.tokens):
         if token.kind not in ("absent", "present"):
             continue
-        before = [other for other in segment.tokens[:index] if other.kind == "term"]
+        before = [other for other in segment.tokens[:position] if other.kind == "term"]
         if masked[token.start] == "(":  # behind each one
             if before:
-                status[before[-1].place] = "absent" if token.kind == "absent" else "present"
+                status[before[-1].match_index] = "absent" if token.kind == "absent" else "present"
             continue
-        if token.kind == "present" or not before or _has(_Segment(segment.tokens[:index]), "deny", "doubt"):
+        if token.kind == "present" or not before or _has(_Segment(segment.tokens[:position]), "deny", "doubt"):
             continue
         chain = [segment]
         if _has(segment, "and"):
-            for earlier in reversed(segments[:place]):
+            for earlier in reversed(segments[:index]):
                 if chain[-1].fresh or not _bare(earlier, masked):
                     break
                 chain.append(earlier)
         for other in [*before, *(t for seg in chain[1:] for t in seg.tokens if t.kind == "term")]:
-            status[other.place] = "absent"
+            status[other.match_index] = "absent"
 
 
 # ---- eye
@@ -277,7 +277,7 @@ def _eyes(tokens: Sequence[Token], masked: str, count: int) -> list[MatchEye | N
     waiting: list[Token] = []  # terms since the last label or stop
     for index, token in enumerate(tokens):
         if token.kind in ("term", "place"):
-            eyes[token.place] = here
+            eyes[token.match_index] = here
             waiting.append(token)
         elif token.kind == "stop":
             waiting = []
@@ -286,7 +286,7 @@ def _eyes(tokens: Sequence[Token], masked: str, count: int) -> list[MatchEye | N
             eye = EYE_OF[token.kind]
             if waiting and _is_behind(tokens, index, masked, follow):
                 for other in waiting:
-                    eyes[other.place] = eye
+                    eyes[other.match_index] = eye
             elif not _in_brackets(token, masked):
                 here = eye
             waiting = []

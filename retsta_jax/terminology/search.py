@@ -64,15 +64,15 @@ def fold(text: str) -> Folded:
     """Letters of one case and width, spaces regular, hyphens within words as spaces."""
     folded: list[str] = []
     origin: list[int] = []
-    for place, character in enumerate(text):
+    for index, character in enumerate(text):
         for part in _fold_character(character):
             if part == " " and folded and folded[-1] in " \n":
                 continue
             folded.append(part)
-            origin.append(place)
-    for place in range(1, len(folded) - 1):
-        if folded[place] == "-" and folded[place - 1].isalnum() and folded[place + 1].isalnum():
-            folded[place] = " "
+            origin.append(index)
+    for index in range(1, len(folded) - 1):
+        if folded[index] == "-" and folded[index - 1].isalnum() and folded[index + 1].isalnum():
+            folded[index] = " "
     return Folded("".join(folded), origin)
 
 
@@ -140,8 +140,8 @@ def _among_known_words(text: str, whole: Iterable[tuple[int, int, Term, bool]]) 
     breaks = [0, *(match.end() for match in PART_END.finditer(text)), len(text)]
 
     def is_abbreviation(start: int, end: int) -> bool:
-        place = bisect.bisect_right(breaks, start)
-        part = known[breaks[place - 1] : breaks[place]]
+        index = bisect.bisect_right(breaks, start)
+        part = known[breaks[index - 1] : breaks[index]]
         return TERM in known[start:end] and not any(map(str.isalnum, part))
 
     return is_abbreviation

@@ -42,38 +42,38 @@ MISREAD_LETTERS: tuple[tuple[str, str], ...] = (
 
 
 def misspell(text: str, language: Language, rng: np.random.Generator) -> str:
-    """The text with one slip, each place and each kind of slip equally likely; itself where it has no such place."""
-    places = [*slip_places(text, language)]
-    if not places:
+    """The text with one slip, each position and each kind of slip equally likely; itself where none is possible."""
+    indices = [*slip_indices(text, language)]
+    if not indices:
         return text
-    slips = [*slips_at(text, places[int(rng.integers(len(places)))], language)]
+    slips = [*slips_at(text, indices[int(rng.integers(len(indices)))], language)]
     return slips[int(rng.integers(len(slips)))]
 
 
 def misspellings(text: str, language: Language) -> set[str]:
     """Every text that `misspell` makes of this one."""
-    return {slip for place in slip_places(text, language) for slip in slips_at(text, place, language)} - {text}
+    return {slip for index in slip_indices(text, language) for slip in slips_at(text, index, language)} - {text}
 
 
-def slip_places(text: str, language: Language) -> Iterator[int]:
+def slip_indices(text: str, language: Language) -> Iterator[int]:
     """Where a slip may be: Chinese characters that are confused, the later letters of longer English words."""
     if language == "zh":
-        yield from (place for place, character in enumerate(text) if character in CONFUSED_CHARACTERS)
+        yield from (index for index, character in enumerate(text) if character in CONFUSED_CHARACTERS)
         return
     for word in re.finditer(rf"[a-zA-Z]{{{SHORTEST},}}", text):
         yield from range(word.start() + KEPT, word.end() - 1)
 
 
-def slips_at(text: str, place: int, language: Language) -> Iterator[str]:
-    """The texts with one slip at a place.
+def slips_at(text: str, index: int, language: Language) -> Iterator[str]:
+    """The texts with one slip at an index.
 
     Chinese: a confused character. English: two letters in the wrong order, the first left out, doubled or its neighbour
     hit, or what it is misread as.
     """
     if language == "zh":
-        yield from (text[:place] + other + text[place + 1 :] for other in CONFUSED_CHARACTERS[text[place]])
+        yield from (text[:index] + other + text[index + 1 :] for other in CONFUSED_CHARACTERS[text[index]])
         return
-    pair = text[place : place + 2]
+    pair = text[index : index + 2]
     misread = [wrong + pair[len(right) :] for right, wrong in MISREAD_LETTERS if pair.startswith(right)]
     for slip in (pair[::-1], pair[1], pair[0] + pair, NEIGHBOUR_KEYS[pair[0].lower()] + pair[1], *misread):
-        yield text[:place] + slip + text[place + 2 :]
+        yield text[:index] + slip + text[index + 2 :]

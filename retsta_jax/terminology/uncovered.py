@@ -10,8 +10,8 @@ from retsta_jax.terminology.search import fold
 
 def uncovered(report: str, found: Iterable[Match]) -> str:
     """A report in normalised form without its terms and the words that say whether and where; "|" in their place."""
-    places = list(report)
+    characters = list(report)
     for match in found:
-        places[match.start : match.end] = TERM * (match.end - match.start)
-    folded = fold("".join(places)).text
+        characters[match.start : match.end] = TERM * (match.end - match.start)
+    folded = fold("".join(characters)).text
     return re.sub(f"{TERM}+", "|", FILLER_WORDS.sub("|", TOKENS.sub("|", folded)))

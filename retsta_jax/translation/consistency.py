@@ -161,12 +161,12 @@ def _concept(term: Term, kind: str, language: Language) -> str:
 def _table_spans(text: str, rest: str, language: Language) -> Iterator[_Span]:
     """The degrees, sites and measures of the phrase table in the rest of a text."""
     folded = fold(rest)
-    place = 0
-    while place < len(folded.text):
-        found = entries_at(text, folded, place, language, ("degree", "site", "measure"))
+    index = 0
+    while index < len(folded.text):
+        found = entries_at(text, folded, index, language, ("degree", "site", "measure"))
         for entry, end in found[:1]:
-            yield _Span(folded.origin[place], -folded.origin[end - 1] - 1, entry.row.kind, entry.row.written("en"))
-        place = found[0][1] if found else place + 1
+            yield _Span(folded.origin[index], -folded.origin[end - 1] - 1, entry.row.kind, entry.row.written("en"))
+        index = found[0][1] if found else index + 1
 
 
 def _is_named(place: str, english: str) -> bool:

@@ -86,8 +86,8 @@ def _by_pieces(
 ) -> str | list[Problem]:
     found, unread = _pieces(text, language, to, terms, register)
     if unread:
-        places = ", ".join(f"{start + 1}-{end}" for start, end in unread)
-        return [Problem(part, "cannot be translated offline", f"characters {places}")]
+        ranges = ", ".join(f"{start + 1}-{end}" for start, end in unread)
+        return [Problem(part, "cannot be translated offline", f"characters {ranges}")]
     return written(arranged(found, to), to, apart=not register)
 
 

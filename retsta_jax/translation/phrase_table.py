@@ -76,8 +76,8 @@ def _forms(cell: str) -> tuple[str, ...]:
 def entries_at(
     text: str, folded: Folded, start: int, language: Language, kinds: Collection[str]
 ) -> list[tuple[Entry, int]]:
-    """The entries of these kinds that match a text from a place of its normalised form on, each with its end there, the
-    longest match first.
+    """The entries of these kinds that match a text from an index of its normalised form on, each with its end
+    there, the longest match first.
     """
     entries = _entries(language)
     found: list[tuple[Entry, int]] = []
@@ -124,8 +124,8 @@ def _pattern(text: str, language: Language, exact: bool) -> re.Pattern[str]:
     where the form may have slips, marks within it, too.
     """
     pattern = ""
-    for place, part in enumerate(SLOT.split(text)):
-        if place % 2:
+    for index, part in enumerate(SLOT.split(text)):
+        if index % 2:
             pattern += f" ?(?P<{part}>{NUMBER}) ?"
         else:
             pattern += re.escape(part).replace(r"\ ", " ?") if exact else _with_slips(part, language)

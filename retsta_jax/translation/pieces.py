@@ -63,8 +63,8 @@ def arranged(pieces: Sequence[Piece], to: Language) -> list[Piece]:
 def written(pieces: Sequence[Piece], to: Language, apart: bool = False) -> str:
     """The text of pieces. `apart`: Chinese places do not run into findings, with which they may be another term."""
     out = ""
-    for place, piece in enumerate(pieces):
-        following = pieces[place + 1].kind if place + 1 < len(pieces) else ""
+    for index, piece in enumerate(pieces):
+        following = pieces[index + 1].kind if index + 1 < len(pieces) else ""
         text = MARKS[to].get(piece.kind, piece.text)
         if piece.kind == "newline" and piece.text:  # what ended the line
             text = piece.text + text
@@ -95,13 +95,13 @@ def _is_latin(character: str) -> bool:
 def _behind_in_brackets(pieces: Sequence[Piece]) -> list[Piece]:
     """出血（颞上） for "haemorrhage in the superotemporal quadrant", 出血（右眼） for "haemorrhage OD"."""
     found: list[Piece] = []
-    place = 0
-    while place < len(pieces):
-        piece = pieces[place]
-        ahead = pieces[place + 1] if place + 1 < len(pieces) else None
+    index = 0
+    while index < len(pieces):
+        piece = pieces[index]
+        ahead = pieces[index + 1] if index + 1 < len(pieces) else None
         if piece.kind == "prep" and ahead and ahead.kind in ("site", "place", "eye"):
             found += [Piece("open"), ahead, Piece("close")]
-            place += 2
+            index += 2
         else:
             before = found[-1].kind if found else ""
             behind = piece.kind == "eye" and before in ("term", "measure", "close", "cue")
@@ -109,7 +109,7 @@ def _behind_in_brackets(pieces: Sequence[Piece]) -> list[Piece]:
                 found += [Piece("open"), piece, Piece("close")]
             else:
                 found.append(piece)
-            place += 1
+            index += 1
     return found
 
 
@@ -121,7 +121,7 @@ def _moved(pieces: Sequence[Piece]) -> list[Piece]:
     """Cues on the side of their findings where the new language has them."""
     found: list[Piece] = []
     waiting: Piece | None = None  # a cue that goes behind the finding that comes
-    for place, piece in enumerate(pieces):
+    for index, piece in enumerate(pieces):
         if piece.kind == "cue" and piece.was == "behind" and piece.role == "before":
             start = _start(found, piece.whole)
             if not (start and found[start - 1].role == "before"):  # "possible X noted" is 可能X
@@ -131,7 +131,7 @@ def _moved(pieces: Sequence[Piece]) -> list[Piece]:
             waiting = piece
             continue
         found.append(piece)
-        follows = pieces[place + 1].kind if place + 1 < len(pieces) else ""
+        follows = pieces[index + 1].kind if index + 1 < len(pieces) else ""
         if waiting and piece.kind in ("term", "measure", "close", "site") and follows not in (*PHRASE, "open", "close"):
             found.append(waiting)
             waiting = None
@@ -140,13 +140,13 @@ def _moved(pieces: Sequence[Piece]) -> list[Piece]:
 
 def _start(found: Sequence[Piece], all_of_them: bool) -> int:
     """Where the finding begins that ends here; `all_of_them`: all that an enumeration has before it."""
-    place, seen, joined = len(found), False, False
-    while place:
-        kind = found[place - 1].kind
+    index, seen, joined = len(found), False, False
+    while index:
+        kind = found[index - 1].kind
         if kind == "close":
-            while place and found[place - 1].kind != "open":
-                place -= 1
-            place -= 1
+            while index and found[index - 1].kind != "open":
+                index -= 1
+            index -= 1
             continue
         if kind == "term" and seen and not all_of_them:
             break
@@ -157,10 +157,10 @@ def _start(found: Sequence[Piece], all_of_them: bool) -> int:
         elif kind not in PHRASE:
             break
         seen = seen or kind in ("term", "site")
-        place -= 1
-    while place < len(found) and found[place].kind in ("comma", "list", "conj"):
-        place += 1
-    return place
+        index -= 1
+    while index < len(found) and found[index].kind in ("comma", "list", "conj"):
+        index += 1
+    return index
 
 
 def _separated(pieces: Sequence[Piece]) -> list[Piece]:
@@ -214,33 +214,33 @@ def _breaks(run: Sequence[str]) -> Iterator[Piece]:
 def _enumerated(pieces: list[Piece], to: Language) -> list[Piece]:
     """A、B和C for "A, B and C"; "A and B" for A、B, which a denial or a doubt reaches over."""
     found = [*pieces]
-    for place, piece in enumerate(pieces):
-        ahead = pieces[place + 1].kind if place + 1 < len(pieces) else ""
+    for index, piece in enumerate(pieces):
+        ahead = pieces[index + 1].kind if index + 1 < len(pieces) else ""
         if piece.kind == "conj" and to == "zh" and ahead == "cue":  # of clauses, not of findings
-            found[place] = Piece("comma")
+            found[index] = Piece("comma")
         if piece.kind not in ("comma", "list"):
             continue
-        if place + 1 < len(pieces) and pieces[place + 1].kind == "conj":
-            found[place] = Piece("word")
+        if index + 1 < len(pieces) and pieces[index + 1].kind == "conj":
+            found[index] = Piece("word")
             continue
-        end = place + 1
+        end = index + 1
         while end < len(pieces) and pieces[end].kind in (*PHRASE, "open", "close"):
             end += 1
-        joins = pieces[end].kind if end < len(pieces) and end > place + 1 else ""
-        if to == "zh" and joins in ("conj", "list", "comma") and _reaches_conj(pieces, place):
-            found[place] = Piece("list")
+        joins = pieces[end].kind if end < len(pieces) and end > index + 1 else ""
+        if to == "zh" and joins in ("conj", "list", "comma") and _reaches_conj(pieces, index):
+            found[index] = Piece("list")
         elif to == "en" and piece.kind == "list":
-            if end == place + 1 or not _is_listed(pieces, place):
-                found[place] = Piece("comma")
+            if end == index + 1 or not _is_listed(pieces, index):
+                found[index] = Piece("comma")
             elif joins not in ("list", "conj"):
-                found[place] = Piece("conj", "or" if _is_denied(pieces, place) else "and")
-        elif to == "en" and end > place + 1 and joins not in ("list", "conj", "cue") and _is_denied(pieces, place):
-            found[place] = Piece("semicolon")  # an English denial would reach over a comma
+                found[index] = Piece("conj", "or" if _is_denied(pieces, index) else "and")
+        elif to == "en" and end > index + 1 and joins not in ("list", "conj", "cue") and _is_denied(pieces, index):
+            found[index] = Piece("semicolon")  # an English denial would reach over a comma
     return [piece for piece in found if piece.kind != "word" or piece.text]
 
 
-def _reaches_conj(pieces: Sequence[Piece], place: int) -> bool:
-    for piece in pieces[place:]:
+def _reaches_conj(pieces: Sequence[Piece], index: int) -> bool:
+    for piece in pieces[index:]:
         if piece.kind == "conj":
             return True
         if piece.kind not in (*PHRASE, "open", "close", "comma", "list"):
@@ -248,12 +248,12 @@ def _reaches_conj(pieces: Sequence[Piece], place: int) -> bool:
     return False
 
 
-def _is_listed(pieces: Sequence[Piece], place: int) -> bool:
-    return place > 0 and pieces[place - 1].kind in (*PHRASE, "close")
+def _is_listed(pieces: Sequence[Piece], index: int) -> bool:
+    return index > 0 and pieces[index - 1].kind in (*PHRASE, "close")
 
 
-def _is_denied(pieces: Sequence[Piece], place: int) -> bool:
-    for piece in reversed(pieces[:place]):
+def _is_denied(pieces: Sequence[Piece], index: int) -> bool:
+    for piece in reversed(pieces[:index]):
         if piece.kind == "cue":
             return piece.denies
         if piece.kind not in (*PHRASE, "open", "close", "comma", "list", "conj"):

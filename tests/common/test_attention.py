@@ -36,7 +36,7 @@ def test_the_line_says_which_attention_runs_on_which_rows(monkeypatch):
     assert line == "attention: xla on rows of 64; splash on rows of 128, 256"
 
 
-@pytest.mark.parametrize("mask", ["none", "keys", "places"])
+@pytest.mark.parametrize("mask", ["none", "keys", "positions"])
 @pytest.mark.parametrize("shared", [4, 2])
 def test_attention_and_its_gradients_are_those_of_jax(shared, mask):
     keys = jax.random.split(jax.random.key(0), 5)

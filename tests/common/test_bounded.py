@@ -68,9 +68,9 @@ def nested(depth, kind):
     return held
 
 
-def memo_of(place):
-    """A pickle of an empty dict that the unpickler is to remember at a far place, for which it makes room."""
-    return b"\x80\x02}r" + place.to_bytes(4, "little") + b"."
+def memo_of(index):
+    """A pickle of an empty dict that the unpickler is to remember at a far index, for which it makes room."""
+    return b"\x80\x02}r" + index.to_bytes(4, "little") + b"."
 
 
 CONTAINERS = {

@@ -31,14 +31,14 @@ def splits(tmp_path: Path) -> StudySplits:
     """Four studies of one to four pictures that differ in size."""
     studies = [
         ImageStudy(
-            f"研究{place}",
-            tuple(write_picture(tmp_path / f"{place}-{view}.png", 4 * place + view) for view in range(place + 1)),
-            f"Report {place}.\nNo effusion, 2.5 cm².",
-            "" if place else "cough",
-            ("normal", "Opacity/lung")[:place],
-            "zh" if place == 3 else "en",
+            f"研究{index}",
+            tuple(write_picture(tmp_path / f"{index}-{view}.png", 4 * index + view) for view in range(index + 1)),
+            f"Report {index}.\nNo effusion, 2.5 cm².",
+            "" if index else "cough",
+            ("normal", "Opacity/lung")[:index],
+            "zh" if index == 3 else "en",
         )
-        for place in range(4)
+        for index in range(4)
     ]
     return {"train": studies[:2], "validation": studies[2:3], "test": studies[3:]}
 
@@ -122,9 +122,9 @@ def test_a_name_that_is_no_folder_name_is_refused(tmp_path, splits, name):
 
 def test_missing_data_sets_and_splits_are_one_clear_error(tmp_path, splits):
     folder = prepare(splits, tmp_path / "data", "tiny", Quarantine())
-    for place, split in ((tmp_path / "absent", "train"), (tmp_path, "train"), (folder, "dev")):
+    for path, split in ((tmp_path / "absent", "train"), (tmp_path, "train"), (folder, "dev")):
         with pytest.raises(UserError, match=f"no data set with a split {split}") as refusal:
-            open_split(place, split)
+            open_split(path, split)
         assert "\n" not in str(refusal.value)
 
 
@@ -142,11 +142,11 @@ def test_a_damaged_data_set_is_one_clear_error(tmp_path, splits):
 
 def write_rows(tmp_path: Path) -> Path:
     rows = [
-        {"id": str(place), "images": [f"{place}.png"], "report": f"Report {place}.", "split": split}
-        for place, split in enumerate(("train", "train", "train", "val", "test"))
+        {"id": str(index), "images": [f"{index}.png"], "report": f"Report {index}.", "split": split}
+        for index, split in enumerate(("train", "train", "train", "val", "test"))
     ]
-    for place in (0, 1, 3, 4):
-        write_picture(tmp_path / f"{place}.png", place)
+    for index in (0, 1, 3, 4):
+        write_picture(tmp_path / f"{index}.png", index)
     (tmp_path / "1.png").write_bytes(b"GIF89a")
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))

@@ -31,7 +31,7 @@ def model(material: Material, tmp_path_factory) -> Path:
 @pytest.fixture
 def rows(tmp_path) -> Path:
     file = tmp_path / "rows.jsonl"
-    written = [{"id": f"r{place}", "prompt": text, "completion": "no"} for place, text in enumerate(PROMPTS)]
+    written = [{"id": f"r{index}", "prompt": text, "completion": "no"} for index, text in enumerate(PROMPTS)]
     file.write_text("".join(json.dumps(row) + "\n" for row in written), "utf-8")
     return file
 

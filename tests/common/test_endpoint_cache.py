@@ -113,8 +113,8 @@ def test_every_damage_is_seen(path):
     """A byte changed anywhere, or a missing end, gives a refusal, the right answer, or none; never a wrong one."""
     put(path, k="Haemorrhage of the left eye")
     whole = path.read_bytes()
-    for place in range(0, len(whole), 97):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x20]) + whole[place + 1 :])
+    for index in range(0, len(whole), 97):
+        path.write_bytes(whole[:index] + bytes([whole[index] ^ 0x20]) + whole[index + 1 :])
         try:
             found = get(path, "k")
         except UserError:

@@ -176,9 +176,9 @@ def test_a_png_with_a_wrong_byte_is_refused_or_unchanged():
     whole = encode_png(picture())
     generator = random.Random(0)
     refused = 0
-    for place in generator.sample(range(len(whole)), 200):
+    for index in generator.sample(range(len(whole)), 200):
         damaged = bytearray(whole)
-        damaged[place] ^= 1 << generator.randrange(8)
+        damaged[index] ^= 1 << generator.randrange(8)
         try:
             np.testing.assert_array_equal(read_image(bytes(damaged)), picture())
         except UserError:
@@ -194,8 +194,8 @@ def test_a_jpeg_with_wrong_bytes_is_read_or_refused_and_nothing_else():
     generator = random.Random(0)
     for _ in range(500):
         damaged = bytearray(whole)
-        for place in generator.sample(range(len(whole)), 3):
-            damaged[place] = generator.randrange(256)
+        for index in generator.sample(range(len(whole)), 3):
+            damaged[index] = generator.randrange(256)
         try:
             image = read_image(bytes(damaged))
         except UserError:
@@ -225,8 +225,8 @@ def test_resizing_is_the_bicubic_average_over_the_area_of_a_pixel():
 
     row = picture(1, 400, seed=3)[0].astype(float)
     expected = []
-    for place in range(100):
-        weights = np.array([keys((column + 0.5 - (place + 0.5) * 4) / 4) for column in range(400)])
+    for index in range(100):
+        weights = np.array([keys((column + 0.5 - (index + 0.5) * 4) / 4) for column in range(400)])
         expected.append(float((weights * row).sum() / weights.sum()))
     resized = resize_shorter(np.repeat(picture(1, 400, seed=3), 400, 0), 100)
     np.testing.assert_allclose(resized[50], np.clip(expected, 0, 255), atol=1)
@@ -245,10 +245,10 @@ def test_without_turning_and_brightening_augmentation_is_a_crop_and_reaches_ever
     image = smooth_picture(20, 22)
     rng = np.random.default_rng(0)
     corners = set()
-    places = {image[y : y + 16, x : x + 16].tobytes(): (y, x) for y in range(5) for x in range(7)}
+    corner_of = {image[y : y + 16, x : x + 16].tobytes(): (y, x) for y in range(5) for x in range(7)}
     for _ in range(600):
         square = augment(image, rng, resize=20, crop=16, degrees=0, brightness=0)
-        corners.add(places[square.tobytes()])
+        corners.add(corner_of[square.tobytes()])
     assert corners == {(y, x) for y in range(5) for x in range(7)}
 
 

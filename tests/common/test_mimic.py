@@ -99,7 +99,7 @@ def test_reports_in_another_encoding_are_read_once_saved_as_utf_8(tmp_path):
 
 
 def test_unusable_studies_are_counted_by_reason(tmp_path):
-    extra = [(f"x{place}", 10000032, 60000000 + place, "train", "PA") for place in range(6)]
+    extra = [(f"x{index}", 10000032, 60000000 + index, "train", "PA") for index in range(6)]
     root = write_layout(tmp_path, [*ROWS, *extra])
     folder = root / "files/p10/p10000032"
     (folder / "s60000000.txt").unlink()

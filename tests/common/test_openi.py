@@ -247,7 +247,7 @@ def test_the_remedy_for_links_makes_an_archive_that_is_read(tmp_path):
         '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;&b;"><!ENTITY d "&c;&c;&c;">]><a>&d;</a>',
         "<a>" * 200_000,
         "<a>" * 200_000 + "</a>" * 200_000,
-        "<a " + " ".join(f'b{place}=""' for place in range(50_000)) + "/>",
+        "<a " + " ".join(f'b{index}=""' for index in range(50_000)) + "/>",
     ],
     ids=["entities", "open", "deep", "attributes"],
 )

@@ -29,17 +29,17 @@ IMAGE = CONFIG.image_token_id
 @pytest.mark.parametrize("grid", [(8, 8), (16, 24), (10, 18), (2, 2), (22, 6), (0, 0)])
 def test_each_window_holds_a_square_of_the_image(grid):
     layout = vision_layout(VISION, grid)
-    places = {}
+    token_of = {}
     for token in range(image_tokens(VISION, grid)):
         row, column = divmod(token, grid[1] // 2)
-        places[layout.places[token]] = token
+        token_of[layout.slots[token]] = token
         for part in range(4):
-            place = 4 * layout.places[token] + part
-            assert layout.positions[place].tolist() == [2 * row + part // 2, 2 * column + part % 2]
-            assert place // 64 == row // 4 * -(-grid[1] // 8) + column // 4
-    assert len(places) == len(layout.places)
-    assert all(layout.order[place] == token for place, token in places.items())
-    assert layout.mask.nonzero()[0].tolist() == sorted(4 * place + part for place in places for part in range(4))
+            patch = 4 * layout.slots[token] + part
+            assert layout.positions[patch].tolist() == [2 * row + part // 2, 2 * column + part % 2]
+            assert patch // 64 == row // 4 * -(-grid[1] // 8) + column // 4
+    assert len(token_of) == len(layout.slots)
+    assert all(layout.order[slot] == token for slot, token in token_of.items())
+    assert layout.mask.nonzero()[0].tolist() == sorted(4 * slot + part for slot in token_of for part in range(4))
     assert len(layout.mask) == 64 * (-(-grid[0] // 8) * -(-grid[1] // 8))
 
 
@@ -62,7 +62,7 @@ def test_rows_that_lost_image_tokens_are_refused():
             rope_positions(CONFIG, row, [(4, 4), (4, 4)])
     with pytest.raises(UserError, match="does not occupy 6 consecutive tokens"):
         rope_positions(CONFIG, expanded, [(4, 6), (2, 4)])
-    with pytest.raises(UserError, match="2 places for images, and its study has 1"):
+    with pytest.raises(UserError, match="image tokens for 2 images, but its study has 1"):
         expand_images(CONFIG, [IMAGE, IMAGE], [(4, 4)])
     with pytest.raises(UserError, match="11 tokens, expected at most 10"):
         study_rows(CONFIG, [expanded], [[(4, 4), (4, 4)]], length=10, left=True)

@@ -88,8 +88,8 @@ from common.training.checkpoint import save_latest
 from common.command import run_cli
 stopping.GRACE_SECONDS = 0.5
 def main(arguments):
-    for place, number in enumerate(map(int, arguments), start=1):
-        threading.Timer(place / 10, os.kill, [os.getpid(), number]).start()
+    for count, number in enumerate(map(int, arguments), start=1):
+        threading.Timer(count / 10, os.kill, [os.getpid(), number]).start()
     if len(arguments) == 1:
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # a library that takes minutes
     with stopping.held():

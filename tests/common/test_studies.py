@@ -202,7 +202,7 @@ def test_a_split_entry_without_a_report_is_refused(tmp_path, openi, id):
 
 
 def row(id, images=1, split="train", **others) -> dict:
-    names = [f"{id}/{place}.jpg" for place in range(images)]
+    names = [f"{id}/{index}.jpg" for index in range(images)]
     return {"id": id, "images": names, "report": f"Report {id}.", "split": split} | others
 
 
@@ -244,7 +244,7 @@ def test_rows_of_several_images_are_read_from_either_form(tmp_path, name):
 def test_of_many_images_some_are_taken_at_equal_distances(tmp_path, have, limit, taken):
     rows = write_rows(tmp_path / "rows.jsonl", [row("a", have)])
     (study,) = read_image_rows(rows, tmp_path, Quarantine(), maximum_images=limit)["train"]
-    assert [image.name for image in study.images] == [f"{place}.jpg" for place in taken]
+    assert [image.name for image in study.images] == [f"{index}.jpg" for index in taken]
 
 
 def same_image_twice(tmp_path, layout, quarantine):
@@ -254,7 +254,7 @@ def same_image_twice(tmp_path, layout, quarantine):
         content = {"train": [entry("a"), twice], "val": [entry("c")], "test": [entry("d")]}
         touch(tmp_path, *(f"{id}/{view}.png" for id in "abcd" for view in (0, 1)))
         return read_annotation(write_json(tmp_path / "annotation.json", content), tmp_path, quarantine)
-    twice = row("b") | {"images": ["b/0.jpg", *(f"b/{place}.jpg" for place in range(5)), "./b//0.jpg"]}
+    twice = row("b") | {"images": ["b/0.jpg", *(f"b/{index}.jpg" for index in range(5)), "./b//0.jpg"]}
     rows = write_rows(tmp_path / layout, [row("a"), twice])
     return read_image_rows(rows, tmp_path, quarantine, maximum_images=2)
 

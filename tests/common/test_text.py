@@ -78,7 +78,7 @@ def test_what_is_not_json_is_one_short_line(content, message):
 def test_json_of_any_breadth_and_some_depth_is_read():
     deep = json.loads("[" * 100 + "]" * 100)
     assert parse_json(json.dumps(deep), "x") == deep
-    wide = {str(place): [[place, 0.5], {"a": None}] for place in range(1000)}
+    wide = {str(index): [[index, 0.5], {"a": None}] for index in range(1000)}
     assert parse_json(MARK + json.dumps(wide).encode(), "x") == wide
     assert parse_json("\ufeff[1]", "x") == [1]
 

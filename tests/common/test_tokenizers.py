@@ -202,8 +202,8 @@ def test_sentencepiece_bytes_agree_with_its_own_decoder(sentence_piece_file):
         assert tokenizer.decode(ids) == peer.decode(ids)
         assert_bytes_are_the_text(tokenizer, ids)
     whole = [i for i in range(tokenizer.vocab_size) if not peer.is_byte(i)]  # invalid UTF-8 is replaced differently
-    for places in random_sequences(len(whole)):
-        ids = [whole[place] for place in places]
+    for indices in random_sequences(len(whole)):
+        ids = [whole[index] for index in indices]
         assert tokenizer.decode(ids) == peer.decode(ids)
         assert_bytes_are_the_text(tokenizer, ids)
     for ids in random_sequences(tokenizer.vocab_size):

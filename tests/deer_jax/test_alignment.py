@@ -16,8 +16,8 @@ TEXTS = [
 
 
 def cut(data: bytes, random: np.random.Generator) -> list[bytes]:
-    places = sorted(random.integers(0, len(data) + 1, random.integers(0, len(data) + 2)))
-    return [data[start:end] for start, end in zip([0, *places], [*places, len(data)], strict=True)]
+    cuts = sorted(random.integers(0, len(data) + 1, random.integers(0, len(data) + 2)))
+    return [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
 
 def characters_by_bytes(data: bytes) -> list[tuple[int, int]]:
@@ -50,7 +50,7 @@ def test_spans_hold_the_characters_of_a_tokens_bytes(seed):
     start = 0
     for piece, (first, last) in zip(written, spans, strict=True):
         end = start + len(piece)
-        expected = [place for place, (low, high) in enumerate(characters) if low < end and start < high]
+        expected = [index for index, (low, high) in enumerate(characters) if low < end and start < high]
         assert list(range(first, last)) == (expected if piece else [])
         start = end
 

@@ -35,8 +35,8 @@ def labeler() -> Labeler:
     bert = params["bert"]
     words = np.zeros((len(VOCABULARY), 16), np.float32)
     words[:, 14], words[:, 15] = 40, -40  # LayerNorm divides gradients by the size of a word: the two are the smallest
-    for word, place in (("effusion", 0), ("edema", 1)):
-        words[VOCABULARY.index(word), [place, 14, 15]] = 6, 6, -6
+    for word, index in (("effusion", 0), ("edema", 1)):
+        words[VOCABULARY.index(word), [index, 14, 15]] = 6, 6, -6
     bert["embeddings"]["word_embeddings"] = jnp.asarray(words)
     norms = [bert["embeddings"]["LayerNorm"]]
     norms += [bert["layer"][part]["LayerNorm"] for part in ("attention",) if "LayerNorm" in bert["layer"][part]]
@@ -46,11 +46,11 @@ def labeler() -> Labeler:
     eye = jnp.eye(16)
     bert["layer"]["attention"]["value"]["kernel"] = eye[None] * 8
     bert["layer"]["attention"]["output"]["dense"]["kernel"] = eye[None]
-    for finding, place in ((EFFUSION, 0), (EDEMA, 1)):
+    for finding, index in ((EFFUSION, 0), (EDEMA, 1)):
         head = params[f"linear_heads_{finding}"]
-        head["kernel"] = jnp.zeros((16, 4)).at[place, 1].set(5.0)
+        head["kernel"] = jnp.zeros((16, 4)).at[index, 1].set(5.0)
         head["bias"] = jnp.array([0.0, -0.5, -9.0, -9.0])
-    return Labeler(CONFIG, params, make_tokenizer({word: place for place, word in enumerate(VOCABULARY)}))
+    return Labeler(CONFIG, params, make_tokenizer({word: index for index, word in enumerate(VOCABULARY)}))
 
 
 WORDS = WordTokenizer(tuple(VOCABULARY[5:]))
@@ -61,7 +61,7 @@ def group(reference_classes, *texts: str) -> Group:
 
 
 def classes(*positive: int) -> list[int]:
-    return [int(place in positive) for place in range(14)]
+    return [int(index in positive) for index in range(14)]
 
 
 def test_gradient_masking_finds_the_words_that_decide(labeler):

@@ -30,11 +30,11 @@ def random_labels(studies: int, samples: int = 10, seed: int = 0) -> np.ndarray:
 
 
 def sequential_draw(probabilities: np.ndarray, order: tuple[int, ...]) -> float:
-    """Chance of drawing these places in this order, one after the other, without replacement."""
+    """Chance of drawing these indices in this order, one after the other, without replacement."""
     chance, left = 1.0, 1.0
-    for place in order:
-        chance *= probabilities[place] / left
-        left -= probabilities[place]
+    for index in order:
+        chance *= probabilities[index] / left
+        left -= probabilities[index]
     return chance
 
 
@@ -76,7 +76,7 @@ def test_equal_studies_are_ordered_by_the_seed():
     assert all(sorted(order) == [1, 2, 3, 4, 5, 6] for order in orders)
     assert len(orders) > 100
     first = Counter(int(ranks(equal, seed).argmin()) for seed in range(3000))
-    assert chisquare([first[place] for place in range(6)]).pvalue > 1e-3
+    assert chisquare([first[index] for index in range(6)]).pvalue > 1e-3
     assert ranks(np.array([1.0, 3.0, 2.0]), seed=5).tolist() == [3, 1, 2]
 
 

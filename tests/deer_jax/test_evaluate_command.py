@@ -45,7 +45,7 @@ def report(generator: np.random.Generator) -> str:
 def make_rows(count: int = 40) -> list[dict]:
     generator = np.random.default_rng(0)
     rows = [
-        {"id": f"s{place}", "prediction": report(generator), "reference": report(generator)} for place in range(count)
+        {"id": f"s{index}", "prediction": report(generator), "reference": report(generator)} for index in range(count)
     ]
     for row in rows[: count // 4]:
         row["prediction"] = row["reference"]

@@ -59,11 +59,11 @@ def saved(labeler, tmp_path):
 
 
 def test_cleaning_is_that_of_chexbert_and_keeps_places():
-    cleaned, places = clean_text(ODD)
+    cleaned, indices = clean_text(ODD)
     assert cleaned == " ".join(ODD.split())  # strip, \s+ to one space
-    assert len(places) == len(cleaned)
-    for character, place_ in zip(cleaned, places, strict=True):
-        assert ODD[place_] == character or (character == " " and ODD[place_].isspace())
+    assert len(indices) == len(cleaned)
+    for character, index in zip(cleaned, indices, strict=True):
+        assert ODD[index] == character or (character == " " and ODD[index].isspace())
 
 
 def test_spans_are_the_characters_that_each_token_was_made_from(labeler):

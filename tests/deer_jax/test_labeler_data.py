@@ -56,7 +56,7 @@ def test_a_word_list_has_the_same_words_however_it_was_saved(tmp_path):
     for mark in (b"", MARK):
         for end in ("\n", "\r\n", "\r"):
             (tmp_path / "vocab.txt").write_bytes(mark + (end.join(words) + end).encode())
-            assert load_tokenizer(tmp_path).get_vocab() == {word: place for place, word in enumerate(words)}
+            assert load_tokenizer(tmp_path).get_vocab() == {word: index for index, word in enumerate(words)}
     for encoding in ("utf-16", "utf-16-le"):
         (tmp_path / "vocab.txt").write_text("\n".join(words), encoding=encoding)
         with pytest.raises(UserError, match=r"vocab\.txt.*save the file as UTF-8"):

@@ -17,9 +17,9 @@ from deer_jax.select import main
 def rows(count: int = 40, samples: int = 5, rewards: bool = False) -> list[dict]:
     generator = np.random.default_rng(0)
     made = []
-    for place in range(count):
+    for index in range(count):
         labels = (generator.random((samples, 14)) < generator.random(14)).astype(int).tolist()
-        made.append({"id": f"s{place}", "labels": labels})
+        made.append({"id": f"s{index}", "labels": labels})
         if rewards:
             made[-1]["rewards"] = generator.random(samples).round(1).tolist()
     return made
@@ -85,13 +85,13 @@ def test_studies_may_have_different_numbers_of_samples(tmp_path, capsys):
     result = run(tmp_path, capsys, made, "--fraction", "1", "--seed", "0", "--strategy", "top")
     assert result["statistics"]["samples_per_study"] == {"least": 2, "most": 4}
     expected = [diversity(np.array([row["labels"]]))[0] for row in made]
-    assert result["ids"] == [made[place]["id"] for place in np.argsort(-np.array(expected))]
+    assert result["ids"] == [made[index]["id"] for index in np.argsort(-np.array(expected))]
 
 
 def test_at_least_one_study_is_chosen(tmp_path, capsys):
     assert len(run(tmp_path, capsys, rows(3), "--fraction", "0.01", "--seed", "0")["ids"]) == 1
     assert len(run(tmp_path, capsys, rows(1), "--fraction", "0.2", "--seed", "0")["ids"]) == 1
-    integers = [{"id": place, "labels": row["labels"]} for place, row in enumerate(rows(3))]
+    integers = [{"id": index, "labels": row["labels"]} for index, row in enumerate(rows(3))]
     assert sorted(run(tmp_path, capsys, integers, "--fraction", "1", "--seed", "0")["ids"]) == [0, 1, 2]
 
 

@@ -43,7 +43,7 @@ CONFIG = ClassifierConfig(ENCODER)
 @pytest.fixture(scope="module")
 def labeler() -> Labeler:
     params = jax.tree.map(lambda leaf: leaf * 10 if leaf.ndim > 1 else leaf, init_classifier(CONFIG, jax.random.key(0)))
-    return Labeler(CONFIG, params, make_tokenizer({word: place for place, word in enumerate(VOCABULARY)}))
+    return Labeler(CONFIG, params, make_tokenizer({word: index for index, word in enumerate(VOCABULARY)}))
 
 
 WORDS = WordTokenizer(("no", "pleural", "effusion", "heart", "edema", "."))
@@ -97,10 +97,10 @@ def test_saliency_is_the_length_of_the_gradient_by_finite_differences(labeler, u
             return total + logits[1, 3] + logits[5, 3] if uncertain else total
 
         gradient = np.zeros(words.shape)
-        for place in np.ndindex(words.shape):
+        for index in np.ndindex(words.shape):
             step = np.zeros(words.shape)
-            step[place] = 1e-3
-            gradient[place] = (target(words + step) - target(words - step)) / 2e-3
+            step[index] = 1e-3
+            gradient[index] = (target(words + step) - target(words - step)) / 2e-3
     found = saliency(CONFIG, labeler.params, ids, mask, jnp.asarray(targets), uncertain)
     np.testing.assert_allclose(found[0], np.linalg.norm(gradient[0], axis=-1), rtol=2e-3)
 

@@ -108,8 +108,8 @@ def test_the_policy_gradient_reaches_the_images_of_the_whole_group(params, sampl
     gradient = jax.jit(jax.grad(lambda tree, batch: loss(tree, frozen, batch, jax.random.key(0))[0].total))
     whole = gradient(trainable, batch)
     total = jax.tree.map(np.zeros_like, whole)
-    for place in range(G):  # one rollout at a time, each with the images for itself
-        one = jax.tree.map(lambda leaf, place=place: leaf[:, place : place + 1], batch.replace(prompts=None))
+    for index in range(G):  # one rollout at a time, each with the images for itself
+        one = jax.tree.map(lambda leaf, index=index: leaf[:, index : index + 1], batch.replace(prompts=None))
         total = jax.tree.map(np.add, total, gradient(trainable, one.replace(prompts=studies())))
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(total), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max() + 1e-7)
@@ -118,7 +118,7 @@ def test_the_policy_gradient_reaches_the_images_of_the_whole_group(params, sampl
 
 def test_sft_learns_reports_from_images_with_the_language_frozen(params):
     prompts = studies()
-    rows = [[57, *[60] * 4, 58, 20, 30 + place, 31, 2] for place in range(3)]
+    rows = [[57, *[60] * 4, 58, 20, 30 + index, 31, 2] for index in range(3)]
     read = study_rows(CONFIG, rows, [[GRID]] * 3, length=12, left=False)
     targets, weights = np.zeros((3, 12), np.int32), np.zeros((3, 12), np.float32)
     targets[:, :9], weights[:, 6:9] = [row[1:] for row in rows], 1

@@ -200,14 +200,14 @@ def test_labels_and_saliency_of_the_peer_are_ours(tmp_path):
     texts, targets = bench_labeler.random_reports(TOY)
     classes = label_texts(labeler, texts, TOY.label_rows).classes
     norms = token_saliency(labeler, texts, targets)
-    place = 0
+    index = 0
     for batch in bench_labeler.peer_batches(TOY, encode(labeler, texts).ids, targets):
         ids, mask, wanted = (torch.tensor(batch[name]) for name in ("ids", "mask", "targets"))
-        np.testing.assert_array_equal(peer.classes(ids, mask), classes[place : place + len(ids)])
+        np.testing.assert_array_equal(peer.classes(ids, mask), classes[index : index + len(ids)])
         for row, own in zip(peer.saliency(ids, mask, wanted), mask, strict=True):
-            np.testing.assert_allclose(row[: own.sum()], norms[place][0], atol=1e-4, rtol=1e-4)
-            place += 1
-    assert place == TOY.reports
+            np.testing.assert_allclose(row[: own.sum()], norms[index][0], atol=1e-4, rtol=1e-4)
+            index += 1
+    assert index == TOY.reports
     assert max(values.max() for values, _ in norms) > 1e-3
 
 

@@ -61,7 +61,7 @@ def reference(model, text, **options):
 
 def unpadded(ids, stops):
     """Up to the first stop."""
-    ends = [place for place, id_ in enumerate(ids) if id_ in stops]
+    ends = [index for index, id_ in enumerate(ids) if id_ in stops]
     return ids[: ends[0] + 1] if ends else ids
 
 

@@ -251,11 +251,11 @@ def test_the_command_answers_as_baichuan2_does(baichuan, tmp_path_factory, store
         (baichuan / "model.safetensors").unlink()
         states = {name: torch.tensor(tensor) for name, tensor in tensors.items()}
         files = ["pytorch_model.bin"] if stored == "pytorch_model.bin" else ["a.bin", "b.bin"]
-        places = {name: files[number % len(files)] for number, name in enumerate(states)}
+        file_of = {name: files[number % len(files)] for number, name in enumerate(states)}
         for file in files:
-            torch.save({name: states[name] for name in states if places[name] == file}, baichuan / file)
+            torch.save({name: states[name] for name in states if file_of[name] == file}, baichuan / file)
         if len(files) > 1:
-            config(baichuan, "pytorch_model.bin.index.json", weight_map=places)
+            config(baichuan, "pytorch_model.bin.index.json", weight_map=file_of)
     with torch.no_grad():
         peer.lm_head.weight.copy_(torch.nn.functional.normalize(peer.lm_head.weight))
     answers(baichuan, peer, tmp_path_factory.mktemp("rows"), [2])

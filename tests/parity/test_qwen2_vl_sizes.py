@@ -47,4 +47,4 @@ def test_published_sizes_have_the_published_parameters(size, tmp_path):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected
     assert expected == {"3B": 3_754_622_976, "7B": 8_292_166_656}[size]
     names = name_map(config, "memory")
-    assert {name for place in names.values() for name in place.names} == {name for name, _ in model.named_parameters()}
+    assert {name for entry in names.values() for name in entry.names} == {name for name, _ in model.named_parameters()}

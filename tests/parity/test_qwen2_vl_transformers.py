@@ -97,9 +97,9 @@ def theirs_of(rows, grids, pixels, length=None, left=True):
     """Inputs of the PyTorch model, padded."""
     length = length or max(map(len, rows))
     ids, mask = np.zeros((len(rows), length), np.int64), np.zeros((len(rows), length), np.int64)
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         columns = slice(length - len(row), length) if left else slice(0, len(row))
-        ids[place, columns], mask[place, columns] = row, 1
+        ids[index, columns], mask[index, columns] = row, 1
     inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
     if flat := [image for study in pixels for image in study]:
         thw = [(1, *grid) for study in grids for grid in study]
@@ -114,9 +114,9 @@ def theirs_of(rows, grids, pixels, length=None, left=True):
 def images_of(config, grid, pixels):
     """Our batch of images, zeros where a study has fewer than others, and their layout."""
     images = np.zeros((len(pixels), max(map(len, pixels)), grid[0] * grid[1], config.vision.patch_features), np.float32)
-    for place, own in enumerate(pixels):
+    for index, own in enumerate(pixels):
         for number, image in enumerate(own):
-            images[place, number] = image
+            images[index, number] = image
     return images, vision_layout(config.vision, grid)
 
 
@@ -166,10 +166,10 @@ def test_features_and_logits(published, studies):
         vision = model.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
         expected = model(**inputs).logits.numpy()
     study, features = ours_of(config, params, rows, grids, pixels)
-    images = [(row, place) for row, own in enumerate(grids) for place in range(len(own))]
-    for (row, place), reference in zip(images, vision, strict=True):
+    images = [(row, index) for row, own in enumerate(grids) for index in range(len(own))]
+    for (row, index), reference in zip(images, vision, strict=True):
         assert np.abs(reference.numpy()).max() > 0.1
-        np.testing.assert_allclose(features[row, place, : len(reference)], reference, atol=TOLERANCE)
+        np.testing.assert_allclose(features[row, index, : len(reference)], reference, atol=TOLERANCE)
     logits = jitted_hidden(config, params, study, features) @ output_head(params).T
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(logits[study.mask], expected[study.mask], atol=TOLERANCE)
@@ -266,13 +266,13 @@ def test_samples_of_a_group_share_the_prompt_and_score_as_they_were_sampled(publ
     scores = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(scores.reshape(2, group, new), generated.log_probs, atol=TOLERANCE)
     for member in range(group):  # each row as a row of its own
-        alone = [row + generated.tokens[place, member].tolist() for place, row in enumerate(rows)]
+        alone = [row + generated.tokens[index, member].tolist() for index, row in enumerate(rows)]
         single, own = ours_of(config, params, alone, grids, pixels, left=False)
         states = jitted_hidden(config, params, single, own)
-        for place, row in enumerate(rows):
+        for index, row in enumerate(rows):
             span = slice(len(row) - 1, len(row) - 1 + new)
-            expected = before.reshape(2, group, new, -1)[place, member]
-            np.testing.assert_allclose(states[place, span], expected, atol=TOLERANCE)
+            expected = before.reshape(2, group, new, -1)[index, member]
+            np.testing.assert_allclose(states[index, span], expected, atol=TOLERANCE)
 
 
 def test_loss_and_gradients_of_all_parameters(published):

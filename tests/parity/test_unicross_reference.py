@@ -62,7 +62,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def batch():
-    """Two texts; the largest id sits at position 1 of both, so that edits elsewhere leave the global text's place."""
+    """Two texts; the largest id sits at position 1 of both, so that other edits leave the global text's position."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(BATCH, VIEWS, 3, 32, 32, generator=generator)
     ids = torch.randint(1, LAST - 1, (BATCH, LENGTH), generator=generator)
@@ -101,8 +101,8 @@ def test_positions_equal_the_formula():
     for row in range(height):
         for column in range(columns):
             for channel in range(width):
-                place = column if channel < width // 2 else row
-                angle = place / 10000 ** (channel % quarter / quarter)
+                coordinate = column if channel < width // 2 else row
+                angle = coordinate / 10000 ** (channel % quarter / quarter)
                 expected = math.cos(angle) if channel // quarter % 2 else math.sin(angle)
                 assert table[row * columns + column, channel].item() == pytest.approx(expected, abs=1e-6)
 

@@ -83,10 +83,10 @@ def test_agrees_with_brute_force_merging(tokenizer, vocabulary, merges):
         parts = [character_of_byte[byte] for byte in word.encode()]
         parts[-1] += "</w>"
         while len(parts) > 1:
-            rank, place = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(itertools.pairwise(parts)))
+            rank, index = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(itertools.pairwise(parts)))
             if rank == len(ranks):
                 break
-            parts[place : place + 2] = ["".join(parts[place : place + 2])]
+            parts[index : index + 2] = ["".join(parts[index : index + 2])]
         return parts
 
     for text in TEXTS:

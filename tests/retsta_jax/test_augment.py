@@ -176,9 +176,9 @@ def test_a_pair_depends_on_nothing_beside_it():
 def test_a_finding_is_restated_alone(text, term, status, expected):
     language = "zh" if re.search("[一-鿿]", text) else "en"
     report = read_report(text, language, TERMS)
-    place = next(index for index, match in enumerate(report.matches) if match.term == term)
+    index = next(index for index, match in enumerate(report.matches) if match.term == term)
     for seed in range(20):
-        new = restate(report, place, status, SOURCE_WORDING[language], np.random.default_rng(seed))
+        new = restate(report, index, status, SOURCE_WORDING[language], np.random.default_rng(seed))
         assert new is not None
         assert Counter(match.status for match in new.matches) == expected
         assert {match.eye for match in new.matches} == {match.eye for match in report.matches}
@@ -254,8 +254,8 @@ SOURCES = [
 
 def chest(targets=None):
     return [
-        ReportPair(str(place), source, target if targets is None else targets[place], "en")
-        for place, (source, target) in enumerate(SOURCES)
+        ReportPair(str(index), source, target if targets is None else targets[index], "en")
+        for index, (source, target) in enumerate(SOURCES)
     ]
 
 

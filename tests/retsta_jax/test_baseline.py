@@ -353,8 +353,8 @@ def test_bad_input_is_one_line(options, expected, llama, data, tmp_path, capsys)
     (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
     (tmp_path / "empty").mkdir()
     (tmp_path / "chinese.csv").write_text("id,kind,zh\na,sign,玻璃膜疣\n", "utf-8")
-    places = {name: tmp_path / name for name in ("gpt2", "empty")} | {"llama": llama}
-    given = [option.format(**places, chinese=tmp_path / "chinese.csv") for option in options]
+    paths = {name: tmp_path / name for name in ("gpt2", "empty")} | {"llama": llama}
+    given = [option.format(**paths, chinese=tmp_path / "chinese.csv") for option in options]
     assert retsta([*command(tmp_path / "out"), *data, *given]) == 2
     said = capsys.readouterr().err.strip()
     assert expected in said

@@ -104,7 +104,7 @@ def test_parsing_never_raises_on_damaged_reports(language):
     rng = np.random.default_rng(0)
     for study in STUDIES[:300]:
         report = standard_report(study, language)
-        start, stop = sorted(int(place) for place in rng.integers(0, len(report), 2))
+        start, stop = sorted(int(index) for index in rng.integers(0, len(report), 2))
         parse_standard_report(report[:start] + report[stop:] + report[start:], language)
         parse_standard_report(original_report(study, language, rng, noise=1.0), language)
 
@@ -116,8 +116,8 @@ def test_studies_are_consistent():
             findings = study.of_eye(eye)
             terms = [load_terminology().by_id[finding.term] for finding in findings]
             assert len(findings) <= MAX_FINDINGS
-            for place, term in enumerate(terms):
-                assert not any(term.keys & other.keys for other in terms[:place])
+            for index, term in enumerate(terms):
+                assert not any(term.keys & other.keys for other in terms[:index])
             ids = {term.id for term in terms}
             denied = {finding.term for finding in findings if finding.status == "absent"}
             for term in terms:
@@ -288,7 +288,7 @@ def test_neither_copying_nor_recalling_solves_the_task(language):
     known = vectors.fit_transform(pair.source for pair in train)
     nearest = (vectors.transform(pair.source for pair in test) @ known.T).toarray().argmax(1)
     targets = np.array([pair.target for pair in test])
-    recalled = np.array([train[place].target for place in nearest])
+    recalled = np.array([train[index].target for index in nearest])
     values, counts = np.unique([pair.target for pair in train], return_counts=True)
     assert np.mean(recalled == targets) < 0.15
     assert np.mean(targets == values[counts.argmax()]) < 0.1

@@ -43,8 +43,8 @@ def edited_texts(count, seed, alphabet="abcdef", length=24):
     texts = ["".join(random.choice(list(alphabet), length)) for _ in range(3)]
     while len(texts) < count:
         text = list(texts[random.integers(len(texts))])
-        for place in random.integers(len(text), size=random.integers(1, 6)):
-            text[place] = str(random.choice(list(alphabet)))
+        for index in random.integers(len(text), size=random.integers(1, 6)):
+            text[index] = str(random.choice(list(alphabet)))
         texts.append("".join(text[: random.integers(1, length)] if random.random() < 0.1 else text))
     return [(number, text, int(random.integers(2))) for number, text in enumerate(texts)]
 
@@ -166,9 +166,9 @@ def test_signatures_are_those_of_datasketch():
         signature = peer.MinHash(64, scheme="affine32", permutations=np.array(permutations(64)), hashfunc=int)
         signature.update_batch(sets.hashes[sets.members[first:last]])
         signatures.append(signature.hashvalues)
-    for place, column in enumerate(np.array(signatures).T):
+    for index, column in enumerate(np.array(signatures).T):
         _, by_peer = np.unique(column, return_inverse=True)
-        _, by_key = np.unique(keys[place], return_inverse=True)
+        _, by_key = np.unique(keys[index], return_inverse=True)
         assert (
             len({*zip(by_peer.tolist(), by_key.tolist(), strict=True)}) == len({*by_peer.tolist()}) == by_key.max() + 1
         )
@@ -179,10 +179,10 @@ def test_other_reports_change_nothing_wherever_they_stand():
     reports = edited_texts(300, 5)
     others = [(f"other {n}", "".join(map(chr, random.integers(0x4E00, 0x9000, 30))), n % 2) for n in range(1500)]
     alone = deduplicate(reports, THOROUGH)
-    places = np.sort(random.choice(len(reports) + len(others), len(reports), replace=False))
+    indices = np.sort(random.choice(len(reports) + len(others), len(reports), replace=False))
     mixed = [others.pop() for _ in range(len(others))]
-    for place, report in zip(places, reports, strict=True):
-        mixed.insert(int(place), report)
+    for index, report in zip(indices, reports, strict=True):
+        mixed.insert(int(index), report)
     assert len(alone.removed) > 20
     assert deduplicate(mixed, THOROUGH) == alone
 

@@ -61,8 +61,8 @@ def test_a_prompt_has_instruction_terms_examples_and_report_in_the_reports_langu
         assert text.endswith(f"\n{prompt.pair.source}\n{reference.wording.standard}\n")
         for term in TERMS.terms:
             assert f"\n{own_name(term, prompt.pair.language)}" in text
-        places = [text.index(f"{shot.source}\n{reference.wording.standard}\n{shot.target}") for shot in reference.shots]
-        assert places == sorted(places)
+        starts = [text.index(f"{shot.source}\n{reference.wording.standard}\n{shot.target}") for shot in reference.shots]
+        assert starts == sorted(starts)
         chinese = sum("一" <= character <= "鿿" for character in text) / len(text)
         assert chinese > 0.5 if prompt.pair.language == "zh" else chinese == 0
 
@@ -176,7 +176,7 @@ def test_examples_go_the_least_like_first(splits):
     )
     reference = Reference(ENGLISH, "en", (), shots, lambda report: ())
     (order,) = farthest_shots(reference, ["drusen of the left eye."], [*shots, *splits.train])
-    assert [shots[place].id for place in order] == ["far", "middle", "near"]
+    assert [shots[index].id for index in order] == ["far", "middle", "near"]
     pair = ReportPair("x", "drusen of the left eye.", "t", "en")
     for kept, names in ((3, ["far", "near", "middle"]), (2, ["near", "middle"]), (1, ["near"]), (0, [])):
         limit = whole_size({"en": replace(reference, shots=tuple(s for s in shots if s.id in names))}, pair)

@@ -196,9 +196,9 @@ def test_names_of_any_table_are_found_as_a_plain_search_finds_them():
         expected = []
         for name in sorted(names, key=len, reverse=True):
             longest = [other for other in names if len(other) == len(name)]
-            while (place := min((rest.find(one) for one in longest if one in rest), default=-1)) >= 0:
-                expected.append((text[place : place + len(name)], place))
-                rest = rest[:place] + "-" * len(name) + rest[place + len(name) :]
+            while (start := min((rest.find(one) for one in longest if one in rest), default=-1)) >= 0:
+                expected.append((text[start : start + len(name)], start))
+                rest = rest[:start] + "-" * len(name) + rest[start + len(name) :]
         found = [(match.term, match.start) for match in find_terms(text, table, "zh")]
         assert found == sorted(expected, key=lambda one: one[1])
 

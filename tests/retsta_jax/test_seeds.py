@@ -57,12 +57,12 @@ def test_means_and_spreads_of_seeds_under_each_number_of_labelled_reports(tmp_pa
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     assert [row[0] for row in rows] == ["labelled", "---", *["5"] * 5, *["12"] * 5]
     found = {(row[0], row[2]): (row[1], *row[3:]) for row in rows[2:]}
-    for place, name in enumerate(("codes/F1", "heads/F1"), start=1):
+    for index, name in enumerate(("codes/F1", "heads/F1"), start=1):
         each = [value(folder, "final", name) for folder in small]
-        assert found["5", "RetSTA"][place] == f"{np.mean(each):.3f} ({min(each):.3f} to {max(each):.3f})"
-        assert found["12", "RetSTA"][place] == f"{value(large, 'final', name):.3f}"
+        assert found["5", "RetSTA"][index] == f"{np.mean(each):.3f} ({min(each):.3f} to {max(each):.3f})"
+        assert found["12", "RetSTA"][index] == f"{value(large, 'final', name):.3f}"
         gain = np.mean([value(folder, "final", name) - value(folder, "zero", name) for folder in small])
-        assert found["5", "RetSTA less RetSTA-Zero"][place].startswith(f"{gain:+.3f} [+")
+        assert found["5", "RetSTA less RetSTA-Zero"][index].startswith(f"{gain:+.3f} [+")
     assert (found["5", "RetSTA"][0], found["12", "RetSTA"][0]) == ("3", "1")
 
 
@@ -83,7 +83,7 @@ def test_the_gain_is_resampled_as_the_reports_are():
     found = resampled(rows)
     generator = np.random.default_rng(0)
     for scores in found[:5]:
-        drawn = [rows[place] for place in generator.integers(30, size=30)]
+        drawn = [rows[index] for index in generator.integers(30, size=30)]
         ours, theirs = ([frozenset(row[key]) for row in drawn] for key in ("codes", "reference_codes"))
         expected = evaluate_codes(ours, theirs, intervals=False)
         assert scores == pytest.approx([expected[name]["value"] for name in ("codes/F1", "heads/F1")])

@@ -16,7 +16,7 @@ TERMS = load_terminology()
 
 
 def pairs(*sources, target="t"):
-    return [ReportPair(str(place), source, f"{target}{place}", "en") for place, source in enumerate(sources)]
+    return [ReportPair(str(index), source, f"{target}{index}", "en") for index, source in enumerate(sources)]
 
 
 def test_counts_are_those_of_plain_counting():
@@ -26,7 +26,7 @@ def test_counts_are_those_of_plain_counting():
     assert set(found) == set(MEASURES)
     for order in (3, 4):
         grams = [
-            [tuple(words[place : place + order]) for place in range(len(words) - order + 1)]
+            [tuple(words[index : index + order]) for index in range(len(words) - order + 1)]
             for words in (pair.source.split() for pair in [*train, *test])
         ]
         seen = set(grams[0] + grams[1])

@@ -120,11 +120,11 @@ def test_a_style_keeps_to_its_labels_within_a_report(language):
         study = sample_study(rng)
         report = original_report(study, language, rng, 0.0, style)
         used = {
-            place
-            for place in range(len(style.phrases.eyes["both"]))
+            number
+            for number in range(len(style.phrases.eyes["both"]))
             for names in style.phrases.eyes.values()
             if any(
-                line.startswith(f"{names[place]}{joint}".rstrip())
+                line.startswith(f"{names[number]}{joint}".rstrip())
                 for line in report.split("\n")
                 for joint in (":", "：")
             )

@@ -24,7 +24,7 @@ CAUSAL = UniCrossConfig(clip=CLIP, vocabulary=40, heads=2, vision_layers=1, deco
 CONFIGS = {"causal": CAUSAL, "published": dataclasses.replace(CAUSAL, conditioning="published")}
 START, STOP = 1, 2
 TOKENS = np.random.default_rng(1).integers(3, 40, (2, 6))
-TOKENS[:, 1] = 39  # the largest id, whose place CLIP takes for the end of the text
+TOKENS[:, 1] = 39  # the largest id, whose position CLIP takes for the end of the text
 
 
 @pytest.fixture(scope="module")

@@ -52,9 +52,9 @@ def test_captions_are_told_apart_and_their_next_words_told_by_image_and_text(par
     contrast = -(np.diag(log_softmax(similarity, 0)) + np.diag(log_softmax(similarity, 1))).mean() / 2
     next_word = []
     for row, end in enumerate(given.ends):
-        for place in range(end):
-            logits = WORD_SCALE * (words[row, place] + images[row]) @ np.asarray(params["text"]["token_embedding"]).T
-            next_word.append(-log_softmax(logits)[given.captions[row, place + 1]])
+        for index in range(end):
+            logits = WORD_SCALE * (words[row, index] + images[row]) @ np.asarray(params["text"]["token_embedding"]).T
+            next_word.append(-log_softmax(logits)[given.captions[row, index + 1]])
     total, parts = loss(params, {}, given, jax.random.key(0))
     assert float(parts["contrast"].total / parts["contrast"].weight) == pytest.approx(contrast, rel=1e-5)
     assert float(parts["next_word"].total / parts["next_word"].weight) == pytest.approx(np.mean(next_word), rel=1e-5)
