@@ -51,7 +51,7 @@ def text_policy(
 
 def shared_rows(
     prompts: Prompts, tokens: Int[Array, "B G T"], mask: Bool[Array, "B G T"]
-) -> tuple[Int[Array, "B P+G*T"], Int[Array, "B P+G*T"]]:
+) -> tuple[Int[Array, "B N"], Int[Array, "B N"]]:
     """Tokens and positions of rows that hold a prompt once and then its continuations (`SharedPrompt`)."""
     batch, group, length = tokens.shape
     count = prompts.mask.sum(-1)
@@ -62,7 +62,7 @@ def shared_rows(
     return rows, jnp.concatenate([read, new.reshape(flat)], axis=1)
 
 
-def hidden_before(hidden: Float[Array, "B P+G*T D"], prompt: int, shape: tuple[int, ...]) -> Float[Array, "B G T D"]:
+def hidden_before(hidden: Float[Array, "B N D"], prompt: int, shape: tuple[int, ...]) -> Float[Array, "B G T D"]:
     """The hidden state from which each continuation token was chosen: the prompt's last, then its predecessor's."""
     batch, group, length = shape
     own = hidden[:, prompt:].reshape(batch, group, length, -1)

@@ -77,7 +77,7 @@ class Modality(nn.Module):
         self.norm1, self.norm2, self.norm3 = norm(), norm(), norm()
 
     def within(
-        self, x: Float[Array, "B N D"], mask: Bool[Array, " B #N N"] | None = None, past: Past | None = None
+        self, x: Float[Array, "B N D"], mask: Bool[Array, "#B #N N"] | None = None, past: Past | None = None
     ) -> tuple[Float[Array, "B N D"], KeyValues]:
         """Eq. 2, and the keys and values of `x`."""
         attended, own = self.self_attention.self_attention(x, mask, past)
@@ -120,7 +120,7 @@ class Stage(nn.Module):
         visual: Float[Array, "B h w C"],
         text: Float[Array, "B T W"],
         before: Coupled | None,
-        text_mask: Bool[Array, " B #T T"],
+        text_mask: Bool[Array, "#B #T T"],
         text_keys: Bool[Array, "B 1 T"],
     ) -> Coupled:
         """Eq. 1-4. `text_mask`: where text attends within itself; `text_keys`: the tokens that images attend to."""

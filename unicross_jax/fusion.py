@@ -24,7 +24,7 @@ class Fusion(nn.Module):
     multi_scale: bool = True  # else only the last map
 
     @nn.compact
-    def __call__(self, maps: tuple[Float[Array, "B h w C"], ...], text: Float[Array, "B E"]) -> Float[Array, "B h w D"]:
+    def __call__(self, maps: tuple[Float[Array, "B _ _ _"], ...], text: Float[Array, "B E"]) -> Float[Array, "B h w D"]:
         text = Dense(self.features, use_bias=True, name="text")(text)[:, None]
         gated = []
         for scale, (visual, how) in enumerate(zip(maps, RESAMPLINGS, strict=True)):

@@ -179,8 +179,11 @@ def report_hidden(
     mask: Bool[Array, "B T"],
     config: UniCrossConfig,
     rng: Array | None = None,
-) -> Float[Array, "B T D+1"]:
-    """Hidden states of whole reports, `mask` true on tokens; for `output_head`. Dropout where `rng` is given."""
+) -> Float[Array, "B T D"]:
+    """Hidden states of whole reports, a constant 1 last, for `output_head`; dropout where `rng` is given.
+
+    `mask` is true on tokens.
+    """
     net = Net(trainable, frozen, config, rng)
     return with_one(net.part("decoder", *decoder_inputs(net, studies, tokens, mask))[0])
 
@@ -215,10 +218,10 @@ def part_modules(config: UniCrossConfig) -> dict[str, nn.Module]:
 
 def read_images(
     net: Net,
-    images: UInt8[Array, "N H W"],
+    images: UInt8[Array, "N height width"],
     text: Float[Array, "N T W"],
     end: Int[Array, " N"],
-    text_mask: Bool[Array, " N #T T"],
+    text_mask: Bool[Array, "#N #T T"],
     text_keys: Bool[Array, "N 1 T"],
 ) -> _Read:
     """CLIP's two sides with the adapters between their blocks. `text` is embedded; `end` is where its feature is."""
@@ -335,7 +338,7 @@ def with_one(hidden: Float[Array, "B T D"]) -> Float[Array, "B T D+1"]:
     return jnp.concatenate([hidden, jnp.ones((*hidden.shape[:-1], 1), hidden.dtype)], axis=-1)
 
 
-def output_head(trainable: PyTree) -> Float[Array, "V D+1"]:
+def output_head(trainable: PyTree) -> Float[Array, "V D"]:
     """The matrix that turns hidden states into logits, its last column the bias."""
     logits = trainable["logits"]
     return jnp.concatenate([logits["kernel"], logits["bias"][:, None]], axis=-1)

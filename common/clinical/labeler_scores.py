@@ -67,7 +67,7 @@ def f1_measure(labels: Sequence[str], found: Bool[np.ndarray, "N K"], expected: 
     """`F1/LABEL` of each label, their mean over labels that occur in `expected` (macro), and F1 of all together."""
     occurs = expected.any(0)
 
-    def score(totals: Float[np.ndarray, "... 2*K"]) -> Float[np.ndarray, "... K+2"]:
+    def score(totals: Float[np.ndarray, "... counts"]) -> Float[np.ndarray, "... M"]:
         right, said_and_true = np.split(totals, 2, axis=-1)
         each = 2 * right / np.maximum(said_and_true, 1)
         macro = each[..., occurs].mean(-1, keepdims=True) if occurs.any() else np.zeros_like(each[..., :1])

@@ -103,7 +103,7 @@ def _counts(predicted: Positive, expected: Positive) -> Float[np.ndarray, "N 3*K
     return np.concatenate([predicted & expected, predicted, expected], axis=1).astype(np.float64)
 
 
-def _averaged(totals: Float[np.ndarray, "... 3*K"], averages: Sequence[str]) -> Float[np.ndarray, "... M"]:
+def _averaged(totals: Float[np.ndarray, "... counts"], averages: Sequence[str]) -> Float[np.ndarray, "... M"]:
     counts = np.split(totals, 3, axis=-1)
     each = _ratios(totals)
     support = counts[2] / np.maximum(counts[2].sum(-1, keepdims=True), 1)
@@ -115,7 +115,7 @@ def _averaged(totals: Float[np.ndarray, "... 3*K"], averages: Sequence[str]) -> 
     return np.stack([part for average in averages for part in forms[average]], axis=-1)
 
 
-def _ratios(totals: Float[np.ndarray, "... 3*K"]) -> list[Float[np.ndarray, "... K"]]:
+def _ratios(totals: Float[np.ndarray, "... counts"]) -> list[Float[np.ndarray, "... K"]]:
     return _scores(*np.split(totals, 3, axis=-1))
 
 

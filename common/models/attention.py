@@ -102,13 +102,13 @@ class SharedPrompt(flax.struct.PyTreeNode):
 
 @functools.partial(jax.named_call, name="attend_shared_prompt")
 def attend_shared_prompt(
-    q: Float[Array, "B P+G*T H dim"],
-    k: Float[Array, "B P+G*T K dim"],
-    v: Float[Array, "B P+G*T K dim"],
+    q: Float[Array, "B N H dim"],
+    k: Float[Array, "B N K dim"],
+    v: Float[Array, "B N K dim"],
     rows: SharedPrompt,
     implementation: Implementation = "auto",
-) -> Float[Array, "B P+G*T H dim"]:
-    """Causal attention of prompts to themselves, and of continuations to their prompt and themselves.
+) -> Float[Array, "B N H dim"]:
+    """Causal attention of prompts to themselves, and of continuations to their prompt and themselves; N = P + G * T.
 
     The prompt's keys and values are read once for the whole group, and nothing is scored that would be masked whole.
     """
@@ -146,16 +146,19 @@ def attend_shared_prompt(
 
 def attend_to(
     q: Float[Array, "B S H dim"],
-    k: Float[Array, "B M H dim"],
-    v: Float[Array, "B M H dim"],
-    mask: Bool[Array, " B #S M"] | None = None,
+    k: Float[Array, "B M K dim"],
+    v: Float[Array, "B M K dim"],
+    mask: Bool[Array, "#B #S M"] | None = None,
 ) -> Float[Array, "B S H dim"]:
-    """Softmax attention to another sequence, or to one's own under any mask; scale 1 / sqrt(dim)."""
+    """Softmax attention to another sequence, or to one's own under any mask; scale 1 / sqrt(dim).
+
+    Queries are grouped as in `attend`: H is a multiple of K.
+    """
     return _plain(q, k, v, mask)
 
 
 def attention_weights(
-    q: Float[Array, "B S H dim"], k: Float[Array, "B M H dim"], mask: Bool[Array, " B #S M"] | None = None
+    q: Float[Array, "B S H dim"], k: Float[Array, "B M H dim"], mask: Bool[Array, "#B #S M"] | None = None
 ) -> Float[Array, "B H S M"]:
     """The weights by which `attend_to` sums the values, to look at them."""
     scores = jnp.einsum("bshd,bmhd->bhsm", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
@@ -163,7 +166,7 @@ def attention_weights(
 
 
 def _plain(q, k, v, visible):
-    """Scores in full, for `visible` [B #S M] or None. The heads that share keys stand in one product.
+    """Scores in full, for `visible` [#B #S M] or None. The heads that share keys stand in one product.
 
     Four axes, and a division after the last product: XLA for CPUs computes five axes, or weights that are divided
     first, up to half again as slowly.

@@ -192,8 +192,8 @@ def rotary_angles(
 
 def rotate(
     x: Float[Array, "B S heads dim"],
-    cos: Float[Array, "B S half"],
-    sin: Float[Array, "B S half"],
+    cos: Float[Array, "#B S half"],
+    sin: Float[Array, "#B S half"],
     pairs: Literal["halves", "adjacent"] = "halves",
 ) -> Float[Array, "B S heads dim"]:
     """Rotary position embedding of the first 2 half dimensions of each head; the rest of them passes as it is.

@@ -37,7 +37,7 @@ class Attention(nn.Module):
         return KeyValues(self._split(self.k_proj(memory)), self._split(self.v_proj(memory)))
 
     def __call__(
-        self, x: Float[Array, "B S I"], memory: KeyValues, mask: Bool[Array, " B #S M"] | None = None
+        self, x: Float[Array, "B S I"], memory: KeyValues, mask: Bool[Array, "#B #S M"] | None = None
     ) -> Float[Array, "B S D"]:
         """Each position attends to the memory, where `mask` is true.
 
@@ -60,7 +60,7 @@ class Attention(nn.Module):
         return self._joined(memory.v)
 
     def self_attention(
-        self, x: Float[Array, "B S I"], mask: Bool[Array, " B #S S"] | None = None, past: Past | None = None
+        self, x: Float[Array, "B S I"], mask: Bool[Array, "#B #S S"] | None = None, past: Past | None = None
     ) -> tuple[Float[Array, "B S D"], KeyValues]:
         """Self-attention under `mask`, or on cached keys and values; also the keys and values of `x`."""
         if past is not None:

@@ -178,7 +178,7 @@ def _bitmaps(sets: NgramSets) -> UInt[np.ndarray, "N words"]:
     return bitmaps
 
 
-def _spans(starts: Int[np.ndarray, " N+1"], most: int) -> Iterator[tuple[int, int]]:
+def _spans(starts: Int[np.ndarray, " rows"], most: int) -> Iterator[tuple[int, int]]:
     """Spans of rows with at most `most` members together, or of one row that has more."""
     first = 0
     while first < len(starts) - 1:
