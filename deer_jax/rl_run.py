@@ -111,14 +111,14 @@ def make_scores(reward: RewardConfig, labeler: Labeler | None, stop_ids: tuple[i
 
 
 def judge_of(
-    config: RlConfig, part: Split, labeler: Labeler | None, stop_ids: tuple[int, ...], learning: bool
+    config: RlConfig, split: Split, labeler: Labeler | None, stop_ids: tuple[int, ...], learning: bool
 ) -> Judge:
-    """What gives rewards and weights to rollouts of the studies of a part. Raises UserError."""
+    """What gives rewards and weights to rollouts of the studies of a split. Raises UserError."""
     reward = config.reward
     own: Reward | None = load_function(reward.function, "--reward.function") if reward.function else None
     scores, strength = make_scores(reward, labeler, stop_ids)
     return make_judge(
-        [study.report for study in part.studies],
+        [study.report for study in split.studies],
         labeler,
         scores,
         strength,
@@ -126,15 +126,15 @@ def judge_of(
         reward=own,
         names=(f"--reward.function {reward.function}", f"--reward.weights {reward.weights}"),
         option="--reward.labeler",
-        ids=[study.id for study in part.studies],
+        ids=[study.id for study in split.studies],
         learning=learning,
     )
 
 
 def reward_evaluation(
-    config: RlConfig, base: Base, part: Split, frozen: PyTree, judge: Judge, layout: DeviceLayout
+    config: RlConfig, base: Base, split: Split, frozen: PyTree, judge: Judge, layout: DeviceLayout
 ) -> Evaluation:
-    """The mean reward of the greedy reports of a part, by the last phase's reward.
+    """The mean reward of the greedy reports of a split, by the last phase's reward.
 
     The mean is over finite rewards, as that of training is. It is NaN, which is never the best, where there is none, or
     where a report comes from logits that are not finite.
@@ -142,8 +142,8 @@ def reward_evaluation(
     run = compile_rows(greedy_writer(config, base, config.rollout.max_new_tokens), layout)
     rng = device_put_tree(jax.random.key(0), layout)
     rows = layout.row_shards * config.micro_batch
-    make = study_batches(config, base, part)
-    count = len(part.studies)
+    make = study_batches(config, base, split)
+    count = len(split.studies)
     local = rows // jax.process_count()
 
     def measure(state: TrainState, check: Check) -> dict[str, float]:
@@ -159,7 +159,7 @@ def reward_evaluation(
             rewards, finite = judged.rewards[real, 0], np.isfinite(judged.rewards[real, 0])
             sums += rewards[finite].sum(), finite.sum()
             for study in np.asarray(batch.study)[real & ~written.finite[:, 0]]:
-                say(f"warning: validation: id {part.studies[study].id!r}: {NOT_FINITE}", error=True)
+                say(f"warning: validation: id {split.studies[study].id!r}: {NOT_FINITE}", error=True)
                 sums[0] = np.nan
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils

@@ -42,21 +42,21 @@ def main(arguments: list[str]) -> None:
     print(f"trained: {chosen.run_dir}; next: deer sample, or deer rl --model.base {model}", flush=True)
 
 
-def batch_maker(config: SftConfig, base: Base, part: Split) -> tuple[Callable[..., ReportRows], int]:
+def batch_maker(config: SftConfig, base: Base, split: Split) -> tuple[Callable[..., ReportRows], int]:
     """What turns planned rows into arrays, and how many reports were cut."""
-    found = [report_tokens(base.encoder, study.report, config.max_length) for study in part.studies]
+    found = [report_tokens(base.encoder, study.report, config.max_length) for study in split.studies]
     length = prompt_length(base.encoder, config.data.views) + config.max_length
     reports = [tokens for tokens, _ in found]
     make = functools.partial(
-        report_rows, images=part.images, reports=reports, encoder=base.encoder, views=config.data.views, length=length
+        report_rows, images=split.images, reports=reports, encoder=base.encoder, views=config.data.views, length=length
     )
     return make, sum(cut for _, cut in found)
 
 
-def validation_batches(config: SftConfig, base: Base, part: Split, layout: DeviceLayout) -> Iterator[ReportRows]:
-    """The studies of a part once, in order."""
-    plan = plan_in_order([1] * len(part.studies), batch_rows=layout.row_shards * config.micro_batch, buckets=(1,))
-    return make_iterator(plan, batch_maker(config, base, part)[0], **this_process())
+def validation_batches(config: SftConfig, base: Base, split: Split, layout: DeviceLayout) -> Iterator[ReportRows]:
+    """The studies of a split once, in order."""
+    plan = plan_in_order([1] * len(split.studies), batch_rows=layout.row_shards * config.micro_batch, buckets=(1,))
+    return make_iterator(plan, batch_maker(config, base, split)[0], **this_process())
 
 
 @owning_run_directory

@@ -34,19 +34,19 @@ def greedy_writer(config: RunConfig, base: Base, max_new_tokens: int) -> Write:
     return write
 
 
-def study_batches(config: RunConfig, base: Base, part: Split) -> Callable[[GlobalBatch], StudyBatch]:
+def study_batches(config: RunConfig, base: Base, split: Split) -> Callable[[GlobalBatch], StudyBatch]:
     """What turns planned studies into prompts."""
     length = prompt_length(base.encoder, config.data.views)
 
     def make(batch: GlobalBatch) -> StudyBatch:
         studies: Any = np.array([row[0] for row in batch.rows], np.int32)  # numpy until placed on devices
-        return StudyBatch(study_prompts(studies, part.images, base.encoder, config.data.views, length), studies)
+        return StudyBatch(study_prompts(studies, split.images, base.encoder, config.data.views, length), studies)
 
     return make
 
 
 def written_reports(
-    config: RunConfig, layout: DeviceLayout, base: Base, frozen: PyTree, part: Split, max_new_tokens: int
+    config: RunConfig, layout: DeviceLayout, base: Base, frozen: PyTree, split: Split, max_new_tokens: int
 ) -> list[Evaluation]:
     """Scores of the reports that the model writes for validation studies, where `--metrics` names some."""
     stops = base.tokenizer.stop_ids
@@ -59,8 +59,8 @@ def written_reports(
         layout,
         frozen,
         greedy_writer(config, base, max_new_tokens),
-        study_batches(config, base, part),
+        study_batches(config, base, split),
         text,
-        [study.report for study in part.studies],
+        [study.report for study in split.studies],
         layout.row_shards * config.micro_batch,
     )

@@ -26,7 +26,7 @@ def heads(codes: Iterable[str]) -> frozenset[str]:
 
 
 def terminology(pairs: Iterable[ReportPair]) -> list[str]:
-    """Every code of the targets, the most frequent first, then by code point. Pass the training part only."""
+    """Every code of the targets, the most frequent first, then by code point. Pass the training split only."""
     frequency = Counter(code for pair in pairs for code in parse_codes(pair.target))
     return sorted(frequency, key=lambda code: (-frequency[code], code))
 

@@ -29,17 +29,17 @@ class DataConfig:
     corpus: Literal["fundus", "openi", "jsonl"] = "fundus"  # generated; the Open-i archive; files of your own
     language: Literal["zh", "en", "both"] = "both"  # of generated reports
     train_size: Phantoms = 4000  # generated pairs
-    validation_size: Phantoms = 100  # generated pairs, or Open-i reports set aside from the training part
+    validation_size: Phantoms = 100  # generated pairs, or Open-i reports set aside from the training split
     test_size: Incidental[Phantoms] = 200  # generated pairs
-    held_out: Literal["states", "styles"] = "states"  # generated evaluation parts: new states, or new styles as well
+    held_out: Literal["states", "styles"] = "states"  # generated evaluation splits: new states, or new styles as well
     archive: MovablePath = ""  # Open-i: NLMCXR_reports.tgz, as published
-    test_ids: MovablePath = ""  # Open-i: openi-testset.txt, the ids of the test part
+    test_ids: MovablePath = ""  # Open-i: openi-testset.txt, the ids of the test split
     train: MovablePath = ""  # jsonl: rows {"id", "source", "target", "language"?}
     validation: MovablePath = ""  # jsonl
     test: MovablePath = ""  # jsonl
     targets: Literal["reports", "codes"] = "reports"  # jsonl: reports in words, or lists of codes, one per line
     terminology: MovablePath = ""  # jsonl: table of terms for scores and augmentation (CSV, TSV, JSON); "": shipped
-    augment_to: CountOrNone = 0  # pairs to train on, with those that augmentation makes of the training part; 0: none
+    augment_to: CountOrNone = 0  # pairs to train on, with those that augmentation makes of the training split; 0: none
 
 
 def scored_as(data: DataConfig) -> Literal["fundus", "openi", "jsonl"]:

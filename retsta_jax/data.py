@@ -1,4 +1,4 @@
-"""The three sources of report pairs as training, validation and test parts."""
+"""The three sources of report pairs as training, validation and test splits."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from retsta_jax.terminology.terms import SHIPPED, Terminology
 
 
 class Splits(NamedTuple):
-    """The parts of a corpus; no id is in two of them."""
+    """The splits of a corpus; no id is in two of them."""
 
     train: list[ReportPair]
     validation: list[ReportPair]
@@ -52,24 +52,24 @@ def load_splits(config: RetstaConfig, quarantine: Quarantine) -> Splits:
                 f'data.{name}: not given; corpus jsonl needs files of rows {{"id", "source", "target"}} as '
                 "--data.train, --data.validation and --data.test"
             )
-    parts = {name: read_pairs(Path(file), quarantine) for name, file in files.items()}
-    check_splits(parts)
-    return Splits(**parts)
+    splits = {name: read_pairs(Path(file), quarantine) for name, file in files.items()}
+    check_splits(splits)
+    return Splits(**splits)
 
 
 def augmented(config: RetstaConfig, splits: Splits) -> list[ReportPair]:
-    """The pairs to train on: the training part, and those that augmentation makes of it.
+    """The pairs to train on: the training split, and those that augmentation makes of it.
 
     No perturbation makes a target that validation or test have; of generated pairs, none that they could have. Pairs
     whose targets are codes get the kinds of change that leave the target as it is; other names only from a terminology
-    of the user's. Raises UserError for fewer than the training part has.
+    of the user's. Raises UserError for fewer than the training split has.
     """
     data, train = config.data, splits.train
     if not data.augment_to:
         return train
     if data.augment_to < len(train):
         raise UserError(
-            f"data.augment_to must be at least {len(train):,}, the pairs of the training part, or 0, found "
+            f"data.augment_to must be at least {len(train):,}, the pairs of the training split, or 0, found "
             f"{data.augment_to:,}"
         )
     rates = config.augment

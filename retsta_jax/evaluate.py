@@ -47,7 +47,7 @@ Scores = dict[str, Mapping[str, float | None]]
 
 @owning("run_dir", locked_run)
 def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32) -> dict[str, Scores]:
-    """Score a run on its test or validation part; writes predictions.jsonl, metrics.json and report.html there.
+    """Score a run on its test or validation split; writes predictions.jsonl, metrics.json and report.html there.
 
     `limit` reports at most, if positive. Returns scores by system. Raises UserError.
     """
@@ -93,7 +93,7 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     notes += absent
     if codes:
         valid = terminology_validity([parse_codes(text) for text in outputs[MODEL]], terminology(splits.train))
-        notes.append(f"{valid:.1%} of the codes written are in the terminology of the training part.")
+        notes.append(f"{valid:.1%} of the codes written are in the terminology of the training split.")
     else:
         read = recognised([pair.target for pair in pairs], [pair.language for pair in pairs], terms)
         notes.append(read.note())
@@ -222,7 +222,7 @@ def page(
         f"F1 over what the reports state: {shown(MODEL, name)} after fine-tuning, {shown(BEFORE, name)} before, "
         f"{shown(NEAREST, name)} for the nearest training report, {shown(CONSTANT, name)} for a constant report."
     )
-    # Spread over the part, so that both languages and easy and hard reports are seen.
+    # Spread over the split, so that both languages and easy and hard reports are seen.
     indices = range(0, len(pairs), len(pairs) // EXAMPLES | 1)[:EXAMPLES]
     return Page(
         title=f"RetSTA: {trained.config.data.corpus} reports",

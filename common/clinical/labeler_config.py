@@ -24,7 +24,7 @@ class LabelerRunConfig(TrainingConfig):
     gold: MovablePath = ""  # openi: openi_gld_std14.csv
     test_ids: MovablePath = ""  # openi: openi-testset.txt
     train_size: Count = 48_000  # phantom reports
-    validation_size: Count = 500  # phantom reports, or Open-i reports set aside from the training part
+    validation_size: Count = 500  # phantom reports, or Open-i reports set aside from the training split
     test_size: Incidental[Count] = 1000  # phantom reports
     damaged: Probability = 0.5  # share of phantom reports that are cut, repeated, mixed, scrambled
     init: MovablePath = ""  # directory of bert-base-uncased, weights and vocab.txt; without it training is from scratch

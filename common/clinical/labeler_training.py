@@ -192,9 +192,9 @@ def corpus_line(config: LabelerRunConfig, corpus: LabeledCorpus, labeler: Labele
     kinds = {"phantom": f"phantom, seed {config.seed}", "openi": "openi"}
     paths = {"phantom": (), "openi": ("archive", "gold", "test_ids")}.get(config.data, ("data", "validation", "test"))
     files = [file for name in paths if (file := getattr(config, name))]
-    parts = {"train": corpus.train, "validation": corpus.validation, **corpus.tests}
-    counts = {name: len(reports) for name, reports in parts.items()}
-    texts = [report.text for reports in parts.values() for report in reports]
+    splits = {"train": corpus.train, "validation": corpus.validation, **corpus.tests}
+    counts = {name: len(reports) for name, reports in splits.items()}
+    texts = [report.text for reports in splits.values() for report in reports]
     return texts_line(files, counts, labeler, texts, kinds.get(config.data, "rows"))
 
 

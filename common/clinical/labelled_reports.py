@@ -38,7 +38,7 @@ class LabeledReport:
 
 
 class LabeledCorpus(NamedTuple):
-    """Labels, their numbers of classes, and the parts; `tests` by name, none where there are none."""
+    """Labels, their numbers of classes, and the splits; `tests` by name, none where there are none."""
 
     labels: tuple[str, ...]
     classes: tuple[int, ...]
@@ -50,7 +50,7 @@ class LabeledCorpus(NamedTuple):
 def phantom_corpus(train: int, validation: int, test: int, damaged: float, seed: int) -> LabeledCorpus:
     """Reports of phantom studies of one seed; this share of the training and validation texts is damaged.
 
-    The test parts are `written`, reports as they are, and `damaged`, all of them damaged.
+    The test splits are `written`, reports as they are, and `damaged`, all of them damaged.
     """
     total = train + validation + test
     written = [render_report(sample_study(seed, index)) for index in range(total)]
@@ -129,7 +129,7 @@ def sentences(text: str) -> list[str]:
 def openi_corpus(
     archive: Path, gold: Path, test_ids: Path, validation: int, seed: int, quarantine: Quarantine
 ) -> LabeledCorpus:
-    """Reports of Open-i (FINDINGS, then IMPRESSION) with their gold labels, NegBio's test ids as the test part.
+    """Reports of Open-i (FINDINGS, then IMPRESSION) with their gold labels, NegBio's test ids as the test split.
 
     A few reports have neither section: their text is empty. Test ids without a gold label are counted in `quarantine`.
     Raises UserError where files do not fit together.
@@ -144,9 +144,9 @@ def openi_corpus(
         reports.append(LabeledReport(id, text, classes))
     chosen = read_test_ids(test_ids)
     count_unknown_ids(chosen, rows, quarantine)
-    parts = openi_splits(reports, chosen, validation, seed)
-    tests = {"test": parts["test"]}
-    return LabeledCorpus(labels, (2,) * len(labels), parts["train"], parts["validation"], tests)
+    splits = openi_splits(reports, chosen, validation, seed)
+    tests = {"test": splits["test"]}
+    return LabeledCorpus(labels, (2,) * len(labels), splits["train"], splits["validation"], tests)
 
 
 def _read_gold(file: Path) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:

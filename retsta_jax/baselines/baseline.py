@@ -173,7 +173,7 @@ def report(
     notes = [asked.data, *peer_notes(chosen, peer, result), *absent]
     if asked.codes:
         valid = terminology_validity([parse_codes(text) for text in answers], terminology(train))
-        notes.append(f"{valid:.1%} of the codes written are in the terminology of the training part.")
+        notes.append(f"{valid:.1%} of the codes written are in the terminology of the training split.")
     else:
         read = recognised([pair.target for pair in pairs], [pair.language for pair in pairs], terms)
         result |= read._asdict()

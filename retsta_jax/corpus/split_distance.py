@@ -1,6 +1,6 @@
-"""How far a test part is from the training part: what a score on it says about reports of other authors.
+"""How far a test split is from the training split: what a score on it says about reports of other authors.
 
-Works on any pairs. A test part of the same authors shares most of its 4-grams with training, and each of its reports
+Works on any pairs. A test split of the same authors shares most of its 4-grams with training, and each of its reports
 has a near neighbour there; one of unseen styles and states does not.
 """
 
@@ -35,7 +35,7 @@ MEASURES: Mapping[str, tuple[str, str]] = {
 def distance_between(
     train: Sequence[ReportPair], test: Sequence[ReportPair], terms: Terminology | None = None
 ) -> dict[Language, Distance]:
-    """For each language of the test part its distance from training, by the names of MEASURES.
+    """For each language of the test split its distance from training, by the names of MEASURES.
 
     All are shares from 0 to 1 but the counts of reports and of names. n-grams are counted as often as they occur. Names
     are those of `terms`, as they stand in the text but for case and width; without `terms` they are left out.
@@ -55,7 +55,7 @@ def distance_table(distances: Mapping[Language, Distance]) -> Table:
         if any(name in distance for distance in distances.values())
     ]
     return Table(
-        "Distance of the test part from training",
+        "Distance of the test split from training",
         "Scores hold for reports as far from training as these; n-grams are words (en) or characters (zh).",
         ("", *distances),
         rows,

@@ -16,7 +16,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 class Style:
     """One way to write. Numbers without a word are probabilities, several of one field weights.
 
-    split: the part of a corpus held out by styles that uses the style.
+    split: the split that uses the style in a corpus held out by styles.
     grouping: findings by eye, those of both eyes first, each finding with its own eye.
     names: standard names, synonyms, abbreviations (where a term has them).
     eye_behind: a report whose eyes stand behind their findings; for findings with their own eye alone.

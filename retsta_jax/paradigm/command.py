@@ -138,7 +138,7 @@ def stages_of(result: Result, config: ParadigmConfig) -> list[Stage]:
         Stage("reports labelled by RetSTA-Zero", funnel.reports, {}),
         Stage("kept all rules", passed, funnel.rejected),
         Stage("no duplicate", funnel.kept, {f"{kind} duplicate": count for kind, count in funnel.duplicates.items()}),
-        Stage("not in the evaluation parts", result.apart, {"text of validation or test": funnel.kept - result.apart}),
+        Stage("not in the evaluation splits", result.apart, {"text of validation or test": funnel.kept - result.apart}),
     ]
     if counts is not None:
         stages.append(Stage("translated", counts.translated, counts.failed))

@@ -52,14 +52,14 @@ class ParadigmData:
     """The pairs to begin with, and the reports to label."""
 
     corpus: Literal["fundus", "openi", "jsonl"] = "fundus"  # generated; the Open-i archive; files of your own
-    language: Language = "zh"  # of generated pairs and reports; those of the test part are in both
-    held_out: HeldOut = "styles"  # of generated pairs: what the evaluation parts have that training never saw
+    language: Language = "zh"  # of generated pairs and reports; those of the test split are in both
+    held_out: HeldOut = "styles"  # of generated pairs: what the evaluation splits have that training never saw
     train_size: Phantoms = 2000  # generated pairs, or Open-i reports that keep their codes
-    validation_size: Phantoms = 200  # generated pairs, or Open-i reports set aside from the training part
+    validation_size: Phantoms = 200  # generated pairs, or Open-i reports set aside from the training split
     test_size: Phantoms = 2000  # generated pairs
     reports_size: Phantoms = 60_000  # generated reports without a standard form
     archive: MovablePath = ""  # Open-i: NLMCXR_reports.tgz, as published
-    test_ids: MovablePath = ""  # Open-i: openi-testset.txt, the ids of the test part
+    test_ids: MovablePath = ""  # Open-i: openi-testset.txt, the ids of the test split
     train: MovablePath = ""  # jsonl: rows {"id", "source", "target", "language"?}
     validation: MovablePath = ""  # jsonl
     test: MovablePath = ""  # jsonl
@@ -85,7 +85,7 @@ class ParadigmConfig:
     zero_epochs: Steps = 1  # of the first model
     final_epochs: Steps = 3  # of the second
     train: RetstaConfig = RetstaConfig()  # both trainings; the paradigm sets data, augmentation, epochs and seed
-    evaluate_limit: CountOrNone = 0  # at most so many reports of the test part; 0: all
+    evaluate_limit: CountOrNone = 0  # at most so many reports of the test split; 0: all
     seed: Seed = 0
 
 
@@ -271,13 +271,13 @@ def begin(config: ParadigmConfig, quarantine: Quarantine) -> Start:
                 f'data.{name}: not given; corpus jsonl needs rows {{"id", "source", "target"}} as --data.train, '
                 '--data.validation and --data.test, and rows {"id", "report"} as --data.reports'
             )
-    parts = {name: read_pairs(Path(getattr(data, name)), quarantine) for name in SPLITS}
-    check_splits(parts)
-    return Start(**parts, reports=read_reports(data.reports))
+    splits = {name: read_pairs(Path(getattr(data, name)), quarantine) for name in SPLITS}
+    check_splits(splits)
+    return Start(**splits, reports=read_reports(data.reports))
 
 
 def begin_openi(data: ParadigmData, seed: int, quarantine: Quarantine) -> Start:
-    """The pairs of Open-i, of which `train_size` of the training part keep their codes: a larger choice has them too.
+    """The pairs of Open-i, of which `train_size` of the training split keep their codes: a larger choice has them too.
 
     Of the others the report is left, so nothing can learn from their codes. Raises UserError.
     """
@@ -351,7 +351,7 @@ def evaluated(run_dir: Path, limit: int) -> dict[str, Scores]:
 
 
 def scores_there(run_dir: Path) -> dict[str, Scores] | None:
-    """The scores that a run has on its test part; None where it has not been evaluated on it."""
+    """The scores that a run has on its test split; None where it has not been evaluated on it."""
     file = run_dir / "metrics.json"
     done: dict[str, Any] = read_json_object(file) if file.exists() else {}
     return done.get("systems") if done.get("split") == "test" else None

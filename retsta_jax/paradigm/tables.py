@@ -1,7 +1,7 @@
 """The runs behind Tables 1 to 5 of the paper, and what they scored.
 
 Every seed has a directory of its own, in which all tables share `paradigm/` (RetSTA-Zero and RetSTA). Beside it are
-the runs of single tables, on the same pairs and the same test part: few pairs, augmented to as many as were given;
+the runs of single tables, on the same pairs and the same test split: few pairs, augmented to as many as were given;
 the pairs given, not augmented; RetSTA's pairs in one language alone.
 """
 
@@ -224,7 +224,7 @@ def measured(directory: Path, system: str, language: Language, pairs: int | None
 
 
 def columns(scores: Mapping[str, Mapping[str, float | None]], language: Language) -> dict[str, Score]:
-    """The scores of a language by column; they begin with its name where the test part has two languages."""
+    """The scores of a language by column; they begin with its name where the test split has two languages."""
     several = any(name.startswith(("en/", "zh/")) for name in scores)
     prefix = f"{language}/" if several else ""
     found: dict[str, Score] = {}
@@ -264,7 +264,7 @@ def peer_rows(peers: Sequence[Path], runs: Mapping[int, Path], language: Languag
         seed = next((seed for seed, reports in tested.items() if answered and answered <= reports), None)
         if seed is None:
             raise UserError(
-                f"--baselines {peer}: answered other reports than the test parts of seeds {', '.join(map(str, runs))}; "
+                f"--baselines {peer}: answered other reports than the test splits of seeds {', '.join(map(str, runs))}; "
                 f"give retsta baseline --like {next(iter(runs.values())).parent / ZERO}, or the run of another seed"
             )
         if seed in rows.setdefault(name, {}):
@@ -306,7 +306,7 @@ def check_given(number: int, config: ParadigmConfig, translation: Translation) -
 
 
 class Given(NamedTuple):
-    """The training pairs that a paradigm begins with, and the languages of these and of the test part."""
+    """The training pairs that a paradigm begins with, and the languages of these and of the test split."""
 
     pairs: int
     train: set[Language]

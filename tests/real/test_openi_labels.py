@@ -22,15 +22,15 @@ def files(real_data: Path) -> tuple[Path, Path, Path]:
 def test_every_gold_row_is_a_report_of_the_archive_and_of_one_part(files):
     archive, gold, test_ids = files
     corpus = openi_corpus(archive, gold, test_ids, validation=300, seed=0, quarantine=Quarantine())
-    parts = [corpus.train, corpus.validation, corpus.tests["test"]]
-    assert [len(part) for part in parts] == [2780, 300, 771]
-    reports = {report.id: report for part in parts for report in part}
+    splits = [corpus.train, corpus.validation, corpus.tests["test"]]
+    assert [len(split) for split in splits] == [2780, 300, 771]
+    reports = {report.id: report for split in splits for report in split}
     with gold.open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(reports) == 3851
     for row in rows:
         assert reports[row["filename"]].labels == tuple(int(row[label]) for label in corpus.labels)
-    assert {report.id for report in parts[2]} == read_test_ids(test_ids)
+    assert {report.id for report in splits[2]} == read_test_ids(test_ids)
     studies = {study.id: study for study in read_openi(archive)}
     for id, report in reports.items():
         assert report.text.split() == f"{studies[id].findings} {studies[id].impression}".split()

@@ -22,13 +22,13 @@ def test_every_radiograph_with_a_note_can_be_learned_from_and_reported(real_data
     folder = real_data / "covid_chestxray"
     with (folder / "metadata_subset.csv").open(newline="", encoding="utf-8") as file:
         notes = [row for row in csv.DictReader(file) if row["clinical_notes"].strip()]
-    parts = ["val", "val", "test", "test"]
+    splits = ["val", "val", "test", "test"]
     rows = [
         {
             "id": str(number),
             "images": [row["local_file"]],
             "report": row["clinical_notes"],
-            "split": parts[number] if number < len(parts) else "train",
+            "split": splits[number] if number < len(splits) else "train",
         }
         for number, row in enumerate(notes)
     ]

@@ -305,7 +305,7 @@ def test_training_alone_is_augmented_and_no_evaluation_report_arises():
     for pair in pairs[60:]:
         assert split_of(FundusStudy(parse_standard_report(pair.target, pair.language).findings)) == "train"
     assert sum(pair.target not in {other.target for other in splits.train} for pair in pairs) > 90
-    with pytest.raises(UserError, match=r"^data.augment_to must be at least 60, the pairs of the training part"):
+    with pytest.raises(UserError, match=r"^data.augment_to must be at least 60, the pairs of the training split"):
         augmented(dataclasses.replace(config, data=dataclasses.replace(data, augment_to=59)), splits)
 
 

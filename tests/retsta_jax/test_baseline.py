@@ -135,7 +135,7 @@ def test_a_model_of_any_family_answers_as_the_decode_command_does_and_is_scored_
         assert 0 < of_prompts["terms_kept"] < of_prompts["terms"] == len(TERMS.terms)
         assert of_prompts["needed_left_out"] == 0 or of_prompts["shots_kept"] < 2
     page = (tmp_path / "out" / "report.html").read_text()
-    for shown in ("Language of the answers", "prompts that were too long", "Distance of the test part", "2 examples"):
+    for shown in ("Language of the answers", "prompts that were too long", "Distance of the test split", "2 examples"):
         assert shown in page
 
 
@@ -219,14 +219,14 @@ def test_the_command_on_the_page_gives_the_same_again(llama, tmp_path, capsys):
 
 
 def test_lists_of_codes_are_scored_as_such_and_the_training_split_is_their_terminology(server, tmp_path, capsys):
-    parts = {
+    splits = {
         "train": [("a", "Big heart.", "Cardiomegaly"), ("b", "Opacity at the left base.", "Opacity/lung/base/left")],
         "validation": [("c", "Scoliosis.", "Scoliosis")],
         "test": [("d", "Opacity and cardiomegaly.", "Opacity/lung\nCardiomegaly/mild")],
     }
-    for name, rows in parts.items():
+    for name, rows in splits.items():
         write_rows(tmp_path / f"{name}.jsonl", ({"id": i, "source": s, "target": t} for i, s, t in rows))
-    files = [word for name in parts for word in (f"--data.{name}", str(tmp_path / f"{name}.jsonl"))]
+    files = [word for name in splits for word in (f"--data.{name}", str(tmp_path / f"{name}.jsonl"))]
     codes = ["--data.corpus", "jsonl", "--data.targets", "codes", *files, "--terminology"]
     server.script = lambda text, number: answered("```\nOpacity/lung\nCardiomegaly\n```")
     options = by_endpoint(server, "--send-reports-to-endpoint")

@@ -1,4 +1,4 @@
-"""Codes as text and as sets, and the terminology of a training part."""
+"""Codes as text and as sets, and the terminology of a training split."""
 
 import pytest
 

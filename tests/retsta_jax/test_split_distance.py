@@ -1,4 +1,4 @@
-"""The distance of a test part from training, against plain counting; styles are further apart than states."""
+"""The distance of a test split from training, against plain counting; styles are further apart than states."""
 
 import math
 
@@ -35,7 +35,7 @@ def test_counts_are_those_of_plain_counting():
     assert (found["seen_sources"], found["seen_targets"]) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
     assert (found["names"], found["unseen_names"]) == (3, 1)  # drusen, macular hole, MH
     vectors = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b").fit([pair.source for pair in train])
-    known, asked = (vectors.transform([pair.source for pair in part]).toarray() for part in (train, test))
+    known, asked = (vectors.transform([pair.source for pair in split]).toarray() for split in (train, test))
     assert found["nearest_similarity"] == pytest.approx(np.max(asked @ known.T, axis=1).mean())
 
 
@@ -75,5 +75,5 @@ def test_parts_held_out_by_styles_are_further_from_training_than_those_held_out_
 def test_the_page_shows_the_distance():
     found = distance_between(pairs("no drusen"), pairs("no drusen", "no macular hole"), TERMS)
     page = render(Page("t", "v", "c", tables=[distance_table(found)]))
-    assert "Distance of the test part from training" in page
+    assert "Distance of the test split from training" in page
     assert "50.0%" in page

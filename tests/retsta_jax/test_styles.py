@@ -1,4 +1,4 @@
-"""Every style leaves one reading; the parts of a corpus held out by styles share neither styles nor states."""
+"""Every style leaves one reading; the splits of a corpus held out by styles share neither styles nor states."""
 
 import dataclasses
 import itertools

@@ -125,7 +125,7 @@ def test_other_models_stand_beside_on_the_same_reports(done, material, untouched
     )
     other = peer(tmp_path / "other", done / "seed-1" / "not-augmented", "glm-4-9b-chat")
     assert retsta(command(1, done, material.base, "--baselines", other)) == 2
-    assert "other: answered other reports than the test parts of seeds 0; give" in capsys.readouterr().err
+    assert "other: answered other reports than the test splits of seeds 0; give" in capsys.readouterr().err
     again = peer(tmp_path / "again", final, "glm-4-9b-chat")
     assert retsta(command(1, done, material.base, "--baselines", same, again)) == 2
     assert f"{same} and {again} have both glm-4-9b-chat on seed 0" in capsys.readouterr().err
