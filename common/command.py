@@ -133,7 +133,6 @@ def out_of_memory(message: str) -> str:
     named = re.search(r"\d[\d.,]* ?(?:[KMGT]i?B?\b|bytes)", message)
     wanted = named[0] if named else "XLA does not say how much"
     return (
-        f"not enough memory ({wanted} requested); give a smaller --micro-batch, --batch-size or "
-        "--max-length, --model.remat full, or more devices to split the parameters over (--parallel mesh "
-        "--mesh.fsdp -1 --mesh.data 1); medreport plan says what a preset takes"
+        f"not enough memory ({wanted} requested); lower micro_batch, batch_size or max_length, set "
+        "model.remat to full, or split the parameters over more devices (parallel mesh, mesh.fsdp -1, mesh.data 1)"
     )

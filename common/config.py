@@ -114,24 +114,24 @@ def check_run_directory(run_dir: Path, config: Any) -> None:
     path = run_dir / CONFIG_FILE
     existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
     if not existing.is_dir():
-        raise UserError(f"{run_dir}: cannot be made, because {existing} is not a directory; give another --run-dir")
+        raise UserError(f"{run_dir}: cannot be made, because {existing} is not a directory; choose another directory")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{run_dir}: cannot be written (no permission for {existing}); give another --run-dir")
+        raise UserError(f"{run_dir}: cannot be written (no permission for {existing}); choose another directory")
     if existing != run_dir:
         return
     if not path.exists():
         if any(not (_ASIDE.fullmatch(entry.name) or is_lock(entry.name)) for entry in run_dir.iterdir()):
-            raise UserError(f"{run_dir}: is not empty and contains no config.json; give another --run-dir")
+            raise UserError(f"{run_dir}: is not empty and contains no config.json; choose another directory")
         return
-    found = read_json(path, "the config of a run; give another --run-dir")
+    found = read_json(path, "the config of a run; choose another directory")
     if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}; give another --run-dir")
+        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}; choose another directory")
     marks = (Mark.EACH_START, Mark.MOVABLE) if (run_dir / TRAINED_ON).exists() else (Mark.EACH_START,)
     movable = marked_fields(type(config), *marks)
     if different := [line for line in differences(found, to_json(config)) if line.field not in movable]:
         raise UserError(
             f"{run_dir}: contains a run with a different config ({'; '.join(map(str, different[:3]))}); "
-            "give the same options to continue it, or another --run-dir"
+            "give the same options to continue it, or choose another directory"
         )
 
 
@@ -143,7 +143,7 @@ def check_trained_on(run_dir: Path, trained_on: Mapping[str, str]) -> None:
         if known.get(name, digest) != digest:
             raise UserError(
                 f"{run_dir}: is a run on another {name}: its digest was {str(known[name])[:16]} and is now "
-                f"{digest[:16]}; give the {name} that it was begun with, or another --run-dir"
+                f"{digest[:16]}; give the {name} that it was begun with, or choose another directory"
             )
 
 
@@ -164,7 +164,7 @@ def claim_run_directory(run_dir: Path, config: Any, trained_on: Mapping[str, str
             with atomic_file(run_dir / TRAINED_ON) as aside:
                 aside.write_text(json.dumps(trained_on, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{run_dir}: cannot be written ({error.strerror}); give another --run-dir") from error
+        raise UserError(f"{run_dir}: cannot be written ({error.strerror}); choose another directory") from error
 
 
 def owning_run_directory(train: Callable[[Config, Path], Result]) -> Callable[[Config, Path], Result]:
@@ -187,7 +187,7 @@ def read_config(config_class: type[Config], run_dir: Path) -> Config:
     """The config of a run directory. Raises UserError where there is none."""
     path = run_dir / CONFIG_FILE
     if not path.exists():
-        raise UserError(f"{run_dir}: no config.json there; expected the --run-dir of a training run")
+        raise UserError(f"{run_dir}: no config.json there; expected the directory of a training run")
     try:
         config = from_json(config_class, read_json(path, "the config of a run"), str(path))
     except UserError as error:
@@ -227,7 +227,8 @@ def _remove_run(
         real = Path(os.path.realpath(run_dir))
         shutil.rmtree(real.rename(real.with_name(f".{real.name}.{os.getpid()}.old")))
     except OSError as error:
-        raise UserError(f"{run_dir}: cannot be removed ({error.strerror or error}); give another --run-dir") from error
+        why = error.strerror or error
+        raise UserError(f"{run_dir}: cannot be removed ({why}); choose another directory") from error
 
 
 def check_own_names(folder: Path, names: Collection[str]) -> None:
@@ -238,6 +239,6 @@ def check_own_names(folder: Path, names: Collection[str]) -> None:
     foreign = sorted(entry.name for entry in entries if not (own.fullmatch(entry.name) or lock_of(entry.name) in ours))
     if foreign:
         raise UserError(
-            f"{folder}: holds {printable(foreign[0])}, which no run writes; move it elsewhere, or give another "
-            "--run-dir"
+            f"{folder}: holds {printable(foreign[0])}, which no run writes; move it elsewhere, or choose another "
+            "directory"
         )

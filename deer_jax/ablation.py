@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from matplotlib.figure import Figure
+
 from common.bounds import SEED, STEPS_OR_ALL, bounded
 from common.clinical.labeler import labeler_digests
 from common.clinical.scores import Scores, default_labeler, in_each_language, score_systems
@@ -25,10 +28,10 @@ from common.io.fingerprints import model_record
 from common.io.locks import locked_by_first
 from common.io.numbers import rounded
 from common.io.outputs import check_own_object
-from common.io.safetensors import write_json
+from common.io.safetensors import disk_errors, write_json
 from common.io.text import read_json_object
 from common.metrics.text import warn_of_absent
-from common.report.table import as_markdown
+from common.report.table import as_markdown, mean_interval
 from common.training.parallel import make_device_layout
 from common.training.run import base_weights
 from deer_jax.config import (
@@ -43,7 +46,6 @@ from deer_jax.config import (
 )
 from deer_jax.ddsampling import Strategy
 from deer_jax.prompts import read_splits, splits_line
-from deer_jax.proportion import draw_proportions
 from deer_jax.rl_run import check_config, reward_labeler
 from deer_jax.rl_run import train_run as run_rl
 from deer_jax.sample import sample_run
@@ -67,6 +69,9 @@ SHOWN = (
     "findings/precision", "findings/recall", "findings/F1", "sampled/findings/F1", "promptmrg/precision",
     "promptmrg/recall", "promptmrg/F1", "sampled/promptmrg/F1", "coco/BLEU-4", "coco/ROUGE-L", "distinct_outputs",
 )  # fmt: skip
+PANELS = {"sampled/promptmrg/F1": "one report drawn at temperature 1", "promptmrg/F1": "the likeliest report"}
+
+Table = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 class Variant(NamedTuple):
@@ -245,3 +250,28 @@ def nearest(config: RlConfig, model: Path, train: Split, test: Split) -> dict[st
     own = dataclasses.replace(config.model, base=str(model))
     base = load_base(own, config.data.side, config.instruction, layout)
     return baselines(base, train, test, config.data.views, layout)
+
+
+def draw_proportions(table: Table, file: Path, *, level: str) -> None:
+    """Write Figure 1a as an SVG: for each available score a panel with a curve for each method; `level` is dashed.
+
+    A curve joins the systems whose names end in a share, such as "GRPO, 20%". Bars are 95% intervals.
+    """
+    curves: dict[str, dict[int, Sequence[Mapping[str, Any]]]] = {}
+    for name, rows in table.items():
+        method, _, share = name.rpartition(", ")
+        if share.removesuffix("%").isdecimal():
+            curves.setdefault(method, {})[int(share.removesuffix("%"))] = rows
+    shown = [name for name in PANELS if name in table[level][0]]
+    figure = Figure(figsize=(4.6 * max(len(shown), 1), 3.4), layout="constrained")
+    for number, name in enumerate(shown, start=1):
+        axes = figure.add_subplot(1, len(shown), number)
+        for method, points in curves.items():
+            shares = sorted(points)
+            mean, low, high = np.array([mean_interval([row[name] for row in points[one]]) for one in shares]).T
+            axes.errorbar(shares, mean, [mean - low, high - mean], marker="o", capsize=3, label=method)
+        axes.axhline(mean_interval([row[name] for row in table[level]])[0], linestyle="--", color="grey", label=level)
+        axes.set(title=PANELS[name], xlabel="share of the training studies (%)", ylabel="label F1")
+        axes.legend(frameon=False)
+    with disk_errors(file.parent):
+        figure.savefig(file, metadata={"Date": None})

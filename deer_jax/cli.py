@@ -22,7 +22,7 @@ COMMANDS = {
     ),
     "train-labeler": Command(
         "train a labeler on labelled text", "--preset NAME --output DIR [any field]",
-        "common.clinical.labeler_training:main", several_hosts=True,
+        "deer_jax.train_labeler:main", several_hosts=True,
     ),
     "weights": Command(
         "token weights of rollouts", "FILE.jsonl --labeler PATH --tokenizer DIR", "deer_jax.weights:main"

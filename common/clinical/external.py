@@ -51,16 +51,16 @@ def parse_scorers(texts: Iterable[str]) -> list[Scorer]:
         try:
             arguments = shlex.split(command)
         except ValueError as error:
-            raise UserError(f"--external {text}: {error}; quote the command as for a shell") from error
+            raise UserError(f"scorer {text}: {error}; quote the command as for a shell") from error
         if not separator or not name.strip() or "/" in name or not arguments:
-            raise UserError(f"--external {text}: expected NAME=COMMAND, a name without /, such as 'green=python ...'")
+            raise UserError(f"scorer {text}: expected NAME=COMMAND, a name without /, such as 'green=python ...'")
         if name.strip() in RESERVED:
-            raise UserError(f"--external {text}: {name.strip()} names a part of the result; give the scorer another")
+            raise UserError(f"scorer {text}: {name.strip()} is a field of the result; choose another name")
         scorers.append(Scorer(name.strip(), tuple(arguments)))
     names = [scorer.name for scorer in scorers]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise UserError(
-            f"--external {repeated[0]} is given {names.count(repeated[0])} times; give each a different name"
+            f"scorer {repeated[0]}: given {names.count(repeated[0])} times; give each scorer a different name"
         )
     return scorers
 
@@ -70,8 +70,7 @@ def check_programs(scorers: Sequence[Scorer]) -> None:
     for scorer in scorers:
         if shutil.which(scorer.command[0]) is None:
             raise UserError(
-                f"--external {scorer.name}: {printable(scorer.command[0])} cannot be run (no such program); name one "
-                "that is installed, or the path of one"
+                f"scorer {scorer.name}: program {printable(scorer.command[0])} not found; install it, or give its path"
             )
 
 
@@ -84,7 +83,7 @@ def run_scorers(
     """
     scores: dict[str, Scores] = {}
     absent = {
-        name: f"no --external {name}=COMMAND was given; {script} is such a command"
+        name: f"no scorer of this name was given; {script} is a command for it"
         for name, script in KNOWN.items()
         if not any(scorer.name.lower().startswith(name) for scorer in scorers)
     }

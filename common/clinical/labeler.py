@@ -33,7 +33,7 @@ from common.types import PyTree
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-PHANTOM = Path(__file__).parent / "assets" / "labeler"  # for phantom reports; `--labeler phantom`
+PHANTOM = Path(__file__).parent / "assets" / "labeler"  # for phantom reports
 IN_RUN = "labeler"  # where a run of `deer train-labeler` has its labeler
 START, END, UNKNOWN = "[CLS]", "[SEP]", "[UNK]"
 SPECIAL = ("[PAD]", UNKNOWN, START, END, "[MASK]")  # in the order of bert-base-uncased
@@ -156,7 +156,7 @@ def labeler_path(path: str | Path) -> Path:
     path = path / IN_RUN if (path / IN_RUN).is_dir() else path
     if not path.exists():
         raise UserError(
-            f"{path}: no such labeler; expected chexbert.pth, the --output of deer train-labeler, or 'phantom'"
+            f"{path}: no such labeler; expected chexbert.pth, the directory of a trained labeler, or 'phantom'"
         )
     if path.is_dir() and not (path / "config.json").exists() and (files := sorted(path.glob("*.pth"))):
         raise UserError(f"{path}: is a directory without config.json; name the file in it, such as {files[0]}")

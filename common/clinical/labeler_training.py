@@ -1,4 +1,4 @@
-"""`deer train-labeler`: train a labeler from labelled reports, and score it on reports set aside for that.
+"""Training of a labeler on labelled reports.
 
 The loss is CheXbert's, the sum over labels of the cross-entropy of each head; `train_run` puts the engine around it.
 """
@@ -16,27 +16,22 @@ from common.clinical.labeler import (
     IN_RUN,
     Labeler,
     encode,
-    load_labeler,
     load_tokenizer,
     save_vocabulary,
     texts_line,
     train_tokenizer,
 )
-from common.clinical.labeler_config import NEEDS, PRESETS, LabelerRunConfig, check_config
+from common.clinical.labeler_config import LabelerRunConfig, check_config
 from common.clinical.labeler_loss import LabelBatch, label_batch, labeler_loss
-from common.clinical.labeler_scores import as_markdown, score_labeler
 from common.clinical.labelled_reports import LabeledCorpus, LabeledReport, openi_corpus, phantom_corpus, rows_corpus
 from common.config import owning_run_directory
-from common.config_options import preset_parser, read_preset_options
 from common.data.packing import plan_epochs, plan_in_order
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
 from common.data.summary import say_data
 from common.errors import UserError
 from common.io.fingerprints import fingerprint
-from common.io.numbers import rounded
-from common.io.safetensors import atomic_directory, write_json
-from common.io.terminal import say
+from common.io.safetensors import atomic_directory
 from common.models.bert import ClassifierConfig, init_classifier
 from common.models.bert_weights import encoder_config, load_encoder, save_classifier
 from common.training.logs import check_wandb
@@ -44,39 +39,6 @@ from common.training.parallel import DeviceLayout, check_rows, make_device_layou
 from common.training.run import BaseWeights, run_training, supervised, this_process
 
 PHANTOM_SEED = 7_000  # away from the studies that policies learn from
-
-
-DESCRIPTION = """Rows of FILE.jsonl are {"id", "report", "labels"}, labels being 14 class ids in CheXbert's order. The
-output becomes a run directory, which deer label takes as its --labeler.
-
-Data by --data; every file that is named here must be given:
-  phantom     generated; no file                                                    (preset phantom)
-  openi       --archive NLMCXR_reports.tgz --gold openi_gld_std14.csv --test-ids openi-testset.txt  (preset openi)
-  FILE.jsonl  the file alone; --validation FILE.jsonl and --test FILE.jsonl where there are such, else a tenth is
-              held out (preset chexbert)
-"""
-
-
-def main(arguments: list[str]) -> None:
-    """Train a labeler, or continue, and print how it does on the test reports. Raises UserError."""
-    options = preset_parser("deer train-labeler", PRESETS, DESCRIPTION, "--output DIR")
-    options.add_argument("--export", type=Path, metavar="DIR", help="write the labeler a second time, by itself")
-    config, chosen = read_preset_options(options, PRESETS, arguments, NEEDS)
-    corpus = train_run(config, chosen.output)
-    if jax.process_index() == 0:
-        finish(config, corpus, chosen.output, chosen.export)
-
-
-def finish(config: LabelerRunConfig, corpus: LabeledCorpus, run_dir: Path, export_to: Path | None) -> None:
-    """Score the labeler that a run wrote, on the test reports; print tables and write `metrics.json`."""
-    labeler = load_labeler(run_dir)
-    scores = {name: score_labeler(labeler, reports) for name, reports in corpus.tests.items()}
-    write_json(run_dir / "metrics.json", rounded(scores))
-    for name, found in scores.items():
-        say(f"{name}\n\n{as_markdown(found)}\n")
-    if export_to is not None:
-        export(config, labeler, export_to)
-    print(f"trained: {run_dir}; next: deer label FILE.jsonl --labeler {export_to or run_dir}", flush=True)
 
 
 def load_corpus(config: LabelerRunConfig, quarantine: Quarantine) -> LabeledCorpus:
@@ -89,8 +51,8 @@ def load_corpus(config: LabelerRunConfig, quarantine: Quarantine) -> LabeledCorp
         for name in ("archive", "gold", "test_ids"):
             if not getattr(config, name):
                 raise UserError(
-                    f"{name}: not given; --data openi needs --archive NLMCXR_reports.tgz, --gold openi_gld_std14.csv "
-                    "and --test-ids openi-testset.txt"
+                    f"{name}: not given; data openi needs archive (NLMCXR_reports.tgz), gold (openi_gld_std14.csv) and "
+                    "test_ids (openi-testset.txt)"
                 )
         files = Path(config.archive), Path(config.gold), Path(config.test_ids)
         return openi_corpus(*files, config.validation_size, config.seed, quarantine)

@@ -38,7 +38,7 @@ REPEATED = "an image named twice"
 NO_FILE, NO_REPORT, NO_TEXT = "image file missing", "no readable report file", "report file is not UTF-8 text"
 REMEDIES = {
     NO_FILE: "name the folder under which the images have the paths that the data gives them",
-    NO_REPORT: "name the folder of the reports (--reports), the one that holds files/p10",
+    NO_REPORT: "name the folder of the reports, the one that holds files/p10",
     NO_TEXT: "save the report files as UTF-8",
     REPEATED: "name each image of a study once",
 }

@@ -54,7 +54,7 @@ def load_splits(config: StudySource, side: int, shrink: Shrink, quarantine: Quar
     check_numbers(config, "data.")
     for field in REQUIRED[config.layout]:
         if not getattr(config, field):
-            raise UserError(f"data.{field}: not given; the {config.layout} layout needs --data.{field} PATH")
+            raise UserError(f"data.{field}: not given; the {config.layout} layout needs it")
     if config.layout == "phantom":
         return phantom_splits(config, side, quarantine)
     quarantine.note(VIEWS_LEFT_OUT, 0)
@@ -86,8 +86,8 @@ def clean_splits(
     if altered:
         quarantine.note("reports with an altered number", len(altered))
         say(
-            f"warning: --data.cleaning {cleaning} alters numbers in {len(altered):,} of {reports:,} reports, such as "
-            f"{altered[0]}; --data.cleaning lossless keeps them",
+            f"warning: data.cleaning {cleaning} alters numbers in {len(altered):,} of {reports:,} reports, such as "
+            f"{altered[0]}; data.cleaning lossless keeps them",
             error=True,
         )
     return cleaned
@@ -119,7 +119,7 @@ def file_splits(config: StudySource, shrink: Shrink, quarantine: Quarantine) -> 
     if count > MOST_IN_MEMORY:
         raise UserError(
             f"{config.source}: {count} studies are too many to hold their images in memory; prepare them once with "
-            "medreport prepare and use --data.layout prepared"
+            "medreport prepare and use data.layout prepared"
         )
     splits = {name: in_memory(config, shrink, name, studies, quarantine) for name, studies in found.items()}
     return clean_splits(config, config.layout, splits, quarantine)
@@ -189,7 +189,7 @@ def warn_of_enlarged(config: StudySource, side: int) -> None:
     if shorter < side:
         say(
             f"warning: {config.source}: its first image has {shorter} pixels on the shorter side and is enlarged to "
-            f"{side}; prepare the data with --shorter-side {side} or more",
+            f"{side}; prepare the data with a shorter side of {side} or more",
             error=True,
         )
 

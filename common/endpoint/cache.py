@@ -120,6 +120,6 @@ def _errors(path: Path) -> Iterator[None]:
 
 def _damaged(path: Path, why: str) -> UserError:
     return UserError(
-        f"{path}: is damaged or not a cache of answers ({why}); move it away, or name another file by "
-        "--endpoint-cache; what it held will be asked for again"
+        f"{path}: is damaged or not a cache of answers ({why}); move it away, or name another "
+        "file; what it held will be asked for again"
     )

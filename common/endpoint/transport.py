@@ -104,8 +104,8 @@ def problem_of(error: openai.APIError, endpoint: Endpoint, key: str) -> Trouble 
         return UserError(f"{where}: access is refused to this key or this model ({said}); see the account; {KEPT}")
     if status in (404, 405) or 300 <= status < 400:
         return UserError(
-            f"{where}: no such model, or no chat completions at this address ({said}); check --endpoint-model and "
-            f"--endpoint, which often ends in /v1; {KEPT}"
+            f"{where}: no such model, or no chat completions at this address ({said}); check the model's name and "
+            f"the address, which often ends in /v1; {KEPT}"
         )
     if status in _AGAIN or status >= 500:
         after = _retry_after(error.response.headers.get("retry-after", ""))

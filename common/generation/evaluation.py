@@ -36,14 +36,14 @@ def report_evaluations(
     references: Sequence[str],
     rows: int,
 ) -> list[Evaluation]:
-    """The evaluation by `--metrics`, where a config names some: scores of written reports, as "val/NAME".
+    """The evaluation by `metrics`, where a config names some: scores of written reports, as "val/NAME".
 
     The first `metrics_reports` references are compared with what is generated for rows 0, 1, ... of `to_batch`, `rows`
     at a time over all devices. Raises UserError where the metrics cannot be imported.
     """
     if not config.metrics:
         return []
-    metrics: ReportMetrics = load_function(config.metrics, "--metrics")
+    metrics: ReportMetrics = load_function(config.metrics, "metrics")
     references = references[: config.metrics_reports]
     plan = plan_rows(len(references), rows)
     run = compile_rows(write, layout)
@@ -58,7 +58,7 @@ def report_evaluations(
             columns = of_all_processes((written.tokens[:, 0], written.lengths[:, 0], written.finite[:, 0]))
             texts += [decode(row[:length].tolist()) for row, length, _ in zip(*columns, strict=True)]
             finite &= bool(columns[2].all())
-        found = checked_metrics(metrics(texts[: len(references)], references), f"--metrics {config.metrics}")
+        found = checked_metrics(metrics(texts[: len(references)], references), f"metrics {config.metrics}")
         return {f"val/{name}": value if finite else math.nan for name, value in found.items()}
 
     return [Evaluation(config.metrics_every or config.evaluate_every, measure)]

@@ -21,9 +21,9 @@ def check_output(path: Path | None, *inputs: str | Path) -> None:
     if path.is_dir():
         raise UserError(f"{path}: is a directory; name a file for the output")
     if path.exists() and any(other.exists() and path.samefile(other) for other in map(Path, inputs)):
-        raise UserError(f"{path}: is read as input and would be overwritten; choose another --output")
+        raise UserError(f"{path}: is read as input and would be overwritten; choose another output")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"{path}: cannot be written (no permission); choose another --output")
+        raise UserError(f"{path}: cannot be written (no permission); choose another output")
 
 
 def check_own_object(path: Path | None, keys: Sequence[str]) -> None:

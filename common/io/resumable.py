@@ -47,7 +47,7 @@ def rows_done(path: Path, ids: Sequence[str | int], required: Mapping[str, type 
         reason = str(error).removeprefix(str(path)).lstrip(":, ")
         raise refuse_foreign(path, "rows of this command", reason) from error
     if written != list(ids[: len(written)]):
-        raise UserError(f"{path}: its ids are not the first of the input's; choose another --output or remove it")
+        raise UserError(f"{path}: its ids are not the first of the input's; choose another output or remove it")
     first = json.dumps({"id": ids[0] if ids else ""}, ensure_ascii=False)[:-1].encode()
     if not written and torn[: len(first)] != first[: len(torn)]:
         raise refuse_foreign(path, "rows of this command", "no whole row")
@@ -101,7 +101,7 @@ def _check_claim(path: Path, settings: Mapping[str, Any], inputs: Sequence[Any])
         return None
     record = _record_of(path)
     kept = _recorded(path, record)
-    remedy = f"choose another --output, or remove it and {record.name}"
+    remedy = f"choose another output, or remove it and {record.name}"
     if different := differences(kept[MADE_WITH], parse_json(json.dumps(settings), record)):
         shown = "; ".join(map(str, different[:3]))
         raise UserError(
@@ -181,12 +181,12 @@ def _recorded(path: Path, beside: Path) -> dict[str, Any]:
     if not beside.exists():
         raise UserError(
             f"{path}: holds rows, and {beside.name}, which says what they were made with, is not beside it; put it "
-            "there, or choose another --output, or remove the rows"
+            "there, or choose another output, or remove the rows"
         )
     record = read_json_object(beside)
     if not isinstance(record.get(MADE_WITH), dict):
         raise UserError(
             f"{path}: was begun by an earlier version, which did not record by content what decided its rows; choose "
-            f"another --output, or remove it and {beside.name}"
+            f"another output, or remove it and {beside.name}"
         )
     return record

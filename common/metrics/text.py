@@ -118,7 +118,7 @@ def text_measures(
         except UserError as error:
             if convention == "nltk":
                 raise UserError(
-                    f"{error}; without it, use --convention coco, or all, which names METEOR as absent"
+                    f"{error}; without it, use convention coco, or all, which reports METEOR as absent"
                 ) from error
             notes["nltk/METEOR"] = str(error)
     return measures, notes

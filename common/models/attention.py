@@ -48,8 +48,8 @@ def check_implementation(implementation: Implementation) -> None:
     needed = {"cudnn": "gpu", "splash": "tpu"}.get(implementation)
     if needed and (found := cpu_ops.platform()) != needed:
         raise UserError(
-            f"model.attention: {implementation} runs on a {needed.upper()}, and JAX found {found}; give "
-            "--model.attention auto, which takes the fastest that there is"
+            f"model.attention: {implementation} runs on a {needed.upper()}, but JAX found {found}; use "
+            "model.attention auto, which takes the fastest one available"
         )
 
 

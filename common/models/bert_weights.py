@@ -81,7 +81,7 @@ def classifier_config(directory: Path) -> ClassifierConfig:
     if "labels" not in published or "label_classes" not in published:
         raise UserError(
             f"{file}: has no 'labels' and 'label_classes', so it is not a labeler; expected chexbert.pth or the "
-            "--output of deer train-labeler (a BERT is what --init of deer train-labeler takes)"
+            "directory of a trained labeler (a plain BERT is what a labeler is trained from)"
         )
     labels, classes = published.items("labels", str), published.items("label_classes", int, bounds=SIZE)
     return ClassifierConfig(encoder_config(file), tuple(labels), tuple(classes))

@@ -165,7 +165,7 @@ def check_trainable(config: Qwen2Config, tuning: str) -> None:
     if tuning == "full" and not FAMILIES[config.model_type].architecture:
         raise UserError(
             f"a model of type {config.model_type} is not trained whole, as no class of transformers reads it; train an "
-            "adapter (--model.tuning lora)"
+            "adapter (model.tuning lora)"
         )
 
 

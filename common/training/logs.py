@@ -119,7 +119,7 @@ def open_logs(
                 sinks.append(_wandb_sink(stack, run_dir, wandb_project))
         except OSError as error:
             raise UserError(
-                f"cannot write the logs of {run_dir}: {error.strerror}; choose another --run-dir"
+                f"cannot write the logs of {run_dir}: {error.strerror}; choose another directory"
             ) from error
         console = Console(stderr=True)
         if console.is_terminal:

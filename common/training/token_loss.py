@@ -17,8 +17,8 @@ TokenLoss = Callable[
 
 
 def named_loss(path: str) -> TokenLoss | None:
-    """The loss that `--loss module:function` names; None where it names none. Raises UserError."""
-    return load_function(path, "--loss") if path else None
+    """The loss that `loss` (module:function) names; None where it is empty. Raises UserError."""
+    return load_function(path, "loss") if path else None
 
 
 def report_loss(

@@ -264,7 +264,8 @@ def peer_rows(peers: Sequence[Path], runs: Mapping[int, Path], language: Languag
         seed = next((seed for seed, reports in tested.items() if answered and answered <= reports), None)
         if seed is None:
             raise UserError(
-                f"--baselines {peer}: answered other reports than the test splits of seeds {', '.join(map(str, runs))}; "
+                f"--baselines {peer}: answered other reports than the test splits of seeds "
+                f"{', '.join(map(str, runs))}; "
                 f"give retsta baseline --like {next(iter(runs.values())).parent / ZERO}, or the run of another seed"
             )
         if seed in rows.setdefault(name, {}):

@@ -23,7 +23,7 @@ def test_an_attention_of_another_platform_is_refused(monkeypatch):
     check_implementation("auto")
     check_implementation("xla")
     for implementation, platform in (("splash", "TPU"), ("cudnn", "GPU")):
-        with pytest.raises(UserError, match=f"{implementation} runs on a {platform}, and JAX found cpu; give"):
+        with pytest.raises(UserError, match=f"{implementation} runs on a {platform}, but JAX found cpu; use"):
             check_implementation(implementation)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     check_implementation("splash")

@@ -175,7 +175,7 @@ def test_a_config_that_is_no_object_is_refused(tmp_path, content) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json: expected a JSON object, found"):
         read_config(RetstaConfig, tmp_path)
-    with pytest.raises(UserError, match=r"config\.json: expected a JSON object, found .*give another --run-dir"):
+    with pytest.raises(UserError, match=r"config\.json: expected a JSON object, found .*choose another directory"):
         claim_run_directory(tmp_path, PRESETS["demo"])
 
 

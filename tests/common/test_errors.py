@@ -14,7 +14,7 @@ def test_a_device_without_memory_is_one_line(capsys):
         run_cli(lambda arguments: jnp.zeros(2**46).sum().item(), [])  # 256 TiB, more than any process can address
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: not enough memory (281474976710656 bytes requested); give a smaller")
+    assert said.startswith("error: not enough memory (281474976710656 bytes requested); lower micro_batch")
     assert said.count("\n") == 1
 
 

@@ -97,8 +97,8 @@ def test_commands_are_split_as_a_shell_would_and_run_without_one():
         (["=python x.py"], "expected NAME=COMMAND"),
         (["a/b=python x.py"], "expected NAME=COMMAND"),
         (["green=python 'x.py"], "quote the command"),
-        (["green=a", "green=b"], "green is given 2 times"),
-        (["notes=a"], "names a part of the result"),
+        (["green=a", "green=b"], "green: given 2 times"),
+        (["notes=a"], "is a field of the result"),
     ],
 )
 def test_bad_options_are_refused(texts, message):

@@ -100,7 +100,7 @@ def test_a_log_damaged_in_the_middle_is_refused_by_line(tmp_path: Path) -> None:
 
 def test_an_unwritable_run_directory_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file, not a directory")
-    with pytest.raises(UserError, match=r"cannot write the logs of .*--run-dir"):
+    with pytest.raises(UserError, match=r"cannot write the logs of .*choose another directory"):
         open_logs(tmp_path / "run", total_steps=1)
 
 

@@ -83,7 +83,7 @@ def test_reports_may_lie_apart_from_the_images(tmp_path):
     splits = read_mimic_cxr(root, Quarantine(), reports=tmp_path / "reports")
     assert len(splits["train"]) == 2
     for wrong in (None, tmp_path / "reports" / "files"):
-        with pytest.raises(UserError, match=r"no readable report file: 4.*\(--reports\), the one that holds files/p10"):
+        with pytest.raises(UserError, match=r"no readable report file: 4.*reports, the one that holds files/p10"):
             read_mimic_cxr(root, Quarantine(), reports=wrong)
 
 

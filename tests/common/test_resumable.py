@@ -83,7 +83,7 @@ def test_rows_are_continued_with_the_inputs_that_began_them(tmp_path) -> None:
     beside = tmp_path / "rows.jsonl.config.json"
     assert "first" not in beside.read_text()  # digests: what rows are made from is a patient's
     path.write_bytes(OURS)
-    with pytest.raises(UserError, match=r"made from other input, which differs from row 2 on; choose another --output"):
+    with pytest.raises(UserError, match=r"made from other input, which differs from row 2 on; choose another output"):
         claim_output(path, {"model": "m"}, ["first", "changed"])
     claim_output(path, {"model": "m"}, ["first", "second", "third"])  # more rows may come
     with pytest.raises(UserError, match="row 3"):

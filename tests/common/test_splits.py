@@ -109,7 +109,7 @@ def test_a_lossy_cleaning_that_is_asked_for_names_a_number_that_it_alters(tmp_pa
     assert reports(data, quarantine) == {LOSSY}
     assert quarantine.cleaning == "r2gen-mimic"
     warning = capsys.readouterr().err
-    assert "alters numbers in 3 of 3 reports, such as 2.5; --data.cleaning lossless keeps them" in warning
+    assert "alters numbers in 3 of 3 reports, such as 2.5; data.cleaning lossless keeps them" in warning
     assert "nodule" not in warning
 
 

@@ -99,7 +99,7 @@ def prepare(
     builder = ImageStudies(data_dir=str(output), config=config, file_format="array_record")
     folder = Path(builder.data_dir)
     if folder.exists():
-        raise UserError(f"{folder}: already exists; remove it, or choose another --output or --name")
+        raise UserError(f"{folder}: already exists; remove it, or choose another folder or name")
     options = tfds.download.DownloadConfig(beam_options=_beam_options(beam_options))
     try:
         with disk_errors(Path(output)), contextlib.redirect_stdout(sys.stderr), _aside(Path(output)) as aside:
@@ -151,7 +151,7 @@ def _beam_options(options: Sequence[str] | None) -> Any:
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
-        raise UserError("apache_beam is not installed; pip install apache-beam, or leave --beam out") from error
+        raise UserError("apache_beam is not installed; pip install apache-beam, or prepare without Beam") from error
     return PipelineOptions([f"--{option}" for option in options])
 
 
