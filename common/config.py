@@ -2,9 +2,14 @@
 
 A config is a frozen dataclass of plain values and further such dataclasses. `config.json` in a run directory records
 it, and what it is read from may hold no other names. `common.config_options` makes one of a command line.
+
+A field that is not recorded, because it is newer than the run, has the default of its class: the default of a new field
+must mean what was done before there was one, or earlier runs change their meaning.
+
 A field decides what a run ends in, unless its type says otherwise (`Mark`).
 """
 
+import contextlib
 import dataclasses
 import enum
 import functools
@@ -20,7 +25,7 @@ from typing import Annotated, Any, TypeVar
 
 from common.bounds import check_numbers
 from common.errors import UserError, did_you_mean
-from common.io.differences import differences
+from common.io.differences import Difference, differences
 from common.io.files import atomic_file
 from common.io.locks import is_first_process, is_lock, lock_of, locked_by_first, locked_directory
 from common.io.terminal import printable
@@ -67,20 +72,33 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(config_class: type[Config], values: Mapping[str, Any], where: str) -> Config:
-    """The config that `to_json` recorded. Raises UserError for unknown or missing names and values of a wrong type."""
+    """The config that `to_json` recorded, with the defaults of the fields that are missing there.
+
+    Raises UserError for unknown names, values of a wrong type, and a missing field that has no default.
+    """
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: expected a JSON object, found {type(values).__name__}")
-    fields = {field.name for field in dataclasses.fields(typing.cast(Any, config_class))}
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, config_class))}
     hints = {name: hint for name, hint in typing.get_type_hints(config_class).items() if name in fields}
     for name in values:
         if name not in hints:
             raise UserError(
                 f"{where}: unknown field {printable(repr(name))}{did_you_mean(name.replace('-', '_'), hints)}"
             )
-    missing = hints.keys() - values.keys()
-    if missing:
-        raise UserError(f"{where}: missing field {min(missing)!r}; it was written by another version")
-    return config_class(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+    given = {name: _value(hints[name], value, f"{where}: {name}") for name, value in values.items()}
+    for name, field in fields.items():
+        if name not in given and field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}: missing field {name!r}; it was written by another version")
+    return config_class(**given)
+
+
+def changed_fields(recorded: dict[str, Any], config: Any, *marks: Mark) -> list[Difference]:
+    """What differs between a config as `to_json` recorded it and another, apart from fields with one of the marks."""
+    # One of another class or version stays as it is: the differences tell.
+    with contextlib.suppress(UserError):
+        recorded = to_json(from_json(type(config), recorded, CONFIG_FILE))
+    free = marked_fields(type(config), *marks)
+    return [found for found in differences(recorded, to_json(config)) if found.field not in free]
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -127,8 +145,7 @@ def check_run_directory(run_dir: Path, config: Any) -> None:
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}; choose another directory")
     marks = (Mark.EACH_START, Mark.MOVABLE) if (run_dir / TRAINED_ON).exists() else (Mark.EACH_START,)
-    movable = marked_fields(type(config), *marks)
-    if different := [line for line in differences(found, to_json(config)) if line.field not in movable]:
+    if different := changed_fields(found, config, *marks):
         raise UserError(
             f"{run_dir}: contains a run with a different config ({'; '.join(map(str, different[:3]))}); "
             "give the same options to continue it, or choose another directory"

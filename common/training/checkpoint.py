@@ -18,9 +18,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from common.config import Mark, marked_fields, to_json
+from common.config import Mark, changed_fields, to_json
 from common.errors import UserError
-from common.io.differences import differences
 from common.io.terminal import say
 from common.process.stopping import held
 from common.types import PyTree, TrainState
@@ -36,7 +35,7 @@ class Checkpoints:
     latest: ocp.CheckpointManager
     best: ocp.CheckpointManager
     note: dict[str, Any]  # {"base": {"name", "sha256"}, "config"}
-    free: frozenset[str] = frozenset()  # fields of the config that do not decide what is trained
+    config: Any = None  # the one in the note
 
     def wait(self) -> None:
         """Wait for what is being written. Raises UserError where it could not be."""
@@ -53,10 +52,8 @@ class Checkpoints:
 
 def open_checkpoints(run_dir: Path, note: dict[str, Any], config: Any = None) -> Checkpoints:
     """The checkpoints of a run directory, made if there are none yet; `config`, if given, goes into their note."""
-    free: frozenset[str] = frozenset()
     if config is not None:
         note = {**note, "config": to_json(config)}
-        free = marked_fields(type(config), *Mark)
     for name in ("absl", "asyncio"):  # what writes in the background logs what it also raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if getattr(sys.unraisablehook, "func", None) is not _say_unless_late:
@@ -84,7 +81,7 @@ def open_checkpoints(run_dir: Path, note: dict[str, Any], config: Any = None) ->
                 keep_checkpoints_without_metrics=False,
             ),
         )
-    return Checkpoints(latest, best, note, free)
+    return Checkpoints(latest, best, note, config)
 
 
 def _say_unless_late(say: Callable[..., object], unraisable: "sys.UnraisableHookArgs") -> None:
@@ -258,14 +255,14 @@ def _check_note(checkpoints: Checkpoints, manager: ocp.CheckpointManager, step: 
             f"(sha256 {note['base']['sha256'][:12]}); give the base it was trained on"
         )
     # A note without a config is of an earlier version.
-    if "config" in found and "config" in note:
-        lines = differences(found["config"], note["config"])
-        if different := [line for line in lines if line.field not in checkpoints.free]:
-            raise UserError(
-                f"{manager.directory / str(step)}: was written with a different config: "
-                f"{different[0]}; restore config.json, or "
-                "give the run directory that this config trained"
-            )
+    if "config" not in found or checkpoints.config is None:
+        return
+    if different := changed_fields(found["config"], checkpoints.config, *Mark):
+        raise UserError(
+            f"{manager.directory / str(step)}: was written with a different config: "
+            f"{different[0]}; restore config.json, or "
+            "give the run directory that this config trained"
+        )
 
 
 @contextlib.contextmanager

@@ -33,16 +33,13 @@ def test_every_preset_survives_its_json(name):
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    """The demo's JSON with one field set, or removed where value is `...`."""
+    """The demo's JSON with one field set."""
     values = to_json(DEMO)
     *folders, name = path.split(".")
     inner = values
     for folder in folders:
         inner = inner[folder]
-    if value is ...:
-        del inner[name]
-    else:
-        inner[name] = value
+    inner[name] = value
     return values
 
 
@@ -51,8 +48,6 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     [
         ("epoch", 3, r"file: unknown field 'epoch' \(did you mean epochs\?\)"),
         ("optim.learning_rat", 3, r"file: optim: unknown field 'learning_rat' \(did you mean learning_rate\?\)"),
-        ("seed", ..., "file: missing field 'seed'"),
-        ("lora.rank", ..., "file: lora: missing field 'rank'"),
         ("epochs", 1.5, "file: epochs: found 1.5, expected int"),
         ("epochs", True, "file: epochs: found True, expected int"),
         ("epochs", "1", "file: epochs: found '1', expected int"),
@@ -147,6 +142,30 @@ class Run:
     data: Data = Data()
     base: MovablePath = ""
     seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A config with a field that has no default."""
+
+    name: str
+    data: Data = Data(views=1)
+
+
+def test_a_field_that_came_after_a_run_has_the_default_of_its_class(tmp_path) -> None:
+    config = Run(Data(source="a", views=1), base="b")
+    claim_run_directory(tmp_path, config, {"base": "digest"})
+    earlier = json.dumps({"data": {"source": "a", "views": 1}, "base": "b"})
+    (tmp_path / "config.json").write_text(earlier)
+    assert read_config(Run, tmp_path) == config
+    check_run_directory(tmp_path, config)
+    with pytest.raises(UserError, match=r"different config \(data\.size was 3 and is now 4; seed was 0 and is now 1\)"):
+        check_run_directory(tmp_path, Run(Data("a", 4, 1), "b", seed=1))
+    claim_run_directory(tmp_path, config)
+    assert json.loads((tmp_path / "config.json").read_text()) == to_json(config)  # complete again
+    assert from_json(Named, {"name": "a", "data": {}}, "file").data.views == 2
+    with pytest.raises(UserError, match="file: missing field 'name'"):
+        from_json(Named, {"data": {}}, "file")
 
 
 def test_a_field_says_itself_that_it_may_move_or_decides_nothing() -> None:
