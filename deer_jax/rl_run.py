@@ -237,7 +237,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         quarantine=quarantine,
         rules=SHARDING_RULES,
         shown=SHOWN,
-        flops=step_flops(policy, config, trainable, frozen),
+        flops=step_flops(policy, config, trainable, frozen, base.config.vision.full_attention_share),
     )
     best = run_training(config, run_dir, layout, training)
     export(config, base, best, frozen, run_dir)

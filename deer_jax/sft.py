@@ -102,6 +102,7 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
         evaluations=written_reports(config, layout, base, frozen, splits["validation"], config.max_length),
         validation_loss=loss,
         chunk=config.model.loss_chunk,
+        true_share=base.config.vision.full_attention_share,
         max_steps=config.max_steps,
         accumulate=accumulate,
         base=base_weights(base.directory),

@@ -68,6 +68,11 @@ class VisionConfig:
         return (self.window_size // self.patch_size) ** 2
 
     @property
+    def full_attention_share(self) -> float:
+        """The share of blocks that attend over the whole image."""
+        return len({*self.fullatt_block_indexes} & {*range(self.depth)}) / self.depth
+
+    @property
     def patch_features(self) -> int:
         """Numbers in a patch."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2

@@ -34,7 +34,7 @@ from common.training.parallel import (
     device_put_tree,
 )
 from common.training.step import LossFn, TrainStep, init_state, make_train_step
-from common.training.traced_flops import shapes_of, update_flops
+from common.training.traced_flops import Runs, shapes_of, update_flops
 from common.types import Batch, PyTree
 
 
@@ -137,18 +137,20 @@ def supervised(
     evaluations: Sequence[Evaluation] = (),
     threads: int = 1,
     chunk: int = 0,
+    true_share: float | None = None,
     **own: Any,
 ) -> Training:
     """The training of a loss on planned batches, evaluated by its mean over `validation()`, and by `evaluations`.
 
     `validation_loss` is the loss without dropout, where that is another function; `then` follows the optimizer; `own`
     are the other fields of `Training`. Model FLOPs are counted in a trace of the loss, in which `chunk` positions of a
-    row go through the head at a time (0: all), unless `own` has a formula for them.
+    row go through the head at a time (0: all) and a `cond` is true as often as `true_share` says, unless `own` has a
+    formula for them.
     """
     total_steps = min(len(plan), max_steps or len(plan))
     tx = make_optimizer(config.optim, total_steps)
     tx = tx if then is None else optax.chain(tx, then)
-    own.setdefault("flops", traced(validation_loss or loss, trainable, frozen, chunk))
+    own.setdefault("flops", traced(validation_loss or loss, trainable, frozen, chunk, true_share))
     return Training(
         trainable=trainable,
         frozen=frozen,
@@ -165,19 +167,19 @@ def supervised(
     )
 
 
-def traced(loss: LossFn, trainable: PyTree, frozen: PyTree, chunk: int) -> Flops:
+def traced(loss: LossFn, trainable: PyTree, frozen: PyTree, chunk: int, true_share: float | None) -> Flops:
     """Model FLOPs of an update by a trace of the loss, one for each shape of a batch."""
     trees = shapes_of(trainable), shapes_of(frozen)  # the arrays themselves belong to the training
 
     @functools.cache
     def of_shapes(structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> float:
         batch = jax.tree.unflatten(structure, shapes)
-        rounds = -(-batch.targets.shape[1] // chunk) if chunk else 1
+        runs = Runs(-(-batch.targets.shape[1] // chunk) if chunk else 1, true_share)
 
         def total(trainable: PyTree, frozen: PyTree, batch: PyTree) -> jax.Array:
             return loss(trainable, frozen, batch, jax.random.key(0))[0].total
 
-        return update_flops(total, *trees, batch, iterations=rounds)
+        return update_flops(total, *trees, batch, runs=runs)
 
     def flops(batch: Any, _: Mapping[str, float]) -> float:
         leaves, structure = jax.tree.flatten(batch)

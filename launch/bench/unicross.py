@@ -26,7 +26,7 @@ from common.models.clip import ClipConfig, init_params
 from common.training.optim import OptimConfig, make_optimizer
 from common.training.parallel import check_rows, compile_step, device_put_tree, make_device_layout, place_batch
 from common.training.step import init_state, make_train_step
-from common.training.traced_flops import traced_flops
+from common.training.traced_flops import Runs, traced_flops
 from common.types import PyTree
 from launch.bench.timing import Timed, about, against_goals, compared, in_turns, peak_bytes
 from unicross_jax.adapters import AdapterConfig
@@ -187,7 +187,7 @@ def make_generation(shape: Shape, conditioning: Conditioning, trainable: PyTree,
     settings = DecodeSettings(max_new_tokens=shape.new_tokens, beams=shape.beams)
     generator: Any = make_generator(shape.config(conditioning), settings, start_id=0)
     inputs = trainable, frozen, random_studies(shape, shape.reports), row_keys(0, range(shape.reports))
-    flops = traced_flops(generator, *inputs, iterations=shape.new_tokens)
+    flops = traced_flops(generator, *inputs, runs=Runs(shape.new_tokens))
     program = generator.lower(*inputs).compile()
 
     def work() -> float:

@@ -11,7 +11,7 @@ import pytest
 from common.models.lora import LoraConfig, init_lora
 from common.training.flops import attended_pairs, attention_flops, sft_flops
 from common.training.sft import sft_loss
-from common.training.traced_flops import traced_flops, update_flops
+from common.training.traced_flops import Runs, traced_flops, update_flops
 from tests import tiny
 
 
@@ -53,8 +53,24 @@ def test_a_loop_counts_as_often_as_it_runs():
         return jax.lax.while_loop(lambda x: x.sum() > 0, jax.jit(scanned), x)
 
     assert traced_flops(scanned, x) == 5 * product
-    assert traced_flops(looped, x, iterations=3) == 15 * product
+    assert traced_flops(looped, x, runs=Runs(3)) == 15 * product
     assert traced_flops(jax.jit(jax.grad(lambda x: scanned(x).sum())), x) == pytest.approx(15 * product)
+
+
+@pytest.mark.parametrize(("share", "counts"), [(None, 1), (0.0, 1 / 4), (0.25, 7 / 16), (1.0, 1)])
+def test_a_branch_counts_as_often_as_it_is_taken(share, counts):
+    x, wide = jnp.ones((8, 16)), jnp.ones((16, 32))
+
+    def loss(wide, x, full):
+        branches = lambda x: x @ wide, lambda x: jnp.tile(x @ wide[:, :8], 4)
+        return jax.lax.scan(lambda sum_, one: (sum_ + jax.lax.cond(one, *branches, x), None), jnp.zeros((8, 32)), full)[
+            0
+        ]
+
+    full, runs = jnp.zeros(5, bool), Runs(true_share=share)
+    product = 2 * 8 * 16 * 32
+    assert traced_flops(loss, wide, x, full, runs=runs) == pytest.approx(5 * product * counts)
+    assert update_flops(loss, wide, x, full, runs=runs) == pytest.approx(2 * 5 * product * counts)
 
 
 def test_an_update_costs_each_product_again_for_every_factor_that_is_trained():
@@ -86,7 +102,7 @@ def test_an_update_of_a_language_model_costs_what_the_formula_says(lora, remat):
         return sft_loss(trainable, frozen, batch, None, config=config, lora=adapters, chunk=4)[0].total
 
     length = batch.tokens.shape[1]
-    counted = update_flops(loss, *trees, batch, iterations=-(-length // 4))
+    counted = update_flops(loss, *trees, batch, runs=Runs(-(-length // 4)))
     attention = 3 * attention_flops(config, attended_pairs(batch.segments))  # the square's other half
     head = 2.0 * batch.tokens.size * config.vocab_size * config.hidden_size
     expected = sft_flops(config, adapters if lora else None, batch) + attention

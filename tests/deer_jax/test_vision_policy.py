@@ -1,5 +1,7 @@
 """Qwen2.5-VL as a policy: what it samples it scores alike, images are read once, and SFT leaves the language alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +14,11 @@ from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_vl import Qwen2VLConfig, init_params
 from common.models.qwen2_vl_layout import study_rows, vision_layout
 from common.models.qwen2_vl_vision import VisionConfig
+from deer_jax.config import RL_PRESETS
 from deer_jax.ditpo import Objective, PolicyParams, Rollouts, make_loss
+from deer_jax.flops import step_flops
 from deer_jax.prompts import ReportRows, StudyPrompts
+from deer_jax.rl import StudyBatch
 from deer_jax.vision_policy import sft_loss, split_params, vision_policy
 
 LANGUAGE = Qwen2Config(
@@ -142,3 +147,21 @@ def test_sft_learns_reports_from_images_with_the_language_frozen(params):
         trainable, loss = step(trainable)
         losses.append(float(loss))
     assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.parametrize(("trained", "passes"), [("visual", 1 + 3), ("language", 1 + 1)])
+def test_flops_of_a_step_count_windows_as_windows(params, trained, passes):
+    """Images of 8 x 8 patches in windows of 4 x 4: one block of two sees a fourth of what the other sees."""
+    grid, (size, images) = (8, 8), (64, 3 * 2)
+    image = [57, *[60] * 16, 58]
+    rows = study_rows(CONFIG, [[*image, *image]] * 3, [[grid, grid]] * 3, length=40, left=True)
+    batch = StudyBatch(StudyPrompts(rows, np.zeros((3, 2, 112, 112), np.uint8)), np.arange(3))
+    policy = vision_policy(CONFIG, vision_layout(VISION, grid), SETTINGS, chunk=8)
+    config = dataclasses.replace(RL_PRESETS["demo"], updates=1)
+    trees = {trained: params[trained]}, {part: tree for part, tree in params.items() if part != trained}
+    whole, windows = (
+        step_flops(policy, config, *trees, share)(batch, {"new_tokens": 9.0})
+        for share in (1.0, VISION.full_attention_share)
+    )
+    pair = 4 * VISION.hidden_size  # a score and a weighted value
+    assert whole - windows == pytest.approx(passes * images * pair * size * (size - 16), rel=1e-6)
