@@ -36,9 +36,9 @@ def test_metrics_see_what_the_run_would_write(material, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"metrics": "tests.custom:nothing"}, "--metrics: tests.custom:nothing cannot be imported"),
+        ({"metrics": "tests.custom:nothing"}, "metrics: tests.custom:nothing cannot be imported"),
         ({"loss": "tests.custom"}, "loss: 'tests.custom' is not an import path; expected module:function"),
-        ({"metrics": "tests.custom:no_numbers"}, "--metrics tests.custom:no_numbers: returned dict"),
+        ({"metrics": "tests.custom:no_numbers"}, "metrics tests.custom:no_numbers: returned dict"),
         ({"metrics_every": 2}, "--metrics module:function"),
         ({"best_by": "val/F1"}, "best_by: val/F1 is not measured while training; expected val/loss"),
     ],
