@@ -133,7 +133,10 @@ def page(
 
     count = len(test.studies)
     indices = range(0, count, count // SHOWN | 1)[:SHOWN]
-    drawn = [draw_again(config.data.phantom_seed, "test", index, SHOWN_SIDE).frontal for index in indices]
+    drawn = [
+        draw_again(config.data.phantom_seed, "test", index, SHOWN_SIDE, config.data.phantom_scanner).frontal
+        for index in indices
+    ]
     found = selection["statistics"]["labels"]
     vectors = {name: found[name]["unique_vectors"] for name in ("all", "selected")}
     return Page(

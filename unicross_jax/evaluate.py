@@ -249,7 +249,7 @@ def shown_images(trained: Trained, held_out: Split, split: str, index: int) -> l
     if config.layout != "phantom" or side >= SHOWN_SIDE:
         return [resize_crop(image, config.resize, side) for image in held_out.images[index]]
     resize = config.resize * SHOWN_SIDE // side
-    phantom = draw_again(config.phantom_seed, split, index, resize)
+    phantom = draw_again(config.phantom_seed, split, index, resize, config.phantom_scanner)
     return [resize_crop(image, resize, SHOWN_SIDE) for image in (phantom.frontal, phantom.lateral)[: config.views]]
 
 

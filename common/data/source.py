@@ -8,6 +8,7 @@ from common.bounds import Few, Phantoms, Seed
 from common.config import Incidental, MovablePath
 from common.data.cleaning import CleaningName
 from common.options import Needs
+from common.phantoms.study import Scanner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,7 @@ class StudySource:
     validation_size: Phantoms = 64  # phantom studies
     test_size: Incidental[Phantoms] = 200  # phantom studies
     phantom_seed: Seed = 0  # which phantom studies: other seeds draw others
+    phantom_scanner: Scanner = "first"  # of phantom studies; images of the second are darker, with half the contrast
     views: Few = 2  # images of a study that are used, at most
     cleaning: CleaningName = "lossless"  # of reports; iu-xray, mimic-cxr: R2Gen's of that data set, lossless of others
 
@@ -69,6 +71,6 @@ STUDY_NEEDS = (
     ),
     *(
         Needs(f"data.{name}", "data.layout", ("phantom",))
-        for name in ("train_size", "validation_size", "test_size", "phantom_seed")
+        for name in ("train_size", "validation_size", "test_size", "phantom_seed", "phantom_scanner")
     ),
 )  # of a config whose `data` is a StudySource

@@ -104,7 +104,7 @@ def phantom_splits(config: StudySource, side: int, quarantine: Quarantine) -> di
 def phantom_split(config: StudySource, side: int, name: str, count: int) -> Split:
     """The first `count` phantom studies of a split."""
     clean = CLEANING[chosen_cleaning(config.cleaning, config.layout)]
-    drawn = draw_split(config.phantom_seed, name, count, side)
+    drawn = draw_split(config.phantom_seed, name, count, side, config.phantom_scanner)
     studies = [
         ImageStudy(phantom.id, (), clean(phantom.report), phantom.indication, positive_labels(phantom.labels))
         for phantom in drawn

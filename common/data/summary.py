@@ -62,7 +62,7 @@ def study_line(
     own = [] if drawn else filter(None, (data.source, data.images, data.split))
     kind = (
         f"{data.layout}, "
-        + (f"seed {data.phantom_seed}, " if drawn else "")
+        + (f"seed {data.phantom_seed}, {data.phantom_scanner} scanner, " if drawn else "")
         + f"cleaning {quarantine.cleaning or data.cleaning}"
     )
     named = [*(["drawn"] if drawn else own), *filter(None, files)]

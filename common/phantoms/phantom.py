@@ -25,7 +25,7 @@ from common.errors import Parser, UserError
 from common.metrics.clinical import FINDINGS
 from common.phantoms.frontal import draw_frontal
 from common.phantoms.lateral import draw_lateral
-from common.phantoms.study import Finding, Study, sample_study
+from common.phantoms.study import Finding, Scanner, Study, sample_study
 from common.phantoms.text import Labels, render_report
 from common.scripts import run_former
 
@@ -59,7 +59,7 @@ class Phantom:
     labels: Labels
 
 
-def make_phantom(seed: int, index: int, size: int = 224) -> Phantom:
+def make_phantom(seed: int, index: int, size: int = 224, scanner: Scanner = "first") -> Phantom:
     """Study `index` of the endless set of a seed. The same study at another size shows the same.
 
     Raises UserError for a negative seed or index and for a size outside 16 to 2048 pixels.
@@ -68,7 +68,7 @@ def make_phantom(seed: int, index: int, size: int = 224) -> Phantom:
         raise UserError(f"phantom study: seed {seed}, index {index}; expected 0 or more")
     if not SMALLEST <= size <= LARGEST:
         raise UserError(f"phantom study: image size {size}; expected {SMALLEST} to {LARGEST} pixels")
-    study = sample_study(seed, index)
+    study = sample_study(seed, index).on(scanner)
     report, labels = render_report(study)
     return Phantom(
         id=f"phantom-{seed}-{index:06d}",
@@ -81,9 +81,9 @@ def make_phantom(seed: int, index: int, size: int = 224) -> Phantom:
     )
 
 
-def make_phantoms(seed: int, indices: Sequence[int], size: int = 224) -> list[Phantom]:
+def make_phantoms(seed: int, indices: Sequence[int], size: int = 224, scanner: Scanner = "first") -> list[Phantom]:
     """Several studies of a seed, drawn by as many processes as there are processors. Raises UserError as above."""
-    make = functools.partial(make_phantom, seed, size=size)
+    make = functools.partial(make_phantom, seed, size=size, scanner=scanner)
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if len(indices) <= FEW or workers == 1:
         return [make(index) for index in indices]

@@ -14,6 +14,7 @@ import numpy as np
 
 Side = Literal["left", "right", "both", "none"]
 Certainty = Literal["certain", "uncertain"]
+Scanner = Literal["first", "second"]  # the machine: images of the second are darker, with half the contrast
 
 SIGNS: dict[Side, int] = {"left": 1, "right": -1}  # of x in a frontal image: the patient's left is on its right
 LEFT_DOME_LOWER = 0.05
@@ -146,6 +147,13 @@ class Study:
     body: Body
     findings: tuple[Finding, ...]
     indication: str
+
+    def on(self, scanner: Scanner) -> "Study":
+        """The same study, taken with another machine."""
+        if scanner == "first":
+            return self
+        body = self.body
+        return replace(self, body=replace(body, contrast=0.5 * body.contrast, exposure=body.exposure + 0.15))
 
     def without(self, finding: Finding) -> "Study":
         """The same patient without that finding; everything else is drawn as before."""
