@@ -4,7 +4,7 @@ Under one root: `df_chexpert_plus_240401.csv`, a row an image, whose `path_to_im
 `train/patient42142/study5/view1_frontal.jpg`, and a folder `PNG` with the files of these names that end in `.png`.
 Source: Chambon et al., arXiv:2405.19538. It was published without a test split, so papers use that of MambaXray-VL
 (arXiv:2410.00379): a JSON file as R2Gen's, `{train, val, test: [{id, image_path: [...], report}]}`. Whether it keeps
-patients apart is not said; `without_shared_patients` does.
+patients apart is not said; `shared_patients` tells.
 """
 
 import re
@@ -93,16 +93,22 @@ def without_shared_patients(splits: StudySplits, quarantine: Quarantine) -> Stud
 
     Raises UserError where a split is left empty.
     """
+    split_of = {id: name for name, ids in shared_patients(splits).items() for id in ids}
+    for id, name in split_of.items():
+        quarantine.add(id, f"patient of the {name} split is in a later split too")
+    kept = {name: [study for study in studies if study.id not in split_of] for name, studies in splits.items()}
+    return checked_splits(kept, "after taking patients apart", quarantine)
+
+
+def shared_patients(splits: StudySplits) -> dict[str, list[str]]:
+    """The ids of each split's studies whose patient is in a later split too."""
     taken: set[str] = set()
-    kept: StudySplits = {}
+    shared = {}
     for name in ("test", "validation", "train"):
         studies = splits.get(name, [])
-        for study in studies:
-            if _patient(study) in taken:
-                quarantine.add(study.id, f"patient of the {name} split is in a later split too")
-        kept[name] = [study for study in studies if _patient(study) not in taken]
+        shared[name] = [study.id for study in studies if _patient(study) in taken]
         taken |= {_patient(study) for study in studies}
-    return checked_splits({name: kept[name] for name in splits}, "after taking patients apart", quarantine)
+    return shared
 
 
 def _published(rows: Iterable[tuple[str, _Image]]) -> dict[str, list[_Study]]:

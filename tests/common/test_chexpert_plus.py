@@ -268,3 +268,19 @@ def test_the_command_prepares_it(tmp_path, capsys):
     (study,) = [study for study in open_split(folder, "train") if study.id == "patient00002_study1"]
     assert study.report.split() == FINDINGS.split()
     assert read_image(study.images[0]).shape == (30, 20)
+
+
+def test_the_command_tells_of_shared_patients_and_can_leave_them_out(tmp_path, capsys):
+    root = write_layout(tmp_path / "plus", [*ROWS, image("train/patient00003/study1/view1_frontal.jpg")])
+    for png in root.rglob("*.png"):
+        Image.new("L", (20, 30), 90).save(png)
+    split = {**SPLIT, "train": [*SPLIT["train"], entry("h", "train/patient00003/study1/view1_frontal.png")]}
+    words = ["--layout", "chexpert-plus", "--source", str(root), "--split", str(write_split(tmp_path, split))]
+    prepare_data([*words, "--output", str(tmp_path / "whole")])
+    told = capsys.readouterr()
+    assert "warning: 1 of 5 studies have a patient who is in a later split too" in told.err
+    assert "train 2, validation 1, test 2" in told.out
+    prepare_data([*words, "--output", str(tmp_path / "apart"), "--patients-apart"])
+    told = capsys.readouterr()
+    assert "warning" not in told.err
+    assert "train 1, validation 1, test 2" in told.out

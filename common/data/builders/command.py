@@ -9,7 +9,7 @@ from typing import get_args
 import tensorflow_datasets as tfds
 
 from common.data.builders import prepare
-from common.data.chexpert_plus import read_chexpert_plus
+from common.data.chexpert_plus import read_chexpert_plus, shared_patients, without_shared_patients
 from common.data.mimic import read_mimic_cxr
 from common.data.readers import StudySplits, read_annotation, read_image_rows, read_openi_images
 from common.data.records import Quarantine
@@ -38,6 +38,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 OPTION_NEEDS = (
     Needs("images", "layout", ("annotation", "chexpert-plus", "openi", "rows")),
     Needs("split", "layout", ("chexpert-plus", "openi")),
+    Needs("patients_apart", "layout", ("chexpert-plus",)),
     Needs("sections", "layout", ("chexpert-plus", "mimic", "rows")),
     Needs("reports", "layout", ("mimic",)),
     Needs("maximum_images", "layout", ("rows",)),
@@ -90,6 +91,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="folder of images (all but mimic; chexpert-plus: if not PNG)")
     parser.add_argument("--split", type=Path, help="R2Gen's or MambaXray-VL's split (.json), or test ids (openi)")
     parser.add_argument(
+        "--patients-apart",
+        action="store_true",
+        help="leave out studies whose patient is in a later split too (chexpert-plus with --split)",
+    )
+    parser.add_argument(
         "--sections",
         choices=get_args(Wanted),
         help="sections that make the report (mimic, chexpert-plus: findings if not given; rows: the report as it is)",
@@ -113,7 +119,7 @@ def _read(arguments: argparse.Namespace, quarantine: Quarantine, headings: Headi
     if layout == "annotation":
         return read_annotation(source, images, quarantine)
     if layout == "chexpert-plus":
-        return read_chexpert_plus(
+        splits = read_chexpert_plus(
             source,
             quarantine,
             images=images,
@@ -121,6 +127,15 @@ def _read(arguments: argparse.Namespace, quarantine: Quarantine, headings: Headi
             report=sections or "findings",
             headings=headings,
         )
+        if arguments.patients_apart:
+            return without_shared_patients(splits, quarantine)
+        if shared := sum(map(len, shared_patients(splits).values())):
+            say(
+                f"warning: {shared:,} of {sum(counts_of(splits).values()):,} studies have a patient who is in a later "
+                "split too, so that scores there are of known patients; --patients-apart leaves these studies out",
+                error=True,
+            )
+        return splits
     if layout == "openi":
         return read_openi_images(source, images, arguments.split, quarantine)
     if layout == "rows":
