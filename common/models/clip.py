@@ -66,7 +66,6 @@ class ClipConfig:
         return self.vision_features // 64
 
 
-RN50 = ClipConfig(vision_layers=(3, 4, 6, 3), embed_dim=1024)
 RN101 = ClipConfig()
 
 

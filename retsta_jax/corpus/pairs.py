@@ -41,17 +41,6 @@ DEFINITIONS: dict[Language, tuple[str, ...]] = {
 }
 
 
-def make_pairs(
-    count: int, seed: int, language: Languages = "zh", noise: float = 0.5, start: int = 0
-) -> list[ReportPair]:
-    """Pairs `start` to `start + count` of the endless corpus of a seed in all styles; "both" alternates zh and en."""
-    _check(language, noise, count=count, seed=seed, start=start)
-    return [
-        _pair(sample_study(rng := np.random.default_rng([seed, index])), rng, index, language, noise)
-        for index in range(start, start + count)
-    ]
-
-
 def make_splits(
     train: int,
     validation: int,
@@ -77,7 +66,7 @@ def make_splits(
         while len(pairs) < count:
             rng = np.random.default_rng([seed, SPLITS.index(split), index])
             study = _study_of_split(rng, split)
-            pair = _pair(study, rng, index, language, noise, f"{split}-", split if held_out == "styles" else None)
+            pair = make_pair(study, rng, index, language, noise, f"{split}-", split if held_out == "styles" else None)
             if pair.source not in sources:
                 sources.add(pair.source)
                 pairs.append(pair)
@@ -102,7 +91,7 @@ def _study_of_split(rng: np.random.Generator, split: Split) -> FundusStudy:
     return study
 
 
-def _pair(
+def make_pair(
     study: FundusStudy,
     rng: np.random.Generator,
     index: int,
@@ -111,7 +100,7 @@ def _pair(
     prefix: str = "",
     styles_for: Split | None = None,
 ) -> ReportPair:
-    """A pair whose id names its style; `styles_for`: the split whose styles are used, None for all."""
+    """A pair whose id names its style; "both" alternates zh and en. `styles_for`: whose styles are used, None: all."""
     spoken: Language = LANGUAGES[index % 2] if language == "both" else language
     style = choose(rng, styles_of(spoken, styles_for))
     source = original_report(study, spoken, rng, noise, style)

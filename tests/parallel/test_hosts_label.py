@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 
-from retsta_jax.corpus.pairs import make_pairs
 from tests.compile_flags import QUICK
+from tests.corpus import make_pairs
 from tests.runs import ROOT, retsta
 
 SMALL = {"max_steps": 1, "checkpoint_every": 1, "evaluate_every": 1, "max_new_tokens": 4, "epochs": 1}

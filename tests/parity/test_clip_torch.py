@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from common.errors import UserError
 from common.models.attention import KeyValues, Past
-from common.models.clip import RN50, RN101, Clip, ClipConfig, ModifiedResNet, TextTransformer, init_params
+from common.models.clip import RN101, Clip, ClipConfig, ModifiedResNet, TextTransformer, init_params
 from common.models.clip_weights import load_clip, name_map, param_shapes, save_clip
 
 torch = pytest.importorskip("torch")
@@ -312,6 +312,9 @@ def test_an_exported_clip_loads_into_the_published_module(loaded, tmp_path, whic
         theirs = model.eval()(nchw(images), torch.tensor(ids))
     for found, expected in zip(ours, theirs, strict=True):
         agree(found, expected)
+
+
+RN50 = ClipConfig(vision_layers=(3, 4, 6, 3), embed_dim=1024)
 
 
 # Parameters that OpenAI's code prints for its models, and some of the shapes in the published archives.

@@ -18,11 +18,12 @@ from retsta_jax.augmentation.restate import SOURCE_WORDING, restate
 from retsta_jax.config import PRESETS, AugmentConfig
 from retsta_jax.corpus.findings import FundusStudy, parse_standard_report, standard_report
 from retsta_jax.corpus.fundus import MAX_FINDINGS
-from retsta_jax.corpus.pairs import make_pairs, split_of
+from retsta_jax.corpus.pairs import split_of
 from retsta_jax.data import augmented, load_splits
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.matching import Statement, find_terms, statements_of
 from retsta_jax.terminology.terms import Term, Terminology
+from tests.corpus import make_pairs
 
 TERMS = load_terminology()
 CONFIG = AugmentConfig()

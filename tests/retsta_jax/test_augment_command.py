@@ -7,7 +7,7 @@ import pytest
 from common.errors import UserError
 from common.io.jsonl import read_jsonl, write_rows
 from retsta_jax.cli import dispatch
-from retsta_jax.corpus.pairs import make_pairs
+from tests.corpus import make_pairs
 
 ROWS = [
     {"id": 7, "source": "右眼：黄斑水肿，  硬性渗出。", "target": "右眼：硬性渗出；黄斑水肿。", "note": "kept"},

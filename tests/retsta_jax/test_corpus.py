@@ -22,12 +22,13 @@ from retsta_jax.corpus.findings import (
     standard_report,
 )
 from retsta_jax.corpus.fundus import MAX_FINDINGS, sample_study
-from retsta_jax.corpus.pairs import PRETRAINING_SHARES, make_pairs, make_splits, pretraining_text, split_of
+from retsta_jax.corpus.pairs import PRETRAINING_SHARES, make_splits, pretraining_text, split_of
 from retsta_jax.corpus.phrases import PHRASES
 from retsta_jax.corpus.wording import original_report
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.terms import LANGUAGES
 from retsta_jax.terminology.typos import CONFUSED_CHARACTERS, NEIGHBOUR_KEYS, misspell
+from tests.corpus import make_pairs
 
 BY_LANGUAGE = pytest.mark.parametrize("language", LANGUAGES)
 STUDIES = [sample_study(np.random.default_rng([7, index])) for index in range(3000)]
@@ -348,12 +349,12 @@ def test_split_depends_on_both_eyes():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"count": -1, "seed": 0}, "count -1"),
-        ({"count": 1, "seed": -2}, "seed -2"),
-        ({"count": 1, "seed": 0, "noise": 1.5}, "noise 1.5"),
-        ({"count": 1, "seed": 0, "language": "fr"}, "language 'fr'"),
+        ({"train": -1, "seed": 0}, "train -1"),
+        ({"train": 1, "seed": -2}, "seed -2"),
+        ({"train": 1, "seed": 0, "noise": 1.5}, "noise 1.5"),
+        ({"train": 1, "seed": 0, "language": "fr"}, "language 'fr'"),
     ],
 )
 def test_wrong_requests_are_named(arguments, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        make_pairs(**arguments)
+        make_splits(validation=0, test=0, **arguments)

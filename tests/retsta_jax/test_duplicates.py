@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from retsta_jax.corpus.pairs import make_pairs
 from retsta_jax.labelling.duplicates import DuplicateConfig, deduplicate, normalized
 from retsta_jax.labelling.minhash import band_keys, ngram_sets, permutations
+from tests.corpus import make_pairs
 
 THOROUGH = DuplicateConfig(bands=128, rows=2)  # finds every pair of these tests: 1 - (1 - 0.8^2)^128
 

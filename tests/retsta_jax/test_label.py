@@ -10,12 +10,12 @@ import pytest
 from common.data.records import Quarantine
 from common.errors import UserError
 from common.io.jsonl import read_jsonl
-from retsta_jax.corpus.pairs import make_pairs
 from retsta_jax.labelling.duplicates import DuplicateConfig
 from retsta_jax.labelling.filters import judge_by_terms
 from retsta_jax.labelling.label import apply_rules, remove_duplicates
 from retsta_jax.pairs import read_pairs
 from retsta_jax.terminology.check import load_terminology
+from tests.corpus import make_pairs
 from tests.runs import retsta
 
 TERMS = load_terminology()

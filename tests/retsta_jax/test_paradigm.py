@@ -10,12 +10,12 @@ import pytest
 from common.data.records import ReportPair
 from common.errors import UserError
 from common.io.jsonl import read_jsonl
-from retsta_jax.corpus.pairs import make_pairs
 from retsta_jax.labelling.filters import RULES
 from retsta_jax.paradigm.paradigm import Translation, with_translations
 from retsta_jax.standardize import config_of_trained
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.translation.offline_translator import translate_offline
+from tests.corpus import make_pairs
 from tests.runs import GENERATED, PARADIGM, Material, retsta
 
 SMALL = {**PARADIGM, "augment-to": 0, "label.shard-size": 10}

@@ -10,13 +10,13 @@ from common.data.records import ReportPair
 from common.endpoint import asking
 from common.errors import UserError
 from common.io.jsonl import read_jsonl
-from retsta_jax.corpus.pairs import make_pairs
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.translation.consistency import pair_problems
 from retsta_jax.translation.endpoint_translator import CORRECTIONS, translate_by_endpoint
 from retsta_jax.translation.offline_translator import translate_offline
 from retsta_jax.translation.translate import Failed, Translated, translate_file, translate_pairs
 from tests.chat_server import Reply, answered, refused
+from tests.corpus import make_pairs
 from tests.endpoints import FakeTime, endpoint_of
 from tests.runs import retsta
 

@@ -7,13 +7,13 @@ import pytest
 
 from retsta_jax.corpus.findings import standard_report
 from retsta_jax.corpus.fundus import sample_study
-from retsta_jax.corpus.pairs import make_pairs
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.matching import find_terms
 from retsta_jax.translation.consistency import pair_problems
 from retsta_jax.translation.offline_translator import _by_pieces, counterpart, translate_offline, translate_text
 from retsta_jax.translation.phrase_table import rows
 from retsta_jax.translation.translate import Translated, translate_pairs
+from tests.corpus import make_pairs
 
 TERMS = load_terminology()
 OTHER = {"zh": "en", "en": "zh"}
