@@ -38,12 +38,10 @@ from common.models.qwen2_vl_layout import vision_layout
 from common.models.qwen2_vl_vision import VisionConfig
 from common.models.qwen2_vl_weights import save_qwen2_vl
 from common.phantoms.phantom import Phantom, make_phantoms
-from common.training.checkpoint import open_checkpoints
 from common.training.evaluation import Check, Evaluation
-from common.training.loop import train
-from common.training.optim import OptimConfig, make_optimizer, make_schedule
-from common.training.parallel import compile_evaluation, compile_step, device_put_tree, make_device_layout, place_batch
-from common.training.step import init_state, make_train_step
+from common.training.optim import OptimConfig
+from common.training.parallel import compile_evaluation, device_put_tree, make_device_layout, place_batch
+from common.training.run import train_from_scratch
 from common.types import LossSum, PyTree, TrainState
 from deer_jax.config import EMBEDDED_BASE, INSTRUCTION
 from deer_jax.prompts import Encoder, ReportRows, prompt_length, report_rows
@@ -174,43 +172,38 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
         [1] * len(phantoms), batch_rows=rows, epochs=-(-steps * rows // len(phantoms)), max_length=1, packing=False,
         seed=SEED,
     )  # fmt: skip
-    tx = make_optimizer(OPTIM, steps)
     rng = device_put_tree(jax.random.key(SEED), layout)
     evaluate = compile_evaluation(lambda *args: loss(*args)[1], layout)
     still = to_arrays(held_out, lambda image, *key: resize_shorter(image, SIDE))
+    unseen = functools.partial(make_iterator, plan_in_order([1] * HELD_OUT, batch_rows=50, buckets=(1,)), still)
 
     def measure(state: TrainState, check: Check) -> dict[str, float]:
-        unseen = make_iterator(plan_in_order([1] * HELD_OUT, batch_rows=50, buckets=(1,)), still)
         parts = []
-        for batch in unseen:
+        for batch in unseen():
             check()
             parts.append(evaluate(state.trainable, {}, place_batch(batch, layout), rng))
         mean = {
             name: sum(part[name].total for part in parts) / sum(part[name].weight for part in parts)
             for name in parts[0]
         }
-        return {"val/loss": float(sum(mean.values())), **{f"val/{name}": float(mean[name]) for name in mean}}
+        return {f"val/{name}": float(mean[name]) for name in mean}
 
     first = init_params(config, jax.random.key(SEED))
     first["probe"] = {"kernel": jnp.zeros((WIDTH, len(FINDINGS))), "bias": jnp.zeros(len(FINDINGS))}
-    checkpoints = open_checkpoints(work, {"base": {"name": "random", "sha256": str(SEED)}})
-    state = train(
-        device_put_tree(init_state(first, tx), layout),
-        {},
-        make_iterator(plan, to_arrays(phantoms, random_view)),
-        compile_step(lambda axis: make_train_step(loss, tx, 1, axis), layout),
-        run_dir=work,
-        total_steps=steps,
-        rng=rng,
-        layout=layout,
-        checkpoints=checkpoints,
-        schedule=make_schedule(OPTIM, steps),
-        evaluations=[Evaluation(100, measure, ("val/loss",))],
-        checkpoint_every=100,
-        tensorboard=False,
+    weights = train_from_scratch(
+        OPTIM,
+        SEED,
+        work,
+        loss,
+        first,
+        plan=plan,
+        to_batch=to_arrays(phantoms, random_view),
+        validation=unseen,
+        max_steps=steps,
+        evaluations=[Evaluation(100, measure, ("val/next_word", "val/labels"))],
+        true_share=config.vision.full_attention_share,
     )
-    checkpoints.close()
-    whole = {part: state.trainable[part] for part in ("visual", "language")}
+    whole = {part: weights[part] for part in ("visual", "language")}
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), whole)
     if directory.exists():
         shutil.rmtree(directory)

@@ -22,7 +22,7 @@ from common.command import run_cli
 from common.data.encode import encode_examples
 from common.data.packing import plan_epochs
 from common.data.pieces import CHAT_MARKS
-from common.data.pipeline import evaluation_batches, make_iterator, text_batches
+from common.data.pipeline import evaluation_batches, text_batches
 from common.data.records import Quarantine
 from common.data.tokenizers import Tokenizer, load_tokenizer
 from common.errors import Parser
@@ -30,13 +30,9 @@ from common.io.locks import owning
 from common.models.lora import LoraConfig
 from common.models.qwen2 import Qwen2Config, init_params
 from common.models.qwen2_weights import save_qwen2
-from common.training.checkpoint import open_checkpoints
-from common.training.evaluation import loss_evaluation
-from common.training.loop import train
-from common.training.optim import OptimConfig, make_optimizer, make_schedule
-from common.training.parallel import compile_step, device_put_tree, make_device_layout
+from common.training.optim import OptimConfig
+from common.training.run import train_from_scratch
 from common.training.sft import sft_loss
-from common.training.step import init_state, make_train_step
 from retsta_jax.config import EMBEDDED_BASE
 from retsta_jax.corpus.pairs import make_splits, pretraining_text
 
@@ -53,8 +49,8 @@ SIZES = Qwen2Config(
     rope_theta=10_000.0,
     tie_word_embeddings=True,
 )
-OPTIM = OptimConfig(learning_rate=2e-3, warmup_ratio=0.05, weight_decay=0.05, b2=0.95)
 SEED = 7
+OPTIM = OptimConfig(learning_rate=2e-3, warmup_ratio=0.05, weight_decay=0.05, b2=0.95)
 
 
 def train_tokenizer(directory: Path, texts: list[str]) -> None:
@@ -111,30 +107,21 @@ def make(directory: Path, work: Path, steps: int, batch_size: int) -> None:
         [len(example.tokens) for example in examples],
         batch_rows=batch_size, epochs=1, max_length=LENGTH, packing=True, buckets=(LENGTH,), seed=SEED,
     )  # fmt: skip
-    steps = min(steps, len(plan))
-    layout = make_device_layout("jit")
     loss = functools.partial(sft_loss, config=SIZES, lora=LoraConfig(dropout=0.0), chunk=LENGTH)
-    tx = make_optimizer(OPTIM, steps)
-    rng = device_put_tree(jax.random.key(SEED), layout)
-    unseen = functools.partial(evaluation_batches, held_out, tokenizer.pad_id, batch_rows=8, buckets=(128, LENGTH))
-    checkpoints = open_checkpoints(work, {"base": {"name": "random", "sha256": str(SEED)}})
-    state = train(
-        device_put_tree(init_state(init_params(SIZES, jax.random.key(SEED)), tx), layout),
-        {},
-        make_iterator(plan, text_batches(examples, tokenizer.pad_id)),
-        compile_step(lambda axis: make_train_step(loss, tx, 1, axis), layout),
-        run_dir=work,
-        total_steps=steps,
-        rng=rng,
-        layout=layout,
-        checkpoints=checkpoints,
-        schedule=make_schedule(OPTIM, steps),
-        evaluations=[loss_evaluation(100, loss, {}, unseen, layout)],
-        checkpoint_every=100,
-        tensorboard=False,
+    weights = train_from_scratch(
+        OPTIM,
+        SEED,
+        work,
+        loss,
+        init_params(SIZES, jax.random.key(SEED)),
+        plan=plan,
+        to_batch=text_batches(examples, tokenizer.pad_id),
+        validation=functools.partial(
+            evaluation_batches, held_out, tokenizer.pad_id, batch_rows=8, buckets=(128, LENGTH)
+        ),
+        max_steps=steps,
     )
-    checkpoints.close()
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.trainable)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), weights)
     if directory.exists():
         shutil.rmtree(directory)
     save_qwen2(directory, SIZES, half)

@@ -14,7 +14,6 @@ from typing import Any
 
 import flax.linen as nn
 import flax.struct
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,18 +25,15 @@ from common.command import run_cli
 from common.data.cleaning import r2gen_clean_iu
 from common.data.clip_tokenizer import token_rows
 from common.data.images import augment, resize_crop
+from common.data.packing import plan_in_order
 from common.data.tokenizers import WordTokenizer, build_word_tokenizer, save_words
 from common.errors import Parser
 from common.io.locks import owning
 from common.models.clip import Clip, ClipConfig, ScaledConv, init_params, normalise
 from common.models.clip_weights import save_clip
 from common.phantoms.phantom import Phantom, make_phantoms
-from common.training.checkpoint import open_checkpoints
-from common.training.evaluation import loss_evaluation
-from common.training.loop import train
-from common.training.optim import OptimConfig, make_optimizer, make_schedule
-from common.training.parallel import compile_step, device_put_tree, make_device_layout
-from common.training.step import init_state, make_train_step
+from common.training.optim import OptimConfig
+from common.training.run import train_from_scratch
 from common.types import LossSum, PyTree
 from unicross_jax.config import EMBEDDED_CLIP
 
@@ -208,31 +204,19 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
         text for phantom in phantoms for text in (r2gen_clean_iu(phantom.report), phantom.indication)
     )
     config = ClipConfig(**{**vars(SIZES), "vocab_size": words.vocab_size})
-    layout = make_device_layout("jit")
-    loss = functools.partial(pretraining_loss, config=config)
-    tx = make_optimizer(OPTIM, steps)
-    rng = device_put_tree(jax.random.key(SEED), layout)
     unseen = [evaluation_batch(held_out[start : start + rows], words) for start in range(0, HELD_OUT, rows)]
-    read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     batch_of = functools.partial(training_batch, phantoms=phantoms, words=words, rows=rows)
-    checkpoints = open_checkpoints(work, {"base": {"name": "random", "sha256": str(SEED)}})
-    state = train(
-        device_put_tree(init_state(initial_params(config, batch_of(0)), tx), layout),
-        {},
-        iter(grain.MapDataset.range(steps).map(batch_of).to_iter_dataset(read)),
-        compile_step(lambda axis: make_train_step(loss, tx, 1, axis), layout),
-        run_dir=work,
-        total_steps=steps,
-        rng=rng,
-        layout=layout,
-        checkpoints=checkpoints,
-        schedule=make_schedule(OPTIM, steps),
-        evaluations=[loss_evaluation(100, loss, {}, lambda: unseen, layout)],
-        checkpoint_every=100,
-        tensorboard=False,
+    weights = train_from_scratch(
+        OPTIM,
+        SEED,
+        work,
+        functools.partial(pretraining_loss, config=config),
+        initial_params(config, batch_of(0)),
+        plan=plan_in_order([1] * steps, batch_rows=1, buckets=(1,)),
+        to_batch=lambda step: batch_of(step.rows[0][0]),
+        validation=lambda: unseen,
     )
-    checkpoints.close()
-    save_clip(directory, config, jax.tree.map(lambda leaf: leaf.astype(jnp.float16), state.trainable))
+    save_clip(directory, config, jax.tree.map(lambda leaf: leaf.astype(jnp.float16), weights))
     save_words(directory / "words.json", words)
 
 

@@ -20,22 +20,23 @@ from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
 from common.io.fingerprints import data_record, fingerprint_directory
 from common.io.terminal import say
-from common.training.checkpoint import open_checkpoints, restore_trainable
+from common.training.checkpoint import Checkpoints, open_checkpoints, restore_trainable
 from common.training.config import TrainingConfig
 from common.training.evaluation import Best, Evaluation, loss_evaluation
 from common.training.flops import peak_flops
 from common.training.loop import Batches, Flops, train
-from common.training.optim import make_optimizer, make_schedule
+from common.training.optim import OptimConfig, make_optimizer, make_schedule
 from common.training.parallel import (
     DeviceLayout,
     Rules,
     check_rows,
     compile_step,
     device_put_tree,
+    make_device_layout,
 )
 from common.training.step import LossFn, TrainStep, init_state, make_train_step
 from common.training.traced_flops import Runs, shapes_of, update_flops
-from common.types import Batch, PyTree
+from common.types import Batch, PyTree, TrainState
 
 
 class BaseWeights(NamedTuple):
@@ -88,7 +89,32 @@ def run_training(config: TrainingConfig, run_dir: Path, layout: DeviceLayout, tr
         training.announce()
     stage(f"training: {training.total_steps:,} updates; the first one compiles the step")
     checkpoints = open_checkpoints(run_dir, training.base.note(), config)
-    state = train(
+    state = _trained(config, run_dir, layout, training, checkpoints)
+    _, best = restore_trainable(checkpoints, state.trainable)
+    checkpoints.close()
+    return best
+
+
+def train_from_scratch(
+    optim: OptimConfig, seed: int, work: Path, loss: LossFn, params: PyTree, **planned: Any
+) -> PyTree:
+    """Train `params`, made by `seed`, on one device; the tree after the last update. For the models that are shipped.
+
+    `planned` are further arguments of `supervised`. `work` can be continued, but is not claimed as that of a config.
+    """
+    config, layout = TrainingConfig(optim=optim, seed=seed, tensorboard=False), make_device_layout("jit")
+    base = BaseWeights("random", str(seed))
+    training = supervised(config, layout, loss, params, {}, base=base, learns_from=(), **planned)
+    checkpoints = open_checkpoints(work, base.note(), config)
+    state = _trained(config, work, layout, training, checkpoints)
+    checkpoints.close()
+    return state.trainable
+
+
+def _trained(
+    config: TrainingConfig, run_dir: Path, layout: DeviceLayout, training: Training, checkpoints: Checkpoints
+) -> TrainState:
+    return train(
         device_put_tree(init_state(training.trainable, training.tx), layout, training.rules),
         training.frozen,
         training.batches,
@@ -109,9 +135,6 @@ def run_training(config: TrainingConfig, run_dir: Path, layout: DeviceLayout, tr
         shown=training.shown,
         profile=config.profile,
     )
-    _, best = restore_trainable(checkpoints, state.trainable)
-    checkpoints.close()
-    return best
 
 
 def stage(what: str) -> None:
