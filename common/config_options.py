@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.bounds import check_numbers
+from common.bounds import COUNT, COUNT_OR_NONE, bounded, check_numbers
 from common.errors import Parser, UserError, did_you_mean
 from common.io.terminal import printable, say
 from common.options import Needs, check_options, flag
@@ -46,6 +46,19 @@ def preset_parser(
     options.add_argument("--preset", metavar="NAME", help=f"where the config begins: {', '.join(presets)}")
     where = "where to write; the same command continues what it finds there"
     options.add_argument(option, type=Path, metavar=metavar, required=True, help=where)
+    return options
+
+
+def evaluation_parser(program: str, of: str) -> Parser:
+    """A parser for a command that scores a run on reports or studies (`of`); it may add options of its own."""
+    options = Parser(
+        program, description="Score a run beside baselines; writes metrics.json, predictions.jsonl, report.html."
+    )
+    options.add_argument("--run-dir", type=Path, required=True)
+    options.add_argument("--split", choices=("test", "validation"), default="test")
+    limit = f"at most so many {of}; 0, the default: all"
+    options.add_argument("--limit", type=bounded(COUNT_OR_NONE), default=0, help=limit)
+    options.add_argument("--batch-size", type=bounded(COUNT), default=32)
     return options
 
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from common.bounds import COUNT, COUNT_OR_NONE, bounded
+from common.bounds import COUNT, bounded
 from common.config import remove_run
-from common.config_options import preset_parser, read_preset_options
+from common.config_options import evaluation_parser, preset_parser, read_preset_options
 from common.errors import Parser
 from common.io.locks import locked_by_first
 from common.io.tables import score_lines
@@ -14,40 +14,20 @@ from retsta_jax.config import HELP, NEEDS, PRESETS, RetstaConfig
 def train(arguments: list[str]) -> None:
     """Train, or continue, a run."""
     config, chosen = read_preset_options(preset_parser("retsta train", PRESETS, HELP), PRESETS, arguments, NEEDS)
-    train_in(config, chosen.run_dir)
-
-
-def train_in(config: RetstaConfig, run_dir: Path) -> None:
-    """Train in `run_dir` and say where the results are."""
     from retsta_jax.train import train_run
 
-    train_run(config, run_dir)
-    print(f"trained: {run_dir}; next: retsta evaluate --run-dir {run_dir}", flush=True)
+    train_run(config, chosen.run_dir)
+    print(f"trained: {chosen.run_dir}; next: retsta evaluate --run-dir {chosen.run_dir}", flush=True)
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Score a run and write its page."""
-    options = Parser(
-        "retsta evaluate",
-        description="Score a run beside baselines; writes metrics.json, predictions.jsonl, report.html.",
-    )
-    options.add_argument("--run-dir", type=Path, required=True)
-    options.add_argument("--split", choices=("test", "validation"), default="test")
-    options.add_argument(
-        "--limit", type=bounded(COUNT_OR_NONE), default=0, help="at most so many reports; 0, the default: all"
-    )
-    options.add_argument("--batch-size", type=bounded(COUNT), default=32)
-    chosen = options.parse_args(arguments)
-    evaluate_in(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size)
-
-
-def evaluate_in(run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32) -> None:
-    """Evaluate and print the headline scores of every system."""
+    """Score a run, write its page and print the headline scores of every system."""
+    chosen = evaluation_parser("retsta evaluate", "reports").parse_args(arguments)
     from retsta_jax.evaluate import evaluate_run, headline
 
-    systems = evaluate_run(run_dir, split, limit, batch_size)
+    systems = evaluate_run(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size)
     print(score_lines(systems, headline(next(iter(systems.values())))))
-    print(f"page: {(run_dir / 'report.html').absolute()}", flush=True)
+    print(f"page: {(chosen.run_dir / 'report.html').absolute()}", flush=True)
 
 
 def standardize(arguments: list[str]) -> None:
@@ -82,5 +62,5 @@ def demo(arguments: list[str]) -> None:
         remove_run(chosen.run_dir, RetstaConfig, {*TRAINED, *EVALUATED})
     print("RetSTA demo: LoRA fine-tuning of a small bilingual model to standardize fundus reports", flush=True)
     with locked_by_first(chosen.run_dir):
-        train_in(PRESETS["demo"], chosen.run_dir)
-        evaluate_in(chosen.run_dir)
+        train(["--preset=demo", f"--run-dir={chosen.run_dir}"])
+        evaluate([f"--run-dir={chosen.run_dir}"])

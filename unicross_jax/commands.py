@@ -2,11 +2,10 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from common.bounds import COUNT, COUNT_OR_NONE, FEW, SEED, bounded
+from common.bounds import FEW, SEED, bounded
 from common.config import remove_run
-from common.config_options import preset_parser, read_preset_options
+from common.config_options import evaluation_parser, preset_parser, read_preset_options
 from common.errors import Parser, UserError
 from common.io.locks import locked_by_first
 from common.io.tables import score_lines
@@ -19,29 +18,15 @@ LABELER_NEEDS = (Needs("labeler_tokenizer", "labeler", bool, "--labeler PATH"),)
 def train(arguments: list[str]) -> None:
     """Train, or continue, a run."""
     config, chosen = read_preset_options(preset_parser("unicross train", PRESETS, HELP), PRESETS, arguments, NEEDS)
-    train_in(config, chosen.run_dir)
-
-
-def train_in(config: RunConfig, run_dir: Path) -> None:
-    """Train in `run_dir` and say where the results are."""
     from unicross_jax.train import train_run
 
-    train_run(config, run_dir)
-    print(f"trained: {run_dir}; next: unicross evaluate --run-dir {run_dir}", flush=True)
+    train_run(config, chosen.run_dir)
+    print(f"trained: {chosen.run_dir}; next: unicross evaluate --run-dir {chosen.run_dir}", flush=True)
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Score a run and write its page."""
-    options = Parser(
-        "unicross evaluate",
-        description="Score a run beside baselines; writes metrics.json, predictions.jsonl, report.html.",
-    )
-    options.add_argument("--run-dir", type=Path, required=True)
-    options.add_argument("--split", choices=("test", "validation"), default="test")
-    options.add_argument(
-        "--limit", type=bounded(COUNT_OR_NONE), default=0, help="at most so many studies; 0, the default: all"
-    )
-    options.add_argument("--batch-size", type=bounded(COUNT), default=32)
+    """Score a run, write its page and print the headline scores of every system."""
+    options = evaluation_parser("unicross evaluate", "studies")
     options.add_argument("--beams", type=bounded(FEW), help="of the search; 1: greedy (default: the run's own)")
     options.add_argument(
         "--length-penalty", type=bounded(LENGTH_PENALTY, float), help="of beams (default: the run's own)"
@@ -51,7 +36,12 @@ def evaluate(arguments: list[str]) -> None:
     check_options(chosen, arguments, LABELER_NEEDS, "unicross evaluate")
     own = {"beams": chosen.beams, "length_penalty": chosen.length_penalty, **named_labeler(chosen)}
     told = {name: value for name, value in own.items() if value is not None}
-    evaluate_in(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size, **told)
+    from unicross_jax.ablation import shown_scores
+    from unicross_jax.evaluate import evaluate_run
+
+    systems = evaluate_run(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size, **told)
+    print(score_lines(systems, shown_scores(next(iter(systems.values())))))
+    print(f"page: {(chosen.run_dir / 'report.html').absolute()}", flush=True)
 
 
 def add_labeler(options: Parser) -> None:
@@ -67,16 +57,6 @@ def add_labeler(options: Parser) -> None:
 def named_labeler(chosen: argparse.Namespace) -> dict[str, str]:
     """The options of `add_labeler`, as `evaluate_run` takes them."""
     return {"labeler": chosen.labeler or "", "labeler_tokenizer": chosen.labeler_tokenizer or ""}
-
-
-def evaluate_in(run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32, **told: Any) -> None:
-    """Evaluate, as `evaluate_run` is told, and print the headline scores of every system."""
-    from unicross_jax.ablation import shown_scores
-    from unicross_jax.evaluate import evaluate_run
-
-    systems = evaluate_run(run_dir, split, limit, batch_size, **told)
-    print(score_lines(systems, shown_scores(next(iter(systems.values())))))
-    print(f"page: {(run_dir / 'report.html').absolute()}", flush=True)
 
 
 def report(arguments: list[str]) -> None:
@@ -131,5 +111,5 @@ def demo(arguments: list[str]) -> None:
         remove_run(chosen.run_dir, RunConfig, {*TRAINED, *EVALUATED})
     print("UniCrossAdapter demo: reports for drawn radiographs, adapters around a small frozen CLIP", flush=True)
     with locked_by_first(chosen.run_dir):
-        train_in(PRESETS["demo"], chosen.run_dir)
-        evaluate_in(chosen.run_dir)
+        train(["--preset=demo", f"--run-dir={chosen.run_dir}"])
+        evaluate([f"--run-dir={chosen.run_dir}"])
