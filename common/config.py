@@ -159,8 +159,8 @@ def check_trained_on(run_dir: Path, trained_on: Mapping[str, str]) -> None:
     for name, digest in trained_on.items():
         if known.get(name, digest) != digest:
             raise UserError(
-                f"{run_dir}: is a run on another {name}: its digest was {str(known[name])[:16]} and is now "
-                f"{digest[:16]}; give the {name} that it was begun with, or choose another directory"
+                f"{run_dir}: is a run with another {name}: its digest was {str(known[name])[:16]} and is now "
+                f"{digest[:16]}; give the {name} that it was started with, or choose another directory"
             )
 
 
@@ -235,7 +235,9 @@ def _remove_run(
     try:
         read_config(config_class, run)
     except UserError as error:
-        raise UserError(f"{error}; so it is not known as a run of this command: remove {run_dir} yourself") from error
+        raise UserError(
+            f"{error}; so it is not recognised as a run of this command: remove {run_dir} yourself"
+        ) from error
     if inside:
         check_own_names(run_dir, {inside, *beside})
     check_own_names(run, outputs)
@@ -256,6 +258,7 @@ def check_own_names(folder: Path, names: Collection[str]) -> None:
     foreign = sorted(entry.name for entry in entries if not (own.fullmatch(entry.name) or lock_of(entry.name) in ours))
     if foreign:
         raise UserError(
-            f"{folder}: holds {printable(foreign[0])}, which no run writes; move it elsewhere, or choose another "
+            f"{folder}: contains {printable(foreign[0])}, which does not belong to a run; move it elsewhere, or "
+            "choose another "
             "directory"
         )

@@ -159,7 +159,7 @@ def run_ablation(
     splits = read_splits(data, quarantine)
     say_data(splits_line(data, splits, quarantine))
     if "test" not in splits:
-        raise UserError(f"{PROGRAM}: the data has no test split, on which the rows would be compared")
+        raise UserError(f"{PROGRAM}: the data has no test split to compare the rows on")
     test = splits["test"]
     if not start.is_dir():
         run_sft(sft, directory / "sft")

@@ -74,7 +74,7 @@ def select(
     Raises UserError where there are not as many studies.
     """
     if not 1 <= count <= len(diversity):
-        raise UserError(f"{count} studies cannot be chosen of {len(diversity)}")
+        raise UserError(f"{count} studies cannot be chosen from {len(diversity)}")
     if strategy == "random":
         return _generator(seed, "draw").permutation(len(diversity))[:count]
     ranking = ranks(diversity, seed)
@@ -164,7 +164,7 @@ def reward_statistics(rewards: Iterable[Sequence[float] | Float[np.ndarray, " K"
 def _log_weights(ranking: Int[np.ndarray, " N"], exponent: float) -> Float[np.ndarray, " N"]:
     if not 0 <= exponent <= MAXIMUM_EXPONENT:
         raise UserError(
-            f"exponent {exponent}: expected 0 to {MAXIMUM_EXPONENT}; the strategy top chooses more strictly than any"
+            f"exponent {exponent}: expected 0 to {MAXIMUM_EXPONENT}; for a stricter choice use the strategy top"
         )
     return -exponent * np.log(np.log(ranking + 1.0))
 

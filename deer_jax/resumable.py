@@ -32,7 +32,7 @@ def rows_kept(
     if jax.process_count() > 1:
         done = int(multihost_utils.broadcast_one_to_all(np.int64(done)))
     if done < 0:
-        raise problem or UserError(f"{output}: cannot be continued; the first process says why")
+        raise problem or UserError(f"{output}: cannot be continued; see the message of the first process")
     return done
 
 

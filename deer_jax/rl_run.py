@@ -84,7 +84,9 @@ def check_config(config: RlConfig) -> None:
     check_run(config)
     rollout, reward = config.rollout, config.reward
     if rollout.group < 2:
-        raise UserError(f"rollout.group: {rollout.group} reports have no group to be compared with; expected 2 or more")
+        raise UserError(
+            f"rollout.group: {rollout.group} is too small for a comparison within the group; expected 2 or more"
+        )
     check_number("rollout.temperature", rollout.temperature, POSITIVE)
     if len(reward.phase_ends) != len(reward.gammas) - 1 or sorted(reward.phase_ends) != list(reward.phase_ends):
         raise UserError(

@@ -121,7 +121,7 @@ def read_studies(file: str | Path) -> Studies:
     with_rewards = [row for row in rows if "rewards" in row]
     if with_rewards and len(with_rewards) < len(rows):
         without = next(row["id"] for row in rows if "rewards" not in row)
-        raise UserError(f"{file}: id {without} has no rewards, others have; expected them in all rows or in none")
+        raise UserError(f"{file}: id {without} has no rewards, but others do; expected them in all rows or in none")
     for row, samples in zip(with_rewards, labels, strict=False):
         _check_rewards(row["rewards"], len(samples), f"{file}: id {row['id']}")
     rewards = [[float(reward) for reward in row["rewards"]] for row in with_rewards]
@@ -132,7 +132,7 @@ def read_ids(file: str | Path) -> list[str]:
     """The ids of the studies that the command chose. Raises UserError."""
     ids = read_json_object(file, "what deer select prints").get("ids")
     if not isinstance(ids, list) or not all(type(id_) in (str, int) for id_ in ids):
-        raise UserError(f"{file}: 'ids' must be a list of texts or whole numbers; expected what deer select prints")
+        raise UserError(f"{file}: 'ids' must be a list of texts or whole numbers; expected the output of deer select")
     return [str(id_) for id_ in ids]
 
 
@@ -141,7 +141,7 @@ def _labels(found: list[Any], where: str) -> Int[np.ndarray, "K 14"]:
     if len(found) < 2:
         raise UserError(f"{where}: {len(found)} samples, which cannot differ; {expected}")
     if not all(isinstance(sample, list) and len(sample) == len(FINDINGS) for sample in found):
-        raise UserError(f"{where}: a sample has not {len(FINDINGS)} labels; {expected}")
+        raise UserError(f"{where}: a sample does not have {len(FINDINGS)} labels; {expected}")
     try:
         # Through bytes, which takes whole numbers alone, in half of the time that NumPy takes for nested lists.
         flat = bytes(chain.from_iterable(found))

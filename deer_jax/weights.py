@@ -125,7 +125,9 @@ def read_rollout_rows(file: Path) -> list[dict[str, Any]]:
         if not row["rollouts"] or not all(isinstance(text, str) for text in row["rollouts"]):
             raise UserError(f"{file}, id {row['id']!r}: 'rollouts' must be a list of texts, at least one")
         if any(map(SURROGATE.search, row["rollouts"])):
-            raise UserError(f"{file}, id {row['id']!r}: 'rollouts' holds an unpaired surrogate escape; expected text")
+            raise UserError(
+                f"{file}, id {row['id']!r}: 'rollouts' contains an unpaired surrogate escape; expected text"
+            )
     return rows
 
 

@@ -74,7 +74,7 @@ def compile_abstract(step: Any, arguments: Sequence[PyTree], layout: DeviceLayou
             took = time.perf_counter() - started, time.process_time() - processor
             return Compiled(False, placed + temporary, placed, temporary, *took), None
     if memory is None:
-        raise UserError("plan: this libtpu reports no memory; install the version of uv.lock")
+        raise UserError("plan: this libtpu does not report memory; install the version in uv.lock")
     total = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes

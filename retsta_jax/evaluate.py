@@ -60,7 +60,7 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     every: Sequence[ReportPair] = getattr(splits, split)
     pairs, quarantine = usable(trained, every[:limit] if limit else every)
     if not pairs:
-        raise UserError(f"{run_dir}: the {split} part is empty ({quarantine.summary()}); expected at least one report")
+        raise UserError(f"{run_dir}: the {split} split is empty ({quarantine.summary()}); expected at least one report")
     left_out.entries += quarantine.entries
     tokens = (trained.base.tokenizer.encode(source) for source in sources(pairs))
     unknown = unknown_share(trained.base.tokenizer, tokens)

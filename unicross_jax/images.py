@@ -52,7 +52,7 @@ def group_images(images: Sequence[str], study: str) -> list[tuple[str, ...]]:
     for image in images:
         found = pattern.search(image)
         if found is None or not found[0]:
-            raise UserError(f"{image}: --study {study} finds nothing in it; expected text that names the study")
+            raise UserError(f"{image}: --study {study} matches nothing in it; expected text that names the study")
         groups.setdefault(found[0], []).append(image)
     return [tuple(group) for group in groups.values()]
 
@@ -67,7 +67,9 @@ def report_images(
     for group in groups:
         for image in group:
             if Path(image).is_dir():
-                raise UserError(f"{image}: is a folder; expected a PNG or JPEG image, name those in it ({image}/*.png)")
+                raise UserError(
+                    f"{image}: is a folder; expected a PNG or JPEG image, name the images in it ({image}/*.png)"
+                )
             if not Path(image).is_file():
                 raise UserError(f"{image}: no such file; expected a PNG or JPEG image")
             if image.encode(errors="replace").decode() != image:

@@ -111,7 +111,7 @@ def run_scorer(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> Scores:
         except OSError as error:
             raise UserError(f"{command[0]} cannot be run ({error.strerror}); expected a program") from error
         if status:
-            raise UserError(f"{command[0]} ended with status {status}; see its messages above")
+            raise UserError(f"{command[0]} exited with status {status}; see its messages above")
         try:
             found = read_jsonl(answer, {"id": str | int, "scores": dict})
         except UserError as error:

@@ -172,7 +172,7 @@ def _vocabulary_directory(file: Path, option: str, policy: Path | None) -> Path:
         if (directory / name).is_file():
             return directory
     raise UserError(
-        f"{file}: contains no vocabulary; put the vocab.txt of bert-base-uncased beside it"
+        f"{file}: contains no vocabulary; put the vocab.txt of bert-base-uncased next to it"
         + (f", or name its directory with {option}" if option else "")
     )
 

@@ -155,7 +155,7 @@ def _read_gold(file: Path) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]
     _, header = next(lines, (1, []))
     if header[:1] != ["filename"] or len(header) < 2:
         found = printable(repr(",".join(header[:3])))
-        raise UserError(f"{file}: expected a first line 'filename,LABEL,...' and found {found}")
+        raise UserError(f"{file}: expected a first line 'filename,LABEL,...', found {found}")
     rows: dict[str, tuple[int, ...]] = {}
     for number, (id, *values) in lines:
         if not set(values) <= {"0", "1"} or id in rows:

@@ -71,7 +71,7 @@ def check_findings(labeler: ReportLabeler) -> None:
     """Raise UserError for a labeler of other labels than CheXbert's 14."""
     if labeler.labels != FINDINGS:
         raise UserError(
-            f"the labeler names {', '.join(labeler.labels)}; clinical scores are of CheXbert's 14 labels, so "
+            f"the labeler has the labels {', '.join(labeler.labels)}; clinical scores need CheXbert's 14, so "
             "give CheXbert, or a labeler trained on its labels"
         )
 

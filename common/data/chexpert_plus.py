@@ -71,7 +71,7 @@ def read_chexpert_plus(
     """
     root = Path(root)
     if not (root / TABLE).is_file():
-        raise UserError(f"{root}: holds no {TABLE}; expected the root of CheXpert Plus, the folder that holds it")
+        raise UserError(f"{root}: no {TABLE} there; expected the root of CheXpert Plus, the folder that contains it")
     folder = _image_folder(root) if images is None else Path(images)
     rows = _rows(root / TABLE, report, headings)
     found = _published(rows) if split is None else _listed(rows, split, quarantine)

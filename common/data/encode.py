@@ -45,6 +45,6 @@ def encode_examples(
     if not examples:
         raise UserError(
             f"no example to train on: {quarantine.summary()}; expected at least one example with a prompt and an "
-            f"answer of at most {max_length} tokens together; check the data or raise the maximal length"
+            f"answer of at most {max_length} tokens together; check the data or raise the maximum length"
         )
     return examples

@@ -200,7 +200,7 @@ def load_hugging_face(directory: Path) -> HuggingFaceTokenizer:
             read_json_object(directory / name)
     if has_own_code(directory):
         raise UserError(
-            f"{directory}: its tokenizer is a program of its own, which is not run; put the tokenizer.json of a copy "
+            f"{directory}: its tokenizer is code, which is not executed; put the tokenizer.json of a copy "
             "for transformers beside it (of GLM-4-9B-hf for GLM-4)"
         )
     with _one_line(directory, "transformers cannot load this tokenizer"), _without_panics():
@@ -235,7 +235,7 @@ def load_bare_qwen2(directory: Path) -> HuggingFaceTokenizer:
     if ranks != QWEN2_RANKS:
         raise UserError(
             f"{directory}: vocab.json has {ranks} entries, Qwen2's has {QWEN2_RANKS}; add the tokenizer.json of this "
-            "tokenizer, which says what kind it is"
+            "tokenizer, which defines its kind"
         )
     with _one_line(directory, "transformers cannot load this tokenizer"):
         tokenizer = Qwen2Tokenizer.from_pretrained(str(directory), extra_special_tokens=list(QWEN2_SPECIAL))

@@ -133,13 +133,15 @@ def _check_form(image: ImageFile.ImageFile, where: str) -> None:
         )
     if max(width, height) > MAXIMUM_ASPECT * min(width, height):
         raise UserError(
-            f"{where}: {width} x {height} pixels; expected sides that differ at most {MAXIMUM_ASPECT} times, crop it"
+            f"{where}: {width} x {height} pixels; expected an aspect ratio of at most {MAXIMUM_ASPECT}, crop it"
         )
     if image.tile and image.tile[0][3] == "LA;16B":  # Pillow keeps the upper bytes, which are almost black
         raise UserError(f"{where}: 16-bit grey with transparency; expected no alpha channel, save it without")
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
-        raise UserError(f"{where}: {frames} frames; expected one still image, save the wanted frame by itself")
+        raise UserError(
+            f"{where}: {frames} frames; expected a single frame; save the one you need as an image of its own"
+        )
 
 
 def _grey(image: Image.Image) -> GreyImage:

@@ -137,7 +137,7 @@ def openi_splits(
     if not 0 < validation < len(rest):
         raise UserError(
             f"cannot take {validation} validation records from the {len(rest)} outside the test set; "
-            "expected at least 1, and fewer than there are"
+            "expected at least 1, and fewer than that"
         )
     validation_ids = frozenset(rest[:validation])
     held_out = test_ids | validation_ids

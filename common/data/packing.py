@@ -201,7 +201,7 @@ def _checked_lengths(
         wrong = int(lengths.argmin()) if lengths.min() < 1 else int(lengths.argmax())
         raise UserError(
             f"example {wrong} has {lengths[wrong]} tokens; expected 1 to {max_length}; "
-            "raise the maximal length or leave the example out"
+            "raise the maximum length or leave the example out"
         )
     return lengths
 

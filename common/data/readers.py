@@ -249,7 +249,7 @@ def annotation_entries(file: str | Path, required: Mapping[str, type | UnionType
 def _array(file: str | Path, required: Mapping[str, type | UnionType]) -> list[dict[str, Any]]:
     rows = read_json(file)
     if not isinstance(rows, list):
-        raise UserError(f"{file}: expected an array of rows; save rows one per line under a name that ends in .jsonl")
+        raise UserError(f"{file}: expected an array of rows; save one row per line in a file with the suffix .jsonl")
     if not rows:
         raise UserError(f"{file}: no rows; expected an array of at least one")
     return [check_row(row, required, f"{file}: row {index}") for index, row in enumerate(rows, start=1)]

@@ -174,7 +174,7 @@ def prepared_names(folder: str) -> list[str]:
     if not names:
         depths = ("*", "*/*", "*/*/*")  # TFDS puts it three folders below the one that was named as output
         below = sorted(file for depth in depths for file in Path(folder).glob(f"{depth}/*.array_record*"))
-        remedy = f"name {below[0].parent}" if below else "make it by medreport prepare"
+        remedy = f"name {below[0].parent}" if below else "make one with medreport prepare"
         raise UserError(f"{folder}: no data set there; {remedy}")
     return names
 

@@ -268,6 +268,7 @@ def check_vocabulary(tokenizer: Tokenizer, config: Qwen2Config) -> None:
     """Raise UserError where the tokenizer has ids for which the model has no embedding."""
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"tokenizer and model do not fit: the tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is "
-            f"{config.vocab_size}; take the tokenizer that the model was published with"
+            f"tokenizer and model do not match: the tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size "
+            "is "
+            f"{config.vocab_size}; use the tokenizer published with the model"
         )

@@ -85,8 +85,8 @@ def _check_consent(endpoint: Endpoint, plan: Estimate) -> None:
     """Raise UserError where something is to be sent and the user did not say that it may be."""
     if plan.unsent and not endpoint.send_reports:
         raise UserError(
-            f"{estimate_text(endpoint, plan)}; they hold report text, which is patient data, and nothing was sent; "
-            f"give {CONSENT} if it may be"
+            f"{estimate_text(endpoint, plan)}; they contain report text, which is patient data, so nothing was "
+            f"sent; give {CONSENT} if it may be sent"
         )
 
 
@@ -138,7 +138,7 @@ class _Asking:
         count = f"{len(failures)} requests in a row" if len(failures) > 1 else "the only request"
         return UserError(
             f"{self.endpoint.url} (model {self.endpoint.model}): {count} got no usable answer, the last because "
-            f"{failures[-1].reason}; what was answered is kept: start the same command again once that is fixed"
+            f"{failures[-1].reason}; answers so far are kept: start the same command again once that is fixed"
         )
 
     def _in_order(self, requests: Iterable[Request]) -> Iterator[Outcome]:

@@ -70,7 +70,9 @@ def open_cache(path: Path) -> Iterator[AnswerCache]:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise UserError(f"{path}: cannot be made private to you ({reason(error)}); choose another file") from error
+        raise UserError(
+            f"{path}: cannot be made readable by you alone ({reason(error)}); choose another file"
+        ) from error
     with _errors(path):
         connection = _connect(path)
     cache = AnswerCache(path, connection)
@@ -113,7 +115,7 @@ def _errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        raise UserError(f"{path}: the cache of answers cannot be used ({error}); what it holds is kept") from error
+        raise UserError(f"{path}: the cache of answers cannot be used ({error}); its content is kept") from error
     except sqlite3.DatabaseError as error:
         raise _damaged(path, str(error)) from error
 
@@ -121,5 +123,5 @@ def _errors(path: Path) -> Iterator[None]:
 def _damaged(path: Path, why: str) -> UserError:
     return UserError(
         f"{path}: is damaged or not a cache of answers ({why}); move it away, or name another "
-        "file; what it held will be asked for again"
+        "file; its answers will be requested again"
     )

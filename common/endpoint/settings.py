@@ -103,7 +103,7 @@ def endpoint_settings(
     if chosen.endpoint is None:
         if given:
             flags = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise UserError(f"{flags}: not read without --endpoint; give --endpoint URL, or leave it out")
+            raise UserError(f"{flags}: not used without --endpoint; give --endpoint URL, or leave it out")
         return None
     url, model, file = checked_url(chosen.endpoint), chosen.endpoint_model, chosen.endpoint_cache or cache
     if model is None or not model.strip() or not model.isprintable():
@@ -149,10 +149,10 @@ def checked_url(text: str) -> str:
         raise UserError(f"--endpoint: not an address; {expected}") from None
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise UserError(
-            f"--endpoint: holds a user, a key or parameters; {expected}, and put the key into {KEY_VARIABLE}"
+            f"--endpoint: contains a user, a key or parameters; {expected}, and put the key into {KEY_VARIABLE}"
         )
     if parts.scheme not in ("http", "https") or not parts.hostname or not re.fullmatch(r"[!-~]+", text.strip()):
-        raise UserError(f"--endpoint {printable(text)}: not an address of http or https; {expected}")
+        raise UserError(f"--endpoint {printable(text)}: not an http or https address; {expected}")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
     return f"{parts.scheme}://{host}{f':{port}' if port else ''}{path}"
@@ -173,5 +173,7 @@ def endpoint_key(url: str) -> str:
     if not key and not is_local(url):
         raise UserError(f"{KEY_VARIABLE}: not set; put the key of {url} into this environment variable")
     if key and not re.fullmatch(r"[!-~]+", key):
-        raise UserError(f"{KEY_VARIABLE}: holds spaces or characters that no key has; copy the key again")
+        raise UserError(
+            f"{KEY_VARIABLE}: contains spaces or characters that are not valid in a key; copy the key again"
+        )
     return key

@@ -101,7 +101,7 @@ def problem_of(error: openai.APIError, endpoint: Endpoint, key: str) -> Trouble 
         remedy = f"put the right key into {KEY_VARIABLE}" if key else f"put a key into {KEY_VARIABLE}"
         return UserError(f"{where}: the key is not accepted ({said}); {remedy}; {KEPT}")
     if status == 403:
-        return UserError(f"{where}: access is refused to this key or this model ({said}); see the account; {KEPT}")
+        return UserError(f"{where}: access is refused to this key or this model ({said}); check the account; {KEPT}")
     if status in (404, 405) or 300 <= status < 400:
         return UserError(
             f"{where}: no such model, or no chat completions at this address ({said}); check the model's name and "

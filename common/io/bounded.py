@@ -36,7 +36,7 @@ def run_bounded(script: Path, request: Any, what: str) -> Any:
     try:
         done = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True, timeout=wait)
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"{what}: not done after {wait} seconds") from error
+        raise UserError(f"{what}: not finished after {wait} seconds") from error
     except OSError as error:
         raise UserError(f"{what}: the Python that reads it cannot be started ({error.strerror})") from error
     if done.returncode != 0:

@@ -18,7 +18,7 @@ def load_function(path: str, option: str) -> Callable[..., Any]:
         raise UserError(f"{option}: {path} cannot be imported ({error}); is its folder in PYTHONPATH?") from error
     except (Exception, SystemExit) as error:
         what = f"{type(error).__name__}: {error}"
-        raise UserError(f"{option}: {path} cannot be imported, its module raises {what}; repair that first") from error
+        raise UserError(f"{option}: {path} cannot be imported, its module raises {what}; fix that first") from error
     if not callable(found):
         raise UserError(f"{option}: {path} is not a function")
     return found

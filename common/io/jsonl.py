@@ -41,7 +41,7 @@ def check_row(row: Any, required: Mapping[str, type | UnionType], where: str) ->
             name = getattr(kind, "__name__", kind)
             raise UserError(f"{where}: {key!r} must be {name}, found {type(value).__name__}")
         if isinstance(value, str) and SURROGATE.search(value):
-            raise UserError(f"{where}: {key!r} holds an unpaired surrogate escape; expected Unicode text")
+            raise UserError(f"{where}: {key!r} contains an unpaired surrogate escape; expected Unicode text")
     return row
 
 
@@ -77,7 +77,7 @@ def parse_rows(content: bytes, path: str | Path, required: Mapping[str, type | U
             raise UserError(f"{where}: id {printable(repr(row['id']))} duplicates line {first}; ids must differ")
         rows.append(row)
     if not rows:
-        raise UserError(f"{path}: no rows; expected one JSON object a line with {_names(required)}")
+        raise UserError(f"{path}: no rows; expected one JSON object per line with {_names(required)}")
     return rows
 
 

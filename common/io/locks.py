@@ -159,7 +159,7 @@ def locked_by_first(
             except UserError as error:
                 problem = error
         if not multihost_utils.broadcast_one_to_all(np.int32(problem is None)):
-            raise problem or UserError(f"{path}: is not free; the first process says why")
+            raise problem or UserError(f"{path}: is in use; see the message of the first process")
         yield
 
 

@@ -17,11 +17,11 @@ def check_output(path: Path | None, *inputs: str | Path) -> None:
     if path is None:
         return
     if not path.parent.is_dir():
-        raise UserError(f"{path}: its folder does not exist; make it first")
+        raise UserError(f"{path}: its folder does not exist; create it first")
     if path.is_dir():
         raise UserError(f"{path}: is a directory; name a file for the output")
     if path.exists() and any(other.exists() and path.samefile(other) for other in map(Path, inputs)):
-        raise UserError(f"{path}: is read as input and would be overwritten; choose another output")
+        raise UserError(f"{path}: is also an input and would be overwritten; choose another output")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UserError(f"{path}: cannot be written (no permission); choose another output")
 
@@ -62,6 +62,6 @@ def write_whole(path: Path, text: str) -> None:
 def refuse_foreign(path: Path, expected: str, reason: str) -> UserError:
     """The error of a file that is not a command's own."""
     return UserError(
-        f"{path}: holds something else than {expected} ({reason}), and is left as it is; choose another "
+        f"{path}: contains something other than {expected} ({reason}), and is left unchanged; choose another "
         "output, or move the file away"
     )

@@ -47,7 +47,7 @@ def rows_done(path: Path, ids: Sequence[str | int], required: Mapping[str, type 
         reason = str(error).removeprefix(str(path)).lstrip(":, ")
         raise refuse_foreign(path, "rows of this command", reason) from error
     if written != list(ids[: len(written)]):
-        raise UserError(f"{path}: its ids are not the first of the input's; choose another output or remove it")
+        raise UserError(f"{path}: its ids are not the first ids of the input; choose another output or remove it")
     first = json.dumps({"id": ids[0] if ids else ""}, ensure_ascii=False)[:-1].encode()
     if not written and torn[: len(first)] != first[: len(torn)]:
         raise refuse_foreign(path, "rows of this command", "no whole row")
@@ -180,13 +180,13 @@ def _cut_torn_row(path: Path) -> None:
 def _recorded(path: Path, beside: Path) -> dict[str, Any]:
     if not beside.exists():
         raise UserError(
-            f"{path}: holds rows, and {beside.name}, which says what they were made with, is not beside it; put it "
-            "there, or choose another output, or remove the rows"
+            f"{path}: holds rows, but {beside.name}, the record of how they were made, is missing; restore "
+            "it, choose another output, or remove the rows"
         )
     record = read_json_object(beside)
     if not isinstance(record.get(MADE_WITH), dict):
         raise UserError(
-            f"{path}: was begun by an earlier version, which did not record by content what decided its rows; choose "
+            f"{path}: was written by an earlier version, which did not record the content of its inputs; choose "
             f"another output, or remove it and {beside.name}"
         )
     return record

@@ -130,7 +130,8 @@ def load_tree(
         raise UserError(f"{where}: {_listed(missing)} missing; expected {len(wanted)} tensors, found {len(stored)}")
     if surplus := sorted(name for name in set(stored) - wanted if not re.fullmatch(ignored, name)):
         raise UserError(
-            f"{stored[surplus[0]].file}: {_listed(surplus)} surplus: this model has no parameter for it; is it another "
+            f"{stored[surplus[0]].file}: {_listed(surplus)} surplus: this model has no such parameter; is it "
+            "another "
             "model, or another config.json?"
         )
     for path, leaf in leaves.items():
@@ -263,8 +264,8 @@ def check_export(directory: Path, families: Collection[str]) -> None:
     foreign = [path.name for path in entries if _family(path.name) not in families and not is_lock(path.name)]
     if foreign:
         raise UserError(
-            f"{directory}: holds {printable(sorted(foreign)[0])}, which this export does not write, and is left as it "
-            "is; choose a new or empty directory"
+            f"{directory}: contains {printable(sorted(foreign)[0])}, which does not belong to this export, and is left "
+            "unchanged; choose a new or empty directory"
         )
 
 

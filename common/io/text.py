@@ -84,7 +84,7 @@ def json_text(value: Any, where: str | Path, indent: int | None = None) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     except ValueError as error:
-        raise UserError(f"{where}: a value is not finite (NaN or infinity), which JSON cannot hold") from error
+        raise UserError(f"{where}: a value is not finite (NaN or infinity), which JSON cannot represent") from error
     if text.isprintable():
         return text
     return "".join(mark if mark == "\n" or is_visible(mark) else json.dumps(mark)[1:-1] for mark in text)
@@ -100,7 +100,7 @@ def read_csv(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, di
     if missing := [name for name in columns if name not in header]:
         raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
     if repeated := [name for name in columns if header.count(name) > 1]:
-        raise UserError(f"{path}: column {repeated[0]} is there {header.count(repeated[0])} times; keep one")
+        raise UserError(f"{path}: column {repeated[0]} occurs {header.count(repeated[0])} times; keep one")
     index = {name: header.index(name) for name in columns}
     for line, row in rows:
         yield line, {name: row[column] for name, column in index.items()}
@@ -152,7 +152,7 @@ def _lines(stream: BinaryIO | gzip.GzipFile, path: str | Path) -> Iterator[str]:
             number += 1
             size += len(line)
             if size > MOST_BYTES:
-                raise UserError(f"{path}: holds more than {MOST_BYTES:,} characters; is it the right file?")
+                raise UserError(f"{path}: has more than {MOST_BYTES:,} characters; is it the right file?")
             if len(line) == LONGEST_LINE:
                 raise UserError(
                     f"{path}, line {number}: longer than {LONGEST_LINE:,} characters; is it the right file?"

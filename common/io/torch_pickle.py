@@ -151,11 +151,11 @@ def read_zip(path: str) -> tuple[Any, str]:
         names = set(archive.namelist())
         roots = [name.removesuffix("data.pkl") for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(roots) != 1:
-            raise Refused("no PyTorch file (no data.pkl in this zip archive)")
+            raise Refused("not a PyTorch file (no data.pkl in this zip archive)")
         root = roots[0]
         order = f"{root}byteorder"
         if order in names and _member(archive, order) != sys.byteorder.encode():
-            raise Refused("written on a machine of another byte order; save it again on a common one")
+            raise Refused("written on a machine with another byte order; save it again on a little-endian one")
         return _InertUnpickler(io.BytesIO(_member(archive, f"{root}data.pkl"))).load(), root
 
 
@@ -184,12 +184,12 @@ def read_legacy(path: str) -> tuple[Any, dict[str, int]]:
         try:
             magic = Unpickler(file).load()
         except Exception as error:  # bytes that are no pickle can raise anything
-            raise Refused("no PyTorch file; expected .pt, .pth or .bin") from error
+            raise Refused("not a PyTorch file; expected .pt, .pth or .bin") from error
         if magic != LEGACY_MAGIC:
-            raise Refused("no PyTorch file; expected .pt, .pth or .bin")
+            raise Refused("not a PyTorch file; expected .pt, .pth or .bin")
         _, platform, tree, keys = (Unpickler(file).load() for _ in range(4))
         if platform.get("little_endian") is not (sys.byteorder == "little"):
-            raise Refused("written on a machine of another byte order; save it again on a common one")
+            raise Refused("written on a machine with another byte order; save it again on a little-endian one")
         starts = {}
         for key in keys:
             storage = found[key]
@@ -214,7 +214,7 @@ def flattened(tree: Any) -> Iterator[tuple[str, View]]:
             if count > MOST_ENTRIES or len(prefix) > LONGEST_NAME:
                 raise Refused(
                     f"more than {MOST_ENTRIES:,} entries, or names longer than {LONGEST_NAME:,} characters: its "
-                    "containers hold one another; save a flat state dict"
+                    "containers contain one another; save a flat state dict"
                 )
             waiting += reversed([(f"{prefix}{name}.", held) for name, held in entries.items()])
 

@@ -60,8 +60,8 @@ def evaluate_labels(
             raise UserError(f"{name} labels: expected rows of {len(FINDINGS)} classes from 0 to 3")
     if len(predicted) != len(expected) or not len(expected):
         raise UserError(
-            f"{len(predicted)} predicted and {len(expected)} reference label rows: expected as many of each, at least "
-            "one"
+            f"{len(predicted)} predicted and {len(expected)} reference label rows: expected the same number of each, "
+            "at least one"
         )
     return summarize(clinical_measures(predicted, expected), with_intervals=intervals, seed=seed)
 

@@ -77,8 +77,8 @@ class ClassifierConfig:
             or not all(2 <= number <= MOST_CLASSES for number in self.classes)
         ):
             raise UserError(
-                f"{len(self.labels)} labels and {len(self.classes)} numbers of classes; expected as many, each "
-                f"from 2 to {MOST_CLASSES}"
+                f"{len(self.labels)} labels and {len(self.classes)} numbers of classes; expected one per label, "
+                f"each from 2 to {MOST_CLASSES}"
             )
 
 

@@ -170,7 +170,7 @@ def _config_from_tensors(stored: Mapping[str, StoredTensor], path: Path, folders
     if heads is None and hidden % HEAD_DIM:
         raise UserError(
             f"{path}: hidden size {hidden} is not a multiple of {HEAD_DIM}, so the number of attention heads cannot be "
-            "guessed; put the config.json of its BERT beside the file"
+            "guessed; put the config.json of its BERT next to the file"
         )
     encoder = BertConfig(
         vocab_size=vocab_size,

@@ -102,8 +102,8 @@ def check_original(stored: Mapping[str, StoredTensor]) -> None:
     if theirs := sorted(name for name in stored if CONNECT.search(name)):
         raise UserError(
             f"{stored[theirs[0]].file}: holds {theirs[0]}, the residual of the attention pool in the code of "
-            "UniCrossAdapter's authors, which is not in CLIP and not built here; give CLIP as OpenAI publishes it, "
-            "such as RN101.pt (docs/explanation/unicross.md)"
+            "UniCrossAdapter's authors, which CLIP does not have and which is not supported; give CLIP as published by "
+            "OpenAI, such as RN101.pt (docs/explanation/unicross.md)"
         )
 
 

@@ -111,7 +111,7 @@ def _read_baichuan(published: Entries) -> Read:
     if "max_position_embeddings" not in published or published.values.get("num_hidden_layers") == 40:
         raise UserError(
             f"{published.where}: this is a Baichuan of 13 billion parameters (40 layers, no max_position_embeddings), "
-            "which has ALiBi in place of rotary positions and is not implemented; expected the one of 7 billion"
+            "which uses ALiBi instead of rotary positions and is not supported; use the one with 7 billion"
         )
     return {}, {"model_type": "baichuan", "attention_bias": False}
 
@@ -159,13 +159,14 @@ def check_trainable(config: Qwen2Config, tuning: str) -> None:
     """Raise UserError where what `tuning` trains ("lora" or "full") is not written in the layout of the family."""
     if not FAMILIES[config.model_type].adapters:
         raise UserError(
-            f"a model of type {config.model_type} has no adapters here and is not trained, as PEFT knows its parts by "
-            "other names; take it in the layout of transformers (GLM-4-9B-hf, model_type glm)"
+            f"a model of type {config.model_type} cannot be trained, because PEFT uses other names "
+            "for its modules; use the layout of transformers (GLM-4-9B-hf, model_type glm)"
         )
     if tuning == "full" and not FAMILIES[config.model_type].architecture:
         raise UserError(
-            f"a model of type {config.model_type} is not trained whole, as no class of transformers reads it; train an "
-            "adapter (model.tuning lora)"
+            f"a model of type {config.model_type} does not support full fine-tuning, because transformers has no "
+            "class that reads it; "
+            "train an adapter (model.tuning lora)"
         )
 
 

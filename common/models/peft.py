@@ -209,7 +209,9 @@ def _decoder_of(stored: dict[str, StoredTensor], decoder: Decoder, file: Path) -
         )
     newer = any(name.startswith(f"{PREFIX}{VISION_LANGUAGE}") for name in stored)
     if newer and decoder == TEXT:
-        raise UserError(f"{file.parent}: is an adapter of Qwen2.5-VL, and the model is not; choose the other one")
+        raise UserError(
+            f"{file.parent}: is an adapter of Qwen2.5-VL, but the model is not Qwen2.5-VL; choose the matching one"
+        )
     return VISION_LANGUAGE if newer else TEXT
 
 
@@ -336,9 +338,7 @@ def _check(published: dict[str, Any], file: Path) -> None:
     for name, value in published.items():
         if value and name not in KNOWN and name != "megatron_config":
             shown = printable(repr(value), 60)
-            raise UserError(
-                f"{file}: {printable(name)} = {shown} is more than plain LoRA, and only plain LoRA can be loaded"
-            )
+            raise UserError(f"{file}: {printable(name)} = {shown} is not plain LoRA, and only plain LoRA can be loaded")
 
 
 def _kinds(published: dict[str, Any]) -> Iterator[tuple[str, tuple[bool, str]]]:

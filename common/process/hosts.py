@@ -164,7 +164,7 @@ def gather(hosts: Hosts, deadline: float, say: Callable[[str], None]) -> None:
             if time.monotonic() > deadline:
                 problem = (
                     f"{VARIABLE}: {len(there) + 1} of {hosts.count} hosts joined in time; missing: "
-                    f"{_numbers(missing)}; start them, or give more time with {JOIN_VARIABLE}"
+                    f"{_numbers(missing)}; start them, or allow more time with {JOIN_VARIABLE}"
                 )
                 _tell(there, problem)
                 raise UserError(problem)

@@ -209,8 +209,8 @@ def _damage(directory: Any) -> Iterator[None]:
             raise
         raise UserError(
             f"{directory}: is damaged, or holds weights of other names or shapes than its config gives; was "
-            "config.json, or the directory, changed since? A damaged one can be removed: the one before it is taken "
-            "then"
+            "config.json, or the directory, changed since? A damaged checkpoint can be removed; the "
+            "previous one is then used"
         ) from error
 
 
@@ -251,7 +251,7 @@ def _check_note(checkpoints: Checkpoints, manager: ocp.CheckpointManager, step: 
     if found["base"]["sha256"] != note["base"]["sha256"]:
         raise UserError(
             f"{manager.directory / str(step)}: was trained on the base {found['base']['name']} "
-            f"(sha256 {found['base']['sha256'][:12]}) and the base given is {note['base']['name']} "
+            f"(sha256 {found['base']['sha256'][:12]}) but the given base is {note['base']['name']} "
             f"(sha256 {note['base']['sha256'][:12]}); give the base it was trained on"
         )
     # A note without a config is of an earlier version.

@@ -134,7 +134,7 @@ def check_wandb(project: str | None) -> None:
     if project and importlib.util.find_spec("wandb") is None:
         raise UserError(
             f"wandb_project: {project}: Weights & Biases is not installed: pip install 'medreport-jax[wandb]', "
-            "or leave the project name out"
+            "or leave out the project name"
         )
 
 

@@ -216,6 +216,6 @@ def _write(logs: Logs, run_dir: Path, index: int, row: _Row) -> None:
     logs.write(index, *row)
     if row.metrics["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
         raise UserError(
-            f"{run_dir}: {MAX_SKIPPED_IN_A_ROW} updates in a row were not finite, or their gradient or loss, up to "
-            f"step {index}; lower the learning rate, or look for bad weights; the checkpoints are from before that"
+            f"{run_dir}: {MAX_SKIPPED_IN_A_ROW} updates in a row had a non-finite gradient, loss or result, up to "
+            f"step {index}; lower the learning rate, or look for bad weights; the checkpoints are older than that"
         )

@@ -79,7 +79,7 @@ def make_device_layout(
         raise UserError(f"mesh: {shown} is not a mesh; give positive sizes and at most one -1 (the rest)")
     if len(devices) % fixed or (not wild and fixed != len(devices)):
         raise UserError(
-            f"mesh: {shown} needs a multiple of {fixed} devices and there are {len(devices)}; "
+            f"mesh: {shown} needs a multiple of {fixed} devices, but there are {len(devices)}; "
             "choose sizes whose product is the number of devices, or -1 for one of them"
         )
     if wild:

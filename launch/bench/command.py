@@ -155,7 +155,7 @@ def check(shape: Shape) -> None:
     """Raises UserError for a shape that cannot be measured."""
     for name, value in dataclasses.asdict(shape).items():
         if isinstance(value, int) and value < (name != "examples"):
-            raise UserError(f"--{name.replace('_', '-')}: found {value}, expected a positive whole number")
+            raise UserError(f"--{name.replace('_', '-')}: found {value}, expected a positive integer")
     fits = {
         "--hidden": (shape.hidden % (2 * shape.heads) == 0, f"an even multiple of --heads {shape.heads}"),
         "--heads": (shape.heads % shape.kv_heads == 0, f"a multiple of --kv-heads {shape.kv_heads}"),

@@ -83,7 +83,7 @@ def open_corpus(
     if not pairs:
         raise UserError("augmentation: no pairs; expected at least one")
     if total < len(pairs):
-        raise UserError(f"augmentation to {total:,} pairs: there are {len(pairs):,} already; ask for at least as many")
+        raise UserError(f"augmentation to {total:,} pairs: there are {len(pairs):,} already; give at least that number")
     if total > len(pairs) and math.fsum(rates_of(config).values()) < 1 - 1e-9:
         raise UserError(
             "augmentation: the rates of all kinds must add up to at least 1, so that every new pair has a change; they "
@@ -97,7 +97,9 @@ def open_corpus(
             )
     known = {pair.id for pair in pairs}
     if len(known) < len(pairs):
-        raise UserError(f"augmentation: {len(pairs) - len(known):,} ids of pairs occur twice; ids must be unique")
+        raise UserError(
+            f"augmentation: {len(pairs) - len(known):,} pairs have an id that occurs twice; ids must be unique"
+        )
     if clash := next((id_ for id_ in copy_ids(pairs, total) if id_ in known), ""):
         raise UserError(f"augmentation: {printable(clash)} is the id of a pair and would also be the id of a new pair")
     unknown = (pair for pair in pairs if known_findings(pair.target, pair.language, terms) is None)

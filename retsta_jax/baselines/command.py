@@ -63,7 +63,7 @@ def baseline(arguments: list[str]) -> None:
     new_tokens = RetstaConfig().max_new_tokens
     if chosen.like is not None:
         if named := [word.partition("=")[0] for word in arguments if word.startswith(("--data.", "--seed"))]:
-            raise UserError(f"{named[0]}: not read with --like, which takes data and seed from the run; leave it out")
+            raise UserError(f"{named[0]}: not used with --like, which takes data and seed from the run; leave it out")
         data = read_config(RetstaConfig, chosen.like)
         new_tokens = data.max_new_tokens
     new_tokens = chosen.max_new_tokens or new_tokens

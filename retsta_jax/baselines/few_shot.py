@@ -118,7 +118,7 @@ def make_references(
             own = tuple(term for term in terms.terms if language in terms.languages and own_name(term, language))
             if not own:
                 raise UserError(
-                    f"the terminology has no names in {NAMES[language]}, in which there are reports; give "
+                    f"the terminology has no names in {NAMES[language]}, the language of some reports; give "
                     f"--terminology FILE with a column {language}, or leave --terminology out"
                 )
             needed = functools.partial(needed_terms, terms=terms, language=language)
@@ -138,7 +138,7 @@ def choose_shots(splits: Splits, language: Language, count: int, seed: int) -> t
     if len(usable) < count:
         raise UserError(
             f"--shots {count}: the training split has {len(usable)} reports in {NAMES[language]} whose texts are not "
-            "in validation or test; ask for at most that many"
+            "in validation or test; give at most that many"
         )
     order = np.random.default_rng([seed, *language.encode()]).permutation(len(usable))
     return tuple(usable[index] for index in order[:count])

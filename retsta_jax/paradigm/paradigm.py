@@ -163,7 +163,7 @@ def run_stages(config: ParadigmConfig, run_dir: Path, translation: Translation) 
 
     skipped = costly_rules(start.train, judge)
     for name, share in skipped.items():
-        say(f"the rule {name!r} rejects {share:.0%} of the pairs given, which are right, and is not applied")
+        say(f"the rule {name!r} rejects {share:.0%} of the given pairs, which are correct, so it is not applied")
     labelling = dataclasses.replace(config.label, skip_rules=(*config.label.skip_rules, *skipped))
     step(3, "RetSTA-Zero labels the reports")
     funnel = label_reports(run_dir / ZERO, str(run_dir / "reports.jsonl"), run_dir / LABELLED, judge, labelling)
@@ -225,7 +225,7 @@ def check_start(config: ParadigmConfig, translation: Translation, start: Start, 
     """Raise UserError for what later stages would refuse, while no directory is claimed by these options yet."""
     if config.augment_to and config.augment_to < len(start.train):
         raise UserError(
-            f"augment_to must be at least {len(start.train):,}, the pairs given, or 0, found {config.augment_to:,}"
+            f"augment_to must be at least {len(start.train):,}, the given pairs, or 0, found {config.augment_to:,}"
         )
     for pairs in (start.train, start.validation, start.test):
         if language := translated_language(translation, pairs):
@@ -287,8 +287,8 @@ def begin_openi(data: ParadigmData, seed: int, quarantine: Quarantine) -> Start:
     train, validation, test = load_splits(RetstaConfig(data=openi, seed=seed), quarantine)
     if not 0 < data.train_size < len(train):
         raise UserError(
-            f"data.train_size: expected 1 to {len(train) - 1:,} of the {len(train):,} training reports, so that others "
-            f"are left to label; found {data.train_size:,}"
+            f"data.train_size: expected 1 to {len(train) - 1:,} of the {len(train):,} training reports, so that some "
+            f"are left to label, found {data.train_size:,}"
         )
     drawn = sorted(train, key=lambda pair: hashlib.sha256(f"labelled/{seed}/{pair.id}".encode()).digest())
     labelled = {pair.id for pair in drawn[: data.train_size]}

@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     first = next(iter(runs))
     for name, run in runs.items():
         if run.reports != runs[first].reports:
-            raise UserError(f"{name}: was evaluated on different test reports from {first}; expected the same")
+            raise UserError(f"{name}: was evaluated on other test reports than {first}; expected the same")
     print(table_of(runs.values()), flush=True)
 
 
@@ -65,7 +65,7 @@ def read_run(run_dir: Path) -> Run:
     files = {name: run_dir / name / "metrics.json" for name in (ZERO, FINAL)}
     for file in files.values():
         if not file.exists():
-            raise UserError(f"{run_dir}: is not finished, {file} is missing; give its command again")
+            raise UserError(f"{run_dir}: is not finished, {file} is missing; run its command again")
     systems = {name: read_json_object(file).get("systems", {}) for name, file in files.items()}
     if any(SHOWN[0] not in systems[model].get(key, {}) for model, key in SYSTEMS.values()):
         raise UserError(f"{run_dir}: has no {SHOWN[0]}; expected a run whose standard reports are lists of codes")

@@ -192,7 +192,7 @@ def language_run(config: ParadigmConfig, folder: Path, language: Language) -> Ru
         pairs = read_pairs(paradigm / f"final-{split}.jsonl", Quarantine())
         own = [pair for pair in pairs if pair.language == language]
         if not own:
-            raise UserError(f"{paradigm / f'final-{split}.jsonl'}: no pair in {language}, on which a row is trained")
+            raise UserError(f"{paradigm / f'final-{split}.jsonl'}: no pair in {language}, needed to train a row")
         files[split] = folder / f"{language}-{split}.jsonl"
         write_pairs(files[split], own)
         count = len(own)
@@ -264,12 +264,12 @@ def peer_rows(peers: Sequence[Path], runs: Mapping[int, Path], language: Languag
         seed = next((seed for seed, reports in tested.items() if answered and answered <= reports), None)
         if seed is None:
             raise UserError(
-                f"--baselines {peer}: answered other reports than the test splits of seeds "
+                f"--baselines {peer}: has answers to other reports than the test splits of seeds "
                 f"{', '.join(map(str, runs))}; "
                 f"give retsta baseline --like {next(iter(runs.values())).parent / ZERO}, or the run of another seed"
             )
         if seed in rows.setdefault(name, {}):
-            raise UserError(f"--baselines: {rows[name][seed].directory} and {peer} have both {name} on seed {seed}")
+            raise UserError(f"--baselines: {rows[name][seed].directory} and {peer} both have {name} for seed {seed}")
         rows[name][seed] = measured(peer, name, language)
     return rows
 
@@ -279,16 +279,14 @@ def check_directory(directory: Path) -> None:
     names = [entry.name for entry in directory.iterdir() if lock_of(entry.name) is None]
     if names and not any(name.startswith(("seed-", ANSWERS)) for name in names):
         raise UserError(
-            f"{directory}: holds {printable(min(names))} and no runs of retsta table; give another --directory"
+            f"{directory}: contains {printable(min(names))} and no runs of retsta table; give another --directory"
         )
 
 
 def check_given(number: int, config: ParadigmConfig, translation: Translation) -> None:
     """Raise UserError where the pairs given are too few for a table, or not in the languages that it compares."""
     if config.data.has_codes:
-        raise UserError(
-            "retsta table: the tables are of reports in words; give --data.corpus fundus or jsonl with these"
-        )
+        raise UserError("retsta table: the tables need reports in words; give --data.corpus fundus or jsonl with these")
     given = given_pairs(config)
     if number == 3:
         few_of(given.pairs, config.augment_to)

@@ -68,7 +68,7 @@ def table(arguments: list[str]) -> None:
     config, chosen = read_preset_options(options, PRESETS, rest, NEEDS)
     number, directory, seeds = int(word), chosen.directory, chosen.seeds
     if repeated := [seed for seed in seeds if seeds.count(seed) > 1]:
-        raise UserError(f"--seeds: {repeated[0]} is given twice; each seed is one run, give different ones")
+        raise UserError(f"--seeds: {repeated[0]} is given twice; each seed is one run, so give different ones")
     if chosen.baselines and RETSTA not in TABLES[number].rows:
         raise UserError("--baselines: not read by tables 3 to 5, which compare trainings; leave it out")
     folder = directory / f"table-{number}"

@@ -132,7 +132,7 @@ def read_table(path: str | Path) -> Table:
     languages = tuple(language for language in LANGUAGES if language in found)
     if not languages:
         raise UserError(
-            f"{path}: neither a column zh nor en, but {printable(', '.join(found))}; expected names of terms in at "
+            f"{path}: has neither a column zh nor en, but {printable(', '.join(found))}; expected names of terms in at "
             "least one of them, with commas between columns (CSV) or tabs (TSV)"
         )
     terms = tuple(_term(row, line, problems) for line, row in rows)
@@ -151,7 +151,7 @@ def _csv_rows(path: str | Path) -> Iterator[tuple[int, dict[str, str]]]:
     _, header = next(rows, (0, []))
     header = [name.strip().lower() for name in header]
     if repeated := [name for name in header if header.count(name) > 1]:
-        raise UserError(f"{path}: column {printable(repeated[0])} is there {header.count(repeated[0])} times; keep one")
+        raise UserError(f"{path}: column {printable(repeated[0])} occurs {header.count(repeated[0])} times; keep one")
     if not header:
         raise UserError(f"{path}: is empty; expected a header line and one term per line")
     for line, values in rows:
@@ -167,7 +167,7 @@ def _json_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, row in enumerate(rows, start=1):
         columns = {name.strip().lower(): value for name, value in row.items()}
         if len(columns) < len(row):
-            raise UserError(f"{path}: term {number} has a column twice, in small letters and in capitals; keep one")
+            raise UserError(f"{path}: term {number} has a column twice, in lower and upper case; keep one")
         yield number, columns
 
 

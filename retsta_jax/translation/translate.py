@@ -84,7 +84,7 @@ def check_ids(pairs: Sequence[ReportPair], to: Language) -> None:
     ids = {pair.id for pair in pairs}
     if clash := next((pair for pair in pairs if new_id(pair, to) in ids), None):
         raise UserError(
-            f"id {printable(new_id(clash, to))}, of another pair, would be that of the translation of "
+            f"id {printable(new_id(clash, to))} belongs to a pair and would also be the id of the translation of "
             f"{printable(clash.id)}; rename one of them"
         )
 

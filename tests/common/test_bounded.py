@@ -88,7 +88,7 @@ def deep(opening, closing, depth):
 
 @pytest.mark.parametrize("make", CONTAINERS.values(), ids=CONTAINERS)
 def test_a_pickle_that_unfolds_without_end_is_one_line(hurried, tmp_path, make):
-    with pytest.raises(UserError, match=r"m\.pth: .*(takes more than|hold one another|not a complete|no tensors)"):
+    with pytest.raises(UserError, match=r"m\.pth: .*(takes more than|contain one another|not a complete|no tensors)"):
         read_archive(archive(tmp_path / "m.pth", make()))
 
 

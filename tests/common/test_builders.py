@@ -211,5 +211,5 @@ def test_a_folder_above_a_prepared_data_set_names_it(tmp_path):
         with pytest.raises(UserError, match=r"no data set there; name \S+$") as refusal:
             prepared_names(str(wrong))
         assert prepared_names(str(refusal.value).rpartition(" ")[2]) == ["test"]
-    with pytest.raises(UserError, match="no data set there; make it by medreport prepare"):
+    with pytest.raises(UserError, match="no data set there; make one with medreport prepare"):
         prepared_names(str(tmp_path / "nowhere"))

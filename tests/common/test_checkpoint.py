@@ -89,7 +89,7 @@ def test_a_checkpoint_of_another_base_is_refused_by_name(tmp_path):
     checkpoints.close()
     other = open_checkpoints(tmp_path, {"base": {"name": "three-b", "sha256": "b" * 64}})
     for restore, like in ((restore_latest, state(layout)), (restore_trainable, state(layout).trainable)):
-        with pytest.raises(UserError, match=r"trained on the base seven-b .*aaa.* base given is three-b .*bbb"):
+        with pytest.raises(UserError, match=r"trained on the base seven-b .*aaa.* given base is three-b .*bbb"):
             restore(other, like)
     other.close()
 

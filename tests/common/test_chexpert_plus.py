@@ -230,7 +230,7 @@ def test_missing_foreign_and_damaged_tables_are_refused(tmp_path):
         read_chexpert_plus(root, Quarantine())
     table.unlink()
     for wrong in (root, root.parent, table):
-        with pytest.raises(UserError, match=rf"holds no {TABLE}; expected the root of CheXpert Plus, the folder that"):
+        with pytest.raises(UserError, match=rf"no {TABLE} there; expected the root of CheXpert Plus, the folder that"):
             read_chexpert_plus(wrong, Quarantine())
 
 

@@ -103,7 +103,7 @@ def test_a_fresh_start_removes_only_a_run_of_ours(tmp_path):
     claim_run_directory(run, DEMO)
     for name in ("metrics.jsonl", "metrics.jsonl.partial", ".metrics.json.123.partial", ".adapter.old", "thesis.tex"):
         (run / name).write_text("")
-    with pytest.raises(UserError, match=r"run: holds thesis\.tex, which no run writes"):
+    with pytest.raises(UserError, match=r"run: contains thesis\.tex, which does not belong to a run"):
         remove_run(run, RetstaConfig, OUTPUTS)
     assert len(list(run.iterdir())) == 6
     (run / "thesis.tex").unlink()

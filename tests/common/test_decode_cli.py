@@ -166,7 +166,7 @@ def test_another_architecture_and_another_tokenizer_are_refused(model, prompts, 
 def test_an_output_of_other_rows_is_refused_and_kept(model, prompts, tmp_path):
     output = jsonl(tmp_path / "out.jsonl", [{"id": "other", "text": "", "token_ids": [], "log_probs": []}])
     before = output.read_bytes()
-    with pytest.raises(UserError, match="not the first of the input"):
+    with pytest.raises(UserError, match="not the first ids of the input"):
         decode(model, prompts, output)
     assert output.read_bytes() == before
 

@@ -70,6 +70,6 @@ def test_an_output_that_holds_what_is_not_finite_is_not_continued(model, rows, t
     output = tmp_path / "out.jsonl"
     output.write_text(f'{{"id": "r0", "text": "", "token_ids": [0], "log_probs": [{value}], "finish": "length"}}\n')
     before = output.read_bytes()
-    with pytest.raises(UserError, match=r"out\.jsonl: holds something else .*line 1: not JSON"):
+    with pytest.raises(UserError, match=r"out\.jsonl: contains something other .*line 1: not JSON"):
         decode(model, rows, output, "--dtype", "float32")
     assert output.read_bytes() == before

@@ -44,7 +44,7 @@ def test_options_become_settings():
     ("words", "said"),
     [
         ("--endpoint-model m --requests-per-minute 3", "--endpoint-model, --requests-per-minute: not read without"),
-        (CONSENT, f"{CONSENT}: not read without --endpoint"),
+        (CONSENT, f"{CONSENT}: not used without --endpoint"),
         (f"--endpoint {URL}", "give --endpoint-model NAME"),
         (f"--endpoint {URL} --endpoint-model=", "give --endpoint-model NAME"),
         (f"--endpoint {URL} --endpoint-model m --price-per-million-input 1", "give both, or neither"),

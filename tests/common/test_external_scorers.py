@@ -49,7 +49,7 @@ GOOD = '{"id": "a", "scores": {"x": 1}}'
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (scorer("import sys; sys.exit(3)"), "ended with status 3"),
+        (scorer("import sys; sys.exit(3)"), "exited with status 3"),
         (Scorer("mine", ("/nowhere/scorer",)), "/nowhere/scorer cannot be run"),
         (printing(), "its output: no rows"),
         (printing(GOOD), "1 rows for 2 reports: id 7 is missing"),
@@ -79,7 +79,7 @@ def test_one_scorer_that_fails_takes_no_other_with_it():
     scores, absent = run_scorers([scorer("raise SystemExit(1)"), good], ROWS)
     assert set(scores) == {"GREEN-7b"}
     assert set(absent) == {"mine", "radgraph"}
-    assert "ended with status 1" in absent["mine"]
+    assert "exited with status 1" in absent["mine"]
     assert str(KNOWN["radgraph"]) in absent["radgraph"]
     assert set(run_scorers([], ROWS)[1]) == {"green", "radgraph"}
 
@@ -200,4 +200,4 @@ def test_a_missing_package_leaves_the_scorer_absent(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     command = shlex.join([sys.executable, "-S", str(SCORERS / "green_rows.py"), "--weights", str(tmp_path)])
     _, absent = run_scorers(parse_scorers([f"green={command}"]), ROWS)
-    assert "ended with status 1" in absent["green"]
+    assert "exited with status 1" in absent["green"]

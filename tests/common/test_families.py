@@ -108,7 +108,7 @@ def test_rotary_entries_mean_the_same_wherever_they_stand(tmp_path, inside, kind
 THIRTEEN = {name: value for name, value in BAICHUAN.items() if name != "max_position_embeddings"}
 REFUSED = [
     (THIRTEEN | {"hidden_size": 5120, "num_hidden_layers": 40}, "Baichuan of 13 billion parameters.* ALiBi"),
-    (THIRTEEN, "which has ALiBi in place of rotary positions"),
+    (THIRTEEN, "which uses ALiBi instead of rotary positions"),
     (BAICHUAN | {"num_hidden_layers": 40}, "expected the one of 7 billion"),
     (LLAMA | {"attention_bias": True}, "attention_bias is True, expected false"),
     (LLAMA | {"mlp_bias": True}, "mlp_bias is True, expected false"),

@@ -137,7 +137,7 @@ def test_hosts_meet_in_any_order(monkeypatch, port):
 
 def test_all_are_told_which_host_is_missing(monkeypatch, port):
     told = met(monkeypatch, port, {0: 4, 2: 4}, 0.5)
-    line = "MEDREPORT_HOSTS: 2 of 4 hosts joined in time; missing: 1, 3; start them, or give more time with "
+    line = "MEDREPORT_HOSTS: 2 of 4 hosts joined in time; missing: 1, 3; start them, or allow more time with "
     assert told == dict.fromkeys((0, 2), f"{line}MEDREPORT_JOIN_TIMEOUT")
 
 

@@ -129,10 +129,10 @@ def test_exif_orientation_is_applied():
         (png_with_size(0, 5), "not a complete PNG"),
         (png_with_size(20_000, 20_000), "20000 x 20000 pixels; expected at most 100 million"),
         (png_with_size(2**31 - 1, 2**31 - 1), "expected at most 100 million"),
-        (png_with_size(100, 2001), "100 x 2001 pixels; expected sides that differ at most 20 times"),
+        (png_with_size(100, 2001), "100 x 2001 pixels; expected an aspect ratio of at most 20"),
         (
             encoded(Image.new("L", (3, 3)), save_all=True, append_images=[Image.new("L", (3, 3), 9)]),
-            "2 frames; expected one still image",
+            "2 frames; expected a single frame",
         ),
         (png_of_16_bits_with_alpha(), "16-bit grey with transparency"),
     ],

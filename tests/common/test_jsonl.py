@@ -43,7 +43,7 @@ def test_blank_lines_byte_order_mark_and_carriage_returns_are_accepted(tmp_path)
         (b'{"id": true, "text": "t"}', r"line 3: 'id' must be str \| int, found bool"),
         (b'{"id": "a", "text": "t"}', "line 3: id 'a' duplicates line 1"),
         (b'{"id": "b", "text": "caf\xe9"}', "line 3: not UTF-8 at byte 25"),
-        (b'{"id": "b", "text": "\\ud800"}', "line 3: 'text' holds an unpaired surrogate"),
+        (b'{"id": "b", "text": "\\ud800"}', "line 3: 'text' contains an unpaired surrogate"),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, message) -> None:

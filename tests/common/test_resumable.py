@@ -25,7 +25,7 @@ def test_a_file_that_is_not_ours_is_refused_and_keeps_every_byte(tmp_path, conte
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
     with pytest.raises(
-        UserError, match=r"notes\.txt: (holds something else than .*, and is left as it is|its ids are)"
+        UserError, match=r"notes\.txt: (contains something other than .*, and is left unchanged|its ids are)"
     ):
         rows_done(path, ["a", "b"], {"text": str})
     assert path.read_bytes() == content
@@ -69,10 +69,12 @@ def test_rows_are_continued_with_the_settings_that_began_them(tmp_path) -> None:
 def test_rows_of_which_nothing_is_known_are_not_continued(tmp_path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(OURS)
-    with pytest.raises(UserError, match=r"holds rows, and rows\.jsonl\.config\.json, which says .* is not beside it"):
+    with pytest.raises(
+        UserError, match=r"holds rows, but rows\.jsonl\.config\.json, the record of how they were made, is missing"
+    ):
         claim_output(path, {"model": "m"})
     (tmp_path / "rows.jsonl.config.json").write_text('{"run_dir": "/runs/a", "inputs": "12345678"}')
-    with pytest.raises(UserError, match=r"begun by an earlier version, which did not record by content"):
+    with pytest.raises(UserError, match=r"written by an earlier version, which did not record the content"):
         claim_output(path, {"model": "m"})
     assert path.read_bytes() == OURS
 
@@ -115,7 +117,7 @@ def test_an_output_takes_no_input_s_place(tmp_path) -> None:
     other.symlink_to(path)
     check_output(None, path)
     check_output(tmp_path / "new.jsonl", path)
-    for output, said in ((path, "is read as input"), (other, "is read as input"), (tmp_path, "is a directory")):
+    for output, said in ((path, "is also an input"), (other, "is also an input"), (tmp_path, "is a directory")):
         with pytest.raises(UserError, match=said):
             check_output(output, path)
 
@@ -128,7 +130,7 @@ def test_a_file_that_is_written_whole_takes_no_foreign_one_s_place(tmp_path, con
     path.write_text('{"ids": [], "statistics": {}}')
     check_own_object(path, ["ids", "statistics"])
     path.write_text(content)
-    with pytest.raises(UserError, match=r"chosen\.json: holds something else .*, and is left as it is"):
+    with pytest.raises(UserError, match=r"chosen\.json: contains something other .*, and is left unchanged"):
         check_own_object(path, ["ids", "statistics"])
     assert path.read_text() == content
 

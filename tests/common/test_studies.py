@@ -344,7 +344,7 @@ def test_bad_rows_are_refused_by_id_or_place(tmp_path, name, bad, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", "expected an array of rows; save rows one per line under a name that ends in .jsonl"),
+        ("{}", "expected an array of rows; save one row per line in a file with the suffix .jsonl"),
         ("[]", "no rows; expected an array"),
         ("", "not JSON"),
         ("[1]", "row 1: expected a JSON object, found int"),

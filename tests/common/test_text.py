@@ -131,7 +131,7 @@ def test_long_fields_are_read_and_endless_ones_refused(tmp_path):
     [
         (b"", "no column id; expected id"),
         (b"ID\n1\n", "no column id; expected id"),
-        (b"id,id\n1,2\n", "column id is there 2 times"),
+        (b"id,id\n1,2\n", "column id occurs 2 times"),
         (b"id,b\n1\n", "line 2: too few columns"),
         (b"id,b\n1,2,3\n", "line 2: too many columns"),
         (b'id,b\n1,"2\n3,4\n', "not CSV (unexpected end of data on line 3)"),

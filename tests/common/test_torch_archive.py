@@ -117,7 +117,7 @@ def test_nothing_is_executed(tmp_path, layout, protocol):
     else:
         headers = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}] if layout == "legacy" else []
         path.write_bytes(b"".join(pickle.dumps(header, 2) for header in headers) + attack)
-    with pytest.raises(UserError, match=r"evil\.pt: (refused: it asks to load (posix|nt)\.system|no PyTorch file)"):
+    with pytest.raises(UserError, match=r"evil\.pt: (refused: it asks to load (posix|nt)\.system|not a PyTorch file)"):
         read_archive(path)
     assert not victim.exists()
     pickle.loads(attack)  # the attack itself works
@@ -198,8 +198,8 @@ def test_a_damaged_storage_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.write_bytes(b"hello"), "no PyTorch file"),
-        (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "no PyTorch file"),
+        (lambda path: path.write_bytes(b"hello"), "not a PyTorch file"),
+        (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "not a PyTorch file"),
         (lambda path: pickled_archive(path, b"", "readme.txt"), "no data.pkl"),
         (lambda path: pickled_archive(path, b"junk"), "not a complete PyTorch file"),
         (lambda path: pickled_archive(path, pickle.dumps({"a": 1})), "contains no tensors"),

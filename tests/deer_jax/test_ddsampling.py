@@ -161,5 +161,5 @@ def test_the_largest_exponent_still_draws_of_all():
 
 @pytest.mark.parametrize("count", [0, 4])
 def test_more_studies_than_there_are_cannot_be_chosen(count):
-    with pytest.raises(UserError, match="cannot be chosen of 3"):
+    with pytest.raises(UserError, match="cannot be chosen from 3"):
         select(np.arange(3.0), count)

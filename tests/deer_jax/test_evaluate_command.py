@@ -178,7 +178,7 @@ def test_the_command_prints_one_object_with_the_scores_of_scorers(files, tmp_pat
     low, high = result["intervals"]["radgraph/partial"]
     assert low < 10 / 40 < high
     assert result["other"] is None
-    assert "ended with status 4" in result["notes"]["other"]
+    assert "exited with status 4" in result["notes"]["other"]
     assert "radgraph" not in result["notes"]
     assert "note: other: " in printed.err
     assert "note: green: no scorer of this name was given" in printed.err

@@ -175,7 +175,7 @@ def test_the_vocabulary_of_a_text_is_always_the_same_and_knows_every_ascii_word(
         ({}, "no such labeler"),
         (
             {"chexbert.pth": b"PK"},
-            "put the vocab.txt of bert-base-uncased beside it, or name its directory with --mine",
+            "put the vocab.txt of bert-base-uncased next to it, or name its directory with --mine",
         ),
         ({"config.json": b"{}", "vocab.txt": b"[CLS]\n[SEP]\n[UNK]\n"}, "is not a labeler"),
         (

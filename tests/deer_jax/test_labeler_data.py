@@ -35,7 +35,7 @@ def test_gold_labels_are_the_same_however_they_were_saved(files, mark, end):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "expected a first line 'filename,LABEL,...' and found ''"),
+        (b"", "expected a first line 'filename,LABEL,...', found ''"),
         (GOLD.replace(b"filename", b"f" * 100_000), r"found 'f+ ... \(99,"),
         (GOLD + b"CXR1,0,0\n", "line 8: expected a new id and 2 values that are 0 or 1"),
         (GOLD + b"CXR8,0\n", "line 8: too few columns"),

@@ -109,7 +109,7 @@ def test_the_input_is_not_overwritten(tmp_path):
     rows = tmp_path / "rows.jsonl"
     write_rows(rows, [{"id": "s", "labels": [SAMPLE, SAMPLE]}])
     before = rows.read_bytes()
-    with pytest.raises(UserError, match="is read as input"):
+    with pytest.raises(UserError, match="is also an input"):
         main([str(rows), "--fraction", "1", "--seed", "0", "--output", str(rows)])
     assert rows.read_bytes() == before
 
@@ -119,9 +119,9 @@ def test_the_input_is_not_overwritten(tmp_path):
     [
         ({"id": "x", "labels": []}, "id x: 0 samples"),
         ({"id": "x", "labels": [SAMPLE]}, "id x: 1 samples"),
-        ({"id": "x", "labels": [SAMPLE, SAMPLE[:13]]}, "a sample has not 14 labels"),
-        ({"id": "x", "labels": [SAMPLE, 1]}, "a sample has not 14 labels"),
-        ({"id": "x", "labels": SAMPLE}, "a sample has not 14 labels"),
+        ({"id": "x", "labels": [SAMPLE, SAMPLE[:13]]}, "a sample does not have 14 labels"),
+        ({"id": "x", "labels": [SAMPLE, 1]}, "a sample does not have 14 labels"),
+        ({"id": "x", "labels": SAMPLE}, "a sample does not have 14 labels"),
         ({"id": "x", "labels": [SAMPLE, [2] * 14]}, "neither 0 nor 1"),
         ({"id": "x", "labels": [SAMPLE, [-1] * 14]}, "neither 0 nor 1"),
         ({"id": "x", "labels": [SAMPLE, [0.5] * 14]}, "neither 0 nor 1"),
@@ -131,7 +131,7 @@ def test_the_input_is_not_overwritten(tmp_path):
         ({"id": "x", "labels": {"a": 1}}, "line 2: 'labels' must be list"),
         ({"id": "x"}, "line 2: key 'labels' is missing"),
         ({"id": "s", "labels": [SAMPLE, SAMPLE]}, "id 's' duplicates line 1"),
-        ({"id": "x", "labels": [SAMPLE, SAMPLE], "rewards": [0, 1]}, "id s has no rewards, others have"),
+        ({"id": "x", "labels": [SAMPLE, SAMPLE], "rewards": [0, 1]}, "id s has no rewards, but others do"),
     ],
 )
 def test_bad_rows_are_refused_by_name(tmp_path, capsys, row, message):

@@ -104,7 +104,7 @@ def test_an_unknown_command_is_one_clear_line():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rows", "0"], "--rows: found 0, expected a positive whole number"),
+        (["--rows", "0"], "--rows: found 0, expected a positive integer"),
         (["--examples", "-1"], "--examples: found -1"),
         (["--heads", "3"], "--hidden: expected an even multiple of --heads 3"),
         (["--kv-heads", "3"], "--heads: expected a multiple of --kv-heads 3"),

@@ -53,7 +53,7 @@ def test_it_goes_on_where_it_was_stopped_and_to_a_larger_total(pairs, tmp_path):
     assert output.read_bytes() == whole.read_bytes()
     with pytest.raises(UserError, match=r"holds rows made with other options or files \(rates.typo was 0.5"):
         augment(pairs, "--total", 37, "--output", output, "--typo", 0.4)
-    with pytest.raises(UserError, match="its ids are not the first of the input's"):
+    with pytest.raises(UserError, match="its ids are not the first ids of the input"):
         augment(pairs, "--total", 22, "--output", output)
 
 
@@ -82,7 +82,7 @@ def test_no_perturbation_makes_a_target_that_is_held_out(pairs, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ("", (), "no rows; expected one JSON object a line"),
+        ("", (), "no rows; expected one JSON object per line"),
         (None, ("--factor", "0"), "--factor: must be at least 1"),
         (None, ("--total", "9"), "augmentation to 9 pairs: there are 10 already"),
         (None, ("--typo", "1.5"), "--typo: must be at least 0 and at most 1"),
@@ -110,5 +110,5 @@ def test_bad_input_is_one_line_and_nothing_is_written(rows, options, message, pa
 
 
 def test_an_output_is_not_an_input(pairs):
-    with pytest.raises(UserError, match="is read as input and would be overwritten"):
+    with pytest.raises(UserError, match="is also an input and would be overwritten"):
         augment(pairs, "--output", pairs)

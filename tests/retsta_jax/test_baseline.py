@@ -186,7 +186,7 @@ def test_a_run_stands_beside_on_its_own_test_split(material, llama, tmp_path, ca
     assert "was evaluated on other reports" in (tmp_path / "some" / "report.html").read_text()
     capsys.readouterr()
     assert retsta(command(tmp_path / "no", "--model", llama, "--like", run_dir, "--data.corpus", "fundus")) == 2
-    assert "--data.corpus: not read with --like" in capsys.readouterr().err
+    assert "--data.corpus: not used with --like" in capsys.readouterr().err
     assert retsta(command(run_dir, "--model", llama, "--like", run_dir)) == 2
     assert "is the directory of a run; give another --output" in capsys.readouterr().err
 
@@ -368,5 +368,5 @@ def test_a_directory_of_something_else_is_left_alone(llama, data, tmp_path, caps
         folder.mkdir()
         (folder / name).write_text(content)
         assert retsta(command(folder, "--model", llama, *data)) == 2
-        assert "holds something else than" in capsys.readouterr().err
+        assert "contains something other than" in capsys.readouterr().err
         assert [(entry.name, entry.read_text()) for entry in folder.iterdir()] == [(name, content)]

@@ -199,7 +199,7 @@ def test_without_a_terminology_no_term_is_named_and_one_of_another_language_is_r
     (prompt,), _ = fit_prompts(splits.test[:1], {"en": without, "zh": without}, count, None, [])
     assert without.wording.terms not in prompt_text(without, prompt)
     chinese = Terminology(tuple(replace(term, en="") for term in TERMS.terms), ("zh",))
-    with pytest.raises(UserError, match="the terminology has no names in English, in which there are reports"):
+    with pytest.raises(UserError, match="the terminology has no names in English, the language of some reports"):
         make_references(["zh", "en"], splits, "fundus", chinese, 1, 0)
     some = Terminology((replace(TERMS.terms[0], en=""), *TERMS.terms[1:]))
     assert len(make_references(["en"], splits, "fundus", some, 1, 0)["en"].terms) == len(TERMS.terms) - 1

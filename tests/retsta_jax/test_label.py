@@ -62,7 +62,7 @@ def test_other_reports_or_options_are_refused(retsta_run, reports, tmp_path, cap
     assert retsta(labelled(retsta_run, reports, output)) == 0
     reports.write_text(reports.read_text().replace("zh-", "other-"))
     assert retsta(labelled(retsta_run, reports, output)) == 2
-    assert "its ids are not the first of the input's" in capsys.readouterr().err
+    assert "its ids are not the first ids of the input" in capsys.readouterr().err
     assert retsta(labelled(retsta_run, reports, tmp_path / "new", "--skip-rules", "nonsense")) == 2
     assert "--skip-rules nonsense: unknown; rules are" in capsys.readouterr().err
     assert retsta(labelled(tmp_path / "absent", reports, tmp_path / "new")) == 2
@@ -75,7 +75,7 @@ def test_a_directory_with_files_of_others_is_left_alone(retsta_run, reports, tmp
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("mine\n")
     assert retsta(labelled(retsta_run, reports, tmp_path / "out")) == 2
-    assert f"{name}: holds something else than" in capsys.readouterr().err
+    assert f"{name}: contains something other than" in capsys.readouterr().err
     assert [file.read_text() for file in (tmp_path / "out").iterdir()] == ["mine\n"]
 
 

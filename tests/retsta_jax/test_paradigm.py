@@ -155,7 +155,7 @@ def test_bad_options_are_one_line(material, tmp_path, capsys, options, expected)
 @pytest.mark.parametrize(
     ("options", "table", "expected"),
     [
-        ({"augment_to": 5}, TERMS, "augment_to must be at least 12, the pairs given, or 0, found 5"),
+        ({"augment_to": 5}, TERMS, "augment_to must be at least 12, the given pairs, or 0, found 5"),
         ({}, "kind,en\nsign,nodule\n", "no names in Chinese, which translation needs; .* or give --translate none"),
     ],
 )

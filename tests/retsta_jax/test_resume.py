@@ -135,8 +135,8 @@ def test_another_base_of_the_same_shapes_is_refused_by_name(material, tmp_path, 
     base.symlink_to(material.other_base)
     standardize = ["standardize", "--run-dir", str(run_dir), str(material.data / "reports.txt")]
     for refused, said in (
-        (command, "is a run on another base"),
-        (standardize, "the base given is other-base (sha256 "),
+        (command, "is a run with another base"),
+        (standardize, "the given base is other-base (sha256 "),
     ):
         assert retsta(refused) == 2
         error = capsys.readouterr().err

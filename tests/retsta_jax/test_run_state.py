@@ -128,11 +128,11 @@ def test_training_goes_on_where_data_and_base_moved_and_not_with_others(own, mat
     before = tree(own)
     rows = (data / "train.jsonl").read_text().splitlines(keepends=True)
     (data / "train.jsonl").write_text("".join(rows[:-1]))
-    assert "run: is a run on another data" in refused(
+    assert "run: is a run with another data" in refused(
         material.train(own, **TWO_STEPS, **files, model__base=base), capsys
     )
     said = refused(material.train(own, **TWO_STEPS, model__base=material.other_base), capsys)
-    assert "run: is a run on another base" in said
+    assert "run: is a run with another base" in said
     assert tree(own) == before
 
 
@@ -169,6 +169,6 @@ def test_a_foreign_output_is_left_as_it_is(own, reports, tmp_path, capsys) -> No
     for content in ("my notes\n", '{"id": 0, "text": "mine"}\n', "\x00\xff"):
         output.write_text(content)
         said = refused(standardized(own, reports, output), capsys)
-        assert "notes.txt: holds something else than rows of this command" in said
+        assert "notes.txt: contains something other than rows of this command" in said
         assert output.read_text() == content
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "reports.jsonl", "run"]

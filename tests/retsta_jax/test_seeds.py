@@ -97,7 +97,7 @@ def test_two_models_that_write_the_same_have_no_gain(tmp_path):
 
 def test_what_is_not_comparable_is_one_line(tmp_path, capsys):
     run, other = make_run(tmp_path / "a", 1, 5, 0.3), make_run(tmp_path / "b", 2, 5, 0.3, reports=50)
-    assert "was evaluated on different test reports from" in refused([str(run), str(other)], capsys)
+    assert "was evaluated on other test reports than" in refused([str(run), str(other)], capsys)
     assert "the following arguments are required: RUN" in refused([], capsys)
     (other / "final" / "metrics.json").unlink()
     assert "is not finished" in refused([str(other)], capsys)

@@ -125,10 +125,10 @@ def test_other_models_stand_beside_on_the_same_reports(done, material, untouched
     )
     other = peer(tmp_path / "other", done / "seed-1" / "not-augmented", "glm-4-9b-chat")
     assert retsta(command(1, done, material.base, "--baselines", other)) == 2
-    assert "other: answered other reports than the test splits of seeds 0; give" in capsys.readouterr().err
+    assert "other: has answers to other reports than the test splits of seeds 0; give" in capsys.readouterr().err
     again = peer(tmp_path / "again", final, "glm-4-9b-chat")
     assert retsta(command(1, done, material.base, "--baselines", same, again)) == 2
-    assert f"{same} and {again} have both glm-4-9b-chat on seed 0" in capsys.readouterr().err
+    assert f"{same} and {again} both have glm-4-9b-chat for seed 0" in capsys.readouterr().err
     rows = read_jsonl(again / "predictions.jsonl", {})
     write_rows(again / "predictions.jsonl", (row for row in rows if row["language"] == "zh"))
     assert retsta(command(1, done, material.base, "--baselines", again)) == 2
@@ -172,5 +172,5 @@ def test_a_directory_of_something_else_is_left_as_it_is(tmp_path, capsys):
     assert "arguments are required: --directory" in capsys.readouterr().err
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     assert retsta(["table", "3", "--preset", "demo", "--directory", str(tmp_path)]) == 2
-    assert "holds notes.txt and no runs of retsta table; give another --directory" in capsys.readouterr().err
+    assert "contains notes.txt and no runs of retsta table; give another --directory" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]

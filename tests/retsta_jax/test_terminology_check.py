@@ -106,7 +106,7 @@ def test_every_format_and_few_columns_will_do(tmp_path, capsys):
         ("terms.json", "[]", "contains no term"),
         ("terms.JSON", '[{"en": "a b", "EN": "c d"}]', "term 1 has a column twice"),
         ("terms.json", '[{"en": "a b", "en": "c d"}]', "the key 'en' is there twice"),
-        ("terms.csv", "id,en,en\na,b,c\n", "column en is there 2 times"),
+        ("terms.csv", "id,en,en\na,b,c\n", "column en occurs 2 times"),
         ("terms.csv", "id,en\na\n", "too few columns"),
         ("terms.json", "{", "not JSON"),
         ("terms.json", "[1]", "expected a list of terms"),

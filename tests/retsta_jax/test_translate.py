@@ -323,7 +323,7 @@ def test_a_terminology_of_one_language_is_one_line(tmp_path, capsys, table, expe
 def test_ids_that_clash_and_pairs_already_there_are_refused(tmp_path, capsys):
     pairs = write_pairs(tmp_path / "p.jsonl", [*SPOKEN, ReportPair("a-en", "右眼玻璃膜疣", "右眼：玻璃膜疣。", "zh")])
     assert retsta(command(pairs, tmp_path / "o.jsonl")) == 2
-    assert "id a-en, of another pair, would be that of the translation of a" in capsys.readouterr().err
+    assert "id a-en belongs to a pair and would also be the id of the translation of a" in capsys.readouterr().err
     assert retsta(command(write_pairs(pairs, PAIRS), tmp_path / "o.jsonl", to="zh")) == 2
     assert "all pairs are in Chinese already" in capsys.readouterr().err
     assert retsta(command(pairs, pairs)) == 2

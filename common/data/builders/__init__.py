@@ -140,7 +140,7 @@ def open_split(folder: str | Path, split: str) -> grain.MapDataset[ImageStudy]:
     except Exception as error:  # TFDS, protobuf and array_record have no closed list of what damaged files raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{folder}: no data set with a split {split} ({reason}); make it by medreport prepare"
+            f"{folder}: no data set with a split {split} ({reason}); make one with medreport prepare"
         ) from error
     return grain.MapDataset.source(source).map(_study)
 
