@@ -43,8 +43,8 @@ def preset_parser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
-    options.add_argument("--preset", metavar="NAME", help=f"where the config begins: {', '.join(presets)}")
-    where = "where to write; the same command continues what it finds there"
+    options.add_argument("--preset", metavar="NAME", help=f"starting point of the config: {', '.join(presets)}")
+    where = "output directory; the same command continues an existing run"
     options.add_argument(option, type=Path, metavar=metavar, required=True, help=where)
     return options
 
@@ -76,7 +76,7 @@ def read_preset_options(
         default = choose_preset(presets, name)
         return read_options(options, default, arguments, needs, presets, f"{program} --preset {name}")
     if HELP & set(arguments):
-        options.epilog = "Defaults below are those without a preset; with --preset NAME --help they are the preset's."
+        options.epilog = "Defaults shown below are those without a preset; --preset NAME --help shows the preset's."
         return read_options(options, type(next(iter(presets.values())))(), arguments)
     raise UserError(f"{program}: --preset NAME is missing; presets are {', '.join(presets)}")
 

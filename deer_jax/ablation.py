@@ -63,7 +63,7 @@ from deer_jax.test_evaluation import (
 )
 
 PROGRAM = "deer ablation"
-DESCRIPTION = "The fields are those of the config of deer rl. What is finished in the directory is not done again.\n\n"
+DESCRIPTION = "The fields are those of the config of deer rl. Finished runs in the directory are not repeated.\n\n"
 SFT = "SFT"
 SHOWN = (
     "findings/precision", "findings/recall", "findings/F1", "sampled/findings/F1", "promptmrg/precision",

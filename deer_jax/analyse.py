@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--share", type=bounded(SHARE, float), default=0.1, help="masking: of each report's tokens (%(default)s)"
     )
-    parser.add_argument("--selected", type=Path, help="rewards: what deer select printed")
+    parser.add_argument("--selected", type=Path, help="rewards: the output of deer select")
     parser.add_argument(
         "--gamma", type=bounded(FINITE, float), default=0.0, help="rewards: weight of BLEU-2 (%(default)s)"
     )

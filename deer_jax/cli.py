@@ -4,7 +4,7 @@ from common.scripts import Command, run_command, run_script
 
 COMMANDS = {
     "sft": Command(
-        "learn to report, supervised", "--preset NAME --run-dir DIR [any field of the config]", "deer_jax.sft:main",
+        "supervised fine-tuning", "--preset NAME --run-dir DIR [any field of the config]", "deer_jax.sft:main",
         several_hosts=True,
     ),
     "sample": Command(
@@ -35,7 +35,7 @@ COMMANDS = {
     ),
     "demo": Command("a short run on drawn radiographs", "[--run-dir DIR]", "deer_jax.demo:main"),
     "evaluate": Command(
-        "score anybody's outputs", "--predictions FILE.jsonl --labeler PATH", "deer_jax.evaluate:main"
+        "score any system's outputs", "--predictions FILE.jsonl --labeler PATH", "deer_jax.evaluate:main"
     ),
 }  # fmt: skip
 

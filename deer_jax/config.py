@@ -46,7 +46,7 @@ class DataConfig(StudySource):
     """Which studies to learn from, and what the model sees of them."""
 
     side: Side = 448  # pixels of the square that images are resized to; a multiple of 112 fills every attention window
-    ids: MovablePath = ""  # JSON of `deer select`, whose ids are the training studies that are used; "": all
+    ids: MovablePath = ""  # output of `deer select` (JSON) with the ids of the training studies to use; "": all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,9 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of stored weights that are not trained
     attention: Incidental[Implementation] = "auto"
-    remat: Incidental[Remat] = "dots"  # what the backward pass recomputes: nothing, all but large products, each layer
+    remat: Incidental[Remat] = (
+        "dots"  # what the backward pass recomputes: nothing, all but large products, or each layer
+    )
     loss_chunk: Count = 128  # positions of each row whose logits exist at one time
 
 
@@ -66,10 +68,10 @@ class ModelConfig:
 class RolloutConfig:
     """How reports are sampled."""
 
-    group: Group = 8  # reports of each study
+    group: Group = 8  # reports per study
     max_new_tokens: Count = 256
     temperature: NotNegative = 1.0
-    top_p: Share = 1.0  # log-probabilities are those before it
+    top_p: Share = 1.0  # log-probabilities are computed without it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +80,14 @@ class RewardConfig:
 
     labeler: MovablePath = ""  # chexbert.pth, a labeler's directory, or "phantom"
     labeler_tokenizer: MovablePath = ""  # directory with the vocab.txt of chexbert.pth
-    function: str = ""  # module:function of another reward (texts, references) -> floats; "": label F1 + gamma * BLEU-2
+    function: str = (
+        ""  # module:function of a custom reward (texts, references) -> floats; "": label F1 + gamma * BLEU-2
+    )
     gammas: tuple[Finite, ...] = (0.0, 0.25)  # one for each phase
-    phase_ends: tuple[Probability, ...] = (0.5,)  # shares of the run at which phases end, but for the last
-    weights: str = "gradient"  # of tokens: uniform (GRPO), tfidf, gradient, or module:function of your own scores
+    phase_ends: tuple[Probability, ...] = (0.5,)  # fractions of the run at which the phases end, except the last
+    weights: str = "gradient"  # of tokens: uniform (GRPO), tfidf, gradient, or module:function of custom scores
     strength: Finite = -1.0  # w = 1 + strength * score; -1: the paper's 4 for tfidf and 1 for gradient
-    uncertain: bool = False  # gradient: also the logits of the uncertain class
+    uncertain: bool = False  # gradient: add the logits of the uncertain class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +98,8 @@ class RunConfig(ReportTrainingConfig):
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     instruction: str = INSTRUCTION
-    batch_size: Count = 64  # studies of one update, over all devices
-    micro_batch: Count = 8  # studies that one device takes at a time; the rest is accumulation
+    batch_size: Count = 64  # studies per update, over all devices
+    micro_batch: Count = 8  # studies that one device processes at a time; the rest is accumulation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +107,8 @@ class SftConfig(RunConfig):
     """Everything that decides a supervised run."""
 
     epochs: Steps = 1
-    max_steps: StepsOrAll = 0  # updates after which to end; 0: after all epochs
-    max_length: Count = 256  # tokens of a report with its end; a longer one is cut, and counted
+    max_steps: StepsOrAll = 0  # end after this many updates; 0: after all epochs
+    max_length: Count = 256  # tokens of a report including the end token; longer ones are cut and counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,12 +116,12 @@ class RlConfig(RunConfig):
     """Everything that decides a run of reinforcement learning."""
 
     steps: Steps = 1000  # rollouts of a batch of studies
-    updates: Steps = 1  # updates on each rollout
+    updates: Steps = 1  # updates per rollout
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     objective: Objective = Objective()
-    best_by: str = "val/reward"  # the measurement on validation data that chooses the best checkpoint
-    best_is: Literal["lowest", "highest"] = "highest"  # which value of it
+    best_by: str = "val/reward"  # the validation metric that chooses the best checkpoint
+    best_is: Literal["lowest", "highest"] = "highest"  # whether lower or higher values of it are better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +135,7 @@ class SampleConfig:
     parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
     instruction: str = INSTRUCTION
     split: Literal["train", "validation", "test"] = "train"
-    limit: CountOrNone = 0  # studies at most; 0: all
+    limit: CountOrNone = 0  # maximum number of studies; 0: all
     labeler: MovablePath = ""  # chexbert.pth, a labeler's directory, or "phantom": adds the labels of deer select
     labeler_tokenizer: MovablePath = ""  # directory with the vocab.txt of chexbert.pth
     batch_size: Count = 16  # studies at a time, over all devices
@@ -146,7 +150,7 @@ DEMO_DATA = DataConfig(side=112, views=1, train_size=1600, validation_size=64)
 DEMO_MODEL = ModelConfig(base="embedded")
 DEMO_TOKENS = 80  # of a report
 
-# Above each preset: its command, the hardware it was made for, and what it should reach (docs/results.md).
+# Above each preset: its command, the hardware it is meant for, and the scores to expect (docs/results.md).
 SFT_PRESETS: dict[str, SftConfig] = {
     # deer sft --preset demo --run-dir runs/sft
     # 2 CPU cores, minutes. Label F1 0.46 of the likeliest report of 400 phantom studies; nearest study 0.47.

@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     """The command line."""
     parser = Parser("deer demo", description=__doc__)
     parser.add_argument("--run-dir", type=Path, default=Path("runs/deer-demo"))
-    parser.add_argument("--fresh", action="store_true", help="start again even where the run is already there")
+    parser.add_argument("--fresh", action="store_true", help="start again even if the run exists")
     chosen = parser.parse_args(arguments)
     if chosen.fresh:
         remove_run(chosen.run_dir, RlConfig, OUTPUTS, inside="rl", beside=DEMO_NAMES)

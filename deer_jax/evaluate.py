@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--batch-size", type=bounded(COUNT), default=32, metavar="N", help="of the labeler; default: %(default)s"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="file to write the object to as well")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="file to which the object is also written")
     chosen = parser.parse_args(arguments)
     check_output(chosen.output, chosen.predictions)
     with locked_file(chosen.output):

@@ -33,8 +33,8 @@ BATCHES_AT_ONCE = 32  # of each process, sorted into length buckets together bef
 DESCRIPTION = """Label the reports of a JSONL file as CheXbert does.
 
 Rows {"id", "report"} become rows {"id", "labels"} in input order: the class of each label (0 blank, 1 positive,
-2 negative, 3 uncertain) in the order of CheXbert, or of the labels that a labeler of another make has. --logits adds
-"logits", a list for each label. Where --output holds rows already, they are kept and the rest is done. Of several
+2 negative, 3 uncertain) in the order of CheXbert, or of the labeler's own labels. --logits adds
+"logits", a list for each label. Rows already in --output are kept, and the rest is added. Of several
 processes (jax.distributed.initialize) each reads the whole file and labels its share; the first one writes."""
 
 

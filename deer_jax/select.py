@@ -34,8 +34,8 @@ from deer_jax.ddsampling import (
 DESCRIPTION = """Choose a share of the studies by how much the labels of their sampled reports differ. Prints one JSON
 object: `ids`, in the order drawn (top: the most diverse first), so that the first ones are the choice of a smaller
 share; and `statistics` of all studies and of those selected. The choice depends on the ids, the labels and the seed,
-not on the order of the rows; equals are ordered by the seed. At least one study is chosen, else the share of all,
-rounded."""
+not on the order of the rows; ties are ordered by the seed. The share of all studies is rounded, but at
+least one study is chosen."""
 
 
 class Studies(NamedTuple):
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--fraction", type=_fraction, required=True, help="share of the studies to choose, above 0 to 1"
     )
-    parser.add_argument("--seed", type=_seed, default=0, help="of the draw and of the order of equals; default: 0")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the draw and of the order of ties; default: 0")
     parser.add_argument(
         "--strategy", choices=("log-rank", "top", "random"), default="log-rank",
         help="log-rank: with the probabilities of Eq. 5, without replacement (default); top: the most diverse; random",
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
         type=bounded(FINITE, float),
         help="log-rank: power of the probabilities, 1 being the paper's; more is sharper",
     )
-    parser.add_argument("--output", type=Path, help="file to write the object to as well")
+    parser.add_argument("--output", type=Path, help="file to which the object is also written")
     chosen = parser.parse_args(arguments)
     if chosen.exponent is not None and chosen.strategy != "log-rank":
         raise UserError(f"deer select: --exponent is for --strategy log-rank; leave it out with {chosen.strategy}")

@@ -28,7 +28,7 @@ Data by --data; every file that is named here must be given:
 def main(arguments: list[str]) -> None:
     """Train a labeler, or continue, and print how it does on the test reports. Raises UserError."""
     options = preset_parser("deer train-labeler", PRESETS, DESCRIPTION, "--output DIR")
-    options.add_argument("--export", type=Path, metavar="DIR", help="write the labeler a second time, by itself")
+    options.add_argument("--export", type=Path, metavar="DIR", help="also export the labeler by itself")
     config, chosen = read_preset_options(options, PRESETS, arguments, NEEDS)
     corpus = train_run(config, chosen.output)
     if jax.process_index() == 0:

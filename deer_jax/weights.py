@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
         "--labeler-tokenizer",
         type=Path,
         metavar="DIR",
-        help="with the labeler's vocab.txt; default: beside it, or in the --tokenizer directory",
+        help="with the labeler's vocab.txt; default: next to it, or in the --tokenizer directory",
     )
     parser.add_argument(
         "--strength", type=bounded(FINITE, float), help="default: 4 for tfidf, 1 for gradient and for your own"

@@ -18,8 +18,8 @@ COMMANDS = {
         "common.data.builders.command:main",
     ),
     "phantoms": Command("a sheet of drawn radiographs", "--sheet FILE.png", "common.phantoms.phantom:main"),
-    "plan": Command("does a step fit a TPU slice", "--preset NAME --topology v5e:2x4", "launch.plan:main"),
-    "bench": Command("how fast this device is", "sft|decode|unicross|rl|duplicates [--peer]", "launch.cli:bench"),
+    "plan": Command("whether a step fits a TPU slice", "--preset NAME --topology v5e:2x4", "launch.plan:main"),
+    "bench": Command("speed of this device", "sft|decode|unicross|rl|duplicates [--peer]", "launch.cli:bench"),
 }
 
 

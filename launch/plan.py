@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--topology", required=True, help="v5e:2x4, v6e:4x8, v5p:2x2x1, ...")
     parser.add_argument("--model.base", dest="base", help="directory with the model's config.json (preset's)")
     parser.add_argument(
-        "--micro-batch", type=bounded(COUNT), help="rows of one device; given, no other is tried (preset's)"
+        "--micro-batch", type=bounded(COUNT), help="rows per device; if given, no other size is tried (preset's)"
     )
     parser.add_argument("--sequence", type=bounded(COUNT), help="tokens of a row (preset's)")
     parser.add_argument("--remat", choices=("none", "dots", "full"), help="(preset's)")

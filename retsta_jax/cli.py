@@ -9,17 +9,17 @@ COMMANDS = {
     ),
     "evaluate": Command("score a run, with baselines", "--run-dir DIR", "retsta_jax.commands:evaluate"),
     "baseline": Command(
-        "score a model with examples", "--model DIR --shots 5 --terminology --output DIR",
+        "score a model by few-shot prompts", "--model DIR --shots 5 --terminology --output DIR",
         "retsta_jax.baselines.command:baseline",
     ),
     "standardize": Command(
         "rewrite reports", "--run-dir DIR FILE|- [--output FILE.jsonl]", "retsta_jax.commands:standardize"
     ),
     "augment": Command(
-        "make more pairs of few", "PAIRS.jsonl --factor 5 --output FILE.jsonl", "retsta_jax.augmentation.command:run"
+        "make more pairs from few", "PAIRS.jsonl --factor 5 --output FILE.jsonl", "retsta_jax.augmentation.command:run"
     ),
     "label": Command(
-        "make pairs of many reports", "--run-dir DIR FILE --output DIR", "retsta_jax.labelling.command:label",
+        "make pairs from many reports", "--run-dir DIR FILE --output DIR", "retsta_jax.labelling.command:label",
         several_hosts=True,
     ),
     "translate": Command(

@@ -38,7 +38,7 @@ def standardize(arguments: list[str]) -> None:
     options.add_argument(
         "source", help='JSONL rows {"id", "report"}, or text with one report per line; "-": standard input'
     )
-    options.add_argument("--run-dir", type=Path, required=True, help="the run whose best weights to use")
+    options.add_argument("--run-dir", type=Path, required=True, help="the run to use, with its best weights")
     options.add_argument("--output", type=Path, help="JSONL file to write or resume; default: standard output")
     options.add_argument("--batch-size", type=bounded(COUNT), default=32)
     chosen = options.parse_args(arguments)
@@ -53,7 +53,7 @@ def demo(arguments: list[str]) -> None:
         "retsta demo", description="Fine-tune the small shipped model on generated fundus reports and show the gain."
     )
     options.add_argument("--run-dir", type=Path, default=Path("runs/demo"))
-    options.add_argument("--fresh", action="store_true", help="start again even where the run is already there")
+    options.add_argument("--fresh", action="store_true", help="start again even if the run exists")
     chosen = options.parse_args(arguments)
     if chosen.fresh:
         from retsta_jax.evaluate import OUTPUTS as EVALUATED

@@ -39,7 +39,7 @@ class DataConfig:
     test: MovablePath = ""  # jsonl
     targets: Literal["reports", "codes"] = "reports"  # jsonl: reports in words, or lists of codes, one per line
     terminology: MovablePath = ""  # jsonl: table of terms for scores and augmentation (CSV, TSV, JSON); "": shipped
-    augment_to: CountOrNone = 0  # pairs to train on, with those that augmentation makes of the training split; 0: none
+    augment_to: CountOrNone = 0  # number of training pairs including augmented ones; 0: no augmentation
 
 
 def scored_as(data: DataConfig) -> Literal["fundus", "openi", "jsonl"]:
@@ -49,18 +49,18 @@ def scored_as(data: DataConfig) -> Literal["fundus", "openi", "jsonl"]:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Shares of the pairs made by augmentation that get each kind of change; every such pair gets one at least.
+    """Shares of the augmented pairs that get each kind of change; every such pair gets at least one.
 
     typo, punctuation, split and merge are syntactic noise, negation and probability semantic perturbation. The paper
     (RetSTA, section 2.2) gives no rates.
     """
 
-    typo: Probability = 0.5  # confused characters, slips of the keyboard and of text recognition
+    typo: Probability = 0.5  # confused characters, typing and text recognition errors
     punctuation: Probability = 0.3  # commas, colons and stops left out
     split: Probability = 0.15  # a comma becomes a stop
     merge: Probability = 0.15  # a stop becomes a comma
-    negation: Probability = 0.25  # a finding denied, a denial taken back, a denial added; the target changes with it
-    probability: Probability = 0.25  # a finding doubted, a doubt taken back; the target changes with it
+    negation: Probability = 0.25  # a finding denied, a denial removed, a denial added; the target changes with it
+    probability: Probability = 0.25  # a finding doubted, a doubt removed; the target changes with it
     synonym: Probability = 0.6  # another name or abbreviation of the same term
     most_edits: Few = 3  # of one kind in a pair; semantic perturbations: one of each kind
 
@@ -70,17 +70,19 @@ class ModelConfig:
     """The base model and how to compute with it."""
 
     base: MovablePath = "embedded"  # directory of Qwen2, Llama 3, Yi, GLM-4 or Baichuan2; "embedded": small, shipped
-    tuning: Literal["lora", "full"] = "lora"  # what is trained: adapters beside the frozen base, or the base itself
+    tuning: Literal["lora", "full"] = "lora"  # what is trained: adapters on the frozen base, or the base itself
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation
-    param_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of a frozen base; what is trained is float32
+    param_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of a frozen base; trained parameters are float32
     attention: Incidental[Implementation] = "auto"
-    remat: Incidental[Remat] = "full"  # what the backward pass recomputes: nothing, all but large products, each layer
+    remat: Incidental[Remat] = (
+        "full"  # what the backward pass recomputes: nothing, all but large products, or each layer
+    )
     loss_chunk: Count = 128  # positions of each row whose logits exist at one time
 
 
 @dataclasses.dataclass(frozen=True)
 class RetstaConfig(ReportTrainingConfig):
-    """Everything that decides a training run."""
+    """The config of a training run."""
 
     instruction: str = (
         "Rewrite the fundus report in standard form and standard terms, in its own language.\n"
@@ -91,11 +93,11 @@ class RetstaConfig(ReportTrainingConfig):
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     epochs: Steps = 1
-    max_steps: StepsOrAll = 0  # updates after which to end; 0: after all epochs
-    batch_size: Count = 16  # rows of one update, over all devices
-    micro_batch: Count = 2  # rows that one device takes at a time; the rest is accumulation
-    max_length: Count = 2048  # tokens of a row; a longer example is left out and counted
-    packing: bool = False  # several examples in a row; else one, padded to the next of `buckets`
+    max_steps: StepsOrAll = 0  # end after this many updates; 0: after all epochs
+    batch_size: Count = 16  # rows per update, over all devices
+    micro_batch: Count = 2  # rows that one device processes at a time; the rest is accumulation
+    max_length: Count = 2048  # tokens per row; longer examples are left out and counted
+    packing: bool = False  # several examples per row; otherwise one, padded to the next of `buckets`
     buckets: tuple[Count, ...] = (256, 512, 1024, 2048)
     max_new_tokens: Incidental[Count] = 512  # of a standard report
 
@@ -106,7 +108,7 @@ RETSTA_7B_ZERO = RetstaConfig(
 
 SMALL = ModelConfig(dtype="float32", param_dtype="float32", remat="dots", loss_chunk=256)
 
-# Above each preset: its command, the hardware it was made for, and what it should reach (docs/results.md).
+# Above each preset: its command, the hardware it is meant for, and the scores to expect (docs/results.md).
 PRESETS: dict[str, RetstaConfig] = {
     # retsta train --preset demo --run-dir runs/demo
     # 2 CPU cores, 2 to 3 minutes. Findings F1 0.42 on 200 test reports; nearest training report 0.15.

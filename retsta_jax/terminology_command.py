@@ -25,7 +25,7 @@ from retsta_jax.terminology.matching import find_terms
 from retsta_jax.terminology.terms import SHIPPED, Table, Terminology, read_table
 from retsta_jax.terminology.uncovered import uncovered
 
-USAGE = """usage: retsta terminology check [FILE]          is the terminology sound? prints one JSON object
+USAGE = """usage: retsta terminology check [FILE]          check a terminology; prints one JSON object
        retsta terminology match FILE|- [...]    the terms of reports, with eye and certainty"""
 TABLE = "CSV, TSV or JSON table of terms; default: the shipped one"
 CANDIDATES = 50  # phrases that a summary lists

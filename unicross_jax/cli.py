@@ -12,7 +12,7 @@ COMMANDS = {
         "write reports for images", "IMAGE... [--checkpoint DIR] [--output FILE.jsonl]", "unicross_jax.commands:report"
     ),
     "ablation": Command(
-        "train without each part", "--preset NAME --directory DIR [any field of the config]",
+        "train without each component", "--preset NAME --directory DIR [any field of the config]",
         "unicross_jax.commands:ablation",
     ),
     "demo": Command("a short run on drawn radiographs", "[--run-dir DIR]", "unicross_jax.commands:demo"),

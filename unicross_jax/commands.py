@@ -27,9 +27,9 @@ def train(arguments: list[str]) -> None:
 def evaluate(arguments: list[str]) -> None:
     """Score a run, write its page and print the headline scores of every system."""
     options = evaluation_parser("unicross evaluate", "studies")
-    options.add_argument("--beams", type=bounded(FEW), help="of the search; 1: greedy (default: the run's own)")
+    options.add_argument("--beams", type=bounded(FEW), help="number of beams; 1: greedy (default: as in the run)")
     options.add_argument(
-        "--length-penalty", type=bounded(LENGTH_PENALTY, float), help="of beams (default: the run's own)"
+        "--length-penalty", type=bounded(LENGTH_PENALTY, float), help="of beam search (default: as in the run)"
     )
     add_labeler(options)
     chosen = options.parse_args(arguments)
@@ -69,10 +69,10 @@ def report(arguments: list[str]) -> None:
     options.add_argument(
         "--study",
         default="each",
-        help="'each': every image is a study (default); 'one': all are one study; else a regular expression, and "
+        help="'each': every image is a study (default); 'one': all are one study; otherwise a regular expression, and "
         "images in whose paths it finds the same text are one study",
     )
-    options.add_argument("--indication", default="", help="why the images were taken, if the model should know")
+    options.add_argument("--indication", default="", help="reason for the examination, if the model should know it")
     chosen = options.parse_args(arguments)
     from unicross_jax.images import report_images
 
@@ -102,7 +102,7 @@ def demo(arguments: list[str]) -> None:
     """Train the demo preset and evaluate it beside baselines."""
     options = Parser("unicross demo", description="Learn to report phantom radiographs with the small shipped CLIP.")
     options.add_argument("--run-dir", type=Path, default=Path("runs/unicross-demo"))
-    options.add_argument("--fresh", action="store_true", help="start again even where the run is already there")
+    options.add_argument("--fresh", action="store_true", help="start again even if the run exists")
     chosen = options.parse_args(arguments)
     if chosen.fresh:
         from unicross_jax.evaluate import OUTPUTS as EVALUATED

@@ -19,7 +19,7 @@ from common.metrics.baselines import constant_reports
 from common.metrics.text import evaluate_texts
 from common.metrics.tokenize import languages_of, unread_note
 
-LANGUAGE_HELP = "en: white-space tokens; zh: characters; default: each row's own 'language', else by its characters"
+LANGUAGE_HELP = "en: white-space tokens; zh: characters; default: the row's 'language', or detected from its characters"
 
 
 def main(argv: list[str]) -> None:

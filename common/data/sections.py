@@ -26,7 +26,7 @@ from common.data.section_headings import (
     shown_name,
 )
 
-Wanted = Literal["findings", "impression", "findings+impression"]  # sections that make the report to be written
+Wanted = Literal["findings", "impression", "findings+impression"]  # sections that form the report to be written
 
 RARE = 5  # reports: a heading with a word that is not of radiology is named from here on, as it could be a person's
 LONGEST_NAME = 4  # words of such a heading

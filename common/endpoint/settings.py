@@ -47,7 +47,7 @@ class Endpoint:
 def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `endpoint_settings` to a command."""
     group = parser.add_argument_group(
-        "endpoint", f"A model behind an OpenAI-compatible endpoint; its key comes from {KEY_VARIABLE} alone."
+        "endpoint", f"A model behind an OpenAI-compatible endpoint; the key is read from {KEY_VARIABLE} only."
     )
     price = bounded(Within(0, 1e6), float)
     group.add_argument("--endpoint", metavar="URL", help="base address, such as https://api.deepseek.com/v1")
@@ -62,7 +62,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
         "--requests-per-minute",
         type=bounded(Within(1, MOST)),
         metavar="N",
-        help=f"at most so many, repeated ones included; default: {REQUESTS_PER_MINUTE}",
+        help=f"maximum number, including repeated requests; default: {REQUESTS_PER_MINUTE}",
     )
     group.add_argument(
         "--endpoint-concurrency",
@@ -80,7 +80,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
         "--endpoint-cache",
         type=Path,
         metavar="FILE",
-        help="SQLite file of answers, so that nothing is paid twice; holds patient data, readable by you alone; "
+        help="SQLite file of answers, so that nothing is paid twice; contains patient data, readable by you only; "
         "default: in the run directory",
     )
     group.add_argument(

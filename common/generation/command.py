@@ -133,21 +133,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter in the layout of PEFT")
     parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="JSONL rows")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSONL file to write or resume; default: stdout")
-    parser.add_argument("--chat", action="store_true", help="a prompt is a user's message in the chat template")
+    parser.add_argument("--chat", action="store_true", help="treat a prompt as a user message in the chat template")
     parser.add_argument("--score", action="store_true", help="score the row's completion instead of generating one")
     parser.add_argument("--max-new-tokens", type=bounded(COUNT), default=256, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--temperature",
         type=bounded(NOT_NEGATIVE, float),
-        help="0 takes the likeliest token; default: 1 with top-k or top-p, else 0",
+        help="0 takes the most probable token; default: 1 with top-k or top-p, otherwise 0",
     )
     parser.add_argument(
         "--top-k", type=bounded(Within(0, 1 << 24)), default=0, metavar="K", help="0, the default, keeps all tokens"
     )
     parser.add_argument(
-        "--top-p", type=bounded(SHARE, float), default=1.0, metavar="P", help="1, the default, keeps all the mass"
+        "--top-p", type=bounded(SHARE, float), default=1.0, metavar="P", help="1, the default, keeps all tokens"
     )
-    parser.add_argument("--beams", type=bounded(FEW), default=1, metavar="K", help="more than 1 searches with K beams")
+    parser.add_argument("--beams", type=bounded(FEW), default=1, metavar="K", help="more than 1: beam search")
     parser.add_argument("--seed", type=bounded(SEED), default=0, help="default: %(default)s")
     parser.add_argument("--batch-size", type=bounded(COUNT), default=16, metavar="B", help="default: %(default)s")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of the checkpoint")

@@ -20,9 +20,9 @@ class TrainingConfig:
     parallel: Mode = "auto"  # jit on one device, pmap (data parallel), or a mesh
     checkpoint_every: Incidental[Steps] = 100  # updates between checkpoints; the last update always gets one
     evaluate_every: Steps = 100  # updates between evaluations, after which the best checkpoint may change
-    best_by: str = LOSS  # the measurement on validation data that chooses the best checkpoint
-    best_is: Literal["lowest", "highest"] = "lowest"  # which value of it
-    patience: CountOrNone = 0  # evaluations without a better one after which training ends; 0: it goes on
+    best_by: str = LOSS  # the validation metric that chooses the best checkpoint
+    best_is: Literal["lowest", "highest"] = "lowest"  # whether lower or higher values of it are better
+    patience: CountOrNone = 0  # end training after this many evaluations without an improvement; 0: never
     seed: Seed = 0
     tensorboard: Incidental[bool] = True  # write TensorBoard event files
     wandb_project: Incidental[str] = ""  # Weights & Biases project to send numbers to; "": none
@@ -36,9 +36,9 @@ METRICS_NEEDS = tuple(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportTrainingConfig(TrainingConfig):
-    """What a training is given whose model writes reports."""
+    """The training config of a model that generates reports."""
 
-    loss: str = ""  # module:function of another loss; "": the paper's
-    metrics: str = ""  # module:function of scores of the reports written for validation data; "": none are written
-    metrics_every: StepsOrAll = 0  # updates between these scores; 0: as evaluate_every
-    metrics_reports: Count = 64  # validation reports that are written, at most
+    loss: str = ""  # module:function of a custom loss; "": that of the paper
+    metrics: str = ""  # module:function that scores reports generated for validation data; "": none
+    metrics_every: StepsOrAll = 0  # updates between these scores; 0: same as evaluate_every
+    metrics_reports: Count = 64  # maximum number of validation reports to generate

@@ -15,7 +15,7 @@ from common.types import PyTree
 class OptimConfig:
     """AdamW with warm-up and decay. Defaults are those of the RetSTA paper and of Hugging Face's trainer."""
 
-    optimizer: Literal["adamw", "adam", "amsgrad"] = "adamw"  # but for adamw, weight decay is L2 on everything
+    optimizer: Literal["adamw", "adam", "amsgrad"] = "adamw"  # except for adamw, weight decay is L2 on everything
     learning_rate: NotNegative = 3e-5  # at the end of the warm-up
     schedule: Literal["constant", "linear", "cosine"] = "cosine"  # after the warm-up, down to 0
     warmup_ratio: Probability = 0.03  # share of all steps over which the learning rate rises from 0

@@ -1,4 +1,4 @@
-"""`medreport bench sft|decode|unicross|rl|duplicates [--peer]`: how fast this device does its work, as JSON.
+"""`medreport bench sft|decode|unicross|rl|duplicates [--peer]`: measures the speed of this device, as JSON.
 
 Without `--peer` nothing beyond jax, flax, optax, jaxtyping and numpy is imported (by `rl` also Orbax, safetensors and
 tokenizers), so it runs on a bare image. With `--peer` the same work is done by PyTorch in a child process, in turns

@@ -44,13 +44,13 @@ def _options() -> Parser:
     options.add_argument("pairs", type=Path, help='JSONL rows {"id", "source", "target", "language"?} to train on')
     size = options.add_mutually_exclusive_group()
     size.add_argument("--factor", type=bounded(COUNT), default=FACTOR, help=f"pairs of one; default {FACTOR}")
-    size.add_argument("--total", type=bounded(COUNT), help="pairs in all, in place of a factor")
+    size.add_argument("--total", type=bounded(COUNT), help="number of pairs in total, instead of a factor")
     options.add_argument("--output", type=Path, help="JSONL file to write or resume; default: standard output")
     options.add_argument(
         "--terminology", type=Path, default=SHIPPED, help="CSV, TSV or JSON table of terms; default: the shipped one"
     )
     options.add_argument(
-        "--held-out", type=Path, nargs="+", default=[], help="JSONL pairs whose targets no perturbation may make"
+        "--held-out", type=Path, nargs="+", default=[], help="JSONL pairs whose targets must not be generated"
     )
     options.add_argument("--seed", type=bounded(SEED), default=0)
     defaults = AugmentConfig()

@@ -24,8 +24,8 @@ from retsta_jax.terminology.terms import SHIPPED
 DESCRIPTION = """Score a model that was not trained here, asked by few-shot prompts: a local directory (--model DIR) of
 a family that docs/reference/models.md lists, or one behind an endpoint (--endpoint URL). Reports are those of a run
 (--like RUN_DIR) or of the options --data.* of retsta train. Writes predictions.jsonl, metrics.json and report.html
-into --output; start the same command again to continue. A prompt that is too long for the model is shortened, and it is
-said by how much."""
+into --output; start the same command again to continue. Prompts that are too long for the
+model are shortened; the page says by how much."""
 OF_THE_DATA = ""  # the value of --terminology without a FILE
 MOST_CHARACTERS = 400  # of a standard report, for the estimate of cost alone
 DEFAULTS = {
@@ -104,10 +104,10 @@ def parser() -> Parser:
     options.add_argument("--model", type=Path, metavar="DIR", help="config.json, weights, tokenizer")
     options.add_argument("--output", type=Path, metavar="DIR", required=True, help="directory to write or resume")
     options.add_argument(
-        "--like", type=Path, metavar="RUN_DIR", help="data and seed of a run, whose scores stand beside"
+        "--like", type=Path, metavar="RUN_DIR", help="take data and seed from a run, and compare with its scores"
     )
     options.add_argument("--split", choices=("test", "validation"), default=DEFAULTS["split"])
-    options.add_argument("--limit", type=bounded(COUNT_OR_NONE), default=0, help="at most so many reports; 0: all")
+    options.add_argument("--limit", type=bounded(COUNT_OR_NONE), default=0, help="maximum number of reports; 0: all")
     options.add_argument(
         "--shots", type=bounded(Within(0, 64)), default=5, help="examples in a prompt; default: %(default)s"
     )

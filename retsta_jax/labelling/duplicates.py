@@ -30,7 +30,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass(frozen=True)
 class DuplicateConfig:
-    """Which reports are near-duplicates, and how surely they are found.
+    """Which reports are near-duplicates, and how reliably they are found.
 
     With the defaults, 97.5% of pairs at the threshold are found and 99.9% of pairs at 0.87; see `minhash.py`.
     """

@@ -1,8 +1,8 @@
-"""`retsta seeds RUN...`: finished paradigms on lists of codes, side by side as a Markdown table.
+"""`retsta seeds RUN...`: compares finished paradigms on lists of codes in a Markdown table.
 
-Runs with the same number of labelled reports are seeds of each other: a score is their mean, with the least and the
-greatest of them. Whether RetSTA gains on RetSTA-Zero is told by the difference of the two on the same test reports,
-with a 95% bootstrap interval over these reports.
+Runs with the same number of labelled reports count as seeds of one experiment; a score is their mean with minimum and
+maximum. The gain of RetSTA over RetSTA-Zero is their difference on the same test reports, with a 95% bootstrap interval
+over these reports.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

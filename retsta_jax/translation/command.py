@@ -38,7 +38,7 @@ def translate(arguments: list[str]) -> None:
     options = Parser(
         "retsta translate",
         description="Translate report pairs, each with a check that its terms, eyes, certainty, degrees, places and "
-        "numbers are those of the original. Without --endpoint by terminology and grammar, which do for generated "
+        "numbers are those of the original. Without --endpoint it uses terminology and grammar, enough for generated "
         "reports.",
     )
     options.add_argument(
@@ -50,7 +50,7 @@ def translate(arguments: list[str]) -> None:
         type=Path,
         required=True,
         help='JSONL file to write or resume, rows {"id", "source", "target", "language", "from"}; pairs that could not '
-        "be translated are beside it, in NAME.quarantine.jsonl",
+        "be translated go to NAME.quarantine.jsonl next to it",
     )
     options.add_argument(
         "--terminology",

@@ -98,14 +98,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--sections",
         choices=get_args(Wanted),
-        help="sections that make the report (mimic, chexpert-plus: findings if not given; rows: the report as it is)",
+        help="sections that form the report (mimic, chexpert-plus: findings if not given; rows: the report as it is)",
     )
-    parser.add_argument("--reports", type=Path, help="root of the reports, if apart from the images (mimic)")
+    parser.add_argument("--reports", type=Path, help="root of the reports, if separate from the images (mimic)")
     parser.add_argument("--maximum-images", type=_positive, help="images of a study (rows; all if not given)")
     parser.add_argument("--name", help="name of the data set (the layout if not given)")
     parser.add_argument("--shorter-side", type=_positive, help="pixels to store (full size if not given)")
     parser.add_argument(
-        "--beam", nargs="*", metavar="OPTION", help="prepare by Apache Beam, with options such as runner=DirectRunner"
+        "--beam", nargs="*", metavar="OPTION", help="prepare with Apache Beam, with options such as runner=DirectRunner"
     )
     return parser.parse_args(argv)
 
