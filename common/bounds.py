@@ -1,4 +1,4 @@
-"""Bounds of numbers that come from options, configs and files: declared beside each, checked before work begins.
+"""Bounds of numbers in options, configs and files: declared with each number, checked before work begins.
 
 A field of a config declares its bounds in its type (`batch_size: Count = 16`), an option of a command in the `type` of
 its parser (`type=bounded(COUNT)`).

@@ -1,4 +1,4 @@
-"""Running a command: what ends it becomes one line on standard error and an exit code, never a traceback."""
+"""Running a command: any failure becomes one line on standard error and an exit code, never a traceback."""
 
 import contextlib
 import errno

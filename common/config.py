@@ -1,12 +1,12 @@
 """Typed frozen dataclasses <-> config.json of a run directory.
 
 A config is a frozen dataclass of plain values and further such dataclasses. `config.json` in a run directory records
-it, and what it is read from may hold no other names. `common.config_options` makes one of a command line.
+it, and unknown names in that file are errors. `common.config_options` reads a config from a command line.
 
 A field that is not recorded, because it is newer than the run, has the default of its class: the default of a new field
-must mean what was done before there was one, or earlier runs change their meaning.
+must stand for the previous behaviour, or earlier runs change their meaning.
 
-A field decides what a run ends in, unless its type says otherwise (`Mark`).
+A field affects the result of a run, unless its type says otherwise (`Mark`).
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """A config from a command line: a preset, and any of its fields by name (`--optim.learning-rate 1e-4`).
 
-The options of a command are those of its own parser, and every field of its config, which tyro shows with default and
-comment, and reads. tyro exits where it refuses a value, after it has drawn a box on standard error, and has no public
-way to be asked what was wrong. So each option is then read alone, and the first that is refused is named here.
+The options of a command are those of its own parser and every field of its config, which tyro parses and shows with
+default and comment. When tyro rejects a value, it draws a box on standard error and exits, without a public way to ask
+what was wrong. So each option is then parsed alone, and the first rejected one is named in the error.
 """
 
 import argparse

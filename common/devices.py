@@ -1,4 +1,4 @@
-"""Which platform JAX is to look for, and what is said of devices that idle."""
+"""Which platform JAX should look for, and the warning about idle devices."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kf
 def default_to_cpu() -> None:
     """Tell JAX to use the CPU where this machine has no accelerator and the user named no platform.
 
-    Else an installed TPU compiler (`medreport plan`) makes JAX search for a TPU, with pages of warnings.
+    Otherwise an installed TPU compiler (`medreport plan`) makes JAX search for a TPU, with pages of warnings.
     """
     if "JAX_PLATFORMS" in os.environ or any(glob(pattern) for pattern in ACCELERATORS):
         return

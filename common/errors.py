@@ -1,4 +1,4 @@
-"""What a user sees when the input is wrong: one line, exit code 2, no traceback (`common.command`)."""
+"""What a user sees for bad input: one line, exit code 2, no traceback (`common.command`)."""
 
 import argparse
 import difflib

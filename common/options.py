@@ -1,7 +1,7 @@
-"""Options that have no effect because of the value of another: a table beside each config, checked in one place.
+"""Options that have no effect because of the value of another: each config has a table of them, checked here.
 
-A file that a user names and the chosen source does not read would otherwise be left out in silence. The values of a
-preset do not count: it may hold some that another of its values makes idle.
+Otherwise a file that the user names but the chosen source does not read would be ignored silently. Values of a preset
+do not count: some of them may have no effect because of others.
 """
 
 import dataclasses

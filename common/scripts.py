@@ -1,4 +1,4 @@
-"""Console scripts as tables: of each command its name, what it does, an example, and the function that does it."""
+"""Console scripts as tables: for each command its name, purpose, an example and the function that runs it."""
 
 import functools
 import importlib

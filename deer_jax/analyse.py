@@ -1,4 +1,4 @@
-"""`deer analyse masking | rewards | page`: what token weights find, and what a selection of studies changes.
+"""`deer analyse masking | rewards | page`: the effect of token weights and of a selection of studies.
 
 All read rollouts, rows {"id", "reference", "rollouts": [text, ...]} as `deer sample` writes them. `masking` is the
 paper's Table 6, `rewards` its Table 7, `page` its Figure 3.

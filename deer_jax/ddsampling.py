@@ -1,12 +1,12 @@
 """Diagnostic diversity-based data sampling (DEER Eq. 3-5): which studies to learn from, without their references.
 
-Of K reports sampled for one image a labeler names the findings. Where the K agree, the rewards of a group hardly differ
-and there is little to learn; where they differ, there is. Studies are ranked by how much they differ, and drawn with a
-probability that falls with the logarithm of the rank.
+A labeler reads the findings of K reports sampled for one study. Where the K agree, the rewards of a group hardly differ
+and there is little to learn; where they differ, there is more. Studies are ranked by how much they differ, and drawn
+with a probability that falls with the logarithm of the rank.
 
-As printed, Eq. 5 is nearly uniform: of 270,790 studies the most diverse fifth has 23.4% of the probability. So the
-strict choice of the most diverse ("top") and an exponent on the probabilities stand beside it, and the statistics of a
-selection say what it did. The paper does not say how it draws; here without replacement, ties by the seed.
+As printed, Eq. 5 is nearly uniform: of 270,790 studies the most diverse fifth has 23.4% of the probability. So
+there are also the strict choice of the most diverse ("top") and an exponent on the probabilities, and the statistics
+describe each selection. The paper does not say how it draws; here without replacement, ties by the seed.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,6 +1,6 @@
 """`deer demo`: the last two stages of DEER on drawn radiographs, from the small shipped model to a page, in minutes.
 
-The shipped model writes reports already, as after the supervised stage. It samples ten reports of each training study,
+The shipped model already writes reports, as after the supervised stage. It samples ten reports of each training study,
 DDSampling keeps the fifth of the studies on which these differ, and DiTPO with gradient weights learns from them. Held
 out studies are reported before and after.
 """

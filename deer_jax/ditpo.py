@@ -4,7 +4,7 @@ The baseline is GRPO (arXiv:2402.03300): G reports are sampled for each study, a
 relative to its group, and the clipped objective of PPO is maximised. DiTPO multiplies the advantage of a report by a
 weight for each of its tokens (`deer_jax.token_weights`); with all weights 1 this is GRPO.
 
-Nothing here knows a model: the policy is a pair of pure functions.
+Nothing here depends on a model: the policy is a pair of pure functions.
 """
 
 import dataclasses

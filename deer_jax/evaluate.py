@@ -1,8 +1,8 @@
-"""`deer evaluate`: score anybody's reports, clinically and as text, with intervals and beside a constant report.
+"""`deer evaluate`: clinical and text scores of any system's reports, with intervals and a constant report.
 
 Clinical scores follow each convention of `common.metrics.clinical` by its name; text scores are those of `medreport
 score` (DEER's Tables 1-3). Scorers with an environment of their own, such as GREEN and RadGraph, are commands of the
-user's (`common.clinical.external`).
+user (`common.clinical.external`).
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Model FLOPs of a step of reinforcement learning: the reading and writing of a rollout, and the updates on it."""
+"""Model FLOPs of a step of reinforcement learning: prefill and decoding of a rollout, and the updates on it."""
 
 import functools
 from collections.abc import Mapping

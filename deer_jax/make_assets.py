@@ -1,4 +1,4 @@
-"""Make the small Qwen2.5-VL that is shipped, where the preset `demo` starts: `python -m deer_jax.make_assets`.
+"""Make the small shipped Qwen2.5-VL, the base of the preset `demo`: `python -m deer_jax.make_assets`.
 
 About two million parameters and a byte-level tokenizer of its own, trained from scratch on phantom studies to tell the
 next word of the report and, from the mean of the image's features, which labels are positive; the second is what makes

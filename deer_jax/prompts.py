@@ -1,4 +1,4 @@
-"""From studies to the arrays that Qwen2.5-VL reads: images at one size, prompts, and reports to learn from."""
+"""From studies to input arrays of Qwen2.5-VL: images at one size, prompts, and target reports."""
 
 import functools
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Outputs that a later run goes on with (`common.io.resumable`), of commands that may run in several processes."""
+"""Outputs that a later run continues (`common.io.resumable`), for commands that may run in several processes."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping

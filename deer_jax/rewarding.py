@@ -1,4 +1,4 @@
-"""The host's part of a step of reinforcement learning: rewards and token weights of sampled texts."""
+"""The host side of a reinforcement learning step: rewards and token weights of sampled texts."""
 
 import functools
 import time

@@ -1,7 +1,7 @@
 """Rewards of sampled reports (DEER Eq. 1): F1 of the labels that a labeler finds, and BLEU-2.
 
 A reward is a pure function of texts and references, `(texts, references) -> floats`, so that another one can be
-passed by its import path (`common.io.functions`).
+given by its import path (`common.io.functions`).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What both training stages of DEER do before and after: the base model, its trees, data, and the export."""
+"""Set-up and export shared by both training stages of DEER: the base model, its trees, and data."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What a model writes for the held-out studies of a data set, scored beside a constant and the nearest report."""
+"""Evaluation of a model on the held-out studies of a data set, with a constant and the nearest report as baselines."""
 
 import dataclasses
 from collections.abc import Callable

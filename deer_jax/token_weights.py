@@ -1,4 +1,4 @@
-"""Weights of sampled tokens, w = 1 + strength * score (DEER Eq. 8 and 12), by what a token says or what it decides.
+"""Weights of sampled tokens, w = 1 + strength * score (DEER Eq. 8 and 12), by frequency or by influence on the labeler.
 
 - `uniform`: score 0; DiTPO with it is GRPO.
 - `tfidf`: how often the token stands in its report, times how few reports of the group have it (Eq. 7); alpha = 4.

@@ -1,7 +1,7 @@
 """Qwen2.5-VL as a policy, and the supervised loss of its first stage.
 
-The trees: `frozen` and `trainable` are parts of {"visual", "language"}; what both have, training has. Adapters of the
-language model stand under "lora". Images of a study are read once for its whole group of reports.
+The trees: `frozen` and `trainable` are parts of {"visual", "language"}; together they are complete. Adapters of the
+language model are under "lora". The images of a study are encoded once for its whole group of reports.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Reports that a policy writes for validation studies while it trains: the likeliest one of each."""
+"""Greedy reports of a policy for validation studies during training."""
 
 from collections.abc import Callable
 from typing import Any

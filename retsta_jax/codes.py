@@ -1,6 +1,6 @@
-"""Standard codes as text: parsing what a model wrote, and the terminology it is held against.
+"""Standard codes as text: parsing model output, and the terminology to check it against.
 
-A code is a path such as `Opacity/lung/base/left/mild`: the head says what, the rest where and how.
+A code is a path such as `Opacity/lung/base/left/mild`: the head is the finding, the rest its location and qualifiers.
 """
 
 from collections import Counter

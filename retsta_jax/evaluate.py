@@ -1,4 +1,4 @@
-"""Scoring a trained run on held-out reports, beside the baselines that any reader should ask for.
+"""Evaluation of a trained run on held-out reports, compared with baselines.
 
 Systems: the model; the base model before training; the training report nearest to the source by TF-IDF; one constant
 report. Scores: text metrics of each language; precision, recall and F1 over what the report states (codes of Open-i,

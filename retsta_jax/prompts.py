@@ -1,4 +1,4 @@
-"""How a report becomes tokens: the prompt the model is given, and the answer it learns."""
+"""Reports as tokens: the prompt given to the model, and the answer it learns."""
 
 from collections.abc import Iterable, Iterator
 

@@ -1,4 +1,4 @@
-"""What reports state, as sets that scores compare: the basis of precision, recall and F1 over findings.
+"""The statements of reports as sets: the basis of precision, recall and F1 over findings.
 
 A generated fundus report is parsed exactly, with degree, place and ratio. Any other is read by a terminology: term, eye
 and certainty of each mention.

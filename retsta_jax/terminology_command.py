@@ -1,4 +1,4 @@
-"""`retsta terminology check | match`: whether a terminology is sound, and what of it is in reports."""
+"""`retsta terminology check | match`: check a terminology, and find its terms in reports."""
 
 import dataclasses
 import itertools

@@ -1,6 +1,6 @@
-"""The ablation: one training run for each part that is left out, on the same data, and one table of all.
+"""The ablation: one training run for each component that is left out, on the same data, and one table of all.
 
-Table 2 of the paper has `no-adapters` and `no-clip-weights`; the others take apart what the paper puts together.
+Table 2 of the paper has `no-adapters` and `no-clip-weights`; the others vary single components of the method.
 """
 
 import dataclasses

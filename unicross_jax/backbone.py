@@ -1,4 +1,4 @@
-"""The frozen side of a model: CLIP, its tokenizer, and what the tokens of reports look like to it."""
+"""The frozen side of a model: CLIP, its tokenizer, and the embedding of report tokens."""
 
 import dataclasses
 from pathlib import Path

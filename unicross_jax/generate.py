@@ -1,7 +1,7 @@
 """Reports for studies: greedy, sampled or by beam search, with the decode loops that text models use.
 
 Under `causal` the images are read once and the report runs on cached keys and values. Under `published` the whole
-model runs anew for each token: what it "caches" are the tokens so far.
+model is recomputed for each token: its "cache" are the tokens so far.
 """
 
 from collections.abc import Callable

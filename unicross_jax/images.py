@@ -1,4 +1,4 @@
-"""Reports for one's own images: `unicross report`."""
+"""`unicross report`: reports for the user's own images."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""Make the model that `unicross report` uses where no run is named: `make assets`.
+"""Make the default model of `unicross report`: `make assets`.
 
 The demo's preset on more phantoms, for more updates; weights are stored as float16.
 """

@@ -2,10 +2,10 @@
 
 Image and caption of a study are brought together and those of different studies apart (arXiv:2103.00020, Fig. 3). The
 image is the frontal or the lateral view; half of the time the caption is a few of the report's sentences, in any order,
-so that single findings count. Both sides together also learn to tell each caption's next word (arXiv:2205.01917), from
-the sum of the text's feature and the image's embedding, which are of one width: from the features of a CLIP as small as
-this one, trained by contrast alone, a decoder could hardly read the words. The result plays the part that CLIP RN101
-has in the paper.
+so that single findings count. Both sides together also learn to predict the next word of each caption
+(arXiv:2205.01917), from the sum of the text's feature and the image's embedding, which are of one width: from the
+features of a CLIP as small as this one, trained by contrast alone, a decoder could hardly read the words. The result
+plays the part that CLIP RN101 has in the paper.
 """
 
 import functools

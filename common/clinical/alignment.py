@@ -1,6 +1,6 @@
-"""Where each sampled token stands in the text, and scores of one tokenizer's tokens on those of another.
+"""The span of each sampled token in the text, and the transfer of scores from one tokenizer's tokens to another's.
 
-Spans come from the bytes that the sampled tokens write, not from tokenising the text again: a policy may sample
+Spans come from the bytes of the sampled tokens, not from tokenising the text again: a policy may sample
 tokens that its tokenizer would never produce, and tokens that hold parts of a character.
 """
 

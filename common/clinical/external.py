@@ -1,9 +1,9 @@
-"""Scorers that live in an environment of their own, such as GREEN and RadGraph: JSONL rows in, JSONL scores out.
+"""Scorers in separate environments, such as GREEN and RadGraph: JSONL rows in, JSONL scores out.
 
-A scorer is a command of the user's. It finds rows `{"id", "prediction", "reference", "language"}` on standard input
-(and in the file whose path replaces `{rows}` among its arguments), and writes a row `{"id", "scores": {name: number}}`
-for each, in any order, to standard output. What it says on standard error is shown. `common/clinical/scorers`
-holds such commands for the public packages.
+A scorer is a command supplied by the user. It reads rows `{"id", "prediction", "reference", "language"}` on standard
+input (and in the file whose path replaces `{rows}` among its arguments), and writes a row `{"id", "scores": {name:
+number}}` for each, in any order, to standard output. Its standard error is shown. `common/clinical/scorers` holds such
+commands for the public packages.
 """
 
 import shlex

@@ -1,7 +1,7 @@
-"""The clinical labeler: CheXbert (arXiv:2004.09167), or a smaller one of the same make, from text to classes.
+"""The clinical labeler: CheXbert (arXiv:2004.09167), or a smaller one of the same architecture, from text to classes.
 
-Text is treated as CheXbert treats it: stripped, each run of white space made one space, WordPiece in lower case, and
-what does not fit into the window cut off at the end. Spans of tokens are characters of the text as it was given.
+Text is preprocessed as in CheXbert: stripped, runs of white space collapsed to one space, lower-case WordPiece, and
+truncated at the end to fit the window. Token spans count characters of the original text.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What a labeler learns from: batches of labelled reports, and CheXbert's loss on them."""
+"""Batches of labelled reports, and CheXbert's loss on them."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""How well a labeler does on labelled reports: F1 of each label with intervals, beside a constant answer.
+"""Evaluation of a labeler on labelled reports: F1 of each label with intervals, compared with a constant answer.
 
 F1 is that of class 1, positive. The best constant answer under F1 is that every label is positive in every report; a
 label that no report has scores 0 whatever is answered, and stays out of `macro`.

@@ -1,7 +1,7 @@
 """Labelled reports to train a labeler on: phantoms, the gold labels of Open-i, or your own rows.
 
-Phantom reports come whole and damaged, as a policy early in its training writes them: cut, repeated, mixed, scrambled.
-Labels of damaged text are what the rules of `common.phantoms.labels` read in it.
+Phantom reports come intact and damaged in the way a policy writes early in training: cut, repeated, mixed, scrambled.
+Damaged text is labelled by the rules of `common.phantoms.labels`.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""What tells which findings a report states: one protocol, whatever reads the text.
+"""The protocol of whatever reads the findings that a report states.
 
-CheXbert and its like (`common.clinical.labeler.Labeler`) are one implementation; the rules for phantom reports, which
-know the words of these alone, are another.
+CheXbert and similar models (`common.clinical.labeler.Labeler`) are one implementation; the rules for phantom reports,
+which only know the words of those reports, are another.
 """
 
 from collections.abc import Sequence

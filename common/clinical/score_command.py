@@ -2,7 +2,7 @@
 
 The object holds each metric under its key, then `intervals` (95%, bootstrap over reports), `constant_report` (the
 scores of one report for all, chosen from the references), `distinct_outputs`, `count`, `language`, and `notes` on
-what is absent and why. Rows in English and in Chinese are scored apart: names then begin with `en/` or `zh/`, and
+what is absent and why. English and Chinese rows are scored separately: names then begin with `en/` or `zh/`, and
 `language` counts both.
 """
 

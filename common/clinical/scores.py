@@ -1,4 +1,4 @@
-"""All scores of the reports that systems wrote for the same studies, with intervals over studies.
+"""All scores of the reports that systems generated for the same studies, with intervals over studies.
 
 Text metrics always; where a labeler says which findings a report states, clinical F1 by each convention against what
 the reference states; and where the studies have labels of their own in the labeler's words, as phantoms have what was

@@ -4,7 +4,7 @@ Under one root: `df_chexpert_plus_240401.csv`, a row an image, whose `path_to_im
 `train/patient42142/study5/view1_frontal.jpg`, and a folder `PNG` with the files of these names that end in `.png`.
 Source: Chambon et al., arXiv:2405.19538. It was published without a test split, so papers use that of MambaXray-VL
 (arXiv:2410.00379): a JSON file as R2Gen's, `{train, val, test: [{id, image_path: [...], report}]}`. Whether it keeps
-patients apart is not said; `shared_patients` tells.
+patients apart is not documented; `shared_patients` checks it.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""Cleaning of report text: a lossless default, and the lossy one of earlier work under its own name.
+"""Cleaning of report text: lossless by default, and the lossy cleaning of earlier work by name.
 
-What the lossy one takes away (decimal points, comparisons, marks of de-identification) published tables were measured
-without. It belongs to their data sets; `chosen_cleaning` keeps it from other reports.
+The lossy cleaning removes decimal points, comparisons and de-identification marks, as in published tables. It belongs
+to the data sets of those tables; `chosen_cleaning` does not apply it to other reports.
 """
 
 import re

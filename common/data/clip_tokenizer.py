@@ -1,8 +1,8 @@
 """CLIP's byte-level BPE, from the published `bpe_simple_vocab_16e6.txt.gz`, run by the tokenizers library.
 
 Texts are lower-cased and a token is "</w>" longer where it ends a word, so decoding gives words with single spaces, not
-the text. OpenAI also repairs mis-decoded Unicode (ftfy), which is left to whoever reads the records. transformers'
-`CLIPTokenizer` is made of the same parts; it reads other files, and takes 1.5 s to import.
+the text. OpenAI also repairs mis-decoded Unicode (ftfy), which is left to the readers of the records. transformers'
+`CLIPTokenizer` is built from the same components; it reads other files, and takes 1.5 s to import.
 """
 
 import gzip

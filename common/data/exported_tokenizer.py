@@ -1,8 +1,8 @@
-"""What stands beside exported weights so that transformers reads tokens, turns and ends of answers as is done here.
+"""The files next to exported weights that make transformers tokenize, format turns and end answers as here.
 
-A directory with a SentencePiece model or with the bare files of Qwen2 is read by `AutoTokenizer` as something else,
-without a word; without a chat template nothing is said of turns; and `generate` ends at no other token than
-`generation_config.json` lists.
+`AutoTokenizer` silently misreads a directory with a SentencePiece model or with the bare files of Qwen2; without a chat
+template it does not know the format of turns; and `generate` stops only at the tokens listed in
+`generation_config.json`.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Tokenizers in the layout of the Hugging Face hub, loaded and run by transformers and its `tokenizers` library.
 
-Both raise whatever they meet: neither documents a closed list of errors, and Rust's panics are no `Exception`. Each
-call goes through `_one_line`, which makes one line of all of them.
+Neither library documents a closed list of errors, and Rust's panics are not an `Exception`. So each call goes through
+`_one_line`, which turns all of them into a one-line error.
 """
 
 import contextlib

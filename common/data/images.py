@@ -1,7 +1,7 @@
 """Radiographs: a file to grey bytes, grey bytes to the square that CLIP sees.
 
-Everything between file and model is uint8, height before width. Augmentation moves and brightens; it does not mirror,
-because a report says left and right.
+Everything between file and model is uint8, height before width. Augmentation moves and brightens, but does not flip,
+because reports say left and right.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""What tokenizers of all kinds share: the bytes that a piece writes, and a conversation without a chat template."""
+"""Shared by all tokenizers: the bytes of a piece, and conversations without a chat template."""
 
 import functools
 import re

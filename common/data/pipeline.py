@@ -2,7 +2,7 @@
 
 Every process walks all global batches and assembles its own slice of their rows, so the state is the same on all of
 them: keep `get_state()` as one small JSON item of the checkpoint. (`grain.checkpoint.CheckpointSave` writes one file
-per process, and refuses to restore on another number of processes.)
+per process, and cannot restore with another number of processes.)
 """
 
 import functools

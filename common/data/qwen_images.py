@@ -1,4 +1,4 @@
-"""Images as Qwen2.5-VL takes them, all of one size: resized on the host, made to patches on the device.
+"""Images for Qwen2.5-VL, all of one size: resized on the host, split into patches on the device.
 
 `Qwen2VLImageProcessorPil` of transformers makes patches on the host, which are 24 times the bytes of a grey image; so
 it only serves the tests, to which `resize` and `common.models.qwen2_vl_vision.grey_patches` are equal.

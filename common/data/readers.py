@@ -1,8 +1,8 @@
-"""Studies of one or more radiographs and their report, from the layouts in which data sets are passed on.
+"""Studies of one or more radiographs and their report, from the layouts in which data sets are distributed.
 
-Every reader returns the studies of each split. It looks at paths, not into pictures: a study whose report is empty or
-whose image files are not all there is quarantined, and `common.data.builders` finds the pictures that cannot be read.
-MIMIC-CXR has a module of its own, `common.data.mimic`.
+Every reader returns the studies of each split. It checks paths, but does not open images: a study with an empty report
+or missing image files is quarantined, and `common.data.builders` finds images that cannot be read. MIMIC-CXR has a
+module of its own, `common.data.mimic`.
 """
 
 import os

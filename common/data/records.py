@@ -1,6 +1,6 @@
-"""What readers yield, and where records go that cannot be used.
+"""The records that readers yield, and the quarantine of records that cannot be used.
 
-A reader raises UserError for a file it cannot trust, and quarantines a single record that is sound but
+A reader raises UserError for a file it cannot trust, and quarantines a single record that is well-formed but
 unusable. Nothing is dropped silently: the quarantine counts records by reason and is written beside the run.
 """
 

@@ -1,4 +1,4 @@
-"""What a heading of a radiology report stands for: a section, a view of the chest, an organ, or nothing known.
+"""The meaning of a heading in a radiology report: a section, a view of the chest, an organ, or unknown.
 
 The spellings, and the words by which a heading tells views, are facts from MIT-LCP's section parser for MIMIC-CXR
 (https://github.com/MIT-LCP/mimic-cxr, `txt/section_parser.py`). Two of its entries are not followed: PFI, there a

@@ -1,7 +1,7 @@
-"""The sections of a free-text radiology report, and a count of the headings that no list has.
+"""The sections of a free-text radiology report, and a count of unknown headings.
 
-A section ends at any heading that stands for another one, however it is spelled; `common.data.section_headings` tells
-what a heading stands for. Headings of organs are text of the findings. Two errors are worse than losing text: an
+A section ends at the heading of any other section, however it is spelled; `common.data.section_headings` classifies
+headings. Headings of organs are text of the findings. Two errors are worse than losing text: an
 impression among the findings that a model learns to write, and findings in the indication that it is shown. So where
 a heading is unknown, what follows belongs to neither.
 """

@@ -1,6 +1,6 @@
 """Text to tokens and back behind one small protocol: Hugging Face directory, SentencePiece file, or word level.
 
-The bytes of sampled tokens say which characters each of them wrote (contract 13):
+The bytes of sampled tokens determine the characters of each:
 `b"".join(tokenizer.token_bytes(ids)).decode("utf-8", "replace") == tokenizer.decode(ids)` holds for every sequence.
 """
 

@@ -1,6 +1,6 @@
-"""Language models behind OpenAI-compatible endpoints: asked once for each text, and only where the user said so.
+"""Language models behind OpenAI-compatible endpoints: asked once for each text, and only with the user's consent.
 
-`settings` holds the options that commands share, `asking.answering` sends requests and gives the answers in order.
+`settings` has the options that commands share; `asking.answering` sends requests and yields the answers in order.
 """
 
 from common.endpoint.asking import answering

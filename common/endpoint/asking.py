@@ -1,4 +1,4 @@
-"""Many requests to an endpoint: a few at a time, each answer kept before it is used, all in the order of the input.
+"""Many requests to an endpoint: a few at a time, each answer stored before it is used, all in the order of the input.
 
 Worker threads send; the main thread hands out the answers. All retries are here (`_Asking.fetch`).
 """

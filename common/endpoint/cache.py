@@ -1,6 +1,6 @@
-"""Answers kept by content hash in one SQLite file, so that nothing is asked for, or paid, twice.
+"""Answers stored by content hash in one SQLite file, so that nothing is requested, or paid for, twice.
 
-Each answer is committed before it is used. The file holds text of patients, and is readable by its owner alone.
+Each answer is committed before it is used. The file contains patient text and is readable by its owner only.
 """
 
 import contextlib

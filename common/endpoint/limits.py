@@ -1,4 +1,4 @@
-"""How fast an endpoint is asked."""
+"""Rate limits of requests to an endpoint."""
 
 import threading
 import time

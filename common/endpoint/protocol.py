@@ -1,4 +1,4 @@
-"""Chat completions: what is asked, what an answer is, and when an answer is none."""
+"""Chat completions: the request, the answer, and when an answer is unusable."""
 
 import hashlib
 import json

@@ -1,7 +1,7 @@
-"""Where an OpenAI-compatible endpoint is and how it is asked: the options that every command shares.
+"""The options of an OpenAI-compatible endpoint, shared by all commands.
 
 Report text is patient data: nothing is sent without --send-reports-to-endpoint. The key is read from the environment
-when a connection is opened and stands in no field here, so that no config, log, cache or page can hold it.
+when a connection is opened and is not stored in any field, so that no config, log, cache or page can contain it.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""One request to an endpoint by the `openai` client, and what is said of one that fails.
+"""One request to an endpoint with the `openai` client, and the errors of a failed one.
 
-Of what an endpoint says about an error, only short identifiers are passed on: its sentences may repeat the report or
+Of an endpoint's error only short identifiers are shown: its sentences may repeat the report or
 the key. Retries are in `asking`; the client's own are off, and so are its variables of the environment.
 """
 

@@ -1,4 +1,4 @@
-"""Scores of the reports that a model writes while it trains, as an evaluation that training can be given."""
+"""Scores of the reports that a model generates during training, as an evaluation for the training loop."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,8 +1,8 @@
 """Generation as one program: prompts are computed once, then a `while_loop` emits a token per step until all are done.
 
 A decode state has B prompts with G continuations each (samples of a group, beams, or one). A prompt's keys and values
-are kept once for its group; what the continuations produce goes into a preallocated cache in the loop's carry,
-written in place. Nothing here knows a model: it takes a `Forward`, such as `common.models.qwen2.bind` makes of a Qwen2.
+are kept once for its group; what the continuations produce goes into a preallocated cache in the loop's carry, written
+in place. Nothing here depends on a model: it takes a `Forward`, such as `common.models.qwen2.bind` makes of a Qwen2.
 """
 
 import flax.struct

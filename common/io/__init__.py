@@ -1,1 +1,1 @@
-"""Files in and out: text, JSON and CSV as every reader takes them, and what is safe to show."""
+"""Reading and writing files: text, JSON and CSV for all readers, and what is safe to show."""

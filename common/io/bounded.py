@@ -1,7 +1,7 @@
-"""Work on what a file contains, in a process of its own whose time and memory are bounded.
+"""Work on the content of a file in a separate process with bounded time and memory.
 
-A regular expression can backtrack for ever, a pickle of shared containers can unfold for ever, and neither can be told
-beforehand from one that does not.
+A regular expression can backtrack forever and a pickle of shared containers can unfold forever, and neither can be
+detected in advance.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What differs between two records in JSON, such as the configs of two runs."""
+"""Differences between two JSON records, such as the configs of two runs."""
 
 from typing import Any, NamedTuple
 

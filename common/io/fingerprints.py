@@ -1,4 +1,4 @@
-"""What tells weights, and all else that decides what a model writes, apart: SHA-256 of contents, never of paths.
+"""Fingerprints of weights and of all else that determines what a model writes: SHA-256 of contents, never of paths.
 
 Checkpoints name their base by `fingerprint_directory`, which reads large tensors in part. Outputs name what made their
 rows by `model_record`, which reads every byte of a model of up to WHOLE_BYTES.

@@ -1,4 +1,4 @@
-"""What becomes of results that are not finite: an error that names the row, and never a row."""
+"""Non-finite results: an error that names the row, never an output row."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

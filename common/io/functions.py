@@ -1,4 +1,4 @@
-"""Functions of a user, by their import path."""
+"""User functions, by their import path."""
 
 import importlib
 from collections.abc import Callable

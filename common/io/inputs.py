@@ -1,4 +1,4 @@
-"""Opening what a user names as input: a file, a pipe or standard input. Nothing is waited for without end."""
+"""Opening a user's input: a file, a pipe or standard input, without waiting forever."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""JSONL files: one JSON object a line, UTF-8. A bad line is named by file and number; a written file is whole."""
+"""JSONL files: one JSON object per line, UTF-8. Errors name file and line; files are never written in part."""
 
 import re
 from collections.abc import Iterable, Mapping

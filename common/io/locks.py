@@ -1,8 +1,8 @@
-"""One command at a time writes a directory or a file.
+"""Locks: only one command at a time writes to a directory or a file.
 
 A lock is a small JSON file that says which process holds it and since when: `.lock` in a directory, `.NAME.lock` beside
 a file. It is written under a name of its own and then linked to the lock's, which succeeds for one process however many
-try, also on NFS. What a process leaves that was killed is taken over:
+try, also on NFS. The lock of a killed process is taken over:
 
 - on the same machine as soon as no process of that number and start time is alive;
 - on another machine, or in another container, when the lock has not been touched for STALE_SECONDS. Its holder touches

@@ -1,4 +1,4 @@
-"""Which texts a regular expression matches whole; run by `common.io.bounded`, because a pattern may never end."""
+"""Which texts a regular expression matches in full; run by `common.io.bounded`, because matching may never end."""
 
 import json
 import re

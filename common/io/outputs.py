@@ -1,4 +1,4 @@
-"""Files that a command writes whole at its end: checked before its work begins, and never in a foreign file's place."""
+"""Files that a command writes at its end: checked before its work begins, and never over a foreign file."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How far long work is, for those who wait for it."""
+"""Progress of long work."""
 
 import sys
 import threading

@@ -1,6 +1,6 @@
-"""Rows of JSONL that a later run of the same command goes on with, and what they were made with.
+"""Rows of JSONL that a later run of the same command continues, and the record of how they were made.
 
-`OUTPUT.config.json` records what decided the rows, by content and never by path: fingerprints of weights, tokenizers
+`OUTPUT.config.json` records what determines the rows, by content and never by path: fingerprints of weights, tokenizers
 and configs, the options, and a digest of what each row is made from. It is written before the first row. So a model, a
 run or an input that has moved continues an output, and one that has changed is refused with the name of what differs.
 """

@@ -1,6 +1,6 @@
 """Published weights in and out: safetensors directories in the layout of the Hugging Face hub <-> parameter trees.
 
-A `NameMap` says where each of our leaves stands in a published checkpoint; every model keeps its own beside it
+A `NameMap` maps each of our leaves to a published checkpoint; every model has its own
 (`common.models.qwen2_weights`). Reading is strict, and fills the target shards straight from memory-mapped files: on
 the host there is never more than one leaf beside the finished tree. Paths of leaves are written `layers/mlp/up_proj`.
 """

@@ -1,4 +1,4 @@
-"""Foreign text, such as a name from an archive or a value from a file, made safe to show."""
+"""Makes foreign text, such as a name from an archive or a value from a file, safe to show."""
 
 import sys
 import unicodedata

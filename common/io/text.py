@@ -1,4 +1,4 @@
-"""The one way in which this project reads text, JSON and CSV, and writes JSON.
+"""Reading of text, JSON and CSV, and writing of JSON, for the whole project.
 
 Text is UTF-8 with or without a byte order mark and with any line ends; JSON is what the standard says, so NaN and
 infinity are neither read nor written, and no key is there twice in an object; sizes and depths are bounded. Whatever is

@@ -1,4 +1,4 @@
-"""Tensors out of PyTorch's files (`.pt`, `.pth`, `.bin`) without PyTorch and without running what the files contain.
+"""Tensors from PyTorch's files (`.pt`, `.pth`, `.bin`) without PyTorch and without running what the files contain.
 
 Read are the zip archives of `torch.save` and of `torch.jit.save` (TorchScript, as OpenAI publishes CLIP; its code is
 never looked at), and the files that `torch.save` wrote before PyTorch 1.6. `common.io.torch_pickle` reads what they

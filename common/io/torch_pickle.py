@@ -1,4 +1,4 @@
-"""What a PyTorch file says of its tensors: names, and for each where its numbers lie. Run by `common.io.bounded`.
+"""The tensors listed in a PyTorch file: their names and where their data is stored. Run by `common.io.bounded`.
 
 A PyTorch file is a pickle, a program that may call anything, beside the raw bytes of its tensors. Here every global
 that the pickle names is looked up in a short list and becomes an inert stand-in; any other is refused before it is

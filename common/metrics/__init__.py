@@ -1,1 +1,1 @@
-"""How good texts and sets of codes are, by named conventions; `medreport score` for files."""
+"""Metrics of texts and sets of codes, by named conventions; `medreport score` for files."""

@@ -1,6 +1,6 @@
-"""What a result must beat: one constant report, and the report of the most similar training text.
+"""Baselines: one constant report, and the report of the most similar training text.
 
-A constant report reaches a good part of a trained model's BLEU and ROUGE, because most reports are normal ones.
+A constant report reaches much of a trained model's BLEU and ROUGE, because most reports are normal ones.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Percentile bootstrap over reports, for every metric that is a function of sums over reports.
 
-A corpus score such as BLEU is no mean of report scores, but it depends on the reports only through sums (matches,
+A corpus score such as BLEU is not a mean of report scores, but it depends on the reports only through sums (matches,
 lengths). With those per-report numbers kept, a resample is one small matrix product instead of a new evaluation.
 """
 

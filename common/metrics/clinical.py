@@ -1,4 +1,4 @@
-"""Clinical F1: do two reports state the same findings? By each convention that papers report under that one name.
+"""Clinical F1: do two reports state the same findings? By each convention that papers report under that name.
 
 Labels are CheXbert's classes (0 blank, 1 positive, 2 negative, 3 uncertain), one row of 14 a report, ordered as
 `FINDINGS`. What a labeler found in the generated reports is compared with what it found in the references.
@@ -10,7 +10,7 @@ Labels are CheXbert's classes (0 blank, 1 positive, 2 negative, 3 uncertain), on
 - `macro`: positive is class 1; macro over the 14. DEER on CheXpert Plus.
 - `finding`: positive is class 1; the F1 of each of the 14 by itself.
 
-Where nothing is divided by nothing the result is 0, as in PromptMRG's code and as scikit-learn can be told: a report
+0/0 counts as 0, as in PromptMRG's code and optionally in scikit-learn: a report
 without findings that is predicted to have none lowers `promptmrg`.
 """
 

@@ -1,8 +1,8 @@
 """Metrics of sets of codes, such as `Opacity/lung/base/left`: as they stand, and by their heads (before the first "/").
 
 `precision`, `recall`, `F1` are micro: over all codes of all reports. `mean-F1` is the mean of each report's F1, and
-`exact-match` the share of reports whose set is right. Where nothing is divided by nothing, agreement counts as 1:
-two empty sets agree. A side that is empty alone scores 0.
+`exact-match` the share of reports whose set is right. 0/0 counts as 1:
+two empty sets agree. If only one of them is empty, the score is 0.
 """
 
 from collections.abc import Sequence

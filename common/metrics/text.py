@@ -7,7 +7,7 @@
 | `nltk/BLEU-1..4` | white space (en), characters (zh) | nltk corpus_bleu, no smoothing |
 | `nltk/ROUGE-L` | rouge-score's own: lower case, ASCII letters and digits (en), characters (zh) | rouge-score F1 |
 | `nltk/METEOR` | white space (en only) | nltk, with WordNet |
-| `nltk/METEOR-exact` | characters (zh only) | nltk, exact matches alone |
+| `nltk/METEOR-exact` | characters (zh only) | nltk, exact matches only |
 
 All are fractions in [0, 1]. Texts are scored as given: nothing is lower-cased or cleaned first.
 """

@@ -1,4 +1,4 @@
-"""Adapters of a decoder of any family in the layout of PEFT, also where a published matrix holds several projections.
+"""Adapters of decoders of all families in the layout of PEFT, including published matrices with several projections.
 
 PEFT adapts such a matrix whole: GLM's gate and up, or Baichuan's q, k and v, each with an adapter of its own here. Side
 by side, their A make one A, and their B one B with zeros off its diagonal; the other way round, they share one A.

@@ -1,9 +1,9 @@
-"""The one attention of all models: `attend` on whole sequences, `attend_to` on others, `attend_cached` on new tokens,
+"""Attention for all models: `attend` on whole sequences, `attend_to` on others, `attend_cached` on new tokens,
 `attend_shared_prompt` on a prompt with several continuations.
 
 Implementations of `attend`: `xla` runs everywhere; `cudnn` is the fused kernel of NVIDIA GPUs; `splash` the Pallas
 kernel of TPUs, which skips the blocks above the diagonal and never forms the score matrix. `choose_implementation`
-says which one a device gets; callers log it.
+selects the one for a device; callers log it.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """BERT (arXiv:1810.04805) in Linen, and classification heads on it as CheXbert has them (arXiv:2004.09167).
 
-The encoder takes word embeddings in the place of ids, so that their gradient is that of an argument. Module and
+The encoder takes word embeddings instead of ids, so that one can differentiate with respect to them. Module and
 parameter names follow the published checkpoints, with the layers stacked on a leading axis [L, ...];
 `common.models.bert_weights` holds the map. Dropout is active exactly when `apply` is given a "dropout" random key.
 """

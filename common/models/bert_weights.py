@@ -1,8 +1,8 @@
-"""BERT encoders and CheXbert-like classifiers in the layouts they are published in <-> configs and parameters.
+"""BERT encoders and CheXbert-like classifiers in their published layouts <-> configs and parameters.
 
 - A directory of the Hugging Face hub (bert-base-uncased): an encoder, with or without the prefix `bert.`, LayerNorm's
   parameters as `weight` and `bias` or, as Google named them, `gamma` and `beta`.
-- `chexbert.pth`: `bert.*` and `linear_heads.N.*`, and no config; sizes are read off the shapes.
+- `chexbert.pth`: `bert.*` and `linear_heads.N.*`, and no config; sizes are inferred from the shapes.
 - A directory of ours: those names in `model.safetensors`, and a `config.json` of the hub with the labels beside.
 
 The pooler and the heads of pre-training are left out; nothing here uses them.

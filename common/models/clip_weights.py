@@ -1,8 +1,8 @@
 """CLIP checkpoints with a ResNet image side -> ClipConfig and parameters.
 
 OpenAI's archives (`RN101.pt`) and open_clip's safetensors use the same names. Each BatchNorm's four tensors become one
-scale and one bias per channel; sizes are read off the shapes, as OpenAI does. Files do not say which activation the
-text side has: QuickGELU, as in all of OpenAI's, is assumed.
+scale and one bias per channel; sizes are inferred from the shapes, as in OpenAI's code. Files do not say which
+activation the text side has: QuickGELU, as in all of OpenAI's, is assumed.
 """
 
 import dataclasses

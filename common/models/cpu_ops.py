@@ -1,7 +1,7 @@
-"""What only XLA for CPUs needs: other forms of a few operations, with the same values and gradients.
+"""Workarounds for XLA on CPUs: other forms of a few operations, with the same values and gradients.
 
-The text of a model is plain JAX, which is best on GPUs and TPUs. Where XLA for CPUs is slow at it, the model asks
-`on_cpu` and calls a form of this module; a program for another platform holds none of them.
+Models are plain JAX, which is best on GPUs and TPUs. Where XLA for CPUs is slow, a model checks `on_cpu` and calls a
+form from this module; programs for other platforms contain none of them.
 """
 
 import functools

@@ -1,6 +1,6 @@
-"""What generation asks of a model: a `Forward`, called on whole prompts and then on single tokens.
+"""What generation needs from a model: a `Forward`, called on whole prompts and then on single tokens.
 
-Nothing here knows a model; `common.models.qwen2.bind` makes a `Forward` of a Qwen2.
+Nothing here depends on a model; `common.models.qwen2.bind` makes a `Forward` of a Qwen2.
 """
 
 from typing import Protocol

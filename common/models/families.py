@@ -1,11 +1,11 @@
-"""The families of published decoders that `common.models.qwen2` computes: how each names its sizes and its tensors.
+"""The families of published decoders that `common.models.qwen2` implements, and how each names its sizes and tensors.
 
-`FAMILIES` decides by `model_type` of `config.json`; what is not in it is not supported. Against Qwen2:
+`FAMILIES` is indexed by `model_type` of `config.json`; other types are not supported. Compared with Qwen2:
 
-| `model_type` | models | what differs |
+| `model_type` | models | differences |
 |---|---|---|
 | `qwen2` | Qwen2, Qwen2.5 | |
-| `llama` | Llama 3, Yi-1.5 and what is tuned from them | no biases; rotary scaling of its own |
+| `llama` | Llama 3, Yi-1.5 and models tuned from them | no biases; rotary scaling of its own |
 | `glm` | GLM-4-9B in the layout of transformers | half of a head rotates, adjacent pairs; gate and up in one tensor |
 | `glm4` | GLM-4-0414 | as `glm`, and two more norms in each layer |
 | `chatglm` | GLM-4-9B as first published | as `glm` under other names; q, k and v in one tensor |

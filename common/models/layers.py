@@ -1,4 +1,4 @@
-"""Layers that every model shares: a dense layer that takes a LoRA adapter, RMS normalisation, rotary positions.
+"""Layers shared by all models: a dense layer that takes a LoRA adapter, RMS normalisation, rotary positions.
 
 A LoRA adapter is a variable collection of its own (`lora`) that mirrors the paths of the dense layers it adapts.
 `Dense` adds it where it finds one, so a model runs with any subset of its layers adapted, or with none.

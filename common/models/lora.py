@@ -1,4 +1,4 @@
-"""LoRA (arXiv:2106.09685) as a tree beside the base parameters: {path of a dense layer: {"a", "b"}}.
+"""LoRA (arXiv:2106.09685) as a tree separate from the base parameters: {path of a dense layer: {"a", "b"}}.
 
 The base tree is never rewritten. A model run as `apply({"params": base, "lora": scaled(lora, config)}, ...)` adds
 (x A) B alpha / rank in each adapted layer. PEFT, whose files `common.models.peft` reads and writes, needs PyTorch.

@@ -2,8 +2,8 @@
 
 PEFT keeps lora_A as [rank, in] and lora_B as [out, rank] of every layer; ours are [L, in, rank] and [L, rank, out].
 
-PEFT finds a module by its name in transformers' memory, and loads an adapter whose names it does not find with a
-warning and no effect. The layers of Qwen2 are `model.layers.*` in every version; those of Qwen2.5-VL are
+PEFT finds a module by its in-memory name in transformers. An adapter whose names it does not find is loaded with a
+warning and has no effect. The layers of Qwen2 are `model.layers.*` in every version; those of Qwen2.5-VL are
 `model.language_model.layers.*` since transformers 4.52, and were `model.layers.*` before.
 """
 

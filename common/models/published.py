@@ -1,7 +1,7 @@
-"""The entries of a published `config.json`, each read as what it has to be.
+"""The entries of a published `config.json`, read with type and bounds checks.
 
-Writers leave entries out, write null, or leave them behind when they no longer hold. So null is as good as absent, an
-entry that is used must be of its kind and within its bounds, and what the tensors say is not asked of an entry.
+Writers omit entries, write null, or keep entries that no longer apply. So null counts as absent, an entry that is used
+must have the right type and bounds, and what the tensors determine is not read from the config.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL (arXiv:2502.13923): a Qwen2 that reads the features of images among its tokens.
+"""Qwen2.5-VL (arXiv:2502.13923): a Qwen2 with image features among its input tokens.
 
 Pure functions over parameters {"visual": the tower of `common.models.qwen2_vl_vision`, "language": the tree of
 `common.models.qwen2`}. `common.models.qwen2_vl_layout` prepares images and rows on the host.

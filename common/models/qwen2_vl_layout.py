@@ -1,4 +1,4 @@
-"""Where the parts of an image go in Qwen2.5-VL, computed on the host: windows of patches, and positions in the text.
+"""The layout of images in Qwen2.5-VL, computed on the host: windows of patches, and positions in the text.
 
 A grid is the (rows, columns) of an image's patches. Patches come as the published processor lists them: the
 `spatial_merge_size`^2 patches of a token together, tokens in reading order.

@@ -1,6 +1,6 @@
 """Decoders in the layout of the Hugging Face hub: `config.json` and safetensors <-> Qwen2Config and parameters.
 
-Those of Qwen2 and of the other families of `common.models.families`, which says what each of them calls things.
+For Qwen2 and the other families of `common.models.families`, which defines their names.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""A pre-norm Transformer encoder and decoder (arXiv:1706.03762, with normalisation before each part).
+"""A pre-norm Transformer encoder and decoder (arXiv:1706.03762, with normalisation before each sublayer).
 
 The decoder runs on whole sequences, and token by token on cached keys and values (`common.models.attention.Past`);
 then the keys and values of the memory are computed once, by `memory_keys_values`. Layers are stacked [L, ...].

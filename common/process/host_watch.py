@@ -1,8 +1,8 @@
-"""What the hosts of one run tell each other: that they are alive, that they end, and that a signal came.
+"""Signals between the hosts of one run: that they are alive, that they end, and that a signal was received.
 
 Each writes a beat into the key-value store of JAX's coordination service, which host 0 keeps, and reads the others'. A
 host that is silent for too long, or that ended with an error, ends the rest: one line that names it, and an exit code.
-JAX alone would abort with a C++ stack, or wait for ever.
+JAX alone would abort with a C++ stack trace, or wait forever.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
-"""Several hosts as one run: joining them within a bound, and the commands that refuse to.
+"""Several hosts as one run: joining them within a time limit, and refusing commands that run on one host only.
 
 The same command is started on every host, with MEDREPORT_HOSTS=auto where JAX knows the cluster by itself (Cloud TPU
-slices, Slurm, Open MPI, Kubernetes), else with MEDREPORT_HOSTS=ADDRESS:PORT,COUNT,NUMBER: where host 0 listens, how
-many there are and which of them, from 0, this is. JAX would wait in silence and abort, so the hosts first meet at that
-port by themselves, and each can say who is missing. `common.process.host_watch` is what happens afterwards.
+slices, Slurm, Open MPI, Kubernetes), otherwise with MEDREPORT_HOSTS=ADDRESS:PORT,COUNT,NUMBER: where host 0 listens,
+how many there are and which of them, from 0, this is. JAX would wait in silence and abort, so the hosts first meet at
+that port by themselves, and each can say who is missing. `common.process.host_watch` is what happens afterwards.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""How an output differs from its reference, as pieces of text that a page can mark."""
+"""Differences between an output and its reference, as pieces of text to mark on a page."""
 
 import difflib
 import itertools

@@ -1,4 +1,4 @@
-"""Where and with what something was computed, for the head of a run page."""
+"""The hardware and software of a run, for the head of its page."""
 
 from datetime import UTC, datetime
 from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""Write `report.html`: what a run was, how it went and what it reached, in one file that opens anywhere.
+"""Write `report.html`: the config, curves and results of a run, in one self-contained file.
 
 The page takes plain data and computes no metric. Everything in it that came from outside (reports, names,
 configuration) passes jinja2's escaping, and no script can run in it.

@@ -1,7 +1,7 @@
 """Radiographs and attention maps as data URIs, so that a page needs no other file.
 
-An image is written once, as the background of a CSS class; what the model looked at for a word is a picture of as many
-pixels as the attention has cells, which the browser stretches smoothly over that background.
+An image is written once, as the background of a CSS class; the attention for a word is a picture with one pixel per
+attention cell, which the browser scales smoothly over that background.
 """
 
 import base64

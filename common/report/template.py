@@ -1,4 +1,4 @@
-"""How every page is made from a template: all text escaped, and every character of it visible."""
+"""Rendering of pages from templates: all text is escaped, and every character of it visible."""
 
 from typing import Any
 

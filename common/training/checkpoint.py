@@ -1,4 +1,4 @@
-"""Checkpoints with Orbax: the latest to resume from, and apart from it the best on validation.
+"""Checkpoints with Orbax: the latest to resume from, and separately the best on validation.
 
 Each holds only what training changes, the position in the data, and a note that names the config and the base weights
 it belongs to. Orbax writes aside and renames, so a checkpoint that exists is whole; saving runs in the background.

@@ -1,4 +1,4 @@
-"""The fields of a config that every training has, and those of trainings that write reports."""
+"""Config fields shared by all training commands, and those for training on reports."""
 
 import dataclasses
 from typing import Literal

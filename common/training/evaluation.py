@@ -1,4 +1,4 @@
-"""Evaluations as values: what is measured of a model while it trains, and which measurement chooses the best one."""
+"""Evaluations as values: what is measured during training, and which measurement chooses the best checkpoint."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence

@@ -1,6 +1,6 @@
 """Model FLOPs of a training step by formula, and utilisation: their rate as a share of what the device can do.
 
-Model FLOPs are what the mathematics asks for, whatever the program does: a product of [m, k] and [k, n] is 2 m k n;
+Model FLOPs are those required by the mathematics, whatever the program does: a product of [m, k] and [k, n] is 2 m k n;
 causal attention counts half of its square, segment by segment; padding counts nothing; recomputation (remat, a loss
 that visits the vocabulary again) is never counted. Norms, rotations and softmax are left out (about 1% at 7B).
 

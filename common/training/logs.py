@@ -1,7 +1,7 @@
-"""What a run writes while it trains: its numbers to files and TensorBoard, its progress to the console.
+"""Logging during training: numbers to files and TensorBoard, progress to the console.
 
 A run directory keeps two JSON-lines files. `metrics.jsonl` has one row per logged step with nothing in it that
-depends on the clock, so a run that was killed and continued ends with the same bytes as one that was not;
+depends on the clock, so a run that was killed and resumed ends with the same bytes as an uninterrupted one;
 `timings.jsonl` has the rest (tokens/s, step seconds, utilisation, memory). Rows hold numbers and fingerprints,
 never report text.
 """

@@ -1,6 +1,6 @@
-"""The training loop as one function: steps, logs, evaluations, checkpoints, resuming, and stopping when told to.
+"""The training loop as one function: steps, logs, evaluations, checkpoints, resuming, and stopping on request.
 
-A run that is killed at any moment and started again goes on from its last checkpoint with the same batches and random
+A run that is killed at any moment and started again continues from its last checkpoint with the same batches and random
 keys, and writes the same `metrics.jsonl`: a row is on disk before the checkpoint that follows it. Where an evaluation
 is cut short, the checkpoint holds the row that it belongs to, and the next start evaluates first.
 """

@@ -1,4 +1,4 @@
-"""What every training shares, written once: from two trees, batches, a step and evaluations to the best weights.
+"""The training driver shared by all systems: from two trees, batches, a step and evaluations to the best weights.
 
 A system reads its data and its base model, and says by a `Training` what is its own. `run_training` claims the run
 directory, records what the run learns from, opens checkpoints and logs, trains or continues, and returns the weights

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a text model: the loss that every step of it differentiates."""
+"""Supervised fine-tuning of a text model: the loss function."""
 
 from jaxtyping import Array
 

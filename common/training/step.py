@@ -1,7 +1,7 @@
-"""The one training step. Everything that trains in this project is a loss function given to `make_train_step`.
+"""The training step. All training in this project is a loss function passed to `make_train_step`.
 
 A loss returns sums, never means: the gradients of the sums are added over micro-batches and devices and divided once
-by the total weight, so a batch gives the same update however it is cut (architecture contract 2).
+by the total weight, so a batch gives the same update however it is split.
 """
 
 from collections.abc import Callable

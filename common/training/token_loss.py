@@ -1,4 +1,4 @@
-"""The loss of the tokens of reports: the paper's cross-entropy, or a function of the user's."""
+"""The loss over the tokens of reports: the paper's cross-entropy, or a user's function."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What a loss may need of a position's distribution besides the target's log-probability, without a logits tensor.
+"""Statistics of a position's distribution, besides the target's log-probability, without a logits tensor.
 
 Label smoothing is `(1 - e) * logp + e * mean_logp`, an entropy bonus adds `entropy`, a z-loss (arXiv:2204.02311) is the
 square of `log_normalizer`. The gradient of each is a sum over the vocabulary, so the backward pass computes each tile

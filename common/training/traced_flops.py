@@ -2,7 +2,7 @@
 
 XLA's cost analysis counts the body of a loop once, however often it runs, and the layers here are loops; this counts
 the products in the trace and multiplies. Elementwise work is left out, as in `common.training.flops`. Of a `cond` the
-branch that costs most counts, unless it is said how often its condition holds.
+branch that costs most counts, unless the frequency of its condition is given.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Visits of the vocabulary: `chunk` positions at a time, a tile of tokens at a time, so that no logits tensor exists.
+"""Iteration over the vocabulary: `chunk` positions at a time, a tile of tokens at a time, without a logits tensor.
 
 What is summed over the vocabulary is folded over tiles (`over_tiles`), for one chunk of positions after another
 (`by_chunks`), of the wanted positions alone (`over_wanted`).

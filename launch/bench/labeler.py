@@ -1,4 +1,4 @@
-"""The part of `medreport bench rl` that is about the labeler: reports from text to classes (`labels`) and to the length
+"""The labeler benchmarks of `medreport bench rl`: reports from text to classes (`labels`) and to the length
 of the gradient at each token (`saliency`).
 
 The peer (`launch.bench.peer_rl`) is given the same reports as tokens: it does no tokenising.

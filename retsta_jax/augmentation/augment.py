@@ -2,10 +2,10 @@
 
 Syntactic noise and other names of terms leave what a source says, and its target, as they are (`edits.py`). A semantic
 perturbation denies, doubts or affirms a finding, and the target changes with it, which the paper does not say
-(`perturb.py`). Every edited text is read again, and what does not say what it is to say is drawn again.
+(`perturb.py`). Every edited text is read again by the matcher, and an edit with a wrong reading is drawn again.
 
-A new pair is a function of the seed, the id of its original and the number of its copy. It does not depend on the pairs
-beside it, but for the words with which targets of unknown form deny and doubt: they are learnt from all of these.
+A new pair is a function of the seed, the id of its original and the number of its copy. It does not depend on the other
+pairs, except for the words for denial and doubt in targets of unknown form, which are learned from all pairs.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Edits of a report's text that leave what it says: typos, punctuation, sentences, other names of terms.
+"""Edits of a report's text that keep its meaning: typos, punctuation, sentences, other names of terms.
 
 Each function makes one edit at random, or returns None where none is possible; whether the edited text still
 `says_the_same` is for the caller to ask. Words of laterality, degree, place, denial and doubt, and numbers, are spared.

@@ -1,8 +1,8 @@
 """Semantic perturbation of a report pair (RetSTA, section 2.2): a finding denied, doubted or affirmed in both texts.
 
 The target of known form is rendered from the changed findings, any other is edited as the source is. No perturbation
-lets findings meet in an eye that exclude each other, denies what a finding there implies, or doubts what a normal eye
-has not.
+puts mutually exclusive findings into one eye, denies something that another finding implies, or doubts something that
+a normal eye excludes.
 """
 
 import functools

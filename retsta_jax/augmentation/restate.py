@@ -1,7 +1,7 @@
-"""A finding of a report's text stated otherwise: as there, as suspected, as denied.
+"""Restating a finding in a report: as present, as suspected, as absent.
 
-The cue that governs it is taken out, of an enumeration the finding itself, and another is put in. What comes of it is
-read again: only a text whose other statements, words for eyes and numbers are as before counts.
+The cue that governs it is removed, or the finding itself is taken out of an enumeration, and another cue is inserted.
+The result is read again: only a text with unchanged other statements, eyes and numbers is accepted.
 """
 
 import itertools

@@ -1,6 +1,6 @@
-"""What models that were only prompted wrote: the standard report in it, and whether it is in the report's language.
+"""Answers of prompted models: extracting the standard report, and checking its language.
 
-RetSTA remarks that Qwen2.5-7B-Instruct, asked in English and for English, wrote much Chinese (section 3.2).
+RetSTA remarks that Qwen2.5-7B-Instruct, prompted in English to answer in English, wrote much Chinese (section 3.2).
 """
 
 import re

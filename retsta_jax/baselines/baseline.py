@@ -1,7 +1,7 @@
-"""`retsta baseline`: a model that was not trained here, asked by few-shot prompts and scored as a run is (RetSTA, 3.1).
+"""`retsta baseline`: a model not trained here, prompted with few-shot examples and scored like a run (RetSTA, 3.1).
 
-Same data, same split, same scores as `retsta evaluate`; beside them the share of answers in the wrong language, and
-what prompts had to leave out so that the model could read them.
+Same data, same split, same scores as `retsta evaluate`; also the share of answers in the wrong language, and what was
+left out of prompts to fit the model.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Models that are asked by a few-shot prompt: a local directory of any family, or an OpenAI-compatible endpoint."""
+"""Models for few-shot prompts: a local directory of any family, or an OpenAI-compatible endpoint."""
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass

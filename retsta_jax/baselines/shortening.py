@@ -1,10 +1,10 @@
-"""Making few-shot prompts fit a model: what is left out first, and what a reader is told of it.
+"""Shortening few-shot prompts to fit a model.
 
-A prompt that is too long for the model is shortened, by as little as makes it fit, in this order: lines of terms that
-the report does not need, from the end of the table; then the other names of the terms that it needs; then examples, the
-one least like the report (cosine of TF-IDF) first; then what it needs. It needs the terms that the matcher finds in it,
-all that are broader than these, and those related to these, and loses them in the opposite order. Instruction and
-report always stay.
+A prompt that is too long for the model is shortened by as little as possible, in this order: lines of terms that the
+report does not need, from the end of the table; then the other names of the terms that it needs; then examples, the one
+least similar to the report (cosine of TF-IDF) first; then the terms that it needs. It needs the terms that the matcher
+finds in it, all that are broader than these, and those related to these, and loses them in the opposite order.
+Instruction and report always stay.
 """
 
 import functools

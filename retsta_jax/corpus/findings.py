@@ -1,6 +1,6 @@
 """Findings of a fundus examination and the standard report that states them.
 
-A finding belongs to one eye; what holds for both eyes is two findings. The standard report is a bijection:
+A finding belongs to one eye; a finding in both eyes counts as two. The standard report is a bijection:
 fixed order of eyes and findings, standard terms only, explicit words for suspected and absent.
 
     右眼：中度非增生型糖尿病视网膜病变；硬性渗出（黄斑区）；可疑黄斑水肿；未见视网膜脱离。左眼：未见明显异常。

@@ -1,7 +1,7 @@
-"""Fundus studies drawn at random that a reader of fundus photographs would accept.
+"""Random fundus studies that are clinically plausible.
 
-An eye has a main finding, drawn by frequency, signs that go along with it, now and then an incidental
-finding, and findings looked for and not seen. Terms that exclude each other (two grades of retinopathy, a
+An eye has a main finding, drawn by frequency, signs that accompany it, sometimes an incidental
+finding, and findings that were looked for and not seen. Terms that exclude each other (two grades of retinopathy, a
 finding and its own kind) never meet in one eye, and nothing is denied that belongs to what is there.
 """
 

@@ -1,6 +1,6 @@
 """The embedded corpus: pairs of free-text and standard fundus reports, and text to train a base model on.
 
-Everything is a function of (seed, index), so any slice is made alone, on any machine, in any order.
+Everything is a function of (seed, index), so any slice can be generated independently, on any machine, in any order.
 
 Training and evaluation are kept apart by what a study says, not by chance: the standard report of a study
 decides in which split it may occur, in both languages alike. A model that meets an evaluation report has seen

@@ -1,7 +1,7 @@
 """The words that free-text fundus reports use around the terms, in Chinese and English.
 
-Every phrase here leaves no doubt about its standard meaning, alone: `wording.py` sees to the context. A style of
-writing (`styles.py`) uses a part of them.
+Every phrase here has an unambiguous standard meaning on its own; `wording.py` takes care of the context. A writing
+style (`styles.py`) uses a subset of them.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a report holds beside its findings: numbers of the visit, and names of places and degrees that state nothing."""
+"""Content of a report besides its findings: numbers of the visit, places and degrees that state nothing."""
 
 import functools
 

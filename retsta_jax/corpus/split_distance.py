@@ -1,6 +1,6 @@
-"""How far a test split is from the training split: what a score on it says about reports of other authors.
+"""The distance of a test split from the training split: what its scores say about reports by other authors.
 
-Works on any pairs. A test split of the same authors shares most of its 4-grams with training, and each of its reports
+Works on any pairs. A test split by the same authors shares most of its 4-grams with training, and each of its reports
 has a near neighbour there; one of unseen styles and states does not.
 """
 

@@ -1,4 +1,4 @@
-"""What a writing style is: which of the phrases one author uses, and how often what. The styles are in `styles.py`."""
+"""A writing style: which of the phrases an author uses, and how often. The styles are in `styles.py`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

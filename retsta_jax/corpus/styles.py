@@ -1,7 +1,7 @@
 """The writing styles of clinicians, seven in each language.
 
 Four write the training split of a corpus whose evaluation is held out by styles, one the validation split and two the
-test split: a model is chosen on a style that it was not trained on, and tested on others still. A corpus held out by
+test split: a model is chosen on a style that it was not trained on, and tested on yet others. A corpus held out by
 states alone uses all of them everywhere.
 """
 

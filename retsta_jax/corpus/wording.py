@@ -1,6 +1,6 @@
-"""Free-text fundus reports as clinicians write them: a study and a style in, a messy original out.
+"""Free-text fundus reports as clinicians write them: from a study and a style to a messy original.
 
-A style decides on layout, names, order, joint denials and hedges, run-ons and remarks that say nothing; `noise` adds
+A style determines layout, names, order, joint denials and hedges, run-ons and remarks without findings; `noise` adds
 typos, odd punctuation, mixed widths and storage artefacts. Each original still has one standard report: typos spare the
 words of laterality, degree and denial, and a finding that is there is given a verb when it follows a denial or a hedge,
 so that "no haemorrhage, drusen" never occurs.

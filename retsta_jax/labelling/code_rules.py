@@ -1,7 +1,7 @@
 """Rules for pseudo-labelled pairs whose standard report is a list of codes, such as those of Open-i.
 
-The terminology is what the codes of known pairs are: of the labelled ones alone, because the codes of others would tell
-what the labels are to be.
+The terminology consists of the codes of labelled pairs only, because the codes of other reports would reveal the
+labels.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -1,4 +1,4 @@
-"""Removing near-duplicates among labelled reports, and how much of the long tail similarity of text alone would remove.
+"""Removal of near-duplicates among labelled reports, and how much of the long tail text similarity alone would remove.
 
 RetSTA "calculated text similarity and removed redundant data with description homogeneity above a threshold" and does
 not say how. Short reports that differ in left and right, or in mild and severe, are nearly identical as text, and
@@ -6,7 +6,7 @@ similarity alone would remove rare findings. Here reports are compared only with
 
 Reports whose normalized text is equal are exact duplicates; of the rest, those whose sets of character n-grams have a
 Jaccard index of at least the threshold are near-duplicates, found by MinHash (`minhash.py`) and verified
-exactly. The first report in the order of the input stays (`retsta_jax.labelling.greedy`).
+exactly. The first report in input order is kept (`retsta_jax.labelling.greedy`).
 """
 
 import re

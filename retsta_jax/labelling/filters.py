@@ -1,7 +1,8 @@
 """Rules that a pseudo-labelled pair must keep: its standard report says what its source says (RetSTA, section 2.3).
 
 The paper filters "entries containing obvious logical conflicts or terminology errors". A rule here compares what the
-terminology finds in both texts, so it is as good as the terminology: what neither text names in its words no rule sees.
+terminology finds in both texts, so it is as good as the terminology: rules do not see what the terminology does not
+recognise.
 """
 
 import re

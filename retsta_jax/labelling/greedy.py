@@ -1,7 +1,7 @@
-"""Which of many similar texts stay: the first of them in order, found through the bands that texts share.
+"""Which of many similar texts are kept: the first of them in order, found through shared bands.
 
-A text is removed where it is similar to an earlier one that stays; it names the first of those. So a chain a - b - c,
-in which only neighbours are similar, loses b and keeps c: what is removed is itself similar to what stays for it.
+A text is removed if it is similar to an earlier one that is kept; it names the first of those. So a chain a - b - c,
+in which only neighbours are similar, loses b and keeps c: a removed text is always similar to the one kept for it.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,8 +1,8 @@
 """`retsta label`: a trained model's standard reports for any number of free-text ones, filtered (RetSTA, section 2.3).
 
-Reports are labelled in shards, each a file that a later run goes on with, on all devices of this process; of several
+Reports are labelled in shards, each a file that a later run continues, on all devices of this process; of several
 hosts each takes its own shards. Then the first one applies the rules of a judge (`filters.py`) and removes
-duplicates among pairs that state the same (`duplicates.py`). What is kept is in `pairs.jsonl`, everything else, with
+duplicates among pairs with the same statements (`duplicates.py`). Kept pairs are in `pairs.jsonl`, all others, with
 the reason, in `rejected.jsonl`.
 """
 

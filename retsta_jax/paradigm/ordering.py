@@ -1,4 +1,4 @@
-"""Whether two or more systems come in the order that a paper has them in, seed by seed, as one sentence."""
+"""Whether two or more systems rank in the same order as in a paper, seed by seed, as one sentence."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple

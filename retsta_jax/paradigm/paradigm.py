@@ -1,10 +1,10 @@
 """`retsta paradigm`: from a terminology and a few pairs to two evaluated models (RetSTA, Figure 2).
 
-terminology -> pairs, augmented -> RetSTA-Zero, trained on them -> its labels for many reports, by rules and without
-duplicates -> translations -> RetSTA, trained on all of these from the base model -> evaluation of both.
+terminology -> pairs, augmented -> RetSTA-Zero, trained on them -> its labels for many reports, filtered by rules and
+deduplicated -> translations -> RetSTA, trained on all of these from the base model -> evaluation of both.
 
-Every stage writes its result into the run directory and goes on with what is there, so the same command continues
-wherever it was stopped. The paper does not say whether its 60,037 pairs hold the labelled ones; here they do.
+Every stage writes its result into the run directory and reuses existing results, so the same command continues
+wherever it was stopped. The paper does not say whether its 60,037 pairs include the labelled ones; here they do.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
-"""The runs behind Tables 1 to 5 of the paper, and what they scored.
+"""The runs behind Tables 1 to 5 of the paper, and their scores.
 
 Every seed has a directory of its own, in which all tables share `paradigm/` (RetSTA-Zero and RetSTA). Beside it are
-the runs of single tables, on the same pairs and the same test split: few pairs, augmented to as many as were given;
-the pairs given, not augmented; RetSTA's pairs in one language alone.
+the runs of single tables, on the same pairs and the same test split: few pairs, augmented to the number of given pairs;
+the given pairs, not augmented; RetSTA's pairs in one language alone.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What makes a terminology ambiguous or broken: the errors that `retsta terminology check` lists."""
+"""Checks of a terminology: the ambiguities and errors that `retsta terminology check` lists."""
 
 import functools
 import re

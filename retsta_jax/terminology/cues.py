@@ -1,6 +1,6 @@
-"""The words that say whether a finding is there, and in which eye, as regular expressions over normalised text.
+"""The words that say whether a finding is present, and in which eye, as regular expressions over normalised text.
 
-Normalised text (`term_search.fold`) is of one letter case and width, has hyphens as spaces, and holds a mark in
+Normalised text (`search.fold`) is of one letter case and width, has hyphens as spaces, and holds a mark in
 place of every character of a term, so that a cue never lies within a term (有髓神经纤维, 未见明显异常).
 """
 

@@ -1,4 +1,4 @@
-"""Finding the terms of a terminology in free text, each with its eye and whether it is there, suspected or denied.
+"""Finding the terms of a terminology in free text, each with its eye and whether it is present, suspected or absent.
 
 Names are found by an Aho-Corasick automaton, the longest first, over normalised text; what is said about them by cues
 (`cues.py`) within a statement. A denial or a doubt reaches over an enumeration (未见出血、渗出及水肿; "no haemorrhage,

@@ -1,7 +1,7 @@
-"""Where the names of terms stand in a text: an Aho-Corasick automaton over normalised text, the longest name first.
+"""Searching for the names of terms in a text: an Aho-Corasick automaton over normalised text, the longest name first.
 
-A name is found in either spelling of English, in singular and plural, and with one slip of the keyboard or the input
-method; a form that two terms could have is none.
+A name is found in either spelling of English, in singular and plural, and with one typing or input method
+error; a form that could belong to two terms is not matched.
 """
 
 import bisect

@@ -1,8 +1,8 @@
 """A standard terminology: the terms of a specialty under all the names that reports give them (RetSTA, section 2.1).
 
-The paper's 362 terms are not published. `terms.tsv` holds this project's own fundus terms, one a row, lists
-separated by "|". A user's table may be CSV, TSV or JSON (a list of objects) with any of the same columns; it needs the
-names of one language, `zh` or `en`, and has the languages whose columns it has.
+The paper's 362 terms are not published. `terms.tsv` holds this project's own fundus terms, one a row, lists separated
+by "|". A user's table may be CSV, TSV or JSON (a list of objects) with any of the same columns; it needs names in at
+least one language, `zh` or `en`.
 """
 
 import functools

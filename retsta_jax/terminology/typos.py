@@ -1,4 +1,4 @@
-"""Slips of the keyboard, of input methods and of text recognition: to make them, and to read over them.
+"""Errors of typing, input methods and text recognition: making them, and tolerating them.
 
 The first three letters of an English word stay, since they tell pre-, sub- and intraretinal apart; Chinese characters
 of laterality, place, degree, denial, doubt and number are neither replaced nor written.

@@ -1,4 +1,4 @@
-"""What of a text a terminology does not read: neither a term nor a word that says whether, where or how much."""
+"""The text that a terminology does not cover: neither a term nor a word of certainty, place or degree."""
 
 import re
 from collections.abc import Iterable

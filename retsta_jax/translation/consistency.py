@@ -1,7 +1,7 @@
 """Whether a translated report says what its original says: terms, eyes, certainty, degrees, places and numbers.
 
-RetSTA, section 2.3, has "terminology consistency checks" and does not say what they are. Here both texts are read by
-the terminology: each mention of a term must have its counterpart, with the same eye and certainty, as often.
+RetSTA, section 2.3, mentions "terminology consistency checks" without details. Here the terminology reads both
+texts: each mention of a term must have its counterpart, with the same eye and certainty, as often.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Translating report pairs by a language model behind an OpenAI-compatible endpoint (RetSTA: DeepSeek-V3).
 
-One request a pair. The model is told the names of the terms that the pair has; an answer that the consistency check
-refuses is sent back with what is wrong with it, at most CORRECTIONS times.
+One request per pair. The request gives the names of the pair's terms; an answer that fails the consistency check is
+sent back with the reasons, at most CORRECTIONS times.
 """
 
 import json

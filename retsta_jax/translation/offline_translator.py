@@ -2,7 +2,7 @@
 
 A text becomes pieces (terms, eyes, degrees, sites, cues, remarks, punctuation), each piece its counterpart, in the
 order of the original; a cue moves only where the other language has it on the other side of its findings ("X noted",
-可见X). Slips, odd punctuation and marks of storage are not kept. Made for the embedded corpus: a text with a word that
+可见X). Typos, odd punctuation and storage marks are not kept. Made for the embedded corpus: a text with a word that
 neither the terminology nor the table has is not translated.
 """
 

@@ -1,4 +1,4 @@
-"""Chinese phrases of fundus reports that are no terms, with their English counterparts (`translations.tsv`).
+"""Chinese phrases of fundus reports that are not terms, with their English counterparts (`translations.tsv`).
 
 A row has a kind and the forms of both languages, separated by "|": any of them is read, the first is written. The first
 row that has a form translates it. "{}" stands for the findings that a cue is about, "{n}" for a number.

@@ -1,7 +1,7 @@
 """`retsta translate`: report pairs in the other language, each with a check that it says the same (RetSTA, 2.3).
 
-A translator takes pairs and gives each in the other language, or what kept it from that; whoever translates, the check
-(`consistency.py`) decides. A pair that does not pass is in OUTPUT.quarantine.jsonl, with its reasons.
+A translator takes pairs and returns each in the other language, or the reasons why not. The same check
+(`consistency.py`) applies to every translator. A pair that fails goes to OUTPUT.quarantine.jsonl with the reasons.
 """
 
 import contextlib

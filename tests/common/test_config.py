@@ -116,10 +116,10 @@ def test_a_fresh_start_of_several_stages_looks_into_the_run_among_them(tmp_path)
     claim_run_directory(demo / "rl", DEMO)
     (demo / "before").mkdir()
     (demo / "rl" / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match=r"rl: holds thesis\.tex"):
+    with pytest.raises(UserError, match=r"rl: contains thesis\.tex"):
         remove_run(demo, RetstaConfig, OUTPUTS, inside="rl", beside=["before"])
     (demo / "rl" / "thesis.tex").rename(demo / "thesis.tex")
-    with pytest.raises(UserError, match=r"demo: holds thesis\.tex"):
+    with pytest.raises(UserError, match=r"demo: contains thesis\.tex"):
         remove_run(demo, RetstaConfig, OUTPUTS, inside="rl", beside=["before"])
     (demo / "thesis.tex").unlink()
     remove_run(demo, RetstaConfig, OUTPUTS, inside="rl", beside=["before"])

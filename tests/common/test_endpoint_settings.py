@@ -43,7 +43,7 @@ def test_options_become_settings():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--endpoint-model m --requests-per-minute 3", "--endpoint-model, --requests-per-minute: not read without"),
+        ("--endpoint-model m --requests-per-minute 3", "--endpoint-model, --requests-per-minute: not used without"),
         (CONSENT, f"{CONSENT}: not used without --endpoint"),
         (f"--endpoint {URL}", "give --endpoint-model NAME"),
         (f"--endpoint {URL} --endpoint-model=", "give --endpoint-model NAME"),

@@ -109,7 +109,7 @@ THIRTEEN = {name: value for name, value in BAICHUAN.items() if name != "max_posi
 REFUSED = [
     (THIRTEEN | {"hidden_size": 5120, "num_hidden_layers": 40}, "Baichuan of 13 billion parameters.* ALiBi"),
     (THIRTEEN, "which uses ALiBi instead of rotary positions"),
-    (BAICHUAN | {"num_hidden_layers": 40}, "expected the one of 7 billion"),
+    (BAICHUAN | {"num_hidden_layers": 40}, "use the one with 7 billion"),
     (LLAMA | {"attention_bias": True}, "attention_bias is True, expected false"),
     (LLAMA | {"mlp_bias": True}, "mlp_bias is True, expected false"),
     (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, which this architecture does not have"),

@@ -285,7 +285,7 @@ def test_an_export_appears_whole_or_not_at_all(params, published):
 
 def test_an_export_never_replaces_foreign_files(params, published):
     (published / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"holds thesis.tex"):
+    with pytest.raises(UserError, match=r"contains thesis.tex"):
         save_qwen2(published, TINY, params)
     assert (published / "thesis.tex").read_text() == "years of work"
     assert [path.name for path in published.parent.iterdir()] == [published.name]

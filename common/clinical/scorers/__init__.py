@@ -1,1 +1,1 @@
-"""Commands for `--external`, each a file that needs its scorer's own package and nothing else of this project."""
+"""Commands for external scorers, each a file that needs only its scorer's package and nothing else of this project."""

@@ -2,7 +2,7 @@
 
 `medreport prepare --layout rows --source rows.jsonl --images pictures --output data` decodes every image
 once, quarantines the studies with one that cannot be read, and stores the rest as 8-bit grey PNG, at full size or (for
-training many epochs) at `--shorter-side 256`. Large collections can be prepared by Apache Beam (`--beam`).
+training many epochs) at `--shorter-side 256`. Large collections can be prepared with Apache Beam (`--beam`).
 """
 
 import contextlib
