@@ -52,11 +52,11 @@ def preset_parser(
 def evaluation_parser(program: str, of: str) -> Parser:
     """A parser for a command that scores a run on reports or studies (`of`); it may add options of its own."""
     options = Parser(
-        program, description="Score a run beside baselines; writes metrics.json, predictions.jsonl, report.html."
+        program, description="Score a run and its baselines; writes metrics.json, predictions.jsonl, report.html."
     )
     options.add_argument("--run-dir", type=Path, required=True)
     options.add_argument("--split", choices=("test", "validation"), default="test")
-    limit = f"at most so many {of}; 0, the default: all"
+    limit = f"maximum number of {of}; 0 (default): all"
     options.add_argument("--limit", type=bounded(COUNT_OR_NONE), default=0, help=limit)
     options.add_argument("--batch-size", type=bounded(COUNT), default=32)
     return options

@@ -48,7 +48,7 @@ def standardize(arguments: list[str]) -> None:
 
 
 def demo(arguments: list[str]) -> None:
-    """Train the demo preset and evaluate it before and after, beside baselines."""
+    """Train the demo preset and evaluate it before and after, with baselines."""
     options = Parser(
         "retsta demo", description="Fine-tune the small shipped model on generated fundus reports and show the gain."
     )

@@ -99,7 +99,7 @@ def ablation(arguments: list[str]) -> None:
 
 
 def demo(arguments: list[str]) -> None:
-    """Train the demo preset and evaluate it beside baselines."""
+    """Train the demo preset and evaluate it with baselines."""
     options = Parser("unicross demo", description="Learn to report phantom radiographs with the small shipped CLIP.")
     options.add_argument("--run-dir", type=Path, default=Path("runs/unicross-demo"))
     options.add_argument("--fresh", action="store_true", help="start again even if the run exists")

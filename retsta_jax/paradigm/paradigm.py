@@ -85,7 +85,7 @@ class ParadigmConfig:
     zero_epochs: Steps = 1  # of the first model
     final_epochs: Steps = 3  # of the second
     train: RetstaConfig = RetstaConfig()  # both trainings; the paradigm sets data, augmentation, epochs and seed
-    evaluate_limit: CountOrNone = 0  # at most so many reports of the test split; 0: all
+    evaluate_limit: CountOrNone = 0  # maximum number of test reports; 0: all
     seed: Seed = 0
 
 
