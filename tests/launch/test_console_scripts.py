@@ -105,7 +105,7 @@ def test_what_is_trained_is_never_chosen_in_silence(command, words, tmp_path, mo
 def test_help_shows_the_defaults_of_the_preset_that_is_named(command, capsys):
     script, *arguments = command.split()
     assert code_of(SCRIPTS[script].dispatch, [*arguments, "--help"]) == 0
-    assert "Defaults below are those without a preset" in capsys.readouterr().out
+    assert "Defaults shown below are those without a preset" in capsys.readouterr().out
     named = "phantom" if "labeler" in command else "demo"
     assert code_of(SCRIPTS[script].dispatch, [*arguments, "--preset", named, "--help"]) == 0
     shown = capsys.readouterr().out
