@@ -77,19 +77,7 @@ class Shape:
 
     def config(self) -> Qwen2Config:
         """The model of this shape."""
-        return Qwen2Config(
-            vocab_size=self.vocabulary,
-            hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            head_dim=self.hidden // self.heads,
-            dtype=self.dtype,
-            param_dtype=self.dtype,
-            attention=self.attention,
-            remat=self.remat,
-        )
+        return dataclasses.replace(rl_policy.decoder_config(self), attention=self.attention)
 
 
 CPU = Shape(

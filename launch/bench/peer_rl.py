@@ -10,7 +10,6 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-import peft
 import torch
 import torch.nn.functional as F
 import transformers
@@ -18,8 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from launch.bench.peer import Works, serve
-
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+from launch.bench.peer_qwen2 import make_decoder, with_adapters
 
 
 def start(setup: dict[str, Any], device: str) -> tuple[dict[str, str], Works]:
@@ -27,7 +25,7 @@ def start(setup: dict[str, Any], device: str) -> tuple[dict[str, str], Works]:
     torch.set_flush_denormal(True)  # as XLA does
     shape = SimpleNamespace(**setup["shape"])
     with torch.device(device):
-        model = make_model(shape, setup["lora"])
+        model = with_adapters(make_decoder(shape), setup["lora"])
         labeler = Labeler(setup["encoder"], setup["classes"]).eval().requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-5, weight_decay=0.0, fused=True)
@@ -74,34 +72,6 @@ def start(setup: dict[str, Any], device: str) -> tuple[dict[str, str], Works]:
     versions = {name: importlib.metadata.version(name) for name in packages}
     works: Works = {"rollout": rollout, "update": update, "trl": trl, "labels": labels, "saliency": saliency}
     return versions, works
-
-
-def make_model(shape: Any, lora: dict[str, Any]) -> Any:
-    """Qwen2 with adapters on all its projections; `shape` has the fields of `launch.bench.rl.Shape`."""
-    config = transformers.Qwen2Config(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=32_768,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    model = transformers.AutoModelForCausalLM.from_config(
-        config, attn_implementation="sdpa", dtype=getattr(torch, shape.dtype)
-    )
-    adapters = peft.LoraConfig(
-        r=lora["rank"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=lora["dropout"],
-        target_modules=PROJECTIONS,
-        task_type="CAUSAL_LM",
-    )
-    return peft.get_peft_model(model, adapters).train()
 
 
 def sample(model: Any, prompts: Int[Tensor, "B P"], group: int, new_tokens: int) -> Int[Tensor, "N P+T"]:

@@ -46,18 +46,7 @@ class Shape:
 
     def config(self) -> Qwen2Config:
         """The decoder of this shape."""
-        return Qwen2Config(
-            vocab_size=self.vocabulary,
-            hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            head_dim=self.hidden // self.heads,
-            dtype=self.dtype,
-            param_dtype=self.dtype,
-            remat=self.remat,
-        )
+        return decoder_config(self)
 
     def labeler_config(self) -> ClassifierConfig:
         """CheXbert's heads on the encoder of this shape."""
@@ -76,6 +65,22 @@ CPU = Shape(
     hidden=512, layers=8, heads=8, kv_heads=2, intermediate=1408, dtype="float32", remat="dots", loss_chunk=512,
     prompts=8, new_tokens=64, reports=64, repetitions=2,
 )  # fmt: skip
+
+
+def decoder_config(shape: Any) -> Qwen2Config:
+    """The Qwen2 of a shape, of this benchmark or another."""
+    return Qwen2Config(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.hidden // shape.heads,
+        dtype=shape.dtype,
+        param_dtype=shape.dtype,
+        remat=shape.remat,
+    )
 
 
 def random_prompts(shape: Shape) -> Int[np.ndarray, "B P"]:

@@ -122,12 +122,13 @@ def peer_model(weights, tmp_path_factory):
 
 
 def test_the_peer_trains_the_same_parameters(peer_model, weights):
-    from launch.bench.peer_rl import make_model
+    from launch.bench.peer_qwen2 import make_decoder, with_adapters
 
     def shapes(model):
         return {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
 
-    assert shapes(make_model(TOY, dataclasses.asdict(rl_policy.LORA))) == shapes(peer_model)
+    made = with_adapters(make_decoder(TOY), dataclasses.asdict(rl_policy.LORA))
+    assert shapes(made) == shapes(peer_model)
     count = sum(parameter.numel() for parameter in peer_model.parameters())
     assert count == sum(leaf.size for leaf in jax.tree.leaves(weights))
 
