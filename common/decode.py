@@ -3,4 +3,4 @@
 from common.scripts import run_former
 
 if __name__ == "__main__":
-    run_former("common.decode", "decode")
+    run_former("common.decode", "decode", "common.generation.command:main")

@@ -48,14 +48,13 @@ def usage(script: str, commands: Mapping[str, Command]) -> str:
     return "\n".join([f"usage: {script} COMMAND ...", "", *lines, "", "Each command has --help."])
 
 
-def run_former(module: str, command: str = "") -> None:
-    """Do what `python -m MODULE` did before it became a command of `medreport`, and warn of the new name.
+def run_former(module: str, name: str, function: str) -> None:
+    """Do what `python -m MODULE` did before it became `medreport NAME`, and warn of the new name."""
+    warn_of_former(module, name)
+    sys.argv.insert(1, name)
+    run_script("medreport", {name: Command("", "", function)})
 
-    Without `command`, the first word of the process names it, as it did.
-    """
-    words = [command, *sys.argv[1:]] if command else sys.argv[1:]
-    former = " ".join(["python -m", module, *words[: not command]])
-    print(f"warning: `{former}` is now `{' '.join(['medreport', *words[:1]])}`", file=sys.stderr, flush=True)
-    sys.argv[1:] = words
-    # By name, because medreport stands above everything: nothing on this floor can import it.
-    importlib.import_module("launch.cli").main()
+
+def warn_of_former(former: str, *name: str) -> None:
+    """Say that `python -m FORMER` is now a command of `medreport`."""
+    print(f"warning: `python -m {former}` is now `{' '.join(['medreport', *name])}`", file=sys.stderr, flush=True)

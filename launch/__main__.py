@@ -1,6 +1,10 @@
 """The former name of `medreport plan` and `medreport bench`."""
 
-from common.scripts import run_former
+import sys
+
+from common.scripts import warn_of_former
+from launch.cli import main
 
 if __name__ == "__main__":
-    run_former("launch")
+    warn_of_former(" ".join(["launch", *sys.argv[1:2]]), *sys.argv[1:2])
+    main()

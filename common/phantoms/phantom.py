@@ -137,4 +137,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_former("common.phantoms.phantom", "phantoms")
+    run_former("common.phantoms.phantom", "phantoms", "common.phantoms.phantom:main")
