@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from common.bounds import COUNT, STEPS, bounded
 from common.command import run_cli
@@ -161,7 +161,7 @@ def make(directory: Path, work: Path, studies: int, steps: int, rows: int) -> No
             length=length,
         )
 
-    def random_view(image: GreyImage, *key: int) -> GreyImage:
+    def random_view(image: GreyImage, *key: int) -> UInt8[np.ndarray, "side side"]:
         return augment(image, np.random.default_rng([SEED, *key]), resize=DRAWN, crop=SIDE, brightness=0.2)
 
     layout = make_device_layout("jit")

@@ -47,7 +47,9 @@ def _decoded(data: bytes) -> tuple[str, Int[np.ndarray, " characters"]]:
     return "".join(pieces), np.cumsum([0, *widths])[:-1]
 
 
-def transfer(scores: Float[np.ndarray, " J"], source: Spans, target: Spans, length: int) -> Float[np.ndarray, " T"]:
+def transfer(
+    scores: Float[np.ndarray, " J"], source: Int[np.ndarray, "J 2"], target: Spans, length: int
+) -> Float[np.ndarray, " T"]:
     """For each target span the largest score of the source spans that share a character with it; 0 where none does.
 
     Both are spans in the same text of `length` characters (DEER, section 3.3: "taking the maximum"). Scores are at

@@ -64,7 +64,7 @@ def encode_png(image: GreyImage) -> bytes:
     return buffer.getvalue()
 
 
-def resize_shorter(image: GreyImage, size: int) -> GreyImage:
+def resize_shorter(image: GreyImage, size: int) -> UInt8[np.ndarray, "height width"]:
     """The shorter side becomes `size`, the longer one keeps the proportion (rounded down, as torchvision does).
 
     Bicubic with antialiasing (Pillow), as in CLIP's preprocessing.

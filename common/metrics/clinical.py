@@ -48,12 +48,12 @@ Positive = Bool[np.ndarray, "N K"]
 
 
 def evaluate_labels(
-    predicted: Classes, expected: Classes, *, intervals: bool = True, seed: int = 0
+    predicted: np.ndarray, expected: np.ndarray, *, intervals: bool = True, seed: int = 0
 ) -> dict[str, dict[str, float]]:
     """Scores by every convention, and of each finding: {"promptmrg/F1": {"value": v, "low": l, "high": h}, ...}.
 
     low and high are the 95% bootstrap interval over reports, left out with `intervals=False`. Raises UserError where
-    the two are not classes of as many reports.
+    the two are not classes [N 14] of as many reports.
     """
     for name, classes in (("predicted", predicted), ("reference", expected)):
         if classes.ndim != 2 or classes.shape[1] != len(FINDINGS) or not np.isin(classes, range(4)).all():

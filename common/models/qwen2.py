@@ -150,7 +150,7 @@ class Qwen2(nn.Module):
     def __call__(
         self,
         tokens: Int[Array, "B S"],
-        positions: Int[Array, "B S"] | Int[Array, "3 B S"],
+        positions: Int[Array, "#B S"] | Int[Array, "3 #B S"],
         segments: Int[Array, "B S"] | SharedPrompt | None = None,
         past: Past | None = None,
         keep: bool = False,

@@ -124,7 +124,7 @@ def ranges(starts: Int[np.ndarray, " N"], counts: Int[np.ndarray, " N"]) -> Int[
     return np.arange(ends[-1] if len(ends) else 0) + (starts - ends + counts).repeat(counts)
 
 
-def distinct(values: UInt[np.ndarray, " S"]) -> UInt[np.ndarray, " S"]:
+def distinct(values: UInt[np.ndarray, " S"]) -> UInt[np.ndarray, " V"]:
     """As `numpy.unique`, whose hash table is slower than its sort."""
     values = np.sort(values)
     return values[np.append(True, values[1:] != values[:-1])[: len(values)]]
