@@ -13,13 +13,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real, Shaped
 
 from common.errors import UserError
 
 Strategy = Literal["log-rank", "top", "random"]
 MAXIMUM_EXPONENT = 100  # beyond it the least probable of a million studies has a probability of 0 in a float
-Labels = Int[np.ndarray, "N K C"]  # 0 or 1
+Labels = Shaped[np.ndarray, "N K C"]  # 0 and 1, or of booleans
 
 
 def diversity(labels: Labels) -> Float[np.ndarray, " N"]:
@@ -130,7 +130,7 @@ def top_fifth(
 
 
 def label_statistics(
-    diversity: Float[np.ndarray, " N"], distinct: Int[np.ndarray, " N"], labels: int
+    diversity: Float[np.ndarray, " N"], distinct: Real[np.ndarray, " N"], labels: int
 ) -> dict[str, float]:
     """What labels alone say about how much there is to learn, over studies; the paper's Table 7 needs rewards.
 

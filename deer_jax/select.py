@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import UInt8
 
 from common.bounds import FINITE, bounded
 from common.data.summary import data_line, say_data
@@ -42,7 +42,7 @@ class Studies(NamedTuple):
     """What the rows of a file hold, in the order of their ids: `labels[n]` is [K, 14], `rewards[n]` is [K]."""
 
     ids: list[str | int]
-    labels: list[Int[np.ndarray, "K 14"]]
+    labels: list[UInt8[np.ndarray, "K 14"]]
     rewards: list[list[float]] | None
 
 
@@ -136,7 +136,7 @@ def read_ids(file: str | Path) -> list[str]:
     return [str(id_) for id_ in ids]
 
 
-def _labels(found: list[Any], where: str) -> Int[np.ndarray, "K 14"]:
+def _labels(found: list[Any], where: str) -> UInt8[np.ndarray, "K 14"]:
     expected = f"expected a list of {len(FINDINGS)} labels, 0 or 1, for each of 2 samples or more"
     if len(found) < 2:
         raise UserError(f"{where}: {len(found)} samples, which cannot differ; {expected}")
@@ -174,7 +174,7 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def _each_study(function: Callable[[Any], np.ndarray], labels: Sequence[Int[np.ndarray, "K 14"]]) -> np.ndarray:
+def _each_study(function: Callable[[Any], np.ndarray], labels: Sequence[UInt8[np.ndarray, "K 14"]]) -> np.ndarray:
     """`function` of all studies, those with as many samples at a time."""
     by_count: dict[int, list[int]] = defaultdict(list)
     for index, samples in enumerate(labels):
