@@ -19,11 +19,15 @@ from common.data.records import Quarantine
 from common.data.splits import Split, images_record
 from common.data.summary import first_of, say_data, study_line
 from common.errors import UserError
+from common.generation.generate import PROGRAMS, DecodeSettings
+from common.generation.loop import Generated
 from common.io.fingerprints import model_record
 from common.io.finite import check_finite, precision_remedy
 from common.io.locks import locked_file, owning
 from common.io.progress import counted
 from common.metrics.clinical import POSITIVE
+from common.models.qwen2_vl import Qwen2VLConfig
+from common.models.qwen2_vl_layout import Grid, vision_layout
 from common.training.parallel import (
     DeviceLayout,
     compile_rows,
@@ -128,6 +132,23 @@ def rows_of(
     return rows
 
 
+@functools.lru_cache(maxsize=PROGRAMS)
+def sampling_program(
+    config: Qwen2VLConfig, grid: Grid, settings: DecodeSettings, group: int, layout: DeviceLayout
+) -> Callable[..., Any]:
+    """`(_, params, batch, rng) -> Generated` for a batch of studies.
+
+    Asked for again it is the same program: that of a model before its training serves after it.
+    """
+    policy = vision_policy(config, vision_layout(config.vision, grid), settings)
+
+    def sample(_: Any, params: Any, batch: StudyBatch, rng: jax.Array) -> Generated:
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, batch.study)
+        return policy.sample(PolicyParams({}, params), batch.prompts, keys, group)
+
+    return compile_rows(sample, layout)
+
+
 def sampled_texts(
     config: SampleConfig, base: Base, split: Split, studies: range, layout: DeviceLayout
 ) -> Iterator[list[tuple[int, list[str]]]]:
@@ -135,14 +156,9 @@ def sampled_texts(
 
     Under several processes all must exhaust it.
     """
-    policy = vision_policy(base.config, base.layout, decode_settings(base, config.rollout))
     length = prompt_length(base.encoder, config.data.views)
-
-    def write(_: Any, params: Any, batch: StudyBatch, rng: jax.Array):
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, batch.study)
-        return policy.sample(PolicyParams({}, params), batch.prompts, keys, config.rollout.group)
-
-    run: Callable[..., Any] = compile_rows(write, layout)
+    settings = decode_settings(base, config.rollout)
+    run = sampling_program(base.config, base.encoder.grid, settings, config.rollout.group, layout)
     rng = device_put_tree(jax.random.key(config.seed), layout)
     local = config.batch_size // jax.process_count()
     for start in range(studies.start, studies.stop, config.batch_size):

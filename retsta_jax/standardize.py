@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from common.config import read_config
@@ -53,8 +54,10 @@ class Trained(NamedTuple):
 
     @property
     def untrained(self) -> PyTree:
-        """The model before training."""
-        return {"params": self.base.params}
+        """The model before training, in the shape of the trained one: its adapters, if any, are zero."""
+        if not self.frozen:
+            return {"params": self.base.params}
+        return model_variables(jax.tree.map(jnp.zeros_like, self.trainable), self.frozen, self.config.lora)
 
 
 class Standardized(NamedTuple):

@@ -4,13 +4,14 @@ Under `causal` the images are read once and the report runs on cached keys and v
 model is recomputed for each token: its "cache" are the tokens so far.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from common.generation.generate import DecodeSettings, decode
+from common.generation.generate import PROGRAMS, DecodeSettings, decode
 from common.generation.loop import Generated
 from common.models.attention import Past
 from common.models.decoding import Forward, Prompts
@@ -20,6 +21,7 @@ from unicross_jax.model import Net, Studies, UniCrossConfig, bind_report, encode
 Generator = Callable[[PyTree, PyTree, Studies, Key[Array, " B"]], Generated]
 
 
+@functools.lru_cache(maxsize=PROGRAMS)
 def make_generator(config: UniCrossConfig, settings: DecodeSettings, start_id: int) -> Generator:
     """The jitted program `(trainable, frozen, studies, keys) -> Generated`; the best beam where beams > 1."""
 

@@ -5,6 +5,7 @@ own length, every batch has the same number of rows, and its random key comes wi
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ from common.models.qwen2 import Qwen2, Qwen2Config, bind, output_head
 from common.training.losses import token_logprobs
 from common.types import PyTree
 
-SHORTEST_BUCKET = 32
+SHORTEST_BUCKET = 64
+PROGRAMS = 8  # that a process keeps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +61,12 @@ Generator = Callable[[PyTree, Prompts, Key[Array, " B"]], Generated]
 Scorer = Callable[[PyTree, Prompts, Prompts], Float[Array, "B T"]]
 
 
+@functools.lru_cache(maxsize=PROGRAMS)
 def make_generator(config: Qwen2Config, settings: DecodeSettings) -> Generator:
     """The jitted program `(variables, prompts, keys) -> Generated`, G = group or 1; the best beam where beams > 1.
 
-    `variables` is {"params": ...}, with "lora" (scaled) beside it or not.
+    `variables` is {"params": ...}, with "lora" (scaled) beside it or not. Asked for again it is the same program, which
+    compiles once for each shape.
     """
 
     @jax.jit
@@ -88,6 +92,7 @@ def decode(
     return jax.tree.map(lambda leaf: leaf[:, :1], found.generated)
 
 
+@functools.lru_cache(maxsize=PROGRAMS)
 def make_scorer(config: Qwen2Config, temperature: float = 1.0) -> Scorer:
     """The jitted program `(variables, prompts, completions) -> log-probabilities` of the completions' tokens.
 
@@ -172,7 +177,7 @@ def batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[list[int]
 
 
 def bucket(length: int) -> int:
-    """The smallest of 32, 48, 64, 96, 128, 192, ... that holds `length`: few programs, at most half of a row empty."""
+    """The smallest of 64, 96, 128, 192, ... that holds `length`: few programs, at most half of a row empty."""
     size = SHORTEST_BUCKET
     while size < length:
         if size * 3 // 2 >= length:
