@@ -6,8 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jaxtyping
 import pytest
 
+from tests.array_annotations import annotated_modules
 from tests.compile_flags import EIGHT_DEVICES, QUICK
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+jaxtyping.install_import_hook(annotated_modules(), "tests.array_annotations.check")  # before the packages are imported
 
 DURATIONS = Path(__file__).parent / "durations.json"  # seconds of each file; `make durations` measures them
 
