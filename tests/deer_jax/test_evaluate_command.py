@@ -153,7 +153,7 @@ def test_absent_scorers_and_cut_texts_are_in_the_notes(labeler):
 
 
 def test_a_labeler_of_other_labels_is_refused():
-    with pytest.raises(UserError, match="clinical scores are of CheXbert's 14 labels"):
+    with pytest.raises(UserError, match="clinical scores need CheXbert's 14, so give CheXbert"):
         evaluate_predictions(make_rows(2), make_labeler(("Effusion", "Nodule")))
 
 
