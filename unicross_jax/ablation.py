@@ -76,6 +76,10 @@ def run_ablation(
     scores, one for each seed; the constant report and the nearest training study stand beside the variants. Raises
     UserError.
     """
+    if config.init_from:
+        raise UserError(
+            "init_from: each variant of an ablation begins from random weights; leave it out (--preset small has none)"
+        )
     check_own_object(directory / TABLE, [NEAREST, CONSTANT])
     reader = record_of(scoring_labeler(config, labeler, labeler_tokenizer))
     runs = {(name, seed): dataclasses.replace(variant(config, name), seed=seed) for seed in seeds for name in variants}

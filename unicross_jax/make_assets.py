@@ -1,6 +1,6 @@
 """Make the default model of `unicross report`: `make assets`.
 
-The demo's preset on more phantoms, for more updates; weights are stored as float16.
+The small preset on more phantoms, for more updates; weights are stored as float16.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from unicross_jax.train import train_run
 from unicross_jax.trained import export, load_trained
 
 CONFIG = dataclasses.replace(
-    PRESETS["demo"],
-    data=dataclasses.replace(PRESETS["demo"].data, train_size=4000),
+    PRESETS["small"],
+    data=dataclasses.replace(PRESETS["small"].data, train_size=4000),
     epochs=6,
     checkpoint_every=250,
     evaluate_every=250,  # an epoch

@@ -67,7 +67,7 @@ def arguments(run_dir: Path, clip: Path, **changed: object) -> list[str]:
     }
     named = ((name.replace("__", ".").replace("_", "-"), value) for name, value in chosen.items())
     options = [word for name, value in named for word in (f"--{name}", str(value))]
-    return ["train", *(() if "--preset" in options else ("--preset", "demo")), "--run-dir", str(run_dir), *options]
+    return ["train", *(() if "--preset" in options else ("--preset", "small")), "--run-dir", str(run_dir), *options]
 
 
 def unicross(words: list[str]) -> int:

@@ -382,8 +382,8 @@ def test_unreadable_images_of_a_data_set_are_counted_and_left_out(clip, images, 
     assert "quarantined 1 (image cannot be read: 1); cut 0" in page
     training, evaluation = commands_of(page)
     assert evaluation == ["unicross", "evaluate", "--run-dir", str(tmp_path / "run"), "--split", "validation"]
-    assert training[:6] == ["unicross", "train", "--preset", "demo", "--run-dir", str(tmp_path / "run")]
-    assert parse(RunConfig, PRESETS["demo"], training[6:], "unicross train", NEEDS) == read_config(
+    assert training[:6] == ["unicross", "train", "--preset", "small", "--run-dir", str(tmp_path / "run")]
+    assert parse(RunConfig, PRESETS["small"], training[6:], "unicross train", NEEDS) == read_config(
         RunConfig, tmp_path / "run"
     )
     assert "data.train_size" not in page

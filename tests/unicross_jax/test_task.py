@@ -37,7 +37,7 @@ def test_an_embedded_layout_of_clip_is_read_back_as_it_was_written(clip, tmp_pat
 
 
 def test_logits_begin_with_the_words_that_clip_reads_where_asked(clip):
-    config = parse(RunConfig, PRESETS["demo"], arguments(Path("run"), clip, model__logit_init_scale=3.0)[5:], "test")
+    config = parse(RunConfig, PRESETS["small"], arguments(Path("run"), clip, model__logit_init_scale=3.0)[5:], "test")
     backbone = load_backbone(config.model, seed=0)
     task = make_task(config, backbone, backbone.tokenizer)
     begun = first_weights(config, task)["logits"]["kernel"]
@@ -50,7 +50,7 @@ def test_logits_begin_with_the_words_that_clip_reads_where_asked(clip):
 @pytest.mark.parametrize("conditioning", ["causal", "published"])
 def test_attention_to_a_word_depends_on_nothing_after_it_and_on_no_other_study(clip, conditioning):
     words = arguments(Path("run"), clip, model__conditioning=conditioning)[5:]
-    config = parse(RunConfig, PRESETS["demo"], words, "test")
+    config = parse(RunConfig, PRESETS["small"], words, "test")
     backbone = load_backbone(config.model, seed=0)
     task = make_task(config, backbone, backbone.tokenizer)
     trained = Trained(config, task, first_weights(config, task), None)
@@ -80,7 +80,7 @@ def test_an_indication_is_read_as_the_words_that_clip_knows():
 
 
 def test_a_trained_model_that_sees_little_of_each_image_says_so_once(clip, capsys):
-    config = parse(RunConfig, PRESETS["demo"], arguments(Path("run"), clip, data__resize=256)[5:], "test")
+    config = parse(RunConfig, PRESETS["small"], arguments(Path("run"), clip, data__resize=256)[5:], "test")
     backbone = load_backbone(config.model, config.seed)
     with pytest.raises(UserError, match="of 256 pixels this CLIP sees a square of 32, 2% of a square image; give 32"):
         check_sizes(config, backbone)
@@ -92,7 +92,7 @@ def test_a_trained_model_that_sees_little_of_each_image_says_so_once(clip, capsy
 
 def test_options_by_their_former_names_are_taken_with_a_warning(capsys):
     words = ["--visual-rate", "0.5", "--model.words-begin=2"]
-    config = parse(RunConfig, PRESETS["demo"], words, "unicross train", NEEDS, PRESETS)
+    config = parse(RunConfig, PRESETS["small"], words, "unicross train", NEEDS, PRESETS)
     assert (config.vision_lr_multiplier, config.model.logit_init_scale) == (0.5, 2.0)
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "warning: --visual-rate is now --vision-lr-multiplier"
