@@ -13,7 +13,8 @@ from jaxtyping import AbstractArray
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("common", "retsta_jax", "unicross_jax", "deer_jax")
-UNCHECKED = "common.phantoms"  # a picture takes a thousand calls on small arrays
+# Small functions that tests call a hundred thousand times.
+UNCHECKED = ("common.phantoms", "retsta_jax.labelling")
 
 
 def annotated_modules() -> list[str]:
