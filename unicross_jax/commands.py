@@ -100,7 +100,10 @@ def ablation(arguments: list[str]) -> None:
 
 def demo(arguments: list[str]) -> None:
     """Train the demo preset and evaluate it with baselines."""
-    options = Parser("unicross demo", description="Train the small shipped model further, on phantom radiographs of another scanner.")
+    options = Parser(
+        "unicross demo",
+        description="Train the small shipped model further, on phantom radiographs of another scanner.",
+    )
     options.add_argument("--run-dir", type=Path, default=Path("runs/unicross-demo"))
     options.add_argument("--fresh", action="store_true", help="start again even if the run exists")
     chosen = options.parse_args(arguments)
@@ -109,7 +112,10 @@ def demo(arguments: list[str]) -> None:
         from unicross_jax.train import OUTPUTS as TRAINED
 
         remove_run(chosen.run_dir, RunConfig, {*TRAINED, *EVALUATED})
-    print("UniCrossAdapter demo: adapters around a small frozen CLIP learn to report the images of another scanner", flush=True)
+    print(
+        "UniCrossAdapter demo: adapters around a small frozen CLIP learn to report the images of another scanner",
+        flush=True,
+    )
     with locked_by_first(chosen.run_dir):
         train(["--preset=demo", f"--run-dir={chosen.run_dir}"])
         evaluate([f"--run-dir={chosen.run_dir}"])

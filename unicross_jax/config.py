@@ -183,6 +183,7 @@ NEEDS = (
 # An ablation gives these to each of its runs.
 ABLATION_NEEDS = (Needs("seed", give="give --seeds"), *NEEDS)
 
-HELP = f"""{DATA_HELP}Presets: demo and small draw phantoms; iu-xray reads the layout annotation, mimic-cxr the layout prepared.
+HELP = f"""{DATA_HELP}Presets: demo and small draw phantoms; iu-xray reads the layout annotation, \
+mimic-cxr the layout prepared.
 These two also need --model.clip RN101.pt --model.clip-vocabulary bpe_simple_vocab_16e6.txt.gz.
 """
