@@ -38,7 +38,7 @@ PRESETS: dict[str, ParadigmConfig] = {
         data=ParadigmData(held_out="states", train_size=1500, validation_size=60, test_size=200, reports_size=4000),
         augment_to=6000,
         label=LabelConfig(batch_size=64),
-        train=dataclasses.replace(TRAINING["demo"], evaluate_every=200, checkpoint_every=200),
+        train=dataclasses.replace(TRAINING["small"], evaluate_every=200, checkpoint_every=200),
     ),
     # retsta paradigm --preset openi --data.archive NLMCXR_reports.tgz --data.test-ids openi-testset.txt --run-dir DIR
     # 2 CPU cores, hours. Nearest labelled report, 200 of them: codes F1 0.25, heads F1 0.39.

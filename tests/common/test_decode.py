@@ -166,7 +166,9 @@ def test_rows_of_many_lengths_come_back_in_their_order():
         assert alone[0].token_ids == together[row][0].token_ids
 
 
-@pytest.mark.parametrize(("length", "size"), [(1, 32), (32, 32), (33, 48), (49, 64), (65, 96), (700, 768), (769, 1024)])
+@pytest.mark.parametrize(
+    ("length", "size"), [(1, 64), (64, 64), (65, 96), (97, 128), (129, 192), (700, 768), (769, 1024)]
+)
 def test_buckets_are_powers_of_two_and_their_midpoints(length, size):
     assert bucket(length) == size
 

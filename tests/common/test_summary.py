@@ -81,7 +81,7 @@ def test_views_that_are_left_out_are_counted(tmp_path):
 def test_drawn_and_generated_data_say_so():
     drawn = StudySource(train_size=2, validation_size=0, test_size=0, cleaning="r2gen-iu", phantom_seed=3)
     line = study_line(drawn, {"train": 2}, Quarantine())
-    assert line == "data: drawn (phantom, seed 3, cleaning r2gen-iu): train 2; quarantined 0"
+    assert line == "data: drawn (phantom, seed 3, first scanner, cleaning r2gen-iu): train 2; quarantined 0"
     config = PRESETS["demo"]
     quarantine = Quarantine()
     line = splits_line(config, {"train": 4000}, quarantine)

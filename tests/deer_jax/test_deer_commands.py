@@ -163,7 +163,10 @@ def test_the_demo_ends_with_its_two_pages(base, tmp_path):
     assert training[:6] == ["deer", "rl", "--preset", "demo", "--run-dir", str(tmp_path / "rl")]
     learnt = parse(RlConfig, preset, training[6:], "deer rl", RL_NEEDS)
     assert learnt == read_config(RlConfig, tmp_path / "rl")
-    assert "data: drawn (phantom, seed 0, cleaning lossless): train 12, validation 4, test 4; quarantined 0" in page
+    assert (
+        "data: drawn (phantom, seed 0, first scanner, cleaning lossless): train 12, validation 4, test 4; quarantined 0"
+        in page
+    )
     assert "Reward" in page
     assert page.count("data:image/") >= 4
     assert "class=" in (tmp_path / "token_weights.html").read_text(encoding="utf-8")
