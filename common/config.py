@@ -259,6 +259,5 @@ def check_own_names(folder: Path, names: Collection[str]) -> None:
     if foreign:
         raise UserError(
             f"{folder}: contains {printable(foreign[0])}, which does not belong to a run; move it elsewhere, or "
-            "choose another "
-            "directory"
+            "choose another directory"
         )
