@@ -53,7 +53,7 @@ def test_groups_are_labelled_together() -> None:
 def test_a_labeler_of_other_labels_is_refused() -> None:
     labeler = Noting()
     labeler.labels = ("Effusion", "Nodule")
-    with pytest.raises(UserError, match="clinical scores are of CheXbert's 14 labels"):
+    with pytest.raises(UserError, match="clinical scores need CheXbert's 14"):
         label_lists(labeler, [REPORTS])
     assert labeler.asked == []
 

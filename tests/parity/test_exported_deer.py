@@ -225,7 +225,7 @@ def test_an_adapter_named_as_before_transformers_4_52_is_ignored_by_peft_and_rea
         config, lora, _ = load_peft(tmp_path / name, run.base.params["language"], VISION_LANGUAGE)
         assert (config.rank, config.alpha, config.dropout) == (3, 5.0, run.config.lora.dropout)
         jax.tree.map(np.testing.assert_array_equal, lora, run.trainable["lora"])
-    with pytest.raises(UserError, match=r"is an adapter of Qwen2\.5-VL, and the model is not"):
+    with pytest.raises(UserError, match=r"is an adapter of Qwen2\.5-VL, but the model is not"):
         load_peft(tmp_path / "adapter", run.base.params["language"])
 
 

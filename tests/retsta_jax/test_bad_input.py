@@ -222,7 +222,7 @@ def test_a_run_directory_that_cannot_be_used_is_left_alone(material, tmp_path, r
     assert "file is not a directory" in refused(material.train(file / "below" / "run"))
     assert "foreign: is not empty and contains no config.json" in refused(material.train(foreign))
     assert "config.json: not JSON" in refused(material.train(damaged_run))
-    claim_run_directory(tmp_path / "demo", PRESETS["demo"])
+    claim_run_directory(tmp_path / "demo", PRESETS["small"])
     error = refused(material.train(tmp_path / "demo"))
     assert "contains a run with a different config" in error
     assert "batch_size was 8 and is now 4" in error
@@ -232,7 +232,7 @@ def test_a_run_directory_that_cannot_be_used_is_left_alone(material, tmp_path, r
 
 def test_commands_and_their_arguments_are_checked(refused):
     assert "retsta trian: unknown command (did you mean train?); expected train, evaluate" in refused(["trian"])
-    assert "--preset NAME is missing; presets are demo, openi" in refused(["train", "--run-dir", "x"])
+    assert "--preset NAME is missing; presets are demo, small, openi" in refused(["train", "--run-dir", "x"])
     assert "arguments are required: --run-dir" in refused(["train", "--preset", "demo"])
     assert "--preset: expected one argument" in refused(["train", "--preset"])
     assert "--run-dir" in refused(["evaluate"])

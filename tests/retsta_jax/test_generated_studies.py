@@ -35,7 +35,7 @@ def table(monkeypatch):
     terms = [replace(term, frequency=stranded.get(term.id, term.frequency)) for term in shipped]
     terms = Terminology((*terms, *PLACES))
     caches = [
-        findings._places,
+        findings._term_order,
         studies._cumulative_frequency,
         studies._deniable,
         studies._normal_structures,
