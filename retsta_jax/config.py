@@ -124,8 +124,8 @@ SMALL = RetstaConfig(
 # Above each preset: its command, the hardware it is meant for, and the scores to expect (docs/results.md).
 PRESETS: dict[str, RetstaConfig] = {
     # retsta train --preset demo --run-dir runs/demo
-    # 2 CPU cores, 1 to 2 minutes. Findings F1 0.38 on 200 test reports; nearest training report 0.15.
-    "demo": dataclasses.replace(SMALL, optim=OptimConfig(learning_rate=4e-3), epochs=1, batch_size=4, micro_batch=4),
+    # 2 CPU cores, 1 to 2 minutes. Findings F1 0.36 on 200 test reports; nearest training report 0.15.
+    "demo": dataclasses.replace(SMALL, optim=OptimConfig(learning_rate=5e-3), epochs=1),
     # retsta train --preset small --run-dir runs/small
     # 2 CPU cores, 2 to 3 minutes. Findings F1 0.42 on 200 test reports; nearest training report 0.15.
     "small": SMALL,

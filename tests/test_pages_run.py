@@ -20,13 +20,14 @@ from tests.test_documents import SCRIPTS
 
 # What is added to a command, so that it takes seconds.
 SHORT = {
-    "retsta train": "--max-steps 2 --data.validation-size 4 --data.test-size 4 --data.train-size 40",
+    "retsta train": "--parallel jit --max-steps 2 --data.validation-size 4 --data.test-size 4 --data.train-size 40",
     "retsta evaluate": "--limit 4",
-    "unicross train": "--max-steps 2",
+    "unicross train": "--parallel jit --max-steps 2",
     "unicross evaluate": "--limit 4 --beams 1",
-    "deer rl": "--steps 1 --data.train-size 16 --data.validation-size 4 --data.test-size 4",
+    "deer sample": "--parallel jit",
+    "deer rl": "--parallel jit --steps 1 --data.train-size 16 --data.validation-size 4 --data.test-size 4",
 }
-OF_PAIRS = "--max-steps 2"  # `retsta train` on files, which has no sizes
+OF_PAIRS = "--parallel jit --max-steps 2"  # `retsta train` on files, which has no sizes
 ELSEWHERE = ("make", "source", "export", "retsta paradigm", "python docs/")
 PAGES = {  # and the pages before it whose files it uses
     "README.md": [],
