@@ -1,7 +1,6 @@
 """The pages that lead a newcomer, run from top to bottom: code and commands in order, each page in a folder of its own.
 
-Trainings are cut to two updates and evaluations to a few reports. `make demo` and `retsta paradigm` have tests of their
-own.
+Trainings are cut to two updates and evaluations to a few reports. What `make demo` does has tests of its own.
 """
 
 import contextlib
@@ -15,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from common.command import run_cli
-from tests.pages_of_documents import CONTROL, ROOT, SHELL, Block, blocks_of
+from tests.pages_of_documents import CONTROL, ROOT, SHELL, Block, blocks_of, shell_blocks
+from tests.pages_of_documents import PAGES as ALL_PAGES
 from tests.test_documents import SCRIPTS
 
 # What is added to a command, so that it takes seconds.
@@ -28,13 +28,15 @@ SHORT = {
     "deer rl": "--parallel jit --steps 1 --data.train-size 16 --data.validation-size 4 --data.test-size 4",
 }
 OF_PAIRS = "--parallel jit --max-steps 2"  # `retsta train` on files, which has no sizes
-ELSEWHERE = ("make", "source", "export", "retsta paradigm", "python docs/")
+ELSEWHERE = ("make", "source", "export", "docker")
 PAGES = {  # and the pages before it whose files it uses
     "README.md": [],
     "docs/tutorials/standardize.md": [],
     "docs/tutorials/radiographs.md": [],
     "docs/tutorials/custom.md": [],
     "docs/how-to/labeler.md": [],
+    "docs/how-to/own-data.md": [],
+    "docs/how-to/own-specialty.md": ["docs/how-to/labeler.md"],
     "docs/how-to/own-idea.md": ["docs/tutorials/standardize.md", "docs/how-to/labeler.md"],
     "docs/how-to/scorers.md": ["docs/tutorials/radiographs.md"],
     "docs/quick-start.md": ["docs/tutorials/standardize.md"],
@@ -69,8 +71,10 @@ def run_page(folders, tmp_path_factory, monkeypatch):
 
 
 def run_block(block: Block, folder: Path) -> None:
-    """Code of Python, or the commands of a shell."""
-    if block.language == "python":
+    """Code of Python, the commands of a shell, or a terminology."""
+    if block.language == "csv":
+        (folder / "terms.csv").write_text(block.text + "\n")
+    elif block.language == "python":
         file, *continued = (block.title or "block.py").split(", ")
         (folder / file).open("a" if continued else "w").write(block.text + "\n\n\n")
         if not block.title:
@@ -104,6 +108,16 @@ def run_line(line: str, where: str) -> None:
         with pytest.raises(SystemExit) as stop, contextlib.redirect_stdout(io.StringIO()):
             run_cli(importlib.import_module(SCRIPTS[words[0]]).dispatch, [*words[1:], *short.split()])
     assert stop.value.code == 0, f"{where}: {line}"
+
+
+def test_every_command_is_run_or_says_what_it_needs():
+    left = [
+        block.where
+        for page in ALL_PAGES
+        for block in shell_blocks(page)
+        if block.is_run and page.relative_to(ROOT).as_posix() not in PAGES
+    ]
+    assert not left, "run them here, or begin them with `# needs ...`"
 
 
 @pytest.mark.parametrize("page", PAGES)
