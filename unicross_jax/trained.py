@@ -108,8 +108,9 @@ def load_initial(config: RunConfig, backbone: Backbone) -> Trained | None:
 
 
 def initial_directory(config: RunConfig) -> Path:
-    """Where the weights are that a run begins from."""
-    return EMBEDDED_RUN if config.init_from == "embedded" else Path(config.init_from)
+    """Where the weights are that a run begins from: of a run that ended, what it exported."""
+    directory = EMBEDDED_RUN if config.init_from == "embedded" else Path(config.init_from)
+    return directory / "model" if (directory / "model").is_dir() else directory
 
 
 def export(config: RunConfig, task: Task, trainable: PyTree, directory: Path) -> None:

@@ -49,8 +49,9 @@ def test_training_begins_from_the_weights_and_keeps_the_words(tmp_path, clip, fi
         np.testing.assert_array_equal(after[name], leaf, err_msg=name)
 
 
-def test_an_exported_model_is_as_good_a_beginning_as_its_run(tmp_path, clip, first, second):
-    assert unicross(further(tmp_path / "run", clip, first / "model")) == 0
+def test_the_checkpoint_of_a_run_that_exported_nothing_is_as_good_a_beginning(tmp_path, clip, first, second):
+    stopped = shutil.copytree(first, tmp_path / "stopped", ignore=shutil.ignore_patterns("model"))
+    assert unicross(further(tmp_path / "run", clip, stopped)) == 0
     assert [row["loss"] for row in log(tmp_path / "run")] == [row["loss"] for row in log(second)]
 
 
@@ -86,7 +87,7 @@ def test_an_evaluation_does_without_the_first_run_where_it_is_gone(second, tmp_p
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"model__heads": 4}, "{first} was trained with model.heads 2, and this run has 4; give --model.heads 2"),
+        ({"model__heads": 4}, "{first}/model was trained with model.heads 2, and this run has 4; give --model.heads 2"),
         ({"model__conditioning": "published"}, "give --model.conditioning causal"),
         ({"vocabulary__kind": "clip"}, "give --vocabulary.kind words"),
         ({"init_from": "nowhere"}, "nowhere"),
@@ -102,7 +103,8 @@ def test_a_model_of_another_kind_is_refused(tmp_path, clip, first, capsys, chang
 
 def test_another_clip_is_refused(tmp_path, first, capsys):
     other = make_clip(tmp_path / "other", seed=1)
-    for beginning in (first, first / "model"):
+    stopped = shutil.copytree(first, tmp_path / "stopped", ignore=shutil.ignore_patterns("model"))
+    for beginning in (stopped, first):
         assert unicross(further(tmp_path / "run", other, beginning)) == 2
         assert "Traceback" not in capsys.readouterr().err
 
