@@ -90,7 +90,7 @@ def test_an_evaluation_does_without_the_first_run_where_it_is_gone(second, tmp_p
         ({"model__heads": 4}, "{first}/model was trained with model.heads 2, and this run has 4; give --model.heads 2"),
         ({"model__conditioning": "published"}, "give --model.conditioning causal"),
         ({"vocabulary__kind": "clip"}, "give --vocabulary.kind words"),
-        ({"init_from": "nowhere"}, "nowhere"),
+        ({"init_from": "nowhere"}, "nowhere: no config.json there"),
         ({"vocabulary__minimum_count": 5}, "--vocabulary.minimum-count: not read"),
     ],
 )  # fmt: skip
