@@ -27,9 +27,20 @@ SAID = ("deny", "doubt", "absent", "present", "assert", "but", "and")  # of `cue
 DENIAL = re.compile(f"{any_of(DENY_ZH)}|{words(DENY_EN)}")
 
 
-@functools.cache
 def load_terminology(path: str | Path = SHIPPED) -> Terminology:
-    """A terminology without an error. Raises UserError that names the first one."""
+    """A terminology without an error, the same object as long as its file is unchanged.
+
+    Raises UserError that names the first error.
+    """
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return _loaded(path, "", 0, 0)  # reading it says why not
+    return _loaded(path, str(Path(path).absolute()), status.st_mtime_ns, status.st_size)
+
+
+@functools.cache
+def _loaded(path: str | Path, absolute: str, changed: int, size: int) -> Terminology:
     table = read_table(path)
     if errors := errors_of(table):
         raise UserError(

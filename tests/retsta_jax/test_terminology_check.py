@@ -169,3 +169,12 @@ def test_a_summary_lists_frequent_phrases_that_the_terminology_lacks(tmp_path, c
     assert first["reports"] == 6
     assert first["phrase"].startswith("水蛭样")
     assert "独一" not in json.dumps(found, ensure_ascii=False)
+
+
+def test_a_file_of_the_same_name_is_read_anew(tmp_path, monkeypatch):
+    for name in ("drusen", "haemorrhage"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        (tmp_path / name / "terms.csv").write_text(f"id,en\na,{name}\n", encoding="utf-8")
+        assert load_terminology("terms.csv") is load_terminology("terms.csv")
+        assert [term.en for term in load_terminology("terms.csv").terms] == [name]
