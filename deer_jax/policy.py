@@ -5,12 +5,14 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from common.generation.generate import DecodeSettings, decode
+from common.generation.generate import qwen2_decoder
 from common.generation.loop import Generated
+from common.generation.settings import DecodeSettings
+from common.generation.slots import decode
 from common.models.attention import SharedPrompt
 from common.models.decoding import Prompts
 from common.models.lora import LoraConfig
-from common.models.qwen2 import SHARDING_RULES, Qwen2, Qwen2Config, bind, output_head
+from common.models.qwen2 import SHARDING_RULES, Qwen2, Qwen2Config, output_head
 from common.training.losses import token_logprobs
 from common.training.parallel import gathered
 from common.training.sft import model_variables
@@ -34,8 +36,7 @@ def text_policy(
     def sample(params: PolicyParams, prompts: Prompts, keys: Key[Array, " B"], group: int) -> Generated:
         own = variables(params)
         own = {**own, "params": gathered(own["params"], config.dtype, SHARDING_RULES)}
-        head, each = output_head(own["params"]), dataclasses.replace(settings, group=group)
-        return decode(bind(config, own), head, prompts, keys, each)
+        return decode(qwen2_decoder(config), own, prompts, keys, dataclasses.replace(settings, group=group))
 
     def logprobs(
         params: PolicyParams, prompts: Prompts, tokens: Int[Array, "B G T"], mask: Bool[Array, "B G T"]

@@ -1,13 +1,13 @@
 """`deer sample`: reports of a model for the studies of a data set, several of each or the likeliest one."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from common.bounds import check_numbers
 from common.clinical.labeler import Labeler, labeler_digests, load_labeler, replicate
@@ -19,30 +19,26 @@ from common.data.records import Quarantine
 from common.data.splits import Split, images_record
 from common.data.summary import first_of, say_data, study_line
 from common.errors import UserError
-from common.generation.generate import PROGRAMS, DecodeSettings
-from common.generation.loop import Generated
+from common.generation.generate import PROGRAMS
+from common.generation.processes import in_parts, over_processes
+from common.generation.settings import DecodeSettings
+from common.generation.slots import Request, Slots, in_order, make_slots, run_slots
 from common.io.fingerprints import model_record
 from common.io.finite import check_finite, precision_remedy
 from common.io.locks import locked_file, owning
 from common.io.progress import counted
 from common.metrics.clinical import POSITIVE
+from common.models.lora import LoraConfig
 from common.models.qwen2_vl import Qwen2VLConfig
 from common.models.qwen2_vl_layout import Grid, vision_layout
-from common.training.parallel import (
-    DeviceLayout,
-    compile_rows,
-    device_put_tree,
-    fetch_rows,
-    make_device_layout,
-    place_batch,
-)
+from common.training.parallel import DeviceLayout, all_row_shards, generation_layout
 from deer_jax.config import HELP, SAMPLE_NEEDS, SAMPLE_PRESETS, SampleConfig
 from deer_jax.ditpo import PolicyParams
 from deer_jax.prompts import prompt_length, read_splits, study_prompts
 from deer_jax.resumable import continued_writer, rows_kept
-from deer_jax.rl import StudyBatch, read_groups
+from deer_jax.rl import read_groups
 from deer_jax.setup import Base, base_directory, decode_settings, load_base
-from deer_jax.vision_policy import vision_policy
+from deer_jax.vision_policy import study_decoder, without_images
 
 PROGRAM = "deer sample"
 DESCRIPTION = """Rows {"id", "reference", "rollouts": [text, ...]}, with a labeler also "labels" for deer select; of one
@@ -90,9 +86,9 @@ def sample_run(config: SampleConfig, output: Path) -> None:
     done = rows_kept(output, inputs, required | ({"labels": list} if config.labeler else {}), options)
     if done == count:
         return
-    layout = make_device_layout(config.parallel, config.mesh)
-    if config.batch_size % layout.row_shards:
-        raise UserError(f"batch_size: {config.batch_size} studies do not split over {layout.row_shards} devices")
+    layout = generation_layout(config.mesh, config.parallel)
+    if config.batch_size % all_row_shards(layout):
+        raise UserError(f"batch_size: {config.batch_size} studies do not split over {all_row_shards(layout)} devices")
     labeler = None if labeler is None else replicate(labeler)
     base = load_base(config.model, config.data.side, config.instruction, layout)
     found = sampled_texts(config, base, split, range(done, count), layout)
@@ -101,7 +97,7 @@ def sample_run(config: SampleConfig, output: Path) -> None:
             pass
         return
     with continued_writer(output, inputs, options) as write:
-        for sampled in counted(found, -(-(count - done) // config.batch_size), "batches of studies"):
+        for sampled in in_parts(counted(found, count - done, "studies"), config.batch_size):
             for row in rows_of(split, sampled, labeler):
                 write(row)
 
@@ -133,49 +129,46 @@ def rows_of(
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
-def sampling_program(
-    config: Qwen2VLConfig, grid: Grid, settings: DecodeSettings, group: int, layout: DeviceLayout
-) -> Callable[..., Any]:
-    """`(_, params, batch, rng) -> Generated` for a batch of studies.
+def sampling_slots(
+    config: Qwen2VLConfig, grid: Grid, settings: DecodeSettings, count: int, layout: DeviceLayout
+) -> Slots:
+    """The programs that write reports of studies, with the whole model as `PolicyParams.frozen`.
 
-    Asked for again it is the same program: that of a model before its training serves after it.
+    Asked for again they are the same: those of a model before its training serve after it.
     """
-    policy = vision_policy(config, vision_layout(config.vision, grid), settings)
-
-    def sample(_: Any, params: Any, batch: StudyBatch, rng: jax.Array) -> Generated:
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, batch.study)
-        return policy.sample(PolicyParams({}, params), batch.prompts, keys, group)
-
-    return compile_rows(sample, layout)
+    decoder = study_decoder(config, vision_layout(config.vision, grid), LoraConfig())
+    return make_slots(decoder, without_images(settings, config), count, layout)
 
 
 def sampled_texts(
     config: SampleConfig, base: Base, split: Split, studies: range, layout: DeviceLayout
-) -> Iterator[list[tuple[int, list[str]]]]:
-    """Of each batch the studies and their reports, in order. These depend on a study's number and the seed alone.
+) -> Iterator[tuple[int, list[str]]]:
+    """Of each study its number and its reports, in order. These depend on the study's number and the seed alone.
 
-    Under several processes all must exhaust it.
+    Under several processes all must exhaust it; each writes the reports of a share of the studies.
     """
     length = prompt_length(base.encoder, config.data.views)
-    settings = decode_settings(base, config.rollout)
-    run = sampling_program(base.config, base.encoder.grid, settings, config.rollout.group, layout)
-    rng = device_put_tree(jax.random.key(config.seed), layout)
-    local = config.batch_size // jax.process_count()
-    for start in range(studies.start, studies.stop, config.batch_size):
-        first = start + jax.process_index() * local
-        mine: Any = np.minimum(np.arange(first, first + local), studies.stop - 1).astype(np.int32)
-        batch = StudyBatch(study_prompts(mine, split.images, base.encoder, config.data.views, length), mine)
-        written = fetch_rows(run({}, base.params, place_batch(batch, layout), rng), layout)
-        if jax.process_count() > 1:
-            gathered = multihost_utils.process_allgather(written)
-            written = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), gathered)
-        numbers = range(start, min(start + config.batch_size, studies.stop))  # what fills up the last batch falls off
-        check_finite(
-            np.asarray(written.finite.all(-1))[: len(numbers)],
-            [split.studies[number].id for number in numbers],
-            "the model's logits",
-            precision_remedy(base.config.language.dtype),
+    settings = dataclasses.replace(decode_settings(base, config.rollout), group=config.rollout.group)
+    count = config.batch_size // all_row_shards(layout)
+    slots = sampling_slots(base.config, base.encoder.grid, settings, count, layout)
+
+    def written(numbers: Sequence[int]) -> Iterator[list[Any]]:
+        queue = (
+            Request(
+                np.int32(number),
+                jax.tree.map(
+                    lambda leaf: leaf[0],
+                    study_prompts([number], split.images, base.encoder, config.data.views, length),
+                ),
+            )
+            for number in numbers
         )
-        groups = read_groups(written, base.tokenizer)
-        texts = ([rollout.text for rollout in group] for group in groups)
-        yield list(zip(numbers, texts, strict=False))
+        for generated in in_order(run_slots(slots, PolicyParams({}, base.params), queue, config.seed)):
+            (group,) = read_groups(jax.tree.map(lambda leaf: leaf[None], generated), base.tokenizer)
+            yield [bool(generated.finite.all()), [rollout.text for rollout in group]]
+
+    found = over_processes(studies, written, config.batch_size // jax.process_count(), layout)
+    for number, (finite, texts) in zip(studies, found, strict=True):
+        remedy = precision_remedy(base.config.language.dtype)
+        check_finite([finite], [split.studies[number].id], "the model's logits", remedy)
+        yield number, texts

@@ -15,8 +15,8 @@ from common.data.records import Quarantine
 from common.data.splits import Split
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.errors import UserError
-from common.generation.generate import DecodeSettings
 from common.generation.sampling import Sampling
+from common.generation.settings import DecodeSettings
 from common.io.safetensors import open_tensors
 from common.models.attention import attention_line, check_implementation
 from common.models.lora import init_lora, merge

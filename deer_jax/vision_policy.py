@@ -9,9 +9,11 @@ from typing import Literal
 
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from common.generation.generate import DecodeSettings
-from common.generation.loop import Generated, generate
+from common.generation.loop import Generated
+from common.generation.settings import DecodeSettings
+from common.generation.slots import decode
 from common.models import qwen2
+from common.models.decoding import Decoder, Forward, Prefilled
 from common.models.lora import LoraConfig, scaled
 from common.models.qwen2_vl import (
     Qwen2VLConfig,
@@ -55,6 +57,31 @@ def image_features(
     return vision_features(config, params, grey_patches(config.vision, prompts.images), layout)
 
 
+def study_decoder(config: Qwen2VLConfig, layout: VisionLayout, lora: LoraConfig) -> Decoder:
+    """A Qwen2.5-VL for generation. Weights are `PolicyParams`, prompts `StudyPrompts`."""
+
+    def language(params: PolicyParams) -> tuple[PyTree, PyTree]:
+        """The parameters, what the decode loop reads of them gathered; and the language model's variables."""
+        own, adapter = model_params(params, lora)
+        own["language"] = gathered(own["language"], config.language.dtype, qwen2.SHARDING_RULES)
+        return own, {"params": own["language"]} | ({} if adapter is None else {"lora": adapter})
+
+    def read(params: PolicyParams, prompts: StudyPrompts) -> Prefilled:
+        own, variables = language(params)
+        features = image_features(config, own, prompts, layout)
+        return prefill_study(config, own, prompts.rows, features, qwen2.bind(config.language, variables))
+
+    def bind(params: PolicyParams) -> Forward:
+        return qwen2.bind(config.language, language(params)[1])
+
+    return Decoder(read, bind, lambda params: output_head(language(params)[0]))
+
+
+def without_images(settings: DecodeSettings, config: Qwen2VLConfig) -> DecodeSettings:
+    """Settings under which the ids of images and videos are never emitted."""
+    return dataclasses.replace(settings, forbidden_ids=(*settings.forbidden_ids, *config.forbidden_ids))
+
+
 def vision_policy(
     config: Qwen2VLConfig,
     layout: VisionLayout,
@@ -67,26 +94,12 @@ def vision_policy(
     `settings` gives temperature, stop ids and forbidden ids, for sampling and scoring alike; its `group` is not used.
     """
     adapters = lora or LoraConfig()
-    settings = dataclasses.replace(settings, forbidden_ids=(*settings.forbidden_ids, *config.forbidden_ids))
+    settings = without_images(settings, config)
+
+    decoder = study_decoder(config, layout, adapters)
 
     def sample(params: PolicyParams, prompts: StudyPrompts, keys: Key[Array, " B"], group: int) -> Generated:
-        own, adapter = model_params(params, adapters)
-        features = image_features(config, own, prompts, layout)
-        own["language"] = gathered(own["language"], config.language.dtype, qwen2.SHARDING_RULES)
-        variables = {"params": own["language"]} | ({} if adapter is None else {"lora": adapter})
-        forward = qwen2.bind(config.language, variables)
-        head = output_head(own)
-        return generate(
-            forward,
-            head,
-            prefill_study(config, own, prompts.rows, features, forward),
-            keys,
-            max_new_tokens=settings.max_new_tokens,
-            stop_ids=settings.stop_ids,
-            sampling=settings.sampling,
-            group=group,
-            forbidden=settings.forbidden(head.shape[0]),
-        )
+        return decode(decoder, params, prompts, keys, dataclasses.replace(settings, group=group))
 
     def logprobs(
         params: PolicyParams, prompts: StudyPrompts, tokens: Int[Array, "B G T"], mask: Bool[Array, "B G T"]

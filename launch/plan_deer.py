@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from common.generation.generate import DecodeSettings
 from common.generation.sampling import Sampling
+from common.generation.settings import DecodeSettings
 from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_vl import SHARDING_RULES, Qwen2VLConfig, StudyRows
 from common.models.qwen2_vl_layout import image_tokens, vision_layout

@@ -1,4 +1,4 @@
-"""Standardizing reports with a trained model: greedy decoding in length buckets, batch by batch."""
+"""Standardizing reports with a trained model: the likeliest answer to each, on all devices of this process."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
 
 from common.config import read_config
 from common.data.cleaning import clean_report
@@ -15,16 +14,15 @@ from common.data.summary import already, data_line, say_data, unknown_share
 from common.data.tokenizers import Tokenizer
 from common.devices import say_devices
 from common.errors import UserError
-from common.generation.generate import DecodeSettings, Generator, generate_rows, make_generator, row_keys
-from common.generation.loop import Generated
+from common.generation.generate import BATCHES_AT_ONCE, generate_rows, qwen2_slots
+from common.generation.settings import DecodeSettings
 from common.io.fingerprints import DIGITS, fingerprint, model_record
 from common.io.finite import check_finite, precision_remedy
 from common.io.locks import locked_file, owning, warn_of_writer
 from common.io.resumable import claim_output, row_writer, rows_done
-from common.models.decoding import Prompts
 from common.models.qwen2_weights import max_positions
 from common.training.checkpoint import open_checkpoints, restore_trainable
-from common.training.parallel import DeviceLayout, MeshConfig, batch_sharding, make_device_layout
+from common.training.parallel import DeviceLayout, MeshConfig, generation_layout
 from common.training.run import base_weights
 from common.training.sft import model_variables
 from common.types import PyTree
@@ -33,7 +31,6 @@ from retsta_jax.prompts import prompt_tokens
 from retsta_jax.reports import read_reports
 from retsta_jax.train import Base, base_directory, initial_trees, load_base
 
-BATCHES_AT_ONCE = 8  # batches that are sorted into length buckets together
 MOST_POSITIONS = 32_768  # that Qwen2.5 was trained on; for a base whose config.json does not say
 
 
@@ -76,7 +73,7 @@ def config_of_trained(run_dir: Path) -> RetstaConfig:
 
 
 def load_trained(run_dir: Path, mesh: MeshConfig | None = None) -> Trained:
-    """The best weights of a run directory on one device, or split over those of this process as `mesh` says.
+    """The best weights of a run directory, whole on each device of this process, or split over them as `mesh` says.
 
     Raises UserError where they are missing or do not fit.
     """
@@ -84,7 +81,7 @@ def load_trained(run_dir: Path, mesh: MeshConfig | None = None) -> Trained:
     # This machine may not have the attention of the one that trained.
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
     warn_of_writer(run_dir)
-    layout = make_device_layout("jit") if mesh is None else make_device_layout("auto", mesh, jax.local_devices())
+    layout = generation_layout(mesh)
     base = load_base(config, layout)
     start, frozen = initial_trees(config, base, layout)
     checkpoints = open_checkpoints(run_dir, base_weights(base_directory(config)).note(), config)
@@ -113,30 +110,18 @@ def standardize(
         stop_ids=tokenizer.stop_ids,
         forbidden_ids=tuple(range(tokenizer.vocab_size, vocabulary)),
     )
-    generator = spread_rows(make_generator(trained.base.config, settings), trained.layout)
     parts = trained.layout.row_shards
-    batch_size = -(-max(min(batch_size, len(reports)), 1) // parts) * parts
-    for start in range(0, len(reports), batch_size * BATCHES_AT_ONCE):
-        part = reports[start : start + batch_size * BATCHES_AT_ONCE]
+    count = max(min(batch_size, -(-len(reports) // parts)), 1)
+    slots = qwen2_slots(trained.base.config, settings, count, trained.layout)
+    at_once = count * parts * BATCHES_AT_ONCE
+    for start in range(0, len(reports), at_once):
+        part = reports[start : start + at_once]
         prompts = [prompt_tokens(tokenizer, trained.config.instruction, clean_report(report)) for report in part]
-        keys = row_keys(0, range(start, start + len(part)))
-        found = generate_rows(generator, variables, prompts, keys, batch_size)
+        found = generate_rows(slots, variables, prompts, range(start, start + len(part)))
         for id_, (continuation,) in zip(ids[start : start + len(part)], found, strict=True):
             check_finite([continuation.finite], [id_], "the model's logits", remedy)
             tokens = continuation.token_ids[:-1] if continuation.stopped else continuation.token_ids
             yield Standardized(clean_report(tokenizer.decode(tokens)), continuation.stopped)
-
-
-def spread_rows(generator: Generator, layout: DeviceLayout) -> Generator:
-    """The generator with the rows of its batches split over the devices of a layout."""
-    if layout.mode == "jit":
-        return generator
-
-    def run(variables: PyTree, prompts: Prompts, keys: Key[Array, " B"]) -> Generated:
-        with layout.context():
-            return generator(variables, *jax.device_put((prompts, keys), batch_sharding(layout)))
-
-    return run
 
 
 @owning("output", locked_file)

@@ -21,14 +21,16 @@ from common.data.summary import say_data, unknown_share
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.errors import UserError
 from common.generation.evaluation import report_evaluations
-from common.generation.generate import DecodeSettings, decode, padded
+from common.generation.generate import padded, qwen2_decoder
 from common.generation.loop import Generated
+from common.generation.settings import DecodeSettings
+from common.generation.slots import decode
 from common.models.adapters import save_adapter
 from common.models.attention import attention_line, check_implementation
 from common.models.decoding import Prompts
 from common.models.families import check_trainable
 from common.models.lora import init_lora
-from common.models.qwen2 import SHARDING_RULES, Qwen2Config, bind, output_head
+from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, load_qwen2, param_shapes, save_qwen2
 from common.training.evaluation import Evaluation
 from common.training.flops import sft_flops
@@ -123,7 +125,7 @@ def written_reports(
     def write(trainable: PyTree, frozen: PyTree, batch: Prompts, rng: Array) -> Generated:
         variables = model_variables(trainable, frozen, lora)
         keys = jax.random.split(rng, len(batch.mask))
-        return decode(bind(base.config, variables), output_head(variables["params"]), batch, keys, settings)
+        return decode(qwen2_decoder(base.config), variables, batch, keys, settings)
 
     def text(tokens: list[int]) -> str:
         return clean_report(base.tokenizer.decode([token for token in tokens if token not in base.tokenizer.stop_ids]))

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from common.generation.generate import DecodeSettings, make_generator, row_keys
+from common.generation.generate import make_generator, row_keys
 from common.generation.sampling import Sampling
+from common.generation.settings import DecodeSettings
 from common.models import bert, clip
 from common.models.decoding import Prompts
 from common.models.lora import scaled

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from common.data.clip_tokenizer import CanEncode, ClipTokenizer
 from common.data.tokenizers import WordTokenizer, load_tokenizer
 from common.errors import UserError
-from common.generation.generate import DecodeSettings
+from common.generation.settings import DecodeSettings
 from common.io.fingerprints import fingerprint
 from common.io.text import read_json_object
 from common.models.clip import ClipConfig, init_params

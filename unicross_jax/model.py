@@ -14,7 +14,6 @@ report's vocabulary. The input of the decoder is the adapted text feature of eac
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -192,12 +191,12 @@ def decoder_inputs(net: Net, studies: Studies, tokens: Int[Array, "B T"], mask: 
     """What the decoder reads for whole reports, `mask` true on tokens."""
     if net.config.conditioning == "published":
         return _published(net, studies, tokens, mask)
-    encoded = encode_studies(net, studies)
+    images = report_context(net, encode_studies(net, studies))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     segments = mask.astype(jnp.int32)
     visible = _visible(segments)
-    text, _ = _bind_text(net, encoded)(tokens, positions, segments, visible, None)
-    return DecoderInputs(text, _memory_keys_values(net, encoded), visible, encoded.memory_mask[:, None])
+    text, _ = _read_text(net, images, tokens, positions, segments, visible, None)
+    return DecoderInputs(text, images.memory, visible, images.memory_mask[:, 0])
 
 
 def stage_module(config: UniCrossConfig, number: int) -> Stage:
@@ -254,40 +253,52 @@ def encode_studies(net: Net, studies: Studies) -> Encoded:
     return Encoded(memory, memory_mask, attended, jnp.repeat(studies.view_mask, positions, axis=1))
 
 
-def bind_report(net: Net, encoded: Encoded) -> Forward:
-    """The report side under `causal` for given images."""
-    read_text, memory = _bind_text(net, encoded), _memory_keys_values(net, encoded)
-    memory_mask = encoded.memory_mask[:, None]
+class ReportContext(NamedTuple):
+    """What the report attends to of the images, for every layer, as `common.models.attention.Past.context` has it."""
+
+    memory: KeyValues  # [L B M H dim]
+    memory_mask: Bool[Array, "B 1 1 M"]
+    attended: list[KeyValues]  # of each stage [B V*N H dim]
+    attended_mask: Bool[Array, "B 1 1 V*N"]
+
+
+def report_context(net: Net, encoded: Encoded) -> ReportContext:
+    """What `bind_report` takes of the images."""
+    return ReportContext(
+        _memory_keys_values(net, encoded),
+        encoded.memory_mask[:, None, None],
+        [net.stage(k, "visual_keys_values", leaf) for k, leaf in enumerate(encoded.attended)],
+        encoded.attended_mask[:, None, None],
+    )
+
+
+def bind_report(net: Net, context: ReportContext | None = None) -> Forward:
+    """The report side under `causal`: of the images given, or of those that each `Past` has with it."""
 
     def forward(tokens, positions, segments=None, past=None):
+        images: Any = context if past is None or past.context is None else past.context
         mask = None if segments is None else _visible(segments)
-        x, cache = read_text(tokens, positions, segments, mask, past)
-        x, own = net.part("decoder", x, memory, mask, memory_mask, _past_of(past, "decoder"))
+        x, cache = _read_text(net, images, tokens, positions, segments, mask, past)
+        x, own = net.part("decoder", x, images.memory, mask, images.memory_mask[:, 0], _past_of(past, "decoder"))
         return with_one(x), {**cache, "decoder": own}
 
     return forward
 
 
-def _bind_text(net: Net, encoded: Encoded) -> Callable[..., tuple[Array, dict[str, list[KeyValues]]]]:
-    """CLIP's text side with the adapters, for given images: the features of tokens, and their keys and values."""
-    attended_mask = encoded.attended_mask[:, None]
-    images = [net.stage(k, "visual_keys_values", leaf) for k, leaf in enumerate(encoded.attended)]
-
-    def read(tokens, positions, segments, mask, past):
-        x = net.frozen["report_embedding"][tokens]
-        x += net.frozen["clip"]["text"]["positional_embedding"][positions]
-        of_clip, of_adapters = [], []
-        reduced = None
-        for stage in range(TEXT_GROUPS):
-            x, own = net.text("extend", stage, x, segments, _past_of(past, "clip", stage))
-            of_clip.append(own)
-            if images:
-                args = x, reduced, images[stage], attended_mask, mask, _past_of(past, "adapters", stage)
-                x, reduced, own = net.stage(stage, "text_alone", *args)
-                of_adapters.append(own)
-        return net.text("finish", x), {"clip": of_clip, "adapters": of_adapters}
-
-    return read
+def _read_text(net: Net, images: ReportContext, tokens, positions, segments, mask, past):
+    """CLIP's text side with the adapters: the features of tokens, and their keys and values."""
+    x = net.frozen["report_embedding"][tokens]
+    x += net.frozen["clip"]["text"]["positional_embedding"][positions]
+    of_clip, of_adapters = [], []
+    reduced = None
+    for stage in range(TEXT_GROUPS):
+        x, own = net.text("extend", stage, x, segments, _past_of(past, "clip", stage))
+        of_clip.append(own)
+        if images.attended:
+            seen = images.attended[stage], images.attended_mask[:, 0]
+            x, reduced, own = net.stage(stage, "text_alone", x, reduced, *seen, mask, _past_of(past, "adapters", stage))
+            of_adapters.append(own)
+    return net.text("finish", x), {"clip": of_clip, "adapters": of_adapters}
 
 
 def _past_of(past: Past | None, *path: str | int) -> Past | None:
@@ -297,7 +308,7 @@ def _past_of(past: Past | None, *path: str | int) -> Past | None:
     prompt, suffix = past.prompt, past.suffix
     for key in path:
         prompt, suffix = prompt[key], suffix[key]
-    return past._replace(prompt=prompt, suffix=suffix)
+    return past._replace(prompt=prompt, suffix=suffix, context=None)
 
 
 def _visible(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:

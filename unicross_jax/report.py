@@ -9,8 +9,10 @@ from jaxtyping import Array, Float, Int
 
 from common.data.cleaning import clean_report
 from common.data.images import GreyImage
-from common.generation.generate import row_keys
+from common.generation.generate import continuations
+from common.generation.slots import Request, in_order, run_slots
 from common.io.finite import check_finite, precision_remedy
+from common.training.parallel import device_put_tree, generation_layout
 from common.types import PyTree
 from unicross_jax.backbone import (
     ReportTokenizer,
@@ -18,7 +20,7 @@ from unicross_jax.backbone import (
     without_dropout,
 )
 from unicross_jax.data import Example, evaluation_crop, stack_studies
-from unicross_jax.generate import make_generator
+from unicross_jax.generate import report_slots
 from unicross_jax.model import Net, Studies, UniCrossConfig, decoder_inputs, part_modules
 from unicross_jax.trained import Trained
 
@@ -47,19 +49,24 @@ def generate_reports(
     settings = decode_settings(trained.config, tokenizer)
     ids = range(1, len(examples) + 1) if ids is None else ids
     remedy = precision_remedy(trained.config.model.dtype)
-    generator = make_generator(without_dropout(task.model), settings, tokenizer.bos_id)
-    rows = max(min(batch_size, len(examples)), 1)
-    for start in range(0, len(examples), rows):
-        studies = studies_of(trained, examples, images, range(start, min(start + rows, len(examples))), rows)
-        generated = generator(trained.trainable, task.frozen, studies, row_keys(0, range(start, start + rows)))
-        tokens, lengths = np.asarray(generated.tokens)[:, 0], np.asarray(generated.lengths)[:, 0]
-        finite = np.asarray(generated.finite)[:, 0]
-        for row in range(min(rows, len(examples) - start)):
-            check_finite(finite[row : row + 1], ids[start + row : start + row + 1], "the model's logits", remedy)
-            own = tokens[row, : lengths[row]].tolist()
-            complete = bool(own) and own[-1] == tokenizer.eos_id
-            own = own[:-1] if complete else own
-            yield Written(clean_report(tokenizer.decode(own)), own, complete)
+    layout = generation_layout()
+    count = -(-max(min(batch_size, len(examples)), 1) // layout.row_shards)
+    slots = report_slots(without_dropout(task.model), settings, tokenizer.bos_id, count, layout)
+    weights = device_put_tree((trained.trainable, task.frozen), layout)
+    views = max([trained.config.data.views, *map(len, images)])
+
+    def queue() -> Iterator[Request]:
+        for row in range(len(examples)):
+            study = studies_of(trained, examples, images, [row], 1, views)
+            yield Request(np.int32(row), jax.tree.map(lambda leaf: np.asarray(leaf)[0], study))
+
+    for row, found in enumerate(in_order(run_slots(slots, weights, queue()))):
+        (report,) = continuations(found)
+        check_finite([report.finite], ids[row : row + 1], "the model's logits", remedy)
+        own = report.token_ids
+        complete = bool(own) and own[-1] == tokenizer.eos_id
+        own = own[:-1] if complete else own
+        yield Written(clean_report(tokenizer.decode(own)), own, complete)
 
 
 def studies_of(
@@ -68,12 +75,13 @@ def studies_of(
     images: Sequence[tuple[GreyImage, ...]],
     indices: Sequence[int],
     rows: int,
+    views: int | None = None,
 ) -> Studies:
-    """The studies at some indices as a batch of `rows`, the rest of them empty."""
+    """The studies at some indices as a batch of `rows`, the rest of them empty; as many views as they need."""
     config = trained.config.data
     side = trained.task.model.clip.image_size
     chosen = [*([index] for index in indices), *([] for _ in range(rows - len(indices)))]
-    views = max(config.views, *(len(images[index]) for index in indices))
+    views = views or max(config.views, *(len(images[index]) for index in indices))
     return stack_studies(chosen, examples, images, evaluation_crop(config, side), side=side, views=views)
 
 

@@ -17,15 +17,15 @@ from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.devices import say_devices
 from common.errors import Parser, UserError
 from common.generation.generate import (
+    BATCHES_AT_ONCE,
     Continuation,
-    DecodeSettings,
     generate_rows,
-    make_generator,
     make_scorer,
-    row_keys,
+    qwen2_slots,
     score_rows,
 )
 from common.generation.sampling import Sampling
+from common.generation.settings import DecodeSettings
 from common.io.fingerprints import adapter_record, model_record
 from common.io.finite import check_finite, precision_remedy
 from common.io.jsonl import read_jsonl
@@ -36,9 +36,8 @@ from common.models.lora import scaled
 from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_weights import config_from_directory, load_qwen2, max_positions
 from common.options import Needs, check_options
+from common.training.parallel import device_put_tree, generation_layout
 from common.types import PyTree
-
-BATCHES_AT_ONCE = 8  # batches whose rows are sorted into buckets together before their results are written
 
 DESCRIPTION = """Continue the prompts of a JSONL file with a Qwen2, Llama 3, Yi, GLM-4 or Baichuan2 in the layout of
 the Hugging Face hub (docs/reference/models.md says which, and what is not supported).
@@ -193,11 +192,13 @@ def _texts(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Nam
         beams=arguments.beams,
         stop_ids=model.stop_ids,
     )
-    generator = make_generator(model.config, settings)
-    batch_size = min(arguments.batch_size, len(rows))
-    for chunk in _chunks(len(rows), done, batch_size):
+    layout = generation_layout()
+    variables = device_put_tree(model.variables, layout)
+    count = -(-min(arguments.batch_size, len(rows)) // layout.row_shards)
+    slots = qwen2_slots(model.config, settings, count, layout)
+    for chunk in _chunks(len(rows), done, count * layout.row_shards):
         prompts = [rows[number].prompt for number in chunk]
-        found = generate_rows(generator, model.variables, prompts, row_keys(arguments.seed, chunk), batch_size)
+        found = generate_rows(slots, variables, prompts, chunk, seed=arguments.seed)
         for number, (continuation,) in zip(chunk, found, strict=True):
             _check(continuation.finite, rows[number], model, "the model's logits")
             yield {"id": rows[number].id, **_described(continuation, model.tokenizer)}
@@ -210,11 +211,11 @@ def _check(finite: bool, row: Row, model: Model, what: str) -> None:
 
 
 def _described(continuation: Continuation, tokenizer: Tokenizer) -> dict[str, Any]:
-    ids, log_probs, stopped, _ = continuation
+    ids, stopped = continuation.token_ids, continuation.stopped
     return {
         "text": tokenizer.decode(ids[:-1] if stopped else ids),
         "token_ids": ids,
-        "log_probs": log_probs,
+        "log_probs": continuation.log_probs,
         "finish": "stop" if stopped else "length",
     }
 

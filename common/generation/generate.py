@@ -1,10 +1,9 @@
-"""Token lists in, token lists out: length buckets and batches around the compiled programs of `common.generation.loop`.
+"""Token lists in, token lists out: length buckets around the compiled programs of `common.generation.slots`.
 
 A row's result depends on its prompt, its key and the settings, not on the rows beside it: its bucket is that of its
-own length, every batch has the same number of rows, and its random key comes with it.
+own length, and its random key is made of its own number.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,37 +11,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
-from common.generation.beams import beam_search
-from common.generation.loop import Generated, generate, prefill
-from common.generation.sampling import GREEDY, Sampling
-from common.models.decoding import Forward, Prompts
+from common.generation.drafts import NO_DRAFTS, START, Drafts, Table
+from common.generation.loop import Generated, prefill
+from common.generation.settings import DecodeSettings
+from common.generation.slots import Request, Slots, decode, make_slots, run_slots
+from common.models.decoding import Decoder, Prompts
 from common.models.qwen2 import Qwen2, Qwen2Config, bind, output_head
 from common.training.losses import token_logprobs
+from common.training.parallel import DeviceLayout
 from common.types import PyTree
 
 SHORTEST_BUCKET = 64
 PROGRAMS = 8  # that a process keeps
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodeSettings:
-    """What shapes the compiled program of a generation."""
-
-    max_new_tokens: int = 256
-    sampling: Sampling = GREEDY
-    beams: int = 1  # more than 1: beam search, which ignores `sampling`
-    length_penalty: float = 1.0  # of the beam search
-    group: int = 1  # samples of each prompt
-    stop_ids: tuple[int, ...] = ()
-    forbidden_ids: tuple[int, ...] = ()
-
-    def forbidden(self, vocabulary: int) -> Bool[Array, " V"] | None:
-        """True on the ids that are never emitted; None where all may be."""
-        if not self.forbidden_ids:
-            return None
-        return jnp.zeros(vocabulary, bool).at[jnp.array(self.forbidden_ids)].set(True)
+BATCHES_AT_ONCE = 16  # times the rows in all slots: what is sorted into buckets and written together
 
 
 class Continuation(NamedTuple):
@@ -55,41 +38,40 @@ class Continuation(NamedTuple):
     log_probs: list[float]
     stopped: bool
     finite: bool
+    drafted: list[bool]  # tokens that were drafts
 
 
-Generator = Callable[[PyTree, Prompts, Key[Array, " B"]], Generated]
 Scorer = Callable[[PyTree, Prompts, Prompts], Float[Array, "B T"]]
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
-def make_generator(config: Qwen2Config, settings: DecodeSettings) -> Generator:
-    """The jitted program `(variables, prompts, keys) -> Generated`, G = group or 1; the best beam where beams > 1.
+def qwen2_decoder(config: Qwen2Config) -> Decoder:
+    """A Qwen2 for generation. Weights are {"params": ...}, with "lora" (scaled) beside it or not."""
+    return Decoder(
+        read=lambda weights, prompts: prefill(bind(config, weights), prompts),
+        bind=functools.partial(bind, config),
+        head=lambda weights: output_head(weights["params"]),
+    )
 
-    `variables` is {"params": ...}, with "lora" (scaled) beside it or not. Asked for again it is the same program, which
-    compiles once for each shape.
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def qwen2_slots(config: Qwen2Config, settings: DecodeSettings, count: int, layout: DeviceLayout) -> Slots:
+    """The programs of a Qwen2 (`make_slots`); asked for again they are the same, which compile once for each bucket."""
+    return make_slots(qwen2_decoder(config), settings, count, layout)
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def make_generator(config: Qwen2Config, settings: DecodeSettings) -> Callable[..., Generated]:
+    """The jitted program `(weights, prompts, keys, drafts) -> Generated` for all prompts at once.
+
+    G = group or 1; the best beam where beams > 1.
     """
 
     @jax.jit
-    def run(variables: PyTree, prompts: Prompts, keys: Key[Array, " B"]) -> Generated:
-        return decode(bind(config, variables), output_head(variables["params"]), prompts, keys, settings)
+    def run(weights: PyTree, prompts: Prompts, keys: Key[Array, " B"], drafts: Drafts = NO_DRAFTS) -> Generated:
+        return decode(qwen2_decoder(config), weights, prompts, keys, settings, drafts)
 
     return run
-
-
-def decode(
-    forward: Forward, head: Float[Array, "V D"], prompts: Prompts, keys: Key[Array, " B"], settings: DecodeSettings
-) -> Generated:
-    """What the settings ask for, of any model: G = group samples of each prompt, or the best beam where beams > 1."""
-    read = forward, head, prefill(forward, prompts)
-    limits: dict[str, Any] = {
-        "max_new_tokens": settings.max_new_tokens,
-        "stop_ids": settings.stop_ids,
-        "forbidden": settings.forbidden(head.shape[0]),
-    }
-    if settings.beams == 1:
-        return generate(*read, keys, sampling=settings.sampling, group=settings.group, **limits)
-    found = beam_search(*read, beams=settings.beams, length_penalty=settings.length_penalty, **limits)
-    return jax.tree.map(lambda leaf: leaf[:, :1], found.generated)
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
@@ -113,30 +95,51 @@ def make_scorer(config: Qwen2Config, temperature: float = 1.0) -> Scorer:
 
 
 def generate_rows(
-    generator: Generator,
-    variables: PyTree,
+    slots: Slots,
+    weights: PyTree,
     prompts: Sequence[Sequence[int]],
-    keys: Key[Array, " N"],
-    batch_size: int,
+    rows: Sequence[int],
+    *,
+    seed: int = 0,
+    references: Sequence[Sequence[Sequence[int]]] = (),
+    table: Table | None = None,
 ) -> list[list[Continuation]]:
-    """The G continuations of each prompt, in the order of `prompts`."""
+    """The G continuations of each prompt, in the order of `prompts`, whose numbers in their file are `rows`.
+
+    `references` are texts of each prompt that drafts may come from.
+    """
     results: list[list[Continuation]] = [[] for _ in prompts]
-    for rows, length in batches([len(prompt) for prompt in prompts], batch_size):
-        batch = padded([prompts[row] for row in rows], length, left=True)
-        generated = jax.device_get(generator(variables, batch, keys[np.array(rows)]))
-        for index, row in enumerate(rows):  # a row that fills up its batch comes again and is the same
-            results[row] = [
-                Continuation(tokens[:n].tolist(), log_probs[:n].tolist(), bool(stopped), bool(finite))
-                for tokens, log_probs, n, stopped, finite in zip(
-                    generated.tokens[index],
-                    generated.log_probs[index],
-                    generated.lengths[index],
-                    generated.stopped[index],
-                    generated.finite[index],
-                    strict=True,
-                )
-            ]
+    width = bucket(max((sum(len(text) + 1 for text in texts) for texts in references), default=0))
+    by_length: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        by_length.setdefault(bucket(len(prompt)), []).append(index)
+    for length, members in sorted(by_length.items()):
+        queue = (
+            Request(
+                np.int32(rows[index]),
+                left_padded(prompts[index], length),
+                reference_of(references[index], width) if references else None,
+            )
+            for index in members
+        )
+        for place, generated in run_slots(slots, weights, queue, seed, table):
+            results[members[place]] = continuations(generated)
     return results
+
+
+def continuations(generated: Generated) -> list[Continuation]:
+    """Those of one prompt, from numpy leaves [G T]."""
+    fields = generated.tokens, generated.log_probs, generated.lengths, generated.stopped, generated.finite
+    return [
+        Continuation(tokens[:n].tolist(), log_probs[:n].tolist(), bool(stopped), bool(finite), drafted[:n].tolist())
+        for tokens, log_probs, n, stopped, finite, drafted in zip(*fields, generated.drafted, strict=True)
+    ]
+
+
+def reference_of(texts: Sequence[Sequence[int]], width: int) -> Int[np.ndarray, " R"]:
+    """Texts one after the other, as `Drafts.reference` has them."""
+    joined = [token for text in texts for token in (START, *text)]
+    return np.array([*joined, *[START] * (width - len(joined))], np.int32)
 
 
 def score_rows(
@@ -184,6 +187,13 @@ def bucket(length: int) -> int:
             return size * 3 // 2
         size *= 2
     return size
+
+
+def left_padded(row: Sequence[int], length: int) -> Prompts:
+    """A prompt of `length` columns, in numpy."""
+    empty = length - len(row)
+    arrays: tuple[Any, ...] = (np.array([0] * empty + list(row), np.int32), np.arange(length) >= empty)
+    return Prompts(*arrays)
 
 
 def padded(rows: Sequence[Sequence[int]], length: int, *, left: bool) -> Prompts:

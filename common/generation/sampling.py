@@ -118,7 +118,7 @@ def draw(weights: Float[Array, "V N"], uniform: Float[Array, " N"]) -> Int[Array
     return block * BLOCK + index
 
 
-def row_uniforms(keys: Key[Array, " B"], group: int, steps: int) -> Float[Array, "T B G"]:
+def row_uniforms(keys: Key[Array, " B"], group: int, steps: int) -> Float[Array, "B G T"]:
     """Uniform numbers in [0, 1) that depend on a row's key, the sample and the step only.
 
     So a sample is the same whatever batch its prompt is in, and whatever the number of steps allowed.
@@ -127,9 +127,9 @@ def row_uniforms(keys: Key[Array, " B"], group: int, steps: int) -> Float[Array,
     def one(key, sample, step):
         return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, sample), step))
 
-    over_group = jax.vmap(one, in_axes=(None, 0, None))
-    over_rows = jax.vmap(over_group, in_axes=(0, None, None))
-    return jax.vmap(over_rows, in_axes=(None, None, 0))(keys, jnp.arange(group), jnp.arange(steps))
+    over_steps = jax.vmap(one, in_axes=(None, None, 0))
+    over_group = jax.vmap(over_steps, in_axes=(None, 0, None))
+    return jax.vmap(over_group, in_axes=(0, None, None))(keys, jnp.arange(group), jnp.arange(steps))
 
 
 def largest_threshold(values: Float[Array, "V N"], enough: Callable[[Float[Array, " N"]], Array]) -> Float[Array, " N"]:

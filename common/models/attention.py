@@ -229,7 +229,7 @@ class KeyValues(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What a decode step attends to besides itself, for one layer or stacked over L.
+    """What new tokens attend to besides themselves, for one layer or stacked over L.
 
     `prompt` is kept once for the G continuations of a prompt; `suffix` holds what each continuation has produced.
     Heads come before positions, as the products over positions need them: a cache is read at every token.
@@ -239,43 +239,53 @@ class Past(NamedTuple):
     prompt_mask: Bool[Array, "B P"]
     suffix: PyTree  # of leaves [B G K T dim]
     suffix_mask: Bool[Array, "B G T"]
+    context: PyTree = None  # of leaves [... B M K dim]: what else belongs to a prompt, such as its encoded images
 
 
 # For `nn.scan` over layers: the masks are those of all layers, and where there is no `Past` nothing is split.
-PAST_AXES: Any = Past._make((0, nn.broadcast, 0, nn.broadcast))
+PAST_AXES: Any = Past._make((0, nn.broadcast, 0, nn.broadcast, nn.broadcast))
 
 
 @functools.partial(jax.named_call, name="attend_cached")
 def attend_cached(
-    q: Float[Array, "B G H dim"], k: Float[Array, "B G K dim"], v: Float[Array, "B G K dim"], past: Past
-) -> Float[Array, "B G H dim"]:
-    """One new token of each of G continuations attends to the shared prompt, to its own suffix and to itself.
+    q: Float[Array, "B N H dim"], k: Float[Array, "B N K dim"], v: Float[Array, "B N K dim"], past: Past
+) -> Float[Array, "B N H dim"]:
+    """W new tokens of each of G continuations, N = G * W, attend to the shared prompt, their suffix and one another.
 
-    The three blocks are scored apart and share one softmax, so the prompt's keys and values are never repeated and
-    the cache is never copied: the caller writes k and v into it after the layers have run.
+    Each sees itself and those before it. The three blocks are scored apart and share one softmax, so the prompt's keys
+    and values are never repeated and the cache is never copied: the caller writes k and v into it after the layers have
+    run.
     """
-    batch, group, heads, dim = q.shape
-    shared = k.shape[2]
-    q = (q * dim**-0.5).reshape(batch, group, shared, heads // shared, dim)
-    by_key = q.swapaxes(1, 2).reshape(batch, shared, -1, dim)  # [B K G*H/K dim]: one product for the whole group
+    batch, _, heads, dim = q.shape
+    group, shared = past.suffix_mask.shape[1], k.shape[2]
+    window, each = q.shape[1] // group, heads // k.shape[2]
+    q = (q * dim**-0.5).reshape(batch, group, window, shared, each, dim)
+    q = q.transpose(0, 1, 3, 2, 4, 5).reshape(batch, group, shared, -1, dim)  # [B G K W*H/K dim]
+    by_key = q.swapaxes(1, 2).reshape(batch, shared, -1, dim)  # [B K G*W*H/K dim]: one product for the whole group
+    k, v = (x.reshape(batch, group, window, shared, dim) for x in (k, v))
 
     def by_continuation(x: Array) -> Array:
-        return x.reshape(batch, shared, group, heads // shared, *x.shape[3:]).swapaxes(1, 2)
+        return x.reshape(batch, shared, group, window * each, *x.shape[3:]).swapaxes(1, 2)
 
     scores = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     lowest = jnp.finfo(jnp.float32).min
     to_prompt = scores("bkqd,bkpd->bkqp", by_key, past.prompt.k)
     to_prompt = jnp.where(past.prompt_mask[:, None, None], to_prompt, lowest)
-    to_suffix = scores("bgkhd,bgktd->bgkht", q, past.suffix.k)
+    to_suffix = scores("bgkqd,bgktd->bgkqt", q, past.suffix.k)
     to_suffix = jnp.where(past.suffix_mask[:, :, None, None], to_suffix, lowest)
-    to_self = scores("bgkhd,bgkd->bgkh", q, k)
+    to_window = scores("bgkqd,bgwkd->bgkqw", q, k)
+    if window > 1:
+        earlier = jnp.repeat(jnp.tril(jnp.ones((window, window), bool)), each, axis=0)  # [W*H/K W]
+        to_window = jnp.where(earlier, to_window, lowest)
 
     # One softmax over the three blocks, which are never joined: they share the maximum and the sum.
-    highest = jnp.maximum(jnp.maximum(by_continuation(to_prompt.max(-1)), to_suffix.max(-1)), to_self)
+    highest = jnp.maximum(jnp.maximum(by_continuation(to_prompt.max(-1)), to_suffix.max(-1)), to_window.max(-1))
     to_prompt = jnp.exp(to_prompt - highest.swapaxes(1, 2).reshape(batch, shared, -1)[..., None])
-    to_suffix, to_self = jnp.exp(to_suffix - highest[..., None]), jnp.exp(to_self - highest)
-    total = by_continuation(to_prompt.sum(-1)) + to_suffix.sum(-1) + to_self
+    to_suffix, to_window = jnp.exp(to_suffix - highest[..., None]), jnp.exp(to_window - highest[..., None])
+    total = by_continuation(to_prompt.sum(-1)) + to_suffix.sum(-1) + to_window.sum(-1)
     out = by_continuation(scores("bkqp,bkpd->bkqd", to_prompt.astype(v.dtype), past.prompt.v))
-    out += scores("bgkht,bgktd->bgkhd", to_suffix.astype(v.dtype), past.suffix.v)
-    out = ((out + to_self[..., None] * v[:, :, :, None, :]) / total[..., None]).astype(v.dtype)
-    return out.reshape(batch, group, heads, dim)
+    out += scores("bgkqt,bgktd->bgkqd", to_suffix.astype(v.dtype), past.suffix.v)
+    out += scores("bgkqw,bgwkd->bgkqd", to_window.astype(v.dtype), v)
+    out = (out / total[..., None]).astype(v.dtype)
+    out = out.reshape(batch, group, shared, window, each, dim).transpose(0, 1, 3, 2, 4, 5)
+    return out.reshape(batch, -1, heads, dim)

@@ -26,7 +26,7 @@ from common.types import PyTree
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 TEXT_GROUPS = 3
-NO_PAST: Any = Past._make((None,) * 4)  # with the structure that `nn.scan` expects
+NO_PAST: Any = Past._make([None] * len(Past._fields))  # with the structure that `nn.scan` expects
 
 
 @dataclasses.dataclass(frozen=True)

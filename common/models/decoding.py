@@ -1,9 +1,10 @@
-"""What generation needs from a model: a `Forward`, called on whole prompts and then on single tokens.
+"""What generation needs from a model: a `Forward`, called on whole prompts and then on new tokens.
 
 Nothing here depends on a model; `common.models.qwen2.bind` makes a `Forward` of a Qwen2.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import flax.struct
 import jax
@@ -17,8 +18,9 @@ from common.types import PyTree
 class Forward(Protocol):
     """A model with its weights bound, called in two ways; both return hidden states and new keys and values.
 
-    Prefill: whole prompts [B P] with `segments`. Decode: one token of each continuation [B G] with `past`. The keys
-    and values returned are any tree of leaves [... B S K dim]: stacked over layers, or one leaf a layer.
+    Prefill: whole prompts [B P] with `segments`. Decode: W tokens of each continuation [B G*W] with `past`, those of
+    one continuation together. The keys and values returned are any tree of leaves [... B S K dim]: stacked over
+    layers, or one leaf a layer.
     """
 
     def __call__(
@@ -28,6 +30,14 @@ class Forward(Protocol):
         segments: Int[Array, "B S"] | None = None,
         past: Past | None = None,
     ) -> tuple[Float[Array, "B S D"], PyTree]: ...
+
+
+class Decoder(NamedTuple):
+    """A model as generation takes it: pure functions of its weights, any tree."""
+
+    read: Callable[[PyTree, PyTree], "Prefilled"]  # of weights and prompts, leaves [B ...]
+    bind: Callable[[PyTree], Forward]  # for new tokens
+    head: Callable[[PyTree], Float[Array, "V D"]]  # which gives logits of hidden states
 
 
 class Prompts(flax.struct.PyTreeNode):
@@ -44,6 +54,7 @@ class Prefilled(flax.struct.PyTreeNode):
     keys_values: PyTree  # leaves [... B K P dim]
     mask: Bool[Array, "B P"]
     next_position: Int[Array, " B"]  # of the first new token
+    context: PyTree = None  # `Past.context`, where the model keeps more of a prompt than its keys and values
 
 
 def heads_first(keys_values: PyTree) -> PyTree:

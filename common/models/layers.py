@@ -73,9 +73,12 @@ def dropout(x: Float[Array, "..."], rate: float, key: Array) -> Float[Array, "..
 
 
 def hash_words(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """The 32-bit finalizer "lowbias32": a bijection of words that spreads each input bit over all output bits."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    """The 32-bit finalizer "lowbias32": a bijection of words that spreads each input bit over all output bits.
+
+    Of an array of NumPy or of JAX, the same.
+    """
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 

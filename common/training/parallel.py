@@ -87,6 +87,18 @@ def make_device_layout(
     return DeviceLayout(mode, _mesh(devices, (*BATCH_AXES, "tensor"), tuple(sizes)), sizes[0] * sizes[1])
 
 
+def generation_layout(config: MeshConfig | None = None, mode: Mode = "auto") -> DeviceLayout:
+    """How reports are written: with whole weights on each device of this process, apart from those of others.
+
+    A mesh that splits weights is taken over all devices, as in training.
+    """
+    config = config or MeshConfig()
+    if mode == "mesh" or (mode == "auto" and (config.fsdp, config.tensor) != (1, 1)):
+        return make_device_layout(mode, config)
+    devices = jax.local_devices()
+    return make_device_layout("jit" if mode == "jit" or len(devices) == 1 else "pmap", devices=devices)
+
+
 def _mesh(devices: Sequence[jax.Device], names: tuple[str, ...], sizes: tuple[int, ...]) -> Mesh:
     return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names), devices=devices)
 
@@ -150,13 +162,23 @@ def batch_sharding(layout: DeviceLayout) -> NamedSharding:
     return NamedSharding(layout.mesh, PartitionSpec(BATCH_AXES if layout.mode == "mesh" else PMAP_AXIS))
 
 
+def processes(layout: DeviceLayout) -> int:
+    """The number of processes whose devices a layout has."""
+    return len({device.process_index for device in layout.mesh.devices.flat})
+
+
+def all_row_shards(layout: DeviceLayout) -> int:
+    """Into how many parts rows are cut where each process has such a layout."""
+    return layout.row_shards * jax.process_count() // processes(layout)
+
+
 def place_batch(batch: PyTree, layout: DeviceLayout) -> PyTree:
     """This process's rows of a batch, numpy [rows, ...], as global arrays split by rows.
 
     Under pmap leaves become [devices, rows / devices, ...].
     """
     sharding = batch_sharding(layout)
-    parts = layout.row_shards // jax.process_count()
+    parts = layout.row_shards // processes(layout)
 
     def one(leaf: np.ndarray) -> jax.Array:
         if layout.mode == "pmap":

@@ -19,8 +19,9 @@ from jaxtyping import Float
 from common.command import run_cli
 from common.data.records import Quarantine, ReportPair
 from common.errors import Parser
-from common.generation.generate import DecodeSettings, bucket, padded
+from common.generation.generate import bucket, padded
 from common.generation.sampling import Sampling
+from common.generation.settings import DecodeSettings
 from common.io.numbers import score_text
 from common.io.text import json_text
 from common.metrics.tokenize import language_of

@@ -22,9 +22,9 @@ from common.command import run_cli
 from common.data.records import Quarantine
 from common.data.splits import Split
 from common.errors import Parser
-from common.generation.generate import DecodeSettings, decode
-from common.generation.loop import Generated
+from common.generation.loop import Generated, generate, prefill
 from common.generation.sampling import Sampling
+from common.generation.settings import DecodeSettings
 from common.io.numbers import score_text
 from common.io.text import json_text
 from common.metrics.bootstrap import summarize
@@ -45,7 +45,7 @@ from deer_jax.rl_run import make_scores
 from unicross_jax.backbone import without_dropout
 from unicross_jax.config import EMBEDDED_RUN
 from unicross_jax.data import read_splits
-from unicross_jax.model import Encoded, Net, UniCrossConfig, bind_report, encode_studies, output_head
+from unicross_jax.model import Encoded, Net, UniCrossConfig, bind_report, encode_studies, output_head, report_context
 from unicross_jax.report import studies_of
 from unicross_jax.task import encode
 from unicross_jax.trained import load_trained
@@ -64,9 +64,10 @@ def unicross_policy(config: UniCrossConfig, settings: DecodeSettings, bos_id: in
     def sample(params: PolicyParams, prompts: Encoded, keys: Key[Array, " B"], group: int) -> Generated:
         model = net(params)
         start = jnp.full((prompts.memory.shape[0], 1), bos_id, jnp.int32)
-        each = dataclasses.replace(settings, group=group)
-        head = output_head(model.trainable)
-        return decode(bind_report(model, prompts), head, Prompts(start, jnp.ones(start.shape, bool)), keys, each)
+        context = report_context(model, prompts)
+        report = bind_report(model, context)
+        read = prefill(report, Prompts(start, jnp.ones(start.shape, bool))).replace(context=context)
+        return generate(report, output_head(model.trainable), read, keys, dataclasses.replace(settings, group=group))
 
     def logprobs(
         params: PolicyParams, prompts: Encoded, tokens: Int[Array, "B G T"], mask: Bool[Array, "B G T"]
@@ -76,7 +77,8 @@ def unicross_policy(config: UniCrossConfig, settings: DecodeSettings, bos_id: in
         rows, kept = tokens.reshape(-1, length), mask.reshape(-1, length)
         before = jnp.concatenate([jnp.full((batch * group, 1), bos_id, jnp.int32), rows[:, :-1]], axis=1)
         positions = jnp.broadcast_to(jnp.arange(length), before.shape)
-        hidden, _ = bind_report(model, images)(before, positions, segments=kept.astype(jnp.int32))
+        report = bind_report(model, report_context(model, images))
+        hidden, _ = report(before, positions, segments=kept.astype(jnp.int32))
         head = output_head(model.trainable)
         logp = token_logprobs(
             hidden, head, rows, wanted=kept, head_trained=True, forbidden=settings.forbidden(head.shape[0])

@@ -21,8 +21,9 @@ import numpy as np
 from common.data.encode import Example
 from common.data.packing import assemble, first_fit
 from common.errors import Parser, UserError
-from common.generation.generate import DecodeSettings, make_generator, padded, row_keys
+from common.generation.generate import make_generator, padded, row_keys
 from common.generation.sampling import GREEDY, Sampling
+from common.generation.settings import DecodeSettings
 from common.io.text import json_text
 from common.models.attention import choose_implementation
 from common.models.lora import LoraConfig, init_lora

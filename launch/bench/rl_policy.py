@@ -6,8 +6,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int
 
-from common.generation.generate import DecodeSettings
 from common.generation.sampling import Sampling
+from common.generation.settings import DecodeSettings
 from common.models.bert import BertConfig, ClassifierConfig
 from common.models.lora import LoraConfig
 from common.models.qwen2 import Qwen2Config

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.errors import UserError
-from common.generation.generate import DecodeSettings, row_keys
+from common.generation.generate import row_keys
+from common.generation.settings import DecodeSettings
 from common.models.clip import ClipConfig, init_params
 from common.training.optim import OptimConfig, make_optimizer
 from common.training.parallel import check_rows, compile_step, device_put_tree, make_device_layout, place_batch

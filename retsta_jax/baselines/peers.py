@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.devices import say_devices
 from common.endpoint import Answer, Endpoint, Message, Request, answering
@@ -14,13 +12,14 @@ from common.endpoint.cost import text_tokens
 from common.endpoint.protocol import parameters
 from common.errors import UserError
 from common.generation.command import stop_ids
-from common.generation.generate import DecodeSettings, generate_rows, make_generator, row_keys
+from common.generation.generate import generate_rows, qwen2_slots
+from common.generation.settings import DecodeSettings
 from common.io.fingerprints import model_record
 from common.io.finite import check_finite, precision_remedy
 from common.models.qwen2 import SHARDING_RULES
 from common.models.qwen2_weights import config_from_directory, load_qwen2, max_positions, param_shapes
-from common.training.parallel import MeshConfig, make_device_layout, shardings
-from retsta_jax.standardize import BATCHES_AT_ONCE, MOST_POSITIONS, spread_rows
+from common.training.parallel import MeshConfig, generation_layout, shardings
+from retsta_jax.standardize import BATCHES_AT_ONCE, MOST_POSITIONS
 
 BLANK_LINE = b"\n\n"
 
@@ -77,18 +76,18 @@ def local_peer(
     )
 
     def answer(prompts: Sequence[str], ids: Sequence[str]) -> Generator[Output]:
-        layout = make_device_layout("auto", mesh, jax.local_devices())
+        layout = generation_layout(mesh)
         where = shardings(param_shapes(config), layout, SHARDING_RULES)
         loaded, params = load_qwen2(directory, dtype=dtype, param_dtype=dtype, shardings=where)
         say_devices(layout.mesh.size)
         remedy = precision_remedy(loaded.dtype, "--dtype, and another --output if this one holds rows")
-        generator = spread_rows(make_generator(loaded, settings), layout)
-        rows = -(-min(batch_size, len(prompts)) // layout.row_shards) * layout.row_shards
+        count = -(-min(batch_size, len(prompts)) // layout.row_shards)
+        slots = qwen2_slots(loaded, settings, count, layout)
+        rows = count * layout.row_shards
         for start in range(0, len(prompts), rows * BATCHES_AT_ONCE):
             part = slice(start, start + rows * BATCHES_AT_ONCE)
             encoded = [tokens(prompt) for prompt in prompts[part]]
-            keys = row_keys(0, range(start, start + len(encoded)))
-            found = generate_rows(generator, {"params": params}, encoded, keys, rows)
+            found = generate_rows(slots, {"params": params}, encoded, range(start, start + len(encoded)))
             for id_, (continuation,) in zip(ids[part], found, strict=True):
                 check_finite([continuation.finite], [id_], "the model's logits", remedy)
                 ids_, stopped = continuation.token_ids, continuation.stopped

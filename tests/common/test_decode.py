@@ -11,16 +11,17 @@ import pytest
 
 from common.generation.beams import beam_search
 from common.generation.generate import (
-    DecodeSettings,
     bucket,
     generate_rows,
     make_generator,
     make_scorer,
     padded,
+    qwen2_slots,
     row_keys,
 )
 from common.generation.loop import generate, prefill
 from common.generation.sampling import Sampling
+from common.generation.settings import DecodeSettings
 from common.models.decoding import Prompts
 from common.models.lora import scaled
 from common.models.qwen2 import SHARDING_RULES, Qwen2, bind, output_head
@@ -148,8 +149,8 @@ def test_one_beam_is_greedy_until_it_stops():
     def both(variables):
         forward, head = bind(tiny.CONFIG, variables), output_head(variables["params"])
         read = forward, head, prefill(forward, prompts)
-        greedy = generate(*read, row_keys(0, range(4)), max_new_tokens=NEW, stop_ids=())
-        return greedy, beam_search(*read, beams=1, max_new_tokens=NEW, stop_ids=()).generated
+        greedy = generate(*read, row_keys(0, range(4)), DecodeSettings(NEW))
+        return greedy, beam_search(*read, DecodeSettings(NEW)).generated
 
     greedy, beam = both(variables())
     np.testing.assert_array_equal(greedy.tokens, beam.tokens)
@@ -159,10 +160,10 @@ def test_one_beam_is_greedy_until_it_stops():
 def test_rows_of_many_lengths_come_back_in_their_order():
     rng = np.random.default_rng(1)
     prompts = [rng.integers(1, 90, length).tolist() for length in (40, 3, 20, 33, 7)]
-    generator = make_generator(tiny.CONFIG, DecodeSettings(3, stop_ids=STOPS))
-    together = generate_rows(generator, variables(), prompts, row_keys(0, range(5)), batch_size=2)
+    slots = qwen2_slots(tiny.CONFIG, DecodeSettings(3, stop_ids=STOPS), 2, make_device_layout("jit"))
+    together = generate_rows(slots, variables(), prompts, range(5))
     for row, prompt in enumerate(prompts):
-        (alone,) = generate_rows(generator, variables(), [prompt], row_keys(0, [row]), batch_size=2)
+        (alone,) = generate_rows(slots, variables(), [prompt], [row])
         assert alone[0].token_ids == together[row][0].token_ids
 
 

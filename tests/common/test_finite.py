@@ -8,21 +8,17 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.generation.generate import (
-    DecodeSettings,
-    generate_rows,
-    make_generator,
-    make_scorer,
-    row_keys,
-    score_rows,
-)
+from common.generation.generate import generate_rows, make_scorer, qwen2_slots, score_rows
 from common.generation.sampling import Sampling
+from common.generation.settings import DecodeSettings
 from common.io.finite import check_finite, precision_remedy
+from common.training.parallel import make_device_layout
 from tests import tiny
 from tests.overflow import LOUD, overflowing
 
 HALF = dataclasses.replace(tiny.CONFIG, dtype="float16", param_dtype="float16")
 PROMPTS = [[4, 7, 9], [4, LOUD, 9], [8] * 5, [LOUD]]
+ONE = make_device_layout("jit")
 FINITE = [True, False, True, False]
 WAYS = {
     "greedy": DecodeSettings(5, forbidden_ids=(2, LOUD)),
@@ -39,20 +35,20 @@ def half(tree):
 @pytest.mark.parametrize("way", WAYS)
 def test_generation_tells_which_rows_overflow_and_leaves_the_others_alone(way):
     params = overflowing(tiny.params())
-    generator = make_generator(HALF, WAYS[way])
-    found = generate_rows(generator, {"params": half(params)}, PROMPTS, row_keys(0, range(4)), 4)
+    slots = qwen2_slots(HALF, WAYS[way], 4, ONE)
+    found = generate_rows(slots, {"params": half(params)}, PROMPTS, range(4))
     assert [all(sample.finite for sample in row) for row in found] == FINITE
     assert [any(sample.finite for sample in row) for row in found] == FINITE
     # Two rows of their own: the same as beside those that overflow.
-    alone = generate_rows(generator, {"params": half(params)}, PROMPTS[::2] * 2, row_keys(0, [0, 2, 0, 2]), 4)
+    alone = generate_rows(slots, {"params": half(params)}, PROMPTS[::2] * 2, [0, 2, 0, 2])
     assert [found[0], found[2]] == alone[:2]
     for row in (found[0], found[2]):
         assert all(np.isfinite(sample.log_probs).all() for sample in row)
 
 
 def test_float32_holds_what_float16_does_not():
-    generator = make_generator(tiny.CONFIG, WAYS["groups"])
-    found = generate_rows(generator, {"params": overflowing(tiny.params())}, PROMPTS, row_keys(0, range(4)), 4)
+    slots = qwen2_slots(tiny.CONFIG, WAYS["groups"], 4, ONE)
+    found = generate_rows(slots, {"params": overflowing(tiny.params())}, PROMPTS, range(4))
     assert all(sample.finite for row in found for sample in row)
 
 
@@ -60,8 +56,8 @@ def test_a_low_temperature_may_overflow_float32():
     """Logits are finite here, and divided by the temperature they are not."""
     params = tiny.params()
     params = {**params, "lm_head": params["lm_head"] * 1e36}
-    generator = make_generator(tiny.CONFIG, DecodeSettings(2, Sampling(1e-6)))
-    ((sample,),) = generate_rows(generator, {"params": params}, [[4]], row_keys(0, [0]), 1)
+    slots = qwen2_slots(tiny.CONFIG, DecodeSettings(2, Sampling(1e-6)), 1, ONE)
+    ((sample,),) = generate_rows(slots, {"params": params}, [[4]], [0])
     assert not sample.finite
 
 

@@ -108,7 +108,7 @@ def test_log_probs_are_after_temperature_and_forbidden_tokens_and_before_truncat
 def test_a_rows_uniforms_depend_on_its_key_alone():
     keys = jax.random.split(jax.random.key(0), 4)
     many = row_uniforms(keys, group=3, steps=6)
-    np.testing.assert_array_equal(row_uniforms(keys[2:3], group=2, steps=4), many[:4, 2:3, :2])
+    np.testing.assert_array_equal(row_uniforms(keys[2:3], group=2, steps=4), many[2:3, :2, :4])
     assert len(np.unique(many)) == many.size
 
 

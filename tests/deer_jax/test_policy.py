@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.generation.generate import DecodeSettings, make_scorer
+from common.generation.generate import make_scorer
 from common.generation.sampling import Sampling
+from common.generation.settings import DecodeSettings
 from common.models.decoding import Prompts
 from deer_jax.ditpo import PolicyParams
 from deer_jax.policy import text_policy

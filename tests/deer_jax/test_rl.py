@@ -12,9 +12,9 @@ from common.data.packing import GlobalBatch
 from common.data.pipeline import make_iterator
 from common.data.tokenizers import WordTokenizer
 from common.errors import UserError
-from common.generation.generate import DecodeSettings
 from common.generation.loop import Generated
 from common.generation.sampling import Sampling
+from common.generation.settings import DecodeSettings
 from common.models.decoding import Prompts
 from common.training.checkpoint import open_checkpoints
 from common.training.evaluation import LOSS, Evaluation

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.generation.generate import DecodeSettings
 from common.generation.sampling import Sampling
+from common.generation.settings import DecodeSettings
 from common.models.lora import LoraConfig, init_lora
 from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_vl import Qwen2VLConfig, init_params

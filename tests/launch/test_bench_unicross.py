@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.generation.generate import DecodeSettings, row_keys
+from common.generation.generate import row_keys
+from common.generation.settings import DecodeSettings
 from launch.bench import unicross as bench_unicross
 from tests.compile_flags import QUICK
 from tests.launch.test_bench import BARE_IMAGE

@@ -7,6 +7,7 @@ import pytest
 
 from common.generation.beams import beam_search
 from common.generation.loop import generate, prefill
+from common.generation.settings import DecodeSettings
 from common.models.decoding import Prompts
 from common.models.qwen2 import Qwen2Config, bind, output_head
 from common.models.qwen2_weights import load_qwen2
@@ -83,9 +84,8 @@ def test_greedy_is_that_of_transformers_on_32_mixed_prompts(heads, shared, tied,
     def run(params):
         forward = bind(config, {"params": params})
         keys = jax.random.split(jax.random.key(0), 32)
-        return generate(
-            forward, output_head(params), prefill(forward, prompts), keys, max_new_tokens=20, stop_ids=STOPS
-        )
+        read = prefill(forward, prompts)
+        return generate(forward, output_head(params), read, keys, DecodeSettings(20, stop_ids=STOPS))
 
     result = run(params)
     np.testing.assert_array_equal(result.tokens[:, 0], padded(reference(model, prompts, max_new_tokens=20), 20))
@@ -106,15 +106,8 @@ def test_beam_search_is_that_of_transformers(beams, stop_bias, penalty, tmp_path
     @jax.jit
     def run(params):
         forward = bind(config, {"params": params})
-        return beam_search(
-            forward,
-            output_head(params),
-            prefill(forward, prompts),
-            beams=beams,
-            max_new_tokens=14,
-            stop_ids=STOPS,
-            length_penalty=penalty,
-        )
+        settings = DecodeSettings(14, beams=beams, stop_ids=STOPS, length_penalty=penalty)
+        return beam_search(forward, output_head(params), prefill(forward, prompts), settings)
 
     found = run(params)
     options = {"num_beams": beams, "length_penalty": penalty, "early_stopping": False, "max_new_tokens": 14}

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from common.generation.loop import generate, prefill
+from common.generation.settings import DecodeSettings
 from common.models.decoding import Prompts
 from common.models.qwen2 import Qwen2, bind, output_head
 from common.models.qwen2_weights import config_from_directory, load_qwen2, published_config, save_qwen2
@@ -143,9 +144,8 @@ def test_greedy_tokens_on_the_cache_are_those_of_generate_token_for_token(publis
     def run(params):
         forward = bind(config, {"params": params})
         keys = jax.random.split(jax.random.key(0), 16)
-        return generate(
-            forward, output_head(params), prefill(forward, prompts), keys, max_new_tokens=16, stop_ids=STOPS
-        )
+        read = prefill(forward, prompts)
+        return generate(forward, output_head(params), read, keys, DecodeSettings(16, stop_ids=STOPS))
 
     found = np.asarray(run(params).tokens[:, 0])
     tokens, attended = (torch.tensor(np.asarray(leaf)).long() for leaf in (prompts.tokens, prompts.mask))

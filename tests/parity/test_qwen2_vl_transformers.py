@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from common.generation.loop import generate
 from common.generation.sampling import Sampling
+from common.generation.settings import DecodeSettings
 from common.io.safetensors import open_tensors, published_tensors
 from common.models.attention import attend
 from common.models.qwen2 import bind
@@ -137,13 +138,9 @@ def continued(config, params, rows, features, group, new, sampling, keys=None):
     forward = bind(config.language, {"params": params["language"]})
     keys = jax.random.split(jax.random.key(0), rows.tokens.shape[0]) if keys is None else keys
     prefilled = prefill_study(config, params, rows, features, forward)
-    forbidden = jnp.zeros(config.language.vocab_size, bool)
-    if sampling.temperature:
-        forbidden = forbidden.at[jnp.array(config.forbidden_ids)].set(True)
-    return generate(
-        forward, output_head(params), prefilled, keys,
-        max_new_tokens=new, stop_ids=(), sampling=sampling, group=group, forbidden=forbidden,
-    )  # fmt: skip
+    forbidden = config.forbidden_ids if sampling.temperature else ()
+    settings = DecodeSettings(new, sampling, group=group, forbidden_ids=forbidden)
+    return generate(forward, output_head(params), prefilled, keys, settings)
 
 
 STUDIES = {

@@ -10,7 +10,9 @@ import optax
 import pytest
 
 from common.errors import UserError
-from common.generation.generate import DecodeSettings, row_keys
+from common.generation.generate import row_keys
+from common.generation.settings import DecodeSettings
+from common.generation.slots import decode
 from common.models.clip import ClipConfig, init_params
 from unicross_jax import generate, model
 from unicross_jax.model import Studies, UniCrossConfig, init_trainable, output_head, report_hidden
@@ -101,12 +103,13 @@ def test_cached_generation_finds_the_likeliest_tokens_of_whole_reports(weights):
     assert len(np.unique(tokens[:, 1:])) > 1
 
 
-def test_cached_beams_equal_beams_that_recompute_every_prefix(weights, monkeypatch):
+def test_cached_beams_equal_beams_that_recompute_every_prefix(weights):
     settings = DecodeSettings(max_new_tokens=8, beams=3, stop_ids=(STOP,))
     keys = row_keys(0, range(2))
     cached = generate.make_generator(CAUSAL, settings, START)(*weights, studies(), keys)
-    monkeypatch.setattr(generate, "bind", generate.recomputing)
-    anew = generate.make_generator(CAUSAL, settings, START)(*weights, studies(), keys)
+    anew = jax.jit(functools.partial(decode, generate.recomputing_decoder(CAUSAL, START), settings=settings))(
+        weights, studies(), keys
+    )
     np.testing.assert_array_equal(cached.tokens, anew.tokens)
     np.testing.assert_allclose(cached.log_probs, anew.log_probs, atol=1e-4)
 

@@ -1,0 +1,204 @@
+"""Many prompts through a few slots: a slot whose continuations have ended is given the next prompt of a queue.
+
+So throughput follows the mean length of what is written, not the longest of each batch. Two jitted programs hold S
+slots on each device: one reads R prompts into free slots, one adds tokens until R slots have ended. The host looks at
+what has ended in between. Devices that hold whole weights run apart, each over its own slots; weights that are split
+over devices (`mesh`) work in step, and there all slots are filled at the same time.
+"""
+
+import collections
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+from common.generation.beams import Search, begin_search, finish_search
+from common.generation.drafts import NO_DRAFTS, Drafts, Table
+from common.generation.loop import Decoding, Generated, begin, finish
+from common.generation.settings import DecodeSettings
+from common.models.decoding import Decoder
+from common.training.parallel import DeviceLayout, fetch_rows, place_batch, processes
+from common.types import PyTree
+
+REFILL = 8  # one slot in so many is refilled at a time
+FREE = -1  # in place of the request that occupies a slot
+KEPT = ("keys_values", "context")  # of `Prefilled`: leaves with three axes behind that of the rows
+
+
+class Request(NamedTuple):
+    """A prompt in the queue, or several with a leading axis."""
+
+    row: Any  # a number that its random key is made of
+    prompt: PyTree  # numpy leaves, of one shape in a queue
+    reference: Any = None  # [R], texts to draft from (`Drafts`)
+
+
+def decode(
+    decoder: Decoder,
+    weights: PyTree,
+    prompts: PyTree,
+    keys: Key[Array, " B"],
+    settings: DecodeSettings,
+    drafts: Drafts = NO_DRAFTS,
+) -> Generated:
+    """All prompts at once, as a pure function: G = group samples of each, or the best beam where beams > 1."""
+    start = _begin(decoder, weights, prompts, keys, drafts.reference, settings)
+    return _finish(decoder, weights, start, settings, drafts.table).generated
+
+
+def _begin(decoder, weights, prompts, keys, reference, settings) -> Decoding | Search:
+    prefilled = decoder.read(weights, prompts)
+    if settings.beams > 1:
+        return begin_search(prefilled, settings)
+    return begin(decoder.head(weights), prefilled, keys, settings, reference)
+
+
+def _finish(decoder, weights, state, settings, table=None, enough=None) -> Decoding | Search:
+    if settings.beams > 1:
+        return finish_search(decoder.bind(weights), decoder.head(weights), state, settings, enough)
+    return finish(decoder.bind(weights), decoder.head(weights), state, settings, table, enough)
+
+
+class Slots(NamedTuple):
+    """The compiled programs of a model, and the layout that they run on."""
+
+    start: Callable[..., Any]  # (weights, seed, batch) -> state with a slot for each of the batch
+    empty: Callable[..., Any]  # the same -> state with all slots idle
+    admit: Callable[..., Any]  # (weights, seed, batch, state, slots) -> state
+    advance: Callable[..., Any]  # (weights, state, table, enough) -> state, which prompts are done, Generated
+    size: int  # slots of each device
+    layout: DeviceLayout
+
+
+def make_slots(decoder: Decoder, settings: DecodeSettings, size: int, layout: DeviceLayout) -> Slots:
+    """The programs, which compile once for each shape of prompts. States are donated."""
+
+    def start(weights: PyTree, seed: Array, batch: Request) -> Any:
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.wrap_key_data(seed), batch.row)
+        return _begin(decoder, weights, batch.prompt, keys, batch.reference, settings)
+
+    def empty(weights: PyTree, seed: Array, batch: Request) -> Any:
+        each = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), batch)
+        state = jax.eval_shape(start, weights, seed, each)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state).idle()
+
+    def admit(weights: PyTree, seed: Array, batch: Request, state: Any, slots: Array) -> Any:
+        return put(state, start(weights, seed, batch), slots)
+
+    def advance(weights: PyTree, state: Any, table: Table | None, enough: Array) -> Any:
+        state = _finish(decoder, weights, state, settings, table, enough)
+        return state, state.done, state.generated
+
+    if layout.mode == "pmap":
+        devices: dict[str, Any] = {"devices": list(layout.mesh.devices.flat)}
+        programs = (
+            jax.pmap(start, in_axes=(None, None, 0), **devices),
+            jax.pmap(empty, in_axes=(None, None, 0), **devices),
+            jax.pmap(admit, in_axes=(None, None, 0, 0, 0), donate_argnums=3, **devices),
+            jax.pmap(advance, in_axes=(None, 0, None, 0), donate_argnums=1, **devices),
+        )
+        return Slots(*programs, size, layout)
+
+    def run(program: Callable[..., Any], *arguments: Any) -> Any:
+        with layout.context():
+            return program(*arguments)
+
+    jitted = jax.jit(start), jax.jit(empty), jax.jit(admit, donate_argnums=3), jax.jit(advance, donate_argnums=1)
+    first, idle, refill, go_on = (functools.partial(run, program) for program in jitted)
+    return Slots(first, idle, refill, go_on, size, layout)
+
+
+def put(state: Any, new: Any, slots: Int[Array, " R"]) -> Any:
+    """`state` with new prompts in some of its slots; a slot that does not exist takes nothing."""
+
+    def rows(old: PyTree, new: PyTree, *behind: slice) -> PyTree:
+        index = (..., slots, *behind) if behind else slots
+        return jax.tree.map(lambda old, new: old.at[index].set(new, mode="drop"), old, new)
+
+    whole = slice(None)
+    kept = {name: rows(getattr(state.prompts, name), getattr(new.prompts, name), *[whole] * 3) for name in KEPT}
+    suffix = rows(state.suffix, new.suffix, *[whole] * 4)
+    state, new = (one.replace(suffix=None, prompts=one.prompts.replace(**dict.fromkeys(KEPT))) for one in (state, new))
+    state = rows(state, new)
+    return state.replace(suffix=suffix, prompts=state.prompts.replace(**kept))
+
+
+def run_slots(
+    slots: Slots, weights: PyTree, queue: Iterable[Request], seed: int = 0, table: Table | None = None
+) -> Iterator[tuple[int, Generated]]:
+    """The place of each request in the queue with its continuations (numpy, [G T]), as they end.
+
+    A row's random key is made of `seed` and its number, so that what is written for it depends on nothing beside it.
+    Under several processes each has a queue of its own; where they work in step, queues of one length.
+    """
+    layout, count = slots.layout, slots.size
+    in_step = layout.mode == "mesh"
+    parts = layout.row_shards // processes(layout)
+    at_once = count if in_step else max(count // REFILL, 1)
+    source = enumerate(queue)
+    waiting: collections.deque[tuple[int, Request]] = collections.deque()
+    occupants = np.full((parts, count), FREE)
+    root = np.asarray(jax.random.key_data(jax.random.key(seed)))
+    state: Any = None
+
+    def prepare() -> None:
+        while len(waiting) < parts * at_once and (numbered := next(source, None)) is not None:
+            waiting.append(numbered)
+
+    prepare()
+    while waiting or (occupants != FREE).any():
+        while waiting and (occupants == FREE).sum(axis=1).max() >= at_once:
+            batch, places = _seated(waiting, occupants, at_once)
+            placed = place_batch(batch, layout)
+            if in_step:
+                state = slots.start(weights, root, placed)
+            else:
+                state = slots.empty(weights, root, placed) if state is None else state
+                state = slots.admit(weights, root, placed, state, place_batch(places, layout))
+            prepare()
+        free = (occupants == FREE).sum(axis=1)
+        enough = np.minimum(free + at_once, count) if waiting else np.full(parts, count)
+        wanted = enough.astype(np.int32) if layout.mode == "pmap" else np.int32(enough.max() * layout.row_shards)
+        state, *ended = slots.advance(weights, state, table, wanted)
+        prepare()  # while the devices work
+        done, generated = fetch_rows(ended, layout)
+        ready = (occupants.ravel() != FREE) & done
+        ended_places = occupants.ravel()[ready].tolist()
+        occupants[ready.reshape(occupants.shape)] = FREE
+        for place, index in zip(ended_places, np.flatnonzero(ready), strict=True):
+            yield place, jax.tree.map(lambda leaf, index=index: leaf[index], generated)
+
+
+def in_order(found: Iterable[tuple[int, Generated]]) -> Iterator[Generated]:
+    """What `run_slots` finds in the order of its queue, each as soon as those before it have ended."""
+    waiting: dict[int, Generated] = {}
+    following = 0
+    for place, generated in found:
+        waiting[place] = generated
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
+def _seated(
+    waiting: collections.deque[tuple[int, Request]], occupants: Int[np.ndarray, "D S"], at_once: int
+) -> tuple[Request, Int[np.ndarray, " N"]]:
+    """The next requests for R free slots of each device, stacked by device, and these slots.
+
+    `occupants` is changed. Where requests or slots run out, one comes again and is given no slot.
+    """
+    parts, count = occupants.shape
+    places = np.full((parts, at_once), count)
+    chosen = [[waiting[0][1]] * at_once for _ in range(parts)]
+    for turn in range(at_once):
+        for part in range(parts):
+            free = np.flatnonzero(occupants[part] == FREE)
+            if waiting and len(free):
+                occupants[part, free[0]], chosen[part][turn] = waiting.popleft()
+                places[part, turn] = free[0]
+    every = [request for own in chosen for request in own]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *every), places.ravel()
