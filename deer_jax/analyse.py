@@ -32,7 +32,7 @@ from deer_jax.ddsampling import reward_statistics
 from deer_jax.rewarding import score_function
 from deer_jax.rewards import bleu2, label_f1
 from deer_jax.select import read_ids
-from deer_jax.token_weights import STRENGTH, Group, Rollout, weights_of
+from deer_jax.token_weights import STRENGTH, GradientScores, Group, Rollout, weights_of
 from deer_jax.weights import read_groups, read_rollout_rows, rollout_reader, rollouts_line
 
 PROGRAM = "deer analyse"
@@ -134,11 +134,14 @@ def masking(
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     ids = [group.id for group in groups for _ in group.rollouts]
-    before = labeler.label([rollout.text for rollout in rollouts], ids).classes == POSITIVE
+    by_gradient, found = GradientScores(labeler).with_labels(groups)
+    before = found.classes == POSITIVE
     rng = np.random.default_rng(seed)
     result: dict[str, Any] = {"reports": len(rollouts), "share": share}
     for method in ("random", "tfidf", "gradient"):
-        scores = score_function("uniform" if method == "random" else method, labeler, stop_ids)(groups)
+        scores = by_gradient
+        if method != "gradient":
+            scores = score_function("uniform" if method == "random" else method, labeler, stop_ids)(groups)
         flat = [values for group in scores for values in group]
         texts = [masked(rollout, top(values, share, rng)) for rollout, values in zip(rollouts, flat, strict=True)]
         after = labeler.label(texts, ids).classes == POSITIVE

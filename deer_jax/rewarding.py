@@ -16,11 +16,12 @@ from deer_jax.rewards import Reward, bleu2, checked_rewards, label_f1
 from deer_jax.rl import Judge, Judged
 from deer_jax.token_weights import (
     STRENGTH,
+    GradientScores,
     Group,
     Rollout,
     ScoreFunction,
+    Scores,
     checked_scores,
-    gradient_scores,
     tfidf_scores,
     uniform_scores,
     weights_of,
@@ -41,7 +42,7 @@ def score_function(
     if method == "gradient":
         if labeler is None:
             raise UserError(f"gradient weights: need a labeler; name one with {option}")
-        return functools.partial(gradient_scores, labeler=labeler, uncertain=uncertain)
+        return GradientScores(labeler, uncertain)
     if method == "tfidf":
         return functools.partial(tfidf_scores, stop_ids=frozenset(stop_ids))
     if method == "uniform":
@@ -68,7 +69,8 @@ def make_judge(
     weights are 1 + strength x score. `names` are those of the two functions, for what is said when they misbehave, and
     `option` names the labeler on the command line; `ids` are those of the studies, by default their numbers. A reward
     that is not finite is said once; where a call has no finite one and rewards are there for `learning`, it is a
-    UserError.
+    UserError. Where `scores` are by gradients of the same labeler, one pass gives them and the labels; its time counts
+    as that of the labels.
     """
     ids = range(len(references)) if ids is None else ids
     if reward is None and labeler is None:
@@ -76,6 +78,7 @@ def make_judge(
     expected = np.zeros((len(references), 0), np.int8)
     if labeler is not None:
         expected = labeler.label(references, ids).classes
+    together = scores.with_labels if isinstance(scores, GradientScores) and scores.labeler is labeler else None
     warned = False
 
     def check_rewards(rewards: np.ndarray, of_text: Sequence[str | int]) -> None:
@@ -99,9 +102,17 @@ def make_judge(
         texts = [rollout.text for group in groups for rollout in group]
         of_text = np.repeat(studies, shape[1])
         against, names_of = [references[study] for study in of_text], [ids[study] for study in of_text]
+        batch = [
+            Group(references[study], group, expected[study], ids[study])
+            for study, group in zip(studies, groups, strict=True)
+        ]
         measured = {"bleu2": bleu2(texts, against)}
+        scored: Scores | None = None
         if labeler is not None:
-            found = labeler.label(texts, names_of)
+            if together is None:
+                found = labeler.label(texts, names_of)
+            else:
+                scored, found = together(batch)
             measured["label_f1"] = label_f1(found.classes, expected[of_text])
             measured["no_positive_reference"] = ~(expected[of_text] == POSITIVE).any(-1)
             measured["beyond_labeler_window"] = np.full(len(texts), found.cut.reports / len(texts))
@@ -112,11 +123,8 @@ def make_judge(
             rewards = measured["label_f1"] + gamma(step) * measured["bleu2"]
         check_rewards(rewards, names_of)
         judged = time.perf_counter()
-        batch = [
-            Group(references[study], group, expected[study], ids[study])
-            for study, group in zip(studies, groups, strict=True)
-        ]
-        weights = weights_of(checked_scores(scores(batch), batch, names[1]), strength)
+        scored = scores(batch) if scored is None else scored
+        weights = weights_of(checked_scores(scored, batch, names[1]), strength)
         seconds = {"labels": judged - started, "token_weights": time.perf_counter() - judged}
         shaped = {name: np.asarray(values, np.float32).reshape(shape) for name, values in measured.items()}
         return Judged(rewards.reshape(shape), weights, shaped, seconds)

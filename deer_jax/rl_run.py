@@ -59,7 +59,7 @@ from deer_jax.setup import (
     load_base,
     load_studies,
 )
-from deer_jax.token_weights import STRENGTH
+from deer_jax.token_weights import STRENGTH, uniform_scores
 from deer_jax.vision_policy import vision_policy
 from deer_jax.written import greedy_writer, study_batches, written_reports
 
@@ -115,10 +115,10 @@ def make_scores(reward: RewardConfig, labeler: Labeler | None, stop_ids: tuple[i
 def judge_of(
     config: RlConfig, split: Split, labeler: Labeler | None, stop_ids: tuple[int, ...], learning: bool
 ) -> Judge:
-    """What gives rewards and weights to rollouts of the studies of a split. Raises UserError."""
+    """What gives rewards, and for `learning` weights, to rollouts of the studies of a split. Raises UserError."""
     reward = config.reward
     own: Reward | None = load_function(reward.function, "--reward.function") if reward.function else None
-    scores, strength = make_scores(reward, labeler, stop_ids)
+    scores, strength = make_scores(reward, labeler, stop_ids) if learning else (uniform_scores, 0.0)
     return make_judge(
         [study.report for study in split.studies],
         labeler,

@@ -8,17 +8,19 @@ A score function takes the groups of a batch and returns a score for each sample
 its import path. Tokens that end a report (`stop_ids`) have a score of 0 and are not counted.
 """
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from common.clinical.alignment import Spans, text_and_spans, transfer
 from common.clinical.labeler import Labeler
-from common.clinical.saliency import token_saliency
+from common.clinical.report_labeler import Labelled
+from common.clinical.saliency import TokenSaliency, label_with_saliency, token_saliency
 from common.data.tokenizers import Tokenizer
 from common.errors import UserError
 from common.io.terminal import printable
@@ -87,15 +89,43 @@ def gradient_scores(groups: Sequence[Group], labeler: Labeler, uncertain: bool =
 
     Of a reference without a positive finding all scores are 0.
     """
+    texts, targets, ids = _to_read(groups)
+    return _transferred(groups, token_saliency(labeler, texts, targets, uncertain, ids=ids))
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientScores:
+    """`gradient_scores` by a labeler, as a score function that can tell the labels of the rollouts at little cost."""
+
+    labeler: Labeler
+    uncertain: bool = False
+
+    def __call__(self, groups: Sequence[Group]) -> Scores:
+        """The scores alone."""
+        return gradient_scores(groups, self.labeler, self.uncertain)
+
+    def with_labels(self, groups: Sequence[Group]) -> tuple[Scores, Labelled]:
+        """The scores, and what `labeler.label` says of all rollouts; each is read once for both."""
+        texts, targets, ids = _to_read(groups)
+        labels, found = label_with_saliency(self.labeler, texts, targets, self.uncertain, ids=ids)
+        return _transferred(groups, found), self.labeler.labelled(labels)
+
+
+def _to_read(groups: Sequence[Group]) -> tuple[list[str], Bool[np.ndarray, "N L"], list[str | int]]:
+    """Of all rollouts the texts, the positive findings of the reference, and the id of the study."""
     texts = [rollout.text for group in groups for rollout in group.rollouts]
     targets = np.array([np.equal(group.reference_classes, POSITIVE) for group in groups for _ in group.rollouts])
-    ids = [group.id for group in groups for _ in group.rollouts]
-    found = iter(token_saliency(labeler, texts, targets, uncertain, ids=ids))
+    return texts, targets, [group.id for group in groups for _ in group.rollouts]
+
+
+def _transferred(groups: Sequence[Group], found: Sequence[TokenSaliency]) -> Scores:
+    """The saliency of the labeler's tokens as scores of the policy's."""
+    rest = iter(found)
     scores: Scores = []
     for group in groups:
         scores.append([])
         for rollout in group.rollouts:
-            values, spans = next(found)
+            values, spans = next(rest)
             scores[-1].append(transfer(values, spans, rollout.spans, len(rollout.text)))
     return scores
 

@@ -68,7 +68,10 @@ class Labeler(NamedTuple):
 
     def label(self, texts: Sequence[str], ids: Sequence[object] | None = None) -> Labelled:
         """The classes of texts. Raises UserError as `label_texts` does."""
-        found = label_texts(self, texts, self.batch_size, ids)
+        return self.labelled(label_texts(self, texts, self.batch_size, ids))
+
+    def labelled(self, found: "Labels") -> Labelled:
+        """What it found, in the form of every `ReportLabeler`."""
         return Labelled(found.classes, Cut(found.cut, self.window), found.unknown)
 
     def record(self) -> dict[str, str]:
@@ -297,11 +300,23 @@ def check_labels(labeler: Labeler, finite: Iterable[Any], ids: Sequence[object])
 def read_texts(labeler: Labeler, texts: Sequence[str], batch_size: int) -> Labels:
     """`label_texts`, which only tells what is not finite."""
     encoded = encode(labeler, texts)
+    return labels_of(labeler, encoded, read_tokens(labeler, encoded, batch_size))
+
+
+def read_tokens(
+    labeler: Labeler, encoded: Encoded, batch_size: int, only: Sequence[int] | None = None
+) -> Float[np.ndarray, "N K C"]:
+    """Logits of texts, or of `only` some of them; -inf for the others."""
     config = labeler.config
-    logits = np.full((len(texts), len(config.labels), max(config.classes)), -np.inf, np.float32)
-    for rows, ids, mask in token_batches(labeler, encoded, batch_size):
+    logits = np.full((len(encoded.ids), len(config.labels), max(config.classes)), -np.inf, np.float32)
+    for rows, ids, mask in token_batches(labeler, encoded, batch_size, only):
         logits[rows] = np.asarray(_jitted_logits(config, labeler.params, ids, mask))
-    own = np.arange(logits.shape[-1]) < np.array(config.classes)[:, None]
+    return logits
+
+
+def labels_of(labeler: Labeler, encoded: Encoded, logits: Float[np.ndarray, "N K C"]) -> Labels:
+    """The labels of texts whose logits are these."""
+    own = np.arange(logits.shape[-1]) < np.array(labeler.config.classes)[:, None]
     unknown = labeler.tokenizer.token_to_id(UNKNOWN)
     return Labels(
         logits.argmax(-1).astype(np.int8),
@@ -328,15 +343,17 @@ def texts_line(
 
 
 def token_batches(
-    labeler: Labeler, encoded: Encoded, batch_size: int
+    labeler: Labeler, encoded: Encoded, batch_size: int, only: Sequence[int] | None = None
 ) -> Iterator[tuple[list[int], Int[Array, "B S"], Bool[Array, "B S"]]]:
     """(rows, ids [B S], mask [B S]) of texts of one length bucket, where the labeler is; the last row fills up a batch.
 
-    Over several devices a batch has the next multiple of their number.
+    With `only`, of these texts. Over several devices a batch has the next multiple of their number.
     """
+    only = range(len(encoded.ids)) if only is None else only
     if labeler.layout is not None:
         batch_size = -(-batch_size // labeler.layout.row_shards) * labeler.layout.row_shards
-    for rows, length in batches([len(ids) for ids in encoded.ids], batch_size):
+    for members, length in batches([len(encoded.ids[row]) for row in only], batch_size):
+        rows = [only[member] for member in members]
         batch = padded([encoded.ids[row] for row in rows], min(length, labeler.window), left=False)
         arrays = np.asarray(batch.tokens), np.asarray(batch.mask)
         yield rows, *(arrays if labeler.layout is None else place_batch(arrays, labeler.layout))

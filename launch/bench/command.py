@@ -1,10 +1,11 @@
-"""`medreport bench sft|decode|unicross|rl|duplicates [--peer]`: measures the speed of this device, as JSON.
+"""`medreport bench sft|decode|unicross|rl|labeler|duplicates [--peer]`: measures the speed of this device, as JSON.
 
 Without `--peer` nothing beyond jax, flax, optax, jaxtyping and numpy is imported (by `rl` also Orbax, safetensors and
 tokenizers), so it runs on a bare image. With `--peer` the same work is done by PyTorch in a child process, in turns
 with ours, and the ratios of the medians are printed. Weights are random: the speed does not depend on them. `sft` and
 `decode` are LoRA adapters of a Qwen2 (`launch.bench.peer_qwen2`: transformers and peft); `unicross` is
-`launch.bench.unicross`, `rl` is `launch.bench.rl`, and `duplicates`, which has no peer, `launch.bench.duplicates`.
+`launch.bench.unicross`, `rl` is `launch.bench.rl`, `labeler`, which `rl` includes, `launch.bench.labeler`, and
+`duplicates`, which has no peer, `launch.bench.duplicates`.
 """
 
 import dataclasses
@@ -43,6 +44,7 @@ from common.training.sft import sft_loss
 from common.training.step import init_state, make_train_step
 from common.types import PyTree, TextBatch
 from launch.bench import duplicates as bench_duplicates
+from launch.bench import labeler as bench_labeler
 from launch.bench import rl as bench_rl
 from launch.bench import rl_policy
 from launch.bench import unicross as bench_unicross
@@ -95,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser("medreport bench", description=__doc__)
     named = cast(Any, lambda prog, **options: Parser(prog, **options))  # argparse gives the name by keyword
     works = parser.add_subparsers(
-        dest="work", required=True, metavar="sft|decode|unicross|rl|duplicates", parser_class=named
+        dest="work", required=True, metavar="sft|decode|unicross|rl|labeler|duplicates", parser_class=named
     )
     for work in ("sft", "decode"):
         add_flags(works.add_parser(work), CPU if on_cpu else Shape())
@@ -103,6 +105,7 @@ def main(arguments: Sequence[str]) -> int:
     rl = works.add_parser("rl")
     add_flags(rl, rl_policy.CPU if on_cpu else rl_policy.Shape())
     rl.add_argument("--trl", action="store_true", help="with the peer, one step of TRL's trainer too, which is slow")
+    add_flags(works.add_parser("labeler"), rl_policy.LABELER_CPU if on_cpu else rl_policy.LabelerShape())
     add_flags(works.add_parser("duplicates"), bench_duplicates.Shape(), with_peer=False)
     options = vars(parser.parse_args(list(arguments)))
     work, with_peer = options.pop("work"), options.pop("peer", False)
@@ -111,6 +114,8 @@ def main(arguments: Sequence[str]) -> int:
     elif work == "rl":
         with_trl = options.pop("trl")
         result = bench_rl.measure(rl_policy.Shape(**options), with_peer, with_trl)
+    elif work == "labeler":
+        result = bench_labeler.measure(rl_policy.LabelerShape(**options), with_peer)
     elif work == "duplicates":
         result = bench_duplicates.measure(bench_duplicates.Shape(**options))
     else:

@@ -1,58 +1,103 @@
-"""The labeler benchmarks of `medreport bench rl`: reports from text to classes (`labels`) and to the length
-of the gradient at each token (`saliency`).
+"""`medreport bench labeler [--peer]`: reports from text to classes (`labels`), to the length of the gradient at each
+token (`saliency`), and to both by one pass (`labels_with_saliency`). `medreport bench rl` has the same cases.
 
-The peer (`launch.bench.peer_rl`) is given the same reports as tokens: it does no tokenising.
+The peer (`launch.bench.peer_labeler`) is given the same reports as tokens: it does no tokenising. It does `both` by one
+pass, or `apart`.
 """
 
+import dataclasses
 import functools
 import time
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Array, Bool
 
 from common.models.bert import ClassifierConfig, chexbert_logits, init_classifier, unstack_layers, word_embeddings
-from common.training.traced_flops import traced_flops
-from launch.bench.rl_policy import Shape
-from launch.bench.timing import Timed, compared, in_turns
+from common.training.traced_flops import traced_flops, update_flops
+from launch.bench.rl_policy import LabelerShape
+from launch.bench.timing import Timed, about, against_goals, compared, in_turns, peak_bytes
 
 if TYPE_CHECKING:
     from common.clinical.labeler import Labeler
 
+PEERS = {"labels": ["labels"], "saliency": ["saliency"], "labels_with_saliency": ["apart", "both"]}  # works
+GOALS = {"labels": 1.0, "saliency": 1.0, "labels_with_saliency": 1.3}
 
-def labeler_cases(shape: Shape, peer: Any) -> dict[str, Any]:
-    """Both cases, with the peer's rates where there is one."""
+
+def measure(shape: LabelerShape, with_peer: bool) -> dict[str, Any]:
+    """Every case with its rates, and where a peer ran its rates and the ratio of the medians."""
+    result = about("labeler", shape)
+    if not with_peer:
+        result["cases"] = labeler_cases(shape, None)
+    else:
+        from launch.bench.peer import Peer
+
+        with Peer("launch.bench.peer_labeler", peer_setup(shape)) as peer:
+            result["peer"] = peer.versions
+            result["cases"] = labeler_cases(shape, peer)
+        result |= against_goals({name: case["ratio"] for name, case in result["cases"].items()}, GOALS)
+    return result | {"peak_bytes": peak_bytes()}
+
+
+def peer_setup(shape: LabelerShape) -> dict[str, Any]:
+    """What the peer needs to make the labeler."""
+    config = shape.labeler_config()
+    return {"encoder": dataclasses.asdict(config.encoder), "classes": config.classes}
+
+
+def labeler_cases(shape: LabelerShape, peer: Any) -> dict[str, Any]:
+    """All cases, done in turns, with the peer's rates where there is one."""
     from common.clinical.labeler import encode, label_texts, token_batches
-    from common.clinical.saliency import saliency, token_saliency
+    from common.clinical.saliency import label_with_saliency, token_saliency
 
     labeler = make_labeler(shape)
     labeler = labeler._replace(params=unstack_layers(labeler.params))  # as in the commands
     texts, targets = random_reports(shape)
     encoded = encode(labeler, texts)
-    batches = [(ids, mask, targets[rows]) for rows, ids, mask in token_batches(labeler, encoded, shape.label_rows)]
-    read, grade = functools.partial(_logits, labeler.config), functools.partial(saliency, labeler.config)
-    flops = {
-        "labels": sum(traced_flops(read, labeler.params, ids, mask) for ids, mask, _ in batches),
-        "saliency": sum(traced_flops(grade, labeler.params, *batch) for batch in batches),
+    read, grade = functools.partial(_logits, labeler.config), functools.partial(_score, labeler.config)
+    flops = dict.fromkeys(PEERS, 0.0)
+    for rows, ids, mask in token_batches(labeler, encoded, shape.label_rows):
+        words = word_embeddings(labeler.params, ids)
+        flops["labels"] += traced_flops(read, words, labeler.params, mask)
+        flops["saliency"] += update_flops(grade, words, labeler.params, mask, targets[rows])
+    flops["labels_with_saliency"] = flops["saliency"]  # whose pass forwards gives the labels
+    count = shape.label_rows
+    ours = {
+        "labels": functools.partial(label_texts, labeler, texts, count),
+        "saliency": functools.partial(token_saliency, labeler, texts, targets, batch_size=count),
+        "labels_with_saliency": functools.partial(label_with_saliency, labeler, texts, targets, batch_size=count),
     }
-    works = {
-        "labels": functools.partial(label_texts, labeler, texts, shape.label_rows),
-        "saliency": functools.partial(token_saliency, labeler, texts, targets, batch_size=shape.label_rows),
+    batches = peer_batches(shape, encoded.ids, targets)
+    works: dict[str, Timed] = {}
+    for name, work in ours.items():
+        works[name] = functools.partial(_timed, work)
+        for variant in PEERS[name] if peer else ():
+            works[f"{name}/{variant}"] = functools.partial(peer.call, variant, batches=batches)
+    in_turns(works, 1)
+    seconds = in_turns(works, 2 * shape.repetitions)
+    return {
+        name: compared(
+            seconds[name],
+            {variant: seconds[f"{name}/{variant}"] for variant in variants} if peer else {},
+            len(texts),
+            "reports",
+            flops[name],
+            jax.devices()[:1],
+        )
+        for name, variants in PEERS.items()
     }
-    cases = {}
-    for name, work in works.items():
-        both: dict[str, Timed] = {"ours": functools.partial(_timed, work)}
-        if peer:
-            both["torch"] = functools.partial(peer.call, name, batches=peer_batches(shape, encoded.ids, targets))
-        in_turns(both, 1)
-        seconds = in_turns(both, 2 * shape.repetitions)
-        cases[name] = compared(seconds.pop("ours"), seconds, len(texts), "reports", flops[name], jax.devices()[:1])
-    return cases
 
 
-def _logits(config: ClassifierConfig, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    return chexbert_logits(config, params, word_embeddings(params, ids), mask)
+def _logits(config: ClassifierConfig, words: Array, params: Any, mask: Array) -> Array:
+    return chexbert_logits(config, params, words, mask)
+
+
+def _score(config: ClassifierConfig, words: Array, params: Any, mask: Array, targets: Array) -> Array:
+    from common.clinical.saliency import target_score
+
+    return target_score(_logits(config, words, params, mask), targets).sum()
 
 
 def _timed(work: Any) -> float:
@@ -61,7 +106,7 @@ def _timed(work: Any) -> float:
     return time.perf_counter() - started
 
 
-def make_labeler(shape: Shape) -> "Labeler":
+def make_labeler(shape: LabelerShape) -> "Labeler":
     """A labeler with random weights, whose words are w0, w1, ..."""
     from common.clinical.labeler import SPECIAL, Labeler, make_tokenizer
 
@@ -71,7 +116,7 @@ def make_labeler(shape: Shape) -> "Labeler":
     return Labeler(config, jax.jit(functools.partial(init_classifier, config))(jax.random.key(3)), tokenizer)
 
 
-def random_reports(shape: Shape) -> tuple[list[str], Bool[np.ndarray, "N 14"]]:
+def random_reports(shape: LabelerShape) -> tuple[list[str], Bool[np.ndarray, "N 14"]]:
     """Reports of four fifths of `words` to all of them, which keeps them in one length bucket; and their targets, at
     least one each.
     """
@@ -86,7 +131,7 @@ def random_reports(shape: Shape) -> tuple[list[str], Bool[np.ndarray, "N 14"]]:
     return texts, targets
 
 
-def peer_batches(shape: Shape, ids: list[list[int]], targets: np.ndarray) -> list[dict[str, Any]]:
+def peer_batches(shape: LabelerShape, ids: list[list[int]], targets: np.ndarray) -> list[dict[str, Any]]:
     """The same reports as tokens, padded to the longest of a batch."""
     found = []
     for start in range(0, len(ids), shape.label_rows):

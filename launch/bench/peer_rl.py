@@ -1,4 +1,5 @@
-"""The PyTorch peer of `medreport bench rl`: a plain loop of GRPO with transformers and peft, and BertModel to label.
+"""The PyTorch peer of `medreport bench rl`: a plain loop of GRPO with transformers and peft, and its labeler
+(`launch.bench.peer_labeler`).
 
 The loop does what is common: prompts repeated for each sample, a cache, SDPA, adapters beside the base, the vocabulary
 at the new tokens only, and micro-batches as large as is fast. One update on what was just sampled takes its old
@@ -12,11 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from launch.bench.peer import Works, serve
+from launch.bench.peer_labeler import labeler_works
 from launch.bench.peer_qwen2 import make_decoder, with_adapters
 
 
@@ -26,7 +27,6 @@ def start(setup: dict[str, Any], device: str) -> tuple[dict[str, str], Works]:
     shape = SimpleNamespace(**setup["shape"])
     with torch.device(device):
         model = with_adapters(make_decoder(shape), setup["lora"])
-        labeler = Labeler(setup["encoder"], setup["classes"]).eval().requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-5, weight_decay=0.0, fused=True)
     sampled: list[Tensor] = []
@@ -53,24 +53,9 @@ def start(setup: dict[str, Any], device: str) -> tuple[dict[str, str], Works]:
 
         return step(model, shape, prompts, device)
 
-    def labels(batches: list[dict[str, Any]]) -> float:
-        placed = [[torch.tensor(batch[name], device=device) for name in ("ids", "mask")] for batch in batches]
-        started = time.perf_counter()
-        for ids, mask in placed:
-            labeler.classes(ids, mask).cpu()
-        return time.perf_counter() - started
-
-    def saliency(batches: list[dict[str, Any]]) -> float:
-        names = ("ids", "mask", "targets")
-        placed = [[torch.tensor(batch[name], device=device) for name in names] for batch in batches]
-        started = time.perf_counter()
-        for ids, mask, targets in placed:
-            labeler.saliency(ids, mask, targets).cpu()
-        return time.perf_counter() - started
-
     packages = ["transformers", "peft", *(["trl"] if setup["trl"] else [])]
     versions = {name: importlib.metadata.version(name) for name in packages}
-    works: Works = {"rollout": rollout, "update": update, "trl": trl, "labels": labels, "saliency": saliency}
+    works: Works = {"rollout": rollout, "update": update, "trl": trl, **labeler_works(setup, device)}
     return versions, works
 
 
@@ -133,36 +118,6 @@ def grpo_loss(
     """Loss of each sample."""
     ratio, gain = (logp - old_logp).exp(), advantages[:, None]
     return -torch.minimum(ratio * gain, ratio.clamp(1 - clip, 1 + clip) * gain).mean(-1)
-
-
-class Labeler(nn.Module):
-    """CheXbert's module, whose state dict is that of `chexbert.pth`."""
-
-    def __init__(self, encoder: dict[str, Any], classes: list[int]):
-        super().__init__()
-        known = transformers.BertConfig().to_dict()
-        config: Any = transformers.BertConfig(**{name: encoder[name] for name in encoder if name in known})
-        self.bert = transformers.BertModel._from_config(config, attn_implementation="sdpa", add_pooling_layer=False)
-        self.linear_heads = nn.ModuleList(nn.Linear(config.hidden_size, count) for count in classes)
-
-    def forward(self, mask: Int[Tensor, "B S"], **inputs: Tensor) -> list[Tensor]:
-        """Logits of each label."""
-        first = self.bert(attention_mask=mask, **inputs).last_hidden_state[:, 0]
-        return [head(first) for head in self.linear_heads]
-
-    @torch.no_grad()
-    def classes(self, ids: Int[Tensor, "B S"], mask: Int[Tensor, "B S"]) -> Int[Tensor, "B K"]:
-        """The likeliest class of each label."""
-        return torch.stack([logits.argmax(-1) for logits in self(mask, input_ids=ids)], dim=1)
-
-    def saliency(
-        self, ids: Int[Tensor, "B S"], mask: Int[Tensor, "B S"], targets: Bool[Tensor, "B K"]
-    ) -> Float[Tensor, "B S"]:
-        """Length of the gradient of the targets' positive logits with respect to each input embedding."""
-        words = self.bert.embeddings.word_embeddings(ids).requires_grad_(True)
-        positive = torch.stack([logits[:, 1] for logits in self(mask, inputs_embeds=words)], dim=1)
-        (gradient,) = torch.autograd.grad((positive * targets).sum(), words)
-        return gradient.norm(dim=-1)
 
 
 if __name__ == "__main__":

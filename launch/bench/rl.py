@@ -3,7 +3,7 @@
 - `step`: one step of DiTPO with uniform weights, which is GRPO, on LoRA adapters of a Qwen2: groups of samples, a
   reward of their texts, one update. Nothing stops a sample, so that all have the same length. `parts` are the seconds
   of rollout, host and update.
-- `rollout`: `launch.bench.rollout`; `labels`, `saliency`: `launch.bench.labeler`.
+- `rollout`: `launch.bench.rollout`; the others: `launch.bench.labeler`.
 
 The peer (`launch.bench.peer_rl`) is a plain loop of transformers and peft, and for the labeler BertModel on tokens.
 `--trl` adds one step of TRL's GRPOTrainer (`launch.bench.peer_trl`), which takes minutes on a CPU. Weights are random.
@@ -30,12 +30,12 @@ from common.training.flops import forward_flops, train_flops
 from common.training.optim import OptimConfig, make_optimizer
 from common.training.parallel import MeshConfig, check_rows, device_put_tree, make_device_layout, place_batch, shardings
 from common.training.step import init_state
-from launch.bench.labeler import labeler_cases
+from launch.bench import labeler as bench_labeler
 from launch.bench.rl_policy import LORA, Shape, make_policy, random_prompts
 from launch.bench.rollout import rollout_case
 from launch.bench.timing import Timed, about, against_goals, compared, in_turns, peak_bytes
 
-GOALS = {"step": 3.0, "step_to_trl": 3.0, "labels": 1.0, "saliency": 1.0}
+GOALS = {"step": 3.0, "step_to_trl": 3.0, **bench_labeler.GOALS}
 
 
 def measure(shape: Shape, with_peer: bool, with_trl: bool = False) -> dict[str, Any]:
@@ -46,13 +46,11 @@ def measure(shape: Shape, with_peer: bool, with_trl: bool = False) -> dict[str, 
     else:
         from launch.bench.peer import Peer
 
-        labeler = shape.labeler_config()
         setup = {
             "shape": dataclasses.asdict(shape),
             "lora": dataclasses.asdict(LORA),
-            "encoder": dataclasses.asdict(labeler.encoder),
-            "classes": labeler.classes,
             "trl": with_trl,
+            **bench_labeler.peer_setup(shape),
         }
         with Peer("launch.bench.peer_rl", setup) as peer:
             result["peer"] = peer.versions
@@ -65,7 +63,11 @@ def measure(shape: Shape, with_peer: bool, with_trl: bool = False) -> dict[str, 
 
 
 def _cases(shape: Shape, peer: Any, with_trl: bool) -> dict[str, Any]:
-    return {"step": _step_case(shape, peer, with_trl), "rollout": rollout_case(shape), **labeler_cases(shape, peer)}
+    return {
+        "step": _step_case(shape, peer, with_trl),
+        "rollout": rollout_case(shape),
+        **bench_labeler.labeler_cases(shape, peer),
+    }
 
 
 def _step_case(shape: Shape, peer: Any, with_trl: bool) -> dict[str, Any]:

@@ -16,7 +16,34 @@ LORA = LoraConfig(rank=16, alpha=32.0, dropout=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class LabelerShape:
+    """A labeler and what it reads. Default: BERT base."""
+
+    label_hidden: int = 768
+    label_layers: int = 12
+    label_heads: int = 12
+    label_intermediate: int = 3072
+    label_vocabulary: int = 30_522
+    label_rows: int = 32  # reports that are read at a time
+    reports: int = 512
+    words: int = 62  # of the longest report; each is one token
+    repetitions: int = 5
+
+    def labeler_config(self) -> ClassifierConfig:
+        """CheXbert's heads on the encoder of this shape."""
+        return ClassifierConfig(
+            BertConfig(
+                vocab_size=self.label_vocabulary,
+                hidden_size=self.label_hidden,
+                num_hidden_layers=self.label_layers,
+                num_attention_heads=self.label_heads,
+                intermediate_size=self.label_intermediate,
+            )
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape(LabelerShape):
     """What is measured. Defaults are the decoder of Qwen2.5-3B and BERT base; the decoder of `CPU` fits a laptop."""
 
     hidden: int = 2048
@@ -34,33 +61,13 @@ class Shape:
     prompt: int = 320  # tokens
     new_tokens: int = 256
     peer_rows: int = 8  # samples of a micro-batch of the peer
-    label_hidden: int = 768
-    label_layers: int = 12
-    label_heads: int = 12
-    label_intermediate: int = 3072
-    label_vocabulary: int = 30_522
-    label_rows: int = 32  # reports that are read at a time
-    reports: int = 512
-    words: int = 62  # of the longest report; each is one token
-    repetitions: int = 5
 
     def config(self) -> Qwen2Config:
         """The decoder of this shape."""
         return decoder_config(self)
 
-    def labeler_config(self) -> ClassifierConfig:
-        """CheXbert's heads on the encoder of this shape."""
-        return ClassifierConfig(
-            BertConfig(
-                vocab_size=self.label_vocabulary,
-                hidden_size=self.label_hidden,
-                num_hidden_layers=self.label_layers,
-                num_attention_heads=self.label_heads,
-                intermediate_size=self.label_intermediate,
-            )
-        )
 
-
+LABELER_CPU = LabelerShape(reports=64, repetitions=2)
 CPU = Shape(
     hidden=512, layers=8, heads=8, kv_heads=2, intermediate=1408, dtype="float32", remat="dots", loss_chunk=512,
     prompts=8, new_tokens=64, reports=64, repetitions=2,

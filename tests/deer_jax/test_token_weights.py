@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import tokenizers
 
-from common.clinical.labeler import Labeler, is_wordpiece, label_texts, make_tokenizer, save_vocabulary
-from common.clinical.saliency import saliency, target_score, token_saliency
+from common.clinical import labeler as labeling
+from common.clinical import saliency
+from common.clinical.labeler import Labeler, is_wordpiece, label_texts, make_tokenizer, replicate, save_vocabulary
+from common.clinical.report_labeler import Labelled
+from common.clinical.saliency import label_with_saliency, saliency_and_logits, target_score, token_saliency
 from common.data.pieces import byte_of_character
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
@@ -19,7 +22,7 @@ from common.io.jsonl import write_rows
 from common.models.bert import BertConfig, ClassifierConfig, chexbert_logits, init_classifier, word_embeddings
 from common.models.bert_weights import save_classifier
 from deer_jax.cli import dispatch
-from deer_jax.rewarding import make_judge
+from deer_jax.rewarding import make_judge, score_function
 from deer_jax.token_weights import (
     Group,
     Rollout,
@@ -101,7 +104,7 @@ def test_saliency_is_the_length_of_the_gradient_by_finite_differences(labeler, u
             step = np.zeros(words.shape)
             step[index] = 1e-3
             gradient[index] = (target(words + step) - target(words - step)) / 2e-3
-    found = saliency(CONFIG, labeler.params, ids, mask, jnp.asarray(targets), uncertain)
+    found, _ = saliency_and_logits(CONFIG, labeler.params, ids, mask, jnp.asarray(targets), uncertain)
     np.testing.assert_allclose(found[0], np.linalg.norm(gradient[0], axis=-1), rtol=2e-3)
 
 
@@ -120,6 +123,61 @@ def test_saliency_does_not_depend_on_the_batch(labeler):
         np.testing.assert_allclose(values, alone, rtol=1e-4, atol=1e-7)
         assert [text[start:end] for start, end in spans[1:-1]] == text.replace("effusion", "eff usion").split()
     assert not together[3][0].any()
+
+
+@pytest.mark.parametrize("on_all_devices", [False, True])
+def test_labels_with_saliency_are_those_of_each_alone(labeler, on_all_devices):
+    if on_all_devices:
+        labeler = replicate(labeler)
+        assert labeler.layout.row_shards > 1
+    texts = ["no effusion", "heart edema . pleural", "", "edema " * 20, "no edema", "heart \N{LUNGS}"]
+    targets = np.random.default_rng(0).random((6, 14)) < 0.4
+    targets[[1, 4]] = False
+    labels, found = label_with_saliency(labeler, texts, targets, batch_size=2)
+    alone = label_texts(labeler, texts, batch_size=2)
+    np.testing.assert_array_equal(labels.classes, alone.classes)
+    np.testing.assert_allclose(labels.logits, alone.logits, rtol=1e-5, atol=1e-5)
+    assert labels.finite.all()
+    assert (labels.cut, labels.unknown) == (alone.cut, alone.unknown) == (1, 1)
+    for (values, spans), (own, own_spans) in zip(found, token_saliency(labeler, texts, targets), strict=True):
+        np.testing.assert_allclose(values, own, rtol=1e-5, atol=1e-7)
+        np.testing.assert_array_equal(spans, own_spans)
+    assert not found[1][0].any()
+    assert found[0][0].all()
+
+
+def test_a_judge_reads_each_rollout_once_for_labels_and_weights(labeler, monkeypatch):
+    references = ["edema heart", "no edema"]
+    groups = [group("no edema", "heart edema .", "edema").rollouts, group("", "no effusion", "heart").rollouts]
+    scores = score_function("gradient", labeler, ())
+    expected = np.array([[1] * 14, [0] * 14], np.int8)  # of the references
+    judges = []
+    for own in (scores, lambda groups: gradient_scores(groups, labeler)):
+        monkeypatch.setattr(Labeler, "label", lambda *_: Labelled(expected))
+        judges.append(make_judge(references, labeler, own, 1.0))
+        monkeypatch.undo()
+    read = []
+    token_batches = labeling.token_batches
+
+    def counted(*arguments):
+        for batch in token_batches(*arguments):
+            read.extend(set(batch[0]))
+            yield batch
+
+    monkeypatch.setattr(labeling, "token_batches", counted)
+    monkeypatch.setattr(saliency, "token_batches", counted)
+    together = judges[0](np.array([0, 1]), groups, 0)
+    assert len(read) == 6
+    apart = judges[1](np.array([0, 1]), groups, 0)
+    assert len(read) == 6 + 6 + 3
+    np.testing.assert_array_equal(together.rewards, apart.rewards)
+    assert together.measured.keys() == apart.measured.keys()
+    for name, values in together.measured.items():
+        np.testing.assert_array_equal(values, apart.measured[name])
+    for ours, others in zip(together.weights, apart.weights, strict=True):
+        for values, own in zip(ours, others, strict=True):
+            np.testing.assert_allclose(values, own, rtol=1e-5)
+    assert together.weights[0][0].min() > 1
 
 
 def test_no_positive_finding_in_the_reference_leaves_all_weights_at_1(labeler):
@@ -195,6 +253,8 @@ def test_a_labeler_that_overflows_names_the_text(labeler):
     targets = np.ones((3, 14), bool)
     with pytest.raises(UserError, match=r"^id 'b' .and 1 more.: the gradients of the labeler are not finite"):
         token_saliency(loud, texts, targets, ids=ids)
+    with pytest.raises(UserError, match=r"^id 'b' .and 1 more.: the labeler's logits are not finite"):
+        label_with_saliency(loud, texts, targets, ids=ids)
     groups = [group("heart", classes=np.ones(14))._replace(id="a"), group("edema", classes=np.ones(14))._replace(id=9)]
     with pytest.raises(UserError, match=r"^id 9: the gradients of the labeler"):
         gradient_scores(groups, loud)

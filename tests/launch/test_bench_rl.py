@@ -36,7 +36,7 @@ TOY = dataclasses.replace(
     label_intermediate=48, label_vocabulary=96, label_rows=4, reports=6, words=9, repetitions=1,
 )  # fmt: skip
 FLAGS = [f"--{key.replace('_', '-')}={value}" for key, value in dataclasses.asdict(TOY).items()]
-CASES = {"step": "steps", "labels": "reports", "saliency": "reports"}
+CASES = {"step": "steps", "labels": "reports", "saliency": "reports", "labels_with_saliency": "reports"}
 # Beside jax, optax and numpy it needs safetensors, and Orbax and rich, which flax brings.
 NEEDED = ("orbax", "rich", "safetensors")
 IMAGE = functools.reduce(lambda code, name: code.replace(f'"{name}", ', ""), NEEDED, BARE_IMAGE)
@@ -191,7 +191,7 @@ def test_labels_and_saliency_of_the_peer_are_ours(tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed (make dev)")
     from safetensors.torch import load_file
 
-    from launch.bench.peer_rl import Labeler
+    from launch.bench.peer_labeler import Labeler
 
     labeler = bench_labeler.make_labeler(TOY)
     with atomic_directory(tmp_path / "labeler") as aside:
@@ -205,7 +205,9 @@ def test_labels_and_saliency_of_the_peer_are_ours(tmp_path):
     for batch in bench_labeler.peer_batches(TOY, encode(labeler, texts).ids, targets):
         ids, mask, wanted = (torch.tensor(batch[name]) for name in ("ids", "mask", "targets"))
         np.testing.assert_array_equal(peer.classes(ids, mask), classes[index : index + len(ids)])
-        for row, own in zip(peer.saliency(ids, mask, wanted), mask, strict=True):
+        values, peers = peer.saliency(ids, mask, wanted)
+        np.testing.assert_array_equal(peers, classes[index : index + len(ids)])
+        for row, own in zip(values, mask, strict=True):
             np.testing.assert_allclose(row[: own.sum()], norms[index][0], atol=1e-4, rtol=1e-4)
             index += 1
     assert index == TOY.reports
