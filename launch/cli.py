@@ -19,7 +19,7 @@ COMMANDS = {
     ),
     "phantoms": Command("a sheet of drawn radiographs", "--sheet FILE.png", "common.phantoms.phantom:main"),
     "plan": Command("whether a step fits a TPU slice", "--preset NAME --topology v5e:2x4", "launch.plan:main"),
-    "bench": Command("speed of this device", "sft|decode|unicross|rl|duplicates [--peer]", "launch.cli:bench"),
+    "bench": Command("speed of this device", "sft|decode|unicross|rl|labeler|duplicates [--peer]", "launch.cli:bench"),
 }
 
 
