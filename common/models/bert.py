@@ -113,38 +113,62 @@ class AddNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention in both directions; padding is not seen. With `rows`, of the first positions alone."""
+    """Self-attention in both directions; padding is not seen."""
 
     config: BertConfig
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], rows: int | None = None
-    ) -> Float[Array, "B rows D"]:
-        config, own = self.config, x[:, :rows]
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], only_first: bool = False
+    ) -> Float[Array, "B S D"] | Float[Array, "B 1 D"]:
+        config = self.config
 
         def heads(name: str, x: Array) -> Array:
             return dense(config, config.hidden_size, name)(x).reshape(*x.shape[:2], config.num_attention_heads, -1)
 
-        q, k, v = heads("query", own), heads("key", x), heads("value", x)
-        if config.attention_probs_dropout_prob > 0 and self.has_rng("dropout"):
-            weights = dropped(self, attention_weights(q, k, mask[:, None]), config.attention_probs_dropout_prob)
-            attended = jnp.einsum("bhsm,bmhd->bshd", weights.astype(v.dtype), v)
+        if only_first:
+            x, attended = x[:, :1], self._attend_first(heads("query", x[:, :1])[:, 0], x, mask)
         else:
-            attended = attend_to(q, k, v, mask[:, None])
-        return AddNorm(config, name="output")(attended.reshape(own.shape), own)
+            q, k, v = (heads(name, x) for name in ("query", "key", "value"))
+            if config.attention_probs_dropout_prob > 0 and self.has_rng("dropout"):
+                weights = dropped(self, attention_weights(q, k, mask[:, None]), config.attention_probs_dropout_prob)
+                attended = jnp.einsum("bhsm,bmhd->bshd", weights.astype(v.dtype), v)
+            else:
+                attended = attend_to(q, k, v, mask[:, None])
+        return AddNorm(config, name="output")(attended.reshape(x.shape), x)
+
+    def _attend_first(
+        self, q: Float[Array, "B H dim"], x: Float[Array, "B S D"], mask: Bool[Array, "B S"]
+    ) -> Float[Array, "B H dim"]:
+        """What the first position attends to, in evaluation mode, without keys and values of all positions.
+
+        For one query, q . (x K) = (K q) . x, and the weighted sum of x V is V applied to the weighted sum of x. The
+        bias of keys adds the same to all scores, which leaves their softmax as it is; weights sum to 1, so that the
+        bias of values is added once.
+        """
+        params, dtype = self.variables["params"], x.dtype
+
+        def kernel(name: str) -> Float[Array, "D H dim"]:
+            return params[name]["kernel"].astype(dtype).reshape(x.shape[-1], *q.shape[1:])
+
+        product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        asked = product("bhd,ihd->bhi", q * q.shape[-1] ** -0.5, kernel("key")).astype(dtype)
+        scores = jnp.where(mask[:, None], product("bhi,bsi->bhs", asked, x), jnp.finfo(jnp.float32).min)
+        read = product("bhs,bsi->bhi", jax.nn.softmax(scores).astype(dtype), x).astype(dtype)
+        bias = params["value"]["bias"].astype(dtype).reshape(q.shape[1:])
+        return product("bhi,ihd->bhd", read, kernel("value")).astype(dtype) + bias
 
 
 class Layer(nn.Module):
-    """One post-norm layer, in the form `nn.scan` wants. With `rows`, of the first positions alone."""
+    """One post-norm layer, in the form `nn.scan` wants. With `only_first`, of the first position alone."""
 
     config: BertConfig
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], rows: int | None = None
-    ) -> tuple[Float[Array, "B rows D"], None]:
-        x = Attention(self.config, name="attention")(x, mask, rows)
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], only_first: bool = False
+    ) -> tuple[Float[Array, "B S D"] | Float[Array, "B 1 D"], None]:
+        x = Attention(self.config, name="attention")(x, mask, only_first)
         inner = gelu(dense(self.config, self.config.intermediate_size, "intermediate")(x))
         return AddNorm(self.config, name="output")(inner, x), None
 
@@ -236,21 +260,21 @@ def _unstacked(layers: PyTree) -> list[PyTree]:
 def first_hidden(
     config: BertConfig, params: PyTree, words: Float[Array, "B S D"], mask: Bool[Array, "B S"]
 ) -> Float[Array, "B D"]:
-    """`Bert` in evaluation mode, of the first token alone: in the last layer others are only keys and values.
+    """`Bert` in evaluation mode, of the first token alone, which is all that the last layer forms.
 
     `params` are those of a `Bert`, on a CPU also with a list of layers (`unstack_layers`).
     """
     x: Any = Embeddings(config).apply({"params": params["embeddings"]}, words)
 
-    def layer(own: PyTree, x: Array, rows: int | None = None) -> Array:
-        read: Any = Layer(config).apply({"params": own}, x, mask, rows)
+    def layer(own: PyTree, x: Array, only_first: bool = False) -> Array:
+        read: Any = Layer(config).apply({"params": own}, x, mask, only_first)
         return read[0]
 
     if on_cpu():
         *before, last = _unstacked(params["layer"])
         for own in before:
             x = jax.checkpoint(layer, policy=KEPT)(own, x)
-        return layer(last, x, rows=1)[:, 0]
+        return layer(last, x, only_first=True)[:, 0]
 
     def numbered(number: int | Array) -> PyTree:
         return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False), params["layer"])
@@ -260,7 +284,7 @@ def first_hidden(
         return layer(numbered(number), x)
 
     last = config.num_hidden_layers - 1
-    return layer(numbered(last), jax.lax.fori_loop(0, last, step, x), rows=1)[:, 0]
+    return layer(numbered(last), jax.lax.fori_loop(0, last, step, x), only_first=True)[:, 0]
 
 
 def init_classifier(config: ClassifierConfig, key: Array) -> PyTree:
