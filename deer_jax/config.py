@@ -26,7 +26,7 @@ from common.bounds import (
 from common.config import Incidental, MovablePath
 from common.data.source import HELP as DATA_HELP
 from common.data.source import STUDY_NEEDS, StudySource
-from common.models.attention import Implementation
+from common.models.attention_choice import Implementation
 from common.models.lora import LoraConfig
 from common.models.qwen2 import Remat
 from common.options import Needs

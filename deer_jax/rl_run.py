@@ -19,6 +19,8 @@ from common.errors import UserError
 from common.io.fingerprints import data_record
 from common.io.functions import load_function
 from common.io.terminal import say
+from common.models import bert
+from common.models.attention_choice import say_attention
 from common.models.qwen2_vl import SHARDING_RULES
 from common.training.evaluation import Check, Evaluation
 from common.training.loop import RUN_OUTPUTS
@@ -49,7 +51,7 @@ from deer_jax.rewards import Reward, phase_gamma
 from deer_jax.rl import Judge, make_rl_step, plan_studies, read_groups
 from deer_jax.setup import (
     Base,
-    attention_of,
+    attention_uses,
     base_directory,
     check_run,
     decode_settings,
@@ -201,7 +203,11 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
 
     def announce() -> None:
         say_data(splits_line(config.data, splits, quarantine))
-        print(attention_of(base, prompt_length(base.encoder, config.data.views)), flush=True)
+        length = prompt_length(base.encoder, config.data.views)
+        uses = attention_uses(base, length, config.rollout.max_new_tokens)
+        if labeler is not None:
+            uses.append(bert.attention_use(labeler.config.encoder))
+        say_attention(config.model.attention, uses)
 
     training = Training(
         trainable=trainable,

@@ -11,6 +11,7 @@ from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
 from common.data.splits import Split
 from common.data.summary import Cut, say_data
+from common.models.attention_choice import say_attention
 from common.models.qwen2_vl import SHARDING_RULES
 from common.training.parallel import DeviceLayout, make_device_layout
 from common.training.run import accumulation, base_weights, run_training, stage, supervised, this_process
@@ -20,7 +21,7 @@ from deer_jax.config import HELP, NEEDS, SFT_PRESETS, SftConfig
 from deer_jax.prompts import ReportRows, prompt_length, report_rows, report_tokens, splits_line
 from deer_jax.setup import (
     Base,
-    attention_of,
+    attention_uses,
     base_directory,
     check_run,
     export,
@@ -77,7 +78,8 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
 
     def announce() -> None:
         say_data(splits_line(config.data, splits, quarantine, Cut(cut, config.max_length)))
-        print(attention_of(base, prompt_length(base.encoder, config.data.views) + config.max_length), flush=True)
+        length = prompt_length(base.encoder, config.data.views) + config.max_length
+        say_attention(config.model.attention, attention_uses(base, length))
 
     trainable, frozen = initial_trees(config, base, layout)
     loss = functools.partial(

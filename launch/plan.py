@@ -20,7 +20,7 @@ from common.bounds import COUNT, NOT_NEGATIVE, bounded
 from common.config_options import choose_preset
 from common.errors import Parser, UserError
 from common.io.text import json_text
-from common.models.attention import choose_implementation
+from common.models.attention_choice import choose_implementation
 from common.models.lora import init_lora
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, param_shapes
@@ -192,7 +192,8 @@ def compile_step_for(config: RetstaConfig, sizes: Qwen2Config, layout: DeviceLay
     whole, real = (jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for dtype in (jnp.int32, jnp.float32))
     arrays: Any = (whole, whole, real, whole, whole)
     key = abstract(jax.eval_shape(lambda: jax.random.key(0)), layout, ())
-    loss = functools.partial(sft_loss, config=sizes, lora=config.lora, chunk=config.model.loss_chunk)
+    options: dict[str, Any] = {"lora": config.lora, "chunk": config.model.loss_chunk, "packed": config.packing}
+    loss = functools.partial(sft_loss, config=sizes, **options)
     kept = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(make_train_step(loss, tx, batch["accumulate"]), donate_argnums=0, out_shardings=(kept, None))
     return compile_abstract(step, (state, abstract(frozen, layout, SHARDING_RULES), TextBatch(*arrays), key), layout)[0]

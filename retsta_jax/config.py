@@ -11,7 +11,7 @@ from typing import Literal
 
 from common.bounds import Count, CountOrNone, Few, Phantoms, Probability, Steps, StepsOrAll
 from common.config import Incidental, MovablePath
-from common.models.attention import Implementation
+from common.models.attention_choice import Implementation
 from common.models.lora import LoraConfig
 from common.models.qwen2 import Remat
 from common.options import Needs

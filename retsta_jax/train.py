@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array
@@ -26,7 +26,7 @@ from common.generation.loop import Generated
 from common.generation.settings import DecodeSettings
 from common.generation.slots import decode
 from common.models.adapters import save_adapter
-from common.models.attention import attention_line, check_implementation
+from common.models.attention_choice import Shape, Use, check_implementation, say_attention
 from common.models.decoding import Prompts
 from common.models.families import check_trainable
 from common.models.lora import init_lora
@@ -166,11 +166,13 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
         new = len(pairs) - len(splits.train)
         notes = [f"{new:,} of train made by augmentation of {len(splits.train):,}"] if new else []
         say_data(splits_line(config, counts, quarantine, unknown, notes))
-        lengths = {*config.buckets, config.max_length}
-        print(attention_line(base.config.attention, lengths, base.config.head_dim, base.config.dtype), flush=True)
+        lengths = {config.max_length} if config.packing else {*config.buckets, config.max_length}
+        rows = [Shape(length, length, base.config.head_dim, base.config.dtype) for length in lengths]
+        say_attention(base.config.attention, [Use("language", "rows", rows)])
 
     trainable, frozen = initial_trees(config, base, layout)
-    loss = functools.partial(sft_loss, config=base.config, lora=config.lora, chunk=config.model.loss_chunk)
+    options: dict[str, Any] = {"lora": config.lora, "chunk": config.model.loss_chunk, "packed": config.packing}
+    loss = functools.partial(sft_loss, config=base.config, **options)
     training = supervised(
         config,
         layout,

@@ -21,6 +21,8 @@ from common.errors import UserError
 from common.generation.evaluation import report_evaluations
 from common.generation.loop import Generated
 from common.io.fingerprints import fingerprint
+from common.models.attention_choice import Shape, Use, say_attention
+from common.models.clip import attention_use
 from common.training.evaluation import Evaluation
 from common.training.logs import check_wandb
 from common.training.loop import RUN_OUTPUTS
@@ -152,6 +154,9 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
         of = Cut(cut + cut_held_out, config.max_length)
         unknown = unknown_words(tokenizer, [*examples, *held_out])
         say_data(study_line(config.data, counts, quarantine, cut=of, unknown=unknown))
+        sizes, length = task.model, config.max_length
+        report = Shape(length, length, sizes.width // sizes.heads, "float32")
+        say_attention("auto", [attention_use(sizes.clip), Use("decoder", "clip", [report])])
 
     frozen = device_put_tree(task.frozen, layout)
     training = supervised(

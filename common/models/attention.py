@@ -1,14 +1,11 @@
 """Attention for all models: `attend` on whole sequences, `attend_to` on others, `attend_cached` on new tokens,
 `attend_shared_prompt` on a prompt with several continuations.
 
-Implementations of `attend`: `xla` runs everywhere; `cudnn` is the fused kernel of NVIDIA GPUs; `splash` the Pallas
-kernel of TPUs, which skips the blocks above the diagonal and never forms the score matrix. `choose_implementation`
-selects the one for a device; callers log it.
+`common.models.attention_choice` selects the implementation, and says which ones there are and why.
 """
 
 import functools
-from collections.abc import Collection
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -17,76 +14,36 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from common.errors import UserError
-from common.models import cpu_ops
+from common.models.attention_choice import SPLASH_BLOCK, Implementation, Operation, Shape, choose
 from common.models.layers import BATCH_AXES
 from common.types import PyTree
-
-Implementation = Literal["auto", "xla", "cudnn", "splash"]
-
-
-def choose_implementation(
-    implementation: Implementation,
-    sequence: int,
-    head_dim: int,
-    dtype: jnp.dtype,
-    platform: str | None = None,
-) -> Implementation:
-    """The implementation `auto` stands for on this platform and at this shape; any other name is itself."""
-    if implementation != "auto":
-        return implementation
-    platform = platform or cpu_ops.platform()
-    if platform == "tpu" and sequence % 128 == 0 and head_dim % 128 == 0:
-        return "splash"
-    if platform == "gpu" and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:
-        return "cudnn"
-    return "xla"
-
-
-def check_implementation(implementation: Implementation) -> None:
-    """Raise UserError where the platform has no such implementation."""
-    needed = {"cudnn": "gpu", "splash": "tpu"}.get(implementation)
-    if needed and (found := cpu_ops.platform()) != needed:
-        raise UserError(
-            f"model.attention: {implementation} runs on a {needed.upper()}, but JAX found {found}; use "
-            "model.attention auto, which takes the fastest one available"
-        )
-
-
-def attention_line(implementation: Implementation, lengths: Collection[int], head_dim: int, dtype: str) -> str:
-    """Which implementation runs on this platform, in words, by the lengths of rows where they have different ones."""
-    by_length = {
-        length: choose_implementation(implementation, length, head_dim, jnp.dtype(dtype)) for length in sorted(lengths)
-    }
-    chosen = dict.fromkeys(by_length.values())
-    if len(chosen) == 1:
-        return f"attention: {next(iter(chosen))}"
-    rows = {name: ", ".join(str(length) for length, own in by_length.items() if own == name) for name in chosen}
-    return "attention: " + "; ".join(f"{name} on rows of {lengths}" for name, lengths in rows.items())
 
 
 def attend(
     q: Float[Array, "B S H dim"],
     k: Float[Array, "B S K dim"],
     v: Float[Array, "B S K dim"],
-    segments: Int[Array, "B S"],
+    segments: Int[Array, "#B S"] | None,
     *,
     causal: bool = True,
     implementation: Implementation = "auto",
+    operation: Operation = "rows",
 ) -> Float[Array, "B S H dim"]:
     """Softmax attention within segments, with grouped queries (H a multiple of K) and scale 1 / sqrt(dim).
 
     A token attends to the tokens of its own segment, and under `causal` to no later one. Padding is a segment (0)
-    like any other: its outputs are finite and meaningless.
+    like any other: its outputs are finite and meaningless. Without segments each row is one sequence from its first
+    position on: under `causal`, padding after its last token (`tokens_first`) then needs no mask.
     """
-    chosen = choose_implementation(implementation, q.shape[1], q.shape[-1], q.dtype)
+    chosen = choose(operation, _shape(q, k), implementation).implementation
     if chosen == "splash":
-        return _splash(q, k, v, segments, causal)
-    visible = segments[:, :, None] == segments[:, None, :]
-    if causal:
-        visible &= jnp.tril(jnp.ones((q.shape[1], q.shape[1]), bool))
+        return _splash(q, k, v, () if segments is None else (segments, segments), causal)
+    visible = None if segments is None else segments[:, :, None] == segments[:, None, :]
     if chosen == "cudnn":
-        return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation="cudnn")
+        return _cudnn(q, k, v, visible, causal)
+    if causal:
+        triangle = jnp.tril(jnp.ones((q.shape[1], q.shape[1]), bool))
+        visible = triangle[None] if visible is None else visible & triangle
     return _plain(q, k, v, visible)
 
 
@@ -98,6 +55,24 @@ class SharedPrompt(flax.struct.PyTreeNode):
 
     prompt: Bool[Array, "B P"]
     continuations: Bool[Array, "B G T"]
+    tokens_first: bool = flax.struct.field(pytree_node=False, default=False)  # padding of prompts is after their tokens
+
+
+def tokens_first(
+    rows: Bool[Array, "B S"] | SharedPrompt,
+) -> tuple[Int[Array, "B N"], SharedPrompt | None]:
+    """The order in which padding comes after the tokens of rows, or of prompts, and the segments of rows in that order.
+
+    `rows` is true on the tokens of one sequence a row, wherever its padding is. A causal kernel needs no mask then.
+    """
+    mask = rows.prompt if isinstance(rows, SharedPrompt) else rows
+    order = jnp.argsort(~mask, axis=1, stable=True).astype(jnp.int32)
+    if not isinstance(rows, SharedPrompt):
+        return order, None
+    batch, group, length = rows.continuations.shape
+    rest = jnp.broadcast_to(mask.shape[1] + jnp.arange(group * length, dtype=jnp.int32), (batch, group * length))
+    sorted_mask = jnp.take_along_axis(mask, order, axis=1)
+    return jnp.concatenate([order, rest], axis=1), rows.replace(prompt=sorted_mask, tokens_first=True)
 
 
 @functools.partial(jax.named_call, name="attend_shared_prompt")
@@ -108,16 +83,24 @@ def attend_shared_prompt(
     rows: SharedPrompt,
     implementation: Implementation = "auto",
 ) -> Float[Array, "B N H dim"]:
-    """Causal attention of prompts to themselves, and of continuations to their prompt and themselves; N = P + G * T.
+    """Causal attention of prompts to themselves, and of continuations to their prompt and themselves; N = P + G * T."""
+    prompt, length = rows.prompt.shape[1], rows.continuations.shape[2]
+    segments = None if rows.tokens_first else rows.prompt.astype(jnp.int32)
+    read = attend(q[:, :prompt], k[:, :prompt], v[:, :prompt], segments, implementation=implementation)
+    shape = Shape(length, prompt + length, q.shape[-1], q.dtype.name)
+    chosen = choose("continuations", shape, implementation).implementation
+    continued = _continued if chosen == "xla" else functools.partial(_continued_fused, kernel=chosen)
+    return jnp.concatenate([read, continued(q, k, v, rows)], axis=1)
+
+
+def _continued(q, k, v, rows):
+    """The continuations' part of `attend_shared_prompt`.
 
     The prompt's keys and values are read once for the whole group, and nothing is scored that would be masked whole.
     """
     batch, group, length = rows.continuations.shape
     prompt = rows.prompt.shape[1]
     heads, dim, shared = q.shape[2], q.shape[3], k.shape[2]
-    read = attend(
-        q[:, :prompt], k[:, :prompt], v[:, :prompt], rows.prompt.astype(jnp.int32), implementation=implementation
-    )
 
     # Heads and groups first: each product below is then one batched matrix product without transposed copies.
     own_q = (q[:, prompt:] * dim**-0.5).reshape(batch, group, length, shared, heads // shared, dim)
@@ -141,7 +124,33 @@ def attend_shared_prompt(
     own = scores("bkgqs,bkgsd->bkgqd", to_own.astype(v.dtype).reshape(batch, shared, group, -1, length), own_v)
     out = ((out + own.reshape(out.shape)) / total).astype(q.dtype)
     out = out.reshape(batch, shared, group, heads // shared, length, dim).transpose(0, 2, 4, 1, 3, 5)
-    return jnp.concatenate([read, out.reshape(batch, group * length, heads, dim)], axis=1)
+    return out.reshape(batch, group * length, heads, dim)
+
+
+def _continued_fused(q, k, v, rows, kernel):
+    """The same by a fused kernel, in one row for each continuation, with the prompt's keys and values before its own.
+
+    They are repeated for that: G * P * K * dim numbers, where the scores are G * P * H * T.
+    """
+    batch, group, length = rows.continuations.shape
+    prompt = rows.prompt.shape[1]
+
+    def each(x):
+        return x.reshape(batch * group, length, *x.shape[2:])
+
+    def after_prompt(x):
+        return jnp.concatenate([jnp.repeat(x[:, :prompt], group, axis=0), each(x[:, prompt:])], axis=1)
+
+    tokens = rows.continuations.reshape(batch * group, length)
+    seen = jnp.concatenate([jnp.repeat(rows.prompt, group, axis=0), tokens], axis=1)
+    own_q, own_k, own_v = each(q[:, prompt:]), after_prompt(k), after_prompt(v)
+    if kernel == "splash":
+        segments = jnp.ones_like(tokens, jnp.int32), seen.astype(jnp.int32)
+        out = _splash(own_q, own_k, own_v, segments, causal=True)
+    else:
+        earlier = jnp.tril(jnp.ones((length, prompt + length), bool), prompt)
+        out = _cudnn(own_q, own_k, own_v, seen[:, None] & earlier)
+    return out.reshape(batch, group * length, *q.shape[2:])
 
 
 def attend_to(
@@ -187,38 +196,67 @@ def _plain(q, k, v, visible):
     return out.reshape(batch, heads, length, dim).swapaxes(1, 2)
 
 
-def _splash(q, k, v, segments, causal):
-    """Splash attention, mapped over the mesh by hand because a Pallas call has no partitioning rule."""
+def _shape(q: Array, k: Array) -> Shape:
+    return Shape(q.shape[1], k.shape[1], q.shape[-1], q.dtype.name)
+
+
+def _cudnn(q, k, v, visible, causal=False):
+    """The fused kernel of NVIDIA GPUs; `causal` is no part of the mask `visible` [#B S M], so that it skips blocks.
+
+    In training it takes a mask of even sides only: where one is odd, it gets a position that no token sees.
+    """
+    length, mask = q.shape[1], None
+    if visible is not None:
+        odd = (length % 2, k.shape[1] % 2)
+        mask = jnp.pad(visible, ((0, 0), (0, odd[0]), (0, odd[1])))[:, None]
+        q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
+    return out[:, :length]
+
+
+def _splash(q, k, v, segments, causal, interpret=False):
+    """Splash attention, mapped over the mesh by hand because a Pallas call has no partitioning rule.
+
+    Queries are the last positions of the keys. `segments` are those of queries and of keys, or nothing.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    def local(q, k, v, segments):
-        length = q.shape[1]
-        mask = masks.CausalMask((length, length)) if causal else masks.FullMask((length, length))
-        block = next(size for size in (1024, 512, 256, 128) if length % size == 0)
+    def local(q, k, v, *segments):
+        sides = (q.shape[1], k.shape[1])
+        mask = masks.CausalMask(sides, offset=sides[1] - sides[0]) if causal else masks.FullMask(sides)
+        block_q, block = (next(size for size in (1024, 512, 256, SPLASH_BLOCK) if side % size == 0) for side in sides)
         sizes = kernels.BlockSizes(
-            block_q=block, block_kv=block, block_kv_compute=min(block, 512),
-            block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=min(block, 512),
-            block_q_dq=block, block_kv_dq=block,
+            block_q=block_q, block_kv=block, block_kv_compute=min(block, 512),
+            block_q_dkv=block_q, block_kv_dkv=block, block_kv_dkv_compute=min(block, 512),
+            block_q_dq=block_q, block_kv_dq=block,
         )  # fmt: skip
         kernel = kernels.make_splash_mha(
-            masks.MultiHeadMask([mask] * q.shape[2]), block_sizes=sizes, head_shards=1, q_seq_shards=1
+            masks.MultiHeadMask([mask] * q.shape[2]),
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
         )
         heads_first = [jnp.swapaxes(x, 1, 2) for x in (q * q.shape[-1] ** -0.5, k, v)]
-        row: Any = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=kernels.SegmentIds(s, s)))
-        out: Array = row(*heads_first, segments)
+
+        def row(q, k, v, *segments):
+            return kernel(q, k, v, segment_ids=kernels.SegmentIds(*segments) if segments else None)
+
+        out: Array = jax.vmap(row)(*heads_first, *segments)
         return jnp.swapaxes(out, 1, 2).astype(q.dtype)
 
+    segments = [jnp.broadcast_to(own, x.shape[:2]) for own, x in zip(segments, (q, k), strict=False)]
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not {*BATCH_AXES, "tensor"} <= set(mesh.axis_names):
-        return local(q, k, v, segments)
+        return local(q, k, v, *segments)
     heads = PartitionSpec(BATCH_AXES, None, "tensor", None)
     return jax.shard_map(
         local,
-        in_specs=(heads, heads, heads, PartitionSpec(BATCH_AXES, None)),
+        in_specs=(heads, heads, heads, *[PartitionSpec(BATCH_AXES, None)] * len(segments)),
         out_specs=heads,
         check_vma=False,
-    )(q, k, v, segments)
+    )(q, k, v, *segments)
 
 
 class KeyValues(NamedTuple):

@@ -19,6 +19,7 @@ from common.errors import UserError
 from common.metrics.clinical import FINDINGS
 from common.models import cpu_ops
 from common.models.attention import attend_to, attention_weights
+from common.models.attention_choice import Shape, Use
 from common.models.cpu_ops import on_cpu
 from common.models.layers import Dense, dropout, gelu, random_params
 from common.types import PyTree
@@ -297,6 +298,12 @@ def init_classifier(config: ClassifierConfig, key: Array) -> PyTree:
 def classifier_shapes(config: ClassifierConfig) -> PyTree:
     """Shapes and dtypes of the parameters, without making them."""
     return jax.eval_shape(functools.partial(init_classifier, config), jax.random.key(0))
+
+
+def attention_use(config: BertConfig) -> Use:
+    """The labeler among the towers of a run."""
+    window, head_dim = config.max_position_embeddings, config.hidden_size // config.num_attention_heads
+    return Use("labeler", "labels", [Shape(window, window, head_dim, config.dtype)])
 
 
 def dense(config: BertConfig, features: int, name: str) -> Dense:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from common.errors import UserError
 from common.models import cpu_ops
 from common.models.attention import PAST_AXES, KeyValues, Past, attend, attend_cached, attend_to
+from common.models.attention_choice import Shape, Use
 from common.models.cpu_ops import on_cpu
 from common.models.layers import Dense, random_params
 from common.types import PyTree
@@ -241,10 +242,8 @@ class TextBlock(nn.Module):
         width = config.text_width
         packed = dense(config, 3 * width, "in_proj")(layer_norm(config, "ln_1")(x))
         q, k, v = (part.reshape(*x.shape[:2], config.text_heads, -1) for part in jnp.split(packed, 3, axis=-1))
-        if past.prompt is None:
-            attended = attend(q, k, v, segments, implementation="xla")  # few tokens: no kernel is worth it
-        else:
-            attended = attend_cached(q, k, v, past)
+        whole = past.prompt is None
+        attended = attend(q, k, v, segments, operation="clip") if whole else attend_cached(q, k, v, past)
         x = x + dense(config, width, "out_proj")(attended.reshape(x.shape))
         y = dense(config, 4 * width, "c_fc")(layer_norm(config, "ln_2")(x))
         return x + dense(config, width, "c_proj")(y * nn.sigmoid(1.702 * y)), KeyValues(k, v)
@@ -322,6 +321,13 @@ class Clip(nn.Module):
     ) -> tuple[Float[Array, "B embed"], Float[Array, "N embed"]]:
         """Embeddings of images and of texts, not normalised."""
         return self.visual(images), self.text(ids)
+
+
+def attention_use(config: ClipConfig) -> Use:
+    """Both sides among the towers of a run."""
+    positions, length = (config.image_size // 32) ** 2 + 1, config.context_length
+    text = Shape(length, length, config.text_width // config.text_heads, config.dtype)
+    return Use("CLIP", "clip", [Shape(positions, positions, 64, config.dtype), text])
 
 
 def normalise(images: UInt8[Array, "... H W"]) -> Float[Array, "... H W 3"]:

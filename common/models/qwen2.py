@@ -9,26 +9,26 @@ logits: the loss (`common.training.losses`) and decoding (`common.generation.loo
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from common.models import cpu_ops
 from common.models.attention import (
     PAST_AXES,
-    Implementation,
     KeyValues,
     Past,
     SharedPrompt,
     attend,
     attend_cached,
     attend_shared_prompt,
+    tokens_first,
 )
+from common.models.attention_choice import Implementation, choose_implementation
 from common.models.cpu_ops import on_cpu
 from common.models.decoding import Forward
 from common.models.layers import (
@@ -151,13 +151,14 @@ class Qwen2(nn.Module):
         self,
         tokens: Int[Array, "B S"],
         positions: Int[Array, "#B S"] | Int[Array, "3 #B S"],
-        segments: Int[Array, "B S"] | SharedPrompt | None = None,
+        segments: Int[Array, "B S"] | Bool[Array, "B S"] | SharedPrompt | None = None,
         past: Past | None = None,
         keep: bool = False,
         embeddings: Float[Array, "B S D"] | None = None,
         layers: Callable[..., Any] | None = None,
     ) -> tuple[Float[Array, "B S D"], KeyValues | None]:
-        """With `segments`: whole rows (training, prefill), or prompts with their continuations (`SharedPrompt`).
+        """With `segments`: whole rows, or prompts with their continuations (`SharedPrompt`). Numbers tell packed
+        sequences apart; a mask is true on the tokens of one sequence a row, wherever its padding is.
         With `past` (stacked over layers): decode, S = group.
 
         `keep` also returns the keys and values of these tokens, stacked [L B S K dim]. `embeddings` take the place of
@@ -180,6 +181,9 @@ class Qwen2(nn.Module):
             )
         x = embedding[tokens] if embeddings is None else embeddings
         x = constrain(x.astype(config.dtype), BATCH_AXES, None, None)
+        order, segments = padding_last(config, segments, x.shape[1])
+        if order is not None:
+            x, positions = reordered(x, order, 1), reordered(positions, order, positions.ndim - 1)
         rotary = angles(config, positions)
         layers = layers or nn.scan(
             remat(Block, config.remat) if past is None else Block,
@@ -189,6 +193,10 @@ class Qwen2(nn.Module):
             length=config.num_hidden_layers,
         )(config, self.lora_dropout, keep, name="layers")
         x, key_values = layers(x, past, rotary, segments)
+        if order is not None:
+            back = jnp.argsort(order, axis=1)
+            x = reordered(x, back, 1)
+            key_values = jax.tree.map(lambda leaf: reordered(leaf, back, 2), key_values)
         return RMSNorm(config.rms_norm_eps, config.param_dtype, name="norm")(x), key_values
 
 
@@ -197,10 +205,35 @@ def bind(config: Qwen2Config, variables: PyTree) -> Forward:
 
     `variables` is {"params": ...}, with "lora" (scaled) beside it or not. Prompts may come as `embeddings`.
     """
-    forward = functools.partial(Qwen2(config).apply, variables, keep=True)
+
+    def forward(tokens, positions, segments=None, *rest, **named):
+        padded = None if segments is None else segments > 0
+        return Qwen2(config).apply(variables, tokens, positions, padded, *rest, keep=True, **named)
+
     if on_cpu():
         return cpu_ops.decode_unstacked(forward, Block(config, keep=True), variables)
     return forward
+
+
+def padding_last(
+    config: Qwen2Config, segments: Array | SharedPrompt | None, length: int
+) -> tuple[Int[Array, "B S"] | None, Array | SharedPrompt | None]:
+    """The order in which the layers read a row, None for its own, and the segments of rows in that order.
+
+    cuDNN needs no mask where padding comes last. To move it once for all layers is less than a mask in each.
+    """
+    if segments is None or not (isinstance(segments, SharedPrompt) or segments.dtype == bool):
+        return None, segments
+    chosen = choose_implementation(config.attention, length, config.head_dim, jnp.dtype(config.dtype))
+    if chosen == "cudnn":
+        return tokens_first(segments)
+    return None, segments if isinstance(segments, SharedPrompt) else segments.astype(jnp.int32)
+
+
+def reordered(x: Array, order: Int[Array, "B S"], axis: int) -> Array:
+    """`x` with the positions of each row in this order; they are its axis `axis`, and rows the one before it."""
+    index = jnp.expand_dims(order, (*range(axis - 1), *range(axis + 1, x.ndim)))
+    return jnp.take_along_axis(x, index, axis=axis, mode="promise_in_bounds")
 
 
 def angles(

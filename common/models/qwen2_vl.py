@@ -131,10 +131,10 @@ def hidden_states(
     params: PyTree,
     rows: StudyRows,
     features: Float[Array, "B ... D"] | None,
-    segments: Int[Array, "B S"] | SharedPrompt | None = None,
+    segments: SharedPrompt | None = None,
     lora: PyTree | None = None,
 ) -> Float[Array, "B S D"]:
-    """Final hidden states of whole rows, for `common.training.losses.token_logprobs`; a row is one segment by default.
+    """Final hidden states of whole rows, for `common.training.losses.token_logprobs`; a row is one sequence by default.
 
     `lora` is an adapter (scaled) of the language model.
     """
@@ -143,7 +143,7 @@ def hidden_states(
         variables,
         rows.tokens,
         jnp.moveaxis(rows.positions, 1, 0),
-        rows.mask.astype(jnp.int32) if segments is None else segments,
+        rows.mask if segments is None else segments,
         embeddings=embed_study(config, params, rows, features),
     )
     return hidden

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from common.errors import UserError
-from common.models.attention import Implementation, attend, choose_implementation
+from common.models.attention import attend
+from common.models.attention_choice import Implementation, Shape, choose
 from common.models.clip import CLIP_MEAN, CLIP_STD
 from common.models.layers import BATCH_AXES, Dense, RMSNorm, constrain, gelu, matmul, rotary_angles, rotate
 from common.models.qwen2 import Remat, remat
@@ -124,9 +125,9 @@ class VisionAttention(nn.Module):
             def windows(x):
                 return x.reshape(-1, config.window_patches, *x.shape[2:])
 
-            few = "xla" if config.attention == "splash" else config.attention  # splash takes at least 128 tokens
-            out = attend(windows(q), windows(k), windows(v), windows(segments), causal=False, implementation=few)
-            return out.reshape(q.shape)
+            own = windows(jnp.broadcast_to(segments, q.shape[:2]))
+            options: Any = {"implementation": config.attention, "operation": "windows"}
+            return attend(windows(q), windows(k), windows(v), own, causal=False, **options).reshape(q.shape)
 
         # Without the checkpoints the backward pass would keep the scores of both branches for every block.
         branches = [jax.checkpoint(branch, prevent_cse=False) for branch in (over_image, over_windows)]
@@ -138,16 +139,16 @@ def attend_over_image(
     q: Float[Array, "I N H dim"],
     k: Float[Array, "I N H dim"],
     v: Float[Array, "I N H dim"],
-    segments: Int[Array, "I N"],
+    segments: Int[Array, "#I N"],
     implementation: Implementation,
 ) -> Float[Array, "I N H dim"]:
     """Attention of each patch to all of its image. Where splash is to be had, heads are padded to its 128 channels."""
     dim = q.shape[-1]
-    padding = -dim % 128
-    if choose_implementation(implementation, q.shape[1], dim + padding, q.dtype) != "splash":
-        return attend(q, k, v, segments, causal=False, implementation=implementation)
-    q, k, v = pad_heads(q, k, v, padding)
-    return attend(q, k, v, segments, causal=False, implementation="splash")[..., :dim]
+    options: Any = {"causal": False, "implementation": implementation, "operation": "image"}
+    shape = Shape(q.shape[1], q.shape[1], dim, q.dtype.name)
+    if choose("image", shape, implementation).implementation == "splash":
+        q, k, v = pad_heads(q, k, v, -dim % 128)
+    return attend(q, k, v, segments, **options)[..., :dim]
 
 
 def pad_heads(q: Array, k: Array, v: Array, padding: int) -> tuple[Array, Array, Array]:
@@ -219,7 +220,7 @@ class VisionTower(nn.Module):
         turns = [rotary_angles(at, half, ROPE_THETA) for at in (rows, columns)]
         rotary = tuple(jnp.concatenate(parts, axis=-1) for parts in zip(*turns, strict=True))
         full = jnp.isin(jnp.arange(config.depth), jnp.array(config.fullatt_block_indexes, jnp.int32))
-        segments = jnp.broadcast_to(layout.mask.astype(jnp.int32), x.shape[:2])
+        segments = layout.mask[None].astype(jnp.int32)  # of all images: a mask of them is made once
         blocks: Any = nn.scan(
             remat(VisionBlock, config.remat),
             variable_axes={"params": 0, "lora": 0},

@@ -25,15 +25,18 @@ def sft_loss(
     lora: LoraConfig,
     chunk: int,
     loss: TokenLoss | None = None,
+    packed: bool = True,
 ) -> tuple[LossSum, dict[str, LossSum]]:
     """Cross-entropy of the answer tokens, or `loss` of them.
 
-    Adapters are trained where `frozen` holds a base, otherwise the whole model.
+    Adapters are trained where `frozen` holds a base, otherwise the whole model. Rows that are not `packed` hold one
+    example each, which lets a fused kernel do without a mask.
     """
     variables = model_variables(trainable, frozen, lora)
     dropout = {"dropout": rng} if lora.dropout > 0 else {}
     model = Qwen2(config, lora.dropout)
-    hidden, _ = model.apply(variables, batch.tokens, batch.positions, batch.segments, rngs=dropout)
+    segments = batch.segments if packed else batch.segments > 0
+    hidden, _ = model.apply(variables, batch.tokens, batch.positions, segments, rngs=dropout)
     head = output_head(variables["params"])
     return report_loss(
         hidden, head, batch.targets, batch.weights, chunk=chunk, head_trained="lora" not in variables, loss=loss

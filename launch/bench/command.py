@@ -26,7 +26,7 @@ from common.generation.generate import make_generator, padded, row_keys
 from common.generation.sampling import GREEDY, Sampling
 from common.generation.settings import DecodeSettings
 from common.io.text import json_text
-from common.models.attention import choose_implementation
+from common.models.attention_choice import choose_implementation
 from common.models.lora import LoraConfig, init_lora
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config, init_params
 from common.training.flops import attended_pairs, forward_flops, sft_flops

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.models.attention import attend_to, attention_line, check_implementation
+from common.models.attention import attend_to
+from common.models.attention_choice import (
+    Shape,
+    Use,
+    attention_lines,
+    check_implementation,
+    choose,
+    choose_implementation,
+)
 from common.models.qwen2_weights import param_shapes
 from common.models.seq2seq import Attention
 from tests.runs import SIZES
@@ -29,11 +37,74 @@ def test_an_attention_of_another_platform_is_refused(monkeypatch):
     check_implementation("splash")
 
 
+def language(*lengths, head_dim=128, dtype="bfloat16"):
+    return Use("language", "rows", [Shape(length, length, head_dim, dtype) for length in lengths])
+
+
 def test_the_line_says_which_attention_runs_on_which_rows(monkeypatch):
-    assert attention_line("auto", {64, 256}, 128, "float32") == "attention: xla"
+    assert attention_lines("auto", [language(64, 256, dtype="float32")]) == ("attention: xla", [])
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    line = attention_line("auto", {256, 64, 128}, 128, "bfloat16")
-    assert line == "attention: xla on rows of 64; splash on rows of 128, 256"
+    line, warnings = attention_lines("auto", [language(256, 64, 128)])
+    assert line == "attention: xla (language rows of 64); splash (language rows of 128, language rows of 256)"
+    assert warnings == [
+        "warning: attention without the fused kernel (language rows of 64): splash takes multiples of 128 positions, "
+        "not 64; choose lengths that are multiples of 128"
+    ]
+
+
+TOWERS = [
+    language(300),
+    Use("continuations", "continuations", [Shape(255, 555, 128, "bfloat16")]),
+    Use("vision", "image", [Shape(1024, 1024, 80, "bfloat16")]),
+    Use("windows", "windows", [Shape(64, 64, 80, "bfloat16")]),
+    Use("labeler", "labels", [Shape(512, 512, 64, "float32")]),
+    Use("CLIP", "clip", [Shape(50, 50, 64, "float32")]),
+]
+
+
+def test_the_line_names_every_tower(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    line, warnings = attention_lines("auto", TOWERS)
+    assert line == "attention: cudnn (language, continuations, vision, windows); xla (labeler, CLIP)"
+    assert not warnings  # the last two are so by design
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    line, warnings = attention_lines("auto", TOWERS)
+    assert line == "attention: xla (language, continuations, windows, labeler, CLIP); splash (vision)"
+    assert [warning.partition("): ")[0] for warning in warnings] == [
+        f"warning: attention without the fused kernel ({name}" for name in ("language", "continuations")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"dtype": "float32"}, "cudnn takes bfloat16, not float32; choose --model.dtype bfloat16"),
+        ({"head_dim": 160}, "cudnn takes heads of 8, 16, ... 128 channels, not 160; choose another base model"),
+    ],
+)
+def test_a_kernel_that_cannot_be_had_is_a_warning_or_an_error_where_it_was_named(changes, expected, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    line, warnings = attention_lines("auto", [language(300, **changes)])
+    assert line == "attention: xla"
+    assert warnings == [f"warning: attention without the fused kernel (language): {expected}"]
+    assert attention_lines("xla", [language(300, **changes)]) == ("attention: xla", [])
+    with pytest.raises(UserError, match=r"^model.attention: cudnn: language: cudnn takes .*, or auto$"):
+        attention_lines("cudnn", [language(300, **changes)])
+
+
+def test_the_table():
+    def found(operation, queries, keys, head_dim=128, dtype="bfloat16", platform="gpu"):
+        return choose(operation, Shape(queries, keys, head_dim, dtype), platform=platform).implementation
+
+    assert found("rows", 301, 301) == found("continuations", 255, 555) == found("image", 100, 100, 80) == "cudnn"
+    assert found("windows", 64, 64, 80) == "cudnn"
+    assert found("labels", 512, 512, 64) == found("clip", 50, 50, 64) == found("decode", 1, 300) == "xla"
+    assert found("rows", 256, 256, platform="tpu") == found("image", 256, 256, 80, platform="tpu") == "splash"
+    assert found("rows", 256, 256, 64, platform="tpu") == found("windows", 128, 128, platform="tpu") == "xla"
+    assert found("continuations", 128, 384, platform="tpu") == "splash"
+    assert found("continuations", 128, 360, platform="tpu") == found("continuations", 100, 384, platform="tpu") == "xla"
+    assert choose_implementation("auto", 300, 128, jnp.dtype("bfloat16"), "gpu") == "cudnn"
+    assert choose_implementation("auto", 300, 128, jnp.dtype("bfloat16"), "cpu") == "xla"
 
 
 @pytest.mark.parametrize("mask", ["none", "keys", "positions"])
