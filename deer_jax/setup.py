@@ -32,7 +32,7 @@ from common.models.qwen2_vl_weights import (
     save_qwen2_vl,
 )
 from common.training.logs import check_wandb
-from common.training.parallel import DeviceLayout, device_put_tree, shardings
+from common.training.parallel import DeviceLayout, check_heads, device_put_tree, shardings
 from common.types import PyTree
 from deer_jax.config import EMBEDDED_BASE, DataConfig, ModelConfig, RolloutConfig, RunConfig
 from deer_jax.prompts import Encoder, read_splits
@@ -72,6 +72,7 @@ def load_base(model: ModelConfig, side: int, instruction: str, layout: DeviceLay
     directory = base_directory(model)
     check_implementation(model.attention)
     sizes = config_from_directory(directory)
+    check_heads(sizes.language.num_key_value_heads, layout)
     tokenizer = load_tokenizer(directory)
     check_vocabulary(tokenizer, sizes.language)
     check_processor(directory, sizes.vision)

@@ -26,7 +26,7 @@ from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, param_shapes
 from common.training.flops import forward_flops, matrix_parameters, peak_flops, train_flops
 from common.training.optim import make_optimizer
-from common.training.parallel import DeviceLayout, batch_sharding, make_device_layout
+from common.training.parallel import DeviceLayout, batch_sharding, check_heads, make_device_layout
 from common.training.sft import sft_loss
 from common.training.step import init_state, make_train_step
 from common.types import TextBatch
@@ -106,6 +106,7 @@ def make_plan(
     """
     started = time.perf_counter()
     layout = make_device_layout("mesh", config.mesh, devices)
+    check_heads(sizes.num_key_value_heads, layout)
     head_dim, dtype = sizes.head_dim, jnp.dtype(config.model.dtype)
     attention = choose_implementation(config.model.attention, config.max_length, head_dim, dtype, platform="tpu")
     sizes = dataclasses.replace(

@@ -23,7 +23,7 @@ from common.models.qwen2_vl_vision import VisionConfig
 from common.models.qwen2_vl_weights import param_shapes
 from common.training.flops import attention_flops, forward_flops, matrix_parameters, peak_flops
 from common.training.optim import make_optimizer
-from common.training.parallel import DeviceLayout, batch_sharding, make_device_layout
+from common.training.parallel import DeviceLayout, batch_sharding, check_heads, make_device_layout
 from common.training.step import init_state, make_train_step
 from deer_jax.config import RL_PRESETS, RlConfig
 from deer_jax.ditpo import PolicyParams, Rollouts, make_loss
@@ -59,6 +59,7 @@ def plan_step(config: RlConfig, model: Qwen2VLConfig, topology: str) -> dict[str
     started = time.perf_counter()
     devices = topology_devices(topology)
     layout = make_device_layout("mesh", config.mesh, devices)
+    check_heads(model.language.num_key_value_heads, layout)
     chip = CHIPS[topology.partition(":")[0]]
     sizes = as_computed(config, model)
     at_a_time = layout.row_shards * config.micro_batch

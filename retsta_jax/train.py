@@ -36,7 +36,7 @@ from common.training.evaluation import Evaluation
 from common.training.flops import sft_flops
 from common.training.logs import check_wandb
 from common.training.loop import RUN_OUTPUTS
-from common.training.parallel import DeviceLayout, device_put_tree, make_device_layout, shardings
+from common.training.parallel import DeviceLayout, check_heads, device_put_tree, make_device_layout, shardings
 from common.training.run import accumulation, base_weights, run_training, stage, supervised, this_process
 from common.training.sft import model_variables, sft_loss
 from common.training.token_loss import named_loss
@@ -72,6 +72,7 @@ def load_base(config: RetstaConfig, layout: DeviceLayout) -> Base:
     directory = base_directory(config)
     check_implementation(config.model.attention)
     sizes = config_from_directory(directory)
+    check_heads(sizes.num_key_value_heads, layout)
     check_trainable(sizes, config.model.tuning)
     tokenizer = load_tokenizer(directory)
     check_vocabulary(tokenizer, sizes)

@@ -42,7 +42,9 @@ NEVER_FUSED: dict[tuple[Operation, str], str] = {
         [("clip", "cudnn"), ("clip", "splash")],
         "rows of at most some 100 positions, whose scores are no larger than queries, keys and values",
     ),
-    **dict.fromkeys([("decode", "cudnn"), ("decode", "splash")], "few queries a row: the cache is read once in any form"),
+    **dict.fromkeys(
+        [("decode", "cudnn"), ("decode", "splash")], "few queries a row: the cache is read once in any form"
+    ),
 }
 
 

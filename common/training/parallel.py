@@ -287,3 +287,14 @@ def check_rows(rows: int, accumulate: int, layout: DeviceLayout) -> None:
             f"batch_size: {rows} rows per step do not split over {layout.row_shards} devices x {accumulate} "
             f"accumulation steps; choose a multiple of {parts}"
         )
+
+
+def check_heads(key_value_heads: int, layout: DeviceLayout) -> None:
+    """Raise UserError where the axis "tensor" cannot split a decoder's heads: each part needs keys of its own."""
+    parts = layout.mesh.shape.get("tensor", 1)
+    if key_value_heads % parts:
+        fit = [str(size) for size in range(1, key_value_heads + 1) if key_value_heads % size == 0]
+        raise UserError(
+            f"mesh.tensor: {parts} parts do not split the model's {key_value_heads} key/value heads; "
+            f"choose {', '.join(fit)}, and mesh.fsdp for the other devices"
+        )

@@ -18,7 +18,7 @@ from common.io.fingerprints import model_record
 from common.io.finite import check_finite, precision_remedy
 from common.models.qwen2 import SHARDING_RULES
 from common.models.qwen2_weights import config_from_directory, load_qwen2, max_positions, param_shapes
-from common.training.parallel import MeshConfig, generation_layout, shardings
+from common.training.parallel import MeshConfig, check_heads, generation_layout, shardings
 from retsta_jax.standardize import BATCHES_AT_ONCE, MOST_POSITIONS
 
 BLANK_LINE = b"\n\n"
@@ -77,6 +77,7 @@ def local_peer(
 
     def answer(prompts: Sequence[str], ids: Sequence[str]) -> Generator[Output]:
         layout = generation_layout(mesh)
+        check_heads(config.num_key_value_heads, layout)
         where = shardings(param_shapes(config), layout, SHARDING_RULES)
         loaded, params = load_qwen2(directory, dtype=dtype, param_dtype=dtype, shardings=where)
         say_devices(layout.mesh.size)

@@ -10,6 +10,7 @@ from common.models.qwen2 import SHARDING_RULES
 from common.training.optim import OptimConfig, make_optimizer
 from common.training.parallel import (
     MeshConfig,
+    check_heads,
     check_rows,
     compile_step,
     device_put_tree,
@@ -80,6 +81,16 @@ def test_parameters_are_split_over_the_mesh():
     kernel = device_put_tree(tiny.params(), layout, SHARDING_RULES)["layers"]["mlp"]["up_proj"]["kernel"]
     shape = kernel.shape
     assert kernel.addressable_shards[0].data.shape == (shape[0], shape[1] // 2, shape[2] // 2)
+
+
+def test_heads_are_split_over_as_many_parts_as_have_keys():
+    layout = make_device_layout("mesh", MeshConfig(data=1, fsdp=1, tensor=8))
+    check_heads(8, layout)
+    check_heads(2, make_device_layout("jit"))
+    with pytest.raises(
+        UserError, match=r"mesh.tensor: 8 parts do not split the model's 6 key/value heads; choose 1, 2, 3"
+    ):
+        check_heads(6, layout)
 
 
 def test_a_non_finite_gradient_changes_nothing_and_is_counted():

@@ -90,6 +90,10 @@ def refused(capsys):
         ({"max_length": 8, "buckets": 8}, ["24 records quarantined (longer than 8 tokens: 24)", "max"]),
         ({"model__attention": "splash"}, ["model.attention: splash runs on a TPU", "found cpu", "auto"]),
         ({"model__attention": "cudnn"}, ["model.attention: cudnn runs on a GPU", "found cpu"]),
+        (
+            {"parallel": "mesh", "mesh__data": 1, "mesh__tensor": 8},
+            ["mesh.tensor: 8 parts do not split the model's 2 key/value heads", "1, 2"],
+        ),
         ({"model__base": "nowhere/at-all"}, ["nowhere/at-all"]),
         ({"model__base": ""}, ["model.base: not given", "--model.base DIR"]),
         ({"data__train": "nowhere.jsonl"}, ["nowhere.jsonl", "No such file"]),
