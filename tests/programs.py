@@ -1,6 +1,8 @@
 """The programs that the systems run, at tiny sizes, to look at what is compiled for a platform."""
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from common.models.decoding import Prompts
 from common.models.lora import scaled
 from common.models.qwen2 import Qwen2, output_head
 from common.training.losses import answer_loss, token_logprobs
-from common.training.step import init_state, make_train_step
+from common.training.step import LossFn, init_state, make_train_step
 from common.types import PyTree
 from tests import tiny
 from unicross_jax import model as unicross
@@ -80,8 +82,8 @@ def clip_gradient(layers: int) -> Program:
     return Program(jax.grad(similarity), (params,), {})
 
 
-def unicross_step(layers: int) -> Program:
-    """The gradient of a UniCrossAdapter's loss, with dropout."""
+def unicross_loss(layers: int) -> tuple[LossFn, tuple[PyTree, PyTree, unicross.ReportBatch]]:
+    """The loss of a UniCrossAdapter with dropout; what it trains, what it does not, and a batch."""
     config = unicross.UniCrossConfig(CLIP, vocabulary=40, heads=2, vision_layers=2, decoder_layers=layers, dropout=0.1)
     params = clip.init_params(CLIP, jax.random.key(0))
     trainable = unicross.init_trainable(config, jax.random.key(1))
@@ -91,10 +93,17 @@ def unicross_step(layers: int) -> Program:
     )
     batch = unicross.ReportBatch(studies, jnp.full((2, 6), 3), jnp.full((2, 6), 4), jnp.ones((2, 6)))
 
-    def loss(trainable, frozen, batch, rng):
-        return unicross.loss(trainable, frozen, batch, rng, config=config, chunk=4)[0].total
+    return functools.partial(unicross.loss, config=config, chunk=4), (trainable, frozen, batch)
 
-    return Program(jax.value_and_grad(loss), (trainable, frozen, batch, jax.random.key(0)), frozen)
+
+def unicross_step(layers: int) -> Program:
+    """The gradient of a UniCrossAdapter's loss."""
+    loss, (trainable, frozen, batch) = unicross_loss(layers)
+
+    def total(trainable, frozen, batch, rng):
+        return loss(trainable, frozen, batch, rng)[0].total
+
+    return Program(jax.value_and_grad(total), (trainable, frozen, batch, jax.random.key(0)), frozen)
 
 
 def saliency(layers: int) -> Program:
@@ -108,6 +117,19 @@ def saliency(layers: int) -> Program:
         return jax.value_and_grad(lambda words: bert.chexbert_logits(config, params, words, mask)[:, :, 1].sum())(words)
 
     return Program(score, (params, jnp.array([[3, 4, 5, 6], [3, 7, 0, 0]])), params)
+
+
+def lowered(function: Callable[..., Any], arguments: tuple[Any, ...], *platforms: str, **jit: Any) -> list[str]:
+    """StableHLO of a function for each of these platforms, none of which need be there."""
+    traced = jax.jit(lambda *arguments: function(*arguments), **jit).trace(*arguments)
+    return [traced.lower(lowering_platforms=(platform,)).as_text() for platform in platforms]
+
+
+def rearranged_stacks(weights: PyTree, text: str, dtype: str = "f32") -> list[str]:
+    """Operations that make another copy of a stack of kernels: of the whole, or of a layer of a fixed number."""
+    stacks = {"x".join(map(str, leaf.shape)) + f"x{dtype}" for leaf in jax.tree.leaves(weights) if leaf.ndim in (3, 5)}
+    pattern = r"stablehlo\.(?:transpose|slice|concatenate|reverse|copy).*: \(tensor<([^>]+)>"
+    return [found[0] for found in re.finditer(pattern, text) if found[1] in stacks]
 
 
 PROGRAMS: dict[str, Callable[[int], Program]] = {
