@@ -69,8 +69,8 @@ def update(loss, trainable, frozen, batch, *platforms):
     return *lowered(make_train_step(loss, TX), (state, frozen, batch, KEY), *platforms, donate_argnums=0), state
 
 
-def sft(packed, platform):
-    config = dataclasses.replace(LANGUAGE, mrope_section=())
+def sft(packed, platform, **changes):
+    config = dataclasses.replace(LANGUAGE, mrope_section=(), **changes)
     base = param_shapes(config)
     adapter = jax.eval_shape(lambda: init_lora(base, LORA, jax.random.key(0)))
     whole, real = (array(dtype, LENGTH) for dtype in (jnp.int32, jnp.float32))
@@ -135,6 +135,13 @@ def test_a_step_of_fine_tuning(packed, platform):
     assert not scores(text, LENGTH, LENGTH)
     assert not rearranged_stacks(base, text, "bf16")
     assert donated(text) == len(jax.tree.leaves(state))
+
+
+def test_scores_and_their_masks_are_found_where_they_are(platform):
+    text, *_ = sft(True, platform, attention="xla")
+    assert not kernels(text)
+    assert scores(text, LENGTH, LENGTH)
+    assert scores(text, LENGTH, LENGTH, "i1")
 
 
 def test_an_update_of_deer(platform):
