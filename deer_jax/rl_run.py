@@ -20,7 +20,7 @@ from common.io.fingerprints import data_record
 from common.io.functions import load_function
 from common.io.terminal import say
 from common.models import bert
-from common.models.attention_choice import say_attention
+from common.models.attention_choice import attention_lines, say_attention
 from common.models.qwen2_vl import SHARDING_RULES
 from common.training.evaluation import Check, Evaluation
 from common.training.loop import RUN_OUTPUTS
@@ -200,14 +200,14 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
     tx = make_optimizer(config.optim, config.steps * config.updates)
     schedule = make_schedule(config.optim, config.steps * config.updates)
     trainable, frozen = initial_trees(config, base, layout)
+    length = prompt_length(base.encoder, config.data.views)
+    labels = [] if labeler is None else [bert.attention_use(labeler.config.encoder)]
+    uses = [*attention_uses(base, length, config.rollout.max_new_tokens), *labels]
+    attention = attention_lines(uses, config.model.attention)
 
     def announce() -> None:
         say_data(splits_line(config.data, splits, quarantine))
-        length = prompt_length(base.encoder, config.data.views)
-        uses = attention_uses(base, length, config.rollout.max_new_tokens)
-        if labeler is not None:
-            uses.append(bert.attention_use(labeler.config.encoder))
-        say_attention(config.model.attention, uses)
+        say_attention(attention)
 
     training = Training(
         trainable=trainable,

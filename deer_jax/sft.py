@@ -11,7 +11,7 @@ from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
 from common.data.splits import Split
 from common.data.summary import Cut, say_data
-from common.models.attention_choice import say_attention
+from common.models.attention_choice import attention_lines, say_attention
 from common.models.qwen2_vl import SHARDING_RULES
 from common.training.parallel import DeviceLayout, make_device_layout
 from common.training.run import accumulation, base_weights, run_training, stage, supervised, this_process
@@ -75,11 +75,12 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
     base = load_base(config.model, config.data.side, config.instruction, layout)
     make, cut = batch_maker(config, base, splits["train"])
     cut += batch_maker(config, base, splits["validation"])[1]
+    length = prompt_length(base.encoder, config.data.views) + config.max_length
+    attention = attention_lines(attention_uses(base, length), config.model.attention)
 
     def announce() -> None:
         say_data(splits_line(config.data, splits, quarantine, Cut(cut, config.max_length)))
-        length = prompt_length(base.encoder, config.data.views) + config.max_length
-        say_attention(config.model.attention, attention_uses(base, length))
+        say_attention(attention)
 
     trainable, frozen = initial_trees(config, base, layout)
     loss = functools.partial(

@@ -26,7 +26,7 @@ from common.generation.loop import Generated
 from common.generation.settings import DecodeSettings
 from common.generation.slots import decode
 from common.models.adapters import save_adapter
-from common.models.attention_choice import Shape, Use, check_implementation, say_attention
+from common.models.attention_choice import Shape, Use, attention_lines, check_implementation, say_attention
 from common.models.decoding import Prompts
 from common.models.families import check_trainable
 from common.models.lora import init_lora
@@ -160,6 +160,9 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
     encode = functools.partial(encode_pairs, base.tokenizer, config.instruction)
     examples = encode_examples(encode(pairs), config.max_length, quarantine)
     held_out = encode_examples(encode(splits.validation), config.max_length, quarantine)
+    lengths = {config.max_length} if config.packing else {*config.buckets, config.max_length}
+    rows = [Shape(length, length, base.config.head_dim, base.config.dtype) for length in lengths]
+    attention = attention_lines([Use("language", "rows", rows)], config.model.attention)
 
     def announce() -> None:
         counts = {"train": len(examples), "validation": len(held_out), "test": len(splits.test)}
@@ -167,9 +170,7 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
         new = len(pairs) - len(splits.train)
         notes = [f"{new:,} of train made by augmentation of {len(splits.train):,}"] if new else []
         say_data(splits_line(config, counts, quarantine, unknown, notes))
-        lengths = {config.max_length} if config.packing else {*config.buckets, config.max_length}
-        rows = [Shape(length, length, base.config.head_dim, base.config.dtype) for length in lengths]
-        say_attention(base.config.attention, [Use("language", "rows", rows)])
+        say_attention(attention)
 
     trainable, frozen = initial_trees(config, base, layout)
     options: dict[str, Any] = {"lora": config.lora, "chunk": config.model.loss_chunk, "packed": config.packing}

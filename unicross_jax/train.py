@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.generation.evaluation import report_evaluations
 from common.generation.loop import Generated
 from common.io.fingerprints import fingerprint
-from common.models.attention_choice import Shape, Use, say_attention
+from common.models.attention_choice import Shape, Use, attention_lines, say_attention
 from common.models.clip import attention_use
 from common.training.evaluation import Evaluation
 from common.training.logs import check_wandb
@@ -156,7 +156,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
         say_data(study_line(config.data, counts, quarantine, cut=of, unknown=unknown))
         sizes, length = task.model, config.max_length
         report = Shape(length, length, sizes.width // sizes.heads, "float32")
-        say_attention("auto", [attention_use(sizes.clip), Use("decoder", "clip", [report])])
+        say_attention(attention_lines([attention_use(sizes.clip), Use("decoder", "clip", [report])]))
 
     frozen = device_put_tree(task.frozen, layout)
     training = supervised(

@@ -32,7 +32,7 @@ from common.data.summary import say_data
 from common.errors import UserError
 from common.io.fingerprints import fingerprint
 from common.io.safetensors import atomic_directory
-from common.models.attention_choice import say_attention
+from common.models.attention_choice import attention_lines, say_attention
 from common.models.bert import ClassifierConfig, attention_use, init_classifier
 from common.models.bert_weights import encoder_config, load_encoder, save_classifier
 from common.training.logs import check_wandb
@@ -103,7 +103,7 @@ def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
         if quarantine:
             print(quarantine.summary(), flush=True)
         say_data(corpus_line(config, corpus, labeler))
-        say_attention("auto", [attention_use(labeler.config.encoder)])
+        say_attention(attention_lines([attention_use(labeler.config.encoder)]))
 
     training = supervised(
         config,

@@ -136,7 +136,7 @@ def check_implementation(implementation: Implementation) -> None:
         )
 
 
-def attention_lines(implementation: Implementation, uses: Sequence[Use]) -> tuple[str, list[str]]:
+def attention_lines(uses: Sequence[Use], implementation: Implementation = "auto") -> tuple[str, list[str]]:
     """In words: which implementation runs where, and a warning for each kernel that a shape forgoes.
 
     Raises UserError where the kernel that `implementation` names does not take a shape.
@@ -163,9 +163,9 @@ def attention_lines(implementation: Implementation, uses: Sequence[Use]) -> tupl
     return "attention: " + "; ".join(parts), warnings
 
 
-def say_attention(implementation: Implementation, uses: Sequence[Use]) -> None:
+def say_attention(lines: tuple[str, list[str]]) -> None:
     """Print `attention_lines`."""
-    line, warnings = attention_lines(implementation, uses)
+    line, warnings = lines
     say(line)
     for warning in warnings:
         say(warning, error=True)

@@ -42,9 +42,9 @@ def language(*lengths, head_dim=128, dtype="bfloat16"):
 
 
 def test_the_line_says_which_attention_runs_on_which_rows(monkeypatch):
-    assert attention_lines("auto", [language(64, 256, dtype="float32")]) == ("attention: xla", [])
+    assert attention_lines([language(64, 256, dtype="float32")]) == ("attention: xla", [])
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    line, warnings = attention_lines("auto", [language(256, 64, 128)])
+    line, warnings = attention_lines([language(256, 64, 128)])
     assert line == "attention: xla (language rows of 64); splash (language rows of 128, language rows of 256)"
     assert warnings == [
         "warning: attention without the fused kernel (language rows of 64): splash takes multiples of 128 positions, "
@@ -64,11 +64,11 @@ TOWERS = [
 
 def test_the_line_names_every_tower(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    line, warnings = attention_lines("auto", TOWERS)
+    line, warnings = attention_lines(TOWERS)
     assert line == "attention: cudnn (language, continuations, vision, windows); xla (labeler, CLIP)"
     assert not warnings  # the last two are so by design
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    line, warnings = attention_lines("auto", TOWERS)
+    line, warnings = attention_lines(TOWERS)
     assert line == "attention: xla (language, continuations, windows, labeler, CLIP); splash (vision)"
     assert [warning.partition("): ")[0] for warning in warnings] == [
         f"warning: attention without the fused kernel ({name}" for name in ("language", "continuations")
@@ -84,12 +84,12 @@ def test_the_line_names_every_tower(monkeypatch):
 )
 def test_a_kernel_that_cannot_be_had_is_a_warning_or_an_error_where_it_was_named(changes, expected, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    line, warnings = attention_lines("auto", [language(300, **changes)])
+    line, warnings = attention_lines([language(300, **changes)])
     assert line == "attention: xla"
     assert warnings == [f"warning: attention without the fused kernel (language): {expected}"]
-    assert attention_lines("xla", [language(300, **changes)]) == ("attention: xla", [])
+    assert attention_lines([language(300, **changes)], "xla") == ("attention: xla", [])
     with pytest.raises(UserError, match=r"^model.attention: cudnn: language: cudnn takes .*, or auto$"):
-        attention_lines("cudnn", [language(300, **changes)])
+        attention_lines([language(300, **changes)], "cudnn")
 
 
 def test_the_table():
