@@ -203,13 +203,13 @@ def _shape(q: Array, k: Array) -> Shape:
 def _cudnn(q, k, v, visible, causal=False):
     """The fused kernel of NVIDIA GPUs; `causal` is no part of the mask `visible` [#B S M], so that it skips blocks.
 
-    In training it takes a mask of even sides only: where one is odd, it gets a position that no token sees.
+    In training it takes even lengths only: where one is odd, it gets a position at the end that no token sees.
     """
-    length, mask = q.shape[1], None
-    if visible is not None:
-        odd = (length % 2, k.shape[1] % 2)
-        mask = jnp.pad(visible, ((0, 0), (0, odd[0]), (0, odd[1])))[:, None]
-        q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    length, odd = q.shape[1], (q.shape[1] % 2, k.shape[1] % 2)
+    if visible is None and odd[1] and not causal:
+        visible = jnp.ones((1, *q.shape[1:2], *k.shape[1:2]), bool)
+    mask = None if visible is None else jnp.pad(visible, ((0, 0), (0, odd[0]), (0, odd[1])))[:, None]
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
     out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
     return out[:, :length]
 

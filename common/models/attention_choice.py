@@ -14,7 +14,8 @@ TPUs, never do.
 | decode | new tokens to a cache (`attend_cached`) | xla | xla |
 
 Continuations are one call and not two (to the prompt, to themselves) joined by their log-sum-exp:
-`jax.nn.dot_product_attention` of JAX 0.10.2 rounds that of cuDNN to the dtype of the output and drops its gradient.
+`jax.nn.dot_product_attention` of JAX 0.10 and 0.11 rounds that of cuDNN to the dtype of the output and drops its
+gradient. The attention pool of 64 images at 224 pixels, with its gradient, takes 88 MB by XLA for an H100 and 27 fused.
 Why the last four rows are as they are stands in `NEVER_FUSED`; other shapes that a kernel does not take in `refusal`.
 """
 
@@ -40,7 +41,7 @@ NEVER_FUSED: dict[tuple[Operation, str], str] = {
     ),
     **dict.fromkeys(
         [("clip", "cudnn"), ("clip", "splash")],
-        "rows of at most some 100 positions, whose scores are no larger than queries, keys and values",
+        "rows of at most some 100 positions, whose scores take little beside the maps of the images",
     ),
     **dict.fromkeys(
         [("decode", "cudnn"), ("decode", "splash")], "few queries a row: the cache is read once in any form"
@@ -91,7 +92,7 @@ def choose(
 def refusal(kernel: Implementation, operation: Operation, shape: Shape) -> tuple[str, str]:
     """Why the kernel does not take this shape, and what to change; ("", "") where it does.
 
-    Odd lengths, which cuDNN does not take in training under a mask, are no reason: they are padded by one.
+    Odd lengths, which cuDNN does not take in training, are no reason: they are padded by one.
     """
     if kernel == "cudnn":
         if jnp.dtype(shape.dtype) not in (jnp.bfloat16, jnp.float16):

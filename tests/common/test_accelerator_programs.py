@@ -69,11 +69,11 @@ def update(loss, trainable, frozen, batch, *platforms):
     return *lowered(make_train_step(loss, TX), (state, frozen, batch, KEY), *platforms, donate_argnums=0), state
 
 
-def sft(packed, platform, **changes):
+def sft(packed, platform, length=LENGTH, **changes):
     config = dataclasses.replace(LANGUAGE, mrope_section=(), **changes)
     base = param_shapes(config)
     adapter = jax.eval_shape(lambda: init_lora(base, LORA, jax.random.key(0)))
-    whole, real = (array(dtype, LENGTH) for dtype in (jnp.int32, jnp.float32))
+    whole, real = (array(dtype, length) for dtype in (jnp.int32, jnp.float32))
     loss = functools.partial(sft_loss, config=config, lora=LORA, chunk=32, packed=packed)
     text, state = update(loss, adapter, {"params": base}, TextBatch(whole, whole, real, whole, whole), platform)
     return text, state, base
@@ -135,6 +135,13 @@ def test_a_step_of_fine_tuning(packed, platform):
     assert not scores(text, LENGTH, LENGTH)
     assert not rearranged_stacks(base, text, "bf16")
     assert donated(text) == len(jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_odd_lengths_take_the_kernel_too(packed, platform):
+    text, *_ = sft(packed, platform, length=LENGTH - 1)
+    assert bool(kernels(text)) is (platform == "cuda")
+    assert bool(scores(text, LENGTH - 1, LENGTH - 1)) is (platform == "tpu")
 
 
 def test_scores_and_their_masks_are_found_where_they_are(platform):
