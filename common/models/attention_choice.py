@@ -35,10 +35,8 @@ KERNELS: dict[str, Implementation] = {"gpu": "cudnn", "tpu": "splash"}  # the fu
 SPLASH_BLOCK = 128  # positions and channels that splash takes at a time
 NEVER_FUSED: dict[tuple[Operation, str], str] = {
     ("windows", "splash"): "a window has 64 patches and splash takes 128; scores grow with the image, not its square",
-    **dict.fromkeys(
-        [("labels", "cudnn"), ("labels", "splash")],
-        "labels are computed in float32, which cuDNN does not take and a TPU's kernel rounds to bfloat16",
-    ),
+    ("labels", "cudnn"): "labels are computed in float32, which cuDNN does not take",
+    ("labels", "splash"): "heads of 64 channels would be padded to 128, and the labels' float32 products are whole",
     **dict.fromkeys(
         [("clip", "cudnn"), ("clip", "splash")],
         "rows of at most some 100 positions, whose scores take little beside the maps of the images",
