@@ -1,9 +1,9 @@
 # An image for GPU nodes, with the versions of uv.lock. The host provides the NVIDIA driver and its container toolkit.
-#   docker build --build-arg EXTRA=cuda13 --tag medreport-jax .
+#   docker build --build-arg EXTRA=cuda12 --tag medreport-jax .
 #   docker run --gpus all --volume "$PWD/runs:/runs" medreport-jax retsta --help
 FROM python:3.12-slim-bookworm
 
-ARG EXTRA=cuda12
+ARG EXTRA=cuda13
 
 ENV UV_PROJECT_ENVIRONMENT=/opt/medreport \
     UV_COMPILE_BYTECODE=1 \

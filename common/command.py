@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Collection
 from typing import NoReturn, TextIO
 
-from common.devices import default_to_cpu
+from common.devices import GPU_MEMORY, default_to_cpu, set_gpu_defaults
 from common.errors import UserError
 from common.io.terminal import printable
 from common.process.host_watch import ending_of, watch
@@ -30,6 +30,7 @@ def run_cli(
     full disk. SIGTERM and SIGINT become one line and the exit codes of `common.process.stopping`.
     """
     default_to_cpu()
+    set_gpu_defaults()
     warnings.showwarning = _show_warning
     with handled():
         try:
@@ -131,8 +132,10 @@ def _end(code: int, message: str = "") -> NoReturn:
 def out_of_memory(message: str) -> str:
     """What XLA says of a device that has too little memory, in one line with what to do."""
     named = re.search(r"\d[\d.,]* ?(?:[KMGT]i?B?\b|bytes)", message)
-    wanted = named[0] if named else "XLA does not say how much"
+    wanted = f"{named[0] if named else 'XLA does not say how much'} requested"
+    if share := os.environ.get(GPU_MEMORY):
+        wanted += f", and {GPU_MEMORY}={share} of a GPU's memory may be used"
     return (
-        f"not enough memory ({wanted} requested); lower micro_batch, batch_size or max_length, set "
+        f"not enough memory ({wanted}); lower micro_batch, batch_size or max_length, set "
         "model.remat to full, or split the parameters over more devices (parallel mesh, mesh.fsdp -1, mesh.data 1)"
     )

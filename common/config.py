@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from common.bounds import check_numbers
+from common.devices import programs_kept
 from common.errors import UserError, did_you_mean
 from common.io.differences import Difference, differences
 from common.io.files import atomic_file
@@ -37,6 +38,7 @@ Result = TypeVar("Result")
 _ASIDE = re.compile(r"\.config\.json\.\d+\.partial")  # of a command that was killed while it wrote
 
 CONFIG_FILE = "config.json"
+PROGRAMS = "compiled"  # programs of accelerators, which may be there before the config
 TRAINED_ON = "trained_on.json"  # digests of the base, the data and what else a run learns from, by their names
 
 
@@ -138,7 +140,7 @@ def check_run_directory(run_dir: Path, config: Any) -> None:
     if existing != run_dir:
         return
     if not path.exists():
-        if any(not (_ASIDE.fullmatch(entry.name) or is_lock(entry.name)) for entry in run_dir.iterdir()):
+        if any(not (_ASIDE.fullmatch(name) or name == PROGRAMS or is_lock(name)) for name in os.listdir(run_dir)):
             raise UserError(f"{run_dir}: is not empty and contains no config.json; choose another directory")
         return
     found = read_json(path, "the config of a run; choose another directory")
@@ -187,6 +189,8 @@ def claim_run_directory(run_dir: Path, config: Any, trained_on: Mapping[str, str
 def owning_run_directory(train: Callable[[Config, Path], Result]) -> Callable[[Config, Path], Result]:
     """A decorator for what trains by a config in a run directory: the directory is checked, and locked meanwhile.
 
+    Programs of accelerators are kept in it.
+
     Raises UserError as `check_run_directory` does, and where another process writes there.
     """
 
@@ -194,7 +198,7 @@ def owning_run_directory(train: Callable[[Config, Path], Result]) -> Callable[[C
     def run(config: Config, run_dir: Path) -> Result:
         if is_first_process():
             check_run_directory(run_dir, config)
-        with locked_by_first(run_dir):
+        with locked_by_first(run_dir), programs_kept(run_dir / PROGRAMS):
             return train(config, run_dir)
 
     return run

@@ -18,7 +18,9 @@ COMMANDS = {
         "common.data.builders.command:main",
     ),
     "phantoms": Command("a sheet of drawn radiographs", "--sheet FILE.png", "common.phantoms.phantom:main"),
-    "plan": Command("whether a step fits a TPU slice", "--preset NAME --topology v5e:2x4", "launch.plan:main"),
+    "plan": Command(
+        "whether a step fits a TPU slice or GPUs", "--preset NAME --topology v5e:2x4|h100:8", "launch.plan:main"
+    ),
     "bench": Command("speed of this device", "sft|decode|unicross|rl|labeler|duplicates [--peer]", "launch.cli:bench"),
 }
 

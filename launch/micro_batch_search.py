@@ -16,6 +16,7 @@ class Compiled(NamedTuple):
     temporary: int
     seconds: float
     processor_seconds: float = 0.0
+    workspace: int = 0  # of `temporary`, what the compiler does not know of
 
 
 def search_micro_batch(

@@ -1,4 +1,4 @@
-"""`medreport plan` for DEER: rollout and update of reinforcement learning, compiled for a TPU slice.
+"""`medreport plan` for DEER: rollout and update of reinforcement learning, compiled for a TPU slice or a node of GPUs.
 
 The model is Qwen2.5-VL-3B. The bounds are arithmetic on data sheets: a decode step reads every weight and each cache
 once, an update takes its FLOPs; no step can take less time than the sum.
@@ -25,11 +25,22 @@ from common.training.flops import attention_flops, forward_flops, matrix_paramet
 from common.training.optim import make_optimizer
 from common.training.parallel import DeviceLayout, batch_sharding, check_heads, make_device_layout
 from common.training.step import init_state, make_train_step
-from deer_jax.config import RL_PRESETS, RlConfig
+from common.types import PyTree
+from deer_jax.config import RL_PRESETS, RlConfig, RunConfig
 from deer_jax.ditpo import PolicyParams, Rollouts, make_loss
 from deer_jax.prompts import MULTIPLE, StudyPrompts
 from deer_jax.vision_policy import split_params, vision_policy
-from launch.slices import CHIPS, USABLE, Chip, abstract, compile_abstract, topology_devices
+from launch.chips import time_floor
+from launch.micro_batch_search import Compiled
+from launch.slices import (
+    Slice,
+    abstract,
+    attention_of,
+    bytes_by_kind,
+    compile_abstract,
+    open_slice,
+    with_workspace,
+)
 
 PLANNED = {"deer-mimic": "mimic-cxr", "deer-chexpert-plus": "chexpert-plus"}
 QWEN2_5_VL_3B = Qwen2VLConfig(
@@ -57,10 +68,9 @@ def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: i
 def plan_step(config: RlConfig, model: Qwen2VLConfig, topology: str) -> dict[str, Any]:
     """`make_plan` for any config and sizes."""
     started = time.perf_counter()
-    devices = topology_devices(topology)
-    layout = make_device_layout("mesh", config.mesh, devices)
+    on = open_slice(topology)
+    layout = make_device_layout("mesh", config.mesh, on.devices)
     check_heads(model.language.num_key_value_heads, layout)
-    chip = CHIPS[topology.partition(":")[0]]
     sizes = as_computed(config, model)
     at_a_time = layout.row_shards * config.micro_batch
     accumulate = max(config.batch_size // at_a_time, 1)
@@ -70,50 +80,56 @@ def plan_step(config: RlConfig, model: Qwen2VLConfig, topology: str) -> dict[str
     batch |= {"micro_batch": config.micro_batch, "accumulate": accumulate, "prompt": prompt_tokens(config, sizes)}
     return {
         "topology": topology,
-        "device_kind": devices[0].device_kind,
-        "devices": len(devices),
+        "device_kind": on.devices[0].device_kind,
+        "devices": len(on.devices),
         "mesh": dict(layout.mesh.shape),
         "batch": batch,
-        "fits": all(one.fits and one.total <= USABLE * chip.hbm for one in found.values()),
-        "hbm_bytes": int(chip.hbm),
+        "fits": all(one.fits and one.total <= on.chip.usable * on.chip.memory for one, _ in found.values()),
+        "memory_bytes": on.chip.memory,
+        "usable_bytes": int(on.chip.usable * on.chip.memory),
         "programs": {
             name: {
                 "bytes_per_device": one.total,
                 "argument_bytes": one.arguments,
                 "temp_bytes": one.temporary,
+                "bytes": kinds,
                 "compile_seconds": round(one.seconds, 1),
             }
-            for name, one in found.items()
+            for name, (one, kinds) in found.items()
         },
-        "bounds": time_bounds(config, sizes, layout, studies, chip),
+        "bounds": time_bounds(config, sizes, layout, studies, on),
         "plan_seconds": round(time.perf_counter() - started, 1),
     }
 
 
-def as_computed(config: RlConfig, sizes: Qwen2VLConfig) -> Qwen2VLConfig:
+def as_computed(config: RunConfig, sizes: Qwen2VLConfig) -> Qwen2VLConfig:
     """The model as the preset computes with it."""
     options: dict[str, Any] = {"dtype": config.model.dtype, "remat": config.model.remat}
     parts = {name: dataclasses.replace(getattr(sizes, name), **options) for name in ("language", "vision")}
     return dataclasses.replace(sizes, **parts)
 
 
-def prompt_tokens(config: RlConfig, sizes: Qwen2VLConfig) -> int:
-    """Columns of a prompt."""
+def patches_of(config: RunConfig, sizes: Qwen2VLConfig) -> tuple[int, int]:
+    """Rows and columns of the patches of an image."""
     patches = config.data.side // sizes.vision.patch_size
-    each = image_tokens(sizes.vision, (patches, patches))
+    return patches, patches
+
+
+def prompt_tokens(config: RunConfig, sizes: Qwen2VLConfig) -> int:
+    """Columns of a prompt."""
+    each = image_tokens(sizes.vision, patches_of(config, sizes))
     return -(-(config.data.views * (each + 2) + WORDS) // MULTIPLE) * MULTIPLE
 
 
 def compile_programs(
     config: RlConfig, sizes: Qwen2VLConfig, layout: DeviceLayout, studies: int, accumulate: int
-) -> dict[str, Any]:
-    """What the compiler says of the rollout and of the update."""
-    patches = config.data.side // sizes.vision.patch_size
+) -> dict[str, tuple[Compiled, dict[str, int]]]:
+    """What the compiler says of the rollout and of the update, and their bytes by kind."""
     rollout, length = config.rollout, prompt_tokens(config, sizes)
     settings = DecodeSettings(
         rollout.max_new_tokens, Sampling(temperature=rollout.temperature, top_p=rollout.top_p), stop_ids=STOP
     )
-    images = vision_layout(sizes.vision, (patches, patches))
+    images = vision_layout(sizes.vision, patches_of(config, sizes))
     policy = vision_policy(sizes, images, settings, config.lora, config.model.loss_chunk)
     trainable, frozen = split_params(param_shapes(sizes), config.model.tuning)
     tx = make_optimizer(config.optim, 1000)
@@ -138,22 +154,49 @@ def compile_programs(
     run = functools.partial(compile_abstract, layout=layout)
     sampling = jax.jit(sample, out_shardings=batch_sharding(layout), keep_unused=True)  # Adam is resident too
     updating = jax.jit(update, donate_argnums=0, out_shardings=(kept, None))
+    sampled, _ = run(sampling, (state, fixed, prompts, key))
+    updated, _ = run(updating, (state, fixed, rollouts, key))
+    if uses_cudnn(config, sizes, layout):
+        # Gradients of prompts and images go through it; reports do not.
+        patches = config.data.views * math.prod(patches_of(config, sizes))
+        updated = with_workspace(updated, config.micro_batch * (length + patches))
     return {
-        "rollout": run(sampling, (state, fixed, prompts, key))[0],
-        "update": run(updating, (state, fixed, rollouts, key))[0],
+        "rollout": (sampled, bytes_by_kind(sampled, state, fixed, cache_bytes(config, sizes, layout, studies))),
+        "update": (updated, bytes_by_kind(updated, state, fixed)),
     }
 
 
+def uses_cudnn(config: RunConfig, sizes: Qwen2VLConfig, layout: DeviceLayout) -> bool:
+    """Whether rows of prompts and images go through its fused attention."""
+    length, head_dim, dtype = prompt_tokens(config, sizes), sizes.language.head_dim, jnp.dtype(config.model.dtype)
+    return attention_of(config.model.attention, length, head_dim, dtype, layout) == "cudnn"
+
+
+def cache_bytes(config: RlConfig, sizes: Qwen2VLConfig, layout: DeviceLayout, studies: int) -> int:
+    """Bytes of one device's keys and values, at the end of a rollout: a group has one copy of its prompt's."""
+    language, shards = sizes.language, layout.mesh.shape
+    split = shards["tensor"] if language.num_key_value_heads % shards["tensor"] == 0 else 1
+    tokens = studies * (prompt_tokens(config, sizes) + config.rollout.group * config.rollout.max_new_tokens)
+    return tokens * bytes_of_token(config, language) // (layout.row_shards * split)
+
+
+def bytes_of_token(config: RlConfig, language: Qwen2Config) -> int:
+    """Bytes of the keys and values of one token, in all layers."""
+    width = jnp.dtype(config.model.dtype).itemsize
+    return 2 * language.num_hidden_layers * language.num_key_value_heads * language.head_dim * width
+
+
 def time_bounds(
-    config: RlConfig, sizes: Qwen2VLConfig, layout: DeviceLayout, studies: int, chip: Chip
+    config: RlConfig, sizes: Qwen2VLConfig, layout: DeviceLayout, studies: int, on: Slice
 ) -> dict[str, Any]:
     """Lower bounds on the seconds of a step whose reports all have full length, and the rollout's tokens a second.
 
-    Rollout: the prefill by its FLOPs, then for each token the reading of the weights of the language model and of the
-    cache, or its FLOPs where these take longer. Update: forward and backward FLOPs, recomputation included. Gathering
-    of weights is taken to overlap with all of it.
+    The step is a sequence of three stages, and in each compute, memory and links overlap. Prefill: its FLOPs, the
+    weights read once, and gathered over fsdp for the whole rollout. Decode: for each token the reading of the weights
+    of the language model and of the cache, or its FLOPs. Update: forward and backward FLOPs, recomputation included,
+    weights read in each pass, and the optimizer's state read and written; weights gathered twice for each micro-batch.
     """
-    peak = (peak_flops(layout.mesh.devices.flat[0]) or math.inf) * layout.mesh.size
+    peak, devices = peak_flops(on.devices[0]), layout.mesh.size
     language, new = sizes.language, config.rollout.max_new_tokens
     prompt, rows = prompt_tokens(config, sizes), studies * config.rollout.group
     vision = studies * config.data.views * vision_flops(sizes.vision, config.data.side)
@@ -161,27 +204,43 @@ def time_bounds(
     pairs = rows * (new * prompt + new**2 / 2)
     written = forward_flops(language, rows * new, pairs)
 
-    width = jnp.dtype(config.model.dtype).itemsize
-    weights = matrix_parameters(language) * width / layout.mesh.shape["tensor"]
-    per_token = 2 * language.num_hidden_layers * language.num_key_value_heads * language.head_dim * width
-    cache = (studies * prompt + rows * new / 2) * per_token / layout.mesh.size
-    decode = new * max((weights + cache) / chip.hbm_bandwidth, written / new / peak)
-    prefill = (vision + read) / peak
+    width, tensor = jnp.dtype(config.model.dtype).itemsize, layout.mesh.shape["tensor"]
+    shapes = param_shapes(sizes)
+    trained = elements(split_params(shapes, config.model.tuning)[0])
+    weights = elements(shapes) * width / tensor
+    gathered = weights * (layout.mesh.shape["fsdp"] - 1) / layout.mesh.shape["fsdp"]
+    decoder = matrix_parameters(language) * width / tensor
+    cache = (studies * prompt + rows * new / 2) * bytes_of_token(config, language) / devices
 
     # Recomputed under remat are the layers, not the head.
     head = 2.0 * (studies * prompt + rows * new) * language.vocab_size * language.hidden_size
     passes = 4 if config.model.remat == "full" else 3
     scored = read + written - head
-    update = (passes * (vision + scored) + 3 * 2.0 * rows * new * language.vocab_size * language.hidden_size) / peak
+    update = passes * (vision + scored) + 3 * 2.0 * rows * new * language.vocab_size * language.hidden_size
+    accumulate = max(studies // (layout.row_shards * config.micro_batch), 1)
+    adam = 2 * 3 * 4 * trained / devices  # parameters and both moments, in float32, read and written
+    stages = {
+        "prefill": time_floor(on.chip, peak, (vision + read) / devices, weights, gathered),
+        "decode": time_floor(on.chip, peak, written / devices, new * (decoder + cache), 0.0),
+        "update": time_floor(
+            on.chip, peak, update / devices, accumulate * (passes - 1) * weights + adam, accumulate * 2 * gathered
+        ),
+    }
+    seconds = {name: stage["seconds_at_least"] for name, stage in stages.items()}
+    total = sum(seconds.values())
     return {
-        "prefill_seconds": prefill,
-        "decode_seconds": decode,
-        "update_seconds": update,
-        "step_seconds_at_least": prefill + decode + update,
-        "decode_bound_by": "hbm" if (weights + cache) / chip.hbm_bandwidth > written / new / peak else "compute",
-        "rollout_tokens_per_second_at_most": rows * new / (prefill + decode),
+        **{f"{name}_seconds": value for name, value in seconds.items()},
+        **{f"{name}_bound_by": stage["bound_by"] for name, stage in stages.items()},
+        "seconds_at_least": total,
+        "bound_by": stages[max(seconds, key=lambda name: seconds[name])]["bound_by"],
+        "rollout_tokens_per_second_at_most": rows * new / (seconds["prefill"] + seconds["decode"]),
         "flops_of_attention_in_update": passes * attention_flops(language, pairs),
     }
+
+
+def elements(tree: PyTree) -> int:
+    """Numbers in a tree of shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def vision_flops(config: VisionConfig, side: int) -> float:

@@ -1,4 +1,7 @@
-"""`medreport plan` for UniCrossAdapter: the true training step of a preset, compiled for a TPU slice."""
+"""`medreport plan` for UniCrossAdapter: the true training step of a preset, compiled for a TPU slice or a node of GPUs.
+
+All of it is float32, so on GPUs no part of it is cuDNN's attention.
+"""
 
 import functools
 import math
@@ -14,7 +17,9 @@ from common.training.flops import peak_flops
 from common.training.optim import make_optimizer
 from common.training.parallel import batch_sharding, make_device_layout
 from common.training.step import init_state, make_train_step
-from launch.slices import CHIPS, USABLE, abstract, compile_abstract, topology_devices
+from common.training.traced_flops import traced_flops
+from launch.chips import time_floor
+from launch.slices import abstract, bytes_by_kind, compile_abstract, device_bytes, open_slice
 from unicross_jax.adapters import AdapterConfig
 from unicross_jax.config import PRESETS
 from unicross_jax.data import CONDITION_TOKENS
@@ -28,8 +33,8 @@ def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: i
     """Compile the step for the slice; a device takes its share of the preset's batch, or `micro_batch` studies."""
     started = time.perf_counter()
     config = PRESETS[preset]
-    devices = topology_devices(topology)
-    layout = make_device_layout("mesh", config.mesh, devices)
+    on = open_slice(topology)
+    layout = make_device_layout("mesh", config.mesh, on.devices)
     model = UniCrossConfig(
         clip=RN101,
         vocabulary=WORDS,
@@ -52,26 +57,33 @@ def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: i
     batch = report_batch_shapes(rows, config.data.views, RN101.image_size, config.max_length - 1, layout)
     train_loss = functools.partial(loss, config=model, chunk=loss_chunk or config.loss_chunk)
     kept = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(make_train_step(train_loss, tx, accumulate), donate_argnums=0, out_shardings=(kept, None))
-    found, program = compile_abstract(step, (state, frozen, batch, abstract(key, layout, ())), layout)
-    hbm = int(CHIPS[topology.partition(":")[0]].hbm)
-    flops = 0.0 if program is None else program.cost_analysis()["flops"]  # of one device
-    peak = peak_flops(devices[0])
+    update = make_train_step(train_loss, tx, accumulate)
+    step = jax.jit(update, donate_argnums=0, out_shardings=(kept, None))
+    arguments = state, frozen, batch, abstract(key, layout, ())
+    with layout.context():
+        flops = traced_flops(update, *arguments) / layout.mesh.size
+    found, _ = compile_abstract(step, arguments, layout)
+    weights, trained = device_bytes((state.trainable, frozen)), device_bytes(state.trainable)
+    # Weights in a forward and a backward pass, the state read and written; gradients summed over the devices.
+    reads = 2 * accumulate * weights + 2 * device_bytes(state)
+    shared = 2 * trained * (layout.row_shards - 1) / layout.row_shards
     return {
         "topology": topology,
-        "device_kind": devices[0].device_kind,
-        "devices": len(devices),
+        "device_kind": on.devices[0].device_kind,
+        "devices": len(on.devices),
         "mesh": dict(layout.mesh.shape),
         "batch": {"studies": rows, "micro_batch": rows_of_device, "accumulate": accumulate, "views": config.data.views},
         "trainable_parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trainable)),
         "frozen_parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(frozen)),
-        "fits": found.fits and found.total <= USABLE * hbm,
+        "fits": found.fits and found.total <= on.chip.usable * on.chip.memory,
         "bytes_per_device": found.total,
         "argument_bytes": found.arguments,
         "temp_bytes": found.temporary,
-        "hbm_bytes": hbm,
+        "bytes": bytes_by_kind(found, state, frozen),
+        "memory_bytes": on.chip.memory,
+        "usable_bytes": int(on.chip.usable * on.chip.memory),
         "flops_per_device": flops,
-        "compute_seconds_at_least": flops * accumulate / peak if peak else None,
+        "bounds": time_floor(on.chip, peak_flops(on.devices[0]), flops, reads, shared),
         "compile_seconds": round(found.seconds, 1),
         "plan_seconds": round(time.perf_counter() - started, 1),
     }

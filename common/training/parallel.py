@@ -141,12 +141,14 @@ def gathered(tree: PyTree, dtype: DTypeLike, rules: Rules) -> PyTree:
 
     For a loop that reads them at every turn: what fsdp splits is gathered and converted once, before it.
     """
-    tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    mesh = jax.sharding.get_abstract_mesh().shape
 
     def one(path, leaf: Array) -> Array:
         pairs = zip(_spec(path, rules), leaf.shape, strict=False)
-        kept = ["tensor" if axis == "tensor" and size % tensor == 0 else None for axis, size in pairs]
-        return constrain(leaf.astype(dtype), *kept)
+        split = [axis if axis and size % mesh.get(axis, 1) == 0 else None for axis, size in pairs]
+        # Without the first constraint XLA gathers, and holds, what is converted afterwards: twice the bytes.
+        own = constrain(leaf.astype(dtype), *split)
+        return constrain(own, *("tensor" if axis == "tensor" else None for axis in split))
 
     return jax.tree_util.tree_map_with_path(one, tree)
 

@@ -78,9 +78,11 @@ def _of_equation(equation: Any, depends: list[bool], runs: Runs) -> _Count:
         own = _of_convolution(equation.outvars[0].aval.shape, equation.invars[1].aval.shape, params)
         return _Count(own * (1 + sum(depends)), [any(depends)])
     if name == "scan":
-        return _of_loop(
-            params["jaxpr"].jaxpr, depends, params["num_consts"], params["num_carry"], params["length"], runs
-        )
+        if "num_consts" in params:
+            constants, carried = params["num_consts"], params["num_carry"]
+        else:  # JAX 0.11: trees of the arguments, as (constants, carry, what is scanned over)
+            constants, carried, _ = (len(tree) for tree in params["ft_in"].unpack())
+        return _of_loop(params["jaxpr"].jaxpr, depends, constants, carried, params["length"], runs)
     if name == "while":
         skipped = params["cond_nconsts"]
         carried = len(depends) - skipped - params["body_nconsts"]

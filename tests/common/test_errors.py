@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from common.command import out_of_memory, run_cli
+from common.devices import GPU_MEMORY
 
 
 def test_a_device_without_memory_is_one_line(capsys):
@@ -18,10 +19,12 @@ def test_a_device_without_memory_is_one_line(capsys):
     assert said.count("\n") == 1
 
 
-def test_what_compilers_say_of_memory():
+def test_what_compilers_say_of_memory(monkeypatch):
     of_tpu = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Used 20.5G of 15.7G hbm. Exceeded by 4.8G."
     assert "(20.5G requested)" in out_of_memory(of_tpu)
     assert "XLA does not say how much" in out_of_memory("RESOURCE_EXHAUSTED: full")
+    monkeypatch.setenv(GPU_MEMORY, "0.9")
+    assert "(20.5G requested, and XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 of a GPU's memory" in out_of_memory(of_tpu)
 
 
 def test_a_full_disk_behind_standard_output_is_one_line():

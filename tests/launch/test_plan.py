@@ -1,8 +1,9 @@
-"""The plan compiles a tiny step for a TPU that is not there, and says what is wrong where it cannot."""
+"""The plan compiles a tiny step for devices that are not there, and says what is wrong where it cannot."""
 
 import dataclasses
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -10,13 +11,18 @@ import pytest
 
 from common.errors import UserError
 from common.models.qwen2 import Qwen2Config
-from common.training.flops import train_flops
-from launch import plan, slices
+from common.training.flops import PEAK_FLOPS, peak_flops, train_flops
+from launch import chips, plan, slices
 from launch.micro_batch_search import OUT_OF_TIME, Compiled, search_micro_batch, search_outcome
 from retsta_jax.config import PRESETS
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed: pip install libtpu"
+)
+
+needs_cuda = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None or sys.version_info < (3, 12),
+    reason="the compiler for GPUs is not installed: pip install 'medreport-jax[plan-gpu]'",
 )
 
 SIZES = Qwen2Config(
@@ -27,36 +33,61 @@ CONFIG = dataclasses.replace(PRESETS["retsta-7b"], max_length=256, micro_batch=1
 
 
 @pytest.fixture(scope="module")
-def devices():
-    return slices.topology_devices("v5e:2x4")
+def tpus():
+    return slices.open_slice("v5e:2x4")
 
 
 @needs_libtpu
-def test_a_tiny_step_compiles_for_a_slice(devices):
-    found = plan.make_plan(CONFIG, SIZES, "v5e:2x4", devices, None)
-    assert found["fits"] is True
+def test_a_tiny_step_compiles_for_a_slice(tpus):
+    found = plan.make_plan(CONFIG, SIZES, "v5e:2x4", tpus, None)
     assert found["attention"] == "splash"
+    check_tiny(found)
+
+
+@needs_cuda
+def test_a_tiny_step_compiles_for_gpus():
+    found = plan.make_plan(CONFIG, SIZES, "h100:8", slices.open_slice("h100:8"), None)
+    assert found["attention"] == "cudnn"
+    assert found["device_kind"] == "NVIDIA H100 80GB HBM3"
+    assert found["bytes"]["workspace"] == int(256 * slices.WORKSPACE_OF_TOKEN)
+    check_tiny(found)
+
+
+@needs_cuda
+@pytest.mark.parametrize("kind", [kind for kind, chip in chips.CHIPS.items() if chip.gpu])
+def test_every_gpu_has_a_compiler(kind):
+    on = slices.open_slice(f"{kind}:1")
+    assert on.devices[0].platform == "gpu"
+    assert peak_flops(on.devices[0]) is not None
+
+
+def check_tiny(found):
+    """What the plan of `CONFIG` on eight devices says of whatever kind they are."""
+    assert found["fits"] is True
     assert found["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
     assert found["batch"] == {
         "rows": 16, "sequence": 256, "micro_batch": 1, "rows_at_a_time": 8, "accumulate": 2,
     }  # fmt: skip
     assert found["tokens_per_step"] == 16 * 256
     assert found["flops_per_step"] == train_flops(SIZES, CONFIG.lora, 16 * 256, 16 * 256**2 / 2)
-    assert found["argument_bytes"] + found["temp_bytes"] <= found["bytes_per_device"] < found["hbm_bytes"]
+    assert found["argument_bytes"] + found["temp_bytes"] <= found["bytes_per_device"] < found["memory_bytes"]
+    assert min(found["bytes"].values()) >= 0
+    assert sum(found["bytes"].values()) == found["bytes_per_device"]
+    assert found["usable_bytes"] < found["memory_bytes"]
     bounds = found["bounds"]
     assert bounds[f"{bounds['bound_by']}_seconds"] == max(
-        bounds[f"{name}_seconds"] for name in ("compute", "hbm", "ici")
+        bounds[f"{name}_seconds"] for name in ("compute", "memory", "links")
     )
     assert 0 < bounds["utilisation_at_most"] <= 1
     json.dumps(found)
 
 
 @needs_libtpu
-def test_what_the_compiler_refuses_is_read_from_its_message(devices):
+def test_what_the_compiler_refuses_is_read_from_its_message(tpus):
     config = dataclasses.replace(CONFIG, micro_batch=1 << 17)
-    found = plan.make_plan(config, SIZES, "v5e:2x4", devices, None)
+    found = plan.make_plan(config, SIZES, "v5e:2x4", tpus, None)
     assert found["fits"] is False
-    assert found["temp_bytes"] > found["hbm_bytes"]
+    assert found["temp_bytes"] > found["memory_bytes"]
     batch = 5 * 4 * (1 << 17) * CONFIG.max_length  # five arrays of four bytes a token
     assert found["argument_bytes"] == pytest.approx(batch, rel=0.01)
 
@@ -111,15 +142,15 @@ def fake_compiler(monkeypatch, processor_seconds):
     def compile_step_for(config, sizes, layout):
         fits = config.micro_batch <= 10
         total = (3 + config.micro_batch) * slices.GIB // 2
-        return Compiled(fits, total, 0, 0, 1.0, processor_seconds)
+        return Compiled(fits, total, 0, 0, 1.0, processor_seconds), {}
 
     monkeypatch.setattr(plan, "compile_step_for", compile_step_for)
 
 
 @needs_libtpu
-def test_a_plan_whose_search_ended_names_the_largest_micro_batch(monkeypatch, devices, capsys):
+def test_a_plan_whose_search_ended_names_the_largest_micro_batch(monkeypatch, tpus, capsys):
     fake_compiler(monkeypatch, 1.0)
-    found = plan.make_plan(CONFIG, SIZES, "v5e:2x4", devices, 100.0)
+    found = plan.make_plan(CONFIG, SIZES, "v5e:2x4", tpus, 100.0)
     assert (found["search"], found["largest_micro_batch"], found["smallest_refused"]) == ("complete", 10, 11)
     progress = capsys.readouterr().err.splitlines()
     assert len(progress) == len(found["compiled"])
@@ -131,31 +162,63 @@ def test_a_plan_whose_search_ended_names_the_largest_micro_batch(monkeypatch, de
     ("seconds", "fits", "refused", "known"),
     [(3.0, 1, None, "micro-batch 1 fits, what"), (7.0, 4, 16, "micro-batch 4 fits and 16 does not, what")],
 )
-def test_a_plan_whose_search_was_cut_off_names_no_largest(monkeypatch, devices, seconds, fits, refused, known):
+def test_a_plan_whose_search_was_cut_off_names_no_largest(monkeypatch, tpus, seconds, fits, refused, known):
     fake_compiler(monkeypatch, 2.0)
-    found = plan.make_plan(CONFIG, SIZES, "v5e:2x4", devices, seconds)
+    found = plan.make_plan(CONFIG, SIZES, "v5e:2x4", tpus, seconds)
     assert found["search"] == OUT_OF_TIME
     assert found["largest_micro_batch"] is None
     assert (found["largest_that_fits"], found["smallest_refused"]) == (fits, refused)
     assert known in search_outcome(found)
 
 
-@pytest.mark.parametrize("name", ["v5e", "v5e:2by4", "v9z:2x4", "v5e:2x4x4x4"])
+@pytest.mark.parametrize(
+    "name", ["v5e", "v5e:2by4", "v9z:2x4", "v5e:2x4x4x4", "v5e:8", "h100", "h100:0", "h100:9", "h100:2x4", "h100:x"]
+)
 def test_a_bad_topology_is_one_clear_line(name):
     with pytest.raises(UserError, match="--topology"):
-        slices.topology_devices(name)
+        slices.open_slice(name)
 
 
 @needs_libtpu
 def test_a_slice_that_libtpu_does_not_know_is_one_clear_line():
     with pytest.raises(UserError, match="does not know this slice"):
-        slices.topology_devices("v5e:3x5")
+        slices.open_slice("v5e:3x5")
 
 
-def test_without_libtpu_the_message_says_what_to_install(monkeypatch):
+@pytest.mark.parametrize(("name", "extra"), [("v5e:2x4", "plan"), ("h100:8", "plan-gpu")])
+def test_without_a_compiler_the_message_says_what_to_install(monkeypatch, name, extra):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"medreport-jax\[plan\]"):
-        slices.topology_devices("v5e:2x4")
+    with pytest.raises(UserError, match=rf"medreport-jax\[{extra}\]"):
+        slices.open_slice(name)
+
+
+def test_a_gpu_is_described_to_its_compiler_as_its_data_sheet_says():
+    chip = chips.CHIPS["h100"]
+    text = " ".join(chips.gpu_target(chip, chip.gpu).split())
+    for part in (
+        "core_count: 132",
+        "memory_bandwidth: 3352320000000",
+        "device_memory_size: 84942979072",
+        "cuda_compute_capability { major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }",
+        'device_description_str: "NVIDIA H100 80GB HBM3"',
+    ):
+        assert part in text
+    ada = chips.CHIPS["rtx4090"]
+    assert "cuda_compute_capability { major: 8 minor: 9 }" in chips.gpu_target(ada, ada.gpu)
+
+
+def test_the_peak_of_every_gpu_is_known_by_the_name_that_jax_gives_it():
+    for chip in chips.CHIPS.values():
+        assert chip.gpu is None or any(re.search(pattern, chip.gpu.name) for pattern, _ in PEAK_FLOPS)
+
+
+@pytest.mark.parametrize(
+    ("work", "bound", "seconds"),
+    [((989e12, 0, 0), "compute", 1.0), ((0, 2 * 3352.32e9, 0), "memory", 2.0), ((1e12, 1e9, 3 * 450e9), "links", 3.0)],
+)
+def test_a_floor_is_the_longest_of_its_parts(work, bound, seconds):
+    floor = chips.time_floor(chips.CHIPS["h100"], 989e12, *work)
+    assert (floor["bound_by"], floor["seconds_at_least"]) == (bound, pytest.approx(seconds))
 
 
 def test_an_unknown_preset_exits_with_code_2_and_prints_nothing_else():
@@ -170,7 +233,7 @@ def test_an_unknown_preset_exits_with_code_2_and_prints_nothing_else():
 def test_sizes_are_those_of_a_directory_that_is_named(monkeypatch, tmp_path, capsys):
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 300, **sizes}))
-    monkeypatch.setattr(plan, "topology_devices", lambda name: [])
+    monkeypatch.setattr(plan, "open_slice", lambda name: None)
     monkeypatch.setattr(plan, "make_plan", lambda config, sizes, *others: {"sizes": dataclasses.asdict(sizes)})
     wanted = ["--preset", "retsta-7b", "--topology", "v5e:2x4", "--model.base", str(tmp_path)]
     assert plan.main(wanted) == 0

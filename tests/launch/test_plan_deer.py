@@ -53,18 +53,39 @@ def test_the_towers_flops_are_those_of_its_products():
     assert vision_flops(VISION, side) == pytest.approx(traced, rel=1e-6)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed")
-def test_a_tiny_step_compiles_for_a_slice():
-    found = plan_step(CONFIG, SIZES, "v5e:2x4")
+@pytest.mark.parametrize(
+    "topology",
+    [
+        pytest.param(
+            "v5e:2x4",
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec("libtpu") is None, reason="the compiler for TPUs is not installed"
+            ),
+        ),
+        pytest.param(
+            "h100:8",
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec("jax_cuda12_plugin") is None, reason="the compiler for GPUs is not installed"
+            ),
+        ),
+    ],
+)
+def test_a_tiny_step_compiles_for_devices_that_are_not_there(topology):
+    found = plan_step(CONFIG, SIZES, topology)
     assert found["fits"] is True
     assert found["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
     assert found["batch"] == {
         "studies": 16, "group": 2, "new_tokens": 8, "micro_batch": 1, "accumulate": 2, "prompt": 64,
     }  # fmt: skip
     assert found["programs"].keys() == {"rollout", "update"}
+    for program in found["programs"].values():
+        assert min(program["bytes"].values()) >= 0
+        assert sum(program["bytes"].values()) == program["bytes_per_device"]
+    # 2 studies a device, each a prompt of 64 and 2 reports of 8 tokens, in 2 layers of 2 heads of 16, in bfloat16.
+    assert found["programs"]["rollout"]["bytes"]["caches"] == 2 * (64 + 2 * 8) * 2 * 2 * 2 * 16 * 2
     bounds = found["bounds"]
     parts = [bounds[f"{part}_seconds"] for part in ("prefill", "decode", "update")]
     assert min(parts) > 0
-    assert bounds["step_seconds_at_least"] == pytest.approx(sum(parts))
-    assert bounds["decode_bound_by"] == "hbm"
+    assert bounds["seconds_at_least"] == pytest.approx(sum(parts))
+    assert bounds["decode_bound_by"] == "memory"
     json.dumps(found)

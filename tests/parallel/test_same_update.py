@@ -1,5 +1,7 @@
 """The same batch gives the same update however it is cut: devices, mesh axes, accumulation (contract 2)."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,3 +144,12 @@ def test_weights_of_a_loop_are_gathered_over_fsdp_and_stay_split_over_tensor():
         assert [axis for axis in after.sharding.spec if axis] == split
         np.testing.assert_array_equal(after, whole.astype(jnp.bfloat16))
     assert any("fsdp" in leaf.sharding.spec for leaf in jax.tree.leaves(placed))
+
+
+def test_weights_of_a_loop_are_converted_before_they_are_gathered():
+    layout = make_device_layout("mesh", MeshConfig(data=1, fsdp=8))
+    placed = device_put_tree(tiny.params(), layout, SHARDING_RULES)
+    with jax.set_mesh(layout.mesh):
+        program = jax.jit(lambda tree: gathered(tree, jnp.float16, SHARDING_RULES)).lower(placed).compile().as_text()
+    dtypes = set(re.findall(r"= (\w+)\[[\d,]*\]\S* all-gather\(", program))
+    assert dtypes == {"f16"}

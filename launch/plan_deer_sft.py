@@ -1,0 +1,118 @@
+"""`medreport plan` for DEER's first stage: the supervised step of the image tower, compiled for devices not there."""
+
+import dataclasses
+import functools
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from common.models.qwen2_vl import SHARDING_RULES, Qwen2VLConfig, StudyRows
+from common.models.qwen2_vl_layout import vision_layout
+from common.models.qwen2_vl_weights import param_shapes
+from common.training.flops import forward_flops, peak_flops
+from common.training.optim import make_optimizer
+from common.training.parallel import batch_sharding, make_device_layout
+from common.training.step import init_state, make_train_step
+from deer_jax.config import SFT_PRESETS, SftConfig
+from deer_jax.prompts import ReportRows, StudyPrompts
+from deer_jax.vision_policy import sft_loss, split_params
+from launch.chips import time_floor
+from launch.plan_deer import (
+    QWEN2_5_VL_3B,
+    as_computed,
+    elements,
+    patches_of,
+    prompt_tokens,
+    uses_cudnn,
+    vision_flops,
+)
+from launch.slices import abstract, bytes_by_kind, compile_abstract, device_bytes, open_slice, with_workspace
+
+PLANNED = {"deer-sft-mimic": "mimic-cxr", "deer-sft-chexpert-plus": "chexpert-plus"}
+
+
+def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: int | None) -> dict[str, Any]:
+    """Compile the step for the devices of `topology`; each takes `micro_batch` studies at a time."""
+    config = SFT_PRESETS[PLANNED[preset]]
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, loss_chunk=loss_chunk or config.model.loss_chunk),
+        micro_batch=micro_batch or config.micro_batch,
+    )
+    return plan_step(config, QWEN2_5_VL_3B, topology)
+
+
+def plan_step(config: SftConfig, model: Qwen2VLConfig, topology: str) -> dict[str, Any]:
+    """`make_plan` for any config and sizes.
+
+    The floor counts FLOPs, with recomputation, reads of the weights in each pass and of the optimizer's state, and the
+    gathering over fsdp of all weights in the forward and in the backward pass.
+    """
+    started = time.perf_counter()
+    on = open_slice(topology)
+    layout = make_device_layout("mesh", config.mesh, on.devices)
+    sizes = as_computed(config, model)
+    at_a_time = layout.row_shards * config.micro_batch
+    accumulate = max(config.batch_size // at_a_time, 1)
+    studies, prompt = at_a_time * accumulate, prompt_tokens(config, sizes)
+    length = prompt + config.max_length
+
+    def array(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((studies, *shape), dtype, sharding=batch_sharding(layout))
+
+    whole = array(jnp.int32, length)
+    rows = StudyRows(whole, array(jnp.bool_, length), array(jnp.int32, 3, length), whole, array(jnp.int32))
+    prompts = StudyPrompts(rows, array(jnp.uint8, config.data.views, config.data.side, config.data.side))
+    batch = ReportRows(prompts, whole, array(jnp.float32, length))
+    trainable, frozen = split_params(param_shapes(sizes), config.model.tuning)
+    frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.model.frozen_dtype), frozen)
+    tx = make_optimizer(config.optim, 1000)
+    state = abstract(jax.eval_shape(lambda tree: init_state(tree, tx), trainable), layout, SHARDING_RULES)
+    fixed = abstract(frozen, layout, SHARDING_RULES)
+    key = abstract(jax.eval_shape(lambda: jax.random.key(0)), layout, ())
+    images = vision_layout(sizes.vision, patches_of(config, sizes))
+    loss = functools.partial(sft_loss, config=sizes, layout=images, lora=config.lora, chunk=config.model.loss_chunk)
+    kept = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = jax.jit(make_train_step(loss, tx, accumulate), donate_argnums=0, out_shardings=(kept, None))
+    found, _ = compile_abstract(step, (state, fixed, batch, key), layout)
+    if uses_cudnn(config, sizes, layout):
+        patches = config.data.views * math.prod(patches_of(config, sizes))
+        found = with_workspace(found, config.micro_batch * (length + patches))
+
+    vision = studies * config.data.views * vision_flops(sizes.vision, config.data.side)
+    read = forward_flops(sizes.language, studies * length, studies * length**2 / 2)
+    remat = config.model.remat == "full"
+    # A frozen matrix costs a forward pass and a gradient of its input, a trained one its own gradient too.
+    flops = (4 if remat else 3) * vision + (3 if remat else 2) * read
+    passes, fsdp = 3 if remat else 2, layout.mesh.shape["fsdp"]
+    weights = elements((trainable, frozen)) * jnp.dtype(config.model.dtype).itemsize / layout.mesh.shape["tensor"]
+    floor = time_floor(
+        on.chip,
+        peak_flops(on.devices[0]),
+        flops / layout.mesh.size,
+        accumulate * passes * weights + 2 * device_bytes(state),
+        accumulate * 2 * weights * (fsdp - 1) / fsdp,
+    )
+    return {
+        "topology": topology,
+        "device_kind": on.devices[0].device_kind,
+        "devices": len(on.devices),
+        "mesh": dict(layout.mesh.shape),
+        "batch": {
+            "studies": studies, "micro_batch": config.micro_batch, "accumulate": accumulate, "prompt": prompt,
+            "report": config.max_length,
+        },
+        "fits": found.fits and found.total <= on.chip.usable * on.chip.memory,
+        "bytes_per_device": found.total,
+        "argument_bytes": found.arguments,
+        "temp_bytes": found.temporary,
+        "bytes": bytes_by_kind(found, state, fixed),
+        "memory_bytes": on.chip.memory,
+        "usable_bytes": int(on.chip.usable * on.chip.memory),
+        "bounds": floor,
+        "compile_seconds": round(found.seconds, 1),
+        "plan_seconds": round(time.perf_counter() - started, 1),
+    }  # fmt: skip
