@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from common.generation.beams import Search, begin_search, finish_search
@@ -26,7 +27,6 @@ from common.types import PyTree
 
 REFILL = 8  # one slot in so many is refilled at a time
 FREE = -1  # in place of the request that occupies a slot
-KEPT = ("keys_values", "context")  # of `Prefilled`: leaves with three axes behind that of the rows
 
 
 class Request(NamedTuple):
@@ -107,24 +107,49 @@ def make_slots(decoder: Decoder, settings: DecodeSettings, size: int, layout: De
         with layout.context():
             return program(*arguments)
 
-    jitted = jax.jit(start), jax.jit(empty), jax.jit(admit, donate_argnums=3), jax.jit(advance, donate_argnums=1)
+    # States that come and go in one sharding: with another, `admit` would be compiled again for what `advance` returns.
+    placed: Any = {} if layout.mode == "mesh" else {"out_shardings": NamedSharding(layout.mesh, PartitionSpec())}
+    jitted = (
+        jax.jit(start),
+        jax.jit(empty, **placed),
+        jax.jit(admit, donate_argnums=3, **placed),
+        jax.jit(advance, donate_argnums=1, **placed),
+    )
     first, idle, refill, go_on = (functools.partial(run, program) for program in jitted)
     return Slots(first, idle, refill, go_on, size, layout)
 
 
 def put(state: Any, new: Any, slots: Int[Array, " R"]) -> Any:
-    """`state` with new prompts in some of its slots; a slot that does not exist takes nothing."""
+    """`state` with new prompts in some of its slots, one after the other; a slot that does not exist takes nothing."""
+    axes = _row_axes(state)
 
-    def rows(old: PyTree, new: PyTree, *behind: slice) -> PyTree:
-        index = (..., slots, *behind) if behind else slots
-        return jax.tree.map(lambda old, new: old.at[index].set(new, mode="drop"), old, new)
+    def place(number: Array, state: Any) -> Any:
+        slot = slots[number]
 
-    whole = slice(None)
-    kept = {name: rows(getattr(state.prompts, name), getattr(new.prompts, name), *[whole] * 3) for name in KEPT}
-    suffix = rows(state.suffix, new.suffix, *[whole] * 4)
-    state, new = (one.replace(suffix=None, prompts=one.prompts.replace(**dict.fromkeys(KEPT))) for one in (state, new))
-    state = rows(state, new)
-    return state.replace(suffix=suffix, prompts=state.prompts.replace(**kept))
+        def one(old: Array, new: Array, axis: int) -> Array:
+            row = jax.lax.dynamic_slice_in_dim(new, number, 1, axis)
+            there = jax.lax.dynamic_slice_in_dim(old, slot, 1, axis)
+            kept = jnp.where(slot < old.shape[axis], row, there)
+            return jax.lax.dynamic_update_slice_in_dim(old, kept, slot, axis)
+
+        return jax.tree.map(one, state, new, axes)
+
+    return jax.lax.fori_loop(0, slots.shape[0], place, state)
+
+
+def _row_axes(state: Any) -> Any:
+    """The axis of the prompts in each leaf."""
+
+    def from_behind(tree: PyTree, axes: int) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf.ndim - axes, tree)
+
+    prompts = state.prompts.replace(
+        keys_values=from_behind(state.prompts.keys_values, 4),
+        context=from_behind(state.prompts.context, 4),
+        **{name: 0 for name in ("hidden", "mask", "next_position")},
+    )
+    first = jax.tree.map(lambda leaf: 0, state.replace(prompts=None, suffix=None))
+    return first.replace(prompts=prompts, suffix=from_behind(state.suffix, 5))
 
 
 def run_slots(
