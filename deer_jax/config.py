@@ -139,6 +139,7 @@ class SampleConfig:
     labeler: MovablePath = ""  # chexbert.pth, a labeler's directory, or "phantom": adds the labels of deer select
     labeler_tokenizer: MovablePath = ""  # directory with the vocab.txt of chexbert.pth
     batch_size: Count = 16  # studies at a time, over all devices
+    draft: Incidental[Literal["auto", "none", "reports"]] = "auto"  # training reports whose next words are tried
     seed: Seed = 0
 
 
@@ -223,7 +224,7 @@ SAMPLE_PRESETS: dict[str, SampleConfig] = {
         labeler="phantom",
     ),
     **{
-        name: SampleConfig(data=RL_PRESETS[name].data, model=dataclasses.replace(LARGE, tuning="lora"), mesh=SPLIT)
+        name: SampleConfig(data=RL_PRESETS[name].data, model=dataclasses.replace(LARGE, tuning="lora"))
         for name in ("mimic-cxr", "chexpert-plus")
     },
 }

@@ -19,7 +19,9 @@ from common.data.records import Quarantine
 from common.data.splits import Split, images_record
 from common.data.summary import first_of, say_data, study_line
 from common.errors import UserError
+from common.generation.draft_sources import DRAFT_TOKENS, draft_sources
 from common.generation.generate import PROGRAMS
+from common.generation.ngrams import build_table
 from common.generation.processes import in_parts, over_processes
 from common.generation.settings import DecodeSettings
 from common.generation.slots import Request, Slots, in_order, make_slots, run_slots
@@ -41,6 +43,7 @@ from deer_jax.setup import Base, base_directory, decode_settings, load_base
 from deer_jax.vision_policy import study_decoder, without_images
 
 PROGRAM = "deer sample"
+MOST_REPORTS = 6000  # that drafts come from
 DESCRIPTION = """Rows {"id", "reference", "rollouts": [text, ...]}, with a labeler also "labels" for deer select; of one
 report a study {"id", "reference", "prediction"}, for deer evaluate. What is written already is kept.
 
@@ -91,7 +94,8 @@ def sample_run(config: SampleConfig, output: Path) -> None:
         raise UserError(f"batch_size: {config.batch_size} studies do not split over {all_row_shards(layout)} devices")
     labeler = None if labeler is None else replicate(labeler)
     base = load_base(config.model, config.data.side, config.instruction, layout)
-    found = sampled_texts(config, base, split, range(done, count), layout)
+    known = [study.report for study in splits["train"].studies] if "train" in splits else []
+    found = sampled_texts(config, base, split, range(done, count), layout, known)
     if jax.process_index() > 0:
         for _ in found:
             pass
@@ -141,14 +145,20 @@ def sampling_slots(
 
 
 def sampled_texts(
-    config: SampleConfig, base: Base, split: Split, studies: range, layout: DeviceLayout
+    config: SampleConfig, base: Base, split: Split, studies: range, layout: DeviceLayout, known: Sequence[str]
 ) -> Iterator[tuple[int, list[str]]]:
     """Of each study its number and its reports, in order. These depend on the study's number and the seed alone.
+
+    `known` are reports that drafts may come from.
 
     Under several processes all must exhaust it; each writes the reports of a share of the studies.
     """
     length = prompt_length(base.encoder, config.data.views)
-    settings = dataclasses.replace(decode_settings(base, config.rollout), group=config.rollout.group)
+    tokenizer, table = base.tokenizer, None
+    if "reports" in draft_sources(config.draft):
+        table = build_table([[*tokenizer.encode(report), tokenizer.eos_id] for report in known[:MOST_REPORTS]])
+    settings = decode_settings(base, config.rollout)
+    settings = dataclasses.replace(settings, group=config.rollout.group, drafts=0 if table is None else DRAFT_TOKENS)
     count = config.batch_size // all_row_shards(layout)
     slots = sampling_slots(base.config, base.encoder.grid, settings, count, layout)
 
@@ -163,7 +173,7 @@ def sampled_texts(
             )
             for number in numbers
         )
-        for generated in in_order(run_slots(slots, PolicyParams({}, base.params), queue, config.seed)):
+        for generated in in_order(run_slots(slots, PolicyParams({}, base.params), queue, config.seed, table)):
             (group,) = read_groups(jax.tree.map(lambda leaf: leaf[None], generated), base.tokenizer)
             yield [bool(generated.finite.all()), [rollout.text for rollout in group]]
 

@@ -6,6 +6,7 @@ from common.bounds import COUNT, bounded
 from common.config import remove_run
 from common.config_options import evaluation_parser, preset_parser, read_preset_options
 from common.errors import Parser
+from common.generation.draft_option import add_draft
 from common.io.locks import locked_by_first
 from common.io.tables import score_lines
 from retsta_jax.config import HELP, NEEDS, PRESETS, RetstaConfig
@@ -41,10 +42,11 @@ def standardize(arguments: list[str]) -> None:
     options.add_argument("--run-dir", type=Path, required=True, help="the run to use, with its best weights")
     options.add_argument("--output", type=Path, help="JSONL file to write or resume; default: standard output")
     options.add_argument("--batch-size", type=bounded(COUNT), default=32)
+    add_draft(options, "prompt", "reports", "all")
     chosen = options.parse_args(arguments)
     from retsta_jax.standardize import standardize_file
 
-    standardize_file(chosen.run_dir, chosen.source, chosen.output, chosen.batch_size)
+    standardize_file(chosen.run_dir, chosen.source, chosen.output, chosen.batch_size, chosen.draft)
 
 
 def demo(arguments: list[str]) -> None:

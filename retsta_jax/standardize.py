@@ -14,6 +14,9 @@ from common.data.summary import already, data_line, say_data, unknown_share
 from common.data.tokenizers import Tokenizer
 from common.devices import say_devices
 from common.errors import UserError
+from common.generation.draft_option import Draft
+from common.generation.draft_sources import DRAFT_TOKENS, draft_sources, load_table
+from common.generation.drafts import Table
 from common.generation.generate import BATCHES_AT_ONCE, generate_rows, qwen2_slots
 from common.generation.settings import DecodeSettings
 from common.io.fingerprints import DIGITS, fingerprint, model_record
@@ -27,8 +30,11 @@ from common.training.run import base_weights
 from common.training.sft import model_variables
 from common.types import PyTree
 from retsta_jax.config import RetstaConfig
+from retsta_jax.expected import expected_texts
 from retsta_jax.prompts import prompt_tokens
 from retsta_jax.reports import read_reports
+from retsta_jax.terminology.check import load_terminology
+from retsta_jax.terminology.terms import SHIPPED
 from retsta_jax.train import Base, base_directory, initial_trees, load_base
 
 MOST_POSITIONS = 32_768  # that Qwen2.5 was trained on; for a base whose config.json does not say
@@ -96,11 +102,16 @@ def standardize(
     reports: Sequence[str],
     batch_size: int = 32,
     ids: Sequence[object] | None = None,
+    draft: Draft = "auto",
+    table: Table | None = None,
 ) -> Iterator[Standardized]:
     """The standard form of each report, in order, some batches at a time, with white space as in training targets.
 
-    Raises UserError naming a report whose logits are not finite, by its entry in `ids` or by its number from 1.
+    `draft` and `table` (`draft_table`) change the time it takes. Raises UserError naming a report whose logits are not
+    finite, by its entry in `ids` or by its number from 1.
     """
+    sources = draft_sources(draft)
+    terms = load_terminology(trained.config.data.terminology or SHIPPED)
     ids = range(1, len(reports) + 1) if ids is None else ids
     remedy = precision_remedy(trained.base.config.dtype)
     tokenizer: Tokenizer = trained.base.tokenizer
@@ -109,6 +120,7 @@ def standardize(
         max_new_tokens=trained.config.max_new_tokens,
         stop_ids=tokenizer.stop_ids,
         forbidden_ids=tuple(range(tokenizer.vocab_size, vocabulary)),
+        drafts=DRAFT_TOKENS if sources else 0,
     )
     parts = trained.layout.row_shards
     count = max(min(batch_size, -(-len(reports) // parts)), 1)
@@ -117,15 +129,30 @@ def standardize(
     for start in range(0, len(reports), at_once):
         part = reports[start : start + at_once]
         prompts = [prompt_tokens(tokenizer, trained.config.instruction, clean_report(report)) for report in part]
-        found = generate_rows(slots, variables, prompts, range(start, start + len(part)))
+        references = [[tokenizer.encode(text) for text in expected_texts(report, terms)] for report in part]
+        found = generate_rows(
+            slots,
+            variables,
+            prompts,
+            range(start, start + len(part)),
+            references=references if "prompt" in sources else None,
+            table=table if "reports" in sources else None,
+        )
         for id_, (continuation,) in zip(ids[start : start + len(part)], found, strict=True):
             check_finite([continuation.finite], [id_], "the model's logits", remedy)
             tokens = continuation.token_ids[:-1] if continuation.stopped else continuation.token_ids
             yield Standardized(clean_report(tokenizer.decode(tokens)), continuation.stopped)
 
 
+def draft_table(trained: Trained, run_dir: Path, draft: Draft) -> Table | None:
+    """The table of a run's training targets, where `draft` asks for it. Raises UserError where it is unusable."""
+    if "reports" not in draft_sources(draft):
+        return None
+    return load_table(run_dir, trained.base.tokenizer, trained.base.config.vocab_size)
+
+
 @owning("output", locked_file)
-def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size: int) -> None:
+def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size: int, draft: Draft = "auto") -> None:
     """Standardize the reports of a file, or of standard input ("-"), into rows {"id", "standard", "complete"}.
 
     Rows are {"id", "report"}; plain text holds one report per line, and its ids are the line numbers. Rows
@@ -146,7 +173,8 @@ def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size
         return
     say_devices()
     ids, texts = zip(*rest, strict=True)
-    results = standardize(trained, trained.variables, texts, batch_size, ids)
+    table = draft_table(trained, run_dir, draft)
+    results = standardize(trained, trained.variables, texts, batch_size, ids, draft, table)
     with row_writer(output) as write:
         for (id_, _), result in zip(rest, results, strict=True):
             write({"id": id_, "standard": result.text, "complete": result.complete})

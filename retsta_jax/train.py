@@ -20,6 +20,7 @@ from common.data.records import Quarantine, ReportPair
 from common.data.summary import say_data, unknown_share
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.errors import UserError
+from common.generation.draft_sources import TABLE_FILE, save_table
 from common.generation.evaluation import report_evaluations
 from common.generation.generate import padded, qwen2_decoder
 from common.generation.loop import Generated
@@ -46,7 +47,7 @@ from retsta_jax.data import augmented, load_splits, splits_line
 from retsta_jax.prompts import encode_pairs, prompt_tokens
 from retsta_jax.terminology.check import load_terminology
 
-OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", "adapter", "model")  # of a run directory
+OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", "adapter", "model", TABLE_FILE)  # of a run directory
 
 
 class Base(NamedTuple):
@@ -212,4 +213,7 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
     )
     best = run_training(config, run_dir, layout, training)
     export(config, base, best, run_dir)
+    targets = ([*base.tokenizer.encode(pair.target), base.tokenizer.eos_id] for pair in pairs)
+    if jax.process_index() == 0:
+        save_table(run_dir, list(targets), base.tokenizer)
     return best

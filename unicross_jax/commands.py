@@ -7,6 +7,7 @@ from common.bounds import FEW, SEED, bounded
 from common.config import remove_run
 from common.config_options import evaluation_parser, preset_parser, read_preset_options
 from common.errors import Parser, UserError
+from common.generation.draft_option import add_draft
 from common.io.locks import locked_by_first
 from common.io.tables import score_lines
 from common.options import Needs, check_options
@@ -31,10 +32,12 @@ def evaluate(arguments: list[str]) -> None:
     options.add_argument(
         "--length-penalty", type=bounded(LENGTH_PENALTY, float), help="of beam search (default: as in the run)"
     )
+    add_draft(options, "reports")
     add_labeler(options)
     chosen = options.parse_args(arguments)
     check_options(chosen, arguments, LABELER_NEEDS, "unicross evaluate")
-    own = {"beams": chosen.beams, "length_penalty": chosen.length_penalty, **named_labeler(chosen)}
+    own = {"beams": chosen.beams, "length_penalty": chosen.length_penalty, "draft": chosen.draft}
+    own |= named_labeler(chosen)
     told = {name: value for name, value in own.items() if value is not None}
     from unicross_jax.ablation import shown_scores
     from unicross_jax.evaluate import evaluate_run

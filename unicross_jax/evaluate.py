@@ -35,6 +35,9 @@ from common.data.splits import Split, images_record
 from common.data.summary import Cut, first_of, say_data, study_line
 from common.devices import say_devices
 from common.errors import UserError
+from common.generation.draft_option import Draft
+from common.generation.draft_sources import draft_sources, load_table
+from common.generation.drafts import Table
 from common.io.fingerprints import data_record, fingerprint
 from common.io.finite import check_finite, precision_remedy
 from common.io.jsonl import write_rows
@@ -80,12 +83,14 @@ def evaluate_run(
     *,
     labeler: str = "",
     labeler_tokenizer: str = "",
+    draft: Draft = "auto",
     **decoding: Any,
 ) -> dict[str, Scores]:
     """Score a run on its test or validation split; writes predictions.jsonl, metrics.json and report.html there.
 
     `limit` studies at most, if positive. `labeler` and `labeler_tokenizer` are as for `scoring_labeler`. `decoding`:
-    beams and length_penalty where not those of the config. Returns scores by system. Raises UserError.
+    beams and length_penalty where not those of the config; `draft` changes the time alone. Returns scores by system.
+    Raises UserError.
     """
     history = read_metrics(run_dir / METRICS_FILE)
     reader = scoring_labeler(read_config(RunConfig, run_dir), labeler, labeler_tokenizer)
@@ -114,7 +119,8 @@ def evaluate_run(
     left_out = [f"{quarantine.summary()} of all splits: they are in no score."] if quarantine else []
     ids = [study.id for study in held_out.studies]
     say_devices()
-    texts = generate_reports(trained, examples, held_out.images, batch_size=batch_size, ids=ids)
+    table = draft_table(trained, run_dir, draft)
+    texts = generate_reports(trained, examples, held_out.images, batch_size=batch_size, ids=ids, table=table)
     written = list(counted(texts, len(examples), "reports"))
     outputs = (
         {MODEL: [report.text for report in written]}
@@ -218,6 +224,21 @@ def before_training(trained: Trained, held_out: Split, batch_size: int) -> dict[
     ids = [study.id for study in held_out.studies]
     texts = generate_reports(initial, examples, held_out.images, batch_size=batch_size, ids=ids)
     return {BEFORE: [report.text for report in counted(texts, len(examples), "reports before training")]}
+
+
+def draft_table(trained: Trained, run_dir: Path, draft: Draft) -> Table | None:
+    """The table of a run's training reports, where `draft` asks for it and reports are written greedily.
+
+    Raises UserError where it is unusable, and for a draft that was named beside beams.
+    """
+    if trained.config.beams > 1:
+        if draft == "reports":
+            raise UserError("--draft reports: beam search takes no drafts; give --beams 1, or --draft none")
+        return None
+    if "reports" not in draft_sources(draft):
+        return None
+    tokenizer = trained.task.tokenizer
+    return load_table(run_dir, tokenizer, trained.task.model.vocabulary)
 
 
 def headline(scores: Scores) -> list[str]:

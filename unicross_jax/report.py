@@ -1,5 +1,6 @@
 """Reports for images with a trained model, and where it looked as it wrote each word."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from common.data.cleaning import clean_report
 from common.data.images import GreyImage
+from common.generation.draft_sources import DRAFT_TOKENS
+from common.generation.drafts import Table
 from common.generation.generate import continuations
 from common.generation.slots import Request, in_order, run_slots
 from common.io.finite import check_finite, precision_remedy
@@ -40,13 +43,16 @@ def generate_reports(
     *,
     batch_size: int = 32,
     ids: Sequence[object] | None = None,
+    table: Table | None = None,
 ) -> Iterator[Written]:
-    """A report for each study, in order; every batch has the same shape.
+    """A report for each study, in order; greedy ones sooner with a table of drafts.
 
     Raises UserError naming a study whose logits are not finite, by its entry in `ids` or by its number from 1.
     """
     task, tokenizer = trained.task, trained.task.tokenizer
     settings = decode_settings(trained.config, tokenizer)
+    if table is not None and settings.beams == 1:
+        settings = dataclasses.replace(settings, drafts=DRAFT_TOKENS)
     ids = range(1, len(examples) + 1) if ids is None else ids
     remedy = precision_remedy(trained.config.model.dtype)
     layout = generation_layout()
@@ -60,7 +66,7 @@ def generate_reports(
             study = studies_of(trained, examples, images, [row], 1, views)
             yield Request(np.int32(row), jax.tree.map(lambda leaf: np.asarray(leaf)[0], study))
 
-    for row, found in enumerate(in_order(run_slots(slots, weights, queue()))):
+    for row, found in enumerate(in_order(run_slots(slots, weights, queue(), table=table))):
         (report,) = continuations(found)
         check_finite([report.finite], ids[row : row + 1], "the model's logits", remedy)
         own = report.token_ids

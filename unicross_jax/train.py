@@ -18,6 +18,7 @@ from common.data.splits import Split
 from common.data.summary import Cut, say_data, study_line
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
+from common.generation.draft_sources import TABLE_FILE, save_table
 from common.generation.evaluation import report_evaluations
 from common.generation.loop import Generated
 from common.io.fingerprints import fingerprint
@@ -53,7 +54,7 @@ from unicross_jax.model import ReportBatch, Studies, loss
 from unicross_jax.task import Task, check_config, check_sizes, encode, first_weights, make_task
 from unicross_jax.trained import VOCABULARY_FILE, export, load_initial
 
-OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", VOCABULARY_FILE, "model")  # of a run directory
+OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", VOCABULARY_FILE, "model", TABLE_FILE)  # of a run directory
 
 
 def scale_vision_updates(rate: float) -> optax.GradientTransformation:
@@ -200,4 +201,6 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
     )
     best = run_training(config, run_dir, layout, training)
     export(config, task, best, run_dir / "model")
+    if jax.process_index() == 0:
+        save_table(run_dir, [example.tokens[1:].tolist() for example in examples], tokenizer)
     return best

@@ -16,6 +16,7 @@ from common.data.summary import already, data_line, say_data
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.devices import say_devices
 from common.errors import Parser, UserError
+from common.generation.draft_sources import DRAFT_TOKENS
 from common.generation.generate import (
     BATCHES_AT_ONCE,
     Continuation,
@@ -54,7 +55,7 @@ kept and the rest is done; OUTPUT.config.json says with what they were begun, an
 else."""
 
 
-NEEDS = tuple(Needs(name, "score", operator.not_, "no --score") for name in ("top_k", "top_p", "beams"))
+NEEDS = tuple(Needs(name, "score", operator.not_, "no --score") for name in ("top_k", "top_p", "beams", "draft"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +150,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--beams", type=bounded(FEW), default=1, metavar="K", help="more than 1: beam search")
     parser.add_argument("--seed", type=bounded(SEED), default=0, help="default: %(default)s")
     parser.add_argument("--batch-size", type=bounded(COUNT), default=16, metavar="B", help="default: %(default)s")
+    parser.add_argument(
+        "--draft", choices=("none", "prompt"), default="none",
+        help="prompt: what follows the newest words in the prompt is tried, several tokens at a time, which is faster "
+        "where answers copy from it on a GPU or TPU; what is written is the same; default: %(default)s",
+    )  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of the checkpoint")
     arguments = parser.parse_args(argv)
     truncated = arguments.top_k != 0 or arguments.top_p != 1
@@ -168,7 +174,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def _made_with(arguments: argparse.Namespace) -> dict[str, Any]:
     """What decides a row beside its prompt, by content; the batch size does not."""
-    left_out = ("prompts", "output", "batch_size")
+    left_out = ("prompts", "output", "batch_size", "draft")
     options = {name: value for name, value in vars(arguments).items() if name not in left_out}
     adapter = adapter_record(arguments.adapter) if arguments.adapter else None
     return {**options, "model": model_record(arguments.model), "adapter": adapter}
@@ -186,11 +192,13 @@ def stop_ids(directory: Path, tokenizer: Tokenizer, vocab_size: int, chat: bool 
 
 
 def _texts(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    from_prompt = arguments.beams == 1 and arguments.draft == "prompt"
     settings = DecodeSettings(
         max_new_tokens=arguments.max_new_tokens,
         sampling=Sampling(arguments.temperature, arguments.top_k, arguments.top_p),
         beams=arguments.beams,
         stop_ids=model.stop_ids,
+        drafts=DRAFT_TOKENS if from_prompt else 0,
     )
     layout = generation_layout()
     variables = device_put_tree(model.variables, layout)
@@ -198,7 +206,8 @@ def _texts(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Nam
     slots = qwen2_slots(model.config, settings, count, layout)
     for chunk in _chunks(len(rows), done, count * layout.row_shards):
         prompts = [rows[number].prompt for number in chunk]
-        found = generate_rows(slots, variables, prompts, chunk, seed=arguments.seed)
+        references = [[prompt] for prompt in prompts] if from_prompt else None
+        found = generate_rows(slots, variables, prompts, chunk, seed=arguments.seed, references=references)
         for number, (continuation,) in zip(chunk, found, strict=True):
             _check(continuation.finite, rows[number], model, "the model's logits")
             yield {"id": rows[number].id, **_described(continuation, model.tokenizer)}

@@ -101,7 +101,7 @@ def generate_rows(
     rows: Sequence[int],
     *,
     seed: int = 0,
-    references: Sequence[Sequence[Sequence[int]]] = (),
+    references: Sequence[Sequence[Sequence[int]]] | None = None,
     table: Table | None = None,
 ) -> list[list[Continuation]]:
     """The G continuations of each prompt, in the order of `prompts`, whose numbers in their file are `rows`.
@@ -109,7 +109,7 @@ def generate_rows(
     `references` are texts of each prompt that drafts may come from.
     """
     results: list[list[Continuation]] = [[] for _ in prompts]
-    width = bucket(max((sum(len(text) + 1 for text in texts) for texts in references), default=0))
+    width = bucket(max((sum(len(text) + 1 for text in texts) for texts in references or ()), default=0))
     by_length: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
         by_length.setdefault(bucket(len(prompt)), []).append(index)

@@ -1,0 +1,85 @@
+"""Where the drafts of a command come from: texts of each row, and a table of training reports kept beside a run."""
+
+import hashlib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from common.errors import UserError
+from common.generation.draft_option import Draft
+from common.generation.drafts import Table
+from common.generation.ngrams import build_table
+from common.io.files import atomic_file
+from common.io.safetensors import disk_errors
+from common.io.terminal import say
+
+TABLE_FILE = "drafts.safetensors"  # of a run directory; it holds parts of reports
+DRAFT_TOKENS = 4  # verified in one pass beside the newest token
+PROBE = "No acute disease. 双眼：视网膜出血；未见玻璃膜疣。 Right eye: 0.5 cm"
+
+
+class CanEncode(Protocol):
+    """Any tokenizer."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+def draft_sources(draft: Draft) -> Collection[str]:
+    """Which of "prompt" and "reports" are used on this machine."""
+    if draft == "auto":
+        draft = "none" if jax.default_backend() == "cpu" else "all"
+    return {"none": (), "all": ("prompt", "reports")}.get(draft, (draft,))
+
+
+def save_table(run_dir: Path, texts: Sequence[Sequence[int]], tokenizer: CanEncode) -> None:
+    """Write the table of a run's training reports, token lists that end with what ends a report, beside the run."""
+    table = build_table(texts)
+    if table is None:
+        return
+    arrays = {"marks": np.asarray(table.marks), "tokens": np.asarray(table.tokens)}
+    marks = {"tokenizer": tokenizer_mark(tokenizer), "content": _content(arrays)}
+    with disk_errors(run_dir), atomic_file(run_dir / TABLE_FILE) as aside:
+        save_file(arrays, aside, metadata=marks)
+
+
+def load_table(run_dir: Path, tokenizer: CanEncode, vocabulary: int) -> Table | None:
+    """The table beside a run, on the device; None, with a word on standard error, where there is none.
+
+    Raises UserError where it is damaged, or made with another tokenizer.
+    """
+    file = run_dir / TABLE_FILE
+    if not file.is_file():
+        say(f"note: {file} does not exist, so nothing is drafted; it is written at the end of a training", error=True)
+        return None
+    try:
+        with safe_open(file, "np") as opened:
+            marks, arrays = opened.metadata() or {}, {name: opened.get_tensor(name) for name in ("marks", "tokens")}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: is damaged ({error}); delete it, or give --draft none") from error
+    if marks.get("tokenizer") != tokenizer_mark(tokenizer):
+        raise UserError(
+            f"{file}: was made with another tokenizer than the run's; delete it, or give --draft none (what is "
+            "written is the same without it)"
+        )
+    if marks.get("content") != _content(arrays) or arrays["tokens"].max(initial=0) >= vocabulary:
+        raise UserError(f"{file}: is damaged; delete it, or give --draft none")
+    placed: Any = jax.device_put((arrays["marks"], arrays["tokens"]))
+    return Table(*placed)
+
+
+def tokenizer_mark(tokenizer: CanEncode) -> str:
+    """What tells tokenizers apart: how they encode a text of many kinds."""
+    return hashlib.sha256(repr([int(token) for token in tokenizer.encode(PROBE)]).encode()).hexdigest()[:16]
+
+
+def _content(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(repr((name, arrays[name].shape, arrays[name].dtype.name)).encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()[:16]
