@@ -21,7 +21,11 @@ COMMANDS = {
     "plan": Command(
         "whether a step fits a TPU slice or GPUs", "--preset NAME --topology v5e:2x4|h100:8", "launch.plan:main"
     ),
-    "bench": Command("speed of this device", "sft|decode|unicross|rl|labeler|duplicates [--peer]", "launch.cli:bench"),
+    "bench": Command(
+        "speed of this device",
+        "sft|decode|slots|speculation|unicross|rl|labeler|duplicates [--peer]",
+        "launch.cli:bench",
+    ),
 }
 
 

@@ -1,11 +1,11 @@
-"""`medreport bench sft|decode|unicross|rl|labeler|duplicates [--peer]`: measures the speed of this device, as JSON.
+"""`medreport bench WORK [--peer]`: measures the speed of this device, as JSON.
 
 Without `--peer` nothing beyond jax, flax, optax, jaxtyping and numpy is imported (by `rl` also Orbax, safetensors and
-tokenizers), so it runs on a bare image. With `--peer` the same work is done by PyTorch in a child process, in turns
-with ours, and the ratios of the medians are printed. Weights are random: the speed does not depend on them. `sft` and
-`decode` are LoRA adapters of a Qwen2 (`launch.bench.peer_qwen2`: transformers and peft); `unicross` is
-`launch.bench.unicross`, `rl` is `launch.bench.rl`, `labeler`, which `rl` includes, `launch.bench.labeler`, and
-`duplicates`, which has no peer, `launch.bench.duplicates`.
+tokenizers, by `slots` and `speculation` tokenizers), so it runs on a bare image. With `--peer` the same work is done by
+PyTorch in a child process, in turns with ours, and the ratios of the medians are printed. Weights are random where the
+speed does not depend on them. `sft` and `decode` are LoRA adapters of a Qwen2 (`launch.bench.peer_qwen2`: transformers
+and peft); the others are modules of their name in `launch.bench`, where `slots` and `speculation` write reports as the
+ones of `--reports` are, `rl` includes `labeler`, and `speculation` and `duplicates` have no peer.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import jax
@@ -47,10 +48,14 @@ from launch.bench import duplicates as bench_duplicates
 from launch.bench import labeler as bench_labeler
 from launch.bench import rl as bench_rl
 from launch.bench import rl_policy
+from launch.bench import slots as bench_slots
+from launch.bench import speculation as bench_speculation
 from launch.bench import unicross as bench_unicross
+from launch.bench.report_model import Shape as ReportShape
 from launch.bench.timing import Timed, about, add_flags, against_goals, compared, in_turns, peak_bytes
 from launch.malloc import run_in_first_thread
 
+WORKS = ("sft", "decode", "slots", "speculation", "unicross", "rl", "labeler", "duplicates")
 GOALS = {"equal_shapes": 1.2, "mixed_lengths": 2.0, "greedy": 3.0, "top_p": 8.0, "samples": 4.0}
 
 
@@ -96,9 +101,7 @@ def main(arguments: Sequence[str]) -> int:
     on_cpu = jax.default_backend() == "cpu"
     parser = Parser("medreport bench", description=__doc__)
     named = cast(Any, lambda prog, **options: Parser(prog, **options))  # argparse gives the name by keyword
-    works = parser.add_subparsers(
-        dest="work", required=True, metavar="sft|decode|unicross|rl|labeler|duplicates", parser_class=named
-    )
+    works = parser.add_subparsers(dest="work", required=True, metavar="|".join(WORKS), parser_class=named)
     for work in ("sft", "decode"):
         add_flags(works.add_parser(work), CPU if on_cpu else Shape())
     add_flags(works.add_parser("unicross"), bench_unicross.CPU if on_cpu else bench_unicross.Shape())
@@ -107,6 +110,12 @@ def main(arguments: Sequence[str]) -> int:
     rl.add_argument("--trl", action="store_true", help="with the peer, one step of TRL's trainer too, which is slow")
     add_flags(works.add_parser("labeler"), rl_policy.LABELER_CPU if on_cpu else rl_policy.LabelerShape())
     add_flags(works.add_parser("duplicates"), bench_duplicates.Shape(), with_peer=False)
+    for work in ("slots", "speculation"):
+        add_flags(of_work := works.add_parser(work), ReportShape(), with_peer=work == "slots")
+        of_work.add_argument("--reports", type=Path, required=True, metavar="FILE", help="NLMCXR_reports.tgz of Open-i")
+        of_work.add_argument(
+            "--directory", type=Path, required=True, metavar="DIR", help="of the model: made, or used again"
+        )
     options = vars(parser.parse_args(list(arguments)))
     work, with_peer = options.pop("work"), options.pop("peer", False)
     if work == "unicross":
@@ -116,6 +125,12 @@ def main(arguments: Sequence[str]) -> int:
         result = bench_rl.measure(rl_policy.Shape(**options), with_peer, with_trl)
     elif work == "labeler":
         result = bench_labeler.measure(rl_policy.LabelerShape(**options), with_peer)
+    elif work in ("slots", "speculation"):
+        files = options.pop("reports"), options.pop("directory")
+        if work == "slots":
+            result = bench_slots.measure(ReportShape(**options), *files, with_peer)
+        else:
+            result = bench_speculation.measure(ReportShape(**options), *files)
     elif work == "duplicates":
         result = bench_duplicates.measure(bench_duplicates.Shape(**options))
     else:

@@ -18,7 +18,8 @@ from typing import Any
 from common.errors import UserError
 from launch.malloc import KEEP_PAGES
 
-Works = dict[str, Callable[..., float]]  # by name; each returns the seconds it took
+# By name; each returns the seconds it took, or these as "seconds" beside what it made.
+Works = dict[str, Callable[..., float | dict[str, Any]]]
 
 
 class Peer:
@@ -37,7 +38,11 @@ class Peer:
 
     def call(self, work: str, **arguments: Any) -> float:
         """Do `work` once; its seconds, without the transfer of the arguments."""
-        return self._ask({"work": work, **arguments})["seconds"]
+        return self.ask(work, **arguments)["seconds"]
+
+    def ask(self, work: str, **arguments: Any) -> dict[str, Any]:
+        """Do `work` once; its seconds, and what it made where it says so."""
+        return self._ask({"work": work, **arguments})
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -82,5 +87,5 @@ def serve(start: Callable[[dict[str, Any], str], tuple[dict[str, str], Works]]) 
     print(json.dumps({"torch": torch.__version__, **versions}), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        seconds = works[request.pop("work")](**request)
-        print(json.dumps({"seconds": seconds}), file=answers, flush=True)
+        done = works[request.pop("work")](**request)
+        print(json.dumps(done if isinstance(done, dict) else {"seconds": done}), file=answers, flush=True)
