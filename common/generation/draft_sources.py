@@ -48,7 +48,7 @@ def save_table(run_dir: Path, texts: Sequence[Sequence[int]], tokenizer: CanEnco
 
 
 def load_table(run_dir: Path, tokenizer: CanEncode, vocabulary: int) -> Table | None:
-    """The table beside a run, on the device; None, with a word on standard error, where there is none.
+    """The table beside a run; None, with a word on standard error, where there is none.
 
     Raises UserError where it is damaged, or made with another tokenizer.
     """
@@ -68,8 +68,8 @@ def load_table(run_dir: Path, tokenizer: CanEncode, vocabulary: int) -> Table | 
         )
     if marks.get("content") != _content(arrays) or arrays["tokens"].max(initial=0) >= vocabulary:
         raise UserError(f"{file}: is damaged; delete it, or give --draft none")
-    placed: Any = jax.device_put((arrays["marks"], arrays["tokens"]))
-    return Table(*placed)
+    read: Any = (arrays["marks"], arrays["tokens"])  # numpy until placed on devices
+    return Table(*read)
 
 
 def tokenizer_mark(tokenizer: CanEncode) -> str:

@@ -22,7 +22,7 @@ from common.generation.drafts import NO_DRAFTS, Drafts, Table
 from common.generation.loop import Decoding, Generated, begin, finish
 from common.generation.settings import DecodeSettings
 from common.models.decoding import Decoder
-from common.training.parallel import DeviceLayout, fetch_rows, place_batch, processes
+from common.training.parallel import DeviceLayout, device_put_tree, fetch_rows, place_batch, processes
 from common.types import PyTree
 
 REFILL = 8  # one slot in so many is refilled at a time
@@ -167,6 +167,7 @@ def run_slots(
     source = enumerate(queue)
     waiting: collections.deque[tuple[int, Request]] = collections.deque()
     occupants = np.full((parts, count), FREE)
+    table = None if table is None else device_put_tree(table, layout)
     root = np.asarray(jax.random.key_data(jax.random.key(seed)))
     state: Any = None
 
