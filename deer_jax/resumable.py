@@ -5,11 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-
-from common.errors import UserError
+from common.generation.processes import of_first
 from common.io.resumable import claim_output, continue_rows, row_writer
 
 Options = Callable[[], Mapping[str, Any]]  # called where it is needed: fingerprints take a second
@@ -23,17 +19,7 @@ def rows_kept(
     Raises UserError in all processes where they cannot be continued, lack a key that is `required`, or were written
     under other options or from other inputs.
     """
-    done, problem = 0, None
-    if output is not None and jax.process_index() == 0:
-        try:
-            done = continue_rows(output, inputs, required, options)
-        except UserError as error:
-            done, problem = -1, error
-    if jax.process_count() > 1:
-        done = int(multihost_utils.broadcast_one_to_all(np.int64(done)))
-    if done < 0:
-        raise problem or UserError(f"{output}: cannot be continued; see the message of the first process")
-    return done
+    return of_first(lambda: 0 if output is None else continue_rows(output, inputs, required, options))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ from launch.malloc import keep_pages
 
 COMMANDS = {
     "decode": Command(
-        "continue prompts, or score answers", "--model DIR --prompts FILE.jsonl", "common.generation.command:main"
+        "continue prompts, or score answers", "--model DIR --prompts FILE.jsonl", "common.generation.command:main",
+        several_hosts=True,
     ),
     "score": Command("text metrics of predictions", "FILE.jsonl", "common.clinical.score_command:main"),
     "prepare": Command(
@@ -26,7 +27,7 @@ COMMANDS = {
         "sft|decode|slots|speculation|unicross|rl|labeler|duplicates [--peer]",
         "launch.cli:bench",
     ),
-}
+}  # fmt: skip
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ COMMANDS = {
         "retsta_jax.baselines.command:baseline",
     ),
     "standardize": Command(
-        "rewrite reports", "--run-dir DIR FILE|- [--output FILE.jsonl]", "retsta_jax.commands:standardize"
+        "rewrite reports", "--run-dir DIR FILE|- [--output FILE.jsonl]", "retsta_jax.commands:standardize",
+        several_hosts=True,
     ),
     "augment": Command(
         "make more pairs from few", "PAIRS.jsonl --factor 5 --output FILE.jsonl", "retsta_jax.augmentation.command:run"

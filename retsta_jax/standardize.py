@@ -12,20 +12,20 @@ from common.config import read_config
 from common.data.cleaning import clean_report
 from common.data.summary import already, data_line, say_data, unknown_share
 from common.data.tokenizers import Tokenizer
-from common.devices import say_devices
 from common.errors import UserError
 from common.generation.draft_option import Draft
 from common.generation.draft_sources import DRAFT_TOKENS, draft_sources, load_table
 from common.generation.drafts import Table
 from common.generation.generate import BATCHES_AT_ONCE, generate_rows, qwen2_slots
+from common.generation.processes import in_parts, of_first, over_processes, writer_of_first
 from common.generation.settings import DecodeSettings
 from common.io.fingerprints import DIGITS, fingerprint, model_record
 from common.io.finite import check_finite, precision_remedy
 from common.io.locks import locked_file, owning, warn_of_writer
-from common.io.resumable import claim_output, row_writer, rows_done
+from common.io.resumable import claim_output, rows_done
 from common.models.qwen2_weights import max_positions
 from common.training.checkpoint import open_checkpoints, restore_trainable
-from common.training.parallel import DeviceLayout, MeshConfig, generation_layout
+from common.training.parallel import DeviceLayout, MeshConfig, all_row_shards, generation_layout
 from common.training.run import base_weights
 from common.training.sft import model_variables
 from common.types import PyTree
@@ -104,11 +104,14 @@ def standardize(
     ids: Sequence[object] | None = None,
     draft: Draft = "auto",
     table: Table | None = None,
+    *,
+    together: bool = False,
 ) -> Iterator[Standardized]:
     """The standard form of each report, in order, some batches at a time, with white space as in training targets.
 
-    `draft` and `table` (`draft_table`) change the time it takes. Raises UserError naming a report whose logits are not
-    finite, by its entry in `ids` or by its number from 1.
+    `draft` and `table` (`draft_table`) change the time it takes. Of several processes each has reports of its own;
+    those that work `together` have the same ones, must all exhaust it, and each writes a share. Raises UserError naming
+    a report whose logits are not finite, by its entry in `ids` or by its number from 1.
     """
     sources = draft_sources(draft)
     terms = load_terminology(trained.config.data.terminology or SHIPPED)
@@ -122,26 +125,28 @@ def standardize(
         forbidden_ids=tuple(range(tokenizer.vocab_size, vocabulary)),
         drafts=DRAFT_TOKENS if sources else 0,
     )
-    parts = trained.layout.row_shards
+    layout, rows = trained.layout, range(len(reports))
+    parts = all_row_shards(layout) if together else layout.row_shards
     count = max(min(batch_size, -(-len(reports) // parts)), 1)
-    slots = qwen2_slots(trained.base.config, settings, count, trained.layout)
-    at_once = count * parts * BATCHES_AT_ONCE
-    for start in range(0, len(reports), at_once):
-        part = reports[start : start + at_once]
-        prompts = [prompt_tokens(tokenizer, trained.config.instruction, clean_report(report)) for report in part]
-        references = [[tokenizer.encode(text) for text in expected_texts(report, terms)] for report in part]
-        found = generate_rows(
-            slots,
-            variables,
-            prompts,
-            range(start, start + len(part)),
-            references=references if "prompt" in sources else None,
-            table=table if "reports" in sources else None,
-        )
-        for id_, (continuation,) in zip(ids[start : start + len(part)], found, strict=True):
-            check_finite([continuation.finite], [id_], "the model's logits", remedy)
-            tokens = continuation.token_ids[:-1] if continuation.stopped else continuation.token_ids
-            yield Standardized(clean_report(tokenizer.decode(tokens)), continuation.stopped)
+    slots = qwen2_slots(trained.base.config, settings, count, layout)
+    at_once = count * layout.row_shards
+
+    def written(numbers: Sequence[int]) -> Iterator[list[Any]]:
+        for part in in_parts(numbers, at_once * BATCHES_AT_ONCE):
+            texts = [clean_report(reports[number]) for number in part]
+            prompts = [prompt_tokens(tokenizer, trained.config.instruction, text) for text in texts]
+            expected = (expected_texts(reports[number], terms) for number in part if "prompt" in sources)
+            references = [[tokenizer.encode(text) for text in texts] for texts in expected] or None
+            own = table if "reports" in sources else None
+            for (found,) in generate_rows(slots, variables, prompts, part, references=references, table=own):
+                tokens = found.token_ids[:-1] if found.stopped else found.token_ids
+                text = clean_report(tokenizer.decode(tokens)) if found.finite else ""
+                yield [found.finite, text, found.stopped]
+
+    results = over_processes(rows, written, at_once, layout) if together else written(rows)
+    for id_, (finite, text, stopped) in zip(ids, results, strict=True):
+        check_finite([finite], [id_], "the model's logits", remedy)
+        yield Standardized(text, stopped)
 
 
 def draft_table(trained: Trained, run_dir: Path, draft: Draft) -> Table | None:
@@ -156,26 +161,28 @@ def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size
     """Standardize the reports of a file, or of standard input ("-"), into rows {"id", "standard", "complete"}.
 
     Rows are {"id", "report"}; plain text holds one report per line, and its ids are the line numbers. Rows
-    that `output` has already are kept and the rest is done. Raises UserError.
+    that `output` has already are kept and the rest is done. Of several processes each standardizes a share of the
+    reports, and the first one reads and writes the files. Raises UserError.
     """
-    reports = read_reports(source)
+    reports = [(id_, report) for id_, report in of_first(lambda: read_reports(source))]
     if output is not None and output.exists() and source != "-" and output.samefile(source):
         raise UserError(f"{output}: is the file of the reports; choose another --output")
     keys: dict[str, Any] = {"standard": str, "complete": bool}
-    done = 0 if output is None else rows_done(output, [id_ for id_, _ in reports], keys)
+    ids, texts = zip(*reports, strict=True)
+    done = of_first(lambda: 0 if output is None else rows_done(output, ids, keys))
     rest = reports[done:]
     trained = load_trained(run_dir)
     check_usable(trained, rest, source)
-    say_data(reports_line(trained, source, [report for _, report in reports], done), rows_on_stdout=True)
+    if jax.process_index() == 0:
+        say_data(reports_line(trained, source, texts, done), rows_on_stdout=True)
     if output is not None:
-        claim_output(output, made_with(trained), [report for _, report in reports])
+        of_first(lambda: claim_output(output, made_with(trained), texts))
     if not rest:
         return
-    say_devices()
-    ids, texts = zip(*rest, strict=True)
     table = draft_table(trained, run_dir, draft)
-    results = standardize(trained, trained.variables, texts, batch_size, ids, draft, table)
-    with row_writer(output) as write:
+    own = texts[done:], batch_size, ids[done:], draft, table
+    results = standardize(trained, trained.variables, *own, together=True)
+    with writer_of_first(output) as write:
         for (id_, _), result in zip(rest, results, strict=True):
             write({"id": id_, "standard": result.text, "complete": result.complete})
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from common.bounds import COUNT, FEW, NOT_NEGATIVE, SEED, SHARE, Within, bounded
 from common.data.huggingface_tokenizer import end_ids, published_ends
 from common.data.summary import already, data_line, say_data
@@ -25,19 +27,20 @@ from common.generation.generate import (
     qwen2_slots,
     score_rows,
 )
+from common.generation.processes import in_parts, of_first, over_processes, writer_of_first
 from common.generation.sampling import Sampling
 from common.generation.settings import DecodeSettings
 from common.io.fingerprints import adapter_record, model_record
 from common.io.finite import check_finite, precision_remedy
 from common.io.jsonl import read_jsonl
-from common.io.locks import locked_file
-from common.io.resumable import claim_output, continue_rows, row_writer
+from common.io.locks import locked_by_first, locked_file
+from common.io.resumable import claim_output, continue_rows
 from common.models.adapters import load_adapter
 from common.models.lora import scaled
 from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_weights import config_from_directory, load_qwen2, max_positions
 from common.options import Needs, check_options
-from common.training.parallel import device_put_tree, generation_layout
+from common.training.parallel import all_row_shards, device_put_tree, generation_layout
 from common.types import PyTree
 
 DESCRIPTION = """Continue the prompts of a JSONL file with a Qwen2, Llama 3, Yi, GLM-4 or Baichuan2 in the layout of
@@ -80,12 +83,16 @@ class Model:
 def main(argv: list[str]) -> None:
     """Run the command. Raises UserError for whatever is wrong with its input, before anything is written."""
     arguments = parse(argv)
-    with locked_file(arguments.output):
+    with locked_by_first(arguments.output, locked_file):
         decode_file(arguments)
 
 
 def decode_file(arguments: argparse.Namespace) -> None:
-    """Write, or go on writing, what the parsed command line asks for. Raises UserError."""
+    """Write, or go on writing, what the parsed command line asks for. Raises UserError.
+
+    Of several processes each reads the whole file and does a share of its rows; the first one writes.
+    """
+    first = jax.process_index() == 0
     required: dict[str, Any] = {"id": str | int, "prompt": str} | ({"completion": str} if arguments.score else {})
     records = read_jsonl(arguments.prompts, required)
     config = config_from_directory(arguments.model)
@@ -94,7 +101,7 @@ def decode_file(arguments: argparse.Namespace) -> None:
     stops = stop_ids(arguments.model, tokenizer, config.vocab_size, arguments.chat)
     rows = [_tokenized(record, tokenizer, arguments) for record in records]
     _check_lengths(rows, arguments)
-    if ended := sum(row.prompt[-1] in stops for row in rows):
+    if first and (ended := sum(row.prompt[-1] in stops for row in rows)):
         print(
             f"{ended} of {len(rows)} prompts end with a token that ends an answer, as written or by the tokenizer's "
             "post-processing; they are continued after it",
@@ -103,22 +110,30 @@ def decode_file(arguments: argparse.Namespace) -> None:
     written: dict[str, Any] = {"token_ids": list, "log_probs": list, "total" if arguments.score else "text": object}
     inputs = {record["id"]: (record["prompt"], record.get("completion")) for record in records}
     made_with = functools.cache(functools.partial(_made_with, arguments))
-    done = continue_rows(arguments.output, inputs, written, made_with) if arguments.output else 0
-    say_data(data_line([arguments.prompts], "rows", {"prompts": len(rows)}, notes=already(done)), rows_on_stdout=True)
+    output = arguments.output
+    done = of_first(lambda: continue_rows(output, inputs, written, made_with) if output else 0)
+    if first:
+        line = data_line([arguments.prompts], "rows", {"prompts": len(rows)}, notes=already(done))
+        say_data(line, rows_on_stdout=True)
     if done == len(rows):
         return
     config, params = load_qwen2(arguments.model, dtype=arguments.dtype, param_dtype=arguments.dtype)
-    say_devices()
+    if first and arguments.score:
+        say_devices()
     variables = {"params": params}
     if arguments.adapter:
         lora_config, lora, params = load_adapter(arguments.adapter, config, params)
         variables = {"params": params, "lora": scaled(lora, lora_config)}
     model = Model(config, variables, tokenizer, stops)
+    from rich.console import Console
+    from rich.progress import track
+
     results = _scores(model, rows, done, arguments) if arguments.score else _texts(model, rows, done, arguments)
-    if arguments.output and not done:
-        claim_output(arguments.output, made_with(), list(inputs.values()))
-    with row_writer(arguments.output) as write:
-        for result in results:
+    if output and not done:
+        of_first(lambda: claim_output(output, made_with(), list(inputs.values())))
+    hidden = not sys.stderr.isatty() or not first
+    with writer_of_first(output) as write:
+        for result in track(results, "decode", len(rows) - done, console=Console(stderr=True), disable=hidden):
             write(result)
 
 
@@ -149,7 +164,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--beams", type=bounded(FEW), default=1, metavar="K", help="more than 1: beam search")
     parser.add_argument("--seed", type=bounded(SEED), default=0, help="default: %(default)s")
-    parser.add_argument("--batch-size", type=bounded(COUNT), default=16, metavar="B", help="default: %(default)s")
+    parser.add_argument(
+        "--batch-size", type=bounded(COUNT), default=16, metavar="B", help="on each device; default: %(default)s"
+    )
     parser.add_argument(
         "--draft", choices=("none", "prompt"), default="none",
         help="prompt: what follows the newest words in the prompt is tried, several tokens at a time, which is faster "
@@ -202,21 +219,29 @@ def _texts(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Nam
     )
     layout = generation_layout()
     variables = device_put_tree(model.variables, layout)
-    count = -(-min(arguments.batch_size, len(rows)) // layout.row_shards)
+    rest = range(done, len(rows))
+    count = min(arguments.batch_size, -(-len(rows) // all_row_shards(layout)))
     slots = qwen2_slots(model.config, settings, count, layout)
-    for chunk in _chunks(len(rows), done, count * layout.row_shards):
-        prompts = [rows[number].prompt for number in chunk]
-        references = [[prompt] for prompt in prompts] if from_prompt else None
-        found = generate_rows(slots, variables, prompts, chunk, seed=arguments.seed, references=references)
-        for number, (continuation,) in zip(chunk, found, strict=True):
-            _check(continuation.finite, rows[number], model, "the model's logits")
-            yield {"id": rows[number].id, **_described(continuation, model.tokenizer)}
+    at_once = count * layout.row_shards
+
+    def written(numbers: Sequence[int]) -> Iterator[dict[str, Any] | None]:
+        for part in in_parts(numbers, at_once * BATCHES_AT_ONCE):
+            prompts = [rows[number].prompt for number in part]
+            references = [[prompt] for prompt in prompts] if from_prompt else None
+            found = generate_rows(slots, variables, prompts, part, seed=arguments.seed, references=references)
+            for (continuation,) in found:
+                yield _described(continuation, model.tokenizer) if continuation.finite else None
+
+    for number, found in zip(rest, over_processes(rest, written, at_once, layout), strict=True):
+        yield {"id": rows[number].id, **_finite(found, rows[number], model, "the model's logits")}
 
 
-def _check(finite: bool, row: Row, model: Model, what: str) -> None:
-    """Raise UserError where a row's result is not finite; those before it are written by then."""
+def _finite(found: dict[str, Any] | None, row: Row, model: Model, what: str) -> dict[str, Any]:
+    """A row's result. Raises UserError where it is None, as it was not finite; those before it are written by then."""
     remedy = precision_remedy(model.config.dtype, "--dtype, and another --output if this one holds rows")
-    check_finite([finite], [row.id], what, remedy)
+    check_finite([found is not None], [row.id], what, remedy)
+    assert found is not None
+    return found
 
 
 def _described(continuation: Continuation, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -230,26 +255,23 @@ def _described(continuation: Continuation, tokenizer: Tokenizer) -> dict[str, An
 
 
 def _scores(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """On one device of each process."""
     scorer = make_scorer(model.config, arguments.temperature or 1.0)
     batch_size = min(arguments.batch_size, len(rows))
-    for chunk in _chunks(len(rows), done, batch_size):
-        prompts, completions = zip(*((rows[number].prompt, rows[number].completion) for number in chunk), strict=True)
-        found = score_rows(scorer, model.variables, prompts, completions, batch_size)
-        for number, log_probs in zip(chunk, found, strict=True):
-            row = rows[number]
-            _check(all(map(math.isfinite, log_probs)), row, model, "the completion's log-probabilities")
-            yield {"id": row.id, "token_ids": row.completion, "log_probs": log_probs, "total": sum(log_probs)}
+    rest = range(done, len(rows))
 
+    def written(numbers: Sequence[int]) -> Iterator[dict[str, Any] | None]:
+        for part in in_parts(numbers, batch_size * BATCHES_AT_ONCE):
+            prompts, completions = [rows[n].prompt for n in part], [rows[n].completion for n in part]
+            for log_probs in score_rows(scorer, model.variables, prompts, completions, batch_size):
+                finite = all(map(math.isfinite, log_probs))
+                yield {"log_probs": log_probs, "total": sum(log_probs)} if finite else None
 
-def _chunks(rows: int, done: int, batch_size: int) -> Iterator[range]:
-    """The rows still to do, some batches at a time; with a progress bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    starts = range(done, rows, batch_size * BATCHES_AT_ONCE)
-    console = Console(stderr=True)
-    for start in track(starts, "decode", console=console, disable=not console.is_terminal):
-        yield range(start, min(start + batch_size * BATCHES_AT_ONCE, rows))
+    results = over_processes(rest, written, batch_size, generation_layout(mode="jit"))
+    for number, found in zip(rest, results, strict=True):
+        row = rows[number]
+        scores = _finite(found, row, model, "the completion's log-probabilities")
+        yield {"id": row.id, "token_ids": row.completion, **scores}
 
 
 def _tokenized(record: Mapping[str, Any], tokenizer: Tokenizer, arguments: argparse.Namespace) -> Row:

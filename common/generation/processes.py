@@ -1,19 +1,25 @@
 """Rows over several processes: each writes a share of them, and the first has them all, in order."""
 
+import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
+from common.errors import UserError
+from common.io.resumable import row_writer
 from common.io.text import parse_json
 from common.training.parallel import DeviceLayout
 
 PER_SHARE = 16  # times the rows in all slots of a process, between two exchanges
 
 Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 def over_processes(
@@ -47,6 +53,30 @@ def of_all(mine: Any) -> list[Any]:
     lengths = multihost_utils.process_allgather(np.int32(len(text)))
     texts = multihost_utils.process_allgather(np.pad(text, (0, int(lengths.max()) - len(text))))
     return [parse_json(text[:length].tobytes(), "another process") for text, length in zip(texts, lengths, strict=True)]
+
+
+def of_first(find: Callable[[], Found]) -> Found:
+    """What `find` gives in the first process, where alone it is called, of JSON's types, in all.
+
+    Raises UserError in all where it does.
+    """
+    if jax.process_count() == 1:
+        return find()
+    mine: list[Any] = [None, None]
+    if jax.process_index() == 0:
+        try:
+            mine = [find(), None]
+        except UserError as error:
+            mine = [None, str(error)]
+    found, problem = of_all(mine)[0]
+    if problem is not None:
+        raise UserError(problem)
+    return found
+
+
+def writer_of_first(path: Path | None) -> AbstractContextManager[Callable[[Mapping[str, Any]], None]]:
+    """`row_writer` in the first process; in others a function that does nothing."""
+    return row_writer(path) if jax.process_index() == 0 else contextlib.nullcontext(lambda row: None)
 
 
 def in_parts(items: Iterable[Item], count: int) -> Iterator[list[Item]]:

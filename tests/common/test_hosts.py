@@ -77,7 +77,8 @@ def test_a_command_for_one_host_refuses_before_it_joins(monkeypatch, capsys, hos
 @pytest.mark.parametrize(
     ("module", "several"),
     [
-        ("retsta_jax.cli", {"train"}),
+        ("launch.cli", {"decode"}),
+        ("retsta_jax.cli", {"train", "standardize"}),
         ("unicross_jax.cli", {"train"}),
         ("deer_jax.cli", {"sft", "rl", "train-labeler", "label", "sample"}),
     ],

@@ -1,0 +1,35 @@
+"""Several processes of one machine that work together as several hosts do."""
+
+import os
+import socket
+import subprocess
+import sys
+
+from tests.compile_flags import QUICK
+from tests.runs import ROOT
+
+
+def on_hosts(module: str, commands: list[list[str]], devices: int = 2) -> tuple[list[int], list[str]]:
+    """The exit codes and standard errors of a command on as many hosts, each with words and devices of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    environment = {**os.environ, "XLA_FLAGS": QUICK, "JAX_NUM_CPU_DEVICES": str(devices)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *words],
+            cwd=ROOT,
+            env={**environment, "MEDREPORT_HOSTS": f"{address},{len(commands)},{number}"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, words in enumerate(commands)
+    ]
+    try:
+        said = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], said
