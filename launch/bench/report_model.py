@@ -51,7 +51,7 @@ class Shape:
     studies: Count = 512  # held out, whose reports are written
     new_tokens: Count = 256
     batch: Count = 32  # of the static batches
-    slots: Count = 32
+    slots: Count = 16
     drafts: tuple[int, ...] = (2, 4, 8)  # tokens proposed at a time, each measured
     single: Count = 64  # of the studies, written one at a time
     prompts: Count = 8  # of the rollouts
