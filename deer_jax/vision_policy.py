@@ -5,6 +5,7 @@ language model are under "lora". The images of a study are encoded once for its 
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -13,7 +14,7 @@ from common.generation.loop import Generated
 from common.generation.settings import DecodeSettings
 from common.generation.slots import decode
 from common.models import qwen2
-from common.models.decoding import Decoder, Forward, Prefilled
+from common.models.decoding import Decoder, Prefilled
 from common.models.lora import LoraConfig, scaled
 from common.models.qwen2_vl import (
     Qwen2VLConfig,
@@ -71,10 +72,15 @@ def study_decoder(config: Qwen2VLConfig, layout: VisionLayout, lora: LoraConfig)
         features = image_features(config, own, prompts, layout)
         return prefill_study(config, own, prompts.rows, features, qwen2.bind(config.language, variables))
 
-    def bind(params: PolicyParams) -> Forward:
-        return qwen2.bind(config.language, language(params)[1])
+    def prepare(params: PolicyParams) -> PyTree:
+        return qwen2.for_decoding(language(params)[1])
 
-    return Decoder(read, bind, lambda params: output_head(language(params)[0]))
+    return Decoder(
+        read,
+        functools.partial(qwen2.bind, config.language),
+        lambda variables: qwen2.output_head(variables["params"]),
+        prepare,
+    )
 
 
 def without_images(settings: DecodeSettings, config: Qwen2VLConfig) -> DecodeSettings:

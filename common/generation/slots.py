@@ -21,6 +21,7 @@ from common.generation.beams import Search, begin_search, finish_search
 from common.generation.drafts import NO_DRAFTS, Drafts, Table
 from common.generation.loop import Decoding, Generated, begin, finish
 from common.generation.settings import DecodeSettings
+from common.models.cpu_ops import on_cpu
 from common.models.decoding import Decoder
 from common.training.parallel import DeviceLayout, device_put_tree, fetch_rows, place_batch, processes
 from common.types import PyTree
@@ -47,20 +48,24 @@ def decode(
 ) -> Generated:
     """All prompts at once, as a pure function: G = group samples of each, or the best beam where beams > 1."""
     start = _begin(decoder, weights, prompts, keys, drafts.reference, settings)
-    return _finish(decoder, weights, start, settings, drafts.table).generated
+    return _finish(decoder, _prepared(decoder, weights), start, settings, drafts.table).generated
+
+
+def _prepared(decoder: Decoder, weights: PyTree) -> PyTree:
+    return weights if decoder.prepare is None else decoder.prepare(weights)
 
 
 def _begin(decoder, weights, prompts, keys, reference, settings) -> Decoding | Search:
     prefilled = decoder.read(weights, prompts)
     if settings.beams > 1:
         return begin_search(prefilled, settings)
-    return begin(decoder.head(weights), prefilled, keys, settings, reference)
+    return begin(decoder.head(_prepared(decoder, weights)), prefilled, keys, settings, reference)
 
 
-def _finish(decoder, weights, state, settings, table=None, enough=None) -> Decoding | Search:
+def _finish(decoder, prepared, state, settings, table=None, enough=None) -> Decoding | Search:
     if settings.beams > 1:
-        return finish_search(decoder.bind(weights), decoder.head(weights), state, settings, enough)
-    return finish(decoder.bind(weights), decoder.head(weights), state, settings, table, enough)
+        return finish_search(decoder.bind(prepared), decoder.head(prepared), state, settings, enough)
+    return finish(decoder.bind(prepared), decoder.head(prepared), state, settings, table, enough)
 
 
 class Slots(NamedTuple):
@@ -69,7 +74,8 @@ class Slots(NamedTuple):
     start: Callable[..., Any]  # (weights, seed, batch) -> state with a slot for each of the batch
     empty: Callable[..., Any]  # the same -> state with all slots idle
     admit: Callable[..., Any]  # (weights, seed, batch, state, slots) -> state
-    advance: Callable[..., Any]  # (weights, state, table, enough) -> state, which prompts are done, Generated
+    prepare: Callable[[PyTree], PyTree]  # weights -> weights as `advance` reads them
+    advance: Callable[..., Any]  # (prepared, state, table, enough) -> state, which prompts are done, Generated
     size: int  # slots of each device
     layout: DeviceLayout
 
@@ -89,34 +95,42 @@ def make_slots(decoder: Decoder, settings: DecodeSettings, size: int, layout: De
     def admit(weights: PyTree, seed: Array, batch: Request, state: Any, slots: Array) -> Any:
         return put(state, start(weights, seed, batch), slots)
 
-    def advance(weights: PyTree, state: Any, table: Table | None, enough: Array) -> Any:
-        state = _finish(decoder, weights, state, settings, table, enough)
+    def advance(prepared: PyTree, state: Any, table: Table | None, enough: Array) -> Any:
+        state = _finish(decoder, prepared, state, settings, table, enough)
         return state, state.done, state.generated
 
+    def prepare(weights: PyTree) -> PyTree:
+        with layout.context():
+            # Where nothing is rearranged, a program would copy all weights.
+            return prepared(weights) if on_cpu() and decoder.prepare else _prepared(decoder, weights)
+
+    whole: Any = {} if layout.mode == "mesh" else {"out_shardings": NamedSharding(layout.mesh, PartitionSpec())}
+    prepared = jax.jit(functools.partial(_prepared, decoder), **whole)
     if layout.mode == "pmap":
         devices: dict[str, Any] = {"devices": list(layout.mesh.devices.flat)}
-        programs = (
+        return Slots(
             jax.pmap(start, in_axes=(None, None, 0), **devices),
             jax.pmap(empty, in_axes=(None, None, 0), **devices),
             jax.pmap(admit, in_axes=(None, None, 0, 0, 0), donate_argnums=3, **devices),
+            prepare,
             jax.pmap(advance, in_axes=(None, 0, None, 0), donate_argnums=1, **devices),
+            size,
+            layout,
         )
-        return Slots(*programs, size, layout)
 
     def run(program: Callable[..., Any], *arguments: Any) -> Any:
         with layout.context():
             return program(*arguments)
 
-    # States that come and go in one sharding: with another, `admit` would be compiled again for what `advance` returns.
-    placed: Any = {} if layout.mode == "mesh" else {"out_shardings": NamedSharding(layout.mesh, PartitionSpec())}
+    # States come and go in one sharding: with another, `admit` would be compiled again for what `advance` returns.
     jitted = (
         jax.jit(start),
-        jax.jit(empty, **placed),
-        jax.jit(admit, donate_argnums=3, **placed),
-        jax.jit(advance, donate_argnums=1, **placed),
+        jax.jit(empty, **whole),
+        jax.jit(admit, donate_argnums=3, **whole),
+        jax.jit(advance, donate_argnums=1, **whole),
     )
     first, idle, refill, go_on = (functools.partial(run, program) for program in jitted)
-    return Slots(first, idle, refill, go_on, size, layout)
+    return Slots(first, idle, refill, prepare, go_on, size, layout)
 
 
 def put(state: Any, new: Any, slots: Int[Array, " R"]) -> Any:
@@ -167,6 +181,7 @@ def run_slots(
     source = enumerate(queue)
     waiting: collections.deque[tuple[int, Request]] = collections.deque()
     occupants = np.full((parts, count), FREE)
+    prepared = slots.prepare(weights)
     table = None if table is None else device_put_tree(table, layout)
     root = np.asarray(jax.random.key_data(jax.random.key(seed)))
     state: Any = None
@@ -189,7 +204,7 @@ def run_slots(
         free = (occupants == FREE).sum(axis=1)
         enough = np.minimum(free + at_once, count) if waiting else np.full(parts, count)
         wanted = enough.astype(np.int32) if layout.mode == "pmap" else np.int32(enough.max() * layout.row_shards)
-        state, *ended = slots.advance(weights, state, table, wanted)
+        state, *ended = slots.advance(prepared, state, table, wanted)
         prepare()  # while the devices work
         done, generated = fetch_rows(ended, layout)
         ready = (occupants.ravel() != FREE) & done

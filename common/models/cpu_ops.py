@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from common.types import PyTree
 
+UNSTACKED = "unstacked"  # the name of layers apart, beside the collections of a model
 BLOCK = 128  # values whose largest is looked for at a time
 
 
@@ -141,11 +142,10 @@ def unstack_layers(stack: PyTree) -> list[PyTree]:
 def decode_unstacked(forward: Callable[..., Any], block: nn.Module, variables: PyTree) -> Callable[..., Any]:
     """`forward`, a `Forward` of the model with these variables, whose decode loop runs over layers apart.
 
-    They are taken apart before the loop, their kernels transposed (`small_batch_matmul`). Keys and values are a list
-    of those of the layers. `block` is one layer; `forward` takes what runs over all of them as `layers`.
+    Keys and values are a list of those of the layers. `block` is one layer; `forward` takes what runs over all of them
+    as `layers`. The layers are taken apart before the loop, or were so by `unstacked_variables`.
     """
-    stacks = {name: tree["layers"] for name, tree in variables.items() if "layers" in tree}
-    layers = [kernels_transposed(layer) for layer in unstack_layers(stacks)]
+    layers = variables.get(UNSTACKED) or unstacked_variables(variables)[UNSTACKED]
 
     def over_layers(x, past, *rest):
         keys_values = []
@@ -161,6 +161,14 @@ def decode_unstacked(forward: Callable[..., Any], block: nn.Module, variables: P
         return hidden, unstack_layers(stacked)
 
     return unstacked
+
+
+def unstacked_variables(variables: PyTree) -> PyTree:
+    """What decoding needs of variables: the layers apart, their kernels transposed (`small_batch_matmul`)."""
+    stacks = {name: tree["layers"] for name, tree in variables.items() if "layers" in tree}
+    layers = [kernels_transposed(layer) for layer in unstack_layers(stacks)]
+    params = {name: leaf for name, leaf in variables["params"].items() if name != "layers"}
+    return {"params": params, UNSTACKED: layers}
 
 
 def kernels_transposed(variables: PyTree) -> PyTree:

@@ -36,8 +36,9 @@ class Decoder(NamedTuple):
     """A model as generation takes it: pure functions of its weights, any tree."""
 
     read: Callable[[PyTree, PyTree], "Prefilled"]  # of weights and prompts, leaves [B ...]
-    bind: Callable[[PyTree], Forward]  # for new tokens
-    head: Callable[[PyTree], Float[Array, "V D"]]  # which gives logits of hidden states
+    bind: Callable[[PyTree], Forward]  # for new tokens, of prepared weights
+    head: Callable[[PyTree], Float[Array, "V D"]]  # which gives logits of hidden states, of prepared weights
+    prepare: Callable[[PyTree], PyTree] | None = None  # once before the loop; None: weights are read as they are
 
 
 class Prompts(flax.struct.PyTreeNode):

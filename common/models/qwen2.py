@@ -203,12 +203,14 @@ class Qwen2(nn.Module):
 def bind(config: Qwen2Config, variables: PyTree) -> Forward:
     """The model with its weights as a `Forward`: called on prompts, then token by token.
 
-    `variables` is {"params": ...}, with "lora" (scaled) beside it or not. Prompts may come as `embeddings`.
+    `variables` is {"params": ...}, with "lora" (scaled) beside it or not; for new tokens also what `for_decoding` makes
+    of it. Prompts may come as `embeddings`.
     """
+    collections = {name: tree for name, tree in variables.items() if name != cpu_ops.UNSTACKED}
 
     def forward(tokens, positions, segments=None, *rest, **named):
         padded = None if segments is None else segments > 0
-        return Qwen2(config).apply(variables, tokens, positions, padded, *rest, keep=True, **named)
+        return Qwen2(config).apply(collections, tokens, positions, padded, *rest, keep=True, **named)
 
     if on_cpu():
         return cpu_ops.decode_unstacked(forward, Block(config, keep=True), variables)
@@ -234,6 +236,11 @@ def reordered(x: Array, order: Int[Array, "B S"], axis: int) -> Array:
     """`x` with the positions of each row in this order; they are its axis `axis`, and rows the one before it."""
     index = jnp.expand_dims(order, (*range(axis - 1), *range(axis + 1, x.ndim)))
     return jnp.take_along_axis(x, index, axis=axis, mode="promise_in_bounds")
+
+
+def for_decoding(variables: PyTree) -> PyTree:
+    """The variables as new tokens read them: as they are, but on a CPU."""
+    return cpu_ops.unstacked_variables(variables) if on_cpu() else variables
 
 
 def angles(
