@@ -13,7 +13,6 @@ from typing import Any
 from common.config import read_config
 from common.data.records import Language, Quarantine, ReportPair
 from common.data.summary import first_of, say_data, unknown_share
-from common.devices import say_devices
 from common.errors import UserError
 from common.io.jsonl import write_rows
 from common.io.locks import locked_run, owning
@@ -69,7 +68,6 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     quarantine.write(run_dir / "evaluation_quarantine.jsonl")
     ids = [pair.id for pair in pairs]
     models = {MODEL: trained.variables, BEFORE: trained.untrained}
-    say_devices()
     outputs = {
         **{
             name: [

@@ -7,9 +7,12 @@ COMMANDS = {
         "train on studies", "--preset NAME --run-dir DIR [any field of the config]", "unicross_jax.commands:train",
         several_hosts=True,
     ),
-    "evaluate": Command("score a run, with baselines", "--run-dir DIR", "unicross_jax.commands:evaluate"),
+    "evaluate": Command(
+        "score a run, with baselines", "--run-dir DIR", "unicross_jax.commands:evaluate", several_hosts=True
+    ),
     "report": Command(
-        "write reports for images", "IMAGE... [--checkpoint DIR] [--output FILE.jsonl]", "unicross_jax.commands:report"
+        "write reports for images", "IMAGE... [--checkpoint DIR] [--output FILE.jsonl]", "unicross_jax.commands:report",
+        several_hosts=True,
     ),
     "ablation": Command(
         "train without each component", "--preset NAME --directory DIR [any field of the config]",

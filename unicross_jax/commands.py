@@ -43,8 +43,9 @@ def evaluate(arguments: list[str]) -> None:
     from unicross_jax.evaluate import evaluate_run
 
     systems = evaluate_run(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size, **told)
-    print(score_lines(systems, shown_scores(next(iter(systems.values())))))
-    print(f"page: {(chosen.run_dir / 'report.html').absolute()}", flush=True)
+    if systems:  # of several processes the first one has them
+        print(score_lines(systems, shown_scores(next(iter(systems.values())))))
+        print(f"page: {(chosen.run_dir / 'report.html').absolute()}", flush=True)
 
 
 def add_labeler(options: Parser) -> None:

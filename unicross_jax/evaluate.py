@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
 from common.clinical.labeler import load_labeler, replicate
@@ -33,11 +34,11 @@ from common.data.images import GreyImage, resize_crop
 from common.data.records import Language, Quarantine
 from common.data.splits import Split, images_record
 from common.data.summary import Cut, first_of, say_data, study_line
-from common.devices import say_devices
 from common.errors import UserError
 from common.generation.draft_option import Draft
 from common.generation.draft_sources import draft_sources, load_table
 from common.generation.drafts import Table
+from common.generation.processes import of_first
 from common.io.fingerprints import data_record, fingerprint
 from common.io.finite import check_finite, precision_remedy
 from common.io.jsonl import write_rows
@@ -68,6 +69,7 @@ BEFORE = "before training"  # the weights that a run began from, where these wer
 TEXT_SCORES = ("coco/BLEU-4", "coco/ROUGE-L")  # of the headline
 TITLES = {"findings/F1": "F1 over the findings that reports state", "promptmrg/F1": "F1 of each report's findings"}
 MADE_FROM = "made_from"  # in metrics.json
+EVALUATED = "evaluated"  # where processes meet
 OUTPUTS = ("evaluation_quarantine.jsonl", "predictions.jsonl", "metrics.json", REPORT_FILE)  # of a run directory
 SHOWN, SHOWN_SIDE = 12, 256  # examples on the page; pixels of their images, at least where they can be drawn
 EMBEDDED_AT_ONCE = 64  # images
@@ -90,6 +92,7 @@ def evaluate_run(
 
     `limit` studies at most, if positive. `labeler` and `labeler_tokenizer` are as for `scoring_labeler`. `decoding`:
     beams and length_penalty where not those of the config; `draft` changes the time alone. Returns scores by system.
+    Of several processes each writes a share of the reports; the others return nothing when the first one has ended.
     Raises UserError.
     """
     history = read_metrics(run_dir / METRICS_FILE)
@@ -105,26 +108,29 @@ def evaluate_run(
         raise UserError(f"{run_dir}: the data has no {split} split")
     train, held_out = splits["train"], first(splits[split], limit)
     examples, longer = encode(trained.config, trained.task, held_out.studies)
-    data = say_data(
-        study_line(
-            trained.config.data,
-            {"train": len(train.studies), split: len(held_out.studies)},
-            quarantine,
-            cut=Cut(longer, trained.config.max_length),
-            unknown=unknown_words(trained.task.tokenizer, examples),
-            notes=first_of(limit, len(splits[split].studies)),
-        )
+    data = study_line(
+        trained.config.data,
+        {"train": len(train.studies), split: len(held_out.studies)},
+        quarantine,
+        cut=Cut(longer, trained.config.max_length),
+        unknown=unknown_words(trained.task.tokenizer, examples),
+        notes=first_of(limit, len(splits[split].studies)),
     )
-    quarantine.write(run_dir / "evaluation_quarantine.jsonl")
+    if jax.process_index() == 0:
+        say_data(data)
+        quarantine.write(run_dir / "evaluation_quarantine.jsonl")
     left_out = [f"{quarantine.summary()} of all splits: they are in no score."] if quarantine else []
     ids = [study.id for study in held_out.studies]
-    say_devices()
     table = draft_table(trained, run_dir, draft)
     texts = generate_reports(trained, examples, held_out.images, batch_size=batch_size, ids=ids, table=table)
     written = list(counted(texts, len(examples), "reports"))
+    before = before_training(trained, held_out, batch_size)
+    if jax.process_index() > 0:
+        multihost_utils.sync_global_devices(EVALUATED)
+        return {}
     outputs = (
         {MODEL: [report.text for report in written]}
-        | before_training(trained, held_out, batch_size)
+        | before
         | {
             NEAREST: nearest_reports(trained, train, held_out),
             CONSTANT: constant_reports(
@@ -170,6 +176,7 @@ def evaluate_run(
     notes = [data, *left_out, *paired, *shown.notes, *clinical, *absent]
     save_run_page(run_dir, dataclasses.replace(shown, notes=notes))
     print("\n".join([*left_out, *paired, *clinical]), flush=True)
+    multihost_utils.sync_global_devices(EVALUATED)
     return systems
 
 
@@ -214,8 +221,10 @@ def before_training(trained: Trained, held_out: Split, batch_size: int) -> dict[
     """What the weights that a run began from write of the same studies; nothing where it began from random ones."""
     if not trained.config.init_from:
         return {}
-    if not initial_directory(trained.config).is_dir():
-        say(f"warning: {initial_directory(trained.config)}: no such directory; scores before training are left out")
+    if not of_first(initial_directory(trained.config).is_dir):
+        if jax.process_index() == 0:
+            where = initial_directory(trained.config)
+            say(f"warning: {where}: no such directory; scores before training are left out")
         return {}
     initial = load_initial(trained.config, trained.task.backbone)
     assert initial is not None

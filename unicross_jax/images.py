@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from common.data.images import GreyImage, read_image, resize_shorter
 from common.data.readers import ImageStudy
 from common.data.summary import data_line, say_data
-from common.devices import say_devices
 from common.errors import UserError
 from common.io.jsonl import write_rows
 from common.io.locks import locked_file, owning
@@ -62,7 +63,11 @@ def group_images(images: Sequence[str], study: str) -> list[tuple[str, ...]]:
 def report_images(
     images: Sequence[str], study: str, checkpoint: Path | None, indication: str, output: Path | None, page: Path
 ) -> None:
-    """Write a row {"images", "report"} for each study, and a page with them. Raises UserError before writing a row."""
+    """Write a row {"images", "report"} for each study, and a page with them. Raises UserError before writing a row.
+
+    Of several processes each reads all images and reports a share of them; the first one writes.
+    """
+    first = jax.process_index() == 0
     groups = group_images(images, study)
     for group in groups:
         for image in group:
@@ -78,9 +83,10 @@ def report_images(
     trained = load_trained(EMBEDDED_RUN if checkpoint is None else checkpoint)
     if indication and trained.config.model.conditioning == "published":
         raise UserError("--indication: not read by a model of --model.conditioning published; leave it out")
-    if checkpoint is None:
+    if first and checkpoint is None:
         print(PHANTOMS_ONLY, file=sys.stderr, flush=True)
-    say_data(images_line(groups), rows_on_stdout=True)
+    if first:
+        say_data(images_line(groups), rows_on_stdout=True)
     resize = trained.config.data.resize
     read: list[tuple[GreyImage, ...]] = [
         tuple(resize_shorter(read_image(image), resize) for image in group) for group in groups
@@ -88,8 +94,9 @@ def report_images(
     studies = [ImageStudy(" ".join(group), (), "", indication) for group in groups]
     examples, _ = encode(trained.config, trained.task, studies)
     ids = [study.id for study in studies]
-    say_devices()
     written = list(generate_reports(trained, examples, read, ids=ids))
+    if not first:
+        return
     rows = [{"images": list(group), "report": report.text} for group, report in zip(groups, written, strict=True)]
     if output is not None:
         write_rows(output, rows)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,9 +13,10 @@ from common.data.images import GreyImage
 from common.generation.draft_sources import DRAFT_TOKENS
 from common.generation.drafts import Table
 from common.generation.generate import continuations
+from common.generation.processes import over_processes
 from common.generation.slots import Request, in_order, run_slots
 from common.io.finite import check_finite, precision_remedy
-from common.training.parallel import device_put_tree, generation_layout
+from common.training.parallel import all_row_shards, device_put_tree, generation_layout
 from common.types import PyTree
 from unicross_jax.backbone import (
     ReportTokenizer,
@@ -47,7 +48,8 @@ def generate_reports(
 ) -> Iterator[Written]:
     """A report for each study, in order; greedy ones sooner with a table of drafts.
 
-    Raises UserError naming a study whose logits are not finite, by its entry in `ids` or by its number from 1.
+    Under several processes all must exhaust it; each writes the reports of a share of the studies. Raises UserError
+    naming a study whose logits are not finite, by its entry in `ids` or by its number from 1.
     """
     task, tokenizer = trained.task, trained.task.tokenizer
     settings = decode_settings(trained.config, tokenizer)
@@ -56,20 +58,24 @@ def generate_reports(
     ids = range(1, len(examples) + 1) if ids is None else ids
     remedy = precision_remedy(trained.config.model.dtype)
     layout = generation_layout()
-    count = -(-max(min(batch_size, len(examples)), 1) // layout.row_shards)
+    count = -(-max(min(batch_size, len(examples)), 1) // all_row_shards(layout))
     slots = report_slots(without_dropout(task.model), settings, tokenizer.bos_id, count, layout)
     weights = device_put_tree((trained.trainable, task.frozen), layout)
     views = max([trained.config.data.views, *map(len, images)])
 
-    def queue() -> Iterator[Request]:
-        for row in range(len(examples)):
+    def queue(rows: Sequence[int]) -> Iterator[Request]:
+        for row in rows:
             study = studies_of(trained, examples, images, [row], 1, views)
             yield Request(np.int32(row), jax.tree.map(lambda leaf: np.asarray(leaf)[0], study))
 
-    for row, found in enumerate(in_order(run_slots(slots, weights, queue(), table=table))):
-        (report,) = continuations(found)
-        check_finite([report.finite], ids[row : row + 1], "the model's logits", remedy)
-        own = report.token_ids
+    def written(rows: Sequence[int]) -> Iterator[list[Any]]:
+        for found in in_order(run_slots(slots, weights, queue(rows), table=table)):
+            (report,) = continuations(found)
+            yield [report.finite, report.token_ids]
+
+    rows = range(len(examples))
+    for row, (finite, own) in zip(rows, over_processes(rows, written, count * layout.row_shards, layout), strict=True):
+        check_finite([finite], ids[row : row + 1], "the model's logits", remedy)
         complete = bool(own) and own[-1] == tokenizer.eos_id
         own = own[:-1] if complete else own
         yield Written(clean_report(tokenizer.decode(own)), own, complete)

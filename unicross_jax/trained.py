@@ -23,7 +23,7 @@ from common.io.safetensors import (
 )
 from common.options import flag
 from common.training.checkpoint import open_checkpoints, restore_trainable
-from common.training.parallel import device_put_tree, make_device_layout
+from common.training.parallel import device_put_tree, generation_layout
 from common.types import PyTree
 from unicross_jax.backbone import (
     BASE_FILE,
@@ -73,7 +73,7 @@ def load_around(directory: Path, config: RunConfig, backbone: Backbone) -> Train
     if (directory / "checkpoints").is_dir():
         checkpoints = open_checkpoints(directory, frozen_weights(backbone, task.frozen).note(), config)
         step, trainable = restore_trainable(
-            checkpoints, device_put_tree(init_trainable(task.model, key), make_device_layout("jit"))
+            checkpoints, device_put_tree(init_trainable(task.model, key), generation_layout(mode="jit"))
         )
         checkpoints.close()
         return Trained(config, task, trainable, step)

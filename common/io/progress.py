@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from common.io.locks import is_first_process
+
 SECONDS = 5.0  # between two lines
 
 Item = TypeVar("Item")
@@ -13,8 +15,12 @@ Item = TypeVar("Item")
 def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     """The items; where they take long, how many of `total` there are so far is said on standard error now and then.
 
-    A line comes by the clock, not with an item: where many come at once, the first says nothing of the others.
+    A line comes by the clock, not with an item: where many come at once, the first says nothing of the others. Of
+    several processes the first one speaks.
     """
+    if not is_first_process():
+        yield from items
+        return
     number = 0
     ended = threading.Event()
 

@@ -19,7 +19,6 @@ from common.bounds import Count
 from common.data.cleaning import clean_report
 from common.data.records import ReportPair
 from common.data.summary import say_data
-from common.devices import say_devices
 from common.errors import UserError
 from common.io.jsonl import read_jsonl, write_rows
 from common.io.locks import locked_by_first, locked_file
@@ -135,7 +134,6 @@ def write_shards(trained: Trained, reports: Sequence[Report], source: str, outpu
         claim_output(file, made, [report for _, report in part])
     if jax.process_index() == 0:
         say_data(reports_line(trained, source, [report for _, report in reports], sum(done.values())))
-        say_devices()
     for file, part in mine:
         if done[file] < len(part):
             with row_writer(file) as write:

@@ -79,7 +79,7 @@ def test_a_command_for_one_host_refuses_before_it_joins(monkeypatch, capsys, hos
     [
         ("launch.cli", {"decode"}),
         ("retsta_jax.cli", {"train", "standardize"}),
-        ("unicross_jax.cli", {"train"}),
+        ("unicross_jax.cli", {"train", "evaluate", "report"}),
         ("deer_jax.cli", {"sft", "rl", "train-labeler", "label", "sample"}),
     ],
 )
