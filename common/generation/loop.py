@@ -7,8 +7,9 @@ Nothing here depends on a model: it takes a `Forward`, such as `common.models.qw
 A pass feeds the newest token of each continuation and k drafts behind it, and chooses a token after each of these. A
 draft stands if it is the token that was chosen in its place; the first that is not ends the pass. What is chosen
 depends on the tokens before it and on its own random number, so drafts change how many passes it takes, not what is
-written: greedy and sampled continuations are those of k = 0. (A draft thus stands with its probability, and otherwise
-the token comes from the rest of the distribution: arXiv:2211.17192, Algorithm 1, for drafts without a distribution.)
+written: greedy and sampled continuations are those of k = 0, but for rounding, which may decide where two tokens are
+equally likely or a random number falls on the border between two. (A draft thus stands with its probability, and
+otherwise the token comes from the rest of the distribution: arXiv:2211.17192, Algorithm 1, for drafts without one.)
 """
 
 import flax.struct

@@ -102,7 +102,7 @@ def _chains(
 
 def _placed(words: UInt32[np.ndarray, " C"], drafts: Int[np.ndarray, "C K"]) -> Table:
     """Contexts at their places, the longest first; what finds none of its places free is left out."""
-    places = 1 << int(np.ceil(np.log2(max(2 * len(words), 16))))
+    places = 1 << int(np.ceil(np.log2(max(4 * len(words), 16))))
     marks = np.zeros(places, np.uint32)
     tokens = np.zeros((places, drafts.shape[1]), np.int32)
     waiting = np.arange(len(words))
