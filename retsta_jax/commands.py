@@ -23,10 +23,12 @@ def train(arguments: list[str]) -> None:
 
 def evaluate(arguments: list[str]) -> None:
     """Score a run, write its page and print the headline scores of every system."""
-    chosen = evaluation_parser("retsta evaluate", "reports").parse_args(arguments)
+    options = evaluation_parser("retsta evaluate", "reports")
+    add_draft(options, "prompt", "reports", "all")
+    chosen = options.parse_args(arguments)
     from retsta_jax.evaluate import evaluate_run, headline
 
-    systems = evaluate_run(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size)
+    systems = evaluate_run(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size, chosen.draft)
     print(score_lines(systems, headline(next(iter(systems.values())))))
     print(f"page: {(chosen.run_dir / 'report.html').absolute()}", flush=True)
 

@@ -14,6 +14,7 @@ from common.config import read_config
 from common.data.records import Language, Quarantine, ReportPair
 from common.data.summary import first_of, say_data, unknown_share
 from common.errors import UserError
+from common.generation.draft_option import Draft
 from common.io.jsonl import write_rows
 from common.io.locks import locked_run, owning
 from common.io.numbers import rounded, score_text
@@ -32,7 +33,7 @@ from retsta_jax.codes import parse_codes, terminology, terminology_validity
 from retsta_jax.config import NEEDS, PRESETS, RetstaConfig, scored_as
 from retsta_jax.corpus.split_distance import distance_between, distance_table
 from retsta_jax.data import load_splits, splits_line
-from retsta_jax.standardize import Trained, load_trained, standardize, unusable
+from retsta_jax.standardize import Trained, draft_table, load_trained, standardize, unusable
 from retsta_jax.stated import recognised, stated, stated_in_standard_form
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.terms import SHIPPED, Terminology
@@ -45,10 +46,12 @@ Scores = dict[str, Mapping[str, float | None]]
 
 
 @owning("run_dir", locked_run)
-def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32) -> dict[str, Scores]:
+def evaluate_run(
+    run_dir: Path, split: str = "test", limit: int = 0, batch_size: int = 32, draft: Draft = "auto"
+) -> dict[str, Scores]:
     """Score a run on its test or validation split; writes predictions.jsonl, metrics.json and report.html there.
 
-    `limit` reports at most, if positive. Returns scores by system. Raises UserError.
+    `limit` reports at most, if positive; `draft` changes the time alone. Returns scores by system. Raises UserError.
     """
     history = read_metrics(run_dir / METRICS_FILE)
     trained = load_trained(run_dir)
@@ -68,12 +71,15 @@ def evaluate_run(run_dir: Path, split: str = "test", limit: int = 0, batch_size:
     quarantine.write(run_dir / "evaluation_quarantine.jsonl")
     ids = [pair.id for pair in pairs]
     models = {MODEL: trained.variables, BEFORE: trained.untrained}
+    table = draft_table(trained, run_dir, draft)
     outputs = {
         **{
             name: [
                 result.text
                 for result in counted(
-                    standardize(trained, variables, sources(pairs), batch_size, ids), len(pairs), f"reports, {name}"
+                    standardize(trained, variables, sources(pairs), batch_size, ids, draft, table),
+                    len(pairs),
+                    f"reports, {name}",
                 )
             ]
             for name, variables in models.items()
