@@ -120,6 +120,7 @@ class RlConfig(RunConfig):
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     objective: Objective = Objective()
+    draft: Literal["none", "reports"] = "none"  # reports: next words of training reports are tried in rollouts
     best_by: str = "val/reward"  # the validation metric that chooses the best checkpoint
     best_is: Literal["lowest", "highest"] = "highest"  # whether lower or higher values of it are better
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from common.bounds import NotNegative
+from common.generation.drafts import NO_DRAFTS, Drafts
 from common.generation.loop import Generated
 from common.training.step import LossFn
 from common.types import LossSum, PyTree
@@ -31,9 +32,11 @@ class PolicyParams(NamedTuple):
 
 
 class Sample(Protocol):
-    """G = `group` continuations of each prompt, and their log-probabilities."""
+    """G = `group` continuations of each prompt, and their log-probabilities; drafts change the time it takes alone."""
 
-    def __call__(self, params: PolicyParams, prompts: PyTree, keys: Key[Array, " B"], group: int) -> Generated: ...
+    def __call__(
+        self, params: PolicyParams, prompts: PyTree, keys: Key[Array, " B"], group: int, drafts: Drafts = NO_DRAFTS
+    ) -> Generated: ...
 
 
 class TokenLogProbs(Protocol):

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from common.generation.drafts import NO_DRAFTS, Drafts
 from common.generation.generate import qwen2_decoder
 from common.generation.loop import Generated
 from common.generation.settings import DecodeSettings
@@ -33,10 +34,12 @@ def text_policy(
     def variables(params: PolicyParams) -> PyTree:
         return model_variables(params.trainable, params.frozen, adapters)
 
-    def sample(params: PolicyParams, prompts: Prompts, keys: Key[Array, " B"], group: int) -> Generated:
+    def sample(
+        params: PolicyParams, prompts: Prompts, keys: Key[Array, " B"], group: int, drafts: Drafts = NO_DRAFTS
+    ) -> Generated:
         own = variables(params)
         own = {**own, "params": gathered(own["params"], config.dtype, SHARDING_RULES)}
-        return decode(qwen2_decoder(config), own, prompts, keys, dataclasses.replace(settings, group=group))
+        return decode(qwen2_decoder(config), own, prompts, keys, dataclasses.replace(settings, group=group), drafts)
 
     def logprobs(
         params: PolicyParams, prompts: Prompts, tokens: Int[Array, "B G T"], mask: Bool[Array, "B G T"]

@@ -18,10 +18,11 @@ from jaxtyping import Array, Float, Int
 
 from common.data.packing import GlobalBatch, Plan
 from common.data.tokenizers import Tokenizer
+from common.generation.drafts import Drafts, Table
 from common.generation.loop import Generated
 from common.io.finite import check_finite
 from common.training.logs import SECONDS
-from common.training.parallel import DeviceLayout, compile_rows, compile_step, fetch_rows, place_batch
+from common.training.parallel import DeviceLayout, compile_rows, compile_step, device_put_tree, fetch_rows, place_batch
 from common.training.step import TrainStep, make_train_step
 from common.types import PyTree, TrainState
 from deer_jax.ditpo import (
@@ -139,24 +140,29 @@ def make_rl_step(
     reference: PyTree | None = None,
     ids: Sequence[str | int] | None = None,
     loss: RolloutLoss = ditpo_loss,
+    table: Table | None = None,
 ) -> TrainStep:
     """`step(state, frozen, batch, rng)` over `StudyBatch`es: rollout, judgement, `updates` updates on it.
 
-    `loss` is that of rollouts. `reference` is the trainable tree before RL; it is needed where the objective has `kl`.
-    `state.step` counts steps, not updates. Metrics whose name begins with "seconds/" tell where the time went. Raises
-    UserError naming a study, by its entry in `ids` or by its number, whose reports were sampled from logits that are
-    not finite.
+    `loss` is that of rollouts. Drafts come from `table`, where the policy's settings have some. `reference` is the
+    trainable tree before RL; it is needed where the objective has `kl`. `state.step` counts steps, not updates. Metrics
+    whose name begins with "seconds/" tell where the time went. Raises UserError naming a study, by its entry in `ids`
+    or by its number, whose reports were sampled from logits that are not finite.
     """
 
-    def sample(trainable: PyTree, frozen: PyTree, batch: StudyBatch, at: tuple[Array, Array]) -> Generated:
-        rng, step = at
+    def sample(
+        trainable: PyTree, frozen: PyTree, batch: StudyBatch, at: tuple[Array, Array, Table | None]
+    ) -> Generated:
+        rng, step, table = at
         key = jax.random.fold_in(jax.random.fold_in(rng, step), 1)  # 0 is the update's
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.study)
-        return policy.sample(PolicyParams(trainable, frozen), batch.prompts, keys, group)
+        known = {} if table is None else {"drafts": Drafts(None, table)}
+        return policy.sample(PolicyParams(trainable, frozen), batch.prompts, keys, group, **known)
 
     def score(trainable: PyTree, frozen: PyTree, batch: Rollouts, _: Array) -> Float[Array, "B G T"]:
         return policy.token_logprobs(PolicyParams(trainable, frozen), batch.prompts, batch.tokens, batch.mask)
 
+    placed_table = None if table is None else device_put_tree(table, layout)
     run_sample, run_score = compile_rows(sample, layout), compile_rows(score, layout)
     learnt = make_loss(policy, objective, loss)
     update = compile_step(lambda axis: make_train_step(learnt, tx, accumulate, axis), layout)
@@ -164,7 +170,7 @@ def make_rl_step(
 
     def step(state: TrainState, frozen: PyTree, batch: StudyBatch, rng: Array):
         clock = _Clock()
-        sampled = jax.block_until_ready(run_sample(state.trainable, frozen, batch, (rng, state.step)))
+        sampled = jax.block_until_ready(run_sample(state.trainable, frozen, batch, (rng, state.step, placed_table)))
         clock.stop("rollout")
         generated, studies = fetch_rows((sampled, batch.study), layout)
         check_rollouts(generated, studies if ids is None else [ids[study] for study in studies], int(state.step) + 1)

@@ -1,5 +1,7 @@
 """`deer rl`: reinforcement learning of report generation, GRPO or DiTPO by the token weights that are chosen."""
 
+import dataclasses
+import functools
 import math
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from common.data.records import Quarantine
 from common.data.splits import Split
 from common.data.summary import say_data
 from common.errors import UserError
+from common.generation.draft_sources import DRAFT_TOKENS, report_table
 from common.io.fingerprints import data_record
 from common.io.functions import load_function
 from common.io.terminal import say
@@ -194,9 +197,14 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         judge_of(config, splits[name], labeler, base.tokenizer.stop_ids, learning)
         for name, learning in (("train", True), ("validation", False))
     )
-    policy = vision_policy(
-        base.config, base.layout, decode_settings(base, config.rollout), config.lora, config.model.loss_chunk
+    settings, table = decode_settings(base, config.rollout), None
+    if config.draft == "reports":
+        table = report_table(base.tokenizer, [study.report for study in splits["train"].studies])
+        settings = dataclasses.replace(settings, drafts=DRAFT_TOKENS)
+    make_policy = functools.partial(
+        vision_policy, base.config, base.layout, lora=config.lora, chunk=config.model.loss_chunk
     )
+    policy = make_policy(settings)
     tx = make_optimizer(config.optim, config.steps * config.updates)
     schedule = make_schedule(config.optim, config.steps * config.updates)
     trainable, frozen = initial_trees(config, base, layout)
@@ -230,6 +238,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
             reference=jax.tree.map(lambda leaf: leaf.copy(), trainable) if config.objective.kl else None,
             ids=[study.id for study in splits["train"].studies],
             loss=load_function(config.loss, "--loss") if config.loss else ditpo_loss,
+            table=table,
         ),
         tx=tx,
         total_steps=config.steps,
@@ -245,7 +254,13 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         quarantine=quarantine,
         rules=SHARDING_RULES,
         shown=SHOWN,
-        flops=step_flops(policy, config, trainable, frozen, base.config.vision.full_attention_share),
+        flops=step_flops(
+            make_policy(dataclasses.replace(settings, drafts=0)),
+            config,
+            trainable,
+            frozen,
+            base.config.vision.full_attention_share,
+        ),
     )
     best = run_training(config, run_dir, layout, training)
     export(config, base, best, frozen, run_dir)

@@ -19,9 +19,8 @@ from common.data.records import Quarantine
 from common.data.splits import Split, images_record
 from common.data.summary import first_of, say_data, study_line
 from common.errors import UserError
-from common.generation.draft_sources import DRAFT_TOKENS, draft_sources
+from common.generation.draft_sources import DRAFT_TOKENS, draft_sources, report_table
 from common.generation.generate import PROGRAMS
-from common.generation.ngrams import build_table
 from common.generation.processes import in_parts, over_processes
 from common.generation.settings import DecodeSettings
 from common.generation.slots import Request, Slots, in_order, make_slots, run_slots
@@ -43,7 +42,6 @@ from deer_jax.setup import Base, base_directory, decode_settings, load_base
 from deer_jax.vision_policy import study_decoder, without_images
 
 PROGRAM = "deer sample"
-MOST_REPORTS = 6000  # that drafts come from
 DESCRIPTION = """Rows {"id", "reference", "rollouts": [text, ...]}, with a labeler also "labels" for deer select; of one
 report a study {"id", "reference", "prediction"}, for deer evaluate. What is written already is kept.
 
@@ -154,9 +152,9 @@ def sampled_texts(
     Under several processes all must exhaust it; each writes the reports of a share of the studies.
     """
     length = prompt_length(base.encoder, config.data.views)
-    tokenizer, table = base.tokenizer, None
+    table = None
     if "reports" in draft_sources(config.draft):
-        table = build_table([[*tokenizer.encode(report), tokenizer.eos_id] for report in known[:MOST_REPORTS]])
+        table = report_table(base.tokenizer, known)
     settings = decode_settings(base, config.rollout)
     settings = dataclasses.replace(settings, group=config.rollout.group, drafts=0 if table is None else DRAFT_TOKENS)
     count = config.batch_size // all_row_shards(layout)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from common.generation.drafts import NO_DRAFTS, Drafts
 from common.generation.loop import Generated
 from common.generation.settings import DecodeSettings
 from common.generation.slots import decode
@@ -104,8 +105,10 @@ def vision_policy(
 
     decoder = study_decoder(config, layout, adapters)
 
-    def sample(params: PolicyParams, prompts: StudyPrompts, keys: Key[Array, " B"], group: int) -> Generated:
-        return decode(decoder, params, prompts, keys, dataclasses.replace(settings, group=group))
+    def sample(
+        params: PolicyParams, prompts: StudyPrompts, keys: Key[Array, " B"], group: int, drafts: Drafts = NO_DRAFTS
+    ) -> Generated:
+        return decode(decoder, params, prompts, keys, dataclasses.replace(settings, group=group), drafts)
 
     def logprobs(
         params: PolicyParams, prompts: StudyPrompts, tokens: Int[Array, "B G T"], mask: Bool[Array, "B G T"]

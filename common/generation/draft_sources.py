@@ -20,6 +20,7 @@ from common.io.terminal import say
 
 TABLE_FILE = "drafts.safetensors"  # of a run directory; it holds parts of reports
 DRAFT_TOKENS = 4  # verified in one pass beside the newest token
+MOST_REPORTS = 6000  # that a table is made of
 PROBE = "No acute disease. 双眼：视网膜出血；未见玻璃膜疣。 Right eye: 0.5 cm"
 
 
@@ -29,11 +30,23 @@ class CanEncode(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
 
+class HasEnd(CanEncode, Protocol):
+    """A tokenizer with a token that ends a report."""
+
+    @property
+    def eos_id(self) -> int: ...
+
+
 def draft_sources(draft: Draft) -> Collection[str]:
     """Which of "prompt" and "reports" are used on this machine."""
     if draft == "auto":
         draft = "none" if jax.default_backend() == "cpu" else "all"
     return {"none": (), "all": ("prompt", "reports")}.get(draft, (draft,))
+
+
+def report_table(tokenizer: HasEnd, reports: Sequence[str]) -> Table | None:
+    """The table of reports, of the first ones where there are many."""
+    return build_table([[*tokenizer.encode(report), tokenizer.eos_id] for report in reports[:MOST_REPORTS]])
 
 
 def save_table(run_dir: Path, texts: Sequence[Sequence[int]], tokenizer: CanEncode) -> None:

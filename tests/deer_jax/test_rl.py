@@ -13,6 +13,7 @@ from common.data.pipeline import make_iterator
 from common.data.tokenizers import WordTokenizer
 from common.errors import UserError
 from common.generation.loop import Generated
+from common.generation.ngrams import build_table
 from common.generation.sampling import Sampling
 from common.generation.settings import DecodeSettings
 from common.models.decoding import Prompts
@@ -51,14 +52,17 @@ def wanted_words(texts, references):
     return [sum(word in early for word in text.split()) / max(len(text.split()), 1) for text in texts]
 
 
-def run(run_dir, steps: int, layout, *, scores="tfidf", reward=wanted_words, objective=None, updates=1, rate=3e-3):
+def run(
+    run_dir, steps: int, layout, *, scores="tfidf", reward=wanted_words, objective=None, updates=1, rate=3e-3,
+    policy=POLICY, table=None,
+):  # fmt: skip
     optim = OptimConfig(learning_rate=rate, schedule="constant", warmup_ratio=0.0)
     tx = make_optimizer(optim, steps)
     judge = make_judge(REFERENCES, None, score_function(scores, None, WORDS.stop_ids), 1.0, reward=reward)
     objective = objective or Objective()
     trainable = device_put_tree(tiny.params(), layout)
     step = make_rl_step(
-        POLICY, objective, tx, judge, WORDS, layout, group=GROUP, updates=updates,
+        policy, objective, tx, judge, WORDS, layout, group=GROUP, updates=updates, table=table,
         reference=device_put_tree(tiny.params(), layout) if objective.kl else None,
     )  # fmt: skip
     rows = []
@@ -113,6 +117,20 @@ def test_devices_change_neither_rollouts_nor_updates(alone, tmp_path, mode):
         for name in ("reward", "loss", "new_tokens", "tokens", "grad_norm", "unique_rewards"):
             assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6)
     for one, other in zip(jax.tree.leaves(one_device.trainable), jax.tree.leaves(several.trainable), strict=True):
+        np.testing.assert_allclose(one, other, atol=3e-5)  # Adam turns rounding into up to a rate of 3e-3
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_drafts_change_neither_rollouts_nor_updates(alone, tmp_path, mode):
+    one_device, first = alone
+    random = np.random.default_rng(0)
+    table = build_table(random.integers(4, tiny.CONFIG.vocab_size, (400, 6)).tolist())
+    policy = text_policy(tiny.CONFIG, dataclasses.replace(SETTINGS, drafts=3), chunk=8)
+    drafted, second = run(tmp_path / mode, 2, make_device_layout(mode), policy=policy, table=table)
+    for one, other in zip(first, second, strict=True):
+        for name in ("reward", "loss", "new_tokens", "tokens", "grad_norm", "unique_rewards"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6)
+    for one, other in zip(jax.tree.leaves(one_device.trainable), jax.tree.leaves(drafted.trainable), strict=True):
         np.testing.assert_allclose(one, other, atol=3e-5)  # Adam turns rounding into up to a rate of 3e-3
 
 
