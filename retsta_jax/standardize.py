@@ -87,7 +87,7 @@ def load_trained(run_dir: Path, mesh: MeshConfig | None = None) -> Trained:
     # This machine may not have the attention of the one that trained.
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
     warn_of_writer(run_dir)
-    layout = generation_layout(mesh)
+    layout = generation_layout(mesh, devices=jax.local_devices())
     base = load_base(config, layout)
     start, frozen = initial_trees(config, base, layout)
     checkpoints = open_checkpoints(run_dir, base_weights(base_directory(config)).note(), config)

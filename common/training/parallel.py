@@ -87,14 +87,16 @@ def make_device_layout(
     return DeviceLayout(mode, _mesh(devices, (*BATCH_AXES, "tensor"), tuple(sizes)), sizes[0] * sizes[1])
 
 
-def generation_layout(config: MeshConfig | None = None, mode: Mode = "auto") -> DeviceLayout:
+def generation_layout(
+    config: MeshConfig | None = None, mode: Mode = "auto", devices: Sequence[jax.Device] | None = None
+) -> DeviceLayout:
     """How reports are written: with whole weights on each device of this process, apart from those of others.
 
-    A mesh that splits weights is taken over all devices, as in training.
+    A mesh that splits weights is taken over `devices`, by default all of them, as in training.
     """
     config = config or MeshConfig()
     if mode == "mesh" or (mode == "auto" and (config.fsdp, config.tensor) != (1, 1)):
-        return make_device_layout(mode, config)
+        return make_device_layout(mode, config, devices)
     devices = jax.local_devices()
     return make_device_layout("jit" if mode == "jit" or len(devices) == 1 else "pmap", devices=devices)
 

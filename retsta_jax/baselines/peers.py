@@ -76,7 +76,7 @@ def local_peer(
     )
 
     def answer(prompts: Sequence[str], ids: Sequence[str]) -> Generator[Output]:
-        layout = generation_layout(mesh)
+        layout = generation_layout(mesh, devices=jax.local_devices())
         check_heads(config.num_key_value_heads, layout)
         where = shardings(param_shapes(config), layout, SHARDING_RULES)
         loaded, params = load_qwen2(directory, dtype=dtype, param_dtype=dtype, shardings=where)
