@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.devices import say_devices
 from common.endpoint import Answer, Endpoint, Message, Request, answering
