@@ -24,7 +24,7 @@ COMMANDS = {
     ),
     "bench": Command(
         "speed of this device",
-        "sft|decode|slots|speculation|unicross|rl|labeler|duplicates [--peer]",
+        "sft|decode|slots|unicross|rl|labeler|... [--peer]",
         "launch.cli:bench",
     ),
 }  # fmt: skip

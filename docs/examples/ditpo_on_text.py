@@ -69,7 +69,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--test-reports", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
+    layout = make_device_layout("jit")
     trained = load_trained(chosen.run_dir)
+    trainable, frozen = device_put_tree((trained.trainable, trained.frozen), layout)
+    trained = trained._replace(trainable=trainable, frozen=frozen, layout=layout)  # one device, however many there are
     config, base = trained.config, trained.base
     splits = load_splits(config, Quarantine())
     test = splits.test[: chosen.test_reports]
@@ -91,7 +94,6 @@ def main(arguments: list[str]) -> None:
     prompts = padded(rows, bucket(max(map(len, rows))), left=True)
 
     # The steps.
-    layout = make_device_layout("jit")
     tx = make_optimizer(OptimConfig(learning_rate=chosen.rate, schedule="constant", warmup_ratio=0.0), chosen.steps)
     step = make_rl_step(policy, Objective(), tx, judge, base.tokenizer, layout, group=8)
     state = device_put_tree(init_state(trained.trainable, tx), layout, SHARDING_RULES)

@@ -20,7 +20,9 @@ def gpus(monkeypatch):
     for name in SET:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    return monkeypatch
+    before = jax.config.jax_default_matmul_precision
+    yield monkeypatch
+    jax.config.update("jax_default_matmul_precision", before)
 
 
 def test_gpus_get_the_settings(gpus):

@@ -207,7 +207,7 @@ def test_endless_empty_and_undecodable_reports_are_counted():
     lengths, stopped = np.array([[2, 1, 2], [5, 5, 2]]), np.array([[True, True, True], [False, False, True]])
     tokens = np.zeros((2, 3, 5), int)
     finite = np.ones_like(stopped)
-    measured = rollout_measures(Generated(tokens, tokens.astype(float), lengths, stopped, finite), groups)
+    measured = rollout_measures(Generated(tokens, tokens.astype(float), lengths, stopped, finite, tokens > 0), groups)
     found = {name: values.mean() for name, values in measured.items()}
     assert found == pytest.approx({"new_tokens": 17 / 6, "unfinished": 1 / 3, "empty": 1 / 3, "invalid_text": 1 / 6})
 
