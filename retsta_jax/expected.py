@@ -2,7 +2,7 @@
 
 from common.data.records import Language
 from common.metrics.tokenize import language_of
-from retsta_jax.corpus.findings import STATUSES, Finding, FundusStudy, order_findings, standard_report
+from retsta_jax.corpus.findings import EYES, STATUSES, Finding, FundusStudy, order_findings, standard_report
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.matching import find_terms, statements_of
 from retsta_jax.terminology.terms import Terminology
@@ -16,9 +16,11 @@ def expected_texts(report: str, terms: Terminology) -> list[str]:
     if terms is load_terminology():
         stated = sorted(statements_of(matches, terms))
         findings = [
-            Finding(eye, term, status)  # type: ignore[arg-type]
-            for term, eye, status in stated
-            if eye and status in STATUSES
+            Finding(eye, own.term, status)
+            for own in stated
+            for eye in EYES
+            for status in STATUSES
+            if (own.eye, own.status) == (eye, status)
         ]
         texts.append(standard_report(FundusStudy(order_findings(findings)), language))
     return [text for text in texts if text]

@@ -9,11 +9,16 @@ from tests.compile_flags import QUICK
 from tests.runs import ROOT
 
 
-def on_hosts(module: str, commands: list[list[str]], devices: int = 2) -> tuple[list[int], list[str]]:
-    """The exit codes and standard errors of a command on as many hosts, each with words and devices of its own."""
+def free_address() -> str:
+    """An address of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def on_hosts(module: str, commands: list[list[str]], devices: int = 2) -> tuple[list[int], list[str]]:
+    """The exit codes and standard errors of a command on as many hosts, each with words and devices of its own."""
+    address = free_address()
     environment = {**os.environ, "XLA_FLAGS": QUICK, "JAX_NUM_CPU_DEVICES": str(devices)}
     processes = [
         subprocess.Popen(

@@ -17,6 +17,7 @@ from common.command import run_cli
 from common.errors import UserError
 from common.process.hosts import GO, Hosts, gather, report
 from tests.compile_flags import QUICK
+from tests.hosts import free_address
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
@@ -30,9 +31,7 @@ run_cli(main, hosts=["all"])
 
 
 def test_two_processes_find_each_other():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = free_address()
     environment = {**os.environ, "XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
