@@ -46,14 +46,14 @@ def generate_reports(
     ids: Sequence[object] | None = None,
     table: Table | None = None,
 ) -> Iterator[Written]:
-    """A report for each study, in order; greedy ones sooner with a table of drafts.
+    """A report for each study, in order; greedy ones sooner with a table of drafts, but for `published` conditioning.
 
     Under several processes all must exhaust it; each writes the reports of a share of the studies. Raises UserError
     naming a study whose logits are not finite, by its entry in `ids` or by its number from 1.
     """
     task, tokenizer = trained.task, trained.task.tokenizer
     settings = decode_settings(trained.config, tokenizer)
-    if table is not None and settings.beams == 1:
+    if table is not None and settings.beams == 1 and trained.config.model.conditioning == "causal":
         settings = dataclasses.replace(settings, drafts=DRAFT_TOKENS)
     ids = range(1, len(examples) + 1) if ids is None else ids
     remedy = precision_remedy(trained.config.model.dtype)
