@@ -68,6 +68,8 @@ class Standardized(NamedTuple):
 
     text: str
     complete: bool
+    tokens: int = 0
+    drafted: int = 0  # tokens that were drafts; the others took a pass each
 
 
 def config_of_trained(run_dir: Path) -> RetstaConfig:
@@ -118,13 +120,7 @@ def standardize(
     ids = range(1, len(reports) + 1) if ids is None else ids
     remedy = precision_remedy(trained.base.config.dtype)
     tokenizer: Tokenizer = trained.base.tokenizer
-    vocabulary = trained.base.config.vocab_size
-    settings = DecodeSettings(
-        max_new_tokens=trained.config.max_new_tokens,
-        stop_ids=tokenizer.stop_ids,
-        forbidden_ids=tuple(range(tokenizer.vocab_size, vocabulary)),
-        drafts=DRAFT_TOKENS if sources else 0,
-    )
+    settings = decode_settings(trained, DRAFT_TOKENS if sources else 0)
     layout, rows = trained.layout, range(len(reports))
     parts = all_row_shards(layout) if together else layout.row_shards
     count = max(min(batch_size, -(-len(reports) // parts)), 1)
@@ -141,12 +137,23 @@ def standardize(
             for (found,) in generate_rows(slots, variables, prompts, part, references=references, table=own):
                 tokens = found.token_ids[:-1] if found.stopped else found.token_ids
                 text = clean_report(tokenizer.decode(tokens)) if found.finite else ""
-                yield [found.finite, text, found.stopped]
+                yield [found.finite, text, found.stopped, len(found.token_ids), sum(found.drafted)]
 
     results = over_processes(rows, written, at_once, layout) if together else written(rows)
-    for id_, (finite, text, stopped) in zip(ids, results, strict=True):
+    for id_, (finite, *written_of_row) in zip(ids, results, strict=True):
         check_finite([finite], [id_], "the model's logits", remedy)
-        yield Standardized(text, stopped)
+        yield Standardized(*written_of_row)
+
+
+def decode_settings(trained: Trained, drafts: int = 0) -> DecodeSettings:
+    """The likeliest answer, of tokens that the tokenizer has."""
+    tokenizer: Tokenizer = trained.base.tokenizer
+    return DecodeSettings(
+        max_new_tokens=trained.config.max_new_tokens,
+        stop_ids=tokenizer.stop_ids,
+        forbidden_ids=tuple(range(tokenizer.vocab_size, trained.base.config.vocab_size)),
+        drafts=drafts,
+    )
 
 
 def draft_table(trained: Trained, run_dir: Path, draft: Draft) -> Table | None:

@@ -5,7 +5,7 @@ tokenizers, by `slots` and `speculation` tokenizers), so it runs on a bare image
 PyTorch in a child process, in turns with ours, and the ratios of the medians are printed. Weights are random where the
 speed does not depend on them. `sft` and `decode` are LoRA adapters of a Qwen2 (`launch.bench.peer_qwen2`: transformers
 and peft); the others are modules of their name in `launch.bench`, where `slots` and `speculation` write reports as the
-ones of `--reports` are, `rl` includes `labeler`, and `speculation` and `duplicates` have no peer.
+ones of `--reports` are, `rl` includes `labeler`, and `speculation`, `standardize` and `duplicates` have no peer.
 """
 
 import dataclasses
@@ -50,12 +50,13 @@ from launch.bench import rl as bench_rl
 from launch.bench import rl_policy
 from launch.bench import slots as bench_slots
 from launch.bench import speculation as bench_speculation
+from launch.bench import standardize as bench_standardize
 from launch.bench import unicross as bench_unicross
 from launch.bench.report_model import Shape as ReportShape
 from launch.bench.timing import Timed, about, add_flags, against_goals, compared, in_turns, peak_bytes
 from launch.malloc import run_in_first_thread
 
-WORKS = ("sft", "decode", "slots", "speculation", "unicross", "rl", "labeler", "duplicates")
+WORKS = ("sft", "decode", "slots", "speculation", "unicross", "rl", "labeler", "standardize", "duplicates")
 GOALS = {"equal_shapes": 1.2, "mixed_lengths": 2.0, "greedy": 3.0, "top_p": 8.0, "samples": 4.0}
 
 
@@ -110,6 +111,10 @@ def main(arguments: Sequence[str]) -> int:
     rl.add_argument("--trl", action="store_true", help="with the peer, one step of TRL's trainer too, which is slow")
     add_flags(works.add_parser("labeler"), rl_policy.LABELER_CPU if on_cpu else rl_policy.LabelerShape())
     add_flags(works.add_parser("duplicates"), bench_duplicates.Shape(), with_peer=False)
+    add_flags(of_run := works.add_parser("standardize"), bench_standardize.Shape(), with_peer=False)
+    of_run.add_argument(
+        "--run", type=Path, required=True, metavar="DIR", help="run directory, such as that of the demo"
+    )
     for work in ("slots", "speculation"):
         add_flags(of_work := works.add_parser(work), ReportShape(), with_peer=work == "slots")
         of_work.add_argument("--reports", type=Path, required=True, metavar="FILE", help="NLMCXR_reports.tgz of Open-i")
@@ -131,6 +136,9 @@ def main(arguments: Sequence[str]) -> int:
             result = bench_slots.measure(ReportShape(**options), *files, with_peer)
         else:
             result = bench_speculation.measure(ReportShape(**options), *files)
+    elif work == "standardize":
+        run = options.pop("run")
+        result = bench_standardize.measure(bench_standardize.Shape(**options), run)
     elif work == "duplicates":
         result = bench_duplicates.measure(bench_duplicates.Shape(**options))
     else:

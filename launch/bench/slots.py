@@ -8,7 +8,6 @@ its dynamic and its static cache, and its own drafts, of the text so far, which 
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,12 +30,12 @@ from common.generation.loop import Generated
 from common.generation.sampling import GREEDY, Sampling
 from common.generation.settings import DecodeSettings
 from common.generation.slots import Slots
-from common.training.parallel import device_put_tree, generation_layout
+from common.training.parallel import DeviceLayout, device_put_tree, generation_layout
 from common.types import PyTree
 from launch.bench.report_model import ReportModel, Shape, lengths, report_model
-from launch.bench.timing import Timed, about, against_goals, in_turns, peak_bytes, rates
+from launch.bench.timing import Timed, about, against_goals, in_turns, peak_bytes, rates, timed
 
-GOALS = {"to_transformers": 6.0, "to_static_batches": 2.5}
+GOALS = {"to_transformers": 6.0, "to_static_batches": 2.5, "devices_to_one": 0.9}
 PEERS = ("dynamic_cache", "static_cache")  # in batches
 LOOKUP = 4  # tokens that transformers drafts at a time
 
@@ -73,7 +72,7 @@ def _measured(shape: Shape, model: ReportModel, peer: Any) -> dict[str, Any]:
         rows, passes = work.counted()
         cases[name] = described(rows, passes)
         tokens[name] = [row.token_ids for (row,) in rows]
-        works[name] = functools.partial(_timed, work.write)
+        works[name] = functools.partial(timed, work.write)
     theirs = _peer_works(shape, model, peer) if peer else {}
     for name, ask in theirs.items():
         tokens[name] = ask()["tokens"]
@@ -108,6 +107,8 @@ def _ratios(cases: dict[str, Any]) -> dict[str, float]:
         found["static_batches_to_transformers"] = ratio("static_batches", "dynamic_cache")
         found["single_to_prompt_lookup"] = ratio(_best(cases, "single_drafts"), "prompt_lookup")
         found["to_prompt_lookup"] = ratio(best, "prompt_lookup")
+    if "one_device" in cases:
+        found["devices_to_one"] = ratio("slots", "one_device")
     if "static_cache" in cases:
         found["to_static_cache"] = ratio(best, "static_cache")
     return found
@@ -124,10 +125,12 @@ def draft_counts(shape: Shape) -> dict[str, int]:
 
 
 def batch_works(shape: Shape, model: ReportModel) -> dict[str, Work]:
-    """Static batches, and slots without and with drafts."""
+    """Static batches, and slots without and with drafts; where there are several devices, slots on one of them."""
     works = {"static_batches": static_work(shape, model)}
     for name, count in draft_counts(shape).items():
         works["slots" if not count else f"slots_{name}"] = slot_work(shape, model, model.prompts, count)
+    if jax.local_device_count() > 1:
+        works["one_device"] = slot_work(shape, model, model.prompts, 0, layout=generation_layout(mode="jit"))
     return works
 
 
@@ -170,9 +173,13 @@ def slot_work(
     seed: int = 0,
     references: Sequence[Sequence[Sequence[int]]] = (),
     with_table: bool = True,
+    layout: DeviceLayout | None = None,
 ) -> Work:
-    """Slots over a queue of prompts; drafts of the training reports, of `references`, or of both."""
-    layout = generation_layout()
+    """Slots over a queue of prompts; drafts of the training reports, of `references`, or of both.
+
+    The slots are those of all devices together.
+    """
+    layout = layout or generation_layout()
     size = -(-min(shape.slots, len(prompts)) // layout.row_shards)
     slots = qwen2_slots(model.config, decode_settings(shape, model, drafts, sampling, group), size, layout)
     weights = device_put_tree({"params": model.params}, layout)
@@ -250,12 +257,6 @@ def _peer_works(shape: Shape, model: ReportModel, peer: Any) -> dict[str, Callab
     }
     single = {"prompts": model.prompts[: shape.single], "batch": 1, "cache": "dynamic", "lookup": LOOKUP, **ends}
     return works | {"prompt_lookup": functools.partial(peer.ask, "generate", **single)}
-
-
-def _timed(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def _seconds(ask: Callable[[], dict[str, Any]]) -> float:

@@ -11,8 +11,8 @@ from typing import Any
 
 from common.generation.sampling import Sampling
 from launch.bench.report_model import ReportModel, Shape, report_model
-from launch.bench.slots import Work, _timed, corpus, described, draft_counts, slot_work
-from launch.bench.timing import Timed, about, against_goals, in_turns, peak_bytes, rates
+from launch.bench.slots import Work, corpus, described, draft_counts, slot_work
+from launch.bench.timing import Timed, about, against_goals, in_turns, peak_bytes, rates, timed
 
 GOALS = {"greedy_tokens_per_pass": 3.5, "history_to_none": 1.5}
 SOURCES = {"history": (True, False), "reports": (False, True), "both": (True, True)}  # references, table
@@ -60,7 +60,7 @@ def _rollouts(shape: Shape, model: ReportModel) -> dict[str, Any]:
         expected = expected or tokens
         differing = sum(own != other for own, other in zip(tokens, expected, strict=True))
         cases[name] = described(rows, passes) | {"rows_that_differ": differing}
-        works[name] = functools.partial(_timed, way.write)
+        works[name] = functools.partial(timed, way.write)
     seconds = in_turns(works, shape.repetitions)
     samples = len(prompts) * shape.group
     return {name: rates(seconds[name], samples, "samples") | cases[name] for name in ways}

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import resource
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,13 @@ def in_turns(works: dict[str, Timed], repetitions: int) -> dict[str, list[float]
         for name, work in works.items():
             seconds[name].append(work())
     return seconds
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds of a work that waits for its result."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def compared(

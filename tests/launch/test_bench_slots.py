@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from launch.bench import report_model, slots, speculation
+from launch.bench import report_model, slots, speculation, standardize
 from launch.bench.report_model import Shape
 from tests.launch.test_bench import BARE_IMAGE
 
@@ -100,3 +100,15 @@ def test_a_directory_of_another_model_is_not_used(reports, directory):
         report_model.report_model(TOY, reports, reports)
     with pytest.raises(UserError, match="expected fewer than the 40 whole reports"):
         speculation.measure(dataclasses.replace(TOY, studies=40), reports, directory)
+
+
+def test_all_ways_to_standardize_write_the_same(retsta_run, monkeypatch):
+    monkeypatch.setattr(standardize, "DRAFTS", ("none", "all"))  # each is a compilation
+    result = standardize.measure(standardize.Shape(reports=3, slots=3, repetitions=1), retsta_run)
+    cases = result["cases"]
+    assert cases.keys() == {"static_batches", "slots", "slots_all"}
+    assert all(case["rows_that_differ"] == 0 for case in cases.values())
+    assert cases["slots"]["tokens_per_pass"] == 1
+    rate = max(case["reports_per_second"] for name, case in cases.items() if name != "static_batches")
+    assert result["ratios"]["to_static_batches"] == rate / cases["static_batches"]["reports_per_second"]
+    assert set(result["goals"]) == {"to_static_batches", "tokens_per_pass"}
