@@ -4,6 +4,8 @@ The same command is started on every host, with MEDREPORT_HOSTS=auto where JAX k
 slices, Slurm, Open MPI, Kubernetes), otherwise with MEDREPORT_HOSTS=ADDRESS:PORT,COUNT,NUMBER: where host 0 listens,
 how many there are and which of them, from 0, this is. JAX would wait in silence and abort, so the hosts first meet at
 that port by themselves, and each can say who is missing. `common.process.host_watch` is what happens afterwards.
+
+Each process uses all devices of its node, unless the cluster starts several on a node: then each uses one GPU.
 """
 
 import contextlib
@@ -25,16 +27,18 @@ LOST_VARIABLE, LOST_SECONDS = "MEDREPORT_HOST_TIMEOUT", 60.0
 JOIN_SECONDS, SAY_EVERY, RETRY_SECONDS = 120.0, 10.0, 0.3
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 GO = "go"
+EXPLICIT = "set it to ADDRESS:PORT,COUNT,NUMBER on each host"
 
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """What MEDREPORT_HOSTS says."""
+    """What MEDREPORT_HOSTS says, or JAX finds."""
 
     address: str
     port: int
     count: int
     number: int
+    gpus: tuple[int, ...] = ()  # of this node that this process uses; all where there are none
 
 
 def named_hosts() -> Hosts | None:
@@ -52,6 +56,30 @@ def named_hosts() -> Hosts | None:
     if not 0 < hosts.port < 65536:
         raise UserError(f"{VARIABLE}={text}: the port must be from 1 to 65535")
     return hosts
+
+
+def detected_hosts(within: float) -> Hosts:
+    """The hosts as JAX knows them from Cloud TPU, Slurm, Open MPI or Kubernetes. Raises UserError where it does not."""
+    from jax._src.clusters import ClusterEnv  # what `jax.distributed.initialize` asks; it has no public name
+
+    given = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    try:
+        address, count, number, gpus = ClusterEnv.auto_detect_unset_distributed_params(
+            given, None, None, None, None, round(within)
+        )
+    except (ImportError, LookupError, OSError, RuntimeError, ValueError) as error:  # as each kind of cluster has it
+        raise UserError(f"{VARIABLE}=auto: JAX cannot find the hosts ({error}); {EXPLICIT}") from error
+    if address is None or count is None or number is None:
+        raise UserError(f"{VARIABLE}=auto: JAX knows no cluster here; {EXPLICIT}")
+    host, _, port = address.rpartition(":")
+    # JAX would take one GPU for each process, also where a process has a node for itself.
+    return Hosts(host, int(port), count, number, () if one_process_a_node(os.environ) else tuple(gpus or ()))
+
+
+def one_process_a_node(environment: Mapping[str, str]) -> bool:
+    """Whether Slurm or Open MPI says so."""
+    nodes, processes = environment.get("SLURM_STEP_NUM_NODES"), environment.get("SLURM_NTASKS")
+    return (nodes is not None and nodes == processes) or environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
 
 
 def initialize_distributed(arguments: Collection[str], commands: Collection[str]) -> bool:
@@ -78,12 +106,14 @@ def initialize_distributed(arguments: Collection[str], commands: Collection[str]
             os.environ[LOG_LEVEL] = "4"
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
         os.environ[LOG_LEVEL] = "4"
-    if hosts is not None:
-        with progress(f"waiting for the hosts of {VARIABLE}={os.environ[VARIABLE]}", within) as say:
-            (gather if hosts.number == 0 else report)(hosts, time.monotonic() + within, say)
-    options = {} if hosts is None else hosts_options(hosts)
+    hosts = hosts or detected_hosts(within)
+    if hosts.count == 1:
+        return False
+    with progress(f"waiting for the hosts of {VARIABLE}={os.environ[VARIABLE]}", within) as say:
+        (gather if hosts.number == 0 else report)(hosts, time.monotonic() + within, say)
+    failed = f"{VARIABLE}={os.environ[VARIABLE]}: not all hosts joined within {within:g} s"
     with progress(f"waiting for JAX to join the hosts of {VARIABLE}={os.environ[VARIABLE]}", within):
-        initialize(options, within, f"{VARIABLE}={os.environ[VARIABLE]}: not all hosts joined within {within:g} s")
+        initialize(hosts_options(hosts), within, failed)
     return True
 
 
@@ -113,12 +143,14 @@ def initialize(options: Mapping[str, Any], within: float, failed: str) -> None:
         begin_watch(state.client, number, count, lost_after)
 
 
-def hosts_options(hosts: Hosts) -> dict[str, str | int]:
+def hosts_options(hosts: Hosts) -> dict[str, Any]:
     """As `jax.distributed.initialize` takes them."""
     return {
         "coordinator_address": f"{hosts.address}:{hosts.port}",
         "num_processes": hosts.count,
         "process_id": hosts.number,
+        "local_device_ids": list(hosts.gpus) or None,
+        "cluster_detection_method": "deactivate",  # within Slurm, JAX would fill in the one GPU of SLURM_LOCALID
     }
 
 

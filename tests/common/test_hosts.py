@@ -15,7 +15,7 @@ import pytest
 
 from common.command import run_cli
 from common.errors import UserError
-from common.process.hosts import GO, Hosts, gather, report
+from common.process.hosts import GO, Hosts, detected_hosts, gather, hosts_options, report
 from tests.compile_flags import QUICK
 from tests.hosts import free_address
 
@@ -44,6 +44,53 @@ def test_two_processes_find_each_other():
         output, error = process.communicate(timeout=120)
         assert process.returncode == 0, error
         assert "2 [10, 11]" in output.splitlines()  # gloo writes there too
+
+
+def slurm(port: int, number: int, tasks: int, nodes: int) -> dict[str, str]:
+    """What `srun` tells a task; JAX reckons the port from the job's number."""
+    job = {"SLURM_JOB_ID": str(port - (65536 - 4096)), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": str(tasks)}
+    own = {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number % (tasks // nodes))}
+    return {**job, **own, "SLURM_STEP_NUM_NODES": str(nodes), "MEDREPORT_HOSTS": "auto"}
+
+
+@pytest.mark.parametrize(("nodes", "gpus"), [(1, [(0,), (1,)]), (2, [(), ()])])
+def test_a_task_of_slurm_uses_one_gpu_only_where_it_has_not_the_node_for_itself(monkeypatch, nodes, gpus):
+    for number in (0, 1):
+        for name, value in slurm(61_441, number, 2, nodes).items():
+            monkeypatch.setenv(name, value)
+        found = detected_hosts(1.0)
+        assert found == Hosts("127.0.0.1", 61_441, 2, number, gpus[number])
+        options = hosts_options(found)
+        assert options["local_device_ids"] == (list(gpus[number]) or None)
+        assert options["cluster_detection_method"] == "deactivate"
+
+
+def test_hosts_are_found_and_join_within_slurm():
+    environment = {**os.environ, "XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT), "MEDREPORT_JOIN_TIMEOUT": "60"}
+    port = next(port for port in range(61_440 + os.getpid() % 2_000, 65_536) if is_free(port))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", COMMAND, "all"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**environment, **slurm(port, number, 2, 2)},
+        )
+        for number in (0, 1)
+    ]  # fmt: skip
+    for process in processes:
+        output, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+        assert "2 [10, 11]" in output.splitlines()
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_auto_where_there_is_no_cluster_is_one_clear_line(monkeypatch, capsys):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    monkeypatch.setenv("MEDREPORT_HOSTS", "auto")
+    line = "error: MEDREPORT_HOSTS=auto: JAX knows no cluster here; set it to ADDRESS:PORT,COUNT,NUMBER on each host\n"
+    assert refused(["train"], ["train"], capsys) == line
 
 
 @pytest.mark.parametrize("hosts", ["yes", "host:1,2", "host:1,2,2", "host,2,0", "host:1,two,0"])
