@@ -22,6 +22,11 @@ COMMANDS = {
     "plan": Command(
         "whether a step fits a TPU slice or GPUs", "--preset NAME --topology v5e:2x4|h100:8", "launch.plan:main"
     ),
+    "launch": Command(
+        "start a command on many devices",
+        "slurm|gke|tpu|skypilot|ssh|local -- COMMAND ...",
+        "launch.recipes.command:main",
+    ),
     "bench": Command(
         "speed of this device",
         "sft|decode|slots|unicross|rl|labeler|... [--peer]",
