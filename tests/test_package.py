@@ -37,8 +37,9 @@ def test_the_wheel_has_every_file_that_the_code_reads(wheel):
         "common/report/page.html.j2",
         "common/report/page.css",
         "deer_jax/token_page.html.j2",
+        "launch/recipes/templates/slurm.sh",
     } <= wheel
-    kept = (".json", ".safetensors", ".model", ".tsv", ".txt", ".j2", ".css", ".typed")
+    kept = (".json", ".safetensors", ".model", ".tsv", ".txt", ".j2", ".css", ".typed", ".sh", ".yaml")
     on_disk = {
         file.relative_to(ROOT).as_posix()
         for package in PACKAGES

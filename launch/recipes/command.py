@@ -1,0 +1,114 @@
+"""`medreport launch PLATFORM [options] -- COMMAND ...`: a short file that starts a command on many devices.
+
+The file is shown. `--write` keeps it, `--submit` starts it with the platform's own tool; otherwise nothing happens.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import Parser, UserError, did_you_mean
+from common.io.files import atomic_file
+from launch.recipes.platforms import PLATFORMS, Platform
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Show, write or start a recipe; the exit code of what was started. Raises UserError."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    name, *rest = arguments
+    if name not in PLATFORMS:
+        raise UserError(
+            f"medreport launch {name}: unknown platform{did_you_mean(name, PLATFORMS)}; expected {', '.join(PLATFORMS)}"
+        )
+    platform = PLATFORMS[name]
+    words, command = split_command(rest)
+    options = parser_of(name, platform).parse_args(words)
+    if not command:
+        raise UserError(f"medreport launch {name}: no command; expected -- COMMAND ... at the end")
+    for word in command:
+        check_word(word)
+    text = platform.recipe(options, command)
+    if options.dry_run:
+        print(text, end="")
+        return 0
+    return act(platform, text, options.write, options.submit)
+
+
+def act(platform: Platform, text: str, file: Path | None, submit: bool) -> int:
+    """Write and start a recipe as asked for; the exit code. Raises UserError before either where one cannot be."""
+    if submit and shutil.which(platform.tool) is None:
+        raise UserError(
+            f"{platform.tool}: not found, so nothing was started; {platform.remedy}, or use --write FILE and start the "
+            "file where it is"
+        )
+    if file:
+        write_new(file, text)
+    print(text, end="", flush=True)
+    if not submit:
+        again = f"start it with `{' '.join([*platform.words, str(file)])}`" if file else "--submit starts it"
+        print(f"{'written' if file else 'nothing was started'}; {again}", file=sys.stderr)
+        return 0
+    if platform.words == ("bash",):
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        # In the place of this process: a signal then reaches the script, which passes it on.
+        os.execvp("bash", ["bash", "-c", text, str(file or "medreport-launch")])
+    with tempfile.TemporaryDirectory() as folder:
+        taken = file or Path(folder) / "recipe"
+        if not file:
+            taken.write_text(text, "utf-8")
+        return subprocess.run([*platform.words, str(taken)]).returncode
+
+
+def write_new(file: Path, text: str) -> None:
+    """Write the file whole. Raises UserError where there is one already, or it cannot be written."""
+    if file.exists() or file.is_symlink():
+        raise UserError(f"{file}: exists; choose another file, or remove it")
+    try:
+        with atomic_file(file) as aside:
+            aside.write_text(text, "utf-8")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror}); choose another file") from error
+
+
+def split_command(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The options, and the command that follows `--`."""
+    at = words.index("--") if "--" in words else len(words)
+    return list(words[:at]), list(words[at + 1 :])
+
+
+def check_word(word: str) -> None:
+    """Raise UserError for a word of the command that no text file can hold."""
+    try:
+        word.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{word!r}: is not UTF-8, as a word of a recipe must be") from error
+
+
+def parser_of(name: str, platform: Platform) -> Parser:
+    """The parser of a platform's options."""
+    parser = Parser(
+        f"medreport launch {name}",
+        usage=f"medreport launch {name} [options] [--dry-run | --write FILE] [--submit] -- COMMAND ...",
+        description=f"Start a command on {platform.does}.",
+    )
+    platform.add_options(parser)
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--dry-run", action="store_true", help="print the file, and nothing else")
+    shown.add_argument("--write", type=Path, metavar="FILE", help="keep it there")
+    parser.add_argument("--submit", action="store_true", help="start it (nothing is started otherwise)")
+    return parser
+
+
+def usage() -> str:
+    """The platforms as text."""
+    lines = [f"  {name:{max(map(len, PLATFORMS))}}  {platform.does}" for name, platform in PLATFORMS.items()]
+    return "\n".join(
+        ["usage: medreport launch PLATFORM [options] -- COMMAND ...", "", *lines, "", "Each platform has --help."]
+    )

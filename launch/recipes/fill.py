@@ -1,0 +1,74 @@
+"""Recipes as plain text: templates whose blanks are filled, and words quoted so that they arrive as they were given."""
+
+import argparse
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+TEMPLATES = Path(__file__).parent / "templates"
+BLANK = re.compile(r"\{\{ (\w+) \}\}")
+PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)  # what no shell, `#SBATCH` line or YAML reads in another way
+NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")  # as Kubernetes and Google Cloud want it
+
+
+def fill(template: str, blanks: Mapping[str, str]) -> str:
+    """The template with each `{{ name }}` filled in.
+
+    A line with an empty blank is left out. A blank that has a line to itself may hold several, which are indented.
+    """
+    lines: list[str] = []
+    for line in (TEMPLATES / template).read_text("utf-8").split("\n"):
+        names = BLANK.findall(line)
+        if any(not blanks[name] for name in names):
+            continue
+        if BLANK.fullmatch(line.strip()):
+            indent = line[: len(line) - len(line.lstrip())]
+            lines += [f"{indent}{part}".rstrip(" ") for part in blanks[names[0]].split("\n")]
+        else:
+            lines.append(BLANK.sub(lambda found: blanks[found[1]], line))
+    return "\n".join(lines)
+
+
+def bash_words(command: Sequence[str]) -> str:
+    """The words for a bash array, each option on a line of its own."""
+    lines: list[list[str]] = [[]]
+    for word in command:
+        if word.startswith("-") and lines[-1]:
+            lines.append([])
+        lines[-1].append(quoted(word))
+    return "\n".join(" ".join(line) for line in lines)
+
+
+def quoted(word: str) -> str:
+    """The word for bash, on one line: `#SBATCH` and YAML would read a line break in it."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = "".join(
+        char if char.isprintable() and char not in "'\\" else "".join(f"\\{byte:03o}" for byte in char.encode())
+        for char in word
+    )
+    return f"$'{escaped}'"
+
+
+def yaml_words(command: Sequence[str]) -> str:
+    """The words as the items of a YAML list for Kubernetes, which itself would replace `$(NAME)` in them."""
+    words = (json.dumps(word.replace("$", "$$"), ensure_ascii=False) for word in command)
+    return "\n".join(
+        "- " + "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in word) for word in words
+    )
+
+
+def plain(text: str) -> str:
+    """The type of an option that is put into a recipe as it is."""
+    if not PLAIN.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected letters, digits and @%+=:,./_- only, without spaces")
+    return text
+
+
+def name(text: str) -> str:
+    """The type of the option that names a job."""
+    if not NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected up to 40 small letters, digits and -, a letter first")
+    return text

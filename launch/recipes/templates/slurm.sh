@@ -1,0 +1,38 @@
+#!/bin/bash
+# {{ name }}: one task on each node, which uses all GPUs there. Submit with: sbatch FILE
+#SBATCH --job-name={{ name }}
+#SBATCH --nodes={{ nodes }}
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node={{ gpus }}
+#SBATCH --cpus-per-task={{ cpus }}
+#SBATCH --time={{ time }}
+#SBATCH --partition={{ partition }}
+#SBATCH --account={{ account }}
+#SBATCH --chdir={{ directory }}
+#SBATCH --output={{ name }}-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=TERM@{{ notice }}
+
+command=(
+    {{ command }}
+)
+export MEDREPORT_JOIN_TIMEOUT={{ join_timeout }}
+export JAX_COMPILATION_CACHE_DIR={{ cache }}
+{{ setup }}
+
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export ADDRESS="${nodes[0]}:$((20000 + SLURM_JOB_ID % 20000))"
+# The hosts are named, because JAX would give each task of Slurm a single GPU. A task that fails ends the others itself.
+srun --cpus-per-task={{ cpus }} --kill-on-bad-exit=0 --wait=0 \
+    --container-image={{ container }} \
+    --container-mounts={{ mounts }} \
+    bash -c 'exec env MEDREPORT_HOSTS="$ADDRESS,$SLURM_NTASKS,$SLURM_PROCID" "$@"' bash "${command[@]}"
+code=$?
+
+# 75: all is saved, or a host was lost. 143: SIGTERM came before the command could catch it.
+if [[ $code == 75 || $code == 143 ]] && ((${SLURM_RESTART_COUNT:-0} < {{ restarts }})); then
+    echo "exit code $code: requeued"
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -1,0 +1,257 @@
+"""`medreport launch`: each recipe starts exactly the command that was given, on each host, and again where needed."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.errors import UserError
+from common.process.stopping import EXIT_CODES
+from launch.cli import dispatch
+from launch.recipes.fill import TEMPLATES
+from tests.launch.recipes import AWKWARD, USUAL, Tools, recipe
+
+SCRIPTS = [name for name in USUAL if name.split("-")[0] in ("slurm", "tpu", "ssh", "local")]
+# A `$` in single quotes is meant so, and `declare -f` uses a function.
+NOT_MEANT = "--exclude=SC2016,SC2329"
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do echo "$1" >>options; shift; done
+for number in 0 1; do SLURM_NTASKS=2 SLURM_PROCID=$number "$@" || code=$?; done
+exit "${code:-0}"
+"""
+SCONTROL = """#!/bin/bash
+case "$1" in show) printf 'node7\\nnode8\\n' ;; requeue) echo "requeued $2" ;; esac
+"""
+GCLOUD = """#!/bin/bash
+echo "$3 $4" >>calls
+case "$4" in
+    describe) cat state 2>/dev/null ;;
+    create) echo ACTIVE >state ;;
+    delete) rm state ;;
+    ssh)
+        for word; do [[ $word == --command=* ]] && command=${word#--command=}; done
+        read -r code rest <codes; echo "$rest" >codes
+        [[ $code == gone ]] && { echo SUSPENDED >state; exit 255; }
+        RECORD_CODE=$code bash -c "$command" ;;
+esac
+"""
+SSH = """#!/bin/bash
+shift 3  # -o BatchMode=yes HOST
+exec sh -c "$*"
+"""
+
+
+@pytest.fixture
+def tools(tmp_path) -> Tools:
+    found = Tools(tmp_path)
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "gcloud": GCLOUD, "ssh": SSH}.items():
+        found.add(name, text)
+    return found
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_pass_shellcheck(name, tmp_path):
+    file = tmp_path / "recipe.sh"
+    extra = ["--setup", "export READY=1", "--directory", "/shared"]
+    file.write_text(recipe([*USUAL[name].split(), *extra], ["retsta", "train", "--preset", "a b", "--loss", "$x"]))
+    checker = Path(sys.executable).parent / "shellcheck"
+    checked = subprocess.run([checker, NOT_MEANT, file], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_what_skypilot_runs_passes_shellcheck():
+    run = yaml.safe_load(recipe(USUAL["skypilot"].split(), ["retsta", "train", "--preset", "a b"]))["run"]
+    command = [Path(sys.executable).parent / "shellcheck", "--shell=bash", NOT_MEANT, "-"]
+    checked = subprocess.run(command, input=run, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_slurm_starts_the_exact_command_on_each_node(tools):
+    text = recipe(USUAL["slurm"].split(), ["record", *AWKWARD])
+    ran = tools.bash(text, SLURM_JOB_ID="123", SLURM_JOB_NODELIST="node[7-8]")
+    assert ran.returncode == 0, ran.stderr
+    assert tools.recorded() == {f"node7:20123,2,{number}": AWKWARD for number in (0, 1)}
+    assert "--cpus-per-task=64" in (tools.bin.parent / "options").read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeued"), [(75, 0, True), (143, 99, True), (75, 100, False), (2, 0, False), (130, 0, False)]
+)
+def test_slurm_requeues_what_was_stopped_and_nothing_else(tools, code, restarts, requeued):
+    job = {"SLURM_JOB_ID": "123", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_RESTART_COUNT": str(restarts)}
+    ran = tools.bash(recipe(USUAL["slurm"].split(), ["record"]), RECORD_CODE=str(code), **job)
+    assert ran.returncode == code
+    assert ("requeued 123" in ran.stdout) == requeued
+
+
+def test_a_tpu_slice_is_asked_for_and_the_exact_command_is_started(tools):
+    tools.add("sleep", "#!/bin/bash\n")
+    (tools.bin.parent / "codes").write_text("75 143 gone 0")
+    ran = tools.bash(recipe(USUAL["tpu"].split(), ["record", *AWKWARD]))
+    assert ran.returncode == 0, ran.stderr
+    assert tools.recorded() == {"auto": AWKWARD}
+    calls = (tools.bin.parent / "calls").read_text().splitlines()
+    assert [call for call in calls if "describe" not in call] == [
+        "queued-resources create", "tpu-vm ssh", "tpu-vm ssh", "tpu-vm ssh",
+        "queued-resources delete", "queued-resources create", "tpu-vm ssh",
+    ]  # fmt: skip
+    assert "queued-resources delete medreport --project=lab --zone=us-east5-b" in ran.stderr
+
+
+def test_a_tpu_command_that_fails_is_not_started_again(tools):
+    tools.add("sleep", "#!/bin/bash\n")
+    (tools.bin.parent / "codes").write_text("2 0")
+    assert tools.bash(recipe(USUAL["tpu"].split(), ["record"])).returncode == 2
+
+
+def test_skypilot_starts_the_exact_command_on_each_node(tools):
+    run = yaml.safe_load(recipe(USUAL["skypilot"].split(), ["record", *AWKWARD]))["run"]
+    for number in (0, 1):
+        nodes = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2"}
+        assert tools.bash(run, **nodes, SKYPILOT_NODE_RANK=str(number)).returncode == 0
+    assert tools.recorded() == {f"10.0.0.1:8476,2,{number}": AWKWARD for number in (0, 1)}
+
+
+@pytest.mark.parametrize("name", ["gke-tpu", "gke-gpu"])
+def test_kubernetes_starts_the_exact_command(name):
+    jobset = yaml.safe_load(recipe(USUAL[name].split(), ["record", *AWKWARD]))
+    pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert [expanded(word) for word in pod["containers"][0]["command"]] == ["record", *AWKWARD]
+
+
+def expanded(word: str) -> str:
+    """As Kubernetes reads a word of a command: `$$` is `$`, and `$(NAME)` a variable."""
+    return re.sub(r"\$\$|\$\((\w+)\)", lambda found: "?" if found[1] else "$", word)
+
+
+def test_ssh_starts_the_exact_command_on_each_host(tools):
+    ran = tools.bash(recipe(USUAL["ssh"].split(), ["record", *AWKWARD]))
+    assert ran.returncode == 0, ran.stderr
+    assert tools.recorded() == {f"a:8476,2,{number}": AWKWARD for number in (0, 1)}
+
+
+@pytest.mark.parametrize("name", ["local-cpu", "local-gpu"])
+def test_local_starts_the_exact_command_in_each_process(tools, name):
+    words = [*USUAL[name].split(), "--directory", str(tools.bin.parent)]
+    ran = tools.bash(recipe(words, ["record", *AWKWARD]))
+    assert ran.returncode == 0, ran.stderr
+    assert tools.recorded() == {f"127.0.0.1:8476,2,{number}": AWKWARD for number in (0, 1)}
+
+
+@pytest.mark.parametrize("name", ["ssh", "local-cpu"])
+def test_where_one_fails_the_others_are_stopped(tools, name):
+    tools.add("fails", "#!/bin/bash\n[[ $MEDREPORT_HOSTS == *,1 ]] && exit 3\nexec sleep 300\n")
+    text = recipe([*USUAL[name].split(), "--directory", str(tools.bin.parent)], ["fails"])
+    ran = tools.bash(text.replace("SECONDS + 15", "SECONDS + 0"))
+    assert ran.returncode == 3
+    assert ran.stderr == "host 1 ended with exit code 3; see logs/1.log\n"
+
+
+@pytest.mark.parametrize("name", ["ssh", "local-cpu"])
+def test_sigterm_reaches_every_process_and_its_exit_code_returns(tools, name):
+    tools.add("saves", "#!/bin/bash\ntrap 'echo saved; exit 75' TERM\necho begun\nwhile :; do sleep 0.1; done\n")
+    text = recipe([*USUAL[name].split(), "--directory", str(tools.bin.parent)], ["saves"])
+    running = subprocess.Popen(
+        ["bash", "-c", text], cwd=tools.bin.parent, env=tools.environment, stderr=subprocess.DEVNULL
+    )
+    logs = [tools.bin.parent / "logs" / f"{number}.log" for number in (0, 1)]
+    while not all(log.exists() and log.read_text() for log in logs):
+        assert running.poll() is None
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(timeout=60) == EXIT_CODES[signal.SIGTERM]
+    assert [log.read_text() for log in logs] == ["begun\nsaved\n"] * 2
+
+
+def test_every_recipe_restarts_on_the_exit_code_of_sigterm():
+    for template in TEMPLATES.iterdir():
+        if template.stem in ("local", "ssh", "supervise"):
+            continue
+        assert str(EXIT_CODES[signal.SIGTERM]) in template.read_text(), template
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_dry_run_prints_the_file_and_nothing_else(name, capsys):
+    assert dispatch(["launch", *USUAL[name].split(), "--dry-run", "--", "record", "a b"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == recipe(USUAL[name].split(), ["record", "a b"])
+    assert not shown.err
+    assert "{{" not in shown.out
+    assert len(shown.out.splitlines()) < 80
+    assert "MEDREPORT_JOIN_TIMEOUT" in shown.out
+
+
+def test_a_file_is_written_whole_and_never_over_another(tmp_path, capsys):
+    file = tmp_path / "job.sh"
+    words = ["launch", *USUAL["slurm"].split(), "--write", str(file), "--", "record"]
+    assert dispatch(words) == 0
+    assert file.read_text() == capsys.readouterr().out
+    file.write_text("mine")
+    with pytest.raises(UserError, match=r"job\.sh: exists; choose another file, or remove it$"):
+        dispatch(words)
+    assert file.read_text() == "mine"
+    words[words.index(str(file))] = str(tmp_path / "missing" / "job.sh")
+    with pytest.raises(UserError, match=r"missing/job\.sh: cannot be written \(No such file or directory\)"):
+        dispatch(words)
+    assert [found.name for found in tmp_path.iterdir()] == ["job.sh"]
+
+
+def test_nothing_is_started_unless_asked_for(tools, monkeypatch, capsys):
+    tools.add("sbatch", '#!/bin/bash\ncp "$1" submitted\n')
+    monkeypatch.setenv("PATH", tools.environment["PATH"])
+    monkeypatch.chdir(tools.bin.parent)
+    submitted = tools.bin.parent / "submitted"
+    words = ["launch", *USUAL["slurm"].split()]
+    assert dispatch([*words, "--", "record"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "nothing was started; --submit starts it\n"
+    assert not submitted.exists()
+    assert dispatch([*words, "--submit", "--", "record"]) == 0
+    assert submitted.read_text() == shown.out == capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "tool"), [("slurm", "sbatch"), ("gke-tpu", "kubectl"), ("skypilot", "sky")])
+def test_a_tool_that_is_missing_is_one_clear_line(name, tool, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    file = tmp_path / "job"
+    with pytest.raises(UserError, match=rf"^{tool}: not found, so nothing was started; .*--write FILE"):
+        dispatch(["launch", *USUAL[name].split(), "--write", str(file), "--submit", "--", "record"])
+    assert not file.exists()
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("slurn --gpus 8", r"^medreport launch slurn: unknown platform \(did you mean slurm\?\); expected slurm, gke"),
+        ("slurm --gpus 8 --time 1", r"^medreport launch slurm: no command; expected -- COMMAND \.\.\. at the end$"),
+        ("slurm --gpus 8 --time 1 --", "no command"),
+        ("slurm --gpus 8 --time 1 --name A_b -- x", "'A_b': expected up to 40 small letters, digits and -"),
+        ("slurm --gpus 8 --time 1 --account a;b -- x", "'a;b': expected letters, digits and"),
+        ("slurm --gpus eight --time 1 -- x", "expected a whole number, found 'eight'"),
+        ("gke --topology v9:4x4 --image i --claim c -- x", "^--topology v9:4x4: expected CHIP:SHAPE such as v6e:4x4"),
+        ("gke --topology h100:4x2 --image i --claim c -- x", "expected a shape such as v6e:4x4 of TPUs"),
+        ("gke --topology v6e:4x4 --nodes 2 --image i --claim c -- x", "^--nodes: is for GPUs"),
+        ("gke --topology v6e:4x4 --chips-per-host 3 --image i --claim c -- x", "^--chips-per-host 3: the 16 chips"),
+        ("ssh --hosts , -- x", "^--hosts ,: expected names"),
+    ],
+)
+def test_bad_options_are_one_clear_line(words, line):
+    with pytest.raises(UserError, match=line):
+        dispatch(["launch", *words.split()])
+
+
+@pytest.mark.parametrize(
+    ("topology", "hosts", "chips"), [("v5e:2x4", 1, 8), ("v5e:4x4", 4, 4), ("v5p:2x2x2", 2, 4), ("v6e:1x1", 1, 1)]
+)
+def test_hosts_of_a_tpu_slice(topology, hosts, chips):
+    text = recipe(f"gke --topology {topology} --image i --claim c".split(), ["x"])
+    job = yaml.safe_load(text)["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert (job["parallelism"], job["completions"]) == (hosts, hosts)
+    assert job["template"]["spec"]["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
+    assert json.dumps(topology.partition(":")[2]) in json.dumps(job["template"]["spec"]["nodeSelector"])

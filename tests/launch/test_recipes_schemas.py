@@ -1,0 +1,136 @@
+"""YAML of recipes is what Kubernetes, JobSet and SkyPilot accept."""
+
+import copy
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.launch.recipes import AWKWARD, USUAL, recipe
+
+GKE = ["gke-tpu", "gke-gpu"]
+
+
+def closed(properties: dict, required: tuple[str, ...] = ()) -> dict:
+    """The schema of an object that has these fields and no other."""
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+TEXT, NUMBER = {"type": "string"}, {"type": "integer", "minimum": 0}
+# What JobSet v1alpha2 says of the fields that recipes have. The templates in it are Kubernetes' own Jobs.
+RULE = closed(
+    {
+        "name": TEXT | {"pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"},
+        "action": {
+            "enum": ["FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts", "RestartJob",
+                     "RestartJobAndIgnoreMaxRestarts"]
+        },
+        "onJobFailureReasons": {
+            "items": {"enum": ["BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded",
+                               "PodFailurePolicy"]}
+        },
+        "targetReplicatedJobs": {"items": TEXT},
+    },
+    ("name", "action"),
+)  # fmt: skip
+JOBSET = closed(
+    {
+        "apiVersion": {"const": "jobset.x-k8s.io/v1alpha2"},
+        "kind": {"const": "JobSet"},
+        "metadata": closed({"name": TEXT, "annotations": {"additionalProperties": TEXT}}, ("name",)),
+        "spec": closed(
+            {
+                "failurePolicy": closed({"maxRestarts": NUMBER, "rules": {"items": RULE, "maxItems": 20}}),
+                "replicatedJobs": {
+                    "minItems": 1,
+                    "items": closed(
+                        {"name": TEXT, "replicas": NUMBER, "template": closed({"spec": {"type": "object"}}, ("spec",))},
+                        ("name", "template"),
+                    ),
+                },
+            }
+        ),
+    },
+    ("apiVersion", "kind", "metadata", "spec"),
+)
+CODES = {"type": "array", "uniqueItems": True, "items": {"type": "integer", "minimum": 0, "maximum": 255}}
+# What SkyPilot 0.14 says of them.
+SKYPILOT = closed(
+    {
+        "name": TEXT,
+        "num_nodes": NUMBER,
+        "resources": closed(
+            {
+                "accelerators": TEXT | {"pattern": r"^[\w-]+(:\d+)?$"},
+                "infra": TEXT,
+                "image_id": TEXT,
+                "use_spot": {"type": "boolean"},
+                "job_recovery": closed({"recover_on_exit_codes": CODES}),
+            }
+        ),
+        "volumes": {"type": "object", "propertyNames": {"pattern": "^/"}, "additionalProperties": TEXT},
+        "envs": {"type": "object", "additionalProperties": TEXT},
+        "run": TEXT,
+    }
+)
+
+
+def loaded(name: str) -> dict:
+    return yaml.safe_load(recipe(USUAL[name].split(), ["retsta", "train", *AWKWARD]))
+
+
+def job_of(jobset: dict) -> dict:
+    """The Job that JobSet makes of a recipe."""
+    template = jobset["spec"]["replicatedJobs"][0]["template"]
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "job"}, **template}
+
+
+@pytest.mark.parametrize("name", GKE)
+def test_a_jobset_has_the_fields_of_jobset(name):
+    jsonschema.validate(loaded(name), JOBSET)
+
+
+@pytest.mark.parametrize("name", GKE)
+def test_its_job_is_one_that_kubernetes_accepts(name):
+    job = job_of(loaded(name))
+    kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
+    wrong = copy.deepcopy(job)
+    wrong["spec"]["podFailurePolicy"]["rules"][0]["onExitCode"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, kubernetes_validate.latest_version(), strict=True)
+
+
+@pytest.mark.parametrize("name", GKE)
+def test_a_job_that_was_stopped_restarts_and_one_that_failed_does_not(name):
+    spec = loaded(name)["spec"]
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    exits, disrupted = job["podFailurePolicy"]["rules"]
+    pod = job["template"]["spec"]
+    assert exits["action"] == disrupted["action"] == "FailJob"
+    assert exits["onExitCodes"] == {
+        "containerName": pod["containers"][0]["name"],
+        "operator": "In",
+        "values": [75, 143],
+    }
+    assert disrupted["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    assert (job["backoffLimit"], pod["restartPolicy"], spec["failurePolicy"]["maxRestarts"]) == (0, "Never", 0)
+    [rule] = spec["failurePolicy"]["rules"]
+    assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+    assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+
+
+def test_gpu_nodes_meet_at_the_first_pod():
+    jobset = loaded("gke-gpu")
+    pod = job_of(jobset)["spec"]["template"]["spec"]
+    variables = {row["name"]: row for row in pod["containers"][0]["env"]}
+    # JobSet calls a pod JOBSET-JOB-REPLICA-INDEX, and its network by its own name.
+    name, job = jobset["metadata"]["name"], jobset["spec"]["replicatedJobs"][0]["name"]
+    assert variables["MEDREPORT_HOSTS"]["value"] == f"{name}-{job}-0-0.{name}:8476,2,$(NUMBER)"
+    assert "job-completion-index" in variables["NUMBER"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert list(variables).index("NUMBER") < list(variables).index("MEDREPORT_HOSTS")  # or it would not be replaced
+
+
+def test_a_job_of_skypilot_has_the_fields_of_skypilot():
+    jsonschema.validate(loaded("skypilot"), SKYPILOT)
+    assert loaded("skypilot")["resources"]["job_recovery"]["recover_on_exit_codes"] == [75, 143]
