@@ -60,7 +60,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def help_section(words: list[str]) -> str:
     """The help of a command, under its name where it is not that of a whole script."""
-    title = f"### {' '.join(words)}\n\n" if len(words) == 2 else ""
+    title = f"### {' '.join(words)}\n\n" if len(words) > 1 else ""
     return title + fenced(help_of(words), "text")
 
 

@@ -19,7 +19,10 @@ SCRIPTS = {
     "deer": "deer_jax.cli",
     "medreport": "launch.cli",
 }
-OTHERS = ("source", "export", "echo", "docker", "tensorboard", "green/bin/pip", "radgraph/bin/pip")
+OTHERS = (
+    "source", "export", "echo", "tail", "bash", "docker", "tensorboard", "sbatch", "kubectl", "xpk",
+    "green/bin/pip", "radgraph/bin/pip",
+)  # fmt: skip
 CODE = re.compile(r"`((?:common|retsta_jax|unicross_jax|deer_jax|launch|tests|docs)/[\w./-]+)(?::(\w+))?`")
 NAMED = re.compile(r"`((?:common|retsta_jax|unicross_jax|deer_jax|launch)(?:\.\w+)+)`")
 
@@ -72,6 +75,8 @@ def parse(words: list[str]) -> None:
             return
         with pytest.raises(Parsed):
             importlib.import_module(SCRIPTS[name]).dispatch(rest)
+        if "--" in rest:  # a command that another one starts
+            parse(rest[rest.index("--") + 1 :])
     elif name == "make":
         assert set(rest) <= make_targets(), rest
     elif name == "pip":
@@ -131,7 +136,7 @@ def help_options(words: tuple[str, ...], capsys) -> set[str]:
     preset = rest[rest.index("--preset") :][:2] if "--preset" in rest else []
     word = (
         [rest[0]]
-        if rest and not rest[0].startswith("--") and command in ("analyse", "ablation", "table", "bench")
+        if rest and not rest[0].startswith("--") and command in ("analyse", "ablation", "table", "bench", "launch")
         else []
     )
     return options_in_help(script, command, tuple(word), tuple(preset), capsys)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,7 @@ case "$1" in show) printf 'node7\\nnode8\\n' ;; requeue) echo "requeued $2" ;; e
 """
 GCLOUD = """#!/bin/bash
 echo "$3 $4" >>calls
+printf '%q ' gcloud "$@" >>commands; echo >>commands
 case "$4" in
     describe) cat state 2>/dev/null ;;
     create) echo ACTIVE >state ;;
@@ -102,6 +104,19 @@ def test_a_tpu_slice_is_asked_for_and_the_exact_command_is_started(tools):
         "queued-resources delete", "queued-resources create", "tpu-vm ssh",
     ]  # fmt: skip
     assert "queued-resources delete medreport --project=lab --zone=us-east5-b" in ran.stderr
+
+
+@pytest.mark.skipif(shutil.which("gcloud") is None, reason="needs the gcloud CLI, whose own check of commands this is")
+def test_commands_for_a_tpu_slice_are_ones_that_gcloud_knows(tools):
+    tools.add("sleep", "#!/bin/bash\n")
+    (tools.bin.parent / "codes").write_text("gone 0")
+    tools.bash(recipe(USUAL["tpu"].split(), ["record"]))
+    commands = [shlex.split(line) for line in (tools.bin.parent / "commands").read_text().splitlines()]
+    for words in {words[4]: words for words in commands}.values():
+        words = ["--command=record" if word.startswith("--command=") else word for word in words]
+        asked = ["gcloud", "meta", "lint-gcloud-commands", f"--command-string={shlex.join(words)}"]
+        [said] = json.loads(subprocess.run(asked, capture_output=True, text=True, check=True, timeout=120).stdout)
+        assert said["success"], said["error_message"]
 
 
 def test_a_tpu_command_that_fails_is_not_started_again(tools):
