@@ -40,8 +40,8 @@ def _presets() -> Iterator[tuple[str, Preset]]:
         files = tuple(f"--data.{file.replace('_', '-')}" for file in FILES.get(config.data.corpus, ()))
         yield name, Preset(f"retsta train --preset {name}", config, base + files)
     for name in plan_unicross.PLANNED:
-        config = UNICROSS_PRESETS[name]
-        yield name, Preset(f"unicross train --preset {name}", config, ("--model.clip", "--data.source"))
+        required = "--model.clip", "--data.source"
+        yield name, Preset(f"unicross train --preset {name}", UNICROSS_PRESETS[name], required)
     for name, own in plan_deer.PLANNED.items():
         required = "--model.base", "--data.source", "--reward.labeler"
         yield name, Preset(f"deer rl --preset {own}", RL_PRESETS[own], required)
