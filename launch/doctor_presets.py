@@ -36,17 +36,16 @@ class Preset(NamedTuple):
 
 def _presets() -> Iterator[tuple[str, Preset]]:
     for name, config in RETSTA_PRESETS.items():
-        base = () if config.model.base else ("--model.base",)
-        files = tuple(f"--data.{file.replace('_', '-')}" for file in FILES.get(config.data.corpus, ()))
-        yield name, Preset(f"retsta train --preset {name}", config, base + files)
+        files = [f"--data.{file.replace('_', '-')}" for file in FILES.get(config.data.corpus, ())]
+        required = files if config.model.base else ["--model.base", *files]
+        yield name, Preset(f"retsta train --preset {name}", config, tuple(required))
+    clip, base, source = "--model.clip", "--model.base", "--data.source"
     for name in plan_unicross.PLANNED:
-        required = "--model.clip", "--data.source"
-        yield name, Preset(f"unicross train --preset {name}", UNICROSS_PRESETS[name], required)
+        yield name, Preset(f"unicross train --preset {name}", UNICROSS_PRESETS[name], (clip, source))
     for name, own in plan_deer.PLANNED.items():
-        required = "--model.base", "--data.source", "--reward.labeler"
-        yield name, Preset(f"deer rl --preset {own}", RL_PRESETS[own], required)
+        yield name, Preset(f"deer rl --preset {own}", RL_PRESETS[own], (base, source, "--reward.labeler"))
     for name, own in plan_deer_sft.PLANNED.items():
-        yield name, Preset(f"deer sft --preset {own}", SFT_PRESETS[own], ("--model.base", "--data.source"))
+        yield name, Preset(f"deer sft --preset {own}", SFT_PRESETS[own], (base, source))
 
 
 PRESETS = dict(_presets())

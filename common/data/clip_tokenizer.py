@@ -7,6 +7,7 @@ the text. OpenAI also repairs mis-decoded Unicode (ftfy), which is left to the r
 
 import gzip
 import html
+import itertools
 import unicodedata
 import zlib
 from collections.abc import Sequence
@@ -21,10 +22,12 @@ from tokenizers import decoders, models, pre_tokenizers
 from common.data.pieces import byte_of_character
 from common.errors import UserError
 from common.io.inputs import open_input, reason
+from common.io.terminal import printable
 from common.io.text import decode_text
 
 MERGES = 49_152 - 256 - 2  # the lines of the file that are used, after its first
 LARGEST = 64 << 20  # bytes, unpacked; the published file has 3 million
+PUBLISHED = "CLIP's bpe_simple_vocab_16e6.txt.gz"
 WORD_END = "</w>"
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 # Special tokens, English contractions, words, single digits, runs of anything else; white space only separates.
@@ -47,6 +50,8 @@ class ClipTokenizer:
         vocabulary = {word: id_ for id_, word in enumerate(words)}
         if len(vocabulary) != self.vocab_size:
             raise UserError(f"{file}: gives {len(vocabulary)} different tokens, expected {self.vocab_size}")
+        if foreign := {*itertools.chain.from_iterable(merges)} - {*vocabulary}:
+            raise UserError(f"{file}: merges {printable(min(foreign))}, which is not a token; expected {PUBLISHED}")
         self._tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix=WORD_END))
         self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -104,7 +109,7 @@ def _merges(file: Path) -> list[tuple[str, str]]:
             content = gzip.GzipFile(fileobj=zipped).read(LARGEST)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         problem = f"cannot be read ({reason(error)})"
-        raise UserError(f"{file}: {problem}; expected CLIP's bpe_simple_vocab_16e6.txt.gz") from error
+        raise UserError(f"{file}: {problem}; expected {PUBLISHED}") from error
     lines = decode_text(content, file).split("\n")[1 : MERGES + 1]
     pairs = [tuple(line.split()) for line in lines]
     merges = [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]

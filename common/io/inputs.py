@@ -31,7 +31,7 @@ def read_bytes(path: str | Path, expected: str = "a readable file", limit: int =
     """The content of a file or pipe of at most `limit` bytes. Raises UserError."""
     try:
         with open_input(path) as file:
-            content = file.read(limit + 1)
+            content = _read(file, limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL
         raise UserError(f"{path}: cannot be read ({reason(error)}); expected {expected}") from error
     return _bounded(content, str(path), expected, limit)
@@ -42,7 +42,7 @@ def read_standard_input(expected: str = "text", limit: int = MOST_BYTES) -> byte
     if sys.stdin is None:  # a shell's `<&-`
         raise UserError(f"standard input: is closed; expected {expected}")
     try:
-        content = sys.stdin.buffer.read(limit + 1)
+        content = _read(sys.stdin.buffer, limit + 1)
     except OSError as error:
         raise UserError(f"standard input: cannot be read ({reason(error)}); expected {expected}") from error
     return _bounded(content, "standard input", expected, limit)
@@ -51,6 +51,15 @@ def read_standard_input(expected: str = "text", limit: int = MOST_BYTES) -> byte
 def reason(error: Exception) -> str:
     """Why an operation on a file failed, without the path, which the message around it names."""
     return str(getattr(error, "strerror", None) or error)
+
+
+def _read(file: BinaryIO, most: int) -> bytes:
+    """Up to `most` bytes. Asked for all of them at once, Python would reserve as much memory."""
+    chunks, size = [], 0
+    while chunk := file.read(min(_CHUNK, most - size)):
+        chunks.append(chunk)
+        size += len(chunk)
+    return b"".join(chunks)
 
 
 def _bounded(content: bytes, name: str, expected: str, limit: int) -> bytes:

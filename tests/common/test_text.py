@@ -1,6 +1,8 @@
 """The one way to read text, JSON and CSV: encodings, marks, line ends, depth, size, pipes."""
 
+import contextlib
 import gzip
+import io
 import json
 import os
 import threading
@@ -166,6 +168,20 @@ def test_sizes_are_bounded(tmp_path):
         read_bytes(path, "a vocabulary", limit=10)
     with pytest.raises(UserError, match=r"/dev/zero: cannot be read \(not a file but a device\)"):
         read_bytes("/dev/zero")
+
+
+def test_a_small_file_does_not_reserve_the_memory_of_the_largest(tmp_path, monkeypatch):
+    asked = []
+
+    class Watched(io.BytesIO):
+        def read(self, size=-1):
+            asked.append(size)
+            return super().read(size)
+
+    monkeypatch.setattr(inputs, "open_input", lambda path: contextlib.nullcontext(Watched(b"[" * 3_000_000)))
+    assert len(read_bytes(tmp_path / "rows.json")) == 3_000_000
+    assert max(asked) <= 1 << 20
+    assert min(asked) > 0
 
 
 def test_a_pipe_is_read_and_waited_for_only_while_somebody_writes(tmp_path, monkeypatch):

@@ -1,0 +1,226 @@
+"""What is fuzzed: each reader of files from outside, with small valid files to damage."""
+
+import gzip
+import io
+import itertools
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import save
+
+from common.clinical.labelled_reports import read_labeled
+from common.config import read_config
+from common.data.chexpert_plus import TABLE, read_chexpert_plus
+from common.data.clip_tokenizer import MERGES, ClipTokenizer
+from common.data.images import read_image
+from common.data.mimic import read_mimic_cxr
+from common.data.openi import read_openi, read_test_ids
+from common.data.pieces import byte_of_character
+from common.data.readers import read_annotation, read_image_rows
+from common.data.records import Quarantine
+from common.data.tokenizers import load_tokenizer
+from common.errors import UserError
+from common.io.safetensors import open_tensors
+from common.io.torch_archive import read_archive
+from common.models.qwen2_vl_weights import config_from_directory as vision_config
+from common.models.qwen2_weights import config_from_directory
+from common.training.logs import read_metrics
+from deer_jax.select import read_studies
+from retsta_jax.config import EMBEDDED_BASE, RetstaConfig
+from retsta_jax.pairs import read_pairs
+from retsta_jax.reports import read_reports
+from retsta_jax.terminology.check import load_terminology
+from retsta_jax.terminology.terms import SHIPPED
+from tests.common import test_chexpert_plus, test_mimic, test_openi
+
+ASSETS = Path(__file__).parents[2]
+SECONDS = itertools.count(1)  # some readers keep what they read, by the time and size of a file
+
+
+class Target(NamedTuple):
+    """A reader, given a file of its own folder."""
+
+    name: str  # of the file
+    seeds: Callable[[Path], list[bytes]]  # valid ones, given an empty folder; what else the reader needs is put there
+    read: Callable[[Path], object]
+
+
+def _rows(*rows: Mapping[str, object]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _text(text: str) -> Callable[[Path], list[bytes]]:
+    return lambda _: [text.encode()]
+
+
+def _file(path: Path) -> Callable[[Path], list[bytes]]:
+    return lambda _: [path.read_bytes()]
+
+
+def _images(folder: Path) -> list[bytes]:
+    found = []
+    grey = Image.fromarray(np.arange(35, dtype=np.uint8).reshape(5, 7) * 7)
+    deep = Image.fromarray(np.arange(35, dtype=np.uint16).reshape(5, 7) * 1800)
+    for image, kind in ((grey, "png"), (grey, "jpeg"), (deep, "png"), (grey.convert("RGB"), "png")):
+        buffer = io.BytesIO()
+        image.save(buffer, kind)
+        found.append(buffer.getvalue())
+    return found
+
+
+def _with_image(content: bytes) -> Callable[[Path], list[bytes]]:
+    def seeds(folder: Path) -> list[bytes]:
+        (folder / "a.png").write_bytes(_images(folder)[0])
+        return [content]
+
+    return seeds
+
+
+def _mimic(folder: Path) -> list[bytes]:
+    return [(test_mimic.write_layout(folder) / "mimic-cxr-2.0.0-split.csv").read_bytes()]
+
+
+def _chexpert_plus(folder: Path) -> list[bytes]:
+    return [(test_chexpert_plus.write_layout(folder) / TABLE).read_bytes()]
+
+
+def _tensors(path: Path) -> None:
+    for tensor in open_tensors(path.parent).values():
+        tensor.read(tuple(slice(None) for _ in tensor.shape))
+
+
+def _safetensors(folder: Path) -> list[bytes]:
+    return [save({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b.weight": np.zeros(4, np.int64)})]
+
+
+def _torch_archive(folder: Path) -> list[bytes]:
+    """What `torch.save` writes of {"w": tensor of 4 floats}, without PyTorch."""
+    pickled = (
+        b"\x80\x02}q\x00X\x01\x00\x00\x00wq\x01ctorch._utils\n_rebuild_tensor_v2\nq\x02((X\x07\x00\x00\x00storageq\x03"
+        b"ctorch\nFloatStorage\nq\x04X\x01\x00\x00\x000q\x05X\x03\x00\x00\x00cpuq\x06K\x04tq\x07QK\x00K\x04\x85q\x08K\x01"
+        b"\x85q\t\x89ccollections\nOrderedDict\nq\n)Rq\x0btq\x0cRq\rs."
+    )
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in (("data.pkl", pickled), ("byteorder", b"little"), ("data/0", bytes(16)), ("version", b"3\n")):
+            archive.writestr(f"archive/{name}", data)
+    return [buffer.getvalue()]
+
+
+def _archive(path: Path) -> None:
+    for tensor in read_archive(path).values():
+        tensor.read(tuple(slice(None) for _ in tensor.shape))
+
+
+def _clip_vocabulary() -> bytes:
+    merges = list(itertools.product(byte_of_character(), repeat=2))[:MERGES]
+    return gzip.compress("\n".join(["version", *map(" ".join, merges)]).encode())
+
+
+def _openi(folder: Path) -> list[bytes]:
+    return [gzip.compress(test_openi.tar_bytes({f"ecgen-radiology/{n}.xml": test_openi.report(n) for n in (1, 2)}))]
+
+
+STUDY = {"id": "CXR1_1", "report": "The heart is normal.", "image_path": ["a.png"]}
+ROW = {"id": 1, "images": ["a.png"], "report": "双眼未见异常。", "split": "train", "labels": ["x"], "language": "zh"}
+PAIR = {"id": "p1", "source": "OD: few drusen.", "target": "Right eye: drusen.", "language": "en"}
+LABELS = [0, 1, 2, 3] * 3 + [0, 1]
+
+TARGETS = {
+    "openi-report": Target("1.xml", lambda _: [test_openi.report(1)], lambda path: read_openi(path.parent)),
+    "openi-archive": Target("reports.tgz", _openi, read_openi),
+    "openi-test-ids": Target("ids.txt", _text("CXR1\nCXR2\n"), read_test_ids),
+    "annotation": Target(
+        "annotation.json",
+        _with_image(json.dumps({split: [STUDY | {"id": split}] for split in ("train", "val", "test")}).encode()),
+        lambda path: read_annotation(path, path.parent, Quarantine()),
+    ),
+    "image-rows": Target(
+        "rows.jsonl",
+        _with_image(_rows(ROW, ROW | {"id": 2, "split": "test"})),
+        lambda path: read_image_rows(path, path.parent, Quarantine()),
+    ),
+    "mimic-cxr": Target(
+        "mimic-cxr-2.0.0-split.csv", _mimic, lambda path: read_mimic_cxr(path.parent, Quarantine())
+    ),
+    "chexpert-plus": Target(TABLE, _chexpert_plus, lambda path: read_chexpert_plus(path.parent, Quarantine())),
+    "image": Target("image", _images, read_image),
+    "safetensors": Target("model.safetensors", _safetensors, _tensors),
+    "torch-archive": Target("weights.pt", _torch_archive, _archive),
+    "sentencepiece": Target(
+        "tokenizer.model", _file(EMBEDDED_BASE / "tokenizer.model"), lambda path: load_tokenizer(path).encode("Drusen")
+    ),
+    "tokenizer-json": Target(
+        "tokenizer.json",
+        _file(ASSETS / "deer_jax" / "assets" / "base" / "tokenizer.json"),
+        lambda path: load_tokenizer(path.parent).encode("clear"),
+    ),
+    "word-vocabulary": Target(
+        "words.json",
+        _file(ASSETS / "unicross_jax" / "assets" / "clip" / "words.json"),
+        lambda path: load_tokenizer(path).encode("clear"),
+    ),
+    "clip-vocabulary": Target(
+        "bpe.txt.gz",
+        lambda _: [_clip_vocabulary()],
+        lambda path: ClipTokenizer(path),
+    ),
+    "model-config": Target(
+        "config.json", _file(EMBEDDED_BASE / "config.json"), lambda path: config_from_directory(path.parent)
+    ),
+    "vision-model-config": Target(
+        "config.json",
+        _file(ASSETS / "deer_jax" / "assets" / "base" / "config.json"),
+        lambda path: vision_config(path.parent),
+    ),
+    "run-config": Target(
+        "config.json",
+        _text(json.dumps({"max_length": 64, "optim": {"learning_rate": 1e-3}, "data": {"corpus": "fundus"}})),
+        lambda path: read_config(RetstaConfig, path.parent),
+    ),
+    "report-pairs": Target(
+        "pairs.jsonl", lambda _: [_rows(PAIR, PAIR | {"id": 2})], lambda path: read_pairs(path, Quarantine())
+    ),
+    "reports": Target(
+        "reports.txt", _text("OD: few drusen.\n右眼：玻璃膜疣。\n"), lambda path: read_reports(str(path))
+    ),
+    "report-rows": Target(
+        "reports.jsonl",
+        lambda _: [_rows({"id": 1, "report": "OD: few drusen."}, {"id": "b", "report": "clear"})],
+        lambda path: read_reports(str(path)),
+    ),
+    "labelled-reports": Target(
+        "labelled.jsonl", lambda _: [_rows({"id": 1, "report": "clear", "labels": LABELS})], read_labeled
+    ),
+    "sampled-labels": Target(
+        "labels.jsonl",
+        lambda _: [_rows({"id": 1, "labels": [[0, 1] * 7, [1, 0] * 7], "rewards": [0.5, 1]})],
+        read_studies,
+    ),
+    "metrics": Target("metrics.jsonl", lambda _: [_rows({"step": 1, "loss": 0.5})], read_metrics),
+    "terminology": Target(
+        "terms.tsv", lambda _: [b"".join(SHIPPED.read_bytes().splitlines(keepends=True)[:9])], load_terminology
+    ),
+    "terminology-json": Target(
+        "terms.json", _text(json.dumps([{"id": "drusen", "en": "drusen", "zh": "玻璃膜疣"}])), load_terminology
+    ),
+}  # fmt: skip
+
+
+def try_file(target: Target, folder: Path, content: bytes) -> None:
+    """Read a file with this content. Raises whatever the reader raises, but for a UserError of one line."""
+    path = folder / target.name
+    path.write_bytes(content)
+    now = next(SECONDS) * 1_000_000_000
+    os.utime(path, ns=(now, now))
+    try:
+        target.read(path)
+    except UserError as error:
+        if "\n" in str(error):
+            raise AssertionError(f"not one line: {error}") from error
