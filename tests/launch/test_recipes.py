@@ -31,7 +31,7 @@ case "$1" in show) printf 'node7\\nnode8\\n' ;; requeue) echo "requeued $2" ;; e
 """
 GCLOUD = """#!/bin/bash
 echo "$3 $4" >>calls
-printf '%q ' gcloud "$@" >>commands; echo >>commands
+{ printf '%s\\0' gcloud "$@"; printf '\\1'; } >>commands
 case "$4" in
     describe) cat state 2>/dev/null ;;
     create) echo ACTIVE >state ;;
@@ -111,7 +111,7 @@ def test_commands_for_a_tpu_slice_are_ones_that_gcloud_knows(tools):
     tools.add("sleep", "#!/bin/bash\n")
     (tools.bin.parent / "codes").write_text("gone 0")
     tools.bash(recipe(USUAL["tpu"].split(), ["record"]))
-    commands = [shlex.split(line) for line in (tools.bin.parent / "commands").read_text().splitlines()]
+    commands = [line.split("\0")[:-1] for line in (tools.bin.parent / "commands").read_text().split("\1")[:-1]]
     for words in {words[4]: words for words in commands}.values():
         words = ["--command=record" if word.startswith("--command=") else word for word in words]
         asked = ["gcloud", "meta", "lint-gcloud-commands", f"--command-string={shlex.join(words)}"]
