@@ -37,7 +37,7 @@ def slurm_options(parser: argparse.ArgumentParser) -> None:
     """Those of `medreport launch slurm`."""
     common_options(parser, restarts=True)
     shell_options(parser)
-    parser.add_argument("--nodes", type=bounded(COUNT), default=1, help="(%(default)s)")
+    parser.add_argument("--nodes", type=bounded(COUNT), default=1, help="how many (%(default)s)")
     parser.add_argument("--gpus", type=bounded(COUNT_OR_NONE), required=True, help="of each node; 0 for CPUs alone")
     parser.add_argument("--cpus", type=bounded(COUNT), help="of each node (8 for each GPU)")
     parser.add_argument("--time", type=plain, required=True, help="limit of one start: 24:00:00")
@@ -52,7 +52,7 @@ def gke_options(parser: argparse.ArgumentParser) -> None:
     """Those of `medreport launch gke`."""
     common_options(parser)
     parser.add_argument("--topology", required=True, help="v6e:4x4, or of one GPU node h100:8")
-    parser.add_argument("--nodes", type=bounded(COUNT), help="with GPUs (1)")
+    parser.add_argument("--nodes", type=bounded(COUNT), help="how many, with GPUs (1)")
     parser.add_argument("--chips-per-host", type=bounded(COUNT), help="of a TPU slice (all up to 2x4, otherwise 4)")
     parser.add_argument("--image", type=plain, required=True, help="container image with this project")
     parser.add_argument("--claim", type=plain, required=True, help="PersistentVolumeClaim that all nodes can write")
@@ -75,7 +75,7 @@ def skypilot_options(parser: argparse.ArgumentParser) -> None:
     """Those of `medreport launch skypilot`."""
     common_options(parser)
     shell_options(parser)
-    parser.add_argument("--nodes", type=bounded(COUNT), default=1, help="(%(default)s)")
+    parser.add_argument("--nodes", type=bounded(COUNT), default=1, help="how many (%(default)s)")
     parser.add_argument("--accelerators", type=plain, required=True, help="of each node: H100:8")
     parser.add_argument("--infra", type=plain, help="cloud, region and zone: gcp/us-central1 (any)")
     parser.add_argument("--image", type=plain, help="container image with this project")

@@ -23,8 +23,12 @@ SCRIPTS = [name for name in USUAL if name.split("-")[0] in ("slurm", "tpu", "ssh
 NOT_MEANT = "--exclude=SC2016,SC2329"
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do echo "$1" >>options; shift; done
-for number in 0 1; do SLURM_NTASKS=2 SLURM_PROCID=$number "$@" || code=$?; done
-exit "${code:-0}"
+highest=0
+for number in 0 1; do
+    SLURM_NTASKS=2 SLURM_PROCID=$number "$@"; code=$?
+    ((code > highest)) && highest=$code
+done
+exit "$highest"
 """
 SCONTROL = """#!/bin/bash
 case "$1" in show) printf 'node7\\nnode8\\n' ;; requeue) echo "requeued $2" ;; esac
@@ -83,11 +87,13 @@ def test_slurm_starts_the_exact_command_on_each_node(tools):
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "requeued"), [(75, 0, True), (143, 99, True), (75, 100, False), (2, 0, False), (130, 0, False)]
+    ("code", "restarts", "requeued"),
+    [(75, 0, True), (143, 99, True), (137, 0, True), (75, 100, False), (2, 0, False), (130, 0, False)],
 )
 def test_slurm_requeues_what_was_stopped_and_nothing_else(tools, code, restarts, requeued):
     job = {"SLURM_JOB_ID": "123", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_RESTART_COUNT": str(restarts)}
-    ran = tools.bash(recipe(USUAL["slurm"].split(), ["record"]), RECORD_CODE=str(code), **job)
+    text = recipe(USUAL["slurm"].split(), ["record"]).replace("sleep 30", "sleep 0")
+    ran = tools.bash(text, RECORD_CODE=str(code), **job)
     assert ran.returncode == code
     assert ("requeued 123" in ran.stdout) == requeued
 
@@ -166,6 +172,14 @@ def test_where_one_fails_the_others_are_stopped(tools, name):
     ran = tools.bash(text.replace("SECONDS + 15", "SECONDS + 0"))
     assert ran.returncode == 3
     assert ran.stderr == "host 1 ended with exit code 3; see logs/1.log\n"
+
+
+@pytest.mark.parametrize("name", ["ssh", "local-cpu"])
+def test_what_is_stuck_is_killed(tools, name):
+    tools.add("sticks", "#!/bin/bash\n[[ $MEDREPORT_HOSTS == *,1 ]] && exit 75\ntrap '' TERM\nwhile :; do :; done\n")
+    text = recipe([*USUAL[name].split(), "--directory", str(tools.bin.parent)], ["sticks"])
+    ran = tools.bash(text.replace("SECONDS + 15", "SECONDS + 0").replace("patience + 60", "patience + 1"))
+    assert ran.returncode == 75
 
 
 @pytest.mark.parametrize("name", ["ssh", "local-cpu"])

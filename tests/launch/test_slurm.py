@@ -1,10 +1,11 @@
 """The recipe for Slurm on a real cluster of two nodes: it trains, and what is stopped is requeued and continues."""
 
-import os
+import contextlib
 import re
 import signal
 import sys
 
+import psutil
 import pytest
 
 from common.process.stopping import EXIT_CODES
@@ -26,42 +27,70 @@ def slurm():
         yield running
 
 
-def submit(slurm, tmp_path, command: list[str], **environment: str) -> str:
+def submit(slurm, folder, command: list[str], **environment: str) -> str:
     """The number of a job that a recipe started; its output is `job.log`."""
     text = recipe(OPTIONS, command)
-    assert "#SBATCH --output=medreport-%j.log\n" in text
-    file = tmp_path / "job.sh"
-    file.write_text(text.replace("medreport-%j.log", f"{tmp_path}/job.log"))
-    return re.search(r"\d+", slurm.run("sbatch", str(file), **environment))[0]
+    for long, short in {"medreport-%j.log": f"{folder}/job.log", "sleep 30": "sleep 5"}.items():
+        assert long in text
+        text = text.replace(long, short)
+    (folder / "job.sh").write_text(text)
+    return re.search(r"\d+", slurm.run("sbatch", str(folder / "job.sh"), **environment))[0]
 
 
-def train(slurm, tmp_path, material) -> tuple[str, object]:
-    """A job that trains on two nodes with two devices each, and its run directory."""
-    run_dir = tmp_path / "run"
-    words = material.train(run_dir, parallel="pmap", micro_batch=1, max_steps=STEPS, epochs=8, evaluate_every=STEPS)
-    environment = {"XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-    return submit(slurm, tmp_path, [sys.executable, "-m", "retsta_jax.cli", *words], **environment), run_dir
+def train(slurm, folder, material) -> str:
+    """A job that trains in `folder/run`, on two nodes with two devices each."""
+    options = {"parallel": "pmap", "micro_batch": 1, "max_steps": STEPS, "epochs": 8, "evaluate_every": STEPS}
+    environment = {
+        "XLA_FLAGS": QUICK,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "2",
+        "MEDREPORT_HOST_TIMEOUT": "5",
+    }
+    command = [sys.executable, "-m", "retsta_jax.cli", *material.train(folder / "run", **options)]
+    return submit(slurm, folder, command, **environment)
 
 
-def test_a_job_that_is_stopped_is_requeued_and_ends_with_the_same_bits(slurm, tmp_path, material):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    whole.mkdir()
-    stopped.mkdir()
-    job, undisturbed = train(slurm, whole, material)
-    slurm.wait_for(job, "COMPLETED")
-    job, run_dir = train(slurm, stopped, material)
-    log = run_dir / "metrics.jsonl"
+@pytest.fixture(scope="module")
+def undisturbed(slurm, material, tmp_path_factory):
+    """The run directory of a job that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    slurm.wait_for(train(slurm, folder, material), "COMPLETED")
+    return folder / "run"
+
+
+def terminate(slurm, job: str) -> None:
+    """As Slurm does ahead of the time limit."""
+    slurm.run("scancel", "--signal=TERM", job)
+
+
+def freeze(slurm, job: str) -> None:
+    """The command on the second node stands still."""
+    own = {"SLURM_JOB_ID": job, "SLURM_PROCID": "1"}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith("python") and own.items() <= process.environ().items():
+                process.suspend()
+
+
+@pytest.mark.parametrize(
+    ("disturb", "said", "code"),
+    [(terminate, "terminated", EXIT_CODES[signal.SIGTERM]), (freeze, "host 1 of 2 was lost", 128 + signal.SIGKILL)],
+)
+def test_a_job_that_is_disturbed_is_requeued_and_ends_with_the_same_bits(
+    slurm, undisturbed, material, tmp_path, disturb, said, code
+):
+    job, log = train(slurm, tmp_path, material), tmp_path / "run" / "metrics.jsonl"
     waited(lambda: log.exists() and log.read_bytes().count(b"\n") >= 3, 60.0)
-    slurm.run("scancel", "--signal=TERM", job)  # as Slurm does ahead of the time limit
-    requeued = slurm.wait_for(job, "PENDING")
-    assert requeued["Restarts"] == "1"
-    assert f"exit code {EXIT_CODES[signal.SIGTERM]}: requeued" in (stopped / "job.log").read_text()
+    disturb(slurm, job)
+    assert slurm.wait_for(job, "PENDING")["Restarts"] == "1"
+    output = (tmp_path / "job.log").read_text()
+    assert said in output
+    assert f"exit code {code}: requeued" in output
     assert log.read_bytes().count(b"\n") < STEPS
     slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm itself would wait for two minutes
     assert slurm.wait_for(job, "COMPLETED")["Restarts"] == "1"
-    assert log.read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
-    adapter = os.path.join("adapter", "adapter_model.safetensors")
-    assert (run_dir / adapter).read_bytes() == (undisturbed / adapter).read_bytes()
+    for file in ("metrics.jsonl", "adapter/adapter_model.safetensors"):
+        assert (tmp_path / "run" / file).read_bytes() == (undisturbed / file).read_bytes()
 
 
 def test_a_command_that_fails_is_not_requeued(slurm, tmp_path):

@@ -23,15 +23,23 @@ export JAX_COMPILATION_CACHE_DIR={{ cache }}
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export ADDRESS="${nodes[0]}:$((20000 + SLURM_JOB_ID % 20000))"
-# The hosts are named, because JAX would give each task of Slurm a single GPU. A task that fails ends the others itself.
-srun --cpus-per-task={{ cpus }} --kill-on-bad-exit=0 --wait=0 \
+# What each node runs. The hosts are named, because JAX would give each task of Slurm a single GPU. Where a command fails,
+# the others have half a minute to end by themselves before srun ends them; one that is stuck needs that.
+task() {
+    trap : TERM
+    env MEDREPORT_HOSTS="$ADDRESS,$SLURM_NTASKS,$SLURM_PROCID" "$@"
+    local code=$?
+    [[ $code == 0 ]] || sleep 30
+    exit "$code"
+}
+srun --cpus-per-task={{ cpus }} --kill-on-bad-exit=1 --wait=0 \
     --container-image={{ container }} \
     --container-mounts={{ mounts }} \
-    bash -c 'exec env MEDREPORT_HOSTS="$ADDRESS,$SLURM_NTASKS,$SLURM_PROCID" "$@"' bash "${command[@]}"
+    bash -c "$(declare -f task); task \"\$@\"" bash "${command[@]}"
 code=$?
 
-# 75: all is saved, or a host was lost. 143: SIGTERM came before the command could catch it.
-if [[ $code == 75 || $code == 143 ]] && ((${SLURM_RESTART_COUNT:-0} < {{ restarts }})); then
+# 75: all is saved, or a host was lost. 143: SIGTERM came before the command could catch it. 137: a host was killed.
+if [[ $code == 75 || $code == 143 || $code == 137 ]] && ((${SLURM_RESTART_COUNT:-0} < {{ restarts }})); then
     echo "exit code $code: requeued"
     scontrol requeue "$SLURM_JOB_ID"
 fi

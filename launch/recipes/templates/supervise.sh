@@ -1,4 +1,5 @@
-# Waits for all. Where one ends with an error, the others mostly end by themselves; those that do not are stopped.
+# Waits for all. Where one ends with an error, the others mostly end by themselves; those that do not are stopped, and
+# those that are stuck are killed.
 trap stop INT TERM
 code=0
 while ((${#pids[@]})); do
@@ -16,6 +17,9 @@ while ((${#pids[@]})); do
     done
     if ((code != 0 && SECONDS > patience)); then
         stop
+    fi
+    if ((code != 0 && SECONDS > patience + 60)); then
+        kill -KILL "${pids[@]}" 2>/dev/null
     fi
 done
 exit "$code"

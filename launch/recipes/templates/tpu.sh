@@ -53,9 +53,10 @@ for ((start = 0; start <= {{ restarts }}; start++)); do
         wait "$job"
         code=$?
     done
-    # 75: all is saved, or a host was lost. 143: SIGTERM came too early to be caught. A slice that is gone returns others.
+    # 75: all is saved, or a host was lost. 143: SIGTERM came too early to be caught. 137: a host was killed. A slice that
+    # is gone returns others.
     if [[ $stopped == 1 || $code == 0 ]]; then break; fi
-    if [[ $code != 75 && $code != 143 && $(state) == ACTIVE ]]; then break; fi
+    if [[ $code != 75 && $code != 143 && $code != 137 && $(state) == ACTIVE ]]; then break; fi
     echo "exit code $code: started again" >&2
 done
 echo "the slice is still there, and billed; delete it with:" \
