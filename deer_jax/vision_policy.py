@@ -62,25 +62,23 @@ def image_features(
 def study_decoder(config: Qwen2VLConfig, layout: VisionLayout, lora: LoraConfig) -> Decoder:
     """A Qwen2.5-VL for generation. Weights are `PolicyParams`, prompts `StudyPrompts`."""
 
-    def language(params: PolicyParams) -> tuple[PyTree, PyTree]:
+    def gather(params: PolicyParams) -> tuple[PyTree, PyTree]:
         """The parameters, what the decode loop reads of them gathered; and the language model's variables."""
         own, adapter = model_params(params, lora)
         own["language"] = gathered(own["language"], config.language.dtype, qwen2.SHARDING_RULES)
         return own, {"params": own["language"]} | ({} if adapter is None else {"lora": adapter})
 
-    def read(params: PolicyParams, prompts: StudyPrompts) -> Prefilled:
-        own, variables = language(params)
+    def read(weights: tuple[PyTree, PyTree], prompts: StudyPrompts) -> Prefilled:
+        own, variables = weights
         features = image_features(config, own, prompts, layout)
         return prefill_study(config, own, prompts.rows, features, qwen2.bind(config.language, variables))
 
-    def prepare(params: PolicyParams) -> PyTree:
-        return qwen2.for_decoding(language(params)[1])
-
     return Decoder(
         read,
-        functools.partial(qwen2.bind, config.language),
-        lambda variables: qwen2.output_head(variables["params"]),
-        prepare,
+        bind=functools.partial(qwen2.bind, config.language),
+        head=lambda variables: qwen2.output_head(variables["params"]),
+        prepare=lambda weights: qwen2.for_decoding(weights[1]),
+        gather=gather,
     )
 
 

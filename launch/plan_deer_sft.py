@@ -14,7 +14,7 @@ from common.models.qwen2_vl_layout import vision_layout
 from common.models.qwen2_vl_weights import param_shapes
 from common.training.flops import forward_flops, peak_flops
 from common.training.optim import make_optimizer
-from common.training.parallel import batch_sharding, make_device_layout
+from common.training.parallel import batch_sharding, check_heads, make_device_layout
 from common.training.step import init_state, make_train_step
 from deer_jax.config import SFT_PRESETS, SftConfig
 from deer_jax.prompts import ReportRows, StudyPrompts
@@ -54,6 +54,7 @@ def plan_step(config: SftConfig, model: Qwen2VLConfig, topology: str) -> dict[st
     started = time.perf_counter()
     on = open_slice(topology)
     layout = make_device_layout("mesh", config.mesh, on.devices)
+    check_heads(model.language.num_key_value_heads, layout)
     sizes = as_computed(config, model)
     at_a_time = layout.row_shards * config.micro_batch
     accumulate = max(config.batch_size // at_a_time, 1)

@@ -47,19 +47,25 @@ def decode(
     drafts: Drafts = NO_DRAFTS,
 ) -> Generated:
     """All prompts at once, as a pure function: G = group samples of each, or the best beam where beams > 1."""
-    start = _begin(decoder, weights, prompts, keys, drafts.reference, settings)
-    return _finish(decoder, _prepared(decoder, weights), start, settings, drafts.table).generated
+    weights = _gathered(decoder, weights)
+    prepared = _prepared(decoder, weights)
+    start = _begin(decoder, weights, prepared, prompts, keys, drafts.reference, settings)
+    return _finish(decoder, prepared, start, settings, drafts.table).generated
 
 
-def _prepared(decoder: Decoder, weights: PyTree) -> PyTree:
-    return weights if decoder.prepare is None else decoder.prepare(weights)
+def _gathered(decoder: Decoder, weights: PyTree) -> PyTree:
+    return weights if decoder.gather is None else decoder.gather(weights)
 
 
-def _begin(decoder, weights, prompts, keys, reference, settings) -> Decoding | Search:
-    prefilled = decoder.read(weights, prompts)
+def _prepared(decoder: Decoder, gathered: PyTree) -> PyTree:
+    return gathered if decoder.prepare is None else decoder.prepare(gathered)
+
+
+def _begin(decoder, gathered, prepared, prompts, keys, reference, settings) -> Decoding | Search:
+    prefilled = decoder.read(gathered, prompts)
     if settings.beams > 1:
         return begin_search(prefilled, settings)
-    return begin(decoder.head(_prepared(decoder, weights)), prefilled, keys, settings, reference)
+    return begin(decoder.head(prepared), prefilled, keys, settings, reference)
 
 
 def _finish(decoder, prepared, state, settings, table=None, enough=None) -> Decoding | Search:
@@ -68,24 +74,36 @@ def _finish(decoder, prepared, state, settings, table=None, enough=None) -> Deco
     return finish(decoder.bind(prepared), decoder.head(prepared), state, settings, table, enough)
 
 
-class Slots(NamedTuple):
-    """The compiled programs of a model, and the layout that they run on."""
+class Programs(NamedTuple):
+    """What slots do, as pure functions of a state of S slots."""
 
     start: Callable[..., Any]  # (weights, seed, batch) -> state with a slot for each of the batch
     empty: Callable[..., Any]  # the same -> state with all slots idle
     admit: Callable[..., Any]  # (weights, seed, batch, state, slots) -> state
     prepare: Callable[[PyTree], PyTree]  # weights -> weights as `advance` reads them
     advance: Callable[..., Any]  # (prepared, state, table, enough) -> state, which prompts are done, Generated
+
+
+class Slots(NamedTuple):
+    """The compiled programs of a model, with arguments and results as in `Programs`, and the layout they run on."""
+
+    start: Callable[..., Any]
+    empty: Callable[..., Any]
+    admit: Callable[..., Any]
+    prepare: Callable[[PyTree], PyTree]
+    advance: Callable[..., Any]
     size: int  # slots of each device
     layout: DeviceLayout
 
 
-def make_slots(decoder: Decoder, settings: DecodeSettings, size: int, layout: DeviceLayout) -> Slots:
-    """The programs, which compile once for each shape of prompts. States are donated."""
+def slot_programs(decoder: Decoder, settings: DecodeSettings, size: int) -> Programs:
+    """The programs of a device with `size` slots."""
 
     def start(weights: PyTree, seed: Array, batch: Request) -> Any:
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.wrap_key_data(seed), batch.row)
-        return _begin(decoder, weights, batch.prompt, keys, batch.reference, settings)
+        gathered = _gathered(decoder, weights)
+        prepared = _prepared(decoder, gathered)
+        return _begin(decoder, gathered, prepared, batch.prompt, keys, batch.reference, settings)
 
     def empty(weights: PyTree, seed: Array, batch: Request) -> Any:
         each = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), batch)
@@ -95,25 +113,35 @@ def make_slots(decoder: Decoder, settings: DecodeSettings, size: int, layout: De
     def admit(weights: PyTree, seed: Array, batch: Request, state: Any, slots: Array) -> Any:
         return put(state, start(weights, seed, batch), slots)
 
+    def prepare(weights: PyTree) -> PyTree:
+        return _prepared(decoder, _gathered(decoder, weights))
+
     def advance(prepared: PyTree, state: Any, table: Table | None, enough: Array) -> Any:
         state = _finish(decoder, prepared, state, settings, table, enough)
         return state, state.done, state.generated
 
+    return Programs(start, empty, admit, prepare, advance)
+
+
+def make_slots(decoder: Decoder, settings: DecodeSettings, size: int, layout: DeviceLayout) -> Slots:
+    """The programs, which compile once for each shape of prompts. States are donated."""
+    programs = slot_programs(decoder, settings, size)
+
     def prepare(weights: PyTree) -> PyTree:
         with layout.context():
             # Where nothing is rearranged, a program would copy all weights.
-            return prepared(weights) if on_cpu() and decoder.prepare else _prepared(decoder, weights)
+            return prepared(weights) if on_cpu() and decoder.prepare else programs.prepare(weights)
 
     whole: Any = {} if layout.mode == "mesh" else {"out_shardings": NamedSharding(layout.mesh, PartitionSpec())}
-    prepared = jax.jit(functools.partial(_prepared, decoder), **whole)
+    prepared = jax.jit(programs.prepare, **whole)
     if layout.mode == "pmap":
         devices: dict[str, Any] = {"devices": list(layout.mesh.devices.flat)}
         return Slots(
-            jax.pmap(start, in_axes=(None, None, 0), **devices),
-            jax.pmap(empty, in_axes=(None, None, 0), **devices),
-            jax.pmap(admit, in_axes=(None, None, 0, 0, 0), donate_argnums=3, **devices),
+            jax.pmap(programs.start, in_axes=(None, None, 0), **devices),
+            jax.pmap(programs.empty, in_axes=(None, None, 0), **devices),
+            jax.pmap(programs.admit, in_axes=(None, None, 0, 0, 0), donate_argnums=3, **devices),
             prepare,
-            jax.pmap(advance, in_axes=(None, 0, None, 0), donate_argnums=1, **devices),
+            jax.pmap(programs.advance, in_axes=(None, 0, None, 0), donate_argnums=1, **devices),
             size,
             layout,
         )
@@ -124,10 +152,10 @@ def make_slots(decoder: Decoder, settings: DecodeSettings, size: int, layout: De
 
     # States come and go in one sharding: with another, `admit` would be compiled again for what `advance` returns.
     jitted = (
-        jax.jit(start),
-        jax.jit(empty, **whole),
-        jax.jit(admit, donate_argnums=3, **whole),
-        jax.jit(advance, donate_argnums=1, **whole),
+        jax.jit(programs.start),
+        jax.jit(programs.empty, **whole),
+        jax.jit(programs.admit, donate_argnums=3, **whole),
+        jax.jit(programs.advance, donate_argnums=1, **whole),
     )
     first, idle, refill, go_on = (functools.partial(run, program) for program in jitted)
     return Slots(first, idle, refill, prepare, go_on, size, layout)

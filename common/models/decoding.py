@@ -35,10 +35,12 @@ class Forward(Protocol):
 class Decoder(NamedTuple):
     """A model as generation takes it: pure functions of its weights, any tree."""
 
-    read: Callable[[PyTree, PyTree], "Prefilled"]  # of weights and prompts, leaves [B ...]
+    read: Callable[[PyTree, PyTree], "Prefilled"]  # of gathered weights and prompts, leaves [B ...]
     bind: Callable[[PyTree], Forward]  # for new tokens, of prepared weights
     head: Callable[[PyTree], Float[Array, "V D"]]  # which gives logits of hidden states, of prepared weights
-    prepare: Callable[[PyTree], PyTree] | None = None  # once before the loop; None: weights are read as they are
+    prepare: Callable[[PyTree], PyTree] | None = None  # of gathered weights, once before the loop; None: no change
+    # Of weights, once for reading and decoding: to gather twice in a program is to hold two copies. None: no change.
+    gather: Callable[[PyTree], PyTree] | None = None
 
 
 class Prompts(flax.struct.PyTreeNode):

@@ -12,10 +12,18 @@ import pytest
 
 from common.generation import draft_length
 from common.generation.drafts import NO_DRAFTS, START, Drafts, propose
-from common.generation.generate import generate_rows, make_generator, padded, qwen2_slots, row_keys
+from common.generation.generate import (
+    generate_rows,
+    make_generator,
+    padded,
+    qwen2_decoder,
+    qwen2_slots,
+    row_keys,
+)
 from common.generation.ngrams import build_table
 from common.generation.sampling import Sampling
 from common.generation.settings import DecodeSettings
+from common.generation.slots import decode
 from common.models.lora import scaled
 from common.training.parallel import MeshConfig, device_put_tree, make_device_layout
 from tests import tiny
@@ -183,3 +191,17 @@ def test_a_table_predicts_unseen_reports_of_the_same_templates():
             best = max(known[context].items(), key=lambda item: (item[1], -item[0]))[0] if context else 0
             hits[1] += best == padded_text[end]
     assert hits[0] > 0.97 * hits[1] > 0
+
+
+def test_weights_are_gathered_once_for_reading_and_decoding():
+    """Gathered twice they are two copies in the program of a rollout, a third of its memory for DEER."""
+    gathered = []
+
+    def gather(tree):
+        gathered.append(tree)
+        return tree
+
+    decoder = qwen2_decoder(tiny.CONFIG)._replace(gather=gather)
+    inputs = padded(prompts()[:2], 96, left=True), row_keys(7, [0, 1])
+    jax.eval_shape(lambda tree: decode(decoder, tree, *inputs, WAYS["groups"]), weights())
+    assert len(gathered) == 1
