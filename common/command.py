@@ -3,14 +3,13 @@
 import contextlib
 import errno
 import os
-import re
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Collection
 from typing import NoReturn, TextIO
 
-from common.devices import GPU_MEMORY, default_to_cpu, set_gpu_defaults
+from common.devices import default_to_cpu, is_out_of_memory, memory_shortage, set_gpu_defaults
 from common.errors import UserError
 from common.io.terminal import printable
 from common.process.host_watch import ending_of, watch
@@ -51,7 +50,7 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str], hosts: Collec
     except UserError as error:
         _end(2, str(error))
     except RuntimeError as error:  # JAX's own kind is one
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         _end(2, out_of_memory(str(error)))
     except MemoryError as error:
@@ -131,11 +130,7 @@ def _end(code: int, message: str = "") -> NoReturn:
 
 def out_of_memory(message: str) -> str:
     """What XLA says of a device that has too little memory, in one line with what to do."""
-    named = re.search(r"\d[\d.,]* ?(?:[KMGT]i?B?\b|bytes)", message)
-    wanted = f"{named[0] if named else 'XLA does not say how much'} requested"
-    if share := os.environ.get(GPU_MEMORY):
-        wanted += f", and {GPU_MEMORY}={share} of a GPU's memory may be used"
     return (
-        f"not enough memory ({wanted}); lower micro_batch, batch_size or max_length, set "
+        f"{memory_shortage(message)}; lower micro_batch, batch_size or max_length, set "
         "model.remat to full, or split the parameters over more devices (parallel mesh, mesh.fsdp -1, mesh.data 1)"
     )

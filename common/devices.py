@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from glob import glob
@@ -80,6 +81,20 @@ def programs_kept(directory: Path) -> Iterator[None]:
         yield
     finally:
         keep_in(None)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether XLA says so, of a device or of a program for it."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
+def memory_shortage(message: str) -> str:
+    """What XLA says of a device that has too little memory, as the beginning of a line."""
+    named = re.search(r"\d[\d.,]* ?(?:[KMGT]i?B?\b|bytes)", message)
+    wanted = f"{named[0] if named else 'XLA does not say how much'} requested"
+    if share := os.environ.get(GPU_MEMORY):
+        wanted += f", and {GPU_MEMORY}={share} of a GPU's memory may be used"
+    return f"not enough memory ({wanted})"
 
 
 def say_devices(used: int = 1) -> None:

@@ -20,6 +20,7 @@ from common.data.packing import GlobalBatch, Plan
 from common.data.tokenizers import Tokenizer
 from common.generation.drafts import Drafts, Table
 from common.generation.loop import Generated
+from common.generation.memory import halved, slot_memory, without_drafts
 from common.io.finite import check_finite
 from common.training.logs import SECONDS
 from common.training.parallel import DeviceLayout, compile_rows, compile_step, device_put_tree, fetch_rows, place_batch
@@ -170,7 +171,10 @@ def make_rl_step(
 
     def step(state: TrainState, frozen: PyTree, batch: StudyBatch, rng: Array):
         clock = _Clock()
-        sampled = jax.block_until_ready(run_sample(state.trainable, frozen, batch, (rng, state.step, placed_table)))
+        at = rng, state.step, placed_table
+        studies = halved("--batch-size", batch.study.size, multiple=layout.row_shards)
+        with slot_memory(studies, without_drafts(table is not None), halved("--rollout.group", group)):
+            sampled = jax.block_until_ready(run_sample(state.trainable, frozen, batch, at))
         clock.stop("rollout")
         generated, studies = fetch_rows((sampled, batch.study), layout)
         check_rollouts(generated, studies if ids is None else [ids[study] for study in studies], int(state.step) + 1)

@@ -21,6 +21,7 @@ from common.data.summary import first_of, say_data, study_line
 from common.errors import UserError
 from common.generation.draft_sources import DRAFT_TOKENS, draft_sources, report_table
 from common.generation.generate import PROGRAMS
+from common.generation.memory import halved, slot_memory, without_drafts
 from common.generation.processes import in_parts, over_processes
 from common.generation.settings import DecodeSettings
 from common.generation.slots import Request, Slots, in_order, make_slots, run_slots
@@ -176,7 +177,11 @@ def sampled_texts(
             yield [bool(generated.finite.all()), [rollout.text for rollout in group]]
 
     found = over_processes(studies, written, config.batch_size // jax.process_count(), layout)
-    for number, (finite, texts) in zip(studies, found, strict=True):
-        remedy = precision_remedy(base.config.language.dtype)
-        check_finite([finite], [split.studies[number].id], "the model's logits", remedy)
-        yield number, texts
+    remedy = precision_remedy(base.config.language.dtype)
+    fewer = halved("--batch-size", config.batch_size, multiple=all_row_shards(layout)), without_drafts(settings.drafts)
+    rollout = config.rollout
+    shorter = halved("--rollout.group", rollout.group), halved("--rollout.max-new-tokens", rollout.max_new_tokens)
+    with slot_memory(*fewer, *shorter):
+        for number, (finite, texts) in zip(studies, found, strict=True):
+            check_finite([finite], [split.studies[number].id], "the model's logits", remedy)
+            yield number, texts

@@ -17,6 +17,7 @@ from common.generation.draft_option import Draft
 from common.generation.draft_sources import DRAFT_TOKENS, draft_sources, load_table
 from common.generation.drafts import Table
 from common.generation.generate import BATCHES_AT_ONCE, generate_rows, qwen2_slots
+from common.generation.memory import halved, slot_memory, without_drafts
 from common.generation.processes import in_parts, of_first, over_processes, writer_of_first
 from common.generation.settings import DecodeSettings
 from common.io.fingerprints import DIGITS, fingerprint, model_record
@@ -140,9 +141,10 @@ def standardize(
                 yield [found.finite, text, found.stopped, len(found.token_ids), sum(found.drafted)]
 
     results = over_processes(rows, written, at_once, layout) if together else written(rows)
-    for id_, (finite, *written_of_row) in zip(ids, results, strict=True):
-        check_finite([finite], [id_], "the model's logits", remedy)
-        yield Standardized(*written_of_row)
+    with slot_memory(halved("--batch-size", batch_size, used=count), without_drafts(settings.drafts)):
+        for id_, (finite, *written_of_row) in zip(ids, results, strict=True):
+            check_finite([finite], [id_], "the model's logits", remedy)
+            yield Standardized(*written_of_row)
 
 
 def decode_settings(trained: Trained, drafts: int = 0) -> DecodeSettings:

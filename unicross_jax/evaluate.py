@@ -38,6 +38,7 @@ from common.errors import UserError
 from common.generation.draft_option import Draft
 from common.generation.draft_sources import draft_sources, load_table
 from common.generation.drafts import Table
+from common.generation.memory import halved, slot_memory, without_drafts
 from common.generation.processes import of_first
 from common.io.fingerprints import data_record, fingerprint
 from common.io.finite import check_finite, precision_remedy
@@ -123,8 +124,10 @@ def evaluate_run(
     ids = [study.id for study in held_out.studies]
     table = draft_table(trained, run_dir, draft)
     texts = generate_reports(trained, examples, held_out.images, batch_size=batch_size, ids=ids, table=table)
-    written = list(counted(texts, len(examples), "reports"))
-    before = before_training(trained, held_out, batch_size)
+    fewer = halved("--batch-size", batch_size, used=len(examples))
+    with slot_memory(fewer, without_drafts(table is not None)):
+        written = list(counted(texts, len(examples), "reports"))
+        before = before_training(trained, held_out, batch_size)
     if jax.process_index() > 0:
         multihost_utils.sync_global_devices(EVALUATED)
         return {}

@@ -12,6 +12,7 @@ from common.data.images import GreyImage, read_image, resize_shorter
 from common.data.readers import ImageStudy
 from common.data.summary import data_line, say_data
 from common.errors import UserError
+from common.generation.memory import slot_memory
 from common.io.jsonl import write_rows
 from common.io.locks import locked_file, owning
 from common.io.outputs import check_own_page, write_whole
@@ -94,7 +95,8 @@ def report_images(
     studies = [ImageStudy(" ".join(group), (), "", indication) for group in groups]
     examples, _ = encode(trained.config, trained.task, studies)
     ids = [study.id for study in studies]
-    written = list(generate_reports(trained, examples, read, ids=ids))
+    with slot_memory("fewer images at a time" if len(examples) > 1 else ""):
+        written = list(generate_reports(trained, examples, read, ids=ids))
     if not first:
         return
     rows = [{"images": list(group), "report": report.text} for group, report in zip(groups, written, strict=True)]

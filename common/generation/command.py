@@ -27,6 +27,7 @@ from common.generation.generate import (
     qwen2_slots,
     score_rows,
 )
+from common.generation.memory import halved, slot_memory, without_drafts
 from common.generation.processes import in_parts, of_first, over_processes, writer_of_first
 from common.generation.sampling import Sampling
 from common.generation.settings import DecodeSettings
@@ -232,8 +233,10 @@ def _texts(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Nam
             for (continuation,) in found:
                 yield _described(continuation, model.tokenizer) if continuation.finite else None
 
-    for number, found in zip(rest, over_processes(rest, written, at_once, layout), strict=True):
-        yield {"id": rows[number].id, **_finite(found, rows[number], model, "the model's logits")}
+    tokens = halved("--max-new-tokens", arguments.max_new_tokens)
+    with slot_memory(halved("--batch-size", arguments.batch_size, used=count), without_drafts(settings.drafts), tokens):
+        for number, found in zip(rest, over_processes(rest, written, at_once, layout), strict=True):
+            yield {"id": rows[number].id, **_finite(found, rows[number], model, "the model's logits")}
 
 
 def _finite(found: dict[str, Any] | None, row: Row, model: Model, what: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from common.endpoint.protocol import parameters
 from common.errors import UserError
 from common.generation.command import stop_ids
 from common.generation.generate import generate_rows, qwen2_slots
+from common.generation.memory import halved, slot_memory
 from common.generation.settings import DecodeSettings
 from common.io.fingerprints import model_record
 from common.io.finite import check_finite, precision_remedy
@@ -90,7 +91,9 @@ def local_peer(
         for start in range(0, len(prompts), rows * BATCHES_AT_ONCE):
             part = slice(start, start + rows * BATCHES_AT_ONCE)
             encoded = [tokens(prompt) for prompt in prompts[part]]
-            found = generate_rows(slots, {"params": params}, encoded, range(start, start + len(encoded)))
+            fewer = halved("--batch-size", batch_size, used=len(prompts))
+            with slot_memory(fewer, halved("--max-new-tokens", max_new_tokens)):
+                found = generate_rows(slots, {"params": params}, encoded, range(start, start + len(encoded)))
             for id_, (continuation,) in zip(ids[part], found, strict=True):
                 check_finite([continuation.finite], [id_], "the model's logits", remedy)
                 ids_, stopped = continuation.token_ids, continuation.stopped
