@@ -6,6 +6,7 @@ PyTorch in a child process, in turns with ours, and the ratios of the medians ar
 speed does not depend on them. `sft` and `decode` are LoRA adapters of a Qwen2 (`launch.bench.peer_qwen2`: transformers
 and peft); the others are modules of their name in `launch.bench`, where `slots` and `speculation` write reports as the
 ones of `--reports` are, `rl` includes `labeler`, and `speculation`, `standardize` and `duplicates` have no peer.
+`device` is the one to run on a new GPU: parity and speed of every model, with random weights.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from common.bounds import NOT_NEGATIVE, bounded
 from common.data.encode import Example
 from common.data.packing import assemble, first_fit
 from common.errors import Parser, UserError
@@ -56,7 +58,7 @@ from launch.bench.report_model import Shape as ReportShape
 from launch.bench.timing import Timed, about, add_flags, against_goals, compared, in_turns, peak_bytes
 from launch.malloc import run_in_first_thread
 
-WORKS = ("sft", "decode", "slots", "speculation", "unicross", "rl", "labeler", "standardize", "duplicates")
+WORKS = ("sft", "decode", "slots", "speculation", "unicross", "rl", "labeler", "standardize", "duplicates", "device")
 GOALS = {"equal_shapes": 1.2, "mixed_lengths": 2.0, "greedy": 3.0, "top_p": 8.0, "samples": 4.0}
 
 
@@ -121,6 +123,15 @@ def main(arguments: Sequence[str]) -> int:
         of_work.add_argument(
             "--directory", type=Path, required=True, metavar="DIR", help="of the model: made, or used again"
         )
+    of_device = works.add_parser("device")
+    of_device.add_argument(
+        "--size", choices=("published", "toy"), default="toy" if on_cpu else "published",
+        help="sizes of the models; default: published ones, on a CPU toys",
+    )  # fmt: skip
+    of_device.add_argument(
+        "--seconds", type=bounded(NOT_NEGATIVE, float), default=540.0, help="after which no part begins (%(default)s)"
+    )
+    of_device.add_argument("--output", type=Path, metavar="FILE", help="where the JSON goes too, after each part")
     options = vars(parser.parse_args(list(arguments)))
     work, with_peer = options.pop("work"), options.pop("peer", False)
     if work == "unicross":
@@ -139,6 +150,10 @@ def main(arguments: Sequence[str]) -> int:
     elif work == "standardize":
         run = options.pop("run")
         result = bench_standardize.measure(bench_standardize.Shape(**options), run)
+    elif work == "device":
+        from launch.bench import device as bench_device
+
+        result = bench_device.measure(**options)
     elif work == "duplicates":
         result = bench_duplicates.measure(bench_duplicates.Shape(**options))
     else:
