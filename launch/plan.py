@@ -20,7 +20,11 @@ import numpy as np
 from common.bounds import COUNT, NOT_NEGATIVE, bounded
 from common.config_options import choose_preset
 from common.errors import Parser, UserError
+from common.generation.draft_sources import DRAFT_TOKENS
+from common.generation.generate import bucket, qwen2_decoder
+from common.generation.settings import DecodeSettings
 from common.io.text import json_text
+from common.models.decoding import Prompts
 from common.models.lora import init_lora
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, param_shapes
@@ -33,8 +37,15 @@ from common.types import TextBatch
 from launch import plan_deer, plan_deer_sft, plan_unicross
 from launch.chips import time_floor
 from launch.micro_batch_search import OUT_OF_TIME, SEARCH_SECONDS, Compiled, search_micro_batch, search_outcome
+from launch.plan_slots import Writing, cache_bytes_of, plan_writing
 from launch.slices import Slice, abstract, attention_of, bytes_by_kind, compile_abstract, open_slice, with_workspace
 from retsta_jax.config import EMBEDDED_BASE, PRESETS, RetstaConfig
+
+BATCH = 32  # reports that `retsta standardize` has in the slots of each device
+WRITERS = {
+    **dict.fromkeys(plan_unicross.PLANNED, plan_unicross.reporting),
+    **dict.fromkeys(plan_deer.PLANNED, plan_deer.sampling),
+}  # of presets, the command that writes reports
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,6 +80,9 @@ def main(arguments: Sequence[str]) -> int:
             )
         planner = others[options.preset]
         found = planner.make_plan(options.preset, options.topology, options.micro_batch, options.loss_chunk)
+        if writer := WRITERS.get(options.preset):
+            on = open_slice(options.topology)
+            found["writing"] = plan_writing(writer(options.preset, len(on.devices)), on)
         print(json_text({"preset": options.preset, **found}, "plan", indent=2))
         return 0
     config = choose_preset(PRESETS | dict.fromkeys(others, RetstaConfig()), options.preset)
@@ -83,11 +97,47 @@ def main(arguments: Sequence[str]) -> int:
     if config.max_length < 1 or config.micro_batch < 1:
         raise UserError(f"--sequence {config.max_length} --micro-batch {config.micro_batch}: expected positive numbers")
     search_seconds = options.search_seconds if options.micro_batch is None else None
-    plan = make_plan(config, base_sizes(config), options.topology, open_slice(options.topology), search_seconds)
+    sizes, on = base_sizes(config), open_slice(options.topology)
+    plan = make_plan(config, sizes, options.topology, on, search_seconds)
     if plan.get("search") == OUT_OF_TIME:
         print(f"the search ran out of time: {search_outcome(plan)}", file=sys.stderr, flush=True)
+    plan["writing"] = plan_standardizing(config, sizes, on)
     print(json_text({"preset": options.preset, **plan}, "plan", indent=2))
     return 0
+
+
+def plan_standardizing(config: RetstaConfig, sizes: Qwen2Config, on: Slice) -> dict[str, Any]:
+    """`retsta standardize` with prompts as long as the rows of training, and `buckets`: the caches of shorter ones."""
+    longest = bucket(config.max_length)
+    lengths = sorted({bucket(length) for length in range(1, longest + 1)})
+    caches = {str(length): cache_bytes_of(standardizing(config, sizes, length), on) for length in lengths}
+    return plan_writing(standardizing(config, sizes, longest), on) | {"buckets": caches}
+
+
+def standardizing(config: RetstaConfig, sizes: Qwen2Config, length: int) -> Writing:
+    """`retsta standardize` for prompts of `length` tokens, with drafts of texts as long and of training targets."""
+    trained = config.model.tuning == "full"
+    sizes = dataclasses.replace(
+        sizes, dtype=config.model.dtype, param_dtype="float32" if trained else config.model.param_dtype
+    )
+    settings = DecodeSettings(
+        config.max_new_tokens, stop_ids=(0,), forbidden_ids=(sizes.vocab_size - 1,), drafts=DRAFT_TOKENS
+    )
+    params = param_shapes(sizes)
+    adapters = {} if trained else {"lora": jax.eval_shape(lambda: init_lora(params, config.lora, jax.random.key(0)))}
+    prompt: Any = jax.ShapeDtypeStruct((length,), jnp.int32), jax.ShapeDtypeStruct((length,), bool)
+    return Writing(
+        "retsta standardize",
+        qwen2_decoder(sizes),
+        settings,
+        BATCH,
+        {"params": params, **adapters},
+        Prompts(*prompt),
+        length,
+        reference=length,
+        table=True,
+        language=sizes,
+    )
 
 
 def base_sizes(config: RetstaConfig) -> Qwen2Config:

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from common.generation.draft_sources import DRAFT_TOKENS
 from common.generation.sampling import Sampling
 from common.generation.settings import DecodeSettings
+from common.models.lora import LoraConfig
 from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_vl import SHARDING_RULES, Qwen2VLConfig, StudyRows
 from common.models.qwen2_vl_layout import image_tokens, vision_layout
@@ -26,12 +28,13 @@ from common.training.optim import make_optimizer
 from common.training.parallel import DeviceLayout, batch_sharding, check_heads, make_device_layout
 from common.training.step import init_state, make_train_step
 from common.types import PyTree
-from deer_jax.config import RL_PRESETS, RlConfig, RunConfig
+from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, RlConfig, RunConfig, SampleConfig
 from deer_jax.ditpo import PolicyParams, Rollouts, make_loss
 from deer_jax.prompts import MULTIPLE, StudyPrompts
-from deer_jax.vision_policy import split_params, vision_policy
+from deer_jax.vision_policy import split_params, study_decoder, vision_policy, without_images
 from launch.chips import time_floor
 from launch.micro_batch_search import Compiled
+from launch.plan_slots import Writing
 from launch.slices import (
     Slice,
     abstract,
@@ -76,6 +79,7 @@ def plan_step(config: RlConfig, model: Qwen2VLConfig, topology: str) -> dict[str
     accumulate = max(config.batch_size // at_a_time, 1)
     studies = at_a_time * accumulate
     found = compile_programs(config, sizes, layout, studies, accumulate)
+    caches = {"rollout": {"caches": cache_bytes(config, sizes, layout, studies)}}
     batch = {"studies": studies, "group": config.rollout.group, "new_tokens": config.rollout.max_new_tokens}
     batch |= {"micro_batch": config.micro_batch, "accumulate": accumulate, "prompt": prompt_tokens(config, sizes)}
     return {
@@ -93,6 +97,7 @@ def plan_step(config: RlConfig, model: Qwen2VLConfig, topology: str) -> dict[str
                 "argument_bytes": one.arguments,
                 "temp_bytes": one.temporary,
                 "bytes": kinds,
+                **caches.get(name, {}),
                 "compile_seconds": round(one.seconds, 1),
             }
             for name, (one, kinds) in found.items()
@@ -102,20 +107,57 @@ def plan_step(config: RlConfig, model: Qwen2VLConfig, topology: str) -> dict[str
     }
 
 
-def as_computed(config: RunConfig, sizes: Qwen2VLConfig) -> Qwen2VLConfig:
+def sampling(preset: str, devices: int) -> Writing:
+    """`deer sample` with the preset's settings, whose drafts come from training reports."""
+    return sampling_of(SAMPLE_PRESETS[PLANNED[preset]], QWEN2_5_VL_3B, devices)
+
+
+def sampling_of(config: SampleConfig, model: Qwen2VLConfig, devices: int) -> Writing:
+    """`sampling` for any config and sizes."""
+    sizes, rollout = as_computed(config, model), config.rollout
+    settings = DecodeSettings(
+        rollout.max_new_tokens,
+        Sampling(temperature=rollout.temperature, top_p=rollout.top_p),
+        group=rollout.group,
+        stop_ids=STOP,
+        drafts=DRAFT_TOKENS,
+    )
+    length, side = prompt_tokens(config, sizes), config.data.side
+    whole = jax.ShapeDtypeStruct((length,), jnp.int32)
+    arrays: Any = (
+        whole, jax.ShapeDtypeStruct((length,), bool), jax.ShapeDtypeStruct((3, length), jnp.int32), whole,
+        jax.ShapeDtypeStruct((), jnp.int32),
+    )  # fmt: skip
+    images: Any = jax.ShapeDtypeStruct((config.data.views, side, side), jnp.uint8)
+    stored = "float32" if config.model.tuning == "full" else config.model.frozen_dtype
+    weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, stored), param_shapes(sizes))
+    return Writing(
+        "deer sample",
+        study_decoder(sizes, vision_layout(sizes.vision, patches_of(config, sizes)), LoraConfig()),
+        without_images(settings, sizes),
+        max(config.batch_size // devices, 1),
+        PolicyParams({}, weights),
+        StudyPrompts(StudyRows(*arrays), images),
+        length,
+        table=True,
+        language=dataclasses.replace(sizes.language, param_dtype=stored),
+    )
+
+
+def as_computed(config: RunConfig | SampleConfig, sizes: Qwen2VLConfig) -> Qwen2VLConfig:
     """The model as the preset computes with it."""
     options: dict[str, Any] = {"dtype": config.model.dtype, "remat": config.model.remat}
     parts = {name: dataclasses.replace(getattr(sizes, name), **options) for name in ("language", "vision")}
     return dataclasses.replace(sizes, **parts)
 
 
-def patches_of(config: RunConfig, sizes: Qwen2VLConfig) -> tuple[int, int]:
+def patches_of(config: RunConfig | SampleConfig, sizes: Qwen2VLConfig) -> tuple[int, int]:
     """Rows and columns of the patches of an image."""
     patches = config.data.side // sizes.vision.patch_size
     return patches, patches
 
 
-def prompt_tokens(config: RunConfig, sizes: Qwen2VLConfig) -> int:
+def prompt_tokens(config: RunConfig | SampleConfig, sizes: Qwen2VLConfig) -> int:
     """Columns of a prompt."""
     each = image_tokens(sizes.vision, patches_of(config, sizes))
     return -(-(config.data.views * (each + 2) + WORDS) // MULTIPLE) * MULTIPLE
@@ -160,8 +202,9 @@ def compile_programs(
         # Gradients of prompts and images go through it; reports do not.
         patches = config.data.views * math.prod(patches_of(config, sizes))
         updated = with_workspace(updated, config.micro_batch * (length + patches))
+    caches = cache_bytes(config, sizes, layout, studies)
     return {
-        "rollout": (sampled, bytes_by_kind(sampled, state, fixed, cache_bytes(config, sizes, layout, studies))),
+        "rollout": (sampled, bytes_by_kind(sampled, state, fixed, sum(caches.values()))),
         "update": (updated, bytes_by_kind(updated, state, fixed)),
     }
 
@@ -172,12 +215,15 @@ def uses_cudnn(config: RunConfig, sizes: Qwen2VLConfig, layout: DeviceLayout) ->
     return attention_of(config.model.attention, length, head_dim, dtype, layout) == "cudnn"
 
 
-def cache_bytes(config: RlConfig, sizes: Qwen2VLConfig, layout: DeviceLayout, studies: int) -> int:
-    """Bytes of one device's keys and values, at the end of a rollout: a group has one copy of its prompt's."""
+def cache_bytes(config: RlConfig, sizes: Qwen2VLConfig, layout: DeviceLayout, studies: int) -> dict[str, int]:
+    """Bytes of one device's keys and values in a rollout: a group has one copy of its prompt's."""
     language, shards = sizes.language, layout.mesh.shape
     split = shards["tensor"] if language.num_key_value_heads % shards["tensor"] == 0 else 1
-    tokens = studies * (prompt_tokens(config, sizes) + config.rollout.group * config.rollout.max_new_tokens)
-    return tokens * bytes_of_token(config, language) // (layout.row_shards * split)
+    rollout = config.rollout
+    places = rollout.max_new_tokens + (DRAFT_TOKENS if config.draft == "reports" else 0)
+    tokens = {"prompts": prompt_tokens(config, sizes), "continuations": rollout.group * places}
+    each = studies * bytes_of_token(config, language)
+    return {name: count * each // (layout.row_shards * split) for name, count in tokens.items()}
 
 
 def bytes_of_token(config: RlConfig, language: Qwen2Config) -> int:

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from common.generation.draft_sources import DRAFT_TOKENS
+from common.generation.settings import DecodeSettings
 from common.models.clip import RN101
 from common.models.clip_weights import param_shapes
 from common.training.flops import peak_flops
@@ -18,14 +20,20 @@ from common.training.optim import make_optimizer
 from common.training.parallel import batch_sharding, make_device_layout
 from common.training.step import init_state, make_train_step
 from common.training.traced_flops import traced_flops
+from common.types import PyTree
 from launch.chips import time_floor
+from launch.plan_slots import Writing
 from launch.slices import abstract, bytes_by_kind, compile_abstract, device_bytes, open_slice
 from unicross_jax.adapters import AdapterConfig
-from unicross_jax.config import PRESETS
+from unicross_jax.backbone import without_dropout
+from unicross_jax.config import PRESETS, RunConfig
 from unicross_jax.data import CONDITION_TOKENS
+from unicross_jax.generate import report_decoder
 from unicross_jax.model import ReportBatch, Studies, UniCrossConfig, init_trainable, loss
 
 PLANNED = ("iu-xray", "mimic-cxr")  # presets with CLIP RN101
+BATCH = 32  # studies that `unicross report` and `evaluate` have in slots, over all devices
+START, END = 1, 2  # tokens
 WORDS = 4348  # tokens of the merged vocabulary of both corpora in the authors' code, about
 
 
@@ -35,16 +43,7 @@ def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: i
     config = PRESETS[preset]
     on = open_slice(topology)
     layout = make_device_layout("mesh", config.mesh, on.devices)
-    model = UniCrossConfig(
-        clip=RN101,
-        vocabulary=WORDS,
-        conditioning=config.model.conditioning,
-        heads=config.model.heads,
-        vision_layers=config.model.vision_layers,
-        decoder_layers=config.model.decoder_layers,
-        dropout=config.model.dropout,
-        adapters=AdapterConfig(dropout=config.model.adapter_dropout),
-    )
+    model = model_of(config)
     rows_of_device = micro_batch or max(config.batch_size // layout.row_shards, 1)
     accumulate = max(config.batch_size // (layout.row_shards * rows_of_device), 1)
     rows = layout.row_shards * rows_of_device * accumulate
@@ -52,8 +51,7 @@ def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: i
     key = jax.eval_shape(lambda: jax.random.key(0))
     trainable = jax.eval_shape(functools.partial(init_trainable, model), key)
     state = abstract(jax.eval_shape(lambda tree: init_state(tree, tx), trainable), layout, ())
-    embedding = jax.ShapeDtypeStruct((WORDS, model.width), jnp.float32)
-    frozen = abstract({"clip": param_shapes(RN101), "report_embedding": embedding}, layout, ())
+    frozen = abstract(frozen_shapes(model), layout, ())
     batch = report_batch_shapes(rows, config.data.views, RN101.image_size, config.max_length - 1, layout)
     train_loss = functools.partial(loss, config=model, chunk=loss_chunk or config.loss_chunk)
     kept = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -89,11 +87,63 @@ def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: i
     }
 
 
+def model_of(config: RunConfig) -> UniCrossConfig:
+    """The model of a preset."""
+    return UniCrossConfig(
+        clip=RN101,
+        vocabulary=WORDS,
+        conditioning=config.model.conditioning,
+        heads=config.model.heads,
+        vision_layers=config.model.vision_layers,
+        decoder_layers=config.model.decoder_layers,
+        dropout=config.model.dropout,
+        adapters=AdapterConfig(dropout=config.model.adapter_dropout),
+    )
+
+
+def frozen_shapes(model: UniCrossConfig) -> PyTree:
+    """What is not trained."""
+    embedding = jax.ShapeDtypeStruct((model.vocabulary, model.width), jnp.float32)
+    return {"clip": param_shapes(model.clip), "report_embedding": embedding}
+
+
+def reporting(preset: str, devices: int) -> Writing:
+    """`unicross report` and `unicross evaluate` with the preset's settings; beams take no drafts."""
+    return reporting_of(PRESETS[preset], model_of(PRESETS[preset]), devices)
+
+
+def reporting_of(config: RunConfig, model: UniCrossConfig, devices: int) -> Writing:
+    """`reporting` for any config and sizes."""
+    drafted = config.beams == 1
+    settings = DecodeSettings(
+        config.max_length - 1,
+        beams=config.beams,
+        length_penalty=config.length_penalty,
+        stop_ids=(END,),
+        drafts=DRAFT_TOKENS if drafted else 0,
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    trainable = jax.eval_shape(functools.partial(init_trainable, model), key)
+    rows = report_batch_shapes(1, config.data.views, model.clip.image_size, 1, None).studies
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rows)
+    return Writing(
+        "unicross report",
+        report_decoder(without_dropout(model), START),
+        settings,
+        -(-BATCH // devices),
+        (trainable, frozen_shapes(model)),
+        one,
+        1,
+        table=drafted,
+    )
+
+
 def report_batch_shapes(rows: int, views: int, side: int, length: int, layout: Any) -> ReportBatch:
-    """A batch as shapes, split by rows."""
+    """A batch as shapes, split by rows over the devices of `layout`, if any."""
+    sharding = None if layout is None else batch_sharding(layout)
 
     def array(dtype: Any, *shape: int) -> Any:
-        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=batch_sharding(layout))
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
 
     studies = Studies(
         array(jnp.uint8, views, side, side),

@@ -115,9 +115,10 @@ def compile_abstract(step: Any, arguments: Sequence[PyTree], layout: DeviceLayou
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            placed, temporary = device_bytes(arguments), temporaries_refused(str(error))
+            placed = device_bytes(arguments)
+            total = max(bytes_refused(str(error)), placed)
             took = time.perf_counter() - started, time.process_time() - processor
-            return Compiled(False, placed + temporary, placed, temporary, *took), None
+            return Compiled(False, total, placed, total - placed, *took), None
     if memory is None:
         raise UserError("plan: this compiler does not report memory; install the version in uv.lock")
     total = (
@@ -167,8 +168,11 @@ def bytes_by_kind(found: Compiled, state: TrainState, frozen: PyTree, caches: in
     }
 
 
-def temporaries_refused(message: str) -> int:
-    """The bytes that the compiler says it would have needed; 0 where its message does not tell."""
+def bytes_refused(message: str) -> int:
+    """The bytes that the compiler says a program would have needed; 0 where its message does not tell.
+
+    libtpu calls them temporaries, but arguments are among them.
+    """
     needed = re.search(r"\(([\d.]+)([KMG])\) exceeds available", message)
     return int(float(needed[1]) * {"K": 2**10, "M": 2**20, "G": GIB}[needed[2]]) if needed else 0
 

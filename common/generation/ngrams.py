@@ -102,7 +102,7 @@ def _chains(
 
 def _placed(words: UInt32[np.ndarray, " C"], drafts: Int[np.ndarray, "C K"]) -> Table:
     """Contexts at their places, the longest first; what finds none of its places free is left out."""
-    places = 1 << int(np.ceil(np.log2(max(4 * len(words), 16))))
+    places = places_of(len(words))
     marks = np.zeros(places, np.uint32)
     tokens = np.zeros((places, drafts.shape[1]), np.int32)
     waiting = np.arange(len(words))
@@ -115,3 +115,8 @@ def _placed(words: UInt32[np.ndarray, " C"], drafts: Int[np.ndarray, "C K"]) -> 
         waiting = np.setdiff1d(waiting, rows, assume_unique=True)
     arrays: tuple[Any, ...] = (marks, tokens)  # numpy until placed on devices
     return Table(*arrays)
+
+
+def places_of(contexts: int) -> int:
+    """Places of the table that holds so many contexts: a power of 2, at most a quarter of them taken."""
+    return 1 << int(np.ceil(np.log2(max(4 * contexts, 16))))

@@ -7,11 +7,14 @@ import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from common.errors import UserError
 from common.models.qwen2 import Qwen2Config
 from common.training.flops import PEAK_FLOPS, peak_flops, train_flops
+from common.training.parallel import MeshConfig, make_device_layout
 from launch import chips, plan, slices
 from launch.micro_batch_search import OUT_OF_TIME, Compiled, search_micro_batch, search_outcome
 from retsta_jax.config import PRESETS
@@ -90,6 +93,22 @@ def test_what_the_compiler_refuses_is_read_from_its_message(tpus):
     assert found["temp_bytes"] > found["memory_bytes"]
     batch = 5 * 4 * (1 << 17) * CONFIG.max_length  # five arrays of four bytes a token
     assert found["argument_bytes"] == pytest.approx(batch, rel=0.01)
+
+
+@needs_libtpu
+def test_bytes_that_are_refused_include_the_arguments(tpus):
+    """12 GiB made of an argument of 4, on a chip of 16."""
+    layout = make_device_layout("mesh", MeshConfig(1, 1, 1), tpus.devices[:1])
+
+    def program(x):
+        made = jnp.sin(jnp.arange(12 * slices.GIB // 4, dtype=jnp.float32) + x[0])
+        return jax.lax.optimization_barrier(made)[:10] + x.sum()
+
+    given = slices.abstract(jax.ShapeDtypeStruct((slices.GIB,), jnp.float32), layout, ())
+    found, _ = slices.compile_abstract(jax.jit(program), (given,), layout)
+    assert found.fits is False
+    assert found.arguments == 4 * slices.GIB
+    assert found.total == found.arguments + found.temporary == pytest.approx(16 * slices.GIB, rel=0.01)
 
 
 @pytest.mark.parametrize("first", [1, 2, 4, 8, 12])

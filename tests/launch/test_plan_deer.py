@@ -83,6 +83,9 @@ def test_a_tiny_step_compiles_for_devices_that_are_not_there(topology):
         assert sum(program["bytes"].values()) == program["bytes_per_device"]
     # 2 studies a device, each a prompt of 64 and 2 reports of 8 tokens, in 2 layers of 2 heads of 16, in bfloat16.
     assert found["programs"]["rollout"]["bytes"]["caches"] == 2 * (64 + 2 * 8) * 2 * 2 * 2 * 16 * 2
+    assert found["programs"]["rollout"]["caches"] == {
+        "prompts": 2 * 64 * 2 * 2 * 2 * 16 * 2, "continuations": 2 * 2 * 8 * 2 * 2 * 2 * 16 * 2,
+    }  # fmt: skip
     bounds = found["bounds"]
     parts = [bounds[f"{part}_seconds"] for part in ("prefill", "decode", "update")]
     assert min(parts) > 0
