@@ -24,7 +24,7 @@ from common.models.clip import RN101, ClipConfig
 from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_vl import Qwen2VLConfig
 from common.models.qwen2_vl_vision import VisionConfig
-from launch.bench import device_deer, device_parity
+from launch.bench import decoder, device_deer, device_parity
 from launch.bench.timing import against_goals, peak_bytes
 
 Size = Literal["published", "toy"]
@@ -41,7 +41,7 @@ class Sizes:
     clip: ClipConfig
     labeler: ClassifierConfig
     rl: Any  # the `deer_jax.config.RlConfig` of the step
-    lora: dict[str, Any]  # of `launch.bench.command.Shape`, in place of its defaults
+    lora: dict[str, Any]  # of `launch.bench.decoder.Shape`, in place of its defaults
     length: int  # of the row, and of the text, that the towers read
     new_tokens: int  # of greedy decoding
     drafts: int  # verified in one of its passes
@@ -98,9 +98,7 @@ def toy() -> Sizes:
 
 def lora_update(sizes: Sizes) -> dict[str, Any]:
     """The case `equal_shapes` of `medreport bench sft`: LoRA on packed rows, and its utilisation."""
-    from launch.bench.command import Shape, measure
-
-    found = measure("sft", Shape(**sizes.lora), with_peer=False)
+    found = decoder.measure("sft", decoder.Shape(**sizes.lora), with_peer=False)
     return {"attention": found["attention"], **found["cases"]["equal_shapes"]}
 
 

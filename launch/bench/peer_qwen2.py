@@ -38,7 +38,7 @@ def start(setup: dict[str, Any], device: str) -> tuple[dict[str, str], Works]:
 
 
 def make_decoder(shape: Any) -> Any:
-    """Qwen2 with random weights; `shape` has the fields of `launch.bench.command.Shape` or `launch.bench.rl.Shape`."""
+    """Qwen2 with random weights; `shape` has the fields of `launch.bench.decoder.Shape` or `launch.bench.rl.Shape`."""
     config = transformers.Qwen2Config(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,

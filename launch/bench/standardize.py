@@ -2,13 +2,15 @@
 
 `static_batches` are batches of one bucket without drafts, each waiting for its longest report. The others are
 `retsta standardize` with each value of `--draft`. All write the same texts. There is no peer: `slots` has one.
+
+Modules of `retsta_jax` are imported where they are used: they bring packages that other benchmarks do without.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import jax
 
@@ -18,12 +20,12 @@ from common.data.records import Quarantine
 from common.generation.draft_option import Draft
 from common.generation.generate import batches, continuations, make_generator, padded, row_keys
 from launch.bench.timing import Timed, about, against_goals, in_turns, peak_bytes, rates, timed
-from retsta_jax.data import load_splits
-from retsta_jax.prompts import prompt_tokens
-from retsta_jax.standardize import Standardized, Trained, decode_settings, draft_table, load_trained, standardize
+
+if TYPE_CHECKING:
+    from retsta_jax.standardize import Standardized, Trained
 
 GOALS = {"to_static_batches": 2.0, "tokens_per_pass": 2.5}
-Way = Callable[[], list[Standardized]]  # writes all reports
+Way = Callable[[], "list[Standardized]"]  # writes all reports
 DRAFTS = tuple(draft for draft in get_args(Draft) if draft != "auto")
 
 
@@ -38,6 +40,9 @@ class Shape:
 
 def measure(shape: Shape, run: Path) -> dict[str, Any]:
     """Each way with its rate, and the ratio of the best to static batches. Raises UserError."""
+    from retsta_jax.data import load_splits
+    from retsta_jax.standardize import load_trained
+
     check_numbers(shape)
     trained = load_trained(run)
     data = dataclasses.replace(trained.config.data, corpus="fundus", language="both", test_size=shape.reports)
@@ -66,17 +71,22 @@ def measure(shape: Shape, run: Path) -> dict[str, Any]:
     return result | against_goals(ratios, GOALS) | {"peak_bytes": peak_bytes()}
 
 
-def _slots(trained: Trained, run: Path, reports: list[str], shape: Shape, draft: Draft) -> Way:
+def _slots(trained: "Trained", run: Path, reports: list[str], shape: Shape, draft: Draft) -> Way:
+    from retsta_jax.standardize import draft_table, standardize
+
     table = draft_table(trained, run, draft)
 
-    def write() -> list[Standardized]:
+    def write() -> "list[Standardized]":
         size = -(-shape.slots // trained.layout.row_shards)
         return list(standardize(trained, trained.variables, reports, size, draft=draft, table=table))
 
     return write
 
 
-def _static(trained: Trained, reports: list[str], shape: Shape) -> list[Standardized]:
+def _static(trained: "Trained", reports: list[str], shape: Shape) -> "list[Standardized]":
+    from retsta_jax.prompts import prompt_tokens
+    from retsta_jax.standardize import Standardized, decode_settings
+
     tokenizer = trained.base.tokenizer
     run = make_generator(trained.base.config, decode_settings(trained))
     prompts = [prompt_tokens(tokenizer, trained.config.instruction, clean_report(report)) for report in reports]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from launch.bench import command as bench
+from launch.bench import command
+from launch.bench import decoder as bench
 from launch.bench.peer import Peer
 from launch.cli import dispatch
 
@@ -113,4 +114,4 @@ def test_an_unknown_command_is_one_clear_line():
 )
 def test_a_shape_that_cannot_be_measured_is_one_clear_line(arguments, message):
     with pytest.raises(UserError, match=message):
-        bench.main(["sft", *arguments])
+        command.main(["sft", *arguments])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from launch.bench import command, device, device_parity
+from launch.bench import decoder, device, device_parity
 from tests.compile_flags import QUICK
 
 
@@ -107,5 +107,5 @@ def test_published_sizes_are_those_of_the_presets():
     assert (sizes.policy.language.dtype, sizes.policy.language.remat) == ("bfloat16", "full")
     rollout = sizes.rl.rollout
     assert (sizes.rl.batch_size, rollout.group, rollout.max_new_tokens, sizes.rl.data.side) == (64, 8, 256, 448)
-    assert command.Shape(**sizes.lora).length == 4096
+    assert decoder.Shape(**sizes.lora).length == 4096
     assert dataclasses.asdict(sizes.clip)["vision_layers"] == (3, 4, 23, 3)
