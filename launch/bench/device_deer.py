@@ -73,8 +73,8 @@ def whole_step(sizes: "Sizes") -> dict[str, Any]:
         jax.block_until_ready(state)
         seconds.append(time.perf_counter() - started)
         parts = {name.removeprefix(SECONDS): float(metrics[name]) for name in metrics if name.startswith(SECONDS)}
-    found = {"seconds": statistics.median(seconds[1:]), "first_seconds": seconds[0], "parts": parts}
-    return found | _against_floor(sizes, found["seconds"])
+    median = statistics.median(seconds[1:])
+    return {"seconds": median, "first_seconds": seconds[0], "parts": parts} | _against_floor(sizes, median)
 
 
 def _against_floor(sizes: "Sizes", seconds: float) -> dict[str, Any]:
