@@ -12,14 +12,11 @@ equally likely or a random number falls on the border between two. (A draft thus
 otherwise the token comes from the rest of the distribution: arXiv:2211.17192, Algorithm 1, for drafts without one.)
 """
 
-import functools
-
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from common.generation.draft_length import Trials, add_trials, best_draft_length, draft_lengths, no_trials
 from common.generation.drafts import NO_DRAFTS, Drafts, Table, propose
 from common.generation.sampling import choose_tokens, row_uniforms
 from common.generation.settings import DecodeSettings
@@ -59,7 +56,6 @@ class Decoding(flax.struct.PyTreeNode):
     uniforms: Float[Array, "B G T"] | None  # what decides each token; None where the likeliest is taken
     reference: Int[Array, "B R"] | None  # that of `Drafts`
     suffix: PyTree  # of leaves [... B G K T+k dim]: keys and values of the new tokens but the newest
-    trials: Trials
     generated: Generated
 
     @property
@@ -70,9 +66,6 @@ class Decoding(flax.struct.PyTreeNode):
     def idle(self) -> "Decoding":
         """The same with nothing to do."""
         return self.replace(generated=self.generated.replace(stopped=jnp.ones_like(self.generated.stopped)))
-
-
-_Changing = tuple[PyTree, Trials, Generated]  # in a pass
 
 
 def prefill(forward: Forward, prompts: Prompts) -> Prefilled:
@@ -120,7 +113,7 @@ def begin(
         drafted=jnp.zeros(shape, bool),
     )
     suffix = empty_suffix(prefilled.keys_values, settings.group, settings.max_new_tokens + settings.drafts)
-    state = Decoding(prefilled, uniforms, reference, suffix, no_trials(*shape[:2]), nothing)
+    state = Decoding(prefilled, uniforms, reference, suffix, nothing)
     return state.replace(generated=_chosen(state, hidden, head, jnp.zeros((*shape[:2], 0), jnp.int32), settings))
 
 
@@ -131,43 +124,30 @@ def finish(
     settings: DecodeSettings,
     table: Table | None = None,
     enough: Int[Array, ""] | None = None,
+    count: int | None = None,
 ) -> Decoding:
     """Passes until the continuations of `enough` prompts have ended, all by default.
 
-    A pass has as many drafts as pay (`common.generation.draft_length`). There is a loop for each number, which runs
-    while that is the best one: in branches of one loop, the caches would be copied.
+    Each has `count` drafts, by default and at most those of the settings.
     """
     sources = Drafts(state.reference, table)
-    lengths = draft_lengths(settings.drafts)
+    count = settings.drafts if count is None else count
 
-    def unfinished(changing: _Changing) -> Bool[Array, ""]:
-        done = changing[2].done.all(axis=-1)
+    def unfinished(changing: tuple[PyTree, Generated]) -> Bool[Array, ""]:
+        done = changing[1].done.all(axis=-1)
         return ~done.all() if enough is None else done.sum() < jnp.minimum(enough, done.shape[0])
 
-    def add(count: int, changing: _Changing) -> _Changing:
-        suffix, trials, generated = changing
+    def add(changing: tuple[PyTree, Generated]) -> tuple[PyTree, Generated]:
+        suffix, generated = changing
         own = state.replace(suffix=suffix, generated=generated)
         held = jnp.maximum(generated.lengths - 1, 0)
         drafts = propose(sources, generated.tokens, generated.lengths, count)
         window = jnp.concatenate([_take(generated.tokens, held[..., None]), drafts], axis=-1)
         hidden, suffix = extend(forward, window, state.prompts, suffix, held)
-        longer = _chosen(own, hidden, head, drafts, settings)
-        stood = jnp.maximum(longer.lengths - generated.lengths - 1, 0)
-        return suffix, add_trials(trials, stood, count), longer
+        return suffix, _chosen(own, hidden, head, drafts, settings)
 
-    def add_some(changing: _Changing) -> _Changing:
-        for index, count in enumerate(lengths):
-
-            def best(changing: _Changing, index: int = index) -> Bool[Array, ""]:
-                _, trials, generated = changing
-                return unfinished(changing) & (best_draft_length(trials, ~generated.done, lengths) == index)
-
-            changing = jax.lax.while_loop(best, functools.partial(add, count), changing)
-        return changing
-
-    start = state.suffix, state.trials, state.generated
-    suffix, trials, generated = jax.lax.while_loop(unfinished, add_some, start)
-    return state.replace(suffix=suffix, trials=trials, generated=generated)
+    suffix, generated = jax.lax.while_loop(unfinished, add, (state.suffix, state.generated))
+    return state.replace(suffix=suffix, generated=generated)
 
 
 def _chosen(

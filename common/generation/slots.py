@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from common.generation.beams import Search, begin_search, finish_search
+from common.generation.draft_length import FIRST_CHANCE, best_draft_length, draft_lengths, updated_chance
 from common.generation.drafts import NO_DRAFTS, Drafts, Table
 from common.generation.loop import Decoding, Generated, begin, finish
 from common.generation.settings import DecodeSettings
@@ -68,10 +69,10 @@ def _begin(decoder, gathered, prepared, prompts, keys, reference, settings) -> D
     return begin(decoder.head(prepared), prefilled, keys, settings, reference)
 
 
-def _finish(decoder, prepared, state, settings, table=None, enough=None) -> Decoding | Search:
+def _finish(decoder, prepared, state, settings, table=None, enough=None, count=None) -> Decoding | Search:
     if settings.beams > 1:
         return finish_search(decoder.bind(prepared), decoder.head(prepared), state, settings, enough)
-    return finish(decoder.bind(prepared), decoder.head(prepared), state, settings, table, enough)
+    return finish(decoder.bind(prepared), decoder.head(prepared), state, settings, table, enough, count)
 
 
 class Programs(NamedTuple):
@@ -81,7 +82,9 @@ class Programs(NamedTuple):
     empty: Callable[..., Any]  # the same -> state with all slots idle
     admit: Callable[..., Any]  # (weights, seed, batch, state, slots) -> state
     prepare: Callable[[PyTree], PyTree]  # weights -> weights as `advance` reads them
-    advance: Callable[..., Any]  # (prepared, state, table, enough) -> state, which prompts are done, Generated
+    # (prepared, state, table, enough, number of drafts) -> state, which prompts are done, Generated; the number is a
+    # part of the program, by default the most
+    advance: Callable[..., Any]
 
 
 class Slots(NamedTuple):
@@ -93,6 +96,7 @@ class Slots(NamedTuple):
     prepare: Callable[[PyTree], PyTree]
     advance: Callable[..., Any]
     size: int  # slots of each device
+    settings: DecodeSettings
     layout: DeviceLayout
 
 
@@ -116,8 +120,8 @@ def slot_programs(decoder: Decoder, settings: DecodeSettings, size: int) -> Prog
     def prepare(weights: PyTree) -> PyTree:
         return _prepared(decoder, _gathered(decoder, weights))
 
-    def advance(prepared: PyTree, state: Any, table: Table | None, enough: Array) -> Any:
-        state = _finish(decoder, prepared, state, settings, table, enough)
+    def advance(prepared: PyTree, state: Any, table: Table | None, enough: Array, drafts: int | None = None) -> Any:
+        state = _finish(decoder, prepared, state, settings, table, enough, drafts)
         return state, state.done, state.generated
 
     return Programs(start, empty, admit, prepare, advance)
@@ -141,8 +145,15 @@ def make_slots(decoder: Decoder, settings: DecodeSettings, size: int, layout: De
             jax.pmap(programs.empty, in_axes=(None, None, 0), **devices),
             jax.pmap(programs.admit, in_axes=(None, None, 0, 0, 0), donate_argnums=3, **devices),
             prepare,
-            jax.pmap(programs.advance, in_axes=(None, 0, None, 0), donate_argnums=1, **devices),
+            jax.pmap(
+                programs.advance,
+                in_axes=(None, 0, None, 0, None),
+                static_broadcasted_argnums=4,
+                donate_argnums=1,
+                **devices,
+            ),
             size,
+            settings,
             layout,
         )
 
@@ -155,10 +166,10 @@ def make_slots(decoder: Decoder, settings: DecodeSettings, size: int, layout: De
         jax.jit(programs.start),
         jax.jit(programs.empty, **whole),
         jax.jit(programs.admit, donate_argnums=3, **whole),
-        jax.jit(programs.advance, donate_argnums=1, **whole),
+        jax.jit(programs.advance, static_argnums=4, donate_argnums=1, **whole),
     )
     first, idle, refill, go_on = (functools.partial(run, program) for program in jitted)
-    return Slots(first, idle, refill, prepare, go_on, size, layout)
+    return Slots(first, idle, refill, prepare, go_on, size, settings, layout)
 
 
 def put(state: Any, new: Any, slots: Int[Array, " R"]) -> Any:
@@ -202,7 +213,7 @@ def run_slots(
     A row's random key is made of `seed` and its number, so that what is written for it depends on nothing beside it.
     Under several processes each has a queue of its own; where they work in step, queues of one length.
     """
-    layout, count = slots.layout, slots.size
+    layout, count, group = slots.layout, slots.size, slots.settings.group
     in_step = layout.mode == "mesh"
     parts = layout.row_shards // processes(layout)
     at_once = count if in_step else max(count // REFILL, 1)
@@ -213,6 +224,8 @@ def run_slots(
     table = None if table is None else device_put_tree(table, layout)
     root = np.asarray(jax.random.key_data(jax.random.key(seed)))
     state: Any = None
+    lengths, chance = draft_lengths(slots.settings.drafts), FIRST_CHANCE
+    chosen = np.zeros((parts * count, 2), int)  # tokens of each slot: those that were no drafts, and drafts
 
     def prepare() -> None:
         while len(waiting) < parts * at_once and (numbered := next(source, None)) is not None:
@@ -222,6 +235,7 @@ def run_slots(
     while waiting or (occupants != FREE).any():
         while waiting and (occupants == FREE).sum(axis=1).max() >= at_once:
             batch, places = _seated(waiting, occupants, at_once)
+            chosen[_slot_numbers(places, parts, count)] = group, 0  # the first token of each continuation
             placed = place_batch(batch, layout)
             if in_step:
                 state = slots.start(weights, root, placed)
@@ -232,14 +246,30 @@ def run_slots(
         free = (occupants == FREE).sum(axis=1)
         enough = np.minimum(free + at_once, count) if waiting else np.full(parts, count)
         wanted = enough.astype(np.int32) if layout.mode == "pmap" else np.int32(enough.max() * layout.row_shards)
-        state, *ended = slots.advance(prepared, state, table, wanted)
+        drafts = best_draft_length(chance, count * group, lengths)
+        state, *ended = slots.advance(prepared, state, table, wanted, drafts)
         prepare()  # while the devices work
         done, generated = fetch_rows(ended, layout)
+        new = _chosen_tokens(generated) - chosen
+        chosen += new
+        chance = updated_chance(chance, drafts, stood=new[:, 1].sum(), passes=new[:, 0].sum())
         ready = (occupants.ravel() != FREE) & done
         ended_places = occupants.ravel()[ready].tolist()
         occupants[ready.reshape(occupants.shape)] = FREE
         for place, index in zip(ended_places, np.flatnonzero(ready), strict=True):
             yield place, jax.tree.map(lambda leaf, index=index: leaf[index], generated)
+
+
+def _slot_numbers(places: Int[np.ndarray, " N"], parts: int, count: int) -> Int[np.ndarray, " M"]:
+    """The slots of all devices, numbered through, that `places` of R for each device name."""
+    of_part = places.reshape(parts, -1) + np.arange(parts)[:, None] * count
+    return of_part[places.reshape(parts, -1) < count]
+
+
+def _chosen_tokens(generated: Generated) -> Int[np.ndarray, "N 2"]:
+    """Tokens of each slot that were no drafts, and those that were."""
+    drafted = np.asarray(generated.drafted).sum(axis=(1, 2))
+    return np.stack([np.asarray(generated.lengths).sum(axis=1) - drafted, drafted], axis=1)
 
 
 def in_order(found: Iterable[tuple[int, Generated]]) -> Iterator[Generated]:

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 
-from common.generation import draft_length
 from common.generation.drafts import NO_DRAFTS, START, Drafts, propose
 from common.generation.generate import (
     generate_rows,
@@ -127,9 +126,8 @@ def test_drafts_that_never_stand_change_nothing():
     assert sum(sum(one.drafted) for row in found for one in row) < 10
 
 
-def test_samples_with_drafts_have_the_distribution_of_samples_without(monkeypatch):
+def test_samples_with_drafts_have_the_distribution_of_samples_without():
     """Of many prompts that are the same, under another key each; the drafts are the likeliest tokens."""
-    monkeypatch.setattr(draft_length, "CPU_BALANCE", 1e9)  # so that all passes have drafts
     settings = DecodeSettings(3, Sampling(1.0), stop_ids=(5,), group=1)
     rows = 4000
     batch = padded([[4, 7]] * rows, 2, left=True)
