@@ -58,8 +58,16 @@ def evaluation_parser(program: str, of: str) -> Parser:
     options.add_argument("--split", choices=("test", "validation"), default="test")
     limit = f"maximum number of {of}; 0 (default): all"
     options.add_argument("--limit", type=bounded(COUNT_OR_NONE), default=0, help=limit)
-    options.add_argument("--batch-size", type=bounded(COUNT), default=32)
+    add_batch_size(options, of)
     return options
+
+
+def add_batch_size(options: argparse.ArgumentParser, of: str, default: int = 32) -> None:
+    """Add `--batch-size`, which means the same wherever something is written for, or read from, prompts or texts."""
+    options.add_argument(
+        "--batch-size", type=bounded(COUNT), default=default, metavar="N",
+        help=f"{of} at a time on each device; it changes time and memory, not what is written; default: %(default)s",
+    )  # fmt: skip
 
 
 def read_preset_options(

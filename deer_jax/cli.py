@@ -35,7 +35,8 @@ COMMANDS = {
     ),
     "demo": Command("a short run on drawn radiographs", "[--run-dir DIR]", "deer_jax.demo:main"),
     "evaluate": Command(
-        "score any system's outputs", "--predictions FILE.jsonl --labeler PATH", "deer_jax.evaluate:main"
+        "score any system's outputs", "--predictions FILE.jsonl --labeler PATH", "deer_jax.evaluate:main",
+        several_hosts=True,
     ),
 }  # fmt: skip
 

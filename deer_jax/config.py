@@ -139,7 +139,7 @@ class SampleConfig:
     limit: CountOrNone = 0  # maximum number of studies; 0: all
     labeler: MovablePath = ""  # chexbert.pth, a labeler's directory, or "phantom": adds the labels of deer select
     labeler_tokenizer: MovablePath = ""  # directory with the vocab.txt of chexbert.pth
-    batch_size: Count = 16  # studies at a time, over all devices
+    batch_size: Count = 16  # studies at a time on each device
     draft: Incidental[Literal["auto", "none", "reports"]] = "auto"  # training reports whose next words are tried
     seed: Seed = 0
 

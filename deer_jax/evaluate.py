@@ -9,23 +9,27 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
-from common.bounds import COUNT, bounded
 from common.clinical.external import Scorer, check_programs, parse_scorers, run_scorers
-from common.clinical.report_labeler import ReportLabeler, check_findings, label_lists
+from common.clinical.labeler import load_labeler, replicate, texts_line
+from common.clinical.report_labeler import Labelled, ReportLabeler, label_lists
 from common.clinical.score_command import LANGUAGE_HELP
 from common.clinical.score_command import evaluate as evaluate_as_texts
+from common.clinical.shared_labeler import SharedLabeler
+from common.config_options import add_batch_size
 from common.data.summary import say_data
-from common.devices import say_devices
 from common.errors import Parser
+from common.generation.processes import of_first
 from common.io.jsonl import read_jsonl
-from common.io.locks import locked_file
+from common.io.locks import locked_by_first, locked_file
 from common.io.numbers import rounded
 from common.io.outputs import check_output, check_own_object
+from common.io.safetensors import write_json
 from common.io.terminal import say
 from common.io.text import json_text
 from common.metrics.baselines import constant_reports
@@ -39,6 +43,7 @@ references, scored the same way), `distinct_outputs`, `count`, and `notes` on wh
 
 Classes = Int[np.ndarray, "N 14"]
 Summary = Mapping[str, Mapping[str, float]]
+Rows = Sequence[Mapping[str, Any]]
 
 
 def main(arguments: list[str]) -> None:
@@ -59,43 +64,66 @@ def main(arguments: list[str]) -> None:
         "--external", action="append", default=[], metavar="NAME=COMMAND",
         help='a scorer: reads those rows on standard input, writes rows {"id", "scores": {name: number}}; repeatable',
     )  # fmt: skip
-    parser.add_argument(
-        "--batch-size", type=bounded(COUNT), default=32, metavar="N", help="of the labeler; default: %(default)s"
-    )
+    add_batch_size(parser, "texts")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="file to which the object is also written")
     chosen = parser.parse_args(arguments)
     check_output(chosen.output, chosen.predictions)
-    with locked_file(chosen.output):
+    if chosen.external:
+        # JAX would take most of the accelerator's memory when it is first used, and leave none for the scorers.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    with locked_by_first(chosen.output, locked_file):
         evaluate_file(chosen)
 
 
 def evaluate_file(chosen: argparse.Namespace) -> None:
-    """Print, and write, the scores that the parsed command line asks for. Raises UserError before scoring."""
+    """Print, and write, the scores that the parsed command line asks for. Raises UserError before scoring.
+
+    Of several processes each reads the whole file and labels a share of its texts; the first one does the rest.
+    """
     check_own_object(chosen.output, ["intervals", "constant_report"])
     rows = read_jsonl(chosen.predictions, {"id": str | int, "prediction": str, "reference": str})
     scorers = parse_scorers(chosen.external)
     check_programs(scorers)
-    if scorers:
-        # JAX would take most of the accelerator's memory, and leave none for the scorers.
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from common.clinical.labeler import load_labeler, texts_line  # JAX reads the variable above when it is first used
-
-    labeler = load_labeler(chosen.labeler, chosen.tokenizer, option="--tokenizer", batch_size=chosen.batch_size)
+    batch_size = chosen.batch_size * jax.local_device_count()
+    labeler = load_labeler(chosen.labeler, chosen.tokenizer, option="--tokenizer", batch_size=batch_size)
     texts = [row[name] for row in rows for name in ("prediction", "reference")]
     say_data(texts_line([chosen.predictions], {"reports": len(rows)}, labeler, texts), rows_on_stdout=True)
-    say_devices()
-    result = evaluate_predictions(rows, labeler, chosen.language, scorers=scorers)
-    for name, reason in result["notes"].items():
-        say(f"note: {name}: {reason}", error=True)
-    if chosen.output is not None:
-        from common.io.safetensors import write_json
+    read = read_reports(rows, SharedLabeler(replicate(labeler)), chosen.language)
 
-        write_json(chosen.output, rounded(result))
-    print(json_text(rounded(result), "deer evaluate", indent=2))
+    def write() -> None:
+        result = score_reports(rows, read, chosen.language, scorers)
+        for name, reason in result["notes"].items():
+            say(f"note: {name}: {reason}", error=True)
+        if chosen.output is not None:
+            write_json(chosen.output, rounded(result))
+        print(json_text(rounded(result), "deer evaluate", indent=2))
+
+    of_first(write)
+
+
+class Read(NamedTuple):
+    """The classes of predictions, of references and of the constant report for each, and how they were read."""
+
+    predicted: Classes
+    expected: Classes
+    always: Classes
+    labelled: Labelled
+
+
+def read_reports(rows: Rows, labeler: ReportLabeler, language: Language | None = None) -> Read:
+    """What a labeler says of rows with "id", "prediction" and "reference".
+
+    Raises UserError for a labeler of other labels than CheXbert's.
+    """
+    predictions, references = texts_of(rows)
+    languages = languages_in(rows, language)
+    texts = predictions, references, constant_reports(references, languages, languages)
+    (predicted, expected, always), labelled = label_lists(labeler, texts, [row["id"] for row in rows])
+    return Read(predicted, expected, always, labelled)
 
 
 def evaluate_predictions(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Rows,
     labeler: ReportLabeler,
     language: Language | None = None,
     *,
@@ -106,28 +134,38 @@ def evaluate_predictions(
     A scorer that fails, and GREEN and RadGraph where they are not given, are None under their names, with the reason in
     the notes. Raises UserError for a labeler of other labels than CheXbert's.
     """
-    check_findings(labeler)
+    return score_reports(rows, read_reports(rows, labeler, language), language, scorers)
+
+
+def score_reports(
+    rows: Rows, read: Read, language: Language | None = None, scorers: Sequence[Scorer] = ()
+) -> dict[str, Any]:
+    """The same, of reports that have been read."""
     result = evaluate_as_texts([dict(row) for row in rows], language, "all")
-    predictions, references = [row["prediction"] for row in rows], [row["reference"] for row in rows]
-    languages = languages_of(rows) if language is None else [language] * len(rows)
-    constant = constant_reports(references, languages, languages)
-    ids = [row["id"] for row in rows]
-    texts = predictions, references, constant
-    (predicted, expected, always), labelled = label_lists(labeler, texts, ids)
-    _add(result, evaluate_labels(predicted, expected))
-    baseline = evaluate_labels(always, expected, intervals=False)
+    _add(result, evaluate_labels(read.predicted, read.expected))
+    baseline = evaluate_labels(read.always, read.expected, intervals=False)
     result["constant_report"] |= {name: score["value"] for name, score in baseline.items()}
-    own = zip(rows, languages, strict=True)
+    own = zip(rows, languages_in(rows, language), strict=True)
     external, absent = run_scorers(scorers, [{**row, "language": language} for row, language in own])
     for scorer, scores in external.items():
         _add(result, summarize([mean_measure(f"{scorer}/{name}", values) for name, values in scores.items()]))
     result |= dict.fromkeys(absent)
     result["without_positive_label"] = {
-        "predictions": _share_without(predicted),
-        "references": _share_without(expected),
+        "predictions": _share_without(read.predicted),
+        "references": _share_without(read.expected),
     }
-    result["notes"] |= absent | labelled.notes()
+    result["notes"] |= absent | read.labelled.notes()
     return {name: result[name] for name in sorted(result, key=lambda name: "/" not in name)}  # the metrics first
+
+
+def texts_of(rows: Rows) -> tuple[list[str], list[str]]:
+    """The predictions and the references."""
+    return [row["prediction"] for row in rows], [row["reference"] for row in rows]
+
+
+def languages_in(rows: Rows, language: Language | None) -> list[Language]:
+    """The language of each row: the one that is named for all, otherwise `languages_of`."""
+    return languages_of(rows) if language is None else [language] * len(rows)
 
 
 def _add(result: dict[str, Any], summary: Summary) -> None:

@@ -9,19 +9,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from common.bounds import COUNT, bounded
 from common.clinical.labeler import (
     Labeler,
-    Labels,
     check_labels,
     labeler_digests,
     load_labeler,
-    read_texts,
     replicate,
     texts_line,
 )
+from common.clinical.shared_labeler import read_shared
+from common.config_options import add_batch_size
 from common.data.summary import already, say_data
 from common.errors import Parser
 from common.io.jsonl import read_jsonl
@@ -53,10 +51,9 @@ def label_file(chosen: argparse.Namespace) -> None:
     options = functools.cache(lambda: {"labeler": labeler_digests(labeler), "logits": chosen.logits})
     inputs = {row["id"]: row["report"] for row in rows}
     done = rows_kept(chosen.output, inputs, required, options)
-    if jax.process_index() == 0:
-        texts = [row["report"] for row in rows]
-        line = texts_line([chosen.file], {"reports": len(rows)}, labeler, texts, notes=already(done))
-        say_data(line, rows_on_stdout=True)
+    texts = [row["report"] for row in rows]
+    line = texts_line([chosen.file], {"reports": len(rows)}, labeler, texts, notes=already(done))
+    say_data(line, rows_on_stdout=True)
     if done == len(rows):
         return
     results = label_rows(labeler, rows, done, chosen.batch_size, chosen.logits)
@@ -84,7 +81,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--logits", action="store_true", help="add the logits of all classes to each row")
     parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="file to write or resume; default: stdout")
-    parser.add_argument("--batch-size", type=bounded(COUNT), default=32, metavar="N", help="default: %(default)s")
+    add_batch_size(parser, "reports")
     return parser.parse_args(arguments)
 
 
@@ -95,13 +92,10 @@ def label_rows(
 
     Under several processes all must exhaust it.
     """
-    labeler, local_batch = replicate(labeler), min(batch_size, len(rows))
+    labeler, local_batch = replicate(labeler), min(batch_size * jax.local_device_count(), len(rows))
     cut = 0
     for chunk in _chunks(len(rows), done, local_batch * BATCHES_AT_ONCE * jax.process_count()):
-        share = -(-len(chunk) // jax.process_count())
-        mine = chunk[jax.process_index() * share :][:share]
-        found = read_texts(labeler, [rows[number]["report"] for number in mine], local_batch)
-        whole = _gathered(found, share)
+        whole = read_shared(labeler, [rows[number]["report"] for number in chunk], local_batch)
         cut += whole.cut
         for index, number in enumerate(chunk):
             # Those before it are written by then; of several processes all stop at the same row.
@@ -119,18 +113,6 @@ def logit_lists(labeler: Labeler, logits: np.ndarray) -> list[list[float]]:
     """The logits of one text, for each label as many as it has classes."""
     pairs = zip(logits, labeler.config.classes, strict=True)
     return [values[:classes].tolist() for values, classes in pairs]
-
-
-def _gathered(found: Labels, share: int) -> Labels:
-    """What all processes found, in the order of their shares; the last of these may be shorter than `share`."""
-    if jax.process_count() == 1:
-        return found
-    missing = share - len(found.classes)
-    own = tuple(np.pad(part, [(0, missing)] + [(0, 0)] * (part.ndim - 1)) for part in found[:3])
-    counts = np.array([found.cut, found.unknown])
-    own, counts = multihost_utils.process_allgather((own, counts))
-    flat = (part.reshape(-1, *part.shape[2:]) for part in own)
-    return Labels(*flat, *map(int, counts.sum(0)))
 
 
 def _chunks(rows: int, done: int, size: int) -> Iterator[range]:

@@ -22,7 +22,6 @@ from common.generation.draft_sources import DRAFT_TOKENS, report_table
 from common.io.fingerprints import data_record
 from common.io.functions import load_function
 from common.io.terminal import say
-from common.models import bert
 from common.models.attention_choice import attention_lines, say_attention
 from common.models.qwen2_vl import SHARDING_RULES
 from common.training.evaluation import Check, Evaluation
@@ -54,7 +53,6 @@ from deer_jax.rewards import Reward, phase_gamma
 from deer_jax.rl import Judge, make_rl_step, plan_studies, read_groups
 from deer_jax.setup import (
     Base,
-    attention_uses,
     base_directory,
     check_run,
     decode_settings,
@@ -65,7 +63,7 @@ from deer_jax.setup import (
     load_studies,
 )
 from deer_jax.token_weights import STRENGTH, uniform_scores
-from deer_jax.vision_policy import vision_policy
+from deer_jax.vision_policy import attention_uses, vision_policy
 from deer_jax.written import greedy_writer, study_batches, written_reports
 
 NOT_FINITE = "the policy's logits are not finite (NaN or infinity), so this validation has no value"
@@ -209,8 +207,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
     schedule = make_schedule(config.optim, config.steps * config.updates)
     trainable, frozen = initial_trees(config, base, layout)
     length = prompt_length(base.encoder, config.data.views)
-    labels = [] if labeler is None else [bert.attention_use(labeler.config.encoder)]
-    uses = [*attention_uses(base, length, config.rollout.max_new_tokens), *labels]
+    uses = attention_uses(base.config, base.layout, length, config.rollout.max_new_tokens)
     attention = attention_lines(uses, config.model.attention)
 
     def announce() -> None:

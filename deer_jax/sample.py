@@ -33,7 +33,7 @@ from common.metrics.clinical import POSITIVE
 from common.models.lora import LoraConfig
 from common.models.qwen2_vl import Qwen2VLConfig
 from common.models.qwen2_vl_layout import Grid, vision_layout
-from common.training.parallel import DeviceLayout, all_row_shards, generation_layout
+from common.training.parallel import DeviceLayout, all_row_shards, generation_layout, processes
 from deer_jax.config import HELP, SAMPLE_NEEDS, SAMPLE_PRESETS, SampleConfig
 from deer_jax.ditpo import PolicyParams
 from deer_jax.prompts import prompt_length, read_splits, study_prompts
@@ -72,8 +72,7 @@ def sample_run(config: SampleConfig, output: Path) -> None:
     count = min(len(split.studies), config.limit or len(split.studies))
     ids = [config.data.ids] if config.split == "train" else []
     notes = first_of(config.limit, len(split.studies))
-    if jax.process_index() == 0:
-        say_data(study_line(config.data, {config.split: count}, quarantine, files=ids, notes=notes))
+    say_data(study_line(config.data, {config.split: count}, quarantine, files=ids, notes=notes))
     text = "prediction" if rollout.group == 1 else "rollouts"
     required: dict[str, Any] = {"reference": str, text: str if rollout.group == 1 else list}
     labeler = None
@@ -89,8 +88,6 @@ def sample_run(config: SampleConfig, output: Path) -> None:
     if done == count:
         return
     layout = generation_layout(config.mesh, config.parallel)
-    if config.batch_size % all_row_shards(layout):
-        raise UserError(f"batch_size: {config.batch_size} studies do not split over {all_row_shards(layout)} devices")
     labeler = None if labeler is None else replicate(labeler)
     base = load_base(config.model, config.data.side, config.instruction, layout)
     known = [study.report for study in splits["train"].studies] if "train" in splits else []
@@ -158,7 +155,7 @@ def sampled_texts(
         table = report_table(base.tokenizer, known)
     settings = decode_settings(base, config.rollout)
     settings = dataclasses.replace(settings, group=config.rollout.group, drafts=0 if table is None else DRAFT_TOKENS)
-    count = config.batch_size // all_row_shards(layout)
+    count = max(min(config.batch_size, -(-len(studies) // all_row_shards(layout))), 1)
     slots = sampling_slots(base.config, base.encoder.grid, settings, count, layout)
 
     def written(numbers: Sequence[int]) -> Iterator[list[Any]]:
@@ -176,9 +173,9 @@ def sampled_texts(
             (group,) = read_groups(jax.tree.map(lambda leaf: leaf[None], generated), base.tokenizer)
             yield [bool(generated.finite.all()), [rollout.text for rollout in group]]
 
-    found = over_processes(studies, written, config.batch_size // jax.process_count(), layout)
+    found = over_processes(studies, written, count * layout.row_shards // processes(layout), layout)
     remedy = precision_remedy(base.config.language.dtype)
-    fewer = halved("--batch-size", config.batch_size, multiple=all_row_shards(layout)), without_drafts(settings.drafts)
+    fewer = halved("--batch-size", config.batch_size, used=count), without_drafts(settings.drafts)
     rollout = config.rollout
     shorter = halved("--rollout.group", rollout.group), halved("--rollout.max-new-tokens", rollout.max_new_tokens)
     with slot_memory(*fewer, *shorter):

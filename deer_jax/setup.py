@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.generation.sampling import Sampling
 from common.generation.settings import DecodeSettings
 from common.io.safetensors import open_tensors
-from common.models.attention_choice import Operation, Shape, Use, check_implementation
+from common.models.attention_choice import check_implementation
 from common.models.lora import init_lora, merge
 from common.models.peft import VISION_LANGUAGE, save_peft
 from common.models.qwen2_vl import SHARDING_RULES, Qwen2VLConfig
@@ -89,25 +89,6 @@ def load_base(model: ModelConfig, side: int, instruction: str, layout: DeviceLay
     sizes = dataclasses.replace(sizes, **parts)
     encoder = Encoder(sizes, tokenizer, side, instruction)
     return Base(directory, sizes, params, encoder, vision_layout(sizes.vision, encoder.grid))
-
-
-def attention_uses(base: Base, length: int, continuation: int = 0) -> list[Use]:
-    """Where a run attends: the decoder in rows of `length` tokens, continuations of such prompts, the vision tower."""
-    decoder, vision = base.config.language, base.config.vision
-    patches, head_dim = len(base.layout.mask), vision.hidden_size // vision.num_heads
-
-    def of(tower: str, operation: Operation, queries: int, keys: int, head_dim: int, dtype: str) -> Use:
-        return Use(tower, operation, [Shape(queries, keys, head_dim, dtype)])
-
-    rows = [of("language", "rows", length, length, decoder.head_dim, decoder.dtype)]
-    if continuation:
-        keys = length + continuation
-        rows.append(of("continuations", "continuations", continuation, keys, decoder.head_dim, decoder.dtype))
-    return [
-        *rows,
-        of("vision", "image", patches, patches, head_dim, vision.dtype),
-        of("vision windows", "windows", vision.window_patches, vision.window_patches, head_dim, vision.dtype),
-    ]
 
 
 def initial_trees(config: RunConfig, base: Base, layout: DeviceLayout) -> tuple[PyTree, PyTree]:

@@ -21,7 +21,6 @@ from deer_jax.config import HELP, NEEDS, SFT_PRESETS, SftConfig
 from deer_jax.prompts import ReportRows, prompt_length, report_rows, report_tokens, splits_line
 from deer_jax.setup import (
     Base,
-    attention_uses,
     base_directory,
     check_run,
     export,
@@ -30,7 +29,7 @@ from deer_jax.setup import (
     load_base,
     load_studies,
 )
-from deer_jax.vision_policy import sft_loss
+from deer_jax.vision_policy import attention_uses, sft_loss
 from deer_jax.written import written_reports
 
 
@@ -76,7 +75,7 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
     make, cut = batch_maker(config, base, splits["train"])
     cut += batch_maker(config, base, splits["validation"])[1]
     length = prompt_length(base.encoder, config.data.views) + config.max_length
-    attention = attention_lines(attention_uses(base, length), config.model.attention)
+    attention = attention_lines(attention_uses(base.config, base.layout, length), config.model.attention)
 
     def announce() -> None:
         say_data(splits_line(config.data, splits, quarantine, Cut(cut, config.max_length)))

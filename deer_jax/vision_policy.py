@@ -15,6 +15,7 @@ from common.generation.loop import Generated
 from common.generation.settings import DecodeSettings
 from common.generation.slots import decode
 from common.models import qwen2
+from common.models.attention_choice import Operation, Shape, Use
 from common.models.decoding import Decoder, Prefilled
 from common.models.lora import LoraConfig, scaled
 from common.models.qwen2_vl import (
@@ -79,7 +80,29 @@ def study_decoder(config: Qwen2VLConfig, layout: VisionLayout, lora: LoraConfig)
         head=lambda variables: qwen2.output_head(variables["params"]),
         prepare=lambda weights: qwen2.for_decoding(weights[1]),
         gather=gather,
+        attention=lambda prompt: [
+            *attention_uses(config, layout, prompt.rows.mask.shape[-1]),
+            *qwen2.attention_uses(config.language, prompt.rows.mask.shape[-1])[1:],
+        ],
     )
+
+
+def attention_uses(config: Qwen2VLConfig, layout: VisionLayout, length: int, continuation: int = 0) -> list[Use]:
+    """Where a model attends: the decoder on `length` tokens, continuations of such prompts, the vision tower."""
+    decoder, vision = config.language, config.vision
+    patches, head_dim = len(layout.mask), vision.hidden_size // vision.num_heads
+
+    def of(tower: str, operation: Operation, queries: int, keys: int) -> Use:
+        own = (decoder.head_dim, decoder.dtype) if operation in ("rows", "continuations") else (head_dim, vision.dtype)
+        return Use(tower, operation, [Shape(queries, keys, *own)], decoder.attention)
+
+    continued = [of("continuations", "continuations", continuation, length + continuation)] if continuation else []
+    return [
+        of("language", "rows", length, length),
+        *continued,
+        of("vision", "image", patches, patches),
+        of("vision windows", "windows", vision.window_patches, vision.window_patches),
+    ]
 
 
 def without_images(settings: DecodeSettings, config: Qwen2VLConfig) -> DecodeSettings:

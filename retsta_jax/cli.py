@@ -7,7 +7,9 @@ COMMANDS = {
         "fine-tune on report pairs", "--preset NAME --run-dir DIR [any field of the config]",
         "retsta_jax.commands:train", several_hosts=True,
     ),
-    "evaluate": Command("score a run, with baselines", "--run-dir DIR", "retsta_jax.commands:evaluate"),
+    "evaluate": Command(
+        "score a run, with baselines", "--run-dir DIR", "retsta_jax.commands:evaluate", several_hosts=True
+    ),
     "baseline": Command(
         "score a model by few-shot prompts", "--model DIR --shots 5 --terminology --output DIR",
         "retsta_jax.baselines.command:baseline",
@@ -29,7 +31,7 @@ COMMANDS = {
     ),
     "paradigm": Command(
         "terminology to two models", "--preset NAME --run-dir DIR [any field of its config]",
-        "retsta_jax.paradigm.command:paradigm",
+        "retsta_jax.paradigm.command:paradigm", several_hosts=True,
     ),
     "table": Command(
         "Tables 1 to 5 of the paper", "N --preset NAME --directory DIR --seeds 0 1 2",

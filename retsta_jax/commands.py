@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from common.bounds import COUNT, bounded
 from common.config import remove_run
-from common.config_options import evaluation_parser, preset_parser, read_preset_options
+from common.config_options import add_batch_size, evaluation_parser, preset_parser, read_preset_options
 from common.errors import Parser
 from common.generation.draft_option import add_draft
-from common.io.locks import locked_by_first
+from common.io.locks import is_first_process, locked_by_first
 from common.io.tables import score_lines
 from retsta_jax.config import HELP, NEEDS, PRESETS, RetstaConfig
 
@@ -29,8 +28,9 @@ def evaluate(arguments: list[str]) -> None:
     from retsta_jax.evaluate import evaluate_run, headline
 
     systems = evaluate_run(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size, chosen.draft)
-    print(score_lines(systems, headline(next(iter(systems.values())))))
-    print(f"page: {(chosen.run_dir / 'report.html').absolute()}", flush=True)
+    if is_first_process():
+        print(score_lines(systems, headline(next(iter(systems.values())))))
+        print(f"page: {(chosen.run_dir / 'report.html').absolute()}", flush=True)
 
 
 def standardize(arguments: list[str]) -> None:
@@ -43,7 +43,7 @@ def standardize(arguments: list[str]) -> None:
     )
     options.add_argument("--run-dir", type=Path, required=True, help="the run to use, with its best weights")
     options.add_argument("--output", type=Path, help="JSONL file to write or resume; default: standard output")
-    options.add_argument("--batch-size", type=bounded(COUNT), default=32)
+    add_batch_size(options, "reports")
     add_draft(options, "prompt", "reports", "all")
     chosen = options.parse_args(arguments)
     from retsta_jax.standardize import standardize_file

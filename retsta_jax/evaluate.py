@@ -15,6 +15,7 @@ from common.data.records import Language, Quarantine, ReportPair
 from common.data.summary import first_of, say_data, unknown_share
 from common.errors import UserError
 from common.generation.draft_option import Draft
+from common.generation.processes import of_first
 from common.io.jsonl import write_rows
 from common.io.locks import locked_run, owning
 from common.io.numbers import rounded, score_text
@@ -29,6 +30,7 @@ from common.metrics.tokenize import unread_note
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, reproducible, save_run_page
 from common.training.logs import METRICS_FILE, read_metrics
+from common.types import PyTree
 from retsta_jax.codes import parse_codes, terminology, terminology_validity
 from retsta_jax.config import NEEDS, PRESETS, RetstaConfig, scored_as
 from retsta_jax.corpus.split_distance import distance_between, distance_table
@@ -51,9 +53,11 @@ def evaluate_run(
 ) -> dict[str, Scores]:
     """Score a run on its test or validation split; writes predictions.jsonl, metrics.json and report.html there.
 
-    `limit` reports at most, if positive; `draft` changes the time alone. Returns scores by system. Raises UserError.
+    `limit` reports at most, if positive; `batch_size`, the reports at a time on each device, and `draft` change the
+    time alone. Of several processes each writes a share of the reports and the first one the files. Returns scores by
+    system. Raises UserError.
     """
-    history = read_metrics(run_dir / METRICS_FILE)
+    read_metrics(run_dir / METRICS_FILE)  # which the page is to have: refused before anything is written
     trained = load_trained(run_dir)
     for name in OUTPUTS:
         check_output(run_dir / name)
@@ -68,47 +72,59 @@ def evaluate_run(
     unknown = unknown_share(trained.base.tokenizer, tokens)
     counts = {"train": len(splits.train), split: len(pairs)}
     data = say_data(splits_line(trained.config, counts, left_out, unknown, first_of(limit, len(every))))
-    quarantine.write(run_dir / "evaluation_quarantine.jsonl")
+    of_first(lambda: quarantine.write(run_dir / "evaluation_quarantine.jsonl"))
     ids = [pair.id for pair in pairs]
-    models = {MODEL: trained.variables, BEFORE: trained.untrained}
     table = draft_table(trained, run_dir, draft)
-    outputs = {
-        **{
-            name: [
-                result.text
-                for result in counted(
-                    standardize(trained, variables, sources(pairs), batch_size, ids, draft, table),
-                    len(pairs),
-                    f"reports, {name}",
-                )
-            ]
-            for name, variables in models.items()
-        },
-        **baselines(splits.train, pairs),
-    }
+
+    def written(variables: PyTree, name: str) -> list[str]:
+        own = sources(pairs), batch_size, ids, draft, table
+        found = standardize(trained, variables, *own, together=True)
+        return [result.text for result in counted(found, len(pairs), f"reports, {name}")]
+
+    models = {MODEL: trained.variables, BEFORE: trained.untrained}
+    outputs = {name: written(variables, name) for name, variables in models.items()}
+    chosen = {"split": split, "limit": limit, "batch_size": batch_size}
+    return of_first(lambda: save_scores(run_dir, trained, splits.train, pairs, outputs, quarantine, data, chosen))
+
+
+def save_scores(
+    run_dir: Path,
+    trained: Trained,
+    train: Sequence[ReportPair],
+    pairs: Sequence[ReportPair],
+    written: Mapping[str, list[str]],
+    quarantine: Quarantine,
+    data: str,
+    chosen: Mapping[str, Any],
+) -> dict[str, Scores]:
+    """The scores of what models have written for `pairs`, and of baselines; writes the outputs of an evaluation.
+
+    `data` is the line that names the reports, `chosen` the options of the command.
+    """
+    outputs = {**written, **baselines(train, pairs)}
     form = scored_as(trained.config.data)
     codes = form == "openi"
     terms = load_terminology(trained.config.data.terminology or SHIPPED)
     systems = {name: score(texts, pairs, form, terms) for name, texts in outputs.items()}
-    notes = [data, f"{len(pairs)} {split} reports; best checkpoint: step {trained.step}."]
+    notes = [data, f"{len(pairs)} {chosen['split']} reports; best checkpoint: step {trained.step}."]
     if quarantine:
         notes.append(f"{quarantine.summary()}: they are in no score.")
     absent = warn_of_absent(systems, unread_note([pair.target for pair in pairs], [pair.language for pair in pairs]))
     notes += absent
     if codes:
-        valid = terminology_validity([parse_codes(text) for text in outputs[MODEL]], terminology(splits.train))
+        valid = terminology_validity([parse_codes(text) for text in outputs[MODEL]], terminology(train))
         notes.append(f"{valid:.1%} of the codes written are in the terminology of the training split.")
     else:
         read = recognised([pair.target for pair in pairs], [pair.language for pair in pairs], terms)
         notes.append(read.note())
         say(read.note())
-    distances = distance_between(splits.train, pairs, None if codes else terms)
+    distances = distance_between(train, pairs, None if codes else terms)
     write_rows(run_dir / "predictions.jsonl", prediction_rows(outputs[MODEL], pairs, codes))
     counts = {"reports": len(pairs), "quarantined": len(quarantine)}
     if not codes:
         counts |= read._asdict()
     result = {
-        "split": split,
+        "split": chosen["split"],
         **counts,
         "step": trained.step,
         "systems": systems,
@@ -116,8 +132,7 @@ def evaluate_run(
         "notes": absent,
     }
     write_json(run_dir / "metrics.json", rounded(result))
-    chosen = {"split": split, "limit": limit, "batch_size": batch_size}
-    shown = page(trained, history, pairs, outputs, systems, notes)
+    shown = page(trained, read_metrics(run_dir / METRICS_FILE), pairs, outputs, systems, notes)
     shown = dataclasses.replace(shown, tables=[distance_table(distances)])
     save_run_page(
         run_dir, reproducible(shown, "retsta", read_config(RetstaConfig, run_dir), PRESETS, NEEDS, run_dir, chosen)

@@ -182,8 +182,7 @@ def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size
     rest = reports[done:]
     trained = load_trained(run_dir)
     check_usable(trained, rest, source)
-    if jax.process_index() == 0:
-        say_data(reports_line(trained, source, texts, done), rows_on_stdout=True)
+    say_data(reports_line(trained, source, texts, done), rows_on_stdout=True)
     if output is not None:
         of_first(lambda: claim_output(output, made_with(trained), texts))
     if not rest:

@@ -115,6 +115,17 @@ def server(endpoint_key: None) -> "Iterator[ChatServer]":
         yield running
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> "Iterator[None]":
+    """Commands say which attention runs, as on a GPU; that of float32 models is the same on both."""
+    from common.models import attention_choice
+
+    monkeypatch.setitem(attention_choice.KERNELS, "cpu", "cudnn")
+    attention_choice._say_once.cache_clear()
+    yield
+    attention_choice._say_once.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def material(tmp_path_factory: pytest.TempPathFactory) -> "Material":
     """A tiny base model and report pairs, made once."""

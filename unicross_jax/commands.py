@@ -5,10 +5,10 @@ from pathlib import Path
 
 from common.bounds import FEW, SEED, bounded
 from common.config import remove_run
-from common.config_options import evaluation_parser, preset_parser, read_preset_options
+from common.config_options import add_batch_size, evaluation_parser, preset_parser, read_preset_options
 from common.errors import Parser, UserError
 from common.generation.draft_option import add_draft
-from common.io.locks import locked_by_first
+from common.io.locks import is_first_process, locked_by_first
 from common.io.tables import score_lines
 from common.options import Needs, check_options
 from unicross_jax.config import ABLATION_NEEDS, HELP, LENGTH_PENALTY, NEEDS, PRESETS, RunConfig
@@ -43,7 +43,7 @@ def evaluate(arguments: list[str]) -> None:
     from unicross_jax.evaluate import evaluate_run
 
     systems = evaluate_run(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size, **told)
-    if systems:  # of several processes the first one has them
+    if is_first_process():
         print(score_lines(systems, shown_scores(next(iter(systems.values())))))
         print(f"page: {(chosen.run_dir / 'report.html').absolute()}", flush=True)
 
@@ -77,13 +77,18 @@ def report(arguments: list[str]) -> None:
         "images in whose paths it finds the same text are one study",
     )
     options.add_argument("--indication", default="", help="reason for the examination, if the model should know it")
+    add_batch_size(options, "studies")
+    add_draft(options, "reports")
     chosen = options.parse_args(arguments)
     from unicross_jax.images import report_images
 
     if chosen.output is not None and not chosen.output.name:
         raise UserError(f"{chosen.output}: is a directory; name a file with --output")
     page = chosen.page or (chosen.output.with_suffix(".html") if chosen.output else Path("unicross-report.html"))
-    report_images(chosen.images, chosen.study, chosen.checkpoint, chosen.indication, chosen.output, page)
+    report_images(
+        chosen.images, chosen.study, chosen.checkpoint, chosen.indication, chosen.output, page, chosen.batch_size,
+        chosen.draft,
+    )  # fmt: skip
 
 
 def ablation(arguments: list[str]) -> None:

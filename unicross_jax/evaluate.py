@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
 from common.clinical.labeler import load_labeler, replicate
@@ -36,8 +35,6 @@ from common.data.splits import Split, images_record
 from common.data.summary import Cut, first_of, say_data, study_line
 from common.errors import UserError
 from common.generation.draft_option import Draft
-from common.generation.draft_sources import draft_sources, load_table
-from common.generation.drafts import Table
 from common.generation.memory import halved, slot_memory, without_drafts
 from common.generation.processes import of_first
 from common.io.fingerprints import data_record, fingerprint
@@ -61,7 +58,7 @@ from common.report.page import Example as Shown
 from common.training.logs import METRICS_FILE, read_metrics
 from unicross_jax.config import NEEDS, PRESETS, RunConfig
 from unicross_jax.data import Example, evaluation_crop, read_splits, unknown_words
-from unicross_jax.report import Written, attention_of, generate_reports
+from unicross_jax.report import Written, attention_of, draft_table, generate_reports
 from unicross_jax.task import encode
 from unicross_jax.trained import Trained, initial_directory, load_initial, load_trained
 
@@ -70,7 +67,6 @@ BEFORE = "before training"  # the weights that a run began from, where these wer
 TEXT_SCORES = ("coco/BLEU-4", "coco/ROUGE-L")  # of the headline
 TITLES = {"findings/F1": "F1 over the findings that reports state", "promptmrg/F1": "F1 of each report's findings"}
 MADE_FROM = "made_from"  # in metrics.json
-EVALUATED = "evaluated"  # where processes meet
 OUTPUTS = ("evaluation_quarantine.jsonl", "predictions.jsonl", "metrics.json", REPORT_FILE)  # of a run directory
 SHOWN, SHOWN_SIDE = 12, 256  # examples on the page; pixels of their images, at least where they can be drawn
 EMBEDDED_AT_ONCE = 64  # images
@@ -91,10 +87,10 @@ def evaluate_run(
 ) -> dict[str, Scores]:
     """Score a run on its test or validation split; writes predictions.jsonl, metrics.json and report.html there.
 
-    `limit` studies at most, if positive. `labeler` and `labeler_tokenizer` are as for `scoring_labeler`. `decoding`:
-    beams and length_penalty where not those of the config; `draft` changes the time alone. Returns scores by system.
-    Of several processes each writes a share of the reports; the others return nothing when the first one has ended.
-    Raises UserError.
+    `limit` studies at most, if positive; `batch_size` of them at a time on each device. `labeler` and
+    `labeler_tokenizer` are as for `scoring_labeler`. `decoding`: beams and length_penalty where not those of the
+    config; `draft` changes the time alone. Of several processes each writes a share of the reports and the first one
+    the files. Returns scores by system. Raises UserError.
     """
     history = read_metrics(run_dir / METRICS_FILE)
     reader = scoring_labeler(read_config(RunConfig, run_dir), labeler, labeler_tokenizer)
@@ -117,70 +113,69 @@ def evaluate_run(
         unknown=unknown_words(trained.task.tokenizer, examples),
         notes=first_of(limit, len(splits[split].studies)),
     )
-    if jax.process_index() == 0:
-        say_data(data)
-        quarantine.write(run_dir / "evaluation_quarantine.jsonl")
+    say_data(data)
+    of_first(lambda: quarantine.write(run_dir / "evaluation_quarantine.jsonl"))
     left_out = [f"{quarantine.summary()} of all splits: they are in no score."] if quarantine else []
     ids = [study.id for study in held_out.studies]
     table = draft_table(trained, run_dir, draft)
     texts = generate_reports(trained, examples, held_out.images, batch_size=batch_size, ids=ids, table=table)
-    fewer = halved("--batch-size", batch_size, used=len(examples))
+    fewer = halved("--batch-size", batch_size, used=-(-len(examples) // jax.device_count()))
     with slot_memory(fewer, without_drafts(table is not None)):
         written = list(counted(texts, len(examples), "reports"))
         before = before_training(trained, held_out, batch_size)
-    if jax.process_index() > 0:
-        multihost_utils.sync_global_devices(EVALUATED)
-        return {}
-    outputs = (
-        {MODEL: [report.text for report in written]}
-        | before
-        | {
-            NEAREST: nearest_reports(trained, train, held_out),
-            CONSTANT: constant_reports(
-                [study.report for study in train.studies],
-                [study.language for study in train.studies],
-                [study.language for study in held_out.studies],
-            ),
+
+    def save_scores() -> dict[str, Scores]:
+        outputs = (
+            {MODEL: [report.text for report in written]}
+            | before
+            | {
+                NEAREST: nearest_reports(trained, train, held_out),
+                CONSTANT: constant_reports(
+                    [study.report for study in train.studies],
+                    [study.language for study in train.studies],
+                    [study.language for study in held_out.studies],
+                ),
+            }
+        )
+        cut, languages = cut_references(trained, examples), [study.language for study in held_out.studies]
+        measured, unread = measure_systems(outputs, held_out.studies, reader)
+        record = record_of(reader)
+        systems = {
+            name: {**scores_of(measured[name]), **cut_scores(texts, cut, languages)} for name, texts in outputs.items()
         }
-    )
-    cut, languages = cut_references(trained, examples), [study.language for study in held_out.studies]
-    measured, unread = measure_systems(outputs, held_out.studies, reader)
-    record = record_of(reader)
-    systems = {
-        name: {**scores_of(measured[name]), **cut_scores(texts, cut, languages)} for name, texts in outputs.items()
-    }
-    write_rows(
-        run_dir / "predictions.jsonl",
-        [
-            {"id": study.id, "prediction": text, "reference": study.report}
-            for study, text in zip(held_out.studies, outputs[MODEL], strict=True)
-        ],
-    )
-    above = {name: difference(measured[MODEL], measured[name]) for name in outputs if name != MODEL}
-    counts = {
-        "studies": len(held_out.studies),
-        "quarantined": quarantine.counts(),
-        "step": trained.step,
-        "limit": limit,
-        "decoding": decoding,
-        "labeler": record,
-    }
-    absent = warn_of_absent(systems, unread_note([study.report for study in held_out.studies], languages))
-    clinical = [labeler_note(record), *unread]
-    found = {"split": split, **counts, "systems": systems, "above": above, "notes": [*absent, *clinical]}
-    found[MADE_FROM] = scores_record(trained, held_out, record)
-    write_json(run_dir / "metrics.json", rounded(found))
-    shown = page(trained, history, held_out, examples, written, outputs, systems, split)
-    named = {"labeler": labeler, "labeler_tokenizer": labeler_tokenizer}
-    chosen = {"split": split, "limit": limit, "batch_size": batch_size, **decoding}
-    chosen |= {name: value for name, value in named.items() if value}
-    shown = reproducible(shown, "unicross", read_config(RunConfig, run_dir), PRESETS, NEEDS, run_dir, chosen)
-    paired = [described(name, above[name], shown.headline) for name in above]
-    notes = [data, *left_out, *paired, *shown.notes, *clinical, *absent]
-    save_run_page(run_dir, dataclasses.replace(shown, notes=notes))
-    print("\n".join([*left_out, *paired, *clinical]), flush=True)
-    multihost_utils.sync_global_devices(EVALUATED)
-    return systems
+        write_rows(
+            run_dir / "predictions.jsonl",
+            [
+                {"id": study.id, "prediction": text, "reference": study.report}
+                for study, text in zip(held_out.studies, outputs[MODEL], strict=True)
+            ],
+        )
+        above = {name: difference(measured[MODEL], measured[name]) for name in outputs if name != MODEL}
+        counts = {
+            "studies": len(held_out.studies),
+            "quarantined": quarantine.counts(),
+            "step": trained.step,
+            "limit": limit,
+            "decoding": decoding,
+            "labeler": record,
+        }
+        absent = warn_of_absent(systems, unread_note([study.report for study in held_out.studies], languages))
+        clinical = [labeler_note(record), *unread]
+        found = {"split": split, **counts, "systems": systems, "above": above, "notes": [*absent, *clinical]}
+        found[MADE_FROM] = scores_record(trained, held_out, record)
+        write_json(run_dir / "metrics.json", rounded(found))
+        shown = page(trained, history, held_out, examples, written, outputs, systems, split)
+        named = {"labeler": labeler, "labeler_tokenizer": labeler_tokenizer}
+        chosen = {"split": split, "limit": limit, "batch_size": batch_size, **decoding}
+        chosen |= {name: value for name, value in named.items() if value}
+        shown = reproducible(shown, "unicross", read_config(RunConfig, run_dir), PRESETS, NEEDS, run_dir, chosen)
+        paired = [described(name, above[name], shown.headline) for name in above]
+        notes = [data, *left_out, *paired, *shown.notes, *clinical, *absent]
+        save_run_page(run_dir, dataclasses.replace(shown, notes=notes))
+        print("\n".join([*left_out, *paired, *clinical]), flush=True)
+        return systems
+
+    return of_first(save_scores)
 
 
 def scoring_labeler(config: RunConfig, path: str = "", tokenizer: str = "") -> ReportLabeler | None:
@@ -236,21 +231,6 @@ def before_training(trained: Trained, held_out: Split, batch_size: int) -> dict[
     ids = [study.id for study in held_out.studies]
     texts = generate_reports(initial, examples, held_out.images, batch_size=batch_size, ids=ids)
     return {BEFORE: [report.text for report in counted(texts, len(examples), "reports before training")]}
-
-
-def draft_table(trained: Trained, run_dir: Path, draft: Draft) -> Table | None:
-    """The table of a run's training reports, where `draft` asks for it and reports are written greedily.
-
-    Raises UserError where it is unusable, and for a draft that was named beside beams.
-    """
-    if trained.config.beams > 1:
-        if draft == "reports":
-            raise UserError("--draft reports: beam search takes no drafts; give --beams 1, or --draft none")
-        return None
-    if "reports" not in draft_sources(draft):
-        return None
-    tokenizer = trained.task.tokenizer
-    return load_table(run_dir, tokenizer, trained.task.model.vocabulary)
 
 
 def headline(scores: Scores) -> list[str]:

@@ -17,6 +17,8 @@ from common.generation.loop import Generated, prefill
 from common.generation.settings import DecodeSettings
 from common.generation.slots import Slots, decode, make_slots
 from common.models.attention import Past
+from common.models.attention_choice import Shape, Use
+from common.models.clip import attention_use
 from common.models.decoding import Decoder, Forward, Prefilled, Prompts
 from common.training.parallel import DeviceLayout
 from common.types import PyTree
@@ -49,7 +51,12 @@ def report_decoder(config: UniCrossConfig, start_id: int) -> Decoder:
         context = report_context(net, encode_studies(net, studies))
         return prefill(bind_report(net, context), _starts(studies, start_id)).replace(context=context)
 
-    return Decoder(read, lambda weights: bind_report(bound(weights)), lambda weights: output_head(weights[0]))
+    return Decoder(
+        read,
+        lambda weights: bind_report(bound(weights)),
+        lambda weights: output_head(weights[0]),
+        attention=lambda _: attention_uses(config),
+    )
 
 
 def recomputing_decoder(config: UniCrossConfig, start_id: int) -> Decoder:
@@ -59,7 +66,18 @@ def recomputing_decoder(config: UniCrossConfig, start_id: int) -> Decoder:
         forward = recomputing(weights, config, studies)
         return prefill(forward, _starts(studies, start_id)).replace(context=_as_context(studies))
 
-    return Decoder(read, lambda weights: recomputing(weights, config), lambda weights: output_head(weights[0]))
+    return Decoder(
+        read,
+        lambda weights: recomputing(weights, config),
+        lambda weights: output_head(weights[0]),
+        attention=lambda _: attention_uses(config),
+    )
+
+
+def attention_uses(config: UniCrossConfig) -> list[Use]:
+    """Where the model attends."""
+    report = Shape(config.clip.context_length, config.clip.context_length, config.width // config.heads, "float32")
+    return [attention_use(config.clip), Use("decoder", "clip", [report])]
 
 
 def _starts(studies: Studies, start_id: int) -> Prompts:

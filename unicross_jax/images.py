@@ -12,7 +12,8 @@ from common.data.images import GreyImage, read_image, resize_shorter
 from common.data.readers import ImageStudy
 from common.data.summary import data_line, say_data
 from common.errors import UserError
-from common.generation.memory import slot_memory
+from common.generation.draft_option import Draft
+from common.generation.memory import halved, slot_memory, without_drafts
 from common.io.jsonl import write_rows
 from common.io.locks import locked_file, owning
 from common.io.outputs import check_own_page, write_whole
@@ -22,7 +23,7 @@ from common.report.page import Example as Shown
 from common.report.page import Page, render
 from unicross_jax.config import EMBEDDED_RUN
 from unicross_jax.data import evaluation_crop
-from unicross_jax.report import attention_of, generate_reports
+from unicross_jax.report import attention_of, draft_table, generate_reports
 from unicross_jax.task import encode
 from unicross_jax.trained import Trained, load_trained
 
@@ -62,11 +63,19 @@ def group_images(images: Sequence[str], study: str) -> list[tuple[str, ...]]:
 @owning("output", locked_file)
 @owning("page", locked_file)
 def report_images(
-    images: Sequence[str], study: str, checkpoint: Path | None, indication: str, output: Path | None, page: Path
+    images: Sequence[str],
+    study: str,
+    checkpoint: Path | None,
+    indication: str,
+    output: Path | None,
+    page: Path,
+    batch_size: int = 32,
+    draft: Draft = "auto",
 ) -> None:
     """Write a row {"images", "report"} for each study, and a page with them. Raises UserError before writing a row.
 
-    Of several processes each reads all images and reports a share of them; the first one writes.
+    `batch_size`, the studies at a time on each device, and `draft` change the time alone. Of several processes each
+    reads all images and reports a share of them; the first one writes.
     """
     first = jax.process_index() == 0
     groups = group_images(images, study)
@@ -84,10 +93,12 @@ def report_images(
     trained = load_trained(EMBEDDED_RUN if checkpoint is None else checkpoint)
     if indication and trained.config.model.conditioning == "published":
         raise UserError("--indication: not read by a model of --model.conditioning published; leave it out")
+    table = None
+    if checkpoint is not None or draft != "auto":  # the shipped model comes without one
+        table = draft_table(trained, checkpoint or EMBEDDED_RUN, draft)
     if first and checkpoint is None:
         print(PHANTOMS_ONLY, file=sys.stderr, flush=True)
-    if first:
-        say_data(images_line(groups), rows_on_stdout=True)
+    say_data(images_line(groups), rows_on_stdout=True)
     resize = trained.config.data.resize
     read: list[tuple[GreyImage, ...]] = [
         tuple(resize_shorter(read_image(image), resize) for image in group) for group in groups
@@ -95,8 +106,9 @@ def report_images(
     studies = [ImageStudy(" ".join(group), (), "", indication) for group in groups]
     examples, _ = encode(trained.config, trained.task, studies)
     ids = [study.id for study in studies]
-    with slot_memory("fewer images at a time" if len(examples) > 1 else ""):
-        written = list(generate_reports(trained, examples, read, ids=ids))
+    fewer = halved("--batch-size", batch_size, used=-(-len(examples) // jax.device_count()))
+    with slot_memory(fewer, without_drafts(table is not None)):
+        written = list(generate_reports(trained, examples, read, batch_size=batch_size, ids=ids, table=table))
     if not first:
         return
     rows = [{"images": list(group), "report": report.text} for group, report in zip(groups, written, strict=True)]
@@ -106,7 +118,7 @@ def report_images(
         with row_writer(None) as write:
             for row in rows:
                 write(row)
-    attention = attention_of(trained, examples, read, written, ids=ids)
+    attention = attention_of(trained, examples, read, written, batch_size, ids)
     view = evaluation_crop(trained.config.data, trained.task.model.clip.image_size)
     shown = [
         Shown(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from common.data.cleaning import clean_report
 from common.data.images import GreyImage
-from common.generation.draft_sources import DRAFT_TOKENS
+from common.errors import UserError
+from common.generation.draft_option import Draft
+from common.generation.draft_sources import DRAFT_TOKENS, TABLE_FILE, draft_sources, load_table
 from common.generation.drafts import Table
 from common.generation.generate import continuations
 from common.generation.processes import over_processes
@@ -58,7 +61,7 @@ def generate_reports(
     ids = range(1, len(examples) + 1) if ids is None else ids
     remedy = precision_remedy(trained.config.model.dtype)
     layout = generation_layout()
-    count = -(-max(min(batch_size, len(examples)), 1) // all_row_shards(layout))
+    count = max(min(batch_size, -(-len(examples) // all_row_shards(layout))), 1)
     slots = report_slots(without_dropout(task.model), settings, tokenizer.bos_id, count, layout)
     weights = device_put_tree((trained.trainable, task.frozen), layout)
     views = max([trained.config.data.views, *map(len, images)])
@@ -79,6 +82,25 @@ def generate_reports(
         complete = bool(own) and own[-1] == tokenizer.eos_id
         own = own[:-1] if complete else own
         yield Written(clean_report(tokenizer.decode(own)), own, complete)
+
+
+def draft_table(trained: Trained, run_dir: Path, draft: Draft) -> Table | None:
+    """The table of a run's training reports, where `draft` asks for it and reports are written greedily.
+
+    That of an exported model lies in the run around it.
+
+    Raises UserError where it is unusable, and for a draft that was named beside beams.
+    """
+    if trained.config.beams > 1:
+        if draft == "reports":
+            raise UserError("--draft reports: beam search takes no drafts; give --draft none")
+        return None
+    if "reports" not in draft_sources(draft):
+        return None
+    tokenizer = trained.task.tokenizer
+    around = run_dir.absolute().parent
+    where = around if not (run_dir / TABLE_FILE).exists() and (around / TABLE_FILE).exists() else run_dir
+    return load_table(where, tokenizer, trained.task.model.vocabulary)
 
 
 def studies_of(

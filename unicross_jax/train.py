@@ -22,8 +22,7 @@ from common.generation.draft_sources import TABLE_FILE, save_table
 from common.generation.evaluation import report_evaluations
 from common.generation.loop import Generated
 from common.io.fingerprints import fingerprint
-from common.models.attention_choice import Shape, Use, attention_lines, say_attention
-from common.models.clip import attention_use
+from common.models.attention_choice import attention_lines, say_attention
 from common.training.evaluation import Evaluation
 from common.training.logs import check_wandb
 from common.training.loop import RUN_OUTPUTS
@@ -49,7 +48,7 @@ from unicross_jax.data import (
     training_view,
     unknown_words,
 )
-from unicross_jax.generate import generated
+from unicross_jax.generate import attention_uses, generated
 from unicross_jax.model import ReportBatch, Studies, loss
 from unicross_jax.task import Task, check_config, check_sizes, encode, first_weights, make_task
 from unicross_jax.trained import VOCABULARY_FILE, export, load_initial
@@ -155,9 +154,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
         of = Cut(cut + cut_held_out, config.max_length)
         unknown = unknown_words(tokenizer, [*examples, *held_out])
         say_data(study_line(config.data, counts, quarantine, cut=of, unknown=unknown))
-        sizes, length = task.model, config.max_length
-        report = Shape(length, length, sizes.width // sizes.heads, "float32")
-        say_attention(attention_lines([attention_use(sizes.clip), Use("decoder", "clip", [report])]))
+        say_attention(attention_lines(attention_uses(task.model)))
 
     frozen = device_put_tree(task.frozen, layout)
     training = supervised(

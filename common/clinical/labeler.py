@@ -25,7 +25,8 @@ from common.io.safetensors import disk_errors, open_tensors
 from common.io.terminal import printable, say
 from common.io.text import read_json_object, read_text
 from common.io.torch_archive import read_archive
-from common.models.bert import ClassifierConfig, chexbert_logits, unstack_layers, word_embeddings
+from common.models.attention_choice import announce_attention
+from common.models.bert import ClassifierConfig, attention_use, chexbert_logits, unstack_layers, word_embeddings
 from common.models.bert_weights import load_classifier
 from common.training.parallel import DeviceLayout, device_put_tree, make_device_layout, place_batch
 from common.types import PyTree
@@ -349,6 +350,7 @@ def token_batches(
 
     With `only`, of these texts. Over several devices a batch has the next multiple of their number.
     """
+    announce_attention([attention_use(labeler.config.encoder)])
     only = range(len(encoded.ids)) if only is None else only
     if labeler.layout is not None:
         batch_size = -(-batch_size // labeler.layout.row_shards) * labeler.layout.row_shards

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from common.data.records import Quarantine
 from common.data.source import StudySource
+from common.io.locks import is_first_process
 from common.io.terminal import printable, say
 
 MOST_FILES = 4  # that are named
@@ -70,8 +71,12 @@ def study_line(
 
 
 def say_data(line: str, *, rows_on_stdout: bool = False) -> str:
-    """Print the line, on standard error where standard output is for rows, and return it."""
-    say(line, error=rows_on_stdout)
+    """Print the line, on standard error where standard output is for rows, and return it.
+
+    Of several processes the first one does.
+    """
+    if is_first_process():
+        say(line, error=rows_on_stdout)
     return line
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from common.bounds import COUNT, FEW, NOT_NEGATIVE, SEED, SHARE, Within, bounded
+from common.config_options import add_batch_size
 from common.data.huggingface_tokenizer import end_ids, published_ends
 from common.data.summary import already, data_line, say_data
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
@@ -22,6 +23,7 @@ from common.generation.draft_sources import DRAFT_TOKENS
 from common.generation.generate import (
     BATCHES_AT_ONCE,
     Continuation,
+    bucket,
     generate_rows,
     make_scorer,
     qwen2_slots,
@@ -37,8 +39,9 @@ from common.io.jsonl import read_jsonl
 from common.io.locks import locked_by_first, locked_file
 from common.io.resumable import claim_output, continue_rows
 from common.models.adapters import load_adapter
+from common.models.attention_choice import announce_attention
 from common.models.lora import scaled
-from common.models.qwen2 import Qwen2Config
+from common.models.qwen2 import Qwen2Config, attention_uses
 from common.models.qwen2_weights import config_from_directory, load_qwen2, max_positions
 from common.options import Needs, check_options
 from common.training.parallel import all_row_shards, device_put_tree, generation_layout
@@ -113,9 +116,7 @@ def decode_file(arguments: argparse.Namespace) -> None:
     made_with = functools.cache(functools.partial(_made_with, arguments))
     output = arguments.output
     done = of_first(lambda: continue_rows(output, inputs, written, made_with) if output else 0)
-    if first:
-        line = data_line([arguments.prompts], "rows", {"prompts": len(rows)}, notes=already(done))
-        say_data(line, rows_on_stdout=True)
+    say_data(data_line([arguments.prompts], "rows", {"prompts": len(rows)}, notes=already(done)), rows_on_stdout=True)
     if done == len(rows):
         return
     config, params = load_qwen2(arguments.model, dtype=arguments.dtype, param_dtype=arguments.dtype)
@@ -165,9 +166,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--beams", type=bounded(FEW), default=1, metavar="K", help="more than 1: beam search")
     parser.add_argument("--seed", type=bounded(SEED), default=0, help="default: %(default)s")
-    parser.add_argument(
-        "--batch-size", type=bounded(COUNT), default=16, metavar="B", help="on each device; default: %(default)s"
-    )
+    add_batch_size(parser, "rows", 16)
     parser.add_argument(
         "--draft", choices=("none", "prompt"), default="none",
         help="prompt: what follows the newest words in the prompt is tried, several tokens at a time, which is faster "
@@ -266,6 +265,8 @@ def _scores(model: Model, rows: Sequence[Row], done: int, arguments: argparse.Na
     def written(numbers: Sequence[int]) -> Iterator[dict[str, Any] | None]:
         for part in in_parts(numbers, batch_size * BATCHES_AT_ONCE):
             prompts, completions = [rows[n].prompt for n in part], [rows[n].completion for n in part]
+            lengths = {bucket(len(row)) + bucket(len(own)) for row, own in zip(prompts, completions, strict=True)}
+            announce_attention(attention_uses(model.config, *sorted(lengths))[:1])
             for log_probs in score_rows(scorer, model.variables, prompts, completions, batch_size):
                 finite = all(map(math.isfinite, log_probs))
                 yield {"log_probs": log_probs, "total": sum(log_probs)} if finite else None

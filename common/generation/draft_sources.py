@@ -15,6 +15,7 @@ from common.generation.draft_option import Draft
 from common.generation.drafts import Table
 from common.generation.ngrams import build_table
 from common.io.files import atomic_file
+from common.io.locks import is_first_process
 from common.io.safetensors import disk_errors
 from common.io.terminal import say
 
@@ -67,7 +68,9 @@ def load_table(run_dir: Path, tokenizer: CanEncode, vocabulary: int) -> Table | 
     """
     file = run_dir / TABLE_FILE
     if not file.is_file():
-        say(f"note: {file} does not exist, so nothing is drafted; it is written at the end of a training", error=True)
+        if is_first_process():
+            note = "does not exist, so nothing is drafted; it is written at the end of a training"
+            say(f"note: {file} {note}", error=True)
         return None
     try:
         with safe_open(file, "np") as opened:

@@ -18,7 +18,7 @@ from common.generation.loop import Generated, prefill
 from common.generation.settings import DecodeSettings
 from common.generation.slots import Request, Slots, decode, make_slots, run_slots
 from common.models.decoding import Decoder, Prompts
-from common.models.qwen2 import Qwen2, Qwen2Config, bind, for_decoding, output_head
+from common.models.qwen2 import Qwen2, Qwen2Config, attention_uses, bind, for_decoding, output_head
 from common.training.losses import token_logprobs
 from common.training.parallel import DeviceLayout
 from common.types import PyTree
@@ -52,6 +52,7 @@ def qwen2_decoder(config: Qwen2Config) -> Decoder:
         bind=functools.partial(bind, config),
         head=lambda weights: output_head(weights["params"]),
         prepare=for_decoding,
+        attention=lambda prompt: attention_uses(config, prompt.mask.shape[-1]),
     )
 
 

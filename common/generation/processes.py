@@ -14,6 +14,7 @@ import numpy as np
 from common.errors import UserError
 from common.io.resumable import row_writer
 from common.io.text import parse_json
+from common.process.hosts import meet
 from common.training.parallel import DeviceLayout
 
 PER_SHARE = 16  # times the rows in all slots of a process, between two exchanges
@@ -68,6 +69,7 @@ def of_first(find: Callable[[], Found]) -> Found:
             mine = [find(), None]
         except UserError as error:
             mine = [None, str(error)]
+    meet("first")
     found, problem = of_all(mine)[0]
     if problem is not None:
         raise UserError(problem)

@@ -8,7 +8,7 @@ over devices (`mesh`) work in step, and there all slots are filled at the same t
 
 import collections
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from common.generation.draft_length import FIRST_CHANCE, best_draft_length, draf
 from common.generation.drafts import NO_DRAFTS, Drafts, Table
 from common.generation.loop import Decoding, Generated, begin, finish
 from common.generation.settings import DecodeSettings
+from common.models.attention_choice import Use, announce_attention
 from common.models.cpu_ops import on_cpu
 from common.models.decoding import Decoder
 from common.training.parallel import DeviceLayout, device_put_tree, fetch_rows, place_batch, processes
@@ -98,6 +99,7 @@ class Slots(NamedTuple):
     size: int  # slots of each device
     settings: DecodeSettings
     layout: DeviceLayout
+    attention: Callable[[PyTree], Sequence[Use]]  # `Decoder.attention`
 
 
 def slot_programs(decoder: Decoder, settings: DecodeSettings, size: int) -> Programs:
@@ -155,6 +157,7 @@ def make_slots(decoder: Decoder, settings: DecodeSettings, size: int, layout: De
             size,
             settings,
             layout,
+            decoder.attention,
         )
 
     def run(program: Callable[..., Any], *arguments: Any) -> Any:
@@ -169,7 +172,7 @@ def make_slots(decoder: Decoder, settings: DecodeSettings, size: int, layout: De
         jax.jit(programs.advance, static_argnums=4, donate_argnums=1, **whole),
     )
     first, idle, refill, go_on = (functools.partial(run, program) for program in jitted)
-    return Slots(first, idle, refill, prepare, go_on, size, settings, layout)
+    return Slots(first, idle, refill, prepare, go_on, size, settings, layout, decoder.attention)
 
 
 def put(state: Any, new: Any, slots: Int[Array, " R"]) -> Any:
@@ -232,6 +235,8 @@ def run_slots(
             waiting.append(numbered)
 
     prepare()
+    if waiting:
+        announce_attention(slots.attention(waiting[0][1].prompt))
     while waiting or (occupants != FREE).any():
         while waiting and (occupants == FREE).sum(axis=1).max() >= at_once:
             batch, places = _seated(waiting, occupants, at_once)

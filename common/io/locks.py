@@ -194,8 +194,8 @@ def _beside(file: Path) -> Path:
 
 
 def warn_of_writer(path: str | Path) -> None:
-    """Say on standard error where another process is writing what this one reads."""
-    if (holder := writer_of(path)) is not None:
+    """Say on standard error, of several processes in the first one, where another is writing what this one reads."""
+    if is_first_process() and (holder := writer_of(path)) is not None:
         print(f"warning: {path} is still being written by {holder}; what it holds by now is read", file=sys.stderr)
 
 

@@ -19,12 +19,14 @@ gradient. The attention pool of 64 images at 224 pixels, with its gradient, take
 Why the last four rows are as they are stands in `NEVER_FUSED`; other shapes that a kernel does not take in `refusal`.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 
 from common.errors import UserError
+from common.io.locks import is_first_process
 from common.io.terminal import say
 from common.models import cpu_ops
 
@@ -70,6 +72,7 @@ class Use(NamedTuple):
     tower: str
     operation: Operation
     shapes: Sequence[Shape]
+    implementation: Implementation = "auto"  # that a config names, where the line is not given one for all
 
 
 def choose(
@@ -160,6 +163,25 @@ def attention_lines(uses: Sequence[Use], implementation: Implementation = "auto"
         for (reason, remedy), names in refused.items()
     ]
     return "attention: " + "; ".join(parts), warnings
+
+
+def announce_attention(uses: Sequence[Use]) -> None:
+    """Say on standard error which attention these towers have where the platform has a fused kernel, once for each.
+
+    For what runs a model that has been trained, whose shapes and dtypes are not a user's to choose.
+    """
+    if cpu_ops.platform() not in KERNELS or not is_first_process():
+        return
+    for tower, operation, shapes, implementation in uses:
+        for shape in shapes:
+            found = choose(operation, shape, implementation)
+            reason = f": {found.reason}" if found.remedy else ""
+            _say_once(f"{'warning: ' if reason else ''}attention: {found.implementation} ({tower}){reason}")
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    say(line, error=True)
 
 
 def say_attention(lines: tuple[str, list[str]]) -> None:

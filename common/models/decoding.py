@@ -3,7 +3,7 @@
 Nothing here depends on a model; `common.models.qwen2.bind` makes a `Forward` of a Qwen2.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import flax.struct
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from common.models.attention import Past
+from common.models.attention_choice import Use
 from common.types import PyTree
 
 
@@ -41,6 +42,7 @@ class Decoder(NamedTuple):
     prepare: Callable[[PyTree], PyTree] | None = None  # of gathered weights, once before the loop; None: no change
     # Of weights, once for reading and decoding: to gather twice in a program is to hold two copies. None: no change.
     gather: Callable[[PyTree], PyTree] | None = None
+    attention: Callable[[PyTree], Sequence[Use]] = lambda prompt: ()  # what attends, for a prompt of such leaves
 
 
 class Prompts(flax.struct.PyTreeNode):

@@ -28,7 +28,7 @@ from common.models.attention import (
     attend_shared_prompt,
     tokens_first,
 )
-from common.models.attention_choice import Implementation, choose_implementation
+from common.models.attention_choice import Implementation, Shape, Use, choose_implementation
 from common.models.cpu_ops import on_cpu
 from common.models.decoding import Forward
 from common.models.layers import (
@@ -236,6 +236,13 @@ def reordered(x: Array, order: Int[Array, "B S"], axis: int) -> Array:
     """`x` with the positions of each row in this order; they are its axis `axis`, and rows the one before it."""
     index = jnp.expand_dims(order, (*range(axis - 1), *range(axis + 1, x.ndim)))
     return jnp.take_along_axis(x, index, axis=axis, mode="promise_in_bounds")
+
+
+def attention_uses(config: Qwen2Config, *lengths: int) -> list[Use]:
+    """Where whole rows of these lengths, and tokens after them, attend."""
+    shapes = [Shape(length, length, config.head_dim, config.dtype) for length in lengths]
+    after = [shape._replace(queries=1) for shape in shapes]
+    return [Use("language", "rows", shapes, config.attention), Use("new tokens", "decode", after, config.attention)]
 
 
 def for_decoding(variables: PyTree) -> PyTree:

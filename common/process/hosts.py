@@ -24,6 +24,7 @@ from common.process.host_watch import LOST_CODE, begin_watch, say_on_abort
 
 VARIABLE, JOIN_VARIABLE = "MEDREPORT_HOSTS", "MEDREPORT_JOIN_TIMEOUT"
 LOST_VARIABLE, LOST_SECONDS = "MEDREPORT_HOST_TIMEOUT", 60.0
+WORK_SECONDS = 7 * 86_400  # that hosts may wait while one of them works; one that is lost is noticed long before
 JOIN_SECONDS, SAY_EVERY, RETRY_SECONDS = 120.0, 10.0, 0.3
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 GO = "go"
@@ -131,6 +132,7 @@ def initialize(options: Mapping[str, Any], within: float, failed: str) -> None:
             **options,
             initialization_timeout=max(round(within), 1),
             heartbeat_timeout_seconds=round(lost_after) * 2,  # after our own
+            shutdown_timeout_seconds=WORK_SECONDS,  # 300 by default, after which JAX aborts
         )
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -141,6 +143,18 @@ def initialize(options: Mapping[str, Any], within: float, failed: str) -> None:
     say_on_abort(LOST_CODE, f"{coordinator} was lost; start the same command again on all hosts")
     if count > 1:
         begin_watch(state.client, number, count, lost_after)
+
+
+def meet(name: str) -> None:
+    """Wait until all hosts have come here, however long one of them works; of one process: nothing.
+
+    Not by a collective, which may give up: on CPUs after half an hour.
+    """
+    from jax._src import distributed
+
+    client = distributed.global_state.client
+    if client is not None and (distributed.global_state.num_processes or 1) > 1:
+        client.wait_at_barrier(f"medreport/{name}", WORK_SECONDS * 1000)
 
 
 def hosts_options(hosts: Hosts) -> dict[str, Any]:

@@ -68,6 +68,8 @@ def make_device_layout(
     if mode == "auto":
         mode = "mesh" if len(devices) > 1 else "jit"
     if mode == "jit":
+        if (count := len({device.process_index for device in devices})) > 1:
+            raise UserError(f"parallel: jit runs on one device, but there are {count} hosts; choose auto, pmap or mesh")
         return DeviceLayout(mode, _mesh(devices[:1], (PMAP_AXIS,), (1,)), 1)
     if mode == "pmap":
         return DeviceLayout(mode, _mesh(devices, (PMAP_AXIS,), (len(devices),)), len(devices))

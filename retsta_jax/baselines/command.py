@@ -7,7 +7,7 @@ from typing import Any
 
 from common.bounds import COUNT, COUNT_OR_NONE, SEED, Seed, Within, bounded
 from common.config import read_config
-from common.config_options import read_options
+from common.config_options import add_batch_size, read_options
 from common.endpoint import add_endpoint_options, endpoint_settings
 from common.errors import Parser, UserError
 from common.io.tables import score_lines
@@ -26,11 +26,12 @@ a family that docs/reference/models.md lists, or one behind an endpoint (--endpo
 (--like RUN_DIR) or of the options --data.* of retsta train. Writes predictions.jsonl, metrics.json and report.html
 into --output; start the same command again to continue. Prompts that are too long for the
 model are shortened; the page says by how much."""
+BATCH_SIZE = 4
 OF_THE_DATA = ""  # the value of --terminology without a FILE
 MOST_CHARACTERS = 400  # of a standard report, for the estimate of cost alone
 DEFAULTS = {
     "terminology": None, "like": None, "split": "test", "limit": 0, "shots": 5, "shot_seed": 0, "context": 0,
-    "max_new_tokens": None, "batch_size": 4, "dtype": None, "model": None,
+    "max_new_tokens": None, "batch_size": BATCH_SIZE, "dtype": None, "model": None,
 }  # fmt: skip
 
 
@@ -131,7 +132,7 @@ def parser() -> Parser:
         help="tokens that prompt and answer may have; default: the model's positions; behind an endpoint, where they "
         "are estimated from characters: any number",
     )
-    options.add_argument("--batch-size", type=bounded(COUNT), default=4, metavar="B", help="default: %(default)s")
+    add_batch_size(options, "prompts", BATCH_SIZE)
     options.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of the checkpoint")
     add_endpoint_options(options)
     return options

@@ -85,7 +85,7 @@ def local_peer(
         loaded, params = load_qwen2(directory, dtype=dtype, param_dtype=dtype, shardings=where)
         say_devices(layout.mesh.size)
         remedy = precision_remedy(loaded.dtype, "--dtype, and another --output if this one holds rows")
-        count = -(-min(batch_size, len(prompts)) // layout.row_shards)
+        count = min(batch_size, -(-len(prompts) // layout.row_shards))
         slots = qwen2_slots(loaded, settings, count, layout)
         rows = count * layout.row_shards
         for start in range(0, len(prompts), rows * BATCHES_AT_ONCE):

@@ -6,6 +6,7 @@ from pathlib import Path
 from common.config_options import read_options
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
+from common.io.locks import is_first_process
 from common.metrics.tokenize import language_of
 from common.options import command_line
 from common.report.environment import environment
@@ -45,7 +46,7 @@ def label(arguments: list[str]) -> None:
     if unknown := [name for name in config.skip_rules if name not in judge.rules]:
         raise UserError(f"retsta label: --skip-rules {unknown[0]}: unknown; rules are {', '.join(judge.rules)}")
     funnel = label_reports(chosen.run_dir, chosen.source, chosen.output, judge, config)
-    if funnel is None:
+    if not is_first_process():
         return
     print(funnel_text(funnel))
     named = {"run_dir": chosen.run_dir, "output": chosen.output}

@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.experimental import multihost_utils
 
 from common.bounds import Count
 from common.data.cleaning import clean_report
 from common.data.records import ReportPair
 from common.data.summary import say_data
 from common.errors import UserError
+from common.generation.processes import of_first
 from common.io.jsonl import read_jsonl, write_rows
 from common.io.locks import locked_by_first, locked_file
 from common.io.outputs import check_own_object, check_own_page, refuse_foreign
 from common.io.resumable import claim_output, row_writer, rows_done
 from common.io.safetensors import write_json
 from common.io.terminal import say
+from common.process.hosts import meet
 from common.report.page import REPORT_FILE
 from common.training.parallel import MeshConfig
 from retsta_jax.labelling.duplicates import Duplicate, DuplicateConfig, deduplicate
@@ -58,7 +59,7 @@ class LabelConfig:
     skip_rules: tuple[str, ...] = ()  # names of rules that reject nothing
     duplicates: DuplicateConfig = DuplicateConfig()
     shard_size: Count = 1000  # reports in a file that is written at a time
-    batch_size: Count = 32  # reports decoded at a time, over the devices of a host
+    batch_size: Count = 32  # reports at a time on each device
     mesh: MeshConfig = MeshConfig()  # of the devices of each host
 
 
@@ -78,11 +79,17 @@ class Funnel:
     examples: tuple[dict[str, str], ...] = ()  # of rejected pairs and of different ones, with their texts
 
 
-def label_reports(run_dir: Path, source: str, output: Path, judge: Judge, config: LabelConfig) -> Funnel | None:
-    """Label the reports of a file into a directory, and filter them; None but in the first process.
+def label_reports(run_dir: Path, source: str, output: Path, judge: Judge, config: LabelConfig) -> Funnel:
+    """Label the reports of a file into a directory, and filter them, of several processes in the first one.
 
     Raises UserError.
     """
+
+    def filtered() -> dict[str, Any]:
+        rows = [row for file, _ in shards(output, reports, config.shard_size) for row in read_jsonl(file, ROW)]
+        kept, rejected = apply_rules(reports, rows, judge, config.skip_rules)
+        return dataclasses.asdict(remove_duplicates(len(reports), kept, rejected, output, config.duplicates))
+
     reports = read_reports(source)
     config_of_trained(run_dir)
     check_folder(output)
@@ -90,13 +97,9 @@ def label_reports(run_dir: Path, source: str, output: Path, judge: Judge, config
     with locked_by_first(output / PAIRS, locked_file):
         trained = load_trained(run_dir, config.mesh)
         write_shards(trained, reports, source, output, config)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("labelled")
-        if jax.process_index() > 0:
-            return None
-        rows = [row for file, _ in shards(output, reports, config.shard_size) for row in read_jsonl(file, ROW)]
-        kept, rejected = apply_rules(reports, rows, judge, config.skip_rules)
-        return remove_duplicates(len(reports), kept, rejected, output, config.duplicates)
+        meet("labelled")
+        found = of_first(filtered)
+        return Funnel(**found | {"examples": tuple(found["examples"])})
 
 
 def check_folder(output: Path) -> None:
@@ -132,8 +135,7 @@ def write_shards(trained: Trained, reports: Sequence[Report], source: str, outpu
     made = made_with(trained)
     for file, part in mine:
         claim_output(file, made, [report for _, report in part])
-    if jax.process_index() == 0:
-        say_data(reports_line(trained, source, [report for _, report in reports], sum(done.values())))
+    say_data(reports_line(trained, source, [report for _, report in reports], sum(done.values())))
     for file, part in mine:
         if done[file] < len(part):
             with row_writer(file) as write:

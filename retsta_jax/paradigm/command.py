@@ -8,6 +8,7 @@ from typing import Any
 from common.config_options import preset_parser, read_preset_options
 from common.endpoint import add_endpoint_options, endpoint_settings
 from common.errors import UserError
+from common.io.locks import is_first_process
 from common.io.numbers import score_text
 from common.io.tables import score_lines
 from common.options import Needs, training_command, used_settings
@@ -92,6 +93,8 @@ def paradigm(arguments: list[str]) -> None:
         raise UserError("retsta paradigm: --translate endpoint and --endpoint URL go together; give both or neither")
     translator = None if config.translate == "none" or config.data.corpus == "openi" else translator_of(endpoint)
     result = run_paradigm(config, run_dir, Translation(translator, made_with(endpoint)))
+    if not is_first_process():
+        return
     names = shown_metrics(result)
     print(score_lines(systems_of(result), names, intervals=names[0] == "codes/F1"))
     save_run_page(run_dir, page_of(result, config, run_dir))

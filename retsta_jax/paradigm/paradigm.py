@@ -4,7 +4,8 @@ terminology -> pairs, augmented -> RetSTA-Zero, trained on them -> its labels fo
 deduplicated -> translations -> RetSTA, trained on all of these from the base model -> evaluation of both.
 
 Every stage writes its result into the run directory and reuses existing results, so the same command continues
-wherever it was stopped. The paper does not say whether its 60,037 pairs include the labelled ones; here they do.
+wherever it was stopped. Several processes train, label and evaluate together, and the first one writes the files. The
+paper does not say whether its 60,037 pairs include the labelled ones; here they do.
 """
 
 import dataclasses
@@ -19,11 +20,12 @@ from common.bounds import CountOrNone, Phantoms, Seed, Steps
 from common.config import MovablePath, claim_run_directory, owning_run_directory
 from common.data.records import Language, Quarantine, ReportPair, check_splits
 from common.errors import UserError
+from common.generation.processes import of_first
 from common.io.fingerprints import data_record
 from common.io.jsonl import write_rows
-from common.io.terminal import say
 from common.io.text import read_json_object
 from common.models.qwen2_weights import config_from_directory
+from common.training.run import stage
 from retsta_jax.codes import terminology
 from retsta_jax.config import AugmentConfig, DataConfig, RetstaConfig
 from retsta_jax.corpus.pairs import HeldOut, make_splits
@@ -163,11 +165,11 @@ def run_stages(config: ParadigmConfig, run_dir: Path, translation: Translation) 
 
     skipped = costly_rules(start.train, judge)
     for name, share in skipped.items():
-        say(f"the rule {name!r} rejects {share:.0%} of the given pairs, which are correct, so it is not applied")
+        stage(f"the rule {name!r} rejects {share:.0%} of the given pairs, which are correct, so it is not applied")
     labelling = dataclasses.replace(config.label, skip_rules=(*config.label.skip_rules, *skipped))
     step(3, "RetSTA-Zero labels the reports")
     funnel = label_reports(run_dir / ZERO, str(run_dir / "reports.jsonl"), run_dir / LABELLED, judge, labelling)
-    if funnel is None or not funnel.kept:
+    if not funnel.kept:
         raise UserError(
             f"{run_dir / LABELLED}: no labelled report passed the rules, of {len(start.reports)}; rejected.jsonl there "
             "says why; more --zero-epochs, --augment-to or pairs may help"
@@ -202,10 +204,11 @@ def prepare(config: ParadigmConfig, run_dir: Path, translation: Translation) -> 
     quarantine = Quarantine()
     start = begin(config, quarantine)
     check_start(config, translation, start, terms)
-    claim_run_directory(run_dir, config, begun_with(config, start, terms))
-    quarantine.write(run_dir / "quarantine.jsonl")
+    of_first(lambda: claim_run_directory(run_dir, config, begun_with(config, start, terms)))
+    of_first(lambda: quarantine.write(run_dir / "quarantine.jsonl"))
     write_pairs(run_dir / "train.jsonl", start.train)
-    write_rows(run_dir / "reports.jsonl", ({"id": id_, "report": report} for id_, report in start.reports))
+    reports = ({"id": id_, "report": report} for id_, report in start.reports)
+    of_first(lambda: write_rows(run_dir / "reports.jsonl", reports))
     judge = judge_by_codes(start.train) if config.data.has_codes else judge_by_terms(terms)
     size = len(terminology(start.train) if config.data.has_codes else terms.terms)
     kind = "codes" if config.data.has_codes else "terms"
@@ -347,7 +350,7 @@ def costly_rules(pairs: Sequence[ReportPair], judge: Judge) -> dict[str, float]:
 
 def evaluated(run_dir: Path, limit: int) -> dict[str, Scores]:
     """The scores of a model and its baselines, from an evaluation that is there, or a new one."""
-    return scores_there(run_dir) or evaluate_run(run_dir, "test", limit)
+    return of_first(lambda: scores_there(run_dir)) or evaluate_run(run_dir, "test", limit)
 
 
 def scores_there(run_dir: Path) -> dict[str, Scores] | None:
@@ -358,10 +361,10 @@ def scores_there(run_dir: Path) -> dict[str, Scores] | None:
 
 
 def write_pairs(file: Path, pairs: Sequence[ReportPair]) -> None:
-    """Write pairs as JSONL."""
-    write_rows(file, (dataclasses.asdict(pair) for pair in pairs))
+    """Write pairs as JSONL, of several processes in the first one."""
+    of_first(lambda: write_rows(file, (dataclasses.asdict(pair) for pair in pairs)))
 
 
 def step(number: int, what: str) -> None:
     """Say that a stage begins."""
-    print(f"== {number}/6 {what}", flush=True)
+    stage(f"== {number}/6 {what}")

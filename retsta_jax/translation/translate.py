@@ -15,6 +15,7 @@ from typing import Any
 from common.data.cleaning import clean_report
 from common.data.records import Language, ReportPair
 from common.errors import UserError
+from common.generation.processes import of_first
 from common.io.jsonl import parse_rows
 from common.io.locks import locked_file, owning
 from common.io.resumable import claim_output, row_writer, rows_done
@@ -131,11 +132,24 @@ def translate_file(
 ) -> Counts:
     """Write or continue OUTPUT and OUTPUT.quarantine.jsonl; of all their rows the counts.
 
-    `made_with` is what of the translator decides the rows. `start` hears how many pairs are done already. Raises
-    UserError, also where the rows there were made otherwise.
+    `made_with` is what of the translator decides the rows. `start` hears how many pairs are done already. Of several
+    processes the first one translates. Raises UserError, also where the rows there were made otherwise.
     """
     check_languages(terms)
     check_ids(pairs, to)
+    return Counts(*of_first(lambda: _write_translations(pairs, translator, terms, to, output, made_with, start)))
+
+
+def _write_translations(
+    pairs: Sequence[ReportPair],
+    translator: Translator,
+    terms: Terminology,
+    to: Language,
+    output: Path,
+    made_with: Mapping[str, Any],
+    start: Callable[[int], None],
+) -> tuple[int, Mapping[str, int]]:
+    """What `Counts` holds."""
     quarantine = quarantine_of(output)
     done = pairs_done(pairs, to, output, quarantine)
     settings = {"to": to, "terminology": terminology_record(terms), **made_with}
@@ -155,7 +169,7 @@ def translate_file(
             else:
                 set_aside({"id": result.id, "reasons": [str(problem) for problem in result.problems]})
     failed = [row["reasons"][0] for row in _whole_rows(quarantine)]
-    return Counts(len(pairs) - len(failed), Counter(reason.split(" (")[0] for reason in failed))
+    return len(pairs) - len(failed), Counter(reason.split(" (")[0] for reason in failed)
 
 
 def quarantine_of(output: Path) -> Path:

@@ -12,11 +12,13 @@ from common.models.attention import attend_to
 from common.models.attention_choice import (
     Shape,
     Use,
+    announce_attention,
     attention_lines,
     check_implementation,
     choose,
     choose_implementation,
 )
+from common.models.qwen2 import attention_uses
 from common.models.qwen2_weights import param_shapes
 from common.models.seq2seq import Attention
 from tests.runs import SIZES
@@ -72,6 +74,21 @@ def test_the_line_names_every_tower(monkeypatch):
     assert line == "attention: xla (language, continuations, windows, labeler, CLIP); splash (vision)"
     assert [warning.partition("): ")[0] for warning in warnings] == [
         f"warning: attention without the fused kernel ({name}" for name in ("language", "continuations")
+    ]
+
+
+def test_what_writes_says_its_attention_once_and_nothing_on_a_cpu(monkeypatch, capsys):
+    config = dataclasses.replace(SIZES, head_dim=128, dtype="bfloat16")
+    announce_attention(attention_uses(config, 64))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    for _ in range(2):
+        announce_attention([*attention_uses(config, 64, 128), *TOWERS[4:5]])
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: attention: xla (language): splash takes multiples of 128 positions, not 64",
+        "attention: splash (language)",
+        "attention: xla (new tokens)",
+        "attention: xla (labeler)",
     ]
 
 

@@ -86,6 +86,18 @@ def test_a_stopped_run_goes_on_where_it_stopped(model, prompts, tmp_path, kept_b
     assert decode(model, prompts, output, *SAMPLED) == whole
 
 
+LANGUAGE = "warning: attention: xla (language): cudnn takes bfloat16, not float32"
+
+
+@pytest.mark.parametrize(
+    ("score", "towers"), [([], [LANGUAGE, "attention: xla (new tokens)"]), (["--score"], [LANGUAGE])]
+)
+def test_the_attention_of_each_tower_is_said(model, tmp_path, as_on_a_gpu, capsys, score, towers):
+    rows = [{"id": number, "prompt": "the heart " * number, "completion": "no"} for number in (1, 60)]
+    decode(model, jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl", *score)
+    assert [line for line in capsys.readouterr().err.splitlines() if "attention: " in line] == towers
+
+
 def test_scores_are_the_log_probs_of_the_completions_tokens(model, prompts, tmp_path):
     completions = ["the heart", "", "w", "lungs are clear", "normal"]
     rows = [{"id": i, "prompt": text, "completion": completions[i]} for i, text in enumerate(TEXTS)]

@@ -1,6 +1,7 @@
 """Commands that are started on several hosts are one run, or refuse; no host waits for another without a bound."""
 
 import importlib
+import inspect
 import os
 import re
 import socket
@@ -11,32 +12,42 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import pytest
 
 from common.command import run_cli
 from common.errors import UserError
-from common.process.hosts import GO, Hosts, detected_hosts, gather, hosts_options, report
+from common.process.hosts import GO, LOST_SECONDS, Hosts, detected_hosts, gather, hosts_options, initialize, report
 from tests.compile_flags import QUICK
 from tests.hosts import free_address
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
+import pathlib, sys
 from common.command import run_cli
 def main(arguments):
     import jax, numpy as np
     from jax.experimental import multihost_utils
+    from common.process.hosts import meet
+    file = pathlib.Path(sys.argv[-1])
+    for turn in ("1", "2") if len(arguments) > 1 else ():  # the other sees what the first did before they met
+        if jax.process_index() == 0:
+            file.write_text(turn)
+        meet("written")
+        assert file.read_text() == turn
+        meet("read")
     print(jax.process_count(), multihost_utils.process_allgather(np.int32(10 + jax.process_index())).tolist())
 run_cli(main, hosts=["all"])
 """
 
 
-def test_two_processes_find_each_other():
+def test_two_processes_find_each_other_and_meet(tmp_path):
     address = free_address()
     environment = {**os.environ, "XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", COMMAND, "all"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**environment, "MEDREPORT_HOSTS": f"{address},2,{number}"},
+            [sys.executable, "-c", COMMAND, "all", str(tmp_path / "file")], stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, env={**environment, "MEDREPORT_HOSTS": f"{address},2,{number}"},
         )
         for number in (0, 1)
     ]  # fmt: skip
@@ -124,9 +135,9 @@ def test_a_command_for_one_host_refuses_before_it_joins(monkeypatch, capsys, hos
     ("module", "several"),
     [
         ("launch.cli", {"decode"}),
-        ("retsta_jax.cli", {"train", "standardize"}),
+        ("retsta_jax.cli", {"train", "standardize", "evaluate", "label", "paradigm"}),
         ("unicross_jax.cli", {"train", "evaluate", "report"}),
-        ("deer_jax.cli", {"sft", "rl", "train-labeler", "label", "sample"}),
+        ("deer_jax.cli", {"sft", "rl", "train-labeler", "label", "sample", "evaluate"}),
     ],
 )
 def test_which_commands_run_on_several_hosts(module, several, monkeypatch, capsys):
@@ -144,6 +155,22 @@ def test_which_commands_run_on_several_hosts(module, several, monkeypatch, capsy
         said = capsys.readouterr().err
         assert ("runs on one host only" in said) == (command not in several), said
     assert len(asked) == len(several)
+
+
+def test_hosts_wait_for_one_that_works_for_days_and_not_for_one_that_is_lost(monkeypatch):
+    given = {}
+
+    def begin(*args, **kwargs):
+        given.update(signature.bind(*args, **kwargs).arguments)
+        raise RuntimeError("no further")
+
+    signature = inspect.signature(jax.distributed.initialize)
+    monkeypatch.setattr("common.process.hosts.say_on_abort", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", begin)
+    with pytest.raises(UserError, match="no further"):
+        initialize({}, 1.0, "failed")
+    assert signature.parameters["shutdown_timeout_seconds"].default < 3600 < given["shutdown_timeout_seconds"]
+    assert given["heartbeat_timeout_seconds"] == 2 * LOST_SECONDS
 
 
 def test_one_host_and_a_question_for_help_join_nobody(monkeypatch):

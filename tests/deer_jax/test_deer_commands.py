@@ -75,11 +75,16 @@ def test_sft_writes_a_model_that_the_next_stage_reads(supervised, base):
     assert config_from_directory(supervised / "model") == config_from_directory(base)
 
 
-def test_sampled_reports_are_selected_and_learnt_from(supervised, base, tmp_path, capsys):
+def test_sampled_reports_are_selected_and_learnt_from(supervised, base, tmp_path, capsys, as_on_a_gpu):
     model = ["--model.base", str(supervised / "model"), *DATA]
     output = tmp_path / "rollouts.jsonl"
     options = [*DEMO, "--output", str(output), *model, "--rollout.group", "3", "--rollout.max-new-tokens", "6"]
     dispatch(["sample", *options, "--batch-size", "4"])
+    said = [line.partition(": cudnn")[0] for line in capsys.readouterr().err.splitlines() if "attention: " in line]
+    assert said == [
+        *(f"warning: attention: xla ({tower})" for tower in ("language", "vision", "vision windows")),
+        *(f"attention: xla ({tower})" for tower in ("new tokens", "labeler")),
+    ]
     rows = rows_of(output)
     assert len(rows) == 12
     assert all(len(row["rollouts"]) == 3 and len(row["labels"][0]) == 14 for row in rows)

@@ -21,6 +21,7 @@ from common.metrics.clinical import COMPETITION, FINDINGS
 from common.models.bert import BertConfig, ClassifierConfig, init_classifier
 from common.models.bert_weights import save_classifier
 from deer_jax.evaluate import evaluate_predictions, main
+from tests.hosts import on_hosts
 
 WORDS = [
     "small",
@@ -76,6 +77,15 @@ def files(labeler, tmp_path):
     path = tmp_path / "predictions.jsonl"
     path.write_text("\n".join(map(json.dumps, make_rows())), encoding="utf-8")
     return ["--predictions", str(path), "--labeler", str(tmp_path / "labeler")]
+
+
+def test_two_hosts_write_the_scores_of_one(files, tmp_path):
+    alone, together = ([*files, "--output", str(tmp_path / name)] for name in ("alone.json", "together.json"))
+    main(alone)
+    codes, said = on_hosts("deer_jax.cli", [["evaluate", *together, "--batch-size", "3"]] * 2)
+    assert codes == [0, 0], said
+    assert (tmp_path / "together.json").read_bytes() == (tmp_path / "alone.json").read_bytes()
+    assert not [line for line in said[1].splitlines() if line.startswith(("data:", "note:"))]
 
 
 def expected_scores(predicted: np.ndarray, expected: np.ndarray) -> dict[str, float]:

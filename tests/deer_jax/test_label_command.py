@@ -64,6 +64,12 @@ def labelled(directory, reports, tmp_path_factory) -> list[dict]:
     return read_jsonl(output, {"id": str | int, "labels": list, "logits": list})
 
 
+def test_the_attention_of_the_labeler_is_said(directory, reports, as_on_a_gpu, capsys):
+    assert deer(["label", str(reports), "--labeler", str(directory), "--batch-size", "2"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "attention: " in line] == ["attention: xla (labeler)"]
+
+
 def test_rows_are_the_likeliest_classes_in_input_order(directory, reports, labelled):
     rows = read_jsonl(reports, {"id": str | int, "report": str})
     assert [row["id"] for row in labelled] == [row["id"] for row in rows]

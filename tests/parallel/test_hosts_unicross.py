@@ -13,7 +13,7 @@ from tests.unicross_jax.runs import arguments, make_clip, unicross
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("unicross")
-    sizes = {"max_steps": 2, "checkpoint_every": 2, "evaluate_every": 2, "data__test_size": 5}
+    sizes = {"max_steps": 2, "checkpoint_every": 2, "evaluate_every": 2, "data__test_size": 5, "beams": 1}
     assert unicross(arguments(root / "run", make_clip(root / "clip"), **sizes)) == 0
     return root / "run"
 
@@ -34,14 +34,15 @@ def test_evaluate(trained, tmp_path):
     assert (tmp_path / "together" / "report.html").exists()
 
 
-def test_report(trained, tmp_path):
+def test_report_with_drafts(trained, tmp_path):
     files = []
     for number in range(3):
         files.append(str(tmp_path / f"{number}.png"))
         Image.fromarray(make_phantom(9, number, 48).frontal).save(files[-1])
 
     def words(name):
-        return ["report", *files, "--checkpoint", str(trained), "--output", str(tmp_path / f"{name}.jsonl")]
+        draft = ["--draft", "none" if name == "alone" else "reports", "--batch-size", "1"]
+        return ["report", *files, "--checkpoint", str(trained), "--output", str(tmp_path / f"{name}.jsonl"), *draft]
 
     on_one_and_on_two(words)
     assert (tmp_path / "together.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()

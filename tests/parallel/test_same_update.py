@@ -1,6 +1,8 @@
 """The same batch gives the same update however it is cut: devices, mesh axes, accumulation (contract 2)."""
 
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +95,12 @@ def test_heads_are_split_over_as_many_parts_as_have_keys():
         UserError, match=r"mesh.tensor: 8 parts do not split the model's 6 key/value heads; choose 1, 2, 3"
     ):
         check_heads(6, layout)
+
+
+def test_one_device_is_not_for_several_hosts():
+    devices: Any = [SimpleNamespace(process_index=number) for number in (0, 1)]
+    with pytest.raises(UserError, match="jit runs on one device, but there are 2 hosts; choose auto, pmap or mesh"):
+        make_device_layout("jit", devices=devices)
 
 
 def test_a_non_finite_gradient_changes_nothing_and_is_counted():

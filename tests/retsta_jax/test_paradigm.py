@@ -16,6 +16,7 @@ from retsta_jax.standardize import config_of_trained
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.translation.offline_translator import translate_offline
 from tests.corpus import make_pairs
+from tests.hosts import on_hosts
 from tests.runs import GENERATED, PARADIGM, Material, retsta
 
 SMALL = {**PARADIGM, "augment-to": 0, "label.shard-size": 10}
@@ -76,6 +77,23 @@ def test_what_is_done_is_not_done_again(done, material, tmp_path, capsys):
     for path, written in before.items():
         assert path.stat().st_mtime_ns == written
     for name in ("final-train.jsonl", "pairs-translated.jsonl", "labelled/pairs.jsonl", "final/metrics.jsonl"):
+        assert (run_dir / name).read_bytes() == (done / name).read_bytes(), name
+
+
+def test_two_hosts_do_what_one_does_with_the_same_models(done, material, tmp_path):
+    run_dir = shutil.copytree(done, tmp_path / "run")
+    shutil.rmtree(run_dir / "labelled")
+    files = ["final-train.jsonl", "final/predictions.jsonl", "final/metrics.json"]  # by label and evaluate
+    files += [path.name for path in run_dir.glob("*-translated*")]
+    for name in files:
+        (run_dir / name).unlink()
+    for config in (run_dir / "config.json", *run_dir.glob("*/config.json")):  # jit is for one device
+        config.write_text(config.read_text().replace('"parallel": "jit"', '"parallel": "auto"'))
+    command = [*generated(material, run_dir), "--train.parallel", "auto"]
+    codes, said = on_hosts("retsta_jax.cli", [command] * 2, devices=1)
+    assert codes == [0, 0], said
+    assert not [line for line in said[1].splitlines() if line.startswith(("warning:", "note:"))]
+    for name in (*files, "labelled/pairs.jsonl", "labelled/rejected.jsonl", "labelled/funnel.json"):
         assert (run_dir / name).read_bytes() == (done / name).read_bytes(), name
 
 
