@@ -59,6 +59,7 @@ def evaluate_run(
     """
     read_metrics(run_dir / METRICS_FILE)  # which the page is to have: refused before anything is written
     trained = load_trained(run_dir)
+    table = draft_table(trained, run_dir, draft)
     for name in OUTPUTS:
         check_output(run_dir / name)
     left_out = Quarantine()
@@ -74,7 +75,6 @@ def evaluate_run(
     data = say_data(splits_line(trained.config, counts, left_out, unknown, first_of(limit, len(every))))
     of_first(lambda: quarantine.write(run_dir / "evaluation_quarantine.jsonl"))
     ids = [pair.id for pair in pairs]
-    table = draft_table(trained, run_dir, draft)
 
     def written(variables: PyTree, name: str) -> list[str]:
         own = sources(pairs), batch_size, ids, draft, table

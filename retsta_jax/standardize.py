@@ -182,12 +182,12 @@ def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size
     rest = reports[done:]
     trained = load_trained(run_dir)
     check_usable(trained, rest, source)
+    table = draft_table(trained, run_dir, draft) if rest else None
     say_data(reports_line(trained, source, texts, done), rows_on_stdout=True)
     if output is not None:
         of_first(lambda: claim_output(output, made_with(trained), texts))
     if not rest:
         return
-    table = draft_table(trained, run_dir, draft)
     own = texts[done:], batch_size, ids[done:], draft, table
     results = standardize(trained, trained.variables, *own, together=True)
     with writer_of_first(output) as write:

@@ -99,6 +99,7 @@ def evaluate_run(
         check_output(run_dir / name)
     trained = trained._replace(config=dataclasses.replace(trained.config, **decoding))
     check_options(trained.config, [flag(name) for name in decoding], NEEDS, "unicross evaluate")
+    table = draft_table(trained, run_dir, draft)
     quarantine = Quarantine()
     splits = read_splits(trained.config.data, quarantine)
     if split not in splits:
@@ -117,7 +118,6 @@ def evaluate_run(
     of_first(lambda: quarantine.write(run_dir / "evaluation_quarantine.jsonl"))
     left_out = [f"{quarantine.summary()} of all splits: they are in no score."] if quarantine else []
     ids = [study.id for study in held_out.studies]
-    table = draft_table(trained, run_dir, draft)
     texts = generate_reports(trained, examples, held_out.images, batch_size=batch_size, ids=ids, table=table)
     fewer = halved("--batch-size", batch_size, used=-(-len(examples) // jax.device_count()))
     with slot_memory(fewer, without_drafts(table is not None)):

@@ -376,3 +376,20 @@ def test_rows_without_text_are_counted_and_listed(material: Material, tmp_path, 
         {"id": "silent", "reason": "no target text"},
         {"id": "long", "reason": "longer than 256 tokens"},
     ]
+
+
+@pytest.mark.parametrize("command", ["standardize", "evaluate"])
+def test_a_table_of_drafts_of_another_tokenizer_is_refused_before_anything_is_written(
+    retsta_run, tmp_path, refused, command
+):
+    run_dir = shutil.copytree(retsta_run, tmp_path / "run")
+    table = run_dir / "drafts.safetensors"
+    save_file(load_file(table), table, metadata={"tokenizer": "another"})
+    (tmp_path / "in.txt").write_text("no drusen\n")
+    own = [str(tmp_path / "in.txt"), "--output", str(tmp_path / "out.jsonl")] if command == "standardize" else []
+    before = sorted(tmp_path.rglob("*"))
+    error = refused([command, "--run-dir", str(run_dir), "--draft", "reports", *own])
+    assert (
+        "drafts.safetensors: was made with another tokenizer than the run's; delete it, or give --draft none" in error
+    )
+    assert sorted(tmp_path.rglob("*")) == before

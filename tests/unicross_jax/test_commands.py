@@ -284,6 +284,26 @@ def test_an_ablation_takes_scores_of_the_weights_that_are_there_wherever_they_li
     assert "its scores do not say what they were made from" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_a_table_of_drafts_of_another_tokenizer_is_refused_first(trained, images, tmp_path, refused, command):
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    table = run_dir / "drafts.safetensors"
+    save_file(load_file(table), table, metadata={"tokenizer": "another"})
+    own = {
+        "evaluate": ["--run-dir", str(run_dir), "--beams", "1"],
+        "report": [*images, "--checkpoint", str(run_dir / "model"), "--output", str(tmp_path / "out.jsonl")],
+    }
+    config = run_dir / "model" / "config.json"  # the table of an exported model is that of its run
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"beams": 1}))
+    (run_dir / "metrics.json").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    error = refused([command, *own[command], "--draft", "reports"])
+    assert (
+        "drafts.safetensors: was made with another tokenizer than the run's; delete it, or give --draft none" in error
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_report_that_is_interrupted_leaves_no_output(trained, images, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         yield Written("heart", [3], True)
