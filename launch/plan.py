@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
         found = planner.make_plan(options.preset, options.topology, options.micro_batch, options.loss_chunk)
         if writer := WRITERS.get(options.preset):
             on = open_slice(options.topology)
-            found["writing"] = plan_writing(writer(options.preset, len(on.devices)), on)
+            found["writing"] = plan_writing(writer(options.preset), on)
         print(json_text({"preset": options.preset, **found}, "plan", indent=2))
         return 0
     config = choose_preset(PRESETS | dict.fromkeys(others, RetstaConfig()), options.preset)

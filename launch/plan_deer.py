@@ -107,12 +107,12 @@ def plan_step(config: RlConfig, model: Qwen2VLConfig, topology: str) -> dict[str
     }
 
 
-def sampling(preset: str, devices: int) -> Writing:
+def sampling(preset: str) -> Writing:
     """`deer sample` with the preset's settings, whose drafts come from training reports."""
-    return sampling_of(SAMPLE_PRESETS[PLANNED[preset]], QWEN2_5_VL_3B, devices)
+    return sampling_of(SAMPLE_PRESETS[PLANNED[preset]], QWEN2_5_VL_3B)
 
 
-def sampling_of(config: SampleConfig, model: Qwen2VLConfig, devices: int) -> Writing:
+def sampling_of(config: SampleConfig, model: Qwen2VLConfig) -> Writing:
     """`sampling` for any config and sizes."""
     sizes, rollout = as_computed(config, model), config.rollout
     settings = DecodeSettings(
@@ -135,7 +135,7 @@ def sampling_of(config: SampleConfig, model: Qwen2VLConfig, devices: int) -> Wri
         "deer sample",
         study_decoder(sizes, vision_layout(sizes.vision, patches_of(config, sizes)), LoraConfig()),
         without_images(settings, sizes),
-        max(config.batch_size // devices, 1),
+        config.batch_size,
         PolicyParams({}, weights),
         StudyPrompts(StudyRows(*arrays), images),
         length,

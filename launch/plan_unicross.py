@@ -107,12 +107,12 @@ def frozen_shapes(model: UniCrossConfig) -> PyTree:
     return {"clip": param_shapes(model.clip), "report_embedding": embedding}
 
 
-def reporting(preset: str, devices: int) -> Writing:
+def reporting(preset: str) -> Writing:
     """`unicross report` and `unicross evaluate` with the preset's settings; beams take no drafts."""
-    return reporting_of(PRESETS[preset], model_of(PRESETS[preset]), devices)
+    return reporting_of(PRESETS[preset], model_of(PRESETS[preset]))
 
 
-def reporting_of(config: RunConfig, model: UniCrossConfig, devices: int) -> Writing:
+def reporting_of(config: RunConfig, model: UniCrossConfig) -> Writing:
     """`reporting` for any config and sizes."""
     drafted = config.beams == 1
     settings = DecodeSettings(
@@ -130,7 +130,7 @@ def reporting_of(config: RunConfig, model: UniCrossConfig, devices: int) -> Writ
         "unicross report",
         report_decoder(without_dropout(model), START),
         settings,
-        -(-BATCH // devices),
+        BATCH,
         (trainable, frozen_shapes(model)),
         one,
         1,

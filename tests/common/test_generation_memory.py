@@ -30,16 +30,14 @@ def test_decoding_names_the_options_that_decide_its_memory(model, tmp_path, monk
     assert capsys.readouterr().err.endswith(f"error: {WANTED}{said}")
 
 
-def test_sampling_keeps_a_multiple_of_the_devices(tmp_path, monkeypatch):
+def test_sampling_names_the_options_that_decide_its_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("deer_jax.sample.run_slots", exhausted)
     command = ["sample", "--preset", "demo", "--output", str(tmp_path / "rows.jsonl"), "--data.side", "56"]
     small = [
         "--data.train-size",
-        "2",
-        "--limit",
-        "2",
+        "32",
         "--batch-size",
-        "24",
+        "4",
         "--rollout.group",
         "3",
         "--draft",
@@ -47,8 +45,8 @@ def test_sampling_keeps_a_multiple_of_the_devices(tmp_path, monkeypatch):
     ]
     with pytest.raises(UserError) as refused:
         dispatch([*command, *small, "--rollout.max-new-tokens", "1"])
-    expected = "--batch-size 8 in place of 24, then --draft none, then --rollout.group 1 in place of 3"
-    assert str(refused.value) == WANTED + expected  # over 8 devices
+    expected = "--batch-size 2 in place of 4, then --draft none, then --rollout.group 1 in place of 3"
+    assert str(refused.value) == WANTED + expected
 
 
 def test_where_nothing_can_be_lowered_the_line_says_so():

@@ -49,7 +49,7 @@ def test_standardizing_is_planned_with_its_slots_drafts_and_buckets(topology, ca
 
 
 @pytest.mark.parametrize("topology", DEVICES)
-def test_sampling_is_planned_with_a_share_of_the_studies_on_each_device(topology):
+def test_sampling_is_planned_with_all_its_studies_on_each_device(topology):
     preset = SAMPLE_PRESETS["mimic-cxr"]
     config = dataclasses.replace(
         preset,
@@ -57,23 +57,23 @@ def test_sampling_is_planned_with_a_share_of_the_studies_on_each_device(topology
         rollout=dataclasses.replace(preset.rollout, group=3, max_new_tokens=8),
     )
     on = open_slice(topology)
-    found = plan_slots.plan_writing(plan_deer.sampling_of(config, test_plan_deer.SIZES, len(on.devices)), on)
+    found = plan_slots.plan_writing(plan_deer.sampling_of(config, test_plan_deer.SIZES), on)
     check(found)
-    assert (found["slots"], found["continuations"], found["prompt"]) == (2, 3, 64)
+    assert (found["slots"], found["continuations"], found["prompt"]) == (16, 3, 64)
     token = 2 * 2 * 2 * 16 * 2
-    continuations = 2 * 3 * (8 + DRAFT_TOKENS) * token
-    assert found["caches"] == {"prompts": 2 * 64 * token, "context": 0, "continuations": continuations}
+    continuations = 16 * 3 * (8 + DRAFT_TOKENS) * token
+    assert found["caches"] == {"prompts": 16 * 64 * token, "context": 0, "continuations": continuations}
 
 
 def test_reports_of_images_are_planned_with_beams_or_with_drafts():
     here, preset = Slice(CHIPS["h100"], jax.devices()[:1]), PRESETS["iu-xray"]
     model = plan_unicross.model_of(preset)
-    beams, shared = (plan_unicross.reporting_of(preset, model, devices) for devices in (1, 8))
+    beams = plan_unicross.reporting_of(preset, model)
     assert (beams.settings.beams, beams.settings.drafts, beams.table) == (3, 0, False)
-    assert (beams.slots, shared.slots) == (32, 4)
-    whole, part = (plan_slots.cache_bytes_of(writing, here) for writing in (beams, shared))
-    assert whole == 8 * part
-    greedy = plan_unicross.reporting_of(dataclasses.replace(preset, beams=1), model, 1)
+    assert beams.slots == 32
+    fewer = plan_slots.cache_bytes_of(beams._replace(slots=4), here)
+    assert plan_slots.cache_bytes_of(beams, here) == 8 * fewer
+    greedy = plan_unicross.reporting_of(dataclasses.replace(preset, beams=1), model)
     assert (greedy.settings.drafts, greedy.table) == (DRAFT_TOKENS, True)
     places = preset.max_length - 1
     beam_caches, greedy_caches = (
