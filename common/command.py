@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import sys
 import traceback
@@ -17,6 +18,7 @@ from common.process.hosts import initialize_distributed
 from common.process.stopping import Stopped, handled, held, last_line
 
 LONGEST_MESSAGE = 2_000  # characters
+OBJECT_STORE = re.compile(r"(?:--[\w.-]+=)?((?:gs|s3|s3a|az|abfs|abfss|hdfs)://)", re.IGNORECASE)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk says
 
 
@@ -44,6 +46,7 @@ def run_cli(
 def _run(main: Callable[[list[str]], int | None], argv: list[str], hosts: Collection[str]) -> int | None:
     """The exit code of `main`. Raises SystemExit where it ends otherwise."""
     try:
+        check_paths(argv)
         code = _together(main, argv, hosts)
         sys.stdout.flush()
         return code
@@ -67,6 +70,16 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str], hosts: Collec
         if error.errno not in FULL:
             raise
         _end(2, f"{error.filename or 'a file or standard output'}: cannot be written ({error.strerror}); make room")
+
+
+def check_paths(argv: Collection[str]) -> None:
+    """Raise UserError for the address of an object store, which would be taken for a directory of this disk."""
+    for word in itertools.takewhile("--".__ne__, argv):
+        if match := OBJECT_STORE.match(word):
+            raise UserError(
+                f"{word}: object stores ({match[1]}) are not supported; mount the bucket (gcsfuse, Mountpoint for "
+                "Amazon S3) and give the path of the directory"
+            )
 
 
 def _show_warning(
