@@ -4,6 +4,7 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 import sys
 import traceback
 import warnings
