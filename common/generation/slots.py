@@ -3,7 +3,8 @@
 So throughput follows the mean length of what is written, not the longest of each batch. Two jitted programs hold S
 slots on each device: one reads R prompts into free slots, one adds tokens until R slots have ended. The host looks at
 what has ended in between. Devices that hold whole weights run apart, each over its own slots; weights that are split
-over devices (`mesh`) work in step, and there all slots are filled at the same time.
+over devices (`mesh`) work in step. Several processes that work in step fill all slots at the same time, since none of
+them knows which slots of the others are free.
 """
 
 import collections
@@ -22,10 +23,18 @@ from common.generation.draft_length import FIRST_CHANCE, best_draft_length, draf
 from common.generation.drafts import NO_DRAFTS, Drafts, Table
 from common.generation.loop import Decoding, Generated, begin, finish
 from common.generation.settings import DecodeSettings
+from common.generation.slot_state import put, put_in_parts
 from common.models.attention_choice import Use, announce_attention
 from common.models.cpu_ops import on_cpu
 from common.models.decoding import Decoder
-from common.training.parallel import DeviceLayout, device_put_tree, fetch_rows, place_batch, processes
+from common.training.parallel import (
+    DeviceLayout,
+    batch_sharding,
+    device_put_tree,
+    fetch_rows,
+    place_batch,
+    processes,
+)
 from common.types import PyTree
 
 REFILL = 8  # one slot in so many is refilled at a time
@@ -102,8 +111,8 @@ class Slots(NamedTuple):
     attention: Callable[[PyTree], Sequence[Use]]  # `Decoder.attention`
 
 
-def slot_programs(decoder: Decoder, settings: DecodeSettings, size: int) -> Programs:
-    """The programs of a device with `size` slots."""
+def slot_programs(decoder: Decoder, settings: DecodeSettings, size: int, parts: int = 1) -> Programs:
+    """The programs of a device with `size` slots, or of a mesh that splits the slots into `parts` of that size."""
 
     def start(weights: PyTree, seed: Array, batch: Request) -> Any:
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.wrap_key_data(seed), batch.row)
@@ -117,7 +126,8 @@ def slot_programs(decoder: Decoder, settings: DecodeSettings, size: int) -> Prog
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state).idle()
 
     def admit(weights: PyTree, seed: Array, batch: Request, state: Any, slots: Array) -> Any:
-        return put(state, start(weights, seed, batch), slots)
+        new = start(weights, seed, batch)
+        return put(state, new, slots) if parts == 1 else put_in_parts(state, new, slots, parts)
 
     def prepare(weights: PyTree) -> PyTree:
         return _prepared(decoder, _gathered(decoder, weights))
@@ -131,7 +141,7 @@ def slot_programs(decoder: Decoder, settings: DecodeSettings, size: int) -> Prog
 
 def make_slots(decoder: Decoder, settings: DecodeSettings, size: int, layout: DeviceLayout) -> Slots:
     """The programs, which compile once for each shape of prompts. States are donated."""
-    programs = slot_programs(decoder, settings, size)
+    programs = slot_programs(decoder, settings, size, layout.row_shards if layout.mode == "mesh" else 1)
 
     def prepare(weights: PyTree) -> PyTree:
         with layout.context():
@@ -165,47 +175,31 @@ def make_slots(decoder: Decoder, settings: DecodeSettings, size: int, layout: De
             return program(*arguments)
 
     # States come and go in one sharding: with another, `admit` would be compiled again for what `advance` returns.
-    jitted = (
-        jax.jit(programs.start),
-        jax.jit(programs.empty, **whole),
-        jax.jit(programs.admit, donate_argnums=3, **whole),
-        jax.jit(programs.advance, static_argnums=4, donate_argnums=1, **whole),
-    )
-    first, idle, refill, go_on = (functools.partial(run, program) for program in jitted)
+    if layout.mode == "mesh":
+        admit = _kept_in_place(lambda kept: jax.jit(programs.admit, donate_argnums=3, out_shardings=kept), 3)
+        rest = (batch_sharding(layout),) * 2
+        advance = _kept_in_place(
+            lambda kept: jax.jit(programs.advance, static_argnums=4, donate_argnums=1, out_shardings=(kept, *rest)), 1
+        )
+    else:
+        admit = jax.jit(programs.admit, donate_argnums=3, **whole)
+        advance = jax.jit(programs.advance, static_argnums=4, donate_argnums=1, **whole)
+    compiled = jax.jit(programs.start), jax.jit(programs.empty, **whole), admit, advance
+    first, idle, refill, go_on = (functools.partial(run, program) for program in compiled)
     return Slots(first, idle, refill, prepare, go_on, size, settings, layout, decoder.attention)
 
 
-def put(state: Any, new: Any, slots: Int[Array, " R"]) -> Any:
-    """`state` with new prompts in some of its slots, one after the other; a slot that does not exist takes nothing."""
-    axes = _row_axes(state)
+def _kept_in_place(compile_for: Callable[[PyTree], Callable[..., Any]], state: int) -> Callable[..., Any]:
+    """A program whose argument number `state` comes back in the shardings that it had when it first came."""
+    compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
-    def place(number: Array, state: Any) -> Any:
-        slot = slots[number]
+    def run(*arguments: Any) -> Any:
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(arguments[state]))
+        if shapes not in compiled:
+            compiled[shapes] = compile_for(jax.tree.map(lambda leaf: leaf.sharding, arguments[state]))
+        return compiled[shapes](*arguments)
 
-        def one(old: Array, new: Array, axis: int) -> Array:
-            row = jax.lax.dynamic_slice_in_dim(new, number, 1, axis)
-            there = jax.lax.dynamic_slice_in_dim(old, slot, 1, axis)
-            kept = jnp.where(slot < old.shape[axis], row, there)
-            return jax.lax.dynamic_update_slice_in_dim(old, kept, slot, axis)
-
-        return jax.tree.map(one, state, new, axes)
-
-    return jax.lax.fori_loop(0, slots.shape[0], place, state)
-
-
-def _row_axes(state: Any) -> Any:
-    """The axis of the prompts in each leaf."""
-
-    def from_behind(tree: PyTree, axes: int) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf.ndim - axes, tree)
-
-    prompts = state.prompts.replace(
-        keys_values=from_behind(state.prompts.keys_values, 4),
-        context=from_behind(state.prompts.context, 4),
-        **{name: 0 for name in ("hidden", "mask", "next_position")},
-    )
-    first = jax.tree.map(lambda leaf: 0, state.replace(prompts=None, suffix=None))
-    return first.replace(prompts=prompts, suffix=from_behind(state.suffix, 5))
+    return run
 
 
 def run_slots(
@@ -217,9 +211,9 @@ def run_slots(
     Under several processes each has a queue of its own; where they work in step, queues of one length.
     """
     layout, count, group = slots.layout, slots.size, slots.settings.group
-    in_step = layout.mode == "mesh"
     parts = layout.row_shards // processes(layout)
-    at_once = count if in_step else max(count // REFILL, 1)
+    split = layout.mode == "mesh"
+    at_once = count if split and processes(layout) > 1 else max(count // REFILL, 1)
     source = enumerate(queue)
     waiting: collections.deque[tuple[int, Request]] = collections.deque()
     occupants = np.full((parts, count), FREE)
@@ -230,30 +224,31 @@ def run_slots(
     lengths, chance = draft_lengths(slots.settings.drafts), FIRST_CHANCE
     chosen = np.zeros((parts * count, 2), int)  # tokens of each slot: those that were no drafts, and drafts
 
-    def prepare() -> None:
-        while len(waiting) < parts * at_once and (numbered := next(source, None)) is not None:
+    def prepare(each: int) -> None:
+        while len(waiting) < parts * each and (numbered := next(source, None)) is not None:
             waiting.append(numbered)
 
-    prepare()
+    prepare(count if split else at_once)
     if waiting:
         announce_attention(slots.attention(waiting[0][1].prompt))
     while waiting or (occupants != FREE).any():
         while waiting and (occupants == FREE).sum(axis=1).max() >= at_once:
-            batch, places = _seated(waiting, occupants, at_once)
+            batch, places = _seated(waiting, occupants, count if split and state is None else at_once)
             chosen[_slot_numbers(places, parts, count)] = group, 0  # the first token of each continuation
             placed = place_batch(batch, layout)
-            if in_step:
+            if split and (state is None or at_once == count):
                 state = slots.start(weights, root, placed)
             else:
                 state = slots.empty(weights, root, placed) if state is None else state
                 state = slots.admit(weights, root, placed, state, place_batch(places, layout))
-            prepare()
+            prepare(at_once)
         free = (occupants == FREE).sum(axis=1)
         enough = np.minimum(free + at_once, count) if waiting else np.full(parts, count)
-        wanted = enough.astype(np.int32) if layout.mode == "pmap" else np.int32(enough.max() * layout.row_shards)
+        total = np.int32(enough.sum() * processes(layout))  # where devices work in step
+        wanted = enough.astype(np.int32) if layout.mode == "pmap" else total
         drafts = best_draft_length(chance, count * group, lengths)
         state, *ended = slots.advance(prepared, state, table, wanted, drafts)
-        prepare()  # while the devices work
+        prepare(at_once)  # while the devices work
         done, generated = fetch_rows(ended, layout)
         new = _chosen_tokens(generated) - chosen
         chosen += new

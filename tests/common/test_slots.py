@@ -39,12 +39,14 @@ LAYOUTS = {
     "more slots than rows": ("jit", 1, 12),
     "4 devices": ("pmap", 4, 2),
     "a mesh": ("mesh", 8, 1),
+    "a mesh that is refilled": ("mesh", 4, 2),
 }
 DRAFTED = [
     ("greedy", 1, "4 devices"),
     ("greedy", 20, "3 slots"),
     ("temperature", 4, "3 slots"),
     ("groups", 4, "a mesh"),
+    ("temperature", 4, "a mesh that is refilled"),
 ]
 
 
@@ -97,6 +99,21 @@ def good_references(way):
 @pytest.mark.parametrize("way", WAYS)
 def test_slots_and_devices_change_nothing(way, layout):
     assert written(WAYS[way], *LAYOUTS[layout])[0] == plain(way)
+
+
+@pytest.mark.parametrize(("mode", "devices", "reads"), [("jit", 1, 4), ("mesh", 4, 3)])
+def test_a_slot_is_refilled_while_others_go_on(mode, devices, reads):
+    """7 and 2 prompts of two buckets: one device fills its 4 slots one by one, a mesh all 4 of them at first."""
+    layout = layout_of(mode, devices)
+    slots = qwen2_slots(tiny.CONFIG, WAYS["greedy"], 4 // layout.row_shards, layout)
+    seen = []
+
+    def admit(weights, seed, batch, state, places):
+        seen.append(not np.asarray(state.done).all())
+        return slots.admit(weights, seed, batch, state, places)
+
+    generate_rows(slots._replace(admit=admit), device_put_tree(weights(), layout), prompts(), range(9))
+    assert sum(seen) >= reads
 
 
 @pytest.mark.parametrize(("way", "drafts", "layout"), DRAFTED)
