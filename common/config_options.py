@@ -63,7 +63,7 @@ def evaluation_parser(program: str, of: str) -> Parser:
 
 
 def add_batch_size(options: argparse.ArgumentParser, of: str, default: int = 32) -> None:
-    """Add `--batch-size`, which means the same wherever something is written for, or read from, prompts or texts."""
+    """Add `--batch-size`, which means the same in every command that writes or labels."""
     options.add_argument(
         "--batch-size", type=bounded(COUNT), default=default, metavar="N",
         help=f"{of} at a time on each device; it changes time and memory, not what is written; default: %(default)s",

@@ -84,12 +84,12 @@ def programs_kept(directory: Path) -> Iterator[None]:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether XLA says so, of a device or of a program for it."""
+    """Whether XLA reports that a device, or a program for it, ran out of memory."""
     return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def memory_shortage(message: str) -> str:
-    """What XLA says of a device that has too little memory, as the beginning of a line."""
+    """The beginning of an error line from XLA's message that a device ran out of memory."""
     named = re.search(r"\d[\d.,]* ?(?:[KMGT]i?B?\b|bytes)", message)
     wanted = f"{named[0] if named else 'XLA does not say how much'} requested"
     if share := os.environ.get(GPU_MEMORY):

@@ -1,4 +1,4 @@
-"""What a preset would use on this machine: files that must be given, mesh, kernels, and memory of the parameters."""
+"""What a preset would use on this machine: the files that it needs, mesh, kernels, and memory of the parameters."""
 
 import os
 import re
@@ -31,7 +31,7 @@ class Preset(NamedTuple):
 
     command: str
     config: Any
-    required: tuple[str, ...]  # options for what the preset leaves to the user
+    required: tuple[str, ...]  # options that the preset leaves to the user
 
 
 def _presets() -> Iterator[tuple[str, Preset]]:
@@ -51,7 +51,7 @@ def _presets() -> Iterator[tuple[str, Preset]]:
 PRESETS = dict(_presets())
 
 
-def preset_findings(name: str) -> Iterator[tuple[Any, str, str]]:
+def preset_lines(name: str) -> Iterator[tuple[Any, str, str]]:
     """Severity, topic and text of what `name` would use here."""
     command, config, required = PRESETS[name]
     yield "ok", "preset", " ".join([command, *(f"{option} PATH" for option in required), "--run-dir DIR"])
@@ -76,14 +76,14 @@ def preset_findings(name: str) -> Iterator[tuple[Any, str, str]]:
 
 
 def sizes_of(config: Any) -> Qwen2Config | None:
-    """Of the decoder; None for a UniCrossAdapter."""
+    """Sizes of the language model; None for UniCrossAdapter."""
     if isinstance(config, RetstaConfig):
         return base_sizes(config)
     return plan_deer.QWEN2_5_VL_3B.language if isinstance(config, DeerConfig) else None
 
 
 def memory_of(config: Any, layout: DeviceLayout) -> tuple[str, str, str]:
-    """What must fit before anything is computed: parameters, and moments and gradients of those that are trained."""
+    """What must fit before anything is computed: all parameters, and gradients and moments of the trained ones."""
     trainable, frozen = parameters_of(config)
     trained, stored = _count(trainable), _count(frozen)
     width = jnp.dtype(config.model.param_dtype if isinstance(config, RetstaConfig) else config.model.frozen_dtype)
@@ -101,7 +101,7 @@ def memory_of(config: Any, layout: DeviceLayout) -> tuple[str, str, str]:
 
 
 def parameters_of(config: Any) -> tuple[PyTree, PyTree]:
-    """Shapes of what is trained, and of what is not."""
+    """Shapes of the trainable and of the frozen parameters."""
     if isinstance(config, RetstaConfig):
         base = qwen2_weights.param_shapes(base_sizes(config))
         if config.model.tuning == "full":
@@ -111,7 +111,7 @@ def parameters_of(config: Any) -> tuple[PyTree, PyTree]:
 
 
 def topology_here() -> str:
-    """This machine as `medreport plan` names it; an example where it is none that it knows."""
+    """This machine as a topology of `medreport plan`; an example where it is not among the known ones."""
     kind = jax.local_devices()[0].device_kind
     for name, chip in CHIPS.items():
         if chip.gpu is not None and chip.gpu.name == kind:

@@ -41,11 +41,11 @@ from launch.plan_slots import Writing, cache_bytes_of, plan_writing
 from launch.slices import Slice, abstract, attention_of, bytes_by_kind, compile_abstract, open_slice, with_workspace
 from retsta_jax.config import EMBEDDED_BASE, PRESETS, RetstaConfig
 
-BATCH = 32  # reports that `retsta standardize` has in the slots of each device
+BATCH = 32  # slots of each device in `retsta standardize`
 WRITERS = {
     **dict.fromkeys(plan_unicross.PLANNED, plan_unicross.reporting),
     **dict.fromkeys(plan_deer.PLANNED, plan_deer.sampling),
-}  # of presets, the command that writes reports
+}  # the command that writes reports, by preset
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -115,7 +115,7 @@ def plan_standardizing(config: RetstaConfig, sizes: Qwen2Config, on: Slice) -> d
 
 
 def standardizing(config: RetstaConfig, sizes: Qwen2Config, length: int) -> Writing:
-    """`retsta standardize` for prompts of `length` tokens, with drafts of texts as long and of training targets."""
+    """`retsta standardize` for prompts of `length` tokens; drafts come from texts as long and training targets."""
     trained = config.model.tuning == "full"
     sizes = dataclasses.replace(
         sizes, dtype=config.model.dtype, param_dtype="float32" if trained else config.model.param_dtype

@@ -1,7 +1,7 @@
 """`medreport plan` for the commands that write reports: the programs of their slots, compiled for one device.
 
-Such a command keeps whole weights on each device and lets devices run apart (`common.generation.slots`), so one stands
-for all of them. Prompts are as long as a preset's can be, and every slot is taken.
+Such a command keeps whole weights on each device and runs the devices independently (`common.generation.slots`), so one
+device represents all. Prompts have the greatest length that the preset allows, and every slot is occupied.
 """
 
 import sys
@@ -26,7 +26,7 @@ from launch.slices import Slice, abstract, compile_abstract, device_bytes
 
 
 class Writing(NamedTuple):
-    """A command that writes reports, as one device runs it. Trees are of shapes."""
+    """A command that writes reports, as one device runs it. Leaves of trees are shapes."""
 
     command: str
     decoder: Decoder
@@ -35,13 +35,13 @@ class Writing(NamedTuple):
     weights: PyTree
     prompt: PyTree  # one
     length: int  # of it, in tokens
-    reference: int = 0  # tokens of the texts of a prompt that drafts come from; 0: none
+    reference: int = 0  # tokens of the text of a prompt that drafts come from; 0: none
     table: bool = False  # whether drafts come from training reports
     language: Qwen2Config | None = None  # of which the decoder consists, for the floor of a pass
 
 
 class Arguments(NamedTuple):
-    """The programs and what they are given beside a state, on one device."""
+    """The programs and their arguments other than the state, on one device."""
 
     layout: DeviceLayout
     programs: Programs
@@ -52,9 +52,9 @@ class Arguments(NamedTuple):
 
 
 def plan_writing(writing: Writing, on: Slice) -> dict[str, Any]:
-    """Compile the two programs that run and add up their bytes. Says on standard error what it found.
+    """Compile the two programs that run and add up their bytes. Prints the result on standard error, too.
 
-    `caches` are the bytes of keys and values of prompts and of what continues them, and of encoded images.
+    `caches` are the bytes of the keys and values of prompts and of continuations, and of encoded images.
     """
     args = arguments_of(writing, on)
     state = state_of(args)
@@ -76,7 +76,7 @@ def plan_writing(writing: Writing, on: Slice) -> dict[str, Any]:
     fits = all(one.fits for one in found.values()) and most <= limit
     parameters, kept = device_bytes(args.weights), sum(caches.values())
     shown = f"{writing.command}: {writing.slots} slots: {'fits' if fits else 'does not fit'}, {most / 1e9:.1f} of "
-    print(f"{shown}{limit / 1e9:.1f} GB, of it caches {kept / 1e9:.1f}", file=sys.stderr, flush=True)
+    print(f"{shown}{limit / 1e9:.1f} GB, {kept / 1e9:.1f} of them caches", file=sys.stderr, flush=True)
     plan = {
         "command": writing.command,
         "slots": writing.slots,
@@ -118,12 +118,12 @@ def state_of(args: Arguments) -> PyTree:
 
 
 def _compiled(program: Callable[..., Any], arguments: Any, layout: DeviceLayout, donated: int) -> Compiled:
-    """What the compiler says. Weights that a program does not read are on the device all the same."""
+    """What the compiler reports. Weights that a program does not read are counted, since they are on the device."""
     return compile_abstract(jax.jit(program, donate_argnums=donated, keep_unused=True), arguments, layout)[0]
 
 
 def _described(one: Compiled, parameters: int, caches: int, drafts: int) -> dict[str, Any]:
-    """Bytes of a program by kind; their sum is all of them."""
+    """Bytes of a program in all and by kind."""
     return {
         "bytes_per_device": one.total,
         "argument_bytes": one.arguments,
@@ -147,12 +147,12 @@ def cache_bytes(state: Any) -> dict[str, int]:
 
 
 def cache_bytes_of(writing: Writing, on: Slice) -> int:
-    """All of them, without compiling."""
+    """The sum of `cache_bytes`, without compiling."""
     return sum(cache_bytes(state_of(arguments_of(writing, on))).values())
 
 
 def table_shapes() -> Table:
-    """The largest table of drafts that there is (`common.generation.ngrams`)."""
+    """The largest possible table of drafts (`common.generation.ngrams`)."""
     places = places_of(LONGEST * MOST_TOKENS)
     arrays: Any = (
         jax.ShapeDtypeStruct((places,), jnp.uint32),
@@ -162,9 +162,9 @@ def table_shapes() -> Table:
 
 
 def pass_bounds(writing: Writing, caches: int, on: Slice) -> dict[str, Any]:
-    """Lower bound on the seconds of a pass over all slots, whose continuations are half as long as they may be.
+    """Lower bound on the seconds of a pass over all slots, whose continuations have half their greatest length.
 
-    It reads the weights of the language model and the caches once. `tokens_per_second_at_most` is the rate at which all
+    It reads the weights of the language model and the caches once. `tokens_per_second_at_most` is the rate if all
     drafts stand.
     """
     language, settings = writing.language, writing.settings

@@ -32,8 +32,8 @@ from unicross_jax.generate import report_decoder
 from unicross_jax.model import ReportBatch, Studies, UniCrossConfig, init_trainable, loss
 
 PLANNED = ("iu-xray", "mimic-cxr")  # presets with CLIP RN101
-BATCH = 32  # studies that `unicross report` and `evaluate` have in slots, over all devices
-START, END = 1, 2  # tokens
+BATCH = 32  # slots of each device in `unicross report` and `unicross evaluate`
+START, END = 1, 2  # token ids
 WORDS = 4348  # tokens of the merged vocabulary of both corpora in the authors' code, about
 
 

@@ -169,9 +169,9 @@ def bytes_by_kind(found: Compiled, state: TrainState, frozen: PyTree, caches: in
 
 
 def bytes_refused(message: str) -> int:
-    """The bytes that the compiler says a program would have needed; 0 where its message does not tell.
+    """The bytes that a program would have needed, from the compiler's message; 0 where it does not say.
 
-    libtpu calls them temporaries, but arguments are among them.
+    libtpu calls them temporaries, but they include arguments.
     """
     needed = re.search(r"\(([\d.]+)([KMG])\) exceeds available", message)
     return int(float(needed[1]) * {"K": 2**10, "M": 2**20, "G": GIB}[needed[2]]) if needed else 0

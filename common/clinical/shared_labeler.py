@@ -1,4 +1,4 @@
-"""A labeler over several processes: each reads a share of the texts, and all have what all have found."""
+"""A labeler over several processes: each reads a share of the texts, and all get the labels of all texts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,13 +12,13 @@ from common.clinical.report_labeler import Labelled
 
 
 class SharedLabeler(NamedTuple):
-    """A `ReportLabeler`, whose `label` all processes are to call with the same texts."""
+    """A `ReportLabeler` whose `label` all processes must call with the same texts."""
 
     labeler: Labeler
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of what it labels."""
+        """The names of the labels."""
         return self.labeler.labels
 
     def label(self, texts: Sequence[str], ids: Sequence[object] | None = None) -> Labelled:
@@ -28,12 +28,12 @@ class SharedLabeler(NamedTuple):
         return self.labeler.labelled(found)
 
     def record(self) -> dict[str, str]:
-        """That of the labeler."""
+        """The record of the labeler."""
         return self.labeler.record()
 
 
 def read_shared(labeler: Labeler, texts: Sequence[str], batch_size: int) -> Labels:
-    """`read_texts` of texts that all processes have, of which each reads a share."""
+    """`read_texts` where all processes have all texts and each reads a share. The labels of all texts."""
     count = jax.process_count()
     if count == 1:
         return read_texts(labeler, texts, batch_size)

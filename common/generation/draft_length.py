@@ -1,7 +1,7 @@
-"""How many drafts a pass verifies: as many as pay, by what has stood so far.
+"""How many drafts a pass verifies: the number that gains most, given how many have stood so far.
 
 A pass over n tokens takes as long as reading the parameters once and doing the arithmetic of n tokens. Where that
-arithmetic is free, long drafts pay even if few of them stand; where it is not, only those that do. Each number of
+arithmetic is free, many drafts pay off even if few of them stand; where it is not, only those that do. Each number of
 drafts is a program of its own, and the host chooses between calls: loops over several numbers in one program would
 copy the caches from the layout that suits one to that of the next.
 """
@@ -9,11 +9,11 @@ copy the caches from the layout that suits one to that of the next.
 from common.models.cpu_ops import on_cpu
 
 # Tokens whose arithmetic takes as long as reading the parameters, in bfloat16: FLOP/s over bytes/s is 295 on an H100,
-# 240 on a TPU v5e, 153 on an A100. On two cores it was measured, in float32 with 4 million parameters.
+# 240 on a TPU v5e, 153 on an A100. That of a CPU was measured on two cores in float32, with 4 million parameters.
 BALANCE, CPU_BALANCE = 240.0, 18.0
 FIRST_CHANCE = 0.9  # of a draft, before anything is known: drafts are tried
-MEMORY = 200.0  # passes of continuations that count as much as all before them
-RETURN = 0.005  # of the way back to the first chance, in each call without drafts: they are tried again
+MEMORY = 200.0  # number of passes that count as much as all before them
+RETURN = 0.005  # share of the way back to the first chance in each call without drafts, so that they are tried again
 
 
 def draft_lengths(most: int) -> tuple[int, ...]:
@@ -22,9 +22,9 @@ def draft_lengths(most: int) -> tuple[int, ...]:
 
 
 def best_draft_length(chance: float, rows: int, lengths: tuple[int, ...]) -> int:
-    """The length by which `rows` continuations gain the most tokens in a unit of time.
+    """The length that gives `rows` continuations the most tokens per unit of time.
 
-    Each draft stands with the same chance if those before it do.
+    Each draft is taken to stand with probability `chance` if those before it do.
     """
     balance = CPU_BALANCE if on_cpu() else BALANCE
 
@@ -35,12 +35,12 @@ def best_draft_length(chance: float, rows: int, lengths: tuple[int, ...]) -> int
 
 
 def expected_to_stand(chance: float, length: int) -> float:
-    """Of so many drafts in a row, how many stand on average."""
+    """The mean number of `length` drafts in a row that stand."""
     return sum(chance**number for number in range(1, length + 1))
 
 
 def updated_chance(chance: float, length: int, stood: int, passes: int) -> float:
-    """The chance after so many passes of continuations with `length` drafts each, of which `stood` did in all."""
+    """The chance after `passes` more passes with `length` drafts each, of which `stood` stood in all."""
     if length == 0:
         return chance + RETURN * (FIRST_CHANCE - chance)
     if passes <= 0:
@@ -50,7 +50,7 @@ def updated_chance(chance: float, length: int, stood: int, passes: int) -> float
 
 
 def chance_of(stood: float, length: int) -> float:
-    """The chance of a draft by which `stood` of so many drafts stand on average."""
+    """The chance at which `stood` of `length` drafts stand on average, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(20):
         middle = (low + high) / 2

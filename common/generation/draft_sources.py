@@ -20,7 +20,7 @@ from common.io.safetensors import disk_errors
 from common.io.terminal import say
 
 TABLE_FILE = "drafts.safetensors"  # of a run directory; it holds parts of reports
-DRAFT_TOKENS = 8  # at most, in one pass
+DRAFT_TOKENS = 8  # most drafts of a pass
 MOST_REPORTS = 6000  # that a table is made of
 PROBE = "No acute disease. 双眼：视网膜出血；未见玻璃膜疣。 Right eye: 0.5 cm"
 

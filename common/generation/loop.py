@@ -128,7 +128,7 @@ def finish(
 ) -> Decoding:
     """Passes until the continuations of `enough` prompts have ended, all by default.
 
-    Each has `count` drafts, by default and at most those of the settings.
+    Each pass has `count` drafts, at most and by default those of the settings.
     """
     sources = Drafts(state.reference, table)
     count = settings.drafts if count is None else count

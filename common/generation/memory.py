@@ -1,4 +1,4 @@
-"""A device that runs out of memory while reports are written: one line with the options to lower, and by how much."""
+"""Running out of device memory while reports are written: one line with the options to lower, and their new values."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,10 +9,7 @@ from common.errors import UserError
 
 @contextlib.contextmanager
 def slot_memory(*remedies: str) -> Iterator[None]:
-    """Meanwhile XLA's error that a device has too little memory is a UserError that says what to try, in this order.
-
-    Remedies that are "" are left out.
-    """
+    """Turn XLA's out-of-memory error into a UserError that says what to try, in this order. "" is left out."""
     try:
         yield
     except RuntimeError as error:  # JAX's own kind is one
@@ -23,11 +20,11 @@ def slot_memory(*remedies: str) -> Iterator[None]:
 
 
 def halved(option: str, value: int, *, used: int | None = None, multiple: int = 1) -> str:
-    """To give an option half of its value, or of what is `used` of it, a multiple of `multiple`; "" if that is 0."""
+    """The remedy of halving an option, or the part of it `used`, to a multiple of `multiple`; "" if that is 0."""
     half = (value if used is None else min(value, used)) // 2 // multiple * multiple
     return f"{option} {half} in place of {value}" if half else ""
 
 
 def without_drafts(drafts: int | bool) -> str:
-    """To write without drafts, where there are some."""
+    """The remedy of writing without drafts; "" where there are none."""
     return "--draft none" if drafts else ""

@@ -19,7 +19,7 @@ class DecodeSettings:
     group: int = 1  # samples of each prompt
     stop_ids: tuple[int, ...] = ()
     forbidden_ids: tuple[int, ...] = ()
-    drafts: int = 0  # at most so many tokens are proposed and verified in one pass (`common.generation.drafts`)
+    drafts: int = 0  # most tokens proposed and verified in one pass (`common.generation.drafts`)
 
     def forbidden(self, vocabulary: int) -> Bool[Array, " V"] | None:
         """True on the ids that are never emitted; None where all may be."""

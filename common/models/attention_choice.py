@@ -72,7 +72,7 @@ class Use(NamedTuple):
     tower: str
     operation: Operation
     shapes: Sequence[Shape]
-    implementation: Implementation = "auto"  # that a config names, where the line is not given one for all
+    implementation: Implementation = "auto"  # the one that the config names
 
 
 def choose(
@@ -166,9 +166,9 @@ def attention_lines(uses: Sequence[Use], implementation: Implementation = "auto"
 
 
 def announce_attention(uses: Sequence[Use]) -> None:
-    """Say on standard error which attention these towers have where the platform has a fused kernel, once for each.
+    """Report on standard error, once per tower, which attention it uses, where the platform has a fused kernel.
 
-    For what runs a model that has been trained, whose shapes and dtypes are not a user's to choose.
+    For commands that run a trained model, whose shapes and dtypes the user does not choose.
     """
     if cpu_ops.platform() not in KERNELS or not is_first_process():
         return

@@ -2,8 +2,8 @@
 
 The same command is started on every host, with MEDREPORT_HOSTS=auto where JAX knows the cluster by itself (Cloud TPU
 slices, Slurm, Open MPI, Kubernetes), otherwise with MEDREPORT_HOSTS=ADDRESS:PORT,COUNT,NUMBER: where host 0 listens,
-how many there are and which of them, from 0, this is. JAX would wait in silence and abort, so the hosts first meet at
-that port by themselves, and each can say who is missing. `common.process.host_watch` is what happens afterwards.
+how many hosts there are, and the number of this one, from 0. JAX would wait in silence and abort, so the hosts first
+meet at that port, and each can say who is missing. `common.process.host_watch` is what happens afterwards.
 
 Each process uses all devices of its node, unless the cluster starts several on a node: then each uses one GPU.
 """
@@ -71,22 +71,22 @@ def detected_hosts(within: float) -> Hosts:
     except (ImportError, LookupError, OSError, RuntimeError, ValueError) as error:  # as each kind of cluster has it
         raise UserError(f"{VARIABLE}=auto: JAX cannot find the hosts ({error}); {EXPLICIT}") from error
     if address is None or count is None or number is None:
-        raise UserError(f"{VARIABLE}=auto: JAX knows no cluster here; {EXPLICIT}")
+        raise UserError(f"{VARIABLE}=auto: JAX detects no cluster here; {EXPLICIT}")
     host, _, port = address.rpartition(":")
-    # JAX would take one GPU for each process, also where a process has a node for itself.
+    # JAX would give each process one GPU, even where a process has the node to itself.
     return Hosts(host, int(port), count, number, () if one_process_a_node(os.environ) else tuple(gpus or ()))
 
 
 def one_process_a_node(environment: Mapping[str, str]) -> bool:
-    """Whether Slurm or Open MPI says so."""
+    """Whether Slurm or Open MPI starts one process on each node."""
     nodes, processes = environment.get("SLURM_STEP_NUM_NODES"), environment.get("SLURM_NTASKS")
     return (nodes is not None and nodes == processes) or environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
 
 
 def initialize_distributed(arguments: Collection[str], commands: Collection[str]) -> bool:
-    """Make the processes of several hosts one run, where the environment says that there are several; whether it does.
+    """Join the hosts that the environment names into one run. Returns whether there are several.
 
-    Raises UserError at once for a command that is not among `commands`, and where the others do not come in time.
+    Raises UserError at once for a command that is not among `commands`, and where the others do not arrive in time.
     """
     hosts = named_hosts()
     if not os.environ.get(VARIABLE) or (hosts is not None and hosts.count == 1):
@@ -101,7 +101,7 @@ def initialize_distributed(arguments: Collection[str], commands: Collection[str]
             f"without {VARIABLE}{others}"
         )
     within = seconds_of(JOIN_VARIABLE, JOIN_SECONDS)
-    if os.environ.get(LOG_LEVEL, "1") in ("1", "2", "3"):  # not all messages, which a user asked for; JAX says 1
+    if os.environ.get(LOG_LEVEL, "1") in ("1", "2", "3"):  # unless the user asked for all messages; JAX sets 1
         if "jaxlib" in sys.modules:
             # XLA reads its log level once. Where a host is lost, it would print a stack beside our one line.
             os.environ[LOG_LEVEL] = "4"
@@ -119,12 +119,12 @@ def initialize_distributed(arguments: Collection[str], commands: Collection[str]
 
 
 def initialize(options: Mapping[str, Any], within: float, failed: str) -> None:
-    """Join JAX's own service and begin to watch. Where JAX gives up it aborts, with `failed` as the last line."""
+    """Join JAX's own service and begin to watch. If JAX gives up, it aborts with `failed` as the last line."""
     import jax
     from jax._src import distributed  # the client has no public name; Orbax takes it from there, too
 
     lost_after = seconds_of(LOST_VARIABLE, LOST_SECONDS)
-    # JAX's handler of SIGTERM would take the place of ours, and hear the signal in a training loop only.
+    # JAX's handler of SIGTERM would replace ours, and notice the signal in a training loop only.
     jax.config.update("jax_enable_preemption_service", False)
     say_on_abort(2, failed)
     try:
@@ -146,9 +146,9 @@ def initialize(options: Mapping[str, Any], within: float, failed: str) -> None:
 
 
 def meet(name: str) -> None:
-    """Wait until all hosts have come here, however long one of them works; of one process: nothing.
+    """Wait until all hosts have called this, however long one of them works. A single process does not wait.
 
-    Not by a collective, which may give up: on CPUs after half an hour.
+    Not a collective, which may time out: on CPUs after half an hour.
     """
     from jax._src import distributed
 
@@ -158,7 +158,7 @@ def meet(name: str) -> None:
 
 
 def hosts_options(hosts: Hosts) -> dict[str, Any]:
-    """As `jax.distributed.initialize` takes them."""
+    """The arguments of `jax.distributed.initialize`."""
     return {
         "coordinator_address": f"{hosts.address}:{hosts.port}",
         "num_processes": hosts.count,
@@ -182,7 +182,7 @@ def seconds_of(variable: str, default: float) -> float:
 
 @contextlib.contextmanager
 def progress(doing: str, within: float) -> Iterator[Callable[[str], None]]:
-    """Says now and then on standard error what is waited for. Yields a function that is told the particulars."""
+    """Report on standard error every few seconds what is waited for. Yields a function that sets the details."""
     ended, told = threading.Event(), [""]
 
     def say() -> None:
@@ -222,7 +222,7 @@ def gather(hosts: Hosts, deadline: float, say: Callable[[str], None]) -> None:
                     problem = f"{VARIABLE}: host 0 expects {hosts.count} hosts, host {number} expects {count}"
                     _tell(there | {number: other}, problem)
                     raise UserError(problem)
-                there[number] = other  # one that was started again takes its own place
+                there[number] = other  # one that was restarted replaces itself
         _tell(there, GO)
 
 
@@ -244,14 +244,13 @@ def report(hosts: Hosts, deadline: float, say: Callable[[str], None]) -> None:
                 return
             if word:
                 raise UserError(word)
-            reason = "it ended, or speaks another language"
+            reason = "it ended, or is not a host of this run"
         except OSError as error:
             reason = error.strerror or str(error)
         time.sleep(RETRY_SECONDS)
     raise UserError(
-        f"{VARIABLE}={os.environ[VARIABLE]}: {where} could not be joined in time ({reason}); start "
-        "it, or give more time "
-        f"with {JOIN_VARIABLE}"
+        f"{VARIABLE}={os.environ[VARIABLE]}: {where} could not be joined in time ({reason}); "
+        f"start it, or allow more time with {JOIN_VARIABLE}"
     )
 
 

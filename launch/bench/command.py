@@ -52,7 +52,11 @@ def main(arguments: Sequence[str]) -> int:
     add_flags(works.add_parser("duplicates"), bench_duplicates.Shape(), with_peer=False)
     add_flags(of_run := works.add_parser("standardize"), bench_standardize.Shape(), with_peer=False)
     of_run.add_argument(
-        "--run", type=Path, required=True, metavar="DIR", help="run directory, such as that of the demo"
+        "--run",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="directory of a run of `retsta train`, such as that of the demo",
     )
     for work in ("slots", "speculation"):
         add_flags(of_work := works.add_parser(work), ReportShape(), with_peer=work == "slots")
@@ -63,12 +67,15 @@ def main(arguments: Sequence[str]) -> int:
     of_device = works.add_parser("device")
     of_device.add_argument(
         "--size", choices=("published", "toy"), default="toy" if on_cpu else "published",
-        help="sizes of the models; default: published ones, on a CPU toys",
+        help="sizes of the models (default: published; on a CPU: toy)",
     )  # fmt: skip
     of_device.add_argument(
-        "--seconds", type=bounded(NOT_NEGATIVE, float), default=540.0, help="after which no part begins (%(default)s)"
+        "--seconds",
+        type=bounded(NOT_NEGATIVE, float),
+        default=540.0,
+        help="no part begins after this time; default: %(default)s",
     )
-    of_device.add_argument("--output", type=Path, metavar="FILE", help="where the JSON goes too, after each part")
+    of_device.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON to FILE, after each part")
     options = vars(parser.parse_args(list(arguments)))
     work, with_peer = options.pop("work"), options.pop("peer", False)
     if work == "unicross":

@@ -1,9 +1,9 @@
-"""`medreport bench device`: what a new accelerator does with this project, within minutes.
+"""`medreport bench device`: parity and speed of this project on a new accelerator, within minutes.
 
-Each of `PARTS` runs with random weights of the published sizes: the towers and greedy decoding against what they should
-give (`launch.bench.device_parity`), a LoRA update of 7B on 4,096 packed tokens, the rollout of the 3B policy and one
-whole step of DEER against its floor (`launch.bench.device_deer`). A part that fails is one line of the result, and the
-next goes on; `--output` is written after each. On a CPU it does the same with toy sizes.
+Each of `PARTS` runs with random weights of the published sizes: the towers and greedy decoding against references
+(`launch.bench.device_parity`), a LoRA update of 7B on 4,096 packed tokens, the rollout of the 3B policy and one
+whole step of DEER against its floor (`launch.bench.device_deer`). A part that fails becomes one line of the result, and
+the next one runs; `--output` is written after each. On a CPU the sizes are toy sizes.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ from launch.bench.timing import against_goals, peak_bytes
 
 Size = Literal["published", "toy"]
 GOALS = {"lora_utilisation": 0.5, "rollout_tokens_per_second": 30_000.0}
-LONGEST_LINE = 300  # characters of what is said of a failure
+LONGEST_LINE = 300  # characters of the message of a failure
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What is measured. Fields with `toy` in place of `published` fit two CPU cores."""
+    """What is measured: `published`, or `toy` for two CPU cores."""
 
     text: Qwen2Config  # of RetSTA
     policy: Qwen2VLConfig  # of DEER, as its preset computes
@@ -115,7 +115,9 @@ PARTS: dict[str, Callable[[Sizes], dict[str, Any]]] = {
 
 
 def measure(size: Size, seconds: float, output: Path | None) -> dict[str, Any]:
-    """All parts that begin within `seconds`, as they are printed; each has "failed" in place of figures if it did."""
+    """The results of all parts, as printed. Those that fail have "failed" in place of figures, those not begun within
+    `seconds` have "left_out".
+    """
     started = time.perf_counter()
     sizes = published() if size == "published" else toy()
     device = jax.devices()[0]
@@ -129,7 +131,7 @@ def measure(size: Size, seconds: float, output: Path | None) -> dict[str, Any]:
     }
     for name, part in PARTS.items():
         spent = time.perf_counter() - started
-        over = {"left_out": f"{spent:.0f} of {seconds:.0f} seconds were over"}
+        over = {"left_out": f"{spent:.0f} of {seconds:.0f} seconds had passed"}
         found = over if spent >= seconds else guarded(part, sizes)
         result["parts"][name] = found
         print(f"{name}: {_line(found)}", file=sys.stderr, flush=True)
@@ -144,11 +146,11 @@ def measure(size: Size, seconds: float, output: Path | None) -> dict[str, Any]:
 
 
 def guarded(part: Callable[[Sizes], dict[str, Any]], sizes: Sizes) -> dict[str, Any]:
-    """What a part finds, or one line that says how it failed; and its seconds. Its arrays and programs are gone."""
+    """The result of a part, or one line that says how it failed, and its seconds. Frees its arrays and programs."""
     started = time.perf_counter()
     try:
         found = part(sizes)
-    except Exception as error:  # whatever it is, the parts after it are of use
+    except Exception as error:  # whatever it is, the remaining parts are still useful
         out = isinstance(error, RuntimeError) and is_out_of_memory(error)
         said = memory_shortage(str(error)) if out else f"{type(error).__name__}: {error}"
         found = {"failed": " ".join(said.split())[:LONGEST_LINE]}

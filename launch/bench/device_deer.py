@@ -1,7 +1,7 @@
-"""The part of `medreport bench device` that is about DEER: the rollout of its policy, and one whole step.
+"""The part of `medreport bench device` for DEER: the rollout of its policy, and one whole step.
 
-All is random: weights, images, the words of prompts, and the labeler that the step asks. Nothing ends a report, so that
-all have full length, as the floor of `medreport plan` has it.
+Weights, images, the words of prompts and the labeler are random. No token ends a report, so all have full length, as
+the floor of `medreport plan` assumes.
 """
 
 import statistics
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def rollout(sizes: "Sizes") -> dict[str, Any]:
-    """New tokens a second of all reports of a batch of studies, their images and prompts read first."""
+    """New tokens per second of all reports of a batch of studies, including the time to read images and prompts."""
     from deer_jax.ditpo import PolicyParams
 
     config, work = sizes.rl.rollout, _policy(sizes)
@@ -49,7 +49,7 @@ def rollout(sizes: "Sizes") -> dict[str, Any]:
 
 
 def whole_step(sizes: "Sizes") -> dict[str, Any]:
-    """Seconds of a step by DEER's gradient weights and their parts, beside its floor where the device is known."""
+    """Seconds of a step with DEER's gradient weights and of its parts, beside its floor where the device is known."""
     from common.training.logs import SECONDS
     from deer_jax.rl import StudyBatch, make_rl_step
 
@@ -103,7 +103,7 @@ def _policy(sizes: "Sizes") -> Any:
 
 
 def random_params(sizes: "Sizes", layout: Any) -> PyTree:
-    """All parameters of the policy in float32, as they are trained, made where they are to be."""
+    """All parameters of the policy in float32, as they are trained, made in their shardings."""
 
     def init(key: jax.Array) -> PyTree:
         return init_params(sizes.policy, key)
@@ -129,8 +129,8 @@ def study_prompts(sizes: "Sizes") -> Any:
 
 
 def _host(sizes: "Sizes") -> tuple[Any, Any]:
-    """A judge with rewards by labels and weights by gradients, of a labeler with random weights; and a tokenizer whose
-    words are those that the labeler knows.
+    """A judge with label rewards and gradient weights from a labeler with random parameters, and a tokenizer of the
+    words that this labeler knows.
     """
     from common.clinical.labeler import replicate
     from common.data.tokenizers import WordTokenizer

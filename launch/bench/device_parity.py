@@ -1,6 +1,6 @@
-"""The part of `medreport bench device` that is about numbers: each tower in float32 and bfloat16, by the attention that
-runs on this device, against float32 by plain XLA on the host's CPU; and greedy decoding by slots and drafts against
-one without either.
+"""The numerical part of `medreport bench device`: each tower in float32 and bfloat16, with the attention of this
+device, against float32 with plain XLA on the host's CPU; and greedy decoding with slots and drafts against decoding
+without either.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from common.types import PyTree
 if TYPE_CHECKING:
     from launch.bench.device import Sizes
 
-# Of the root of the mean square. At the published depths narrow towers on a CPU err by 0.011 (text) and 0.016 (vision)
-# in bfloat16.
+# Relative to the root mean square. At the published depths, narrow towers on a CPU have errors of 0.011 (text) and
+# 0.016 (vision) in bfloat16.
 AT_MOST = {"float32": 1e-4, "bfloat16": 0.05}
 SLOTS, PROMPTS = 4, 16
 
 
 class Tower(NamedTuple):
-    """A part of a model, on inputs of its own."""
+    """A part of a model with fixed inputs."""
 
     init: Callable[[Array], PyTree]
     apply: Callable[[str, Implementation, PyTree], PyTree]  # dtype, attention and parameters to arrays
@@ -92,7 +92,7 @@ def clip(sizes: "Sizes") -> dict[str, Any]:
 
 
 def parity(tower: Tower) -> dict[str, Any]:
-    """In each dtype the error relative to the host's float32, of the same weights, which are numbers of bfloat16."""
+    """The error in each dtype relative to float32 on the host, with the same weights, which are exact in bfloat16."""
 
     @jax.jit
     def init(key: Array) -> PyTree:
@@ -116,9 +116,9 @@ def parity(tower: Tower) -> dict[str, Any]:
 
 
 def relative_error(found: PyTree, expected: PyTree) -> float:
-    """The root of the mean square of the difference over that of what is expected, the worst of all arrays.
+    """The root mean square of the difference over that of the expected values; the maximum over all arrays.
 
-    What is expected and not finite, such as the logit of a class that a label lacks, is not compared.
+    Expected values that are not finite, such as the logit of a class that a label lacks, are not compared.
     """
 
     def one(found: np.ndarray, expected: np.ndarray) -> float:
@@ -131,9 +131,9 @@ def relative_error(found: PyTree, expected: PyTree) -> float:
 
 
 def decoding(sizes: "Sizes") -> dict[str, Any]:
-    """How many rows slots and drafts write as one program without them does, in both dtypes, by the policy's decoder.
+    """The share of rows that slots and drafts write as plain decoding does, in both dtypes, by the policy's decoder.
 
-    Drafts are of half of what is expected. In bfloat16 rows may differ from where two tokens are about equally likely.
+    Drafts come from half of the expected rows. In bfloat16, rows may differ where two tokens are about equally likely.
     """
     found: dict[str, Any] = {}
     for dtype in AT_MOST:
@@ -170,7 +170,7 @@ def _decoded(config: qwen2.Qwen2Config, sizes: "Sizes") -> dict[str, Any]:
 
 
 def _common(row: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens at the beginning that are the same."""
+    """The length of the common prefix."""
     return next((at for at, (one, two) in enumerate(zip(row, other, strict=True)) if one != two), len(row))
 
 

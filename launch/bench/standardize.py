@@ -3,7 +3,7 @@
 `static_batches` are batches of one bucket without drafts, each waiting for its longest report. The others are
 `retsta standardize` with each value of `--draft`. All write the same texts. There is no peer: `slots` has one.
 
-Modules of `retsta_jax` are imported where they are used: they bring packages that other benchmarks do without.
+Modules of `retsta_jax` are imported where they are used: they need packages that other benchmarks do without.
 """
 
 import dataclasses

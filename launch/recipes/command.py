@@ -1,6 +1,7 @@
-"""`medreport launch PLATFORM [options] -- COMMAND ...`: a short file that starts a command on many devices.
+"""`medreport launch PLATFORM [options] -- COMMAND ...`: a recipe, a short file that starts a command on many devices.
 
-The file is shown. `--write` keeps it, `--submit` starts it with the platform's own tool; otherwise nothing happens.
+The recipe is printed. `--write` keeps it and `--submit` starts it with the platform's own tool; otherwise nothing is
+started or written.
 """
 
 import os
@@ -17,7 +18,7 @@ from launch.recipes.platforms import PLATFORMS, Platform
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Show, write or start a recipe; the exit code of what was started. Raises UserError."""
+    """Print, write or start a recipe. Returns the exit code of what was started, otherwise 0. Raises UserError."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -41,11 +42,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def act(platform: Platform, text: str, file: Path | None, submit: bool) -> int:
-    """Write and start a recipe as asked for; the exit code. Raises UserError before either where one cannot be."""
+    """Write and start a recipe as asked for. Returns the exit code. Raises UserError before anything is started."""
     if submit and shutil.which(platform.tool) is None:
         raise UserError(
             f"{platform.tool}: not found, so nothing was started; {platform.remedy}, or use --write FILE and start the "
-            "file where it is"
+            f"file on a machine that has {platform.tool}"
         )
     if file:
         write_new(file, text)
@@ -57,7 +58,7 @@ def act(platform: Platform, text: str, file: Path | None, submit: bool) -> int:
     if platform.words == ("bash",):
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        # In the place of this process: a signal then reaches the script, which passes it on.
+        # Replaces this process, so that a signal reaches the script, which passes it on.
         os.execvp("bash", ["bash", "-c", text, str(file or "medreport-launch")])
     with tempfile.TemporaryDirectory() as folder:
         taken = file or Path(folder) / "recipe"
@@ -67,7 +68,7 @@ def act(platform: Platform, text: str, file: Path | None, submit: bool) -> int:
 
 
 def write_new(file: Path, text: str) -> None:
-    """Write the file whole. Raises UserError where there is one already, or it cannot be written."""
+    """Write the file atomically. Raises UserError where it exists already or cannot be written."""
     if file.exists() or file.is_symlink():
         raise UserError(f"{file}: exists; choose another file, or remove it")
     try:
@@ -84,11 +85,11 @@ def split_command(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def check_word(word: str) -> None:
-    """Raise UserError for a word of the command that no text file can hold."""
+    """Raise UserError for a word of the command that is not valid UTF-8."""
     try:
         word.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(f"{word!r}: is not UTF-8, as a word of a recipe must be") from error
+        raise UserError(f"{word!r}: is not valid UTF-8, as every word of the command must be") from error
 
 
 def parser_of(name: str, platform: Platform) -> Parser:
@@ -100,9 +101,9 @@ def parser_of(name: str, platform: Platform) -> Parser:
     )
     platform.add_options(parser)
     shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--dry-run", action="store_true", help="print the file, and nothing else")
-    shown.add_argument("--write", type=Path, metavar="FILE", help="keep it there")
-    parser.add_argument("--submit", action="store_true", help="start it (nothing is started otherwise)")
+    shown.add_argument("--dry-run", action="store_true", help="print the recipe and do nothing else")
+    shown.add_argument("--write", type=Path, metavar="FILE", help="write the recipe to FILE")
+    parser.add_argument("--submit", action="store_true", help="start the recipe (nothing is started otherwise)")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Recipes as plain text: templates whose blanks are filled, and words quoted so that they arrive as they were given."""
+"""Recipes as plain text: templates whose blanks are filled in, and words quoted so that they arrive unchanged."""
 
 import argparse
 import json
@@ -9,14 +9,14 @@ from pathlib import Path
 
 TEMPLATES = Path(__file__).parent / "templates"
 BLANK = re.compile(r"\{\{ (\w+) \}\}")
-PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)  # what no shell, `#SBATCH` line or YAML reads in another way
-NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")  # as Kubernetes and Google Cloud want it
+PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)  # means the same to a shell, a `#SBATCH` line and YAML
+NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")  # what Kubernetes and Google Cloud accept
 
 
 def fill(template: str, blanks: Mapping[str, str]) -> str:
     """The template with each `{{ name }}` filled in.
 
-    A line with an empty blank is left out. A blank that has a line to itself may hold several, which are indented.
+    A line with an empty blank is left out. A blank on a line of its own may hold several lines, which are indented.
     """
     lines: list[str] = []
     for line in (TEMPLATES / template).read_text("utf-8").split("\n"):
@@ -32,7 +32,7 @@ def fill(template: str, blanks: Mapping[str, str]) -> str:
 
 
 def bash_words(command: Sequence[str]) -> str:
-    """The words for a bash array, each option on a line of its own."""
+    """The words of a bash array, each option on a line of its own."""
     lines: list[list[str]] = [[]]
     for word in command:
         if word.startswith("-") and lines[-1]:
@@ -53,7 +53,7 @@ def quoted(word: str) -> str:
 
 
 def yaml_words(command: Sequence[str]) -> str:
-    """The words as the items of a YAML list for Kubernetes, which itself would replace `$(NAME)` in them."""
+    """The words as a YAML list for Kubernetes, which would otherwise expand `$(NAME)` in them."""
     words = (json.dumps(word.replace("$", "$$"), ensure_ascii=False) for word in command)
     return "\n".join(
         "- " + "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in word) for word in words
@@ -61,14 +61,14 @@ def yaml_words(command: Sequence[str]) -> str:
 
 
 def plain(text: str) -> str:
-    """The type of an option that is put into a recipe as it is."""
+    """The type of an option that enters a recipe unquoted."""
     if not PLAIN.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected letters, digits and @%+=:,./_- only, without spaces")
     return text
 
 
 def name(text: str) -> str:
-    """The type of the option that names a job."""
+    """The type of the option that names a job: a DNS label."""
     if not NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected up to 40 small letters, digits and -, a letter first")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected up to 40 lowercase letters, digits and -, a letter first")
     return text

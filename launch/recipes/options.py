@@ -10,95 +10,120 @@ PORTS = Within(1, 65_535)
 
 
 def common_options(parser: argparse.ArgumentParser, restarts: bool = False) -> None:
-    """The options of every platform."""
-    parser.add_argument("--name", type=name, default="medreport", help="of the job (%(default)s)")
+    """Add the options of every platform."""
+    parser.add_argument("--name", type=name, default="medreport", help="name of the job; default: %(default)s")
     parser.add_argument(
         "--join-timeout",
         type=bounded(Within(1, 86_400)),
         default=600,
-        help="seconds in which all hosts must arrive; one that does not is named (%(default)s)",
+        metavar="SECONDS",
+        help="how long to wait for all hosts; a missing host is named; default: %(default)s",
     )
     parser.add_argument(
-        "--cache", type=plain, help="directory of compiled programs for all runs (each run has its own)"
+        "--cache",
+        type=plain,
+        metavar="DIR",
+        help="directory of compiled programs that all runs share (default: in each run directory)",
     )
     if restarts:
         parser.add_argument(
-            "--restarts", type=bounded(COUNT_OR_NONE), default=100, help="at most, after exit code 75 (%(default)s)"
+            "--restarts",
+            type=bounded(COUNT_OR_NONE),
+            default=100,
+            metavar="N",
+            help="maximum number of restarts, as after exit code 75; default: %(default)s",
         )
 
 
 def shell_options(parser: argparse.ArgumentParser) -> None:
-    """The options of platforms whose hosts have a shell of the user's."""
-    parser.add_argument("--setup", default="", help="shell lines before the command: 'source .venv/bin/activate'")
-    parser.add_argument("--directory", type=plain, help="where the command starts")
+    """Add the options of platforms whose hosts run a shell."""
+    setup = "shell commands to run before the command, such as 'source .venv/bin/activate'"
+    parser.add_argument("--setup", default="", metavar="LINES", help=setup)
+    parser.add_argument("--directory", type=plain, metavar="DIR", help="directory in which the command starts")
 
 
 def slurm_options(parser: argparse.ArgumentParser) -> None:
-    """Those of `medreport launch slurm`."""
+    """Add the options of `medreport launch slurm`."""
     common_options(parser, restarts=True)
     shell_options(parser)
-    parser.add_argument("--nodes", type=bounded(COUNT), default=1, help="how many (%(default)s)")
-    parser.add_argument("--gpus", type=bounded(COUNT_OR_NONE), required=True, help="of each node; 0 for CPUs alone")
-    parser.add_argument("--cpus", type=bounded(COUNT), help="of each node (8 for each GPU)")
-    parser.add_argument("--time", type=plain, required=True, help="limit of one start: 24:00:00")
-    parser.add_argument("--notice", type=bounded(COUNT), default=300, help="seconds before it to save (%(default)s)")
-    parser.add_argument("--partition", type=plain, help="(the cluster's)")
-    parser.add_argument("--account", type=plain, help="(yours)")
-    parser.add_argument("--container", type=plain, help="image for enroot, where the cluster has pyxis")
-    parser.add_argument("--mounts", type=plain, help="of the container: /shared:/shared,/data:/data")
+    parser.add_argument("--nodes", type=bounded(COUNT), default=1, metavar="N", help="nodes; default: %(default)s")
+    gpus = "GPUs per node; 0 for CPU nodes"
+    parser.add_argument("--gpus", type=bounded(COUNT_OR_NONE), required=True, metavar="N", help=gpus)
+    cpus = "CPUs per node (default: 8 per GPU, 1 without GPUs)"
+    parser.add_argument("--cpus", type=bounded(COUNT), metavar="N", help=cpus)
+    parser.add_argument("--time", type=plain, required=True, help="time limit of each start, such as 24:00:00")
+    notice = "how long before the time limit the command is told to save; default: %(default)s"
+    parser.add_argument("--notice", type=bounded(COUNT), default=300, metavar="SECONDS", help=notice)
+    parser.add_argument("--partition", type=plain, help="partition (default: the cluster's)")
+    parser.add_argument("--account", type=plain, help="account (default: yours)")
+    parser.add_argument("--container", type=plain, metavar="IMAGE", help="image for enroot, on clusters with pyxis")
+    parser.add_argument("--mounts", type=plain, help="mounts of the container, such as /shared:/shared,/data:/data")
 
 
 def gke_options(parser: argparse.ArgumentParser) -> None:
-    """Those of `medreport launch gke`."""
+    """Add the options of `medreport launch gke`."""
     common_options(parser)
-    parser.add_argument("--topology", required=True, help="v6e:4x4, or of one GPU node h100:8")
-    parser.add_argument("--nodes", type=bounded(COUNT), help="how many, with GPUs (1)")
-    parser.add_argument("--chips-per-host", type=bounded(COUNT), help="of a TPU slice (all up to 2x4, otherwise 4)")
+    topology = "a TPU slice, such as v6e:4x4, or the GPUs of one node, such as h100:8"
+    parser.add_argument("--topology", required=True, help=topology)
+    parser.add_argument("--nodes", type=bounded(COUNT), metavar="N", help="GPU nodes (default: 1)")
+    chips = "TPU chips per host (default: all of a slice up to 2x4, otherwise 4)"
+    parser.add_argument("--chips-per-host", type=bounded(COUNT), metavar="N", help=chips)
     parser.add_argument("--image", type=plain, required=True, help="container image with this project")
-    parser.add_argument("--claim", type=plain, required=True, help="PersistentVolumeClaim that all nodes can write")
-    parser.add_argument("--mount", type=plain, default="/runs", help="where it is in the container (%(default)s)")
-    parser.add_argument("--spot", action="store_true", help="on nodes that may be taken away")
+    parser.add_argument("--claim", type=plain, required=True, help="PersistentVolumeClaim that all nodes can write to")
+    mount = "where the claim is mounted; default: %(default)s"
+    parser.add_argument("--mount", type=plain, default="/runs", metavar="DIR", help=mount)
+    parser.add_argument("--spot", action="store_true", help="use spot nodes, which can be preempted")
 
 
 def tpu_options(parser: argparse.ArgumentParser) -> None:
-    """Those of `medreport launch tpu`."""
+    """Add the options of `medreport launch tpu`."""
     common_options(parser, restarts=True)
     shell_options(parser)
-    parser.add_argument("--accelerator", type=plain, required=True, help="as Google Cloud calls it: v6e-16")
-    parser.add_argument("--runtime", type=plain, required=True, help="version of the machines' image: v2-alpha-tpuv6e")
-    parser.add_argument("--project", type=plain, required=True, help="of Google Cloud")
-    parser.add_argument("--zone", type=plain, required=True, help="that has the slices: us-east5-b")
-    parser.add_argument("--spot", action="store_true", help="on a slice that may be taken away")
+    parser.add_argument("--accelerator", type=plain, required=True, help="accelerator type, such as v6e-16")
+    parser.add_argument("--runtime", type=plain, required=True, help="runtime version, such as v2-alpha-tpuv6e")
+    parser.add_argument("--project", type=plain, required=True, help="Google Cloud project")
+    parser.add_argument("--zone", type=plain, required=True, help="zone of the slice, such as us-east5-b")
+    parser.add_argument("--spot", action="store_true", help="use a spot slice, which can be preempted")
 
 
 def skypilot_options(parser: argparse.ArgumentParser) -> None:
-    """Those of `medreport launch skypilot`."""
+    """Add the options of `medreport launch skypilot`."""
     common_options(parser)
     shell_options(parser)
-    parser.add_argument("--nodes", type=bounded(COUNT), default=1, help="how many (%(default)s)")
-    parser.add_argument("--accelerators", type=plain, required=True, help="of each node: H100:8")
-    parser.add_argument("--infra", type=plain, help="cloud, region and zone: gcp/us-central1 (any)")
+    parser.add_argument("--nodes", type=bounded(COUNT), default=1, metavar="N", help="nodes; default: %(default)s")
+    parser.add_argument("--accelerators", type=plain, required=True, help="accelerators of each node, such as H100:8")
+    infra = "cloud, and its region and zone, such as gcp/us-central1 (default: any)"
+    parser.add_argument("--infra", type=plain, help=infra)
     parser.add_argument("--image", type=plain, help="container image with this project")
-    parser.add_argument("--volume", type=plain, required=True, help="of sky volumes, for runs and data")
-    parser.add_argument("--mount", type=plain, default="/shared", help="where it is on the nodes (%(default)s)")
-    parser.add_argument("--spot", action="store_true", help="on nodes that may be taken away")
+    volume = "volume (`sky volumes`) for runs and data"
+    parser.add_argument("--volume", type=plain, required=True, metavar="NAME", help=volume)
+    mount = "where the volume is mounted; default: %(default)s"
+    parser.add_argument("--mount", type=plain, default="/shared", metavar="DIR", help=mount)
+    parser.add_argument("--spot", action="store_true", help="use spot nodes, which can be preempted")
 
 
 def ssh_options(parser: argparse.ArgumentParser) -> None:
-    """Those of `medreport launch ssh`."""
+    """Add the options of `medreport launch ssh`."""
     common_options(parser)
     shell_options(parser)
-    parser.add_argument("--hosts", type=plain, required=True, help="as ssh knows them: a,b,c; the first coordinates")
-    parser.add_argument("--address", type=plain, help="of the first, as the others reach it (its name)")
-    parser.add_argument("--port", type=bounded(PORTS), default=PORT, help="on which it listens (%(default)s)")
-    parser.add_argument("--logs", type=plain, default="logs", help="directory of one log for each host (%(default)s)")
+    hosts = "names that ssh knows, separated by commas; the first host coordinates"
+    parser.add_argument("--hosts", type=plain, required=True, metavar="A,B,C", help=hosts)
+    address = "address at which the others reach the first host (default: its name)"
+    parser.add_argument("--address", type=plain, help=address)
+    port = "port on which the first host listens; default: %(default)s"
+    parser.add_argument("--port", type=bounded(PORTS), default=PORT, help=port)
+    logs = "directory of the logs, one for each host; default: %(default)s"
+    parser.add_argument("--logs", type=plain, default="logs", metavar="DIR", help=logs)
 
 
 def local_options(parser: argparse.ArgumentParser) -> None:
-    """Those of `medreport launch local`."""
+    """Add the options of `medreport launch local`."""
     common_options(parser)
     shell_options(parser)
-    parser.add_argument("--processes", type=bounded(COUNT), required=True, help="of this machine")
-    parser.add_argument("--cpu-devices", type=bounded(COUNT), help="of each, on CPUs (each process has one GPU)")
-    parser.add_argument("--port", type=bounded(PORTS), default=PORT, help="on which the first listens (%(default)s)")
-    parser.add_argument("--logs", type=plain, default="logs", help="directory of one log for each (%(default)s)")
+    parser.add_argument("--processes", type=bounded(COUNT), required=True, metavar="N", help="processes to start")
+    devices = "CPU devices of each process (default: one GPU for each process)"
+    parser.add_argument("--cpu-devices", type=bounded(COUNT), metavar="N", help=devices)
+    port = "port on which the first process listens; default: %(default)s"
+    parser.add_argument("--port", type=bounded(PORTS), default=PORT, help=port)
+    logs = "directory of the logs, one for each process; default: %(default)s"
+    parser.add_argument("--logs", type=plain, default="logs", metavar="DIR", help=logs)

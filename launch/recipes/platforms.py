@@ -14,7 +14,7 @@ from common.errors import UserError
 from launch.recipes import options as of
 from launch.recipes.fill import TEMPLATES, bash_words, fill, yaml_words
 
-GKE = {  # the labels of the nodes that have a chip
+GKE = {  # the node label of each chip
     "v4": "tpu-v4-podslice",
     "v5e": "tpu-v5-lite-podslice",
     "v5p": "tpu-v5p-slice",
@@ -29,16 +29,16 @@ Options = argparse.Namespace
 class Platform(NamedTuple):
     """Where a command can be started."""
 
-    does: str  # in a few words
+    does: str  # completes "Start a command on"
     add_options: Callable[[argparse.ArgumentParser], None]
-    recipe: Callable[[Options, Sequence[str]], str]  # of the options and the command
-    tool: str  # that starts it
-    words: tuple[str, ...]  # which it is started with; the name of the file follows
-    remedy: str  # where the tool is missing
+    recipe: Callable[[Options, Sequence[str]], str]  # from the options and the command
+    tool: str  # the program that starts a recipe
+    words: tuple[str, ...]  # the command that starts a recipe, without the name of the file
+    remedy: str  # what to do where the tool is missing
 
 
 def common_blanks(options: Options) -> dict[str, str]:
-    """The blanks that are options as they were given."""
+    """The options as blanks, in the form in which they were given."""
     return {key: "" if value is None else str(value) for key, value in vars(options).items()}
 
 
@@ -51,22 +51,26 @@ def slurm(options: Options, command: Sequence[str]) -> str:
 
 
 def gke(options: Options, command: Sequence[str]) -> str:
-    """A JobSet. Raises UserError for a topology that GKE has not."""
+    """A JobSet. Raises UserError for a topology that GKE does not have."""
     kind, _, shape = options.topology.partition(":")
     if kind not in GKE or not re.fullmatch(r"\d+(x\d+)*", shape) or "0" in shape.split("x"):
         known = ", ".join(GKE)
         raise UserError(f"--topology {options.topology}: expected CHIP:SHAPE such as v6e:4x4 or h100:8; chips: {known}")
     tpu = kind.startswith("v")
     if tpu != ("x" in shape):
-        raise UserError(f"--topology {options.topology}: expected a shape such as v6e:4x4 of TPUs, a number of GPUs")
+        raise UserError(
+            f"--topology {options.topology}: expected a shape such as v6e:4x4 for TPUs, or a number of GPUs"
+        )
     if tpu and options.nodes:
-        raise UserError("--nodes: is for GPUs; the shape of a TPU slice says how many hosts it has")
+        raise UserError("--nodes: only for GPUs; the shape of a TPU slice determines its number of hosts")
     if not tpu and options.chips_per_host:
-        raise UserError("--chips-per-host: is for TPUs; h100:8 says how many GPUs a node has")
+        raise UserError(
+            "--chips-per-host: only for TPUs; for GPUs the topology gives the number per node, as in h100:8"
+        )
     count = math.prod(map(int, shape.split("x")))
     chips = options.chips_per_host or (count if not tpu or count <= 4 or shape == "2x4" else 4)
     if count % chips:
-        raise UserError(f"--chips-per-host {chips}: the {count} chips of {options.topology} cannot be split so")
+        raise UserError(f"--chips-per-host {chips}: does not divide the {count} chips of {options.topology}")
     blanks = common_blanks(options) | {"command": yaml_words(command), "accelerator": GKE[kind], "shape": shape}
     blanks |= {"chips": str(chips), "hosts": str(count // chips if tpu else options.nodes or 1)}
     blanks["spot"] = "true" if options.spot else ""
@@ -74,7 +78,7 @@ def gke(options: Options, command: Sequence[str]) -> str:
 
 
 def tpu(options: Options, command: Sequence[str]) -> str:
-    """A script that asks for the slice and starts the command there."""
+    """A script that requests the slice and starts the command there."""
     blanks = common_blanks(options) | {"command": bash_words(command), "spot": "--spot" if options.spot else ""}
     return fill("tpu.sh", blanks)
 
@@ -89,7 +93,7 @@ def ssh(options: Options, command: Sequence[str]) -> str:
     """A script that starts the command on each host and waits."""
     hosts = [host for host in options.hosts.split(",") if host]
     if not hosts:
-        raise UserError(f"--hosts {options.hosts}: expected names with commas between them")
+        raise UserError(f"--hosts {options.hosts}: expected names separated by commas")
     blanks = common_blanks(options) | {"command": bash_words(command), "hosts": " ".join(hosts)}
     blanks["address"] = options.address or hosts[0].rpartition("@")[2]
     return fill("ssh.sh", blanks | {"supervise": (TEMPLATES / "supervise.sh").read_text("utf-8")})
@@ -114,7 +118,7 @@ PLATFORMS = {
         "GPU nodes of a Slurm cluster", of.slurm_options, slurm, "sbatch", ("sbatch",), "run this on a login node"
     ),
     "gke": Platform(
-        "TPU slices or GPU nodes of GKE, by JobSet", of.gke_options, gke, "kubectl", ("kubectl", "apply", "-f"),
+        "a TPU slice or GPU nodes of GKE, as a JobSet", of.gke_options, gke, "kubectl", ("kubectl", "apply", "-f"),
         "install it: https://kubernetes.io/docs/tasks/tools",
     ),
     "tpu": Platform(
@@ -122,9 +126,9 @@ PLATFORMS = {
         "install it: https://cloud.google.com/sdk/docs/install",
     ),
     "skypilot": Platform(
-        "any cloud, by SkyPilot", of.skypilot_options, skypilot, "sky", ("sky", "jobs", "launch", "--yes"),
+        "any cloud, through SkyPilot", of.skypilot_options, skypilot, "sky", ("sky", "jobs", "launch", "--yes"),
         "install it in an environment of its own: pip install skypilot",
     ),
-    "ssh": Platform("a list of hosts", of.ssh_options, ssh, "ssh", ("bash",), "install OpenSSH's client"),
-    "local": Platform("processes of this machine", of.local_options, local, "bash", ("bash",), "install bash"),
+    "ssh": Platform("hosts reached by ssh", of.ssh_options, ssh, "ssh", ("bash",), "install OpenSSH's client"),
+    "local": Platform("this machine, as several processes", of.local_options, local, "bash", ("bash",), "install bash"),
 }  # fmt: skip

@@ -100,7 +100,9 @@ def is_free(port: int) -> bool:
 def test_auto_where_there_is_no_cluster_is_one_clear_line(monkeypatch, capsys):
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
     monkeypatch.setenv("MEDREPORT_HOSTS", "auto")
-    line = "error: MEDREPORT_HOSTS=auto: JAX knows no cluster here; set it to ADDRESS:PORT,COUNT,NUMBER on each host\n"
+    line = (
+        "error: MEDREPORT_HOSTS=auto: JAX detects no cluster here; set it to ADDRESS:PORT,COUNT,NUMBER on each host\n"
+    )
     assert refused(["train"], ["train"], capsys) == line
 
 

@@ -1,7 +1,7 @@
-"""`python -m tests.fuzz [--seconds N] [TARGET ...]`: damages valid files, and reads them, for a time each.
+"""`python -m tests.fuzz [--seconds N] [TARGET ...]`: damages valid files of each target and reads them.
 
-A reader may refuse a file with a UserError of one line; anything else is a fault. Hypothesis shrinks the file that
-shows it, which is kept in `fuzz-faults/`, and the exit code is 1.
+A reader may refuse a file with a UserError of one line; any other exception is a fault. Hypothesis shrinks the
+file that causes it, which is kept in `fuzz-faults/`, and the exit code is 1.
 """
 
 import argparse
@@ -23,10 +23,12 @@ MOST_MEMORY = 8 << 30  # bytes of this process
 
 
 def main() -> int:
-    """Fuzz the named targets, all by default."""
+    """Fuzz the named targets, all by default. Returns 1 if there was a fault, otherwise 0."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each target (%(default)s)")
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help="of " + ", ".join(TARGETS))
+    parser.add_argument("--seconds", type=float, default=60.0, help="time for each target; default: %(default)s")
+    parser.add_argument(
+        "targets", nargs="*", metavar="TARGET", help="some of " + ", ".join(TARGETS) + " (default: all)"
+    )
     options = parser.parse_args()
     if unknown := sorted({*options.targets} - {*TARGETS}):
         parser.error(f"unknown: {', '.join(unknown)}; expected some of {', '.join(TARGETS)}")

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-# What readers of text, numbers and containers stumble over.
+# What may trip up readers of text, numbers and containers.
 TOKENS = (
     b"", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\n\n", b'"', b"\\", b",", b"\t", b"{", b"[" * 2000, b"}",
     b"NaN", b"1e999", b"-1", b"9" * 5000, b"null", b"true", b"\xf0\x9f\xa9\xba", b"\xe2\x80\xa8", b"\xed\xa0\x80",
@@ -13,7 +13,7 @@ TOKENS = (
 
 @st.composite
 def damaged(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
-    """One of `seeds` after up to six edits: bytes are left out, changed, doubled, or something is put in."""
+    """One of `seeds` after one to six edits: bytes are deleted, replaced, doubled or inserted."""
     content = draw(st.sampled_from(seeds))
     for _ in range(draw(st.integers(1, 6))):
         start = draw(st.integers(0, len(content)))

@@ -40,14 +40,16 @@ from retsta_jax.terminology.terms import SHIPPED
 from tests.common import test_chexpert_plus, test_mimic, test_openi
 
 ASSETS = Path(__file__).parents[2]
-SECONDS = itertools.count(1)  # some readers keep what they read, by the time and size of a file
+SECONDS = itertools.count(1)  # some readers cache what they read by the time and size of the file
 
 
 class Target(NamedTuple):
-    """A reader, given a file of its own folder."""
+    """A reader and the files to damage for it."""
 
     name: str  # of the file
-    seeds: Callable[[Path], list[bytes]]  # valid ones, given an empty folder; what else the reader needs is put there
+    seeds: Callable[
+        [Path], list[bytes]
+    ]  # valid contents; puts whatever else the reader needs into the given empty folder
     read: Callable[[Path], object]
 
 
@@ -214,7 +216,7 @@ TARGETS = {
 
 
 def try_file(target: Target, folder: Path, content: bytes) -> None:
-    """Read a file with this content. Raises whatever the reader raises, but for a UserError of one line."""
+    """Read a file with this content. Raises whatever the reader raises, except a UserError of one line."""
     path = folder / target.name
     path.write_bytes(content)
     now = next(SECONDS) * 1_000_000_000

@@ -82,7 +82,7 @@ def test_parts_that_fail_are_one_line_and_the_next_go_on(monkeypatch, tmp_path, 
 
 def test_no_part_begins_after_the_seconds(monkeypatch):
     monkeypatch.setattr(device, "PARTS", {"late": lambda sizes: pytest.fail("began")})
-    assert device.measure("toy", 0.0, None)["parts"]["late"]["left_out"].endswith("of 0 seconds were over")
+    assert device.measure("toy", 0.0, None)["parts"]["late"]["left_out"].endswith("of 0 seconds had passed")
 
 
 def test_a_path_that_computes_something_else_is_found():

@@ -17,7 +17,6 @@ from common.config import read_config
 from common.config_options import parse
 from common.errors import UserError
 from common.metrics.text import evaluate_texts
-from common.phantoms.phantom import make_phantom
 from tests.pages import commands_of
 from tests.unicross_jax.runs import arguments, log, make_clip, start, unicross
 from unicross_jax.ablation import finished
@@ -37,19 +36,6 @@ def trained(tmp_path_factory, clip) -> Path:
     assert unicross(arguments(run_dir, clip)) == 0
     assert unicross(["evaluate", "--run-dir", str(run_dir)]) == 0
     return run_dir
-
-
-@pytest.fixture
-def images(tmp_path) -> list[str]:
-    """Two phantom studies of two images, in forms that people have."""
-    files = []
-    for number in (1, 2):
-        phantom = make_phantom(9, number, 48)
-        frontal, lateral = tmp_path / f"s{number}_a.png", tmp_path / f"s{number}_b.jpg"
-        Image.fromarray(phantom.frontal[:, 4:-4].astype(np.uint16) * 100).save(frontal)  # portrait, 16 bits
-        Image.fromarray(phantom.lateral).convert("RGB").save(lateral)
-        files += [str(frontal), str(lateral)]
-    return files
 
 
 def test_training_lowers_the_loss_and_leaves_what_others_need(trained):
@@ -160,25 +146,6 @@ def test_an_exported_model_writes_what_its_run_writes(trained, images, tmp_path)
         assert unicross(["report", *images, "--checkpoint", str(checkpoint), "--output", str(output)]) == 0
         texts.append(output.read_text())
     assert texts[0] == texts[1]
-
-
-@pytest.fixture
-def refused(capsys):
-    """Run the command; it must end with exit code 2 and one line of error, which is returned.
-
-    Lines that name the data and the devices may stand before it, where the error comes of the work itself.
-    """
-
-    def check(words: list[str]) -> str:
-        capsys.readouterr()
-        code = unicross(words)
-        *before, error = capsys.readouterr().err.splitlines(keepends=True)
-        assert code == 2, error
-        assert error.startswith("error: "), error
-        assert all(line.startswith(("data: ", "using ")) for line in before), before
-        return error
-
-    return check
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ export JAX_COMPILATION_CACHE_DIR={{ cache }}
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export ADDRESS="${nodes[0]}:$((20000 + SLURM_JOB_ID % 20000))"
-# What each node runs. The hosts are named, because JAX would give each task of Slurm a single GPU. Where a command fails,
-# the others have half a minute to end by themselves before srun ends them; one that is stuck needs that.
+# What each node runs. The hosts are named, because JAX would give each Slurm task a single GPU. Where one command fails,
+# the others have half a minute to end by themselves before srun ends them, which one that is stuck needs.
 task() {
     trap : TERM
     env MEDREPORT_HOSTS="$ADDRESS,$SLURM_NTASKS,$SLURM_PROCID" "$@"
@@ -38,7 +38,7 @@ srun --cpus-per-task={{ cpus }} --kill-on-bad-exit=1 --wait=0 \
     bash -c "$(declare -f task); task \"\$@\"" bash "${command[@]}"
 code=$?
 
-# 75: all is saved, or a host was lost. 143: SIGTERM came before the command could catch it. 137: a host was killed.
+# 75: the state is saved, or a host was lost. 143: SIGTERM came before the command could catch it. 137: a host was killed.
 if [[ $code == 75 || $code == 143 || $code == 137 ]] && ((${SLURM_RESTART_COUNT:-0} < {{ restarts }})); then
     echo "exit code $code: requeued"
     scontrol requeue "$SLURM_JOB_ID"

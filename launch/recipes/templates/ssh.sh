@@ -6,7 +6,7 @@ command=(
 hosts=({{ hosts }})
 logs={{ logs }}
 
-# What each host runs. Where this script or the connection ends, so does its input, and the command is told to save.
+# What each host runs. When this script or the connection ends, its input ends, and the command is told to save.
 on_host() {
     cd {{ directory }} || exit
     export MEDREPORT_JOIN_TIMEOUT={{ join_timeout }}

@@ -1,4 +1,4 @@
-# Waits for all. Where one ends with an error, the others mostly end by themselves; those that do not are stopped, and
+# Waits for all. Where one ends with an error, the others usually end by themselves; those that do not are stopped, and
 # those that are stuck are killed.
 trap stop INT TERM
 code=0

@@ -28,7 +28,7 @@ create() {
 }
 delete() { gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet; }
 
-# Waits for the slice. One that was taken away is asked for again.
+# Waits for the slice. A preempted one is requested again.
 acquire() {
     while true; do
         case "$(state)" in
@@ -53,11 +53,11 @@ for ((start = 0; start <= {{ restarts }}; start++)); do
         wait "$job"
         code=$?
     done
-    # 75: all is saved, or a host was lost. 143: SIGTERM came too early to be caught. 137: a host was killed. A slice that
-    # is gone returns others.
+    # 75: the state is saved, or a host was lost. 143: SIGTERM came too early to be caught. 137: a host was killed. Where
+    # the slice is gone, the code can be any.
     if [[ $stopped == 1 || $code == 0 ]]; then break; fi
     if [[ $code != 75 && $code != 143 && $code != 137 && $(state) == ACTIVE ]]; then break; fi
-    echo "exit code $code: started again" >&2
+    echo "exit code $code: starting again" >&2
 done
 echo "the slice is still there, and billed; delete it with:" \
     "gcloud compute tpus queued-resources delete $name ${where[*]} --force" >&2
