@@ -57,7 +57,9 @@ def put_in_parts(state: Any, new: Any, slots: Int[Array, " N"], parts: int) -> A
             rows = jnp.take(new, source, axis=axis)
             return jnp.where(jnp.expand_dims(changed, [d for d in range(rows.ndim) if d != axis]), rows, old)
 
-        split = (leaf.reshape(*leaf.shape[:axis], parts, -1, *leaf.shape[axis + 1 :]) for leaf in (old, new))
-        return jax.vmap(of_part, (axis, axis, 0, 0), axis)(*split, source, changed).reshape(old.shape)
+        old_parts, new_parts = (
+            leaf.reshape(*leaf.shape[:axis], parts, -1, *leaf.shape[axis + 1 :]) for leaf in (old, new)
+        )
+        return jax.vmap(of_part, (axis, axis, 0, 0), axis)(old_parts, new_parts, source, changed).reshape(old.shape)
 
     return jax.tree.map(one, state, new, axes)
