@@ -13,8 +13,12 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from common.generation.generate import DecodeSettings
+from common.generation.draft_length import draft_lengths
+from common.generation.drafts import Table
+from common.generation.generate import DecodeSettings, qwen2_decoder
 from common.generation.sampling import Sampling
+from common.generation.slots import Request, slot_programs
+from common.models.decoding import Prompts
 from common.models.lora import LoraConfig, init_lora
 from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_vl import Qwen2VLConfig, StudyRows
@@ -188,3 +192,29 @@ def test_labels_and_saliency(platform):
     products = re.findall(r"stablehlo\.dot_general.*", text)
     assert products
     assert all("precision = [HIGHEST, HIGHEST]" in product for product in products)  # no TF32, no bfloat16
+
+
+@pytest.mark.parametrize("drafts", [0, 8])
+def test_slots(platform, drafts):
+    """The state stays where it is, and weights are read as they are stored."""
+    config = dataclasses.replace(LANGUAGE, mrope_section=(), remat="none")
+    settings = DecodeSettings(CONTINUED, Sampling(1.0), group=GROUP, stop_ids=(1,), drafts=drafts)
+    programs = slot_programs(qwen2_decoder(config), settings, size=8)
+    weights = {"params": param_shapes(config)}
+    seed = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    reference = array(jnp.int32, 64) if drafts else None
+    batch = Request(array(jnp.int32), Prompts(array(jnp.int32, LENGTH), array(jnp.bool_, LENGTH)), reference)
+    state = jax.eval_shape(programs.empty, weights, seed, batch)
+    count = len(jax.tree.leaves(state))
+    (text,) = lowered(programs.admit, (weights, seed, batch, state, array(jnp.int32)), platform, donate_argnums=3)
+    assert donated(text) == count
+    assert rearranged_stacks(weights, text, "bf16") == []
+    table = Table(jax.ShapeDtypeStruct((1024,), jnp.uint32), jax.ShapeDtypeStruct((1024, 8), jnp.int32))
+    enough = jax.ShapeDtypeStruct((), jnp.int32)
+    prepared = jax.eval_shape(programs.prepare, weights)
+    assert jax.tree.structure(prepared) == jax.tree.structure(weights)
+    for number in draft_lengths(drafts):
+        advance = functools.partial(programs.advance, drafts=number)
+        (text,) = lowered(advance, (prepared, state, table, enough), platform, donate_argnums=1)
+        assert donated(text) == count
+        assert rearranged_stacks(prepared, text, "bf16") == []
