@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> None:
 def evaluate_file(chosen: argparse.Namespace) -> None:
     """Print, and write, the scores that the parsed command line asks for. Raises UserError before scoring.
 
-    Of several processes each reads the whole file and labels a share of its texts; the first one does the rest.
+    With several processes, each reads the whole file and labels a share of its texts; the first one does the rest.
     """
     check_own_object(chosen.output, ["intervals", "constant_report"])
     rows = read_jsonl(chosen.predictions, {"id": str | int, "prediction": str, "reference": str})
@@ -113,7 +113,7 @@ class Read(NamedTuple):
 def read_reports(rows: Rows, labeler: ReportLabeler, language: Language | None = None) -> Read:
     """What a labeler says of rows with "id", "prediction" and "reference".
 
-    Raises UserError for a labeler of other labels than CheXbert's.
+    Raises UserError for a labeler whose labels are not CheXbert's.
     """
     predictions, references = texts_of(rows)
     languages = languages_in(rows, language)
@@ -132,7 +132,7 @@ def evaluate_predictions(
     """The object that the command prints, of rows with "id", "prediction" and "reference".
 
     A scorer that fails, and GREEN and RadGraph where they are not given, are None under their names, with the reason in
-    the notes. Raises UserError for a labeler of other labels than CheXbert's.
+    the notes. Raises UserError for a labeler whose labels are not CheXbert's.
     """
     return score_reports(rows, read_reports(rows, labeler, language), language, scorers)
 
@@ -140,7 +140,7 @@ def evaluate_predictions(
 def score_reports(
     rows: Rows, read: Read, language: Language | None = None, scorers: Sequence[Scorer] = ()
 ) -> dict[str, Any]:
-    """The same, of reports that have been read."""
+    """The result of `evaluate_predictions` for reports that have been read."""
     result = evaluate_as_texts([dict(row) for row in rows], language, "all")
     _add(result, evaluate_labels(read.predicted, read.expected))
     baseline = evaluate_labels(read.always, read.expected, intervals=False)
@@ -164,7 +164,7 @@ def texts_of(rows: Rows) -> tuple[list[str], list[str]]:
 
 
 def languages_in(rows: Rows, language: Language | None) -> list[Language]:
-    """The language of each row: the one that is named for all, otherwise `languages_of`."""
+    """The language of each row: the one given for all, otherwise `languages_of`."""
     return languages_of(rows) if language is None else [language] * len(rows)
 
 

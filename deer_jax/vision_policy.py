@@ -88,7 +88,7 @@ def study_decoder(config: Qwen2VLConfig, layout: VisionLayout, lora: LoraConfig)
 
 
 def attention_uses(config: Qwen2VLConfig, layout: VisionLayout, length: int, continuation: int = 0) -> list[Use]:
-    """Where a model attends: the decoder on `length` tokens, continuations of such prompts, the vision tower."""
+    """Where the model attends: the decoder over `length` tokens, continuations of such prompts, the vision tower."""
     decoder, vision = config.language, config.vision
     patches, head_dim = len(layout.mask), vision.hidden_size // vision.num_heads
 

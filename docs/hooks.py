@@ -45,7 +45,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made of other files."""
     made = {
         "tutorials/notebook.md": notebook(json.loads((ROOT / "docs" / "notebook.ipynb").read_text("utf-8"))),
-        "contributing.md": (ROOT / "CONTRIBUTING.md").read_text("utf-8").replace("](docs/", "]("),
+        "contributing.md": (ROOT / "CONTRIBUTING.md")
+        .read_text("utf-8")
+        .replace("](docs/", "](")
+        .replace("](SECURITY.md", "](security.md"),
+        "security.md": (ROOT / "SECURITY.md").read_text("utf-8"),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text("utf-8"),
     }
     for path, text in made.items():

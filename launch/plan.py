@@ -1,9 +1,9 @@
-"""`medreport plan --preset NAME --topology v5e:2x4`: does the training step fit these devices, and what bounds it.
+"""`medreport plan --preset NAME --topology v5e:2x4`: whether the training step fits these devices, and what bounds it.
 
-The true step is compiled for a TPU slice (v5e:2x4) or for the GPUs of one node (h100:8), on a machine that has none of
-them: shapes stand for all arrays, so nothing of the model's size is allocated. It fits if the sum of its buffers does,
-and the compiler does not refuse it. The bounds on the time are arithmetic on data sheets: no step of this kind can be
-faster, and how close it comes is for a device to say.
+The actual step is compiled for a TPU slice (v5e:2x4) or for the GPUs of one node (h100:8), on a machine that has none
+of them: shapes stand for all arrays, so nothing of the model's size is allocated. It fits if the sum of its buffers
+does and the compiler accepts it. The command that writes reports with the preset's model is compiled, too. The bounds
+on the time come from data sheets: no such step can be faster, and only a device can show how close it comes.
 """
 
 import dataclasses

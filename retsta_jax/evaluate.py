@@ -54,10 +54,10 @@ def evaluate_run(
     """Score a run on its test or validation split; writes predictions.jsonl, metrics.json and report.html there.
 
     `limit` reports at most, if positive; `batch_size`, the reports at a time on each device, and `draft` change the
-    time alone. Of several processes each writes a share of the reports and the first one the files. Returns scores by
-    system. Raises UserError.
+    time alone. With several processes, each writes a share of the reports and the first one the files. Returns scores
+    by system. Raises UserError.
     """
-    read_metrics(run_dir / METRICS_FILE)  # which the page is to have: refused before anything is written
+    read_metrics(run_dir / METRICS_FILE)  # for the page: a damaged file is refused before anything is written
     trained = load_trained(run_dir)
     table = draft_table(trained, run_dir, draft)
     for name in OUTPUTS:
@@ -97,7 +97,7 @@ def save_scores(
     data: str,
     chosen: Mapping[str, Any],
 ) -> dict[str, Scores]:
-    """The scores of what models have written for `pairs`, and of baselines; writes the outputs of an evaluation.
+    """Score what models have written for `pairs`, and baselines, and write the files of an evaluation.
 
     `data` is the line that names the reports, `chosen` the options of the command.
     """

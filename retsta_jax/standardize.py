@@ -112,7 +112,7 @@ def standardize(
 ) -> Iterator[Standardized]:
     """The standard form of each report, in order, some batches at a time, with white space as in training targets.
 
-    `draft` and `table` (`draft_table`) change the time it takes. Of several processes each has reports of its own;
+    `draft` and `table` (`draft_table`) change the time it takes. With several processes, each has reports of its own;
     those that work `together` have the same ones, must all exhaust it, and each writes a share. Raises UserError naming
     a report whose logits are not finite, by its entry in `ids` or by its number from 1.
     """
@@ -148,7 +148,7 @@ def standardize(
 
 
 def decode_settings(trained: Trained, drafts: int = 0) -> DecodeSettings:
-    """The likeliest answer, of tokens that the tokenizer has."""
+    """Greedy decoding with the tokens of the tokenizer."""
     tokenizer: Tokenizer = trained.base.tokenizer
     return DecodeSettings(
         max_new_tokens=trained.config.max_new_tokens,
@@ -170,7 +170,7 @@ def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size
     """Standardize the reports of a file, or of standard input ("-"), into rows {"id", "standard", "complete"}.
 
     Rows are {"id", "report"}; plain text holds one report per line, and its ids are the line numbers. Rows
-    that `output` has already are kept and the rest is done. Of several processes each standardizes a share of the
+    that `output` has already are kept and the rest is done. With several processes, each standardizes a share of the
     reports, and the first one reads and writes the files. Raises UserError.
     """
     reports = [(id_, report) for id_, report in of_first(lambda: read_reports(source))]

@@ -89,7 +89,7 @@ def evaluate_run(
 
     `limit` studies at most, if positive; `batch_size` of them at a time on each device. `labeler` and
     `labeler_tokenizer` are as for `scoring_labeler`. `decoding`: beams and length_penalty where not those of the
-    config; `draft` changes the time alone. Of several processes each writes a share of the reports and the first one
+    config; `draft` changes the time alone. With several processes, each writes a share of the reports and the first one
     the files. Returns scores by system. Raises UserError.
     """
     history = read_metrics(run_dir / METRICS_FILE)

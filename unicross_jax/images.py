@@ -74,7 +74,7 @@ def report_images(
 ) -> None:
     """Write a row {"images", "report"} for each study, and a page with them. Raises UserError before writing a row.
 
-    `batch_size`, the studies at a time on each device, and `draft` change the time alone. Of several processes each
+    `batch_size`, the studies at a time on each device, and `draft` change the time alone. With several processes, each
     reads all images and reports a share of them; the first one writes.
     """
     first = jax.process_index() == 0

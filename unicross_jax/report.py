@@ -49,7 +49,7 @@ def generate_reports(
     ids: Sequence[object] | None = None,
     table: Table | None = None,
 ) -> Iterator[Written]:
-    """A report for each study, in order; greedy ones sooner with a table of drafts, but for `published` conditioning.
+    """A report for each study, in order. A table of drafts speeds up greedy ones, except with `published` conditioning.
 
     Under several processes all must exhaust it; each writes the reports of a share of the studies. Raises UserError
     naming a study whose logits are not finite, by its entry in `ids` or by its number from 1.
@@ -87,9 +87,9 @@ def generate_reports(
 def draft_table(trained: Trained, run_dir: Path, draft: Draft) -> Table | None:
     """The table of a run's training reports, where `draft` asks for it and reports are written greedily.
 
-    That of an exported model lies in the run around it.
+    The table of an exported model is in the run directory that contains the model.
 
-    Raises UserError where it is unusable, and for a draft that was named beside beams.
+    Raises UserError where it is unusable, and where `draft` asks for drafts although reports are written with beams.
     """
     if trained.config.beams > 1:
         if draft == "reports":

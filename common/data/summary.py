@@ -73,7 +73,7 @@ def study_line(
 def say_data(line: str, *, rows_on_stdout: bool = False) -> str:
     """Print the line, on standard error where standard output is for rows, and return it.
 
-    Of several processes, only the first one prints.
+    With several processes, only the first one prints.
     """
     if is_first_process():
         say(line, error=rows_on_stdout)

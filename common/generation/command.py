@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
 def decode_file(arguments: argparse.Namespace) -> None:
     """Write, or go on writing, what the parsed command line asks for. Raises UserError.
 
-    Of several processes each reads the whole file and does a share of its rows; the first one writes.
+    With several processes, each reads the whole file and does a share of its rows; the first one writes.
     """
     first = jax.process_index() == 0
     required: dict[str, Any] = {"id": str | int, "prompt": str} | ({"completion": str} if arguments.score else {})

@@ -1,4 +1,4 @@
-"""New prompts in the slots of a decode state: in place on one device, or within each part of a state that is split."""
+"""Putting new prompts into the slots of a decoding state: on one device, or within each part of a split state."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from common.types import PyTree
 
 
 def put(state: Any, new: Any, slots: Int[Array, " R"]) -> Any:
-    """`state` with new prompts in some of its slots, one after the other; a slot that does not exist takes nothing."""
+    """`state` with new prompts in some of its slots, one after the other; slots that do not exist are ignored."""
     axes = row_axes(state)
 
     def place(number: Array, state: Any) -> Any:

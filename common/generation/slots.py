@@ -2,9 +2,9 @@
 
 So throughput follows the mean length of what is written, not the longest of each batch. Two jitted programs hold S
 slots on each device: one reads R prompts into free slots, one adds tokens until R slots have ended. The host looks at
-what has ended in between. Devices that hold whole weights run apart, each over its own slots; weights that are split
-over devices (`mesh`) work in step. Several processes that work in step fill all slots at the same time, since none of
-them knows which slots of the others are free.
+what has ended in between. Devices that hold whole weights run independently, each over its own slots; devices over
+which a mesh splits the weights work in step. Several processes that work in step fill all slots at the same time, since
+none of them knows which slots of the others are free.
 """
 
 import collections
@@ -174,7 +174,7 @@ def make_slots(decoder: Decoder, settings: DecodeSettings, size: int, layout: De
         with layout.context():
             return program(*arguments)
 
-    # States come and go in one sharding: with another, `admit` would be compiled again for what `advance` returns.
+    # States keep one sharding: otherwise `admit` would be compiled again for what `advance` returns.
     if layout.mode == "mesh":
         admit = _kept_in_place(lambda kept: jax.jit(programs.admit, donate_argnums=3, out_shardings=kept), 3)
         rest = (batch_sharding(layout),) * 2
@@ -190,7 +190,7 @@ def make_slots(decoder: Decoder, settings: DecodeSettings, size: int, layout: De
 
 
 def _kept_in_place(compile_for: Callable[[PyTree], Callable[..., Any]], state: int) -> Callable[..., Any]:
-    """A program whose argument number `state` comes back in the shardings that it had when it first came."""
+    """A program that returns its argument number `state` in the shardings that this argument had at the first call."""
     compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def run(*arguments: Any) -> Any:
@@ -208,7 +208,7 @@ def run_slots(
     """The place of each request in the queue with its continuations (numpy, [G T]), as they end.
 
     A row's random key is made of `seed` and its number, so that what is written for it depends on nothing beside it.
-    Under several processes each has a queue of its own; where they work in step, queues of one length.
+    With several processes, each has its own queue; where they work in step, all queues must have the same length.
     """
     layout, count, group = slots.layout, slots.size, slots.settings.group
     parts = layout.row_shards // processes(layout)
@@ -222,7 +222,7 @@ def run_slots(
     root = np.asarray(jax.random.key_data(jax.random.key(seed)))
     state: Any = None
     lengths, chance = draft_lengths(slots.settings.drafts), FIRST_CHANCE
-    chosen = np.zeros((parts * count, 2), int)  # tokens of each slot: those that were no drafts, and drafts
+    chosen = np.zeros((parts * count, 2), int)  # tokens of each slot: those that were not drafts, and drafts
 
     def prepare(each: int) -> None:
         while len(waiting) < parts * each and (numbered := next(source, None)) is not None:
@@ -261,13 +261,13 @@ def run_slots(
 
 
 def _slot_numbers(places: Int[np.ndarray, " N"], parts: int, count: int) -> Int[np.ndarray, " M"]:
-    """The slots of all devices, numbered through, that `places` of R for each device name."""
+    """Indices over the slots of all devices from `places`, R of each device, without those that do not exist."""
     of_part = places.reshape(parts, -1) + np.arange(parts)[:, None] * count
     return of_part[places.reshape(parts, -1) < count]
 
 
 def _chosen_tokens(generated: Generated) -> Int[np.ndarray, "N 2"]:
-    """Tokens of each slot that were no drafts, and those that were."""
+    """The numbers of tokens of each slot that were not drafts, and that were."""
     drafted = np.asarray(generated.drafted).sum(axis=(1, 2))
     return np.stack([np.asarray(generated.lengths).sum(axis=1) - drafted, drafted], axis=1)
 

@@ -123,7 +123,7 @@ def owning(
 ) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
     """A decorator: while the function runs, the path that is its `argument` is locked.
 
-    Of several processes the first locks, and all others wait to hear whether it could: all must call the function.
+    With several processes, all must call the function: the first one locks, and the others wait for the outcome.
     """
 
     def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -194,7 +194,7 @@ def _beside(file: Path) -> Path:
 
 
 def warn_of_writer(path: str | Path) -> None:
-    """Say on standard error, of several processes in the first one, where another is writing what this one reads."""
+    """Warn on standard error, in the first of several processes, if another process is writing what this one reads."""
     if is_first_process() and (holder := writer_of(path)) is not None:
         print(f"warning: {path} is still being written by {holder}; what it holds by now is read", file=sys.stderr)
 

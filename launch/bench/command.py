@@ -3,9 +3,9 @@
 Without `--peer` nothing beyond jax, flax, optax, jaxtyping and numpy is imported (by `rl` also Orbax, safetensors and
 tokenizers, by `slots` and `speculation` tokenizers), so it runs on a bare image. With `--peer` the same work is done by
 PyTorch in a child process, in turns with ours, and the ratios of the medians are printed. Weights are random where the
-speed does not depend on them. `sft` and `decode` are those of `launch.bench.decoder`, the others modules of their name
-in `launch.bench`: `slots` and `speculation` write reports as the ones of `--reports` are, `rl` includes `labeler`, and
-`speculation`, `standardize` and `duplicates` have no peer. `device` is the one to run on a new accelerator: parity and
+speed does not depend on them. `sft` and `decode` are in `launch.bench.decoder`, the others in the module of their name
+in `launch.bench`: `slots` and `speculation` write reports like those of `--reports`, `rl` includes `labeler`, and
+`speculation`, `standardize` and `duplicates` have no peer. Run `device` on a new accelerator: it measures parity and
 speed of every model, with random weights.
 """
 

@@ -80,7 +80,7 @@ class Funnel:
 
 
 def label_reports(run_dir: Path, source: str, output: Path, judge: Judge, config: LabelConfig) -> Funnel:
-    """Label the reports of a file into a directory, and filter them, of several processes in the first one.
+    """Label the reports of a file into a directory, and filter them. With several processes, the first one filters.
 
     Raises UserError.
     """

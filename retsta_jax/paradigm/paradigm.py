@@ -361,7 +361,7 @@ def scores_there(run_dir: Path) -> dict[str, Scores] | None:
 
 
 def write_pairs(file: Path, pairs: Sequence[ReportPair]) -> None:
-    """Write pairs as JSONL, of several processes in the first one."""
+    """Write pairs as JSONL, in the first of several processes."""
     of_first(lambda: write_rows(file, (dataclasses.asdict(pair) for pair in pairs)))
 
 

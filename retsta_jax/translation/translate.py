@@ -132,8 +132,8 @@ def translate_file(
 ) -> Counts:
     """Write or continue OUTPUT and OUTPUT.quarantine.jsonl; of all their rows the counts.
 
-    `made_with` is what of the translator decides the rows. `start` hears how many pairs are done already. Of several
-    processes the first one translates. Raises UserError, also where the rows there were made otherwise.
+    `made_with` records what determines the rows. `start` is given the number of pairs that are done already. With
+    several processes, the first one translates. Raises UserError, also where the rows there were made otherwise.
     """
     check_languages(terms)
     check_ids(pairs, to)
@@ -149,7 +149,7 @@ def _write_translations(
     made_with: Mapping[str, Any],
     start: Callable[[int], None],
 ) -> tuple[int, Mapping[str, int]]:
-    """What `Counts` holds."""
+    """The fields of `Counts`."""
     quarantine = quarantine_of(output)
     done = pairs_done(pairs, to, output, quarantine)
     settings = {"to": to, "terminology": terminology_record(terms), **made_with}

@@ -1,4 +1,4 @@
-"""What tests of recipes share: recipes with their usual options, and stand-ins for tools of platforms."""
+"""What tests of recipes share: usual options for each platform, and stand-ins for the tools of platforms."""
 
 import os
 import subprocess
@@ -17,13 +17,13 @@ USUAL = {
     "local-cpu": "local --processes 2 --cpu-devices 2",
     "local-gpu": "local --processes 2",
 }
-# Words that a shell, YAML, Slurm or Kubernetes would read in another way.
+# Words that a shell, YAML, Slurm or Kubernetes would change.
 AWKWARD = [
     "a b", "it's", '"quoted"', "$HOME", "$(date)", "$$", "`date`", "two\nlines", "\n#SBATCH --nodes=9", "tab\t.",
     "\\", "\\n'", "*", "", "-x", "--", "é 中 😀", "{{ name }}", "%%", "!", "~", "a=b;c&d|e>f", "# no comment",
     "nbsp\u00a0\u2028\x85\r",
 ]  # fmt: skip
-# Keeps its words, and the hosts it is told of, in a file of its own.
+# Records its arguments and MEDREPORT_HOSTS in a file of its own.
 RECORD = """#!/bin/bash
 { printf '%s\\0' "$MEDREPORT_HOSTS" "$@"; } >"$RECORDS/$$"
 exit "${RECORD_CODE:-0}"
@@ -31,14 +31,14 @@ exit "${RECORD_CODE:-0}"
 
 
 def recipe(words: list[str], command: list[str]) -> str:
-    """The text of a recipe: of the words after `medreport launch`, without the command."""
+    """The text of a recipe, from the words after `medreport launch` and the command."""
     platform = PLATFORMS[words[0]]
     options, _ = split_command(words[1:])
     return platform.recipe(parser_of(words[0], platform).parse_args(options), command)
 
 
 class Tools:
-    """A folder of small programs that come first on PATH, and what `record` was started with."""
+    """A folder of small programs that come first on PATH, and the arguments of each start of `record`."""
 
     def __init__(self, folder: Path) -> None:
         self.bin, self.records = folder / "bin", folder / "records"
@@ -48,7 +48,7 @@ class Tools:
         self.environment = os.environ | {"PATH": f"{self.bin}:{os.environ['PATH']}", "RECORDS": str(self.records)}
 
     def add(self, name: str, text: str) -> None:
-        """A program."""
+        """Add a program."""
         file = self.bin / name
         file.write_text(text)
         file.chmod(0o755)

@@ -1,4 +1,4 @@
-"""A Slurm cluster of two nodes on the loopback addresses of this machine, of Debian's slurm-wlm and munge."""
+"""A Slurm cluster of two nodes on loopback addresses, with slurm-wlm and munge from Debian."""
 
 import getpass
 import os
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-# Nodes are called by their addresses, so that their names resolve. What a job inherits from its host is of no concern.
+# Nodes are named by their addresses, so that their names resolve.
 CONFIG = """
 ClusterName=test
 SlurmctldHost=localhost
@@ -49,7 +49,7 @@ PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 
 
 class Cluster:
-    """Runs commands of Slurm."""
+    """Runs the commands of Slurm."""
 
     def __init__(self, folder: Path) -> None:
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}
