@@ -69,7 +69,7 @@ def load_table(run_dir: Path, tokenizer: CanEncode, vocabulary: int) -> Table | 
     file = run_dir / TABLE_FILE
     if not file.is_file():
         if is_first_process():
-            note = "does not exist, so nothing is drafted; it is written at the end of a training"
+            note = "does not exist, so there are no drafts from reports; a training writes it at its end"
             say(f"note: {file} {note}", error=True)
         return None
     try:

@@ -24,7 +24,7 @@ export JAX_COMPILATION_CACHE_DIR={{ cache }}
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export ADDRESS="${nodes[0]}:$((20000 + SLURM_JOB_ID % 20000))"
 # What each node runs. The hosts are named, because JAX would give each Slurm task a single GPU. Where one command fails,
-# the others have half a minute to end by themselves before srun ends them, which one that is stuck needs.
+# srun ends the others half a minute later, so that they can end by themselves, even where one was stuck.
 task() {
     trap : TERM
     env MEDREPORT_HOSTS="$ADDRESS,$SLURM_NTASKS,$SLURM_PROCID" "$@"
