@@ -31,7 +31,7 @@ def test_nothing_is_kept_of_texts_that_hold_too_little(tmp_path, capsys):
     save_table(tmp_path, [[3], []], Letters())
     assert not list(tmp_path.iterdir())
     assert load_table(tmp_path, Letters(), 50) is None
-    assert "nothing is drafted" in capsys.readouterr().err
+    assert "there are no drafts from reports" in capsys.readouterr().err
 
 
 def test_the_table_of_another_tokenizer_is_refused(tmp_path):
