@@ -17,6 +17,7 @@ class Compiled(NamedTuple):
     seconds: float
     processor_seconds: float = 0.0
     workspace: int = 0  # of `temporary`, what the compiler does not know of
+    received: dict[str, int] | None = None  # from other devices in one run, by kind (`launch.collectives`)
 
 
 def search_micro_batch(

@@ -197,6 +197,7 @@ def make_plan(
         "bytes_per_device": found.total,
         "argument_bytes": found.arguments,
         "temp_bytes": found.temporary,
+        "received_bytes": found.received,
         "bytes": kinds[config.micro_batch],
         "memory_bytes": on.chip.memory,
         "usable_bytes": limit,

@@ -96,6 +96,7 @@ def plan_step(config: RlConfig, model: Qwen2VLConfig, topology: str) -> dict[str
                 "bytes_per_device": one.total,
                 "argument_bytes": one.arguments,
                 "temp_bytes": one.temporary,
+                "received_bytes": one.received,
                 "bytes": kinds,
                 **caches.get(name, {}),
                 "compile_seconds": round(one.seconds, 1),

@@ -110,6 +110,7 @@ def plan_step(config: SftConfig, model: Qwen2VLConfig, topology: str) -> dict[st
         "bytes_per_device": found.total,
         "argument_bytes": found.arguments,
         "temp_bytes": found.temporary,
+        "received_bytes": found.received,
         "bytes": bytes_by_kind(found, state, fixed),
         "memory_bytes": on.chip.memory,
         "usable_bytes": int(on.chip.usable * on.chip.memory),

@@ -77,6 +77,7 @@ def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: i
         "bytes_per_device": found.total,
         "argument_bytes": found.arguments,
         "temp_bytes": found.temporary,
+        "received_bytes": found.received,
         "bytes": bytes_by_kind(found, state, frozen),
         "memory_bytes": on.chip.memory,
         "usable_bytes": int(on.chip.usable * on.chip.memory),

@@ -26,6 +26,7 @@ from common.models.attention_choice import Implementation, choose_implementation
 from common.training.parallel import DeviceLayout, Rules, shardings
 from common.types import PyTree, TrainState
 from launch.chips import CHIPS, GIB, Chip, Gpu, gpu_target
+from launch.collectives import received_bytes
 from launch.micro_batch_search import Compiled
 
 GPUS_OF_NODE = 8
@@ -129,7 +130,9 @@ def compile_abstract(step: Any, arguments: Sequence[PyTree], layout: DeviceLayou
         + memory.generated_code_size_in_bytes
     )
     took = time.perf_counter() - started, time.process_time() - processor
-    return Compiled(True, total, memory.argument_size_in_bytes, memory.temp_size_in_bytes, *took), program
+    received = received_bytes(program.as_text() or "")
+    sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    return Compiled(True, total, *sizes, *took, received=received), program
 
 
 def attention_of(

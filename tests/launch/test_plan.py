@@ -13,7 +13,7 @@ import pytest
 
 from common.errors import UserError
 from common.models.qwen2 import Qwen2Config
-from common.training.flops import PEAK_FLOPS, peak_flops, train_flops
+from common.training.flops import PEAK_FLOPS, matrix_parameters, peak_flops, train_flops
 from common.training.parallel import MeshConfig, make_device_layout
 from launch import chips, plan, slices
 from launch.micro_batch_search import OUT_OF_TIME, Compiled, search_micro_batch, search_outcome
@@ -77,6 +77,8 @@ def check_tiny(found):
     assert min(found["bytes"].values()) >= 0
     assert sum(found["bytes"].values()) == found["bytes_per_device"]
     assert found["usable_bytes"] < found["memory_bytes"]
+    weights = 2 * matrix_parameters(SIZES) * 7 / 8  # in bfloat16, from the 7 others, in the 2 passes of 2 micro-batches
+    assert 0.9 * 4 * weights < found["received_bytes"]["all-gather"] < 1.5 * 4 * weights
     bounds = found["bounds"]
     assert bounds[f"{bounds['bound_by']}_seconds"] == max(
         bounds[f"{name}_seconds"] for name in ("compute", "memory", "links")
