@@ -2,8 +2,9 @@
 
 Ordinarily the first of them raises `Stopped` where the main thread is, and `common.command.run_cli` makes one line and
 an exit code of it. In a block of `held` it is remembered instead: a training loop ends with its state saved, a row or a
-checkpoint is written whole. A second SIGINT ends the process at once. So does the end of `GRACE_SECONDS` where nothing
-is held: a main thread that compiles or waits for a device hears no signal.
+checkpoint is written whole; where that takes long, a line says what is waited for. A second SIGINT ends the process at
+once, and so does a second SIGTERM `AGAIN_SECONDS` later. So does the end of `GRACE_SECONDS` where nothing is held: a
+main thread that compiles or waits for a device hears no signal.
 """
 
 import contextlib
@@ -20,6 +21,8 @@ EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}  # EX_TEMPFAIL, start the 
 WORDS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
 GRACE_SECONDS = 10.0
 TICK_SECONDS = 0.5
+SAY_SECONDS = 2.0  # after which a command that goes on says what it waits for
+AGAIN_SECONDS = 5.0  # schedulers signal a script and its processes, or a job twice: what comes together is one signal
 
 
 class Stopped(KeyboardInterrupt):
@@ -39,13 +42,16 @@ class Stopped(KeyboardInterrupt):
 
 
 class _Signals:
-    """What has been received, and how many blocks hold it back. Signals belong to a process, and so does this."""
+    """What has been received, and the blocks that hold it back. Signals belong to a process, and so does this."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        self.received, self.raised, self.held = 0, False, 0
+        self.received, self.raised = 0, False
+        self.held = 0
+        self.waits: list[str] = []  # what is waited for, in blocks within blocks
+        self.requests = 0  # signals that this process is about to get from itself
         self.last_line = threading.Lock()
 
 
@@ -69,6 +75,7 @@ def received() -> int:
 
 def request(number: int) -> None:
     """Do as if the signal had come: for what other hosts say. Any thread may call it."""
+    _signals.requests += 1
     os.kill(os.getpid(), number)
 
 
@@ -101,19 +108,31 @@ def handled() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
-    """In this block a signal is remembered; where the block ends well, it is heard there."""
+def held(what: str = "what is being written") -> Iterator[None]:
+    """In this block a signal is remembered; where the block ends well, it is heard there. `what` is waited for."""
     _signals.held += 1
     try:
-        yield
+        with named(what):
+            yield
     finally:
         _signals.held -= 1
     check()
 
 
+@contextlib.contextmanager
+def named(what: str) -> Iterator[None]:
+    """Where a signal is held back, what is waited for in this block."""
+    _signals.waits.append(what)
+    try:
+        yield
+    finally:
+        _signals.waits.remove(what)
+
+
 def check() -> None:
-    """Raise `Stopped` where a signal has come that nothing holds back and that has not been raised yet."""
-    if _signals.received and not _signals.held and not _signals.raised:
+    """In the main thread, raise `Stopped` where a signal has come that nothing holds back, once."""
+    here = threading.current_thread() is threading.main_thread()
+    if here and _signals.received and not _signals.held and not _signals.raised:
         _signals.raised = True
         raise Stopped(_signals.received)
 
@@ -143,9 +162,10 @@ def _say_unless_stopped(hook: Callable[["sys.UnraisableHookArgs"], object]) -> C
 
 
 def _watch(heard: socket.socket) -> None:
-    """End the process at a second SIGINT, or where it should have ended by itself."""
+    """End the process at a second signal, or where it should have ended by itself; say what it waits for."""
     heard.settimeout(TICK_SECONDS)
-    first, interrupts, idle = 0, 0, 0.0
+    first, since, idle, interrupts, said = 0, 0.0, 0.0, 0, False
+    asked = 0.0  # when the first signal came that this process did not send itself
     while True:
         before = time.monotonic()
         try:
@@ -154,16 +174,33 @@ def _watch(heard: socket.socket) -> None:
                 return
         except TimeoutError:
             numbers = b""
-        for number in numbers:
-            if number in (signal.SIGINT, signal.SIGTERM):
-                first = first or number
-                interrupts += number == signal.SIGINT
-        if interrupts > 1:
-            end_now(exit_code(signal.SIGINT), "")
+        now = time.monotonic()
+        for number in filter(EXIT_CODES.__contains__, numbers):
+            # Other hosts are told of it also while the main thread hears nothing.
+            first = _signals.received = _signals.received or number
+            since = since or now
+            if _signals.requests:
+                _signals.requests -= 1
+                continue
+            interrupts += number == signal.SIGINT
+            if interrupts > 1:
+                end_now(exit_code(signal.SIGINT), "")
+            asked = asked or now
+            if now - asked > AGAIN_SECONDS:
+                end_now(exit_code(first), f"{stop_word(first)} at once by a second signal")
+        waits = _signals.waits[-1:]
+        if first and _signals.held and waits and not said and now - since > SAY_SECONDS:
+            said = True
+            _say(f"{stop_word(first)}: waiting for {waits[0]}; a second signal ends at once")
         # A saving or a step that is under way is not cut off.
-        idle = idle + time.monotonic() - before if first and not _signals.held else 0.0
+        idle = idle + now - before if first and not _signals.held else 0.0
         if idle > GRACE_SECONDS:
             end_now(exit_code(first), stop_word(first))
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode())
 
 
 def last_line() -> bool:
@@ -174,6 +211,5 @@ def last_line() -> bool:
 def end_now(code: int, message: str) -> None:
     """End the process from any thread, without a word from any other."""
     if message and last_line():
-        with contextlib.suppress(OSError):
-            os.write(2, f"error: {message}\n".encode())
+        _say(f"error: {message}")
     os._exit(code)

@@ -202,7 +202,7 @@ def _damage(directory: Any) -> Iterator[None]:
     and some are plain `Exception`.
     """
     try:
-        with held():  # the event loops of Orbax are not to be left half-way
+        with held("a checkpoint"):  # the event loops of Orbax are not to be left half-way
             yield
     except Exception as error:
         if isinstance(error, UserError) or "RESOURCE_EXHAUSTED" in str(error):
@@ -269,7 +269,7 @@ def _check_note(checkpoints: Checkpoints, manager: ocp.CheckpointManager, step: 
 def _disk_errors(directory: Any) -> Iterator[None]:
     """Turn errors of the file system into one line. Orbax and TensorStore raise them as several types."""
     try:
-        with held():  # as above
+        with held("a checkpoint"):  # as above
             yield
     except (OSError, ValueError, RuntimeError) as error:
         known = (

@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.io.fingerprints import fingerprint
 from common.io.terminal import say
 from common.process.host_watch import stop_asked
-from common.process.stopping import Stopped, held, received, stop
+from common.process.stopping import Stopped, held, named, received, stop
 from common.training.checkpoint import CHECKPOINTS, Checkpoints, best_so_far, restore_latest, save_best, save_latest
 from common.training.evaluation import BY_LOSS, Best, Evaluation, best_every, check_best, due
 from common.training.logs import LOGS, SECONDS, Logs, open_logs
@@ -143,7 +143,8 @@ def train(
         for evaluation in due(evaluations, index, index == total_steps):
             try:
                 check()
-                extra |= evaluation.measure(state, check)
+                with named("the batch at hand of an evaluation"):
+                    extra |= evaluation.measure(state, check)
             except Stopped:
                 return False
         if extra and best.name not in extra and (index % best_interval == 0 or index == total_steps):
@@ -173,7 +174,8 @@ def train(
             timed = clock.dispatched(metrics)
             traced(index - first, metrics)
             if index == first + 1:
-                block.enter_context(held())  # before, there was nothing to save, and compiling can take minutes
+                # Before, there was nothing to save, and compiling can take minutes.
+                block.enter_context(held("the update at hand"))
             # One step ahead at most: the previous step's numbers are fetched while this one runs.
             if waiting is not None:
                 _write(logs, run_dir, index - 1, waiting())

@@ -109,6 +109,50 @@ def test_a_main_thread_that_hears_nothing_is_ended(numbers, code, said):
     assert (done.returncode, done.stderr) == (code, said)
 
 
+HELD = """
+import hashlib, os, signal, sys, threading
+from common.process import stopping
+from common.command import run_cli
+stopping.SAY_SECONDS, stopping.AGAIN_SECONDS = 0.2, 1.0
+DO = {"signal": lambda: os.kill(os.getpid(), signal.SIGTERM), "say": lambda: os.write(2, b"still here\\n"),
+      "host": lambda: stopping.request(signal.SIGTERM)}
+def main(arguments):
+    for after, what in enumerate(arguments):
+        threading.Timer(0.5 + after * 0.7, DO.get(what, int)).start()
+    with stopping.held("the update at hand"), stopping.named("a validation"):
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # a library that takes minutes
+run_cli(main)
+"""
+
+
+@pytest.mark.parametrize("moments", ["signal signal say signal", "host - signal say - signal"])
+def test_what_is_waited_for_is_said_and_a_second_signal_ends_the_wait(moments):
+    """Those that come together, as a scheduler sends them, and those of other hosts are not taken for a second one."""
+    done = subprocess.run(
+        [sys.executable, "-c", HELD, *moments.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False
+    )
+    waiting = "terminated: waiting for a validation; a second signal ends at once\n"
+    assert done.stderr == waiting + "still here\nerror: terminated at once by a second signal\n"
+    assert done.returncode == 75
+
+
+DEAF = """
+import hashlib, os, signal, threading
+from common.process import stopping
+from common.command import run_cli
+def main(arguments):
+    threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    threading.Timer(0.5, lambda: os._exit(stopping.received())).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+run_cli(main)
+"""
+
+
+def test_other_hosts_can_be_told_while_the_main_thread_hears_nothing():
+    done = subprocess.run([sys.executable, "-c", DEAF], cwd=ROOT, check=False)
+    assert done.returncode == signal.SIGTERM
+
+
 # Of a training: signals in a step, in a validation, while a checkpoint is written, and before the first step.
 
 
