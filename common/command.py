@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.io.terminal import printable
 from common.process.host_watch import ending_of, watch
 from common.process.hosts import initialize_distributed
-from common.process.stopping import Stopped, handled, held, last_line
+from common.process.stopping import Stopped, handled, held, last_line, received
 
 LONGEST_MESSAGE = 2_000  # characters
 OBJECT_STORE = re.compile(r"(?:--[\w.-]+=)?((?:gs|s3|s3a|az|abfs|abfss|hdfs)://)", re.IGNORECASE)
@@ -39,6 +39,10 @@ def run_cli(
             code = _run(main, sys.argv[1:] if argv is None else argv, hosts)
         except BaseException as error:
             _leave_hosts(error)
+            if argv is None and received() and isinstance(error, SystemExit):
+                _flush()
+                # What a signal left half-way, such as a program that is compiled, may crash Python while it tidies up.
+                os._exit(error.code if isinstance(error.code, int) else 1)
             raise
         _leave_hosts(None)
     raise SystemExit(code or 0)
@@ -120,12 +124,16 @@ def _leave_hosts(error: BaseException | None) -> None:
             return
         if not isinstance(error, SystemExit):
             traceback.print_exception(error)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):
-                stream.flush()
+        _flush()
         code = code if isinstance(code, int) else 1
         here.leave(code)
         os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
 
 
 def _end(code: int, message: str = "") -> NoReturn:

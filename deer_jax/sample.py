@@ -33,6 +33,7 @@ from common.metrics.clinical import POSITIVE
 from common.models.lora import LoraConfig
 from common.models.qwen2_vl import Qwen2VLConfig
 from common.models.qwen2_vl_layout import Grid, vision_layout
+from common.process.stopping import held
 from common.training.parallel import DeviceLayout, all_row_shards, generation_layout, processes
 from deer_jax.config import HELP, SAMPLE_NEEDS, SAMPLE_PRESETS, SampleConfig
 from deer_jax.ditpo import PolicyParams
@@ -98,8 +99,9 @@ def sample_run(config: SampleConfig, output: Path) -> None:
         return
     with continued_writer(output, inputs, options) as write:
         for sampled in in_parts(counted(found, count - done, "studies"), config.batch_size):
-            for row in rows_of(split, sampled, labeler):
-                write(row)
+            with held("the labels of the reports at hand"):  # writing the reports took longer
+                for row in rows_of(split, sampled, labeler):
+                    write(row)
 
 
 def row_options(config: SampleConfig, labeler: Labeler | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 from common.generation.drafts import NO_DRAFTS, START, Drafts, Table
 from common.generation.loop import Generated, prefill
 from common.generation.settings import DecodeSettings
-from common.generation.slots import Request, Slots, decode, make_slots, run_slots
+from common.generation.slots import Request, Slots, decode, in_order, make_slots, run_slots
 from common.models.decoding import Decoder, Prompts
 from common.models.qwen2 import Qwen2, Qwen2Config, attention_uses, bind, for_decoding, output_head
 from common.training.losses import token_logprobs
@@ -105,28 +105,34 @@ def generate_rows(
     seed: int = 0,
     references: Sequence[Sequence[Sequence[int]]] | None = None,
     table: Table | None = None,
-) -> list[list[Continuation]]:
+) -> Iterator[list[Continuation]]:
     """The G continuations of each prompt, in the order of `prompts`, whose numbers in their file are `rows`.
 
+    Each comes as soon as those before it have ended, so that little is lost where a signal ends the command.
     `references` are texts of each prompt that drafts may come from.
     """
-    results: list[list[Continuation]] = [[] for _ in prompts]
     width = bucket(max((sum(len(text) + 1 for text in texts) for texts in references or ()), default=0))
     by_length: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
         by_length.setdefault(bucket(len(prompt)), []).append(index)
-    for length, members in sorted(by_length.items()):
-        queue = (
-            Request(
-                np.int32(rows[index]),
-                left_padded(prompts[index], length),
-                reference_of(references[index], width) if references else None,
+    # The first prompt's bucket is the first; devices that work in step over several processes need one order.
+    order = sorted(by_length) if slots.layout.mode == "mesh" else list(by_length)
+
+    def found() -> Iterator[tuple[int, list[Continuation]]]:
+        for length in order:
+            members = by_length[length]
+            queue = (
+                Request(
+                    np.int32(rows[index]),
+                    left_padded(prompts[index], length),
+                    reference_of(references[index], width) if references else None,
+                )
+                for index in members
             )
-            for index in members
-        )
-        for place, generated in run_slots(slots, weights, queue, seed, table):
-            results[members[place]] = continuations(generated)
-    return results
+            for place, generated in run_slots(slots, weights, queue, seed, table):
+                yield members[place], continuations(generated)
+
+    return in_order(found())
 
 
 def continuations(generated: Generated) -> list[Continuation]:

@@ -15,9 +15,11 @@ from common.errors import UserError
 from common.io.resumable import row_writer
 from common.io.text import parse_json
 from common.process.hosts import meet
+from common.process.stopping import Stopped, held, received
 from common.training.parallel import DeviceLayout
 
 PER_SHARE = 16  # times the rows in all slots of a process, between two exchanges
+AT_HAND = "the rows at hand"  # what a signal waits for
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -29,7 +31,8 @@ def over_processes(
     """What `written` gives for each row, of JSON's types, in the order of the rows; all processes must exhaust it.
 
     `written` is called with a process's share of the rows, of one length in all where the devices work in step, and
-    gives something for each. `at_once` is the number of rows in all slots of a process.
+    gives something for each. `at_once` is the number of rows in all slots of a process. Where a signal comes to any
+    process, all give what stands before the first row that is missing, and raise `Stopped`.
     """
     count = jax.process_count()
     if count == 1:
@@ -39,11 +42,45 @@ def over_processes(
     share = at_once if in_step else at_once * PER_SHARE
     for start in range(0, len(rows), share * count):
         part = rows[start : start + share * count]
-        each = -(-len(part) // count)
-        mine = list(part[jax.process_index() * each : (jax.process_index() + 1) * each])
-        filled = [*mine, *[part[-1]] * (each - len(mine))] if in_step else mine
-        found = list(written(filled))[: len(mine)]
-        yield from itertools.chain.from_iterable(of_all(found))
+        mine = list(part[jax.process_index() :: count])
+        missing = -(-len(part) // count) - len(mine) if in_step else 0
+        with contextlib.ExitStack() as block:
+            found = _until_stopped(written([*mine, *[part[-1]] * missing]), block, in_step)
+            parts, signals = zip(*of_all([found[: len(mine)], received()]), strict=True)
+            yield from _in_turn(parts)
+        if any(signals):
+            raise Stopped(max(signals))
+
+
+def _until_stopped(written: Iterable[Any], block: contextlib.ExitStack, in_step: bool) -> list[Any]:
+    """What is written until a signal comes, which `block` holds back from the first row on.
+
+    Before it, programs are compiled, which may take minutes, and there is nothing to lose. Devices that work in step
+    end their share.
+    """
+    found: list[Any] = []
+    try:
+        for row in written:
+            if not found:
+                block.enter_context(held(AT_HAND))
+            found.append(row)
+            if received() and not in_step:
+                break
+    except Stopped:
+        if in_step:
+            raise
+    if not found:
+        block.enter_context(held(AT_HAND))
+    return found
+
+
+def _in_turn(parts: Sequence[Sequence[Item]]) -> Iterator[Item]:
+    """One of each part in turn, up to the first that is missing."""
+    for place in itertools.count():
+        part, index = parts[place % len(parts)], place // len(parts)
+        if index >= len(part):
+            return
+        yield part[index]
 
 
 def of_all(mine: Any) -> list[Any]:
@@ -82,7 +119,17 @@ def writer_of_first(path: Path | None) -> AbstractContextManager[Callable[[Mappi
 
 
 def in_parts(items: Iterable[Item], count: int) -> Iterator[list[Item]]:
-    """The items, so many at a time."""
+    """The items, so many at a time; where a signal ends them, what came before it is the last part."""
     source = iter(items)
-    while part := list(itertools.islice(source, count)):
+    while True:
+        part: list[Item] = []
+        try:
+            for item in itertools.islice(source, count):
+                part.append(item)
+        except Stopped:
+            if part:
+                yield part
+            raise
+        if not part:
+            return
         yield part

@@ -10,7 +10,7 @@ none of them knows which slots of the others are free.
 import collections
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,8 @@ from common.types import PyTree
 
 REFILL = 8  # one slot in so many is refilled at a time
 FREE = -1  # in place of the request that occupies a slot
+
+Found = TypeVar("Found")
 
 
 class Request(NamedTuple):
@@ -272,9 +274,9 @@ def _chosen_tokens(generated: Generated) -> Int[np.ndarray, "N 2"]:
     return np.stack([np.asarray(generated.lengths).sum(axis=1) - drafted, drafted], axis=1)
 
 
-def in_order(found: Iterable[tuple[int, Generated]]) -> Iterator[Generated]:
+def in_order(found: Iterable[tuple[int, Found]]) -> Iterator[Found]:
     """What `run_slots` finds in the order of its queue, each as soon as those before it have ended."""
-    waiting: dict[int, Generated] = {}
+    waiting: dict[int, Found] = {}
     following = 0
     for place, generated in found:
         waiting[place] = generated

@@ -49,7 +49,7 @@ class _Signals:
 
     def reset(self) -> None:
         self.received, self.raised = 0, False
-        self.held = 0
+        self.held: set[object] = set()  # the blocks; one that is closed late, after a reset, is in it no more
         self.waits: list[str] = []  # what is waited for, in blocks within blocks
         self.requests = 0  # signals that this process is about to get from itself
         self.last_line = threading.Lock()
@@ -110,12 +110,13 @@ def handled() -> Iterator[None]:
 @contextlib.contextmanager
 def held(what: str = "what is being written") -> Iterator[None]:
     """In this block a signal is remembered; where the block ends well, it is heard there. `what` is waited for."""
-    _signals.held += 1
+    block = object()
+    _signals.held.add(block)
     try:
         with named(what):
             yield
     finally:
-        _signals.held -= 1
+        _signals.held.discard(block)
     check()
 
 
@@ -126,7 +127,8 @@ def named(what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _signals.waits.remove(what)
+        with contextlib.suppress(ValueError):  # closed late, as above
+            _signals.waits.remove(what)
 
 
 def check() -> None:

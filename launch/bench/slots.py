@@ -188,7 +188,7 @@ def slot_work(
 
     def write(slots: Slots = slots) -> Rows:
         rows = range(len(prompts))
-        return generate_rows(slots, weights, prompts, rows, seed=seed, references=texts, table=table)
+        return list(generate_rows(slots, weights, prompts, rows, seed=seed, references=texts, table=table))
 
     def counted() -> tuple[Rows, int]:
         passes = 0

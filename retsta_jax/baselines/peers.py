@@ -94,11 +94,12 @@ def local_peer(
             fewer = halved("--batch-size", batch_size, used=len(prompts))
             with slot_memory(fewer, halved("--max-new-tokens", max_new_tokens)):
                 found = generate_rows(slots, {"params": params}, encoded, range(start, start + len(encoded)))
-            for id_, (continuation,) in zip(ids[part], found, strict=True):
-                check_finite([continuation.finite], [id_], "the model's logits", remedy)
-                ids_, stopped = continuation.token_ids, continuation.stopped
-                # A token that writes a blank line may write the last letters of the answer before it.
-                yield Output(tokenizer.decode(ids_[:-1] if stopped and ids_[-1] not in blank_lines else ids_), stopped)
+                for id_, (continuation,) in zip(ids[part], found, strict=True):
+                    check_finite([continuation.finite], [id_], "the model's logits", remedy)
+                    own, stopped = continuation.token_ids, continuation.stopped
+                    # A token that writes a blank line may write the last letters of the answer before it.
+                    text = tokenizer.decode(own[:-1] if stopped and own[-1] not in blank_lines else own)
+                    yield Output(text, stopped)
 
     made_with = {
         "model": model_record(directory),

@@ -161,7 +161,7 @@ def test_rows_of_many_lengths_come_back_in_their_order():
     rng = np.random.default_rng(1)
     prompts = [rng.integers(1, 90, length).tolist() for length in (40, 3, 20, 33, 7)]
     slots = qwen2_slots(tiny.CONFIG, DecodeSettings(3, stop_ids=STOPS), 2, make_device_layout("jit"))
-    together = generate_rows(slots, variables(), prompts, range(5))
+    together = list(generate_rows(slots, variables(), prompts, range(5)))
     for row, prompt in enumerate(prompts):
         (alone,) = generate_rows(slots, variables(), [prompt], [row])
         assert alone[0].token_ids == together[row][0].token_ids

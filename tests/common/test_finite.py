@@ -36,11 +36,11 @@ def half(tree):
 def test_generation_tells_which_rows_overflow_and_leaves_the_others_alone(way):
     params = overflowing(tiny.params())
     slots = qwen2_slots(HALF, WAYS[way], 4, ONE)
-    found = generate_rows(slots, {"params": half(params)}, PROMPTS, range(4))
+    found = list(generate_rows(slots, {"params": half(params)}, PROMPTS, range(4)))
     assert [all(sample.finite for sample in row) for row in found] == FINITE
     assert [any(sample.finite for sample in row) for row in found] == FINITE
     # Two rows of their own: the same as beside those that overflow.
-    alone = generate_rows(slots, {"params": half(params)}, PROMPTS[::2] * 2, [0, 2, 0, 2])
+    alone = list(generate_rows(slots, {"params": half(params)}, PROMPTS[::2] * 2, [0, 2, 0, 2]))
     assert [found[0], found[2]] == alone[:2]
     for row in (found[0], found[2]):
         assert all(np.isfinite(sample.log_probs).all() for sample in row)

@@ -69,7 +69,7 @@ def layout_of(mode, devices):
 def written(settings, mode="jit", devices=1, count=4, seed=7, **sources):
     layout = layout_of(mode, devices)
     slots = qwen2_slots(tiny.CONFIG, settings, count, layout)
-    found = generate_rows(slots, device_put_tree(weights(), layout), prompts(), range(9), seed=seed, **sources)
+    found = list(generate_rows(slots, device_put_tree(weights(), layout), prompts(), range(9), seed=seed, **sources))
     return [[(one.token_ids, one.stopped) for one in row] for row in found], found
 
 

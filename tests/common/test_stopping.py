@@ -153,6 +153,21 @@ def test_other_hosts_can_be_told_while_the_main_thread_hears_nothing():
     assert done.returncode == signal.SIGTERM
 
 
+CRASHING = """
+import atexit, os, signal
+from common.command import run_cli
+def main(arguments):
+    atexit.register(os.abort)  # as libraries do at times that are left while they compile or write
+    os.kill(os.getpid(), signal.SIGTERM)
+run_cli(main)
+"""
+
+
+def test_a_stopped_process_does_not_tidy_up():
+    done = subprocess.run([sys.executable, "-c", CRASHING], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (75, "error: terminated\n")
+
+
 # Of a training: signals in a step, in a validation, while a checkpoint is written, and before the first step.
 
 
