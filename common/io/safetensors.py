@@ -27,6 +27,7 @@ from common.io.files import atomic_file
 from common.io.locks import is_lock, locked_file
 from common.io.terminal import printable
 from common.io.text import json_text, read_json_object
+from common.process.stopping import held
 from common.types import PyTree
 
 Index = tuple[slice, ...]
@@ -193,10 +194,10 @@ def write_tensors(
         (directory / f"{stem}-0.safetensors").rename(directory / f"{stem}.safetensors")
         return
     weight_map: dict[str, str] = {}
-    for number, held in enumerate(shards):
+    for number, names in enumerate(shards):
         file = f"{stem}-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         (directory / f"{stem}-{number}.safetensors").rename(directory / file)
-        weight_map |= dict.fromkeys(held, file)
+        weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     write_json(directory / f"{stem}.safetensors.index.json", index)
 
@@ -227,7 +228,7 @@ def _written_whole(directory: Path, aside: Path) -> Iterator[None]:
     try:
         yield
         written = {_family(path.name) for path in aside.iterdir()}
-        with disk_errors(directory):
+        with disk_errors(directory), held():  # a signal between two renames would leave neither
             if directory.exists():
                 check_export(directory, written)
                 old = directory.with_name(f".{directory.name}.old")

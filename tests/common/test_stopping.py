@@ -12,6 +12,7 @@ import pytest
 
 from common.command import run_cli
 from common.io.resumable import row_writer
+from common.io.safetensors import atomic_directory
 from common.training.checkpoint import save_latest
 from common.training.evaluation import LOSS
 from tests.common.test_train_loop import Counted, run
@@ -63,6 +64,25 @@ def test_rows_are_written_whole(number, tmp_path, capsys):
 
     assert ended(main, capsys)[0] == CODES[number]
     assert (tmp_path / "out.jsonl").read_text() == '{"id": 1}\n{"id": 2}\n'
+
+
+@both
+def test_an_export_is_replaced_whole(number, tmp_path, capsys, monkeypatch):
+    rename = Path.rename
+
+    def signalling(path, target):
+        os.kill(os.getpid(), number)
+        return rename(path, target)
+
+    def main(text):
+        with atomic_directory(tmp_path / "model") as aside:
+            (aside / "config.json").write_text(text)
+
+    main("old")
+    monkeypatch.setattr(Path, "rename", signalling)
+    assert ended(lambda: main("new"), capsys)[0] == CODES[number]
+    assert (tmp_path / "model" / "config.json").read_text() == "new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_signal_in_a_destructor_is_not_lost(capsys):
