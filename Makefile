@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # On a CPU, arrays keep their memory pages from one step to the next (launch/malloc.py).
 demo assets: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.top_pad=67108864
 
-.PHONY: setup dev demo check test durations lint types bench docs assets format fuzz audit
+.PHONY: setup dev demo check test durations lint types bench docs assets format fuzz soak audit
 
 setup: .venv/.setup
 .venv/.setup: pyproject.toml uv.lock
@@ -72,6 +72,11 @@ format: dev
 # A minute for each reader of files from outside; FUZZ_SECONDS=3600 for an hour.
 fuzz: dev
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60)
+
+# Every command that continues is killed at 50 random moments and compared with an undisturbed one; about an hour and a
+# half. SOAK="--kills 3 deer-rl" for one of them, "--by stop" for SIGTERM.
+soak: dev
+	@$(BIN)/python -m tests.soak $(SOAK)
 
 # Known vulnerabilities of all locked packages; asks the OSV database over the network.
 audit: setup
