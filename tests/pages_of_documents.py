@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+NAMED = ("README.md", "CONTRIBUTING.md", "SECURITY.md")
+PAGES = sorted([*(ROOT / name for name in NAMED), *(ROOT / "docs").rglob("*.md")])
 NEEDS = "# needs "  # begins a block whose commands are not run: they need data, hardware, a network or much time
 FENCE = re.compile(r"^( *)(`{3,})(\w*)(?: title=\"([^\"]*)\")?\s*$")
 SHELL = ("", "bash", "sh")

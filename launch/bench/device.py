@@ -17,6 +17,7 @@ from typing import Any, Literal
 import jax
 
 from common.devices import is_out_of_memory, memory_shortage
+from common.generation.draft_sources import DRAFT_TOKENS
 from common.io.files import atomic_file
 from common.io.text import json_text
 from common.models.bert import BertConfig, ClassifierConfig
@@ -44,7 +45,7 @@ class Sizes:
     lora: dict[str, Any]  # of `launch.bench.decoder.Shape`, in place of its defaults
     length: int  # of the row, and of the text, that the towers read
     new_tokens: int  # of greedy decoding
-    drafts: int  # verified in one of its passes
+    drafts: int  # verified in one of its passes, at most
     repetitions: int
 
 
@@ -56,7 +57,7 @@ def published() -> Sizes:
     rl = RL_PRESETS["mimic-cxr"]
     return Sizes(
         Qwen2Config(), as_computed(rl, QWEN2_5_VL_3B), RN101, ClassifierConfig(), rl, {"repetitions": 3},
-        length=512, new_tokens=64, drafts=4, repetitions=2,
+        length=512, new_tokens=64, drafts=DRAFT_TOKENS, repetitions=2,
     )  # fmt: skip
 
 
