@@ -158,7 +158,7 @@ def _decoded(config: qwen2.Qwen2Config, sizes: "Sizes") -> dict[str, Any]:
     layout = make_device_layout("jit")
     slots = qwen2_slots(config, dataclasses.replace(settings, drafts=sizes.drafts), SLOTS, layout)
     table = device_put_tree(build_table(expected[::2]), layout)
-    written = generate_rows(slots, weights, rows, range(PROMPTS), table=table)
+    written = list(generate_rows(slots, weights, rows, range(PROMPTS), table=table))
     alike = [_common(own.token_ids, plain) for (own,), plain in zip(written, expected, strict=True)]
     return {
         "rows": PROMPTS,

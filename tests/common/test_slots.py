@@ -112,7 +112,7 @@ def test_a_slot_is_refilled_while_others_go_on(mode, devices, reads):
         seen.append(not np.asarray(state.done).all())
         return slots.admit(weights, seed, batch, state, places)
 
-    generate_rows(slots._replace(admit=admit), device_put_tree(weights(), layout), prompts(), range(9))
+    list(generate_rows(slots._replace(admit=admit), device_put_tree(weights(), layout), prompts(), range(9)))
     assert sum(seen) >= reads
 
 
