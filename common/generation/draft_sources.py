@@ -1,6 +1,7 @@
 """Where the drafts of a command come from: texts of each row, and a table of training reports kept beside a run."""
 
 import hashlib
+import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,7 +9,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from common.errors import UserError
 from common.generation.draft_option import Draft
@@ -18,6 +19,7 @@ from common.io.files import atomic_file
 from common.io.locks import is_first_process
 from common.io.safetensors import disk_errors
 from common.io.terminal import say
+from common.io.text import parse_json
 
 TABLE_FILE = "drafts.safetensors"  # of a run directory; it holds parts of reports
 DRAFT_TOKENS = 8  # most drafts of a pass
@@ -58,7 +60,16 @@ def save_table(run_dir: Path, texts: Sequence[Sequence[int]], tokenizer: CanEnco
     arrays = {"marks": np.asarray(table.marks), "tokens": np.asarray(table.tokens)}
     marks = {"tokenizer": tokenizer_mark(tokenizer), "content": _content(arrays)}
     with disk_errors(run_dir), atomic_file(run_dir / TABLE_FILE) as aside:
-        save_file(arrays, aside, metadata=marks)
+        aside.write_bytes(_in_order(save(arrays, metadata=marks)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """The bytes of a safetensors file with its metadata sorted: the library writes them in a random order."""
+    size = int.from_bytes(content[:8], "little")
+    header = parse_json(content[8 : 8 + size], TABLE_FILE)
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + text.ljust(size) + content[8 + size :]
 
 
 def load_table(run_dir: Path, tokenizer: CanEncode, vocabulary: int) -> Table | None:

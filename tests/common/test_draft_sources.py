@@ -27,6 +27,14 @@ def test_a_table_comes_back_as_it_was_built(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [TABLE_FILE]
 
 
+def test_a_table_is_the_same_bytes_each_time(tmp_path):
+    contents = set()
+    for _ in range(16):  # safetensors orders metadata by chance
+        save_table(tmp_path, TEXTS, Letters())
+        contents.add((tmp_path / TABLE_FILE).read_bytes())
+    assert len(contents) == 1
+
+
 def test_nothing_is_kept_of_texts_that_hold_too_little(tmp_path, capsys):
     save_table(tmp_path, [[3], []], Letters())
     assert not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from common.devices import default_to_cpu
 from tests.runs import ROOT
 from tests.soak.commands import COMMANDS, Command
 
@@ -28,6 +29,7 @@ EXPECTED = {signal.SIGKILL: (-signal.SIGKILL,), signal.SIGTERM: (75, -signal.SIG
 
 def main() -> int:
     """Disturb the named commands, all by default. Returns 1 if there was a fault, otherwise 0."""
+    default_to_cpu()
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=50, metavar="N", help="of each command; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")
