@@ -84,9 +84,9 @@ def from_json(config_class: type[Config], values: Mapping[str, Any], where: str)
     hints = {name: hint for name, hint in typing.get_type_hints(config_class).items() if name in fields}
     for name in values:
         if name not in hints:
-            raise UserError(
-                f"{where}: unknown field {printable(repr(name))}{did_you_mean(name.replace('-', '_'), hints)}"
-            )
+            nearest = did_you_mean(name.replace("-", "_"), hints)
+            other = nearest or "; expected a run that this command can read, of this version or an earlier one"
+            raise UserError(f"{where}: unknown field {printable(repr(name))}{other}")
     given = {name: _value(hints[name], value, f"{where}: {name}") for name, value in values.items()}
     for name, field in fields.items():
         if name not in given and field.default is field.default_factory is dataclasses.MISSING:

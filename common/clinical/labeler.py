@@ -39,6 +39,7 @@ IN_RUN = "labeler"  # where a run of `deer train-labeler` has its labeler
 START, END, UNKNOWN = "[CLS]", "[SEP]", "[UNK]"
 SPECIAL = ("[PAD]", UNKNOWN, START, END, "[MASK]")  # in the order of bert-base-uncased
 VOCABULARY, WHOLE = "vocab.txt", "tokenizer.json"  # of the directory of a tokenizer
+LEAST_ROWS = 32  # of a batch; fewer texts than it has rows come as a power of two, so that few programs are compiled
 WORD = re.compile(r"\S+")
 
 Span = tuple[int, int]
@@ -352,6 +353,7 @@ def token_batches(
     """
     announce_attention([attention_use(labeler.config.encoder)])
     only = range(len(encoded.ids)) if only is None else only
+    batch_size = min(batch_size, max(LEAST_ROWS, 1 << max(len(only) - 1, 0).bit_length()))
     if labeler.layout is not None:
         batch_size = -(-batch_size // labeler.layout.row_shards) * labeler.layout.row_shards
     for members, length in batches([len(encoded.ids[row]) for row in only], batch_size):

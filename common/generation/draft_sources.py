@@ -78,7 +78,7 @@ def load_table(run_dir: Path, tokenizer: CanEncode, vocabulary: int) -> Table | 
     Raises UserError where it is damaged, or made with another tokenizer.
     """
     file = run_dir / TABLE_FILE
-    if not file.is_file():
+    if not file.exists():
         if is_first_process():
             note = "does not exist, so there are no drafts from reports; a training writes it at its end"
             say(f"note: {file} {note}", error=True)
@@ -93,10 +93,17 @@ def load_table(run_dir: Path, tokenizer: CanEncode, vocabulary: int) -> Table | 
             f"{file}: was made with another tokenizer than the run's; delete it, or give --draft none (what is "
             "written is the same without it)"
         )
-    if marks.get("content") != _content(arrays) or arrays["tokens"].max(initial=0) >= vocabulary:
+    if marks.get("content") != _content(arrays) or not _is_table(arrays["marks"], arrays["tokens"], vocabulary):
         raise UserError(f"{file}: is damaged; delete it, or give --draft none")
     read: Any = (arrays["marks"], arrays["tokens"])  # numpy until placed on devices
     return Table(*read)
+
+
+def _is_table(marks: np.ndarray, tokens: np.ndarray, vocabulary: int) -> bool:
+    """Whether these are the arrays of a `Table` whose drafts a model of this vocabulary can read."""
+    alike = marks.dtype == np.uint32 and tokens.dtype == np.int32 and marks.shape == tokens.shape[:1]
+    places = marks.size > 0 and marks.size & (marks.size - 1) == 0
+    return alike and tokens.ndim == 2 and places and tokens.min() >= 0 and tokens.max() < vocabulary
 
 
 def tokenizer_mark(tokenizer: CanEncode) -> str:

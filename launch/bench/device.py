@@ -18,7 +18,7 @@ import jax
 
 from common.devices import is_out_of_memory, memory_shortage
 from common.generation.draft_sources import DRAFT_TOKENS
-from common.io.files import atomic_file
+from common.io.outputs import check_output, check_own_object, write_whole
 from common.io.text import json_text
 from common.models.bert import BertConfig, ClassifierConfig
 from common.models.clip import RN101, ClipConfig
@@ -117,8 +117,10 @@ PARTS: dict[str, Callable[[Sizes], dict[str, Any]]] = {
 
 def measure(size: Size, seconds: float, output: Path | None) -> dict[str, Any]:
     """The results of all parts, as printed. Those that fail have "failed" in place of figures, those not begun within
-    `seconds` have "left_out".
+    `seconds` have "left_out". Raises UserError, before any part, where `output` cannot be written or is something else.
     """
+    check_output(output)
+    check_own_object(output, ["parts", "size"])
     started = time.perf_counter()
     sizes = published() if size == "published" else toy()
     device = jax.devices()[0]
@@ -141,8 +143,7 @@ def measure(size: Size, seconds: float, output: Path | None) -> dict[str, Any]:
         result["peak_bytes"] = peak_bytes()
         result["seconds"] = round(time.perf_counter() - started, 1)
         if output is not None:
-            with atomic_file(output) as aside:
-                aside.write_text(json_text(result, output, 2) + "\n")
+            write_whole(output, json_text(result, output, 2) + "\n")
     return result
 
 

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     platform = PLATFORMS[name]
     words, command = split_command(rest)
     options = parser_of(name, platform).parse_args(words)
-    if not command:
+    if not command or not command[0].strip():
         raise UserError(f"medreport launch {name}: no command; expected -- COMMAND ... at the end")
     for word in command:
         check_word(word)

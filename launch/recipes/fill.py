@@ -10,6 +10,7 @@ from pathlib import Path
 TEMPLATES = Path(__file__).parent / "templates"
 BLANK = re.compile(r"\{\{ (\w+) \}\}")
 PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)  # means the same to a shell, a `#SBATCH` line and YAML
+TIME = re.compile(r"(\d+-)?\d+(:\d\d){0,2}", re.ASCII)  # what Slurm accepts
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")  # what Kubernetes and Google Cloud accept
 
 
@@ -64,6 +65,13 @@ def plain(text: str) -> str:
     """The type of an option that enters a recipe unquoted."""
     if not PLAIN.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected letters, digits and @%+=:,./_- only, without spaces")
+    return text
+
+
+def duration(text: str) -> str:
+    """The type of an option that says how long a job may run."""
+    if not TIME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected hours as 24:00:00, days as 2-00:00:00, or minutes as 90")
     return text
 
 

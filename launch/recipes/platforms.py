@@ -94,6 +94,8 @@ def ssh(options: Options, command: Sequence[str]) -> str:
     hosts = [host for host in options.hosts.split(",") if host]
     if not hosts:
         raise UserError(f"--hosts {options.hosts}: expected names separated by commas")
+    if twice := next((host for host in hosts if hosts.count(host) > 1), None):
+        raise UserError(f"--hosts {options.hosts}: {twice} is named twice; name each host once")
     blanks = common_blanks(options) | {"command": bash_words(command), "hosts": " ".join(hosts)}
     blanks["address"] = options.address or hosts[0].rpartition("@")[2]
     return fill("ssh.sh", blanks | {"supervise": (TEMPLATES / "supervise.sh").read_text("utf-8")})

@@ -5,6 +5,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from common.errors import UserError
+from common.generation import draft_sources as draft_sources_module
 from common.generation.draft_sources import TABLE_FILE, draft_sources, load_table, save_table, tokenizer_mark
 from common.generation.ngrams import build_table
 
@@ -48,7 +49,7 @@ def test_the_table_of_another_tokenizer_is_refused(tmp_path):
         load_table(tmp_path, Letters(), 50)
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "larger ids", "no metadata"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "larger ids", "no metadata", "numbers", "shape", "directory"])
 def test_a_damaged_table_is_refused(tmp_path, damage):
     save_table(tmp_path, TEXTS, Letters())
     file = tmp_path / TABLE_FILE
@@ -60,6 +61,13 @@ def test_a_damaged_table_is_refused(tmp_path, damage):
         save_file({**arrays, "tokens": arrays["tokens"] + 1}, file, metadata=marks)
     elif damage == "no metadata":
         save_file(arrays, file)
+    elif damage == "directory":
+        file.unlink()
+        file.mkdir()
+    elif damage in ("numbers", "shape"):  # with the right digest
+        tokens = arrays["tokens"]
+        arrays["tokens"] = tokens.astype(np.float32) if damage == "numbers" else tokens[:-1]
+        save_file(arrays, file, metadata=marks | {"content": draft_sources_module._content(arrays)})
     with pytest.raises(UserError, match=r"is damaged|another tokenizer"):
         load_table(tmp_path, Letters(), 6 if damage == "larger ids" else 50)
 

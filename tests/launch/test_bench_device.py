@@ -109,3 +109,21 @@ def test_published_sizes_are_those_of_the_presets():
     assert (sizes.rl.batch_size, rollout.group, rollout.max_new_tokens, sizes.rl.data.side) == (64, 8, 256, 448)
     assert decoder.Shape(**sizes.lora).length == 4096
     assert dataclasses.asdict(sizes.clip)["vision_layers"] == (3, 4, 23, 3)
+
+
+@pytest.mark.parametrize(
+    ("output", "line"),
+    [
+        ("missing/device.json", "its folder does not exist; create it first"),
+        (".", "is a directory; name a file for the output"),
+        ("rows.jsonl", r"contains something other than an earlier output of this command .* is left unchanged"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_line_before_any_part(tmp_path, monkeypatch, output, line):
+    monkeypatch.setattr(device, "PARTS", {"wrong": lambda sizes: pytest.fail("a part began")})
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"id": 1}\n')
+    with pytest.raises(UserError, match=line):
+        device.measure("toy", 60.0, tmp_path / output)
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert rows.read_text() == '{"id": 1}\n'

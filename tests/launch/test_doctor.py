@@ -30,6 +30,13 @@ def test_a_machine_without_problems(capsys, tmp_path):
     assert not (tmp_path / "not").exists()
 
 
+def test_a_file_where_runs_are_to_be_written_is_a_problem(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    code, out = screen(capsys, "--run-dir", str(tmp_path / "file" / "run"))
+    assert code == 1
+    assert f"{tmp_path / 'file'} is not a directory: name another --run-dir" in out
+
+
 def test_a_preset_says_what_it_needs_and_how_much_memory(capsys):
     _, out = screen(capsys, "--preset", "retsta-7b")
     assert "retsta train --preset retsta-7b --model.base PATH --data.train PATH" in out

@@ -267,12 +267,19 @@ def test_a_tool_that_is_missing_is_one_clear_line(name, tool, monkeypatch, tmp_p
         ("gke --topology h100:4x2 --image i --claim c -- x", "expected a shape such as v6e:4x4 for TPUs"),
         ("gke --topology v6e:4x4 --nodes 2 --image i --claim c -- x", "^--nodes: only for GPUs"),
         ("gke --topology v6e:4x4 --chips-per-host 3 --image i --claim c -- x", "^--chips-per-host 3: does not divide"),
+        ("slurm --gpus 8 --time soon -- x", "'soon': expected hours as 24:00:00"),
+        ("ssh --hosts a,b,a -- x", "^--hosts a,b,a: a is named twice; name each host once"),
         ("ssh --hosts , -- x", "^--hosts ,: expected names"),
     ],
 )
 def test_bad_options_are_one_clear_line(words, line):
     with pytest.raises(UserError, match=line):
         dispatch(["launch", *words.split()])
+
+
+def test_a_command_without_a_name_is_refused():
+    with pytest.raises(UserError, match="no command"):
+        dispatch(["launch", *USUAL["slurm"].split(), "--", " ", "--preset", "demo"])
 
 
 @pytest.mark.parametrize(
