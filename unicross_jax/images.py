@@ -16,7 +16,7 @@ from common.generation.draft_option import Draft
 from common.generation.memory import halved, slot_memory, without_drafts
 from common.io.jsonl import write_rows
 from common.io.locks import locked_file, owning
-from common.io.outputs import check_own_page, write_whole
+from common.io.outputs import check_output, check_own_page, write_whole
 from common.io.resumable import row_writer
 from common.report.environment import environment
 from common.report.page import Example as Shown
@@ -50,7 +50,7 @@ def group_images(images: Sequence[str], study: str) -> list[tuple[str, ...]]:
         pattern = re.compile(study)
     except re.error as error:
         raise UserError(
-            f"--study {study}: not a valid regular expression ({error}); expected each, one or one"
+            f"--study {study}: not a valid regular expression ({error}); expected each, one or such an expression"
         ) from error
     for image in images:
         found = pattern.search(image)
@@ -78,6 +78,8 @@ def report_images(
     reads all images and reports a share of them; the first one writes.
     """
     first = jax.process_index() == 0
+    if twice := next((image for number, image in enumerate(images) if image in images[:number]), None):
+        raise UserError(f"{twice}: is named twice; name each image once")
     groups = group_images(images, study)
     for group in groups:
         for image in group:
@@ -144,13 +146,10 @@ def images_line(groups: Sequence[Sequence[str]]) -> str:
 
 def check_outputs(output: Path | None, page: Path, images: Sequence[Path]) -> None:
     """Raise UserError for files that could not be written in the end, or would take an image's place."""
-    if output is not None and output.exists():
+    check_output(output, *images)
+    if output is not None and output.is_file():
         raise UserError(f"{output}: already exists; remove it, or give another --output")
-    for file in (page, *([] if output is None else [output])):
-        if not file.parent.is_dir() or file.is_dir():
-            raise UserError(f"{file}: cannot be written; expected a file in an existing folder")
-    if page.exists() and any(page.samefile(image) for image in images):
-        raise UserError(f"{page}: is one of the images and would be overwritten; give another --page")
+    check_output(page, *images)
     check_own_page(page)
     if output is not None and output.resolve() == page.resolve():
         raise UserError(f"{output}: --output and the page are the same file; give another --page")
