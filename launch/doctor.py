@@ -164,7 +164,7 @@ def disk(run_dir: Path) -> Line:
     """The space for runs."""
     there = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
     if not there.is_dir():
-        return Finding("problem", "disk", f"{there} is not a directory: name another --run-dir")
+        return Line("problem", "disk", f"{there} is not a directory: choose another --run-dir")
     free = shutil.disk_usage(there).free
     if not os.access(there, os.W_OK):
         return Line("problem", "disk", f"{there} is not writable: choose another --run-dir")

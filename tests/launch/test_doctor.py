@@ -34,7 +34,7 @@ def test_a_file_where_runs_are_to_be_written_is_a_problem(capsys, tmp_path):
     (tmp_path / "file").touch()
     code, out = screen(capsys, "--run-dir", str(tmp_path / "file" / "run"))
     assert code == 1
-    assert f"{tmp_path / 'file'} is not a directory: name another --run-dir" in out
+    assert f"{tmp_path / 'file'} is not a directory: choose another --run-dir" in out
 
 
 def test_a_preset_says_what_it_needs_and_how_much_memory(capsys):

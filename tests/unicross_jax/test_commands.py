@@ -286,6 +286,7 @@ def test_a_report_that_is_interrupted_leaves_no_output(trained, images, tmp_path
     ("files", "words"),
     [
         (["--output", "nowhere/out.jsonl"], ["nowhere", "folder"]),
+        (["--output", "."], ["is a directory; name a file"]),
         (["--output", "out.jsonl", "--page", "nowhere/out.html"], ["nowhere", "folder"]),
         (["--output", "out.html"], ["out.html", "the same file"]),
     ],
@@ -317,6 +318,10 @@ def test_images_are_not_one_study_for_an_empty_text_that_all_names_have(refused,
     output = tmp_path / "out.jsonl"
     assert f"--study {pattern}".strip() in refused(["report", *images, "--study", pattern, "--output", str(output)])
     assert not output.exists()
+
+
+def test_an_image_named_twice_is_refused(refused, images):
+    assert f"{images[0]}: is named twice; name each image once" in refused(["report", *images, images[0]])
 
 
 def test_a_folder_of_images_is_no_image(refused, tmp_path):
