@@ -226,6 +226,11 @@ def prepare(config: ParadigmConfig, run_dir: Path, translation: Translation) -> 
 
 def check_start(config: ParadigmConfig, translation: Translation, start: Start, terms: Terminology) -> None:
     """Raise UserError for what later stages would refuse, while no directory is claimed by these options yet."""
+    for name in SPLITS:
+        if not getattr(start, name):
+            raise UserError(f"data: the {name} split has no pair; the paradigm needs pairs to train on and to score")
+    if not start.reports:
+        raise UserError("data: there is no report to label; give more --data.reports-size, or --data.reports FILE")
     if config.augment_to and config.augment_to < len(start.train):
         raise UserError(
             f"augment_to must be at least {len(start.train):,}, the given pairs, or 0, found {config.augment_to:,}"

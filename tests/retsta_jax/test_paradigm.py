@@ -155,6 +155,8 @@ def test_another_specialty_goes_all_the_way(material, tmp_path, capsys):
         ({"train__epochs": 2}, "--train.epochs: not read by retsta paradigm; give --zero-epochs and --final-epochs"),
         ({"translate": "endpoint"}, "--translate endpoint and --endpoint URL go together"),
         ({"terminology": "absent.csv"}, "absent.csv"),
+        ({"data__train_size": 0}, "the train split has no pair"),
+        ({"data__reports_size": 0}, "there is no report to label"),
     ],
 )
 def test_bad_options_are_one_line(material, tmp_path, capsys, options, expected):
