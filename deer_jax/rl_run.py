@@ -54,6 +54,7 @@ from deer_jax.rl import Judge, make_rl_step, plan_studies, read_groups
 from deer_jax.setup import (
     Base,
     base_directory,
+    check_positions,
     check_run,
     decode_settings,
     export,
@@ -191,6 +192,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
     splits = load_studies(config.data, quarantine)
     stage(f"reading the base model {base_directory(config.model)}")
     base = load_base(config.model, config.data.side, config.instruction, layout)
+    check_positions(base, config.data.views, config.rollout.max_new_tokens, "--rollout.max-new-tokens")
     judge, held_out = (
         judge_of(config, splits[name], labeler, base.tokenizer.stop_ids, learning)
         for name, learning in (("train", True), ("validation", False))

@@ -40,7 +40,7 @@ from deer_jax.ditpo import PolicyParams
 from deer_jax.prompts import prompt_length, read_splits, study_prompts
 from deer_jax.resumable import continued_writer, rows_kept
 from deer_jax.rl import read_groups
-from deer_jax.setup import Base, base_directory, decode_settings, load_base
+from deer_jax.setup import Base, base_directory, check_positions, decode_settings, load_base
 from deer_jax.vision_policy import study_decoder, without_images
 
 PROGRAM = "deer sample"
@@ -91,6 +91,7 @@ def sample_run(config: SampleConfig, output: Path) -> None:
     layout = generation_layout(config.mesh, config.parallel)
     labeler = None if labeler is None else replicate(labeler)
     base = load_base(config.model, config.data.side, config.instruction, layout)
+    check_positions(base, config.data.views, config.rollout.max_new_tokens, "--rollout.max-new-tokens")
     known = [study.report for study in splits["train"].studies] if "train" in splits else []
     found = sampled_texts(config, base, split, range(done, count), layout, known)
     if jax.process_index() > 0:

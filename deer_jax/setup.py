@@ -27,6 +27,7 @@ from common.models.qwen2_vl_vision import VisionLayout
 from common.models.qwen2_vl_weights import (
     config_from_directory,
     load_qwen2_vl,
+    max_positions,
     naming_of,
     param_shapes,
     save_qwen2_vl,
@@ -35,7 +36,7 @@ from common.training.logs import check_wandb
 from common.training.parallel import DeviceLayout, check_heads, device_put_tree, shardings
 from common.types import PyTree
 from deer_jax.config import EMBEDDED_BASE, DataConfig, ModelConfig, RolloutConfig, RunConfig
-from deer_jax.prompts import Encoder, read_splits
+from deer_jax.prompts import Encoder, prompt_length, read_splits
 from deer_jax.vision_policy import split_params
 
 
@@ -89,6 +90,16 @@ def load_base(model: ModelConfig, side: int, instruction: str, layout: DeviceLay
     sizes = dataclasses.replace(sizes, **parts)
     encoder = Encoder(sizes, tokenizer, side, instruction)
     return Base(directory, sizes, params, encoder, vision_layout(sizes.vision, encoder.grid))
+
+
+def check_positions(base: Base, views: int, new: int, option: str) -> None:
+    """Raise UserError where a prompt of this many images and `new` tokens, as `option` says, are too many positions."""
+    length, limit = prompt_length(base.encoder, views), max_positions(base.directory)
+    if limit and length + new > limit:
+        raise UserError(
+            f"{option}: {new} tokens after a prompt of {length}, but the model has max_position_embeddings {limit}; "
+            f"give at most {limit - length}"
+        )
 
 
 def initial_trees(config: RunConfig, base: Base, layout: DeviceLayout) -> tuple[PyTree, PyTree]:

@@ -22,6 +22,7 @@ from deer_jax.prompts import ReportRows, prompt_length, report_rows, report_toke
 from deer_jax.setup import (
     Base,
     base_directory,
+    check_positions,
     check_run,
     export,
     initial_trees,
@@ -72,6 +73,7 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
     splits = load_studies(config.data, quarantine)
     stage(f"reading the base model {base_directory(config.model)}")
     base = load_base(config.model, config.data.side, config.instruction, layout)
+    check_positions(base, config.data.views, config.max_length, "--max-length")
     make, cut = batch_maker(config, base, splits["train"])
     cut += batch_maker(config, base, splits["validation"])[1]
     length = prompt_length(base.encoder, config.data.views) + config.max_length

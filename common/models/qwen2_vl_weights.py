@@ -37,7 +37,7 @@ from common.models import qwen2_weights
 from common.models.published import SIZE, WIDTH, Entries, read_entries
 from common.models.qwen2_vl import Qwen2VLConfig, init_params
 from common.models.qwen2_vl_vision import VisionConfig
-from common.models.qwen2_weights import check_tied, decoder_config
+from common.models.qwen2_weights import POSITIONS, check_tied, decoder_config
 from common.types import PyTree
 
 Naming = Literal["hub", "memory"]
@@ -95,6 +95,14 @@ def config_from_directory(directory: str | Path) -> Qwen2VLConfig:
         return Qwen2VLConfig(language, vision, **ids)
     except UserError as error:
         raise UserError(f"{published.where}: {error}") from error
+
+
+def max_positions(directory: str | Path) -> int | None:
+    """How many positions a published model was trained on; None where it does not say. Raises UserError."""
+    published = _text_entries(read_entries(Path(directory) / "config.json"))
+    if "max_position_embeddings" not in published:
+        return None
+    return published.whole("max_position_embeddings", POSITIONS)
 
 
 def load_qwen2_vl(

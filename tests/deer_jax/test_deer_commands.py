@@ -247,6 +247,9 @@ def test_only_the_strength_of_minus_1_is_the_papers():
         (["ablation"], "components, rewards, proportion"),
         (["ablation", "components", "--directory", "x", "--rows", "PPO"], "PPO"),
         (["sample", "--output", "x.jsonl", "--rollout.temperature", "0"], "one report"),
+        (["rl", "--run-dir", "x", "--rollout.max-new-tokens", "100000"], "max_position_embeddings .*; give at most"),
+        (["sample", "--output", "x.jsonl", "--rollout.max-new-tokens", "100000"], "--rollout.max-new-tokens: 100000"),
+        (["sft", "--run-dir", "x", "--max-length", "100000"], "--max-length: 100000 tokens after a prompt of"),
         (["reinforce"], "unknown command"),
     ],
 )
