@@ -52,6 +52,7 @@ class _Signals:
         self.held: set[object] = set()  # the blocks; one that is closed late, after a reset, is in it no more
         self.waits: list[str] = []  # what is waited for, in blocks within blocks
         self.requests = 0  # signals that this process is about to get from itself
+        self.later: list[threading.Timer] = []  # which ask for them
         self.last_line = threading.Lock()
 
 
@@ -97,6 +98,10 @@ def handled() -> Iterator[None]:
     try:
         yield
     finally:
+        _signals.raised = True
+        for later in _signals.later:  # which would end a process that handles signals no more
+            later.cancel()
+            later.join()
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -158,7 +163,9 @@ def _say_unless_stopped(hook: Callable[["sys.UnraisableHookArgs"], object]) -> C
             hook(unraisable)
             return
         _signals.raised = False
-        threading.Timer(TICK_SECONDS, request, [_signals.received]).start()
+        later = threading.Timer(TICK_SECONDS, request, [_signals.received])
+        _signals.later.append(later)
+        later.start()
 
     return say
 

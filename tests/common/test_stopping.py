@@ -13,6 +13,8 @@ import pytest
 from common.command import run_cli
 from common.io.resumable import row_writer
 from common.io.safetensors import atomic_directory
+from common.process import stopping
+from common.process.stopping import handled
 from common.training.checkpoint import save_latest
 from common.training.evaluation import LOSS
 from tests.common.test_train_loop import Counted, run
@@ -85,11 +87,14 @@ def test_an_export_is_replaced_whole(number, tmp_path, capsys, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_signal_in_a_destructor_is_not_lost(capsys):
-    class Slow:
-        def __del__(self):
-            os.kill(os.getpid(), signal.SIGTERM)
+class Slow:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(100):
+            time.sleep(0.01)
 
+
+def test_a_signal_in_a_destructor_is_not_lost(capsys):
     def main():
         slow = Slow()
         del slow
@@ -258,3 +263,17 @@ def test_a_signal_during_the_last_save_ends_the_command(number, whole, tmp_path,
     monkeypatch.undo()
     run(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+
+
+def test_a_signal_that_a_destructor_swallowed_does_not_come_after_the_command():
+    """It would end the process that ran the command, such as a notebook's."""
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        with handled():
+            slow = Slow()
+            del slow
+        time.sleep(2 * stopping.TICK_SECONDS)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == []
