@@ -17,7 +17,6 @@ from typing import Any, Literal
 import jax
 
 from common.devices import is_out_of_memory, memory_shortage
-from common.generation.draft_sources import DRAFT_TOKENS
 from common.io.outputs import check_output, check_own_object, write_whole
 from common.io.text import json_text
 from common.models.bert import BertConfig, ClassifierConfig
@@ -51,6 +50,7 @@ class Sizes:
 
 def published() -> Sizes:
     """Qwen2.5-7B, Qwen2.5-VL-3B, RN101 and CheXbert, and the preset of DEER for MIMIC-CXR."""
+    from common.generation.draft_sources import DRAFT_TOKENS
     from deer_jax.config import RL_PRESETS
     from launch.plan_deer import QWEN2_5_VL_3B, as_computed
 

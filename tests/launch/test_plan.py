@@ -256,6 +256,7 @@ def test_sizes_are_those_of_a_directory_that_is_named(monkeypatch, tmp_path, cap
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 300, **sizes}))
     monkeypatch.setattr(plan, "open_slice", lambda name: None)
     monkeypatch.setattr(plan, "make_plan", lambda config, sizes, *others: {"sizes": dataclasses.asdict(sizes)})
+    monkeypatch.setattr(plan, "plan_standardizing", lambda *_: {})
     wanted = ["--preset", "retsta-7b", "--topology", "v5e:2x4", "--model.base", str(tmp_path)]
     assert plan.main(wanted) == 0
     found = json.loads(capsys.readouterr().out)["sizes"]

@@ -51,8 +51,10 @@ def test_standardize(retsta_run, tmp_path):
 
 
 def test_report(tmp_path):
-    Image.fromarray(make_phantom(9, 0, 48).frontal).save(tmp_path / "image.png")
-    check(unicross, ["report", *[str(tmp_path / "image.png")] * ROWS, "--page", str(tmp_path / "page.html")])
+    images = [str(tmp_path / f"{number}.png") for number in range(ROWS)]
+    for image in images:
+        Image.fromarray(make_phantom(9, 0, 48).frontal).save(image)
+    check(unicross, ["report", *images, "--page", str(tmp_path / "page.html")])
 
 
 def test_sample(tmp_path):

@@ -63,7 +63,7 @@ def test_text_that_does_not_parse_counts_as_wrong_statements():
 
 
 def test_a_standard_report_has_the_white_space_of_training_targets_wherever_it_is_written(monkeypatch):
-    written = SimpleNamespace(token_ids=[1], stopped=False, finite=True)
+    written = SimpleNamespace(token_ids=[1], stopped=False, finite=True, drafted=[False])
     monkeypatch.setattr(module, "generate_rows", lambda *given, **_: [[written] for _ in given[2]])
     monkeypatch.setattr(module, "qwen2_slots", lambda *_: None)
     monkeypatch.setattr(module, "prompt_tokens", lambda *_: [1])
