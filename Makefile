@@ -39,15 +39,15 @@ types: dev
 	@$(BIN)/mypy
 
 test: lint types
-	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/pytest -n 2 --max-worker-restart=0 --dist loadfile --no-loadscope-reorder
 
 # The half of the tests that takes least time.
 check: lint types
-	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --fast
+	@$(BIN)/pytest -n 2 --max-worker-restart=0 --dist loadfile --no-loadscope-reorder --fast
 
 # Measures how long each file takes, by which `check` and `test` choose and order them.
 durations: dev
-	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --measure
+	@$(BIN)/pytest -n 2 --max-worker-restart=0 --dist loadfile --no-loadscope-reorder --measure
 
 bench: dev
 	@$(BIN)/medreport bench sft --peer
