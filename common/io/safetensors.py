@@ -84,9 +84,8 @@ def open_tensors(directory: str | Path, stem: str = "model") -> dict[str, Stored
     if single.is_file():
         return _open_file(single)
     if not index.is_file():
-        raise UserError(
-            f"{directory}: no {single.name} and no {index.name}; expected a directory with safetensors weights"
-        )
+        found = f"no {single.name} and no {index.name}"
+        raise UserError(f"{directory}: {found}; expected a directory with safetensors weights")
     listed = read_json_object(index).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(file, str) and file for file in listed.values()):
         raise UserError(f"{index}: no 'weight_map' from tensor names to files; download the index again")

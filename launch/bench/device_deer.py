@@ -63,7 +63,8 @@ def whole_step(sizes: "Sizes") -> dict[str, Any]:
         _policy(sizes), config.objective, tx, judge, tokenizer, layout, group=config.rollout.group,
         accumulate=accumulate,
     )  # fmt: skip
-    batch = StudyBatch(study_prompts(sizes), np.arange(config.batch_size, dtype=np.int32))  # type: ignore[arg-type]
+    numbers: Any = np.arange(config.batch_size, dtype=np.int32)
+    batch = StudyBatch(study_prompts(sizes), numbers)
     rng = device_put_tree(jax.random.key(2), layout)
     seconds: list[float] = []
     parts: dict[str, float] = {}

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from common.command import run_cli
 from common.data.tokenizers import load_tokenizer
 from common.errors import UserError
 from common.generation import command as decode_cli
@@ -19,6 +20,7 @@ from common.models.peft import save_peft
 from common.models.qwen2 import Qwen2
 from common.models.qwen2_weights import load_qwen2, save_qwen2
 from tests import tiny
+from tests.common.test_generation_memory import WANTED, exhausted
 
 TEXTS = ["no acute disease", "heart size is normal", "lungs", "the lungs are clear and the heart is normal", "acute"]
 
@@ -213,3 +215,15 @@ def test_rows_of_other_settings_are_not_continued(model, prompts, tmp_path):
         assert output.read_bytes() == before
     (tmp_path / "link").symlink_to(model)
     assert decode(tmp_path / "link", prompts, output, *SAMPLED, "--batch-size", "3") == whole
+
+
+def test_decoding_names_the_options_that_decide_its_memory(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("common.generation.generate.run_slots", exhausted)
+    prompts = jsonl(tmp_path / "prompts.jsonl", [{"id": i, "prompt": TEXTS[i % len(TEXTS)]} for i in range(40)])
+    options = ["--batch-size", "4", "--draft", "prompt", "--max-new-tokens", "6"]
+    files = ["--model", str(model), "--prompts", str(prompts), "--output", str(tmp_path / "rows.jsonl")]
+    with pytest.raises(SystemExit) as ended:
+        run_cli(decode_cli.main, [*files, *options])
+    assert ended.value.code == 2
+    said = "--batch-size 2 in place of 4, then --draft none, then --max-new-tokens 3 in place of 6\n"
+    assert capsys.readouterr().err.endswith(f"error: {WANTED}{said}")

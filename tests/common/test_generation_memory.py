@@ -3,12 +3,9 @@
 import jax.numpy as jnp
 import pytest
 
-from common.command import run_cli
 from common.errors import UserError
-from common.generation import command as decode_cli
 from common.generation.memory import halved, slot_memory
 from deer_jax.cli import dispatch
-from tests.common.test_decode_cli import TEXTS, jsonl, model  # noqa: F401
 
 WANTED = "not enough memory (281474976710656 bytes requested) to write reports; try "
 
@@ -16,18 +13,6 @@ WANTED = "not enough memory (281474976710656 bytes requested) to write reports; 
 def exhausted(*_):
     """What XLA raises where `run_slots` asks for 256 TiB, more than any process can address."""
     yield jnp.zeros(2**46).sum().item()
-
-
-def test_decoding_names_the_options_that_decide_its_memory(model, tmp_path, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.setattr("common.generation.generate.run_slots", exhausted)
-    prompts = jsonl(tmp_path / "prompts.jsonl", [{"id": i, "prompt": TEXTS[i % len(TEXTS)]} for i in range(40)])
-    options = ["--batch-size", "4", "--draft", "prompt", "--max-new-tokens", "6"]
-    files = ["--model", str(model), "--prompts", str(prompts), "--output", str(tmp_path / "rows.jsonl")]
-    with pytest.raises(SystemExit) as ended:
-        run_cli(decode_cli.main, [*files, *options])
-    assert ended.value.code == 2
-    said = "--batch-size 2 in place of 4, then --draft none, then --max-new-tokens 3 in place of 6\n"
-    assert capsys.readouterr().err.endswith(f"error: {WANTED}{said}")
 
 
 def test_sampling_names_the_options_that_decide_its_memory(tmp_path, monkeypatch):
