@@ -2,9 +2,7 @@
 
 import contextlib
 import errno
-import itertools
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -13,13 +11,14 @@ from typing import NoReturn, TextIO
 
 from common.devices import default_to_cpu, is_out_of_memory, memory_shortage, set_gpu_defaults
 from common.errors import UserError
+from common.io.mirror import with_addresses
+from common.io.stores import staging
 from common.io.terminal import printable
 from common.process.host_watch import ending_of, watch
 from common.process.hosts import initialize_distributed
 from common.process.stopping import Stopped, handled, held, last_line, received
 
 LONGEST_MESSAGE = 2_000  # characters
-OBJECT_STORE = re.compile(r"(?:--[\w.-]+=)?((?:gs|s3|s3a|az|abfs|abfss|hdfs)://)", re.IGNORECASE)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk says
 
 
@@ -51,7 +50,6 @@ def run_cli(
 def _run(main: Callable[[list[str]], int | None], argv: list[str], hosts: Collection[str]) -> int | None:
     """The exit code of `main`. Raises SystemExit where it ends otherwise."""
     try:
-        check_paths(argv)
         code = _together(main, argv, hosts)
         sys.stdout.flush()
         return code
@@ -77,16 +75,6 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str], hosts: Collec
         _end(2, f"{error.filename or 'a file or standard output'}: cannot be written ({error.strerror}); make room")
 
 
-def check_paths(argv: Collection[str]) -> None:
-    """Raise UserError for the address of an object store, which would be taken for a directory of this disk."""
-    for word in itertools.takewhile("--".__ne__, argv):
-        if match := OBJECT_STORE.match(word):
-            raise UserError(
-                f"{word}: object stores ({match[1]}) are not supported; mount the bucket (gcsfuse, Mountpoint for "
-                "Amazon S3) and give the path of the directory"
-            )
-
-
 def _show_warning(
     message: Warning | str,
     category: type[Warning],
@@ -102,14 +90,20 @@ def _show_warning(
 def _together(main: Callable[[list[str]], int | None], argv: list[str], hosts: Collection[str]) -> int | None:
     """The exit code of `main`, after the hosts have joined; where another of them is lost, the command ends so."""
     if not initialize_distributed(argv, hosts):
-        return main(argv)
+        return _with_copies(main, argv)
     try:
-        return main(argv)
+        return _with_copies(main, argv)
     except Exception as error:  # what collectives raise has no type of its own
         ending = ending_of(error)
         if ending is None:
             raise
         _end(*ending)
+
+
+def _with_copies(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
+    """The exit code of `main`, to which addresses of stores are paths."""
+    with staging(argv) as arguments:
+        return main(arguments)
 
 
 def _leave_hosts(error: BaseException | None) -> None:
@@ -146,7 +140,7 @@ def _end(code: int, message: str = "") -> NoReturn:
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if message and last_line():
-            print("error: " + printable(" ".join(message.split()), LONGEST_MESSAGE), file=sys.stderr)
+            print("error: " + printable(with_addresses(" ".join(message.split())), LONGEST_MESSAGE), file=sys.stderr)
         raise SystemExit(code) from None
 
 

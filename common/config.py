@@ -28,9 +28,12 @@ from common.devices import programs_kept
 from common.errors import UserError, did_you_mean
 from common.io.differences import Difference, differences
 from common.io.files import atomic_file
-from common.io.locks import is_first_process, is_lock, lock_of, locked_by_first, locked_directory
+from common.io.locks import is_lock, lock_of, locked_by_first, locked_directory
+from common.io.mirror import address_text
+from common.io.stores import stage
 from common.io.terminal import printable
 from common.io.text import json_text, read_json, read_json_object
+from common.process.first import is_first_process
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
@@ -69,8 +72,17 @@ def marked_fields(config_class: type, *marks: Mark, prefix: str = "") -> frozens
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """The config as nested dictionaries of JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """The config as nested dictionaries of JSON values. What has an address in a store is recorded by it."""
+    return _mapped(json.loads(json.dumps(dataclasses.asdict(config))), lambda text: address_text(text) or text)
+
+
+def _mapped(values: Any, change: Callable[[str], str]) -> Any:
+    """JSON values with every text within them changed."""
+    if isinstance(values, str):
+        return change(values)
+    if isinstance(values, list):
+        return [_mapped(value, change) for value in values]
+    return {name: _mapped(value, change) for name, value in values.items()} if isinstance(values, dict) else values
 
 
 def from_json(config_class: type[Config], values: Mapping[str, Any], where: str) -> Config:
@@ -210,7 +222,7 @@ def read_config(config_class: type[Config], run_dir: Path) -> Config:
     if not path.exists():
         raise UserError(f"{run_dir}: no config.json there; expected the directory of a training run")
     try:
-        config = from_json(config_class, read_json(path, "the config of a run"), str(path))
+        config = from_json(config_class, _mapped(read_json(path, "the config of a run"), stage), str(path))
     except UserError as error:
         inside = ", ".join(sorted(printable(file.parent.name) for file in run_dir.glob("*/config.json")))
         raise UserError(f"{error}; runs inside it: {inside}" if inside else str(error)) from error

@@ -29,6 +29,7 @@ from common.io.locks import locked_by_first
 from common.io.numbers import rounded
 from common.io.outputs import check_own_object
 from common.io.safetensors import disk_errors, write_json
+from common.io.terminal import say
 from common.io.text import read_json_object
 from common.metrics.text import warn_of_absent
 from common.report.table import as_markdown, mean_interval
@@ -135,7 +136,7 @@ def main(arguments: list[str]) -> None:
         if which == "proportion":
             curve = chosen.directory / "proportion.svg"
             draw_proportions(table, curve, level=SFT)
-            print(f"curve: {curve}", flush=True)
+            say(f"curve: {curve}")
 
 
 def run_ablation(
@@ -175,7 +176,7 @@ def run_ablation(
             chosen = ""
             if variant.fraction < 1:
                 chosen = select_studies(config, preset, start, directory, variant, seeds[0])
-            print(run_dir, flush=True)
+            say(run_dir)
             reports = rl_reports(with_variant(config, variant, start, chosen, seed), run_dir)
             table.setdefault(name, []).append(score(reports))
     return table

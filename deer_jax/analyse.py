@@ -23,6 +23,7 @@ from common.errors import Parser, UserError
 from common.io.locks import locked_file
 from common.io.numbers import rounded
 from common.io.outputs import check_output, check_own_object, check_own_page, write_whole
+from common.io.terminal import say
 from common.io.text import json_text
 from common.metrics.bootstrap import mean_measure, summarize
 from common.metrics.clinical import BLANK, POSITIVE
@@ -107,7 +108,7 @@ def analyse(chosen: argparse.Namespace) -> None:
     groups = read_groups(rows[: chosen.limit], read, labeler)
     page = chosen.output
     write_out(token_page(groups, [row["id"] for row in rows], labeler, stop_ids, chosen.method), page)
-    print(f"page: {page.absolute()}", flush=True)
+    say(f"page: {page.absolute()}")
 
 
 def scores_text(table: dict[str, Any]) -> str:

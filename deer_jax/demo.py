@@ -22,6 +22,7 @@ from common.io.numbers import rounded, score_text
 from common.io.outputs import check_output, write_whole
 from common.io.safetensors import write_json
 from common.io.tables import score_lines
+from common.io.terminal import say
 from common.metrics.text import warn_of_absent
 from common.options import command_line, training_command, used_settings
 from common.phantoms.source import draw_again
@@ -101,8 +102,8 @@ def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
     shown = page(config, run_dir, test, texts, systems, selection)
     save_run_page(run_dir, dataclasses.replace(shown, notes=[data_read, *shown.notes, *absent]))
     print(score_lines(systems, HEADLINE))
-    print(f"token weights: {(run_dir / TOKEN_PAGE).absolute()}")
-    print(f"page: {(run_dir / REPORT_FILE).absolute()}", flush=True)
+    say(f"token weights: {(run_dir / TOKEN_PAGE).absolute()}")
+    say(f"page: {(run_dir / REPORT_FILE).absolute()}")
     return systems
 
 

@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> None:
     options = preset_parser("deer rl", RL_PRESETS, HELP + LABELER_HELP)
     config, chosen = read_preset_options(options, RL_PRESETS, arguments, RL_NEEDS)
     train_run(config, chosen.run_dir)
-    print(f"trained: {chosen.run_dir}; next: deer sample --model.base {chosen.run_dir / 'model'}", flush=True)
+    say(f"trained: {chosen.run_dir}; next: deer sample --model.base {chosen.run_dir / 'model'}")
 
 
 def check_config(config: RlConfig) -> None:

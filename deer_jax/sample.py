@@ -29,6 +29,7 @@ from common.io.fingerprints import model_record
 from common.io.finite import check_finite, precision_remedy
 from common.io.locks import locked_file, owning
 from common.io.progress import counted
+from common.io.terminal import say
 from common.metrics.clinical import POSITIVE
 from common.models.lora import LoraConfig
 from common.models.qwen2_vl import Qwen2VLConfig
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> None:
     options = preset_parser(PROGRAM, SAMPLE_PRESETS, DESCRIPTION + HELP, "--output FILE.jsonl")
     config, chosen = read_preset_options(options, SAMPLE_PRESETS, arguments, SAMPLE_NEEDS)
     sample_run(config, chosen.output)
-    print(f"reports: {chosen.output}", flush=True)
+    say(f"reports: {chosen.output}")
 
 
 @owning("output", locked_file)

@@ -11,6 +11,7 @@ from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
 from common.data.splits import Split
 from common.data.summary import Cut, say_data
+from common.io.terminal import say
 from common.models.attention_choice import attention_lines, say_attention
 from common.models.qwen2_vl import SHARDING_RULES
 from common.training.parallel import DeviceLayout, make_device_layout
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> None:
     config, chosen = read_preset_options(options, SFT_PRESETS, arguments, NEEDS)
     train_run(config, chosen.run_dir)
     model = chosen.run_dir / "model"
-    print(f"trained: {chosen.run_dir}; next: deer sample, or deer rl --model.base {model}", flush=True)
+    say(f"trained: {chosen.run_dir}; next: deer sample, or deer rl --model.base {model}")
 
 
 def batch_maker(config: SftConfig, base: Base, split: Split) -> tuple[Callable[..., ReportRows], int]:

@@ -44,4 +44,4 @@ def finish(config: LabelerRunConfig, corpus: LabeledCorpus, run_dir: Path, expor
         say(f"{name}\n\n{as_markdown(found)}\n")
     if export_to is not None:
         export(config, labeler, export_to)
-    print(f"trained: {run_dir}; next: deer label FILE.jsonl --labeler {export_to or run_dir}", flush=True)
+    say(f"trained: {run_dir}; next: deer label FILE.jsonl --labeler {export_to or run_dir}")

@@ -6,8 +6,10 @@ from common.config import remove_run
 from common.config_options import add_batch_size, evaluation_parser, preset_parser, read_preset_options
 from common.errors import Parser
 from common.generation.draft_option import add_draft
-from common.io.locks import is_first_process, locked_by_first
+from common.io.locks import locked_by_first
 from common.io.tables import score_lines
+from common.io.terminal import say
+from common.process.first import is_first_process
 from retsta_jax.config import HELP, NEEDS, PRESETS, RetstaConfig
 
 
@@ -17,7 +19,7 @@ def train(arguments: list[str]) -> None:
     from retsta_jax.train import train_run
 
     train_run(config, chosen.run_dir)
-    print(f"trained: {chosen.run_dir}; next: retsta evaluate --run-dir {chosen.run_dir}", flush=True)
+    say(f"trained: {chosen.run_dir}; next: retsta evaluate --run-dir {chosen.run_dir}")
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -30,7 +32,7 @@ def evaluate(arguments: list[str]) -> None:
     systems = evaluate_run(chosen.run_dir, chosen.split, chosen.limit, chosen.batch_size, chosen.draft)
     if is_first_process():
         print(score_lines(systems, headline(next(iter(systems.values())))))
-        print(f"page: {(chosen.run_dir / 'report.html').absolute()}", flush=True)
+        say(f"page: {(chosen.run_dir / 'report.html').absolute()}")
 
 
 def standardize(arguments: list[str]) -> None:

@@ -25,7 +25,7 @@ from common.io.finite import check_finite, precision_remedy
 from common.io.locks import locked_file, owning, warn_of_writer
 from common.io.resumable import claim_output, rows_done
 from common.models.qwen2_weights import max_positions
-from common.training.checkpoint import open_checkpoints, restore_trainable
+from common.training.checkpoint import has_checkpoints, open_checkpoints, restore_trainable
 from common.training.parallel import DeviceLayout, MeshConfig, all_row_shards, generation_layout
 from common.training.run import base_weights
 from common.training.sft import model_variables
@@ -76,7 +76,7 @@ class Standardized(NamedTuple):
 def config_of_trained(run_dir: Path) -> RetstaConfig:
     """The config of a run directory that holds weights. Raises UserError where there are none."""
     config = read_config(RetstaConfig, run_dir)
-    if not (run_dir / "checkpoints").is_dir():
+    if not has_checkpoints(run_dir):
         raise UserError(f"{run_dir}: contains no checkpoint; train first")
     return config
 

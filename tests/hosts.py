@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 
 from tests.compile_flags import QUICK
 from tests.runs import ROOT
@@ -16,21 +17,23 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-def on_hosts(module: str, commands: list[list[str]], devices: int = 2) -> tuple[list[int], list[str]]:
-    """The exit codes and standard errors of a command on as many hosts, each with words and devices of its own."""
+def on_hosts(
+    module: str, commands: list[list[str]], devices: int = 2, variables: Sequence[Mapping[str, str]] = ()
+) -> tuple[list[int], list[str]]:
+    """The exit codes and standard errors of a command on as many hosts, each with words, devices and environment."""
     address = free_address()
     environment = {**os.environ, "XLA_FLAGS": QUICK, "JAX_NUM_CPU_DEVICES": str(devices)}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", module, *words],
             cwd=ROOT,
-            env={**environment, "MEDREPORT_HOSTS": f"{address},{len(commands)},{number}"},
+            env={**environment, **own, "MEDREPORT_HOSTS": f"{address},{len(commands)},{number}"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number, words in enumerate(commands)
+        for number, (words, own) in enumerate(zip(commands, variables or [{}] * len(commands), strict=True))
     ]
     try:
         said = [process.communicate(timeout=300)[1] for process in processes]

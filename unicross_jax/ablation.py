@@ -16,6 +16,7 @@ from common.io.locks import owning
 from common.io.numbers import rounded
 from common.io.outputs import check_own_object
 from common.io.safetensors import write_json
+from common.io.terminal import say
 from common.io.text import read_json_object
 from unicross_jax.config import ModelConfig, RunConfig
 from unicross_jax.data import read_splits
@@ -89,7 +90,7 @@ def run_ablation(
         check_run_directory(run_dir, chosen)
         systems = finished(run_dir, reader) if (run_dir / "model").is_dir() else None
         if systems is None:
-            print(f"{run_dir}", flush=True)
+            say(f"{run_dir}")
             train_run(chosen, run_dir)
             systems = evaluate_run(run_dir, labeler=labeler, labeler_tokenizer=labeler_tokenizer)
         table.setdefault(name, []).append(systems[MODEL])
@@ -117,5 +118,5 @@ def finished(run_dir: Path, labeler: Mapping[str, str]) -> dict[str, Scores] | N
         return found.get("systems")
     other = "are of other weights or studies, or by another labeler"
     known = other if MADE_FROM in found else "do not say what they were made from"
-    print(f"{file}: its scores {known}; the run is evaluated again", flush=True)
+    say(f"{file}: its scores {known}; the run is evaluated again")
     return None

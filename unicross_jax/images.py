@@ -18,6 +18,7 @@ from common.io.jsonl import write_rows
 from common.io.locks import locked_file, owning
 from common.io.outputs import check_output, check_own_page, write_whole
 from common.io.resumable import row_writer
+from common.io.terminal import say
 from common.report.environment import environment
 from common.report.page import Example as Shown
 from common.report.page import Page, render
@@ -135,7 +136,7 @@ def report_images(
     ]
     html = render(_page(trained, shown))
     write_whole(page, html)
-    print(f"page: {page.absolute()}", file=sys.stderr, flush=True)
+    say(f"page: {page.absolute()}", error=True)
 
 
 def images_line(groups: Sequence[Sequence[str]]) -> str:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from common.command import run_cli
 from common.errors import Parser
+from common.io.terminal import say
 from unicross_jax.config import EMBEDDED_RUN, PRESETS
 from unicross_jax.train import train_run
 from unicross_jax.trained import export, load_trained
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> None:
     trained = load_trained(run_dir)
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), trained.trainable)
     export(CONFIG, trained.task, half, EMBEDDED_RUN)
-    print(f"exported: {EMBEDDED_RUN}; next: unicross evaluate --run-dir {run_dir}")
+    say(f"exported: {EMBEDDED_RUN}; next: unicross evaluate --run-dir {run_dir}")
 
 
 if __name__ == "__main__":

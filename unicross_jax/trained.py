@@ -22,7 +22,7 @@ from common.io.safetensors import (
     write_tensors,
 )
 from common.options import flag
-from common.training.checkpoint import open_checkpoints, restore_trainable
+from common.training.checkpoint import has_checkpoints, open_checkpoints, restore_trainable
 from common.training.parallel import device_put_tree, generation_layout
 from common.types import PyTree
 from unicross_jax.backbone import (
@@ -70,7 +70,7 @@ def load_around(directory: Path, config: RunConfig, backbone: Backbone) -> Train
     task = make_task(config, backbone, tokenizer)
     key = jax.random.key(config.seed)
     warn_of_writer(directory)
-    if (directory / "checkpoints").is_dir():
+    if has_checkpoints(directory):
         checkpoints = open_checkpoints(directory, frozen_weights(backbone, task.frozen).note(), config)
         step, trainable = restore_trainable(
             checkpoints, device_put_tree(init_trainable(task.model, key), generation_layout(mode="jit"))

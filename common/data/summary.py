@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from common.data.records import Quarantine
 from common.data.source import StudySource
-from common.io.locks import is_first_process
 from common.io.terminal import printable, say
+from common.process.first import is_first_process
 
 MOST_FILES = 4  # that are named
 

@@ -16,10 +16,10 @@ from common.generation.draft_option import Draft
 from common.generation.drafts import Table
 from common.generation.ngrams import build_table
 from common.io.files import atomic_file
-from common.io.locks import is_first_process
 from common.io.safetensors import disk_errors
 from common.io.terminal import say
 from common.io.text import parse_json
+from common.process.first import is_first_process
 
 TABLE_FILE = "drafts.safetensors"  # of a run directory; it holds parts of reports
 DRAFT_TOKENS = 8  # most drafts of a pass

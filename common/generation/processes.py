@@ -13,6 +13,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.io.resumable import row_writer
+from common.io.stores import publish, refetch
 from common.io.text import parse_json
 from common.process.hosts import meet
 from common.process.stopping import Stopped, held, received
@@ -96,7 +97,7 @@ def of_all(mine: Any) -> list[Any]:
 def of_first(find: Callable[[], Found]) -> Found:
     """What `find` gives in the first process, where alone it is called, of JSON's types, in all.
 
-    Raises UserError in all where it does.
+    What it wrote to the address of a store, the others have a copy of. Raises UserError in all where it does.
     """
     if jax.process_count() == 1:
         return find()
@@ -104,12 +105,15 @@ def of_first(find: Callable[[], Found]) -> Found:
     if jax.process_index() == 0:
         try:
             mine = [find(), None]
+            publish()
         except UserError as error:
             mine = [None, str(error)]
     meet("first")
     found, problem = of_all(mine)[0]
     if problem is not None:
         raise UserError(problem)
+    if jax.process_index() != 0:
+        refetch()
     return found
 
 

@@ -20,49 +20,37 @@ import inspect
 import json
 import os
 import re
-import socket
-import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from datetime import datetime
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from common.errors import UserError
-from common.io.terminal import printable
-from common.io.text import parse_json
+from common.io.lock_holder import (
+    DIRECTORY_LOCK,
+    Holder,
+    is_alive,
+    lock_beside,
+    read_holder,
+    refusal,
+    this_process,
+    writer_of,
+)
+from common.io.store_locks import locked_object
+from common.io.terminal import say
+from common.process.first import has_several_processes, is_first_process
 from common.process.stopping import end_now
 
 BEAT_SECONDS = 10.0
-STALE_SECONDS = 120.0
-DIRECTORY_LOCK = ".lock"
 # Names of a lock, of what is linked to it, and of what marks that it is being taken over.
 LOCK_NAME = re.compile(r"\.(?P<of>.+\.)?lock(\.[0-9a-f]{32}\.(partial|taken))?")
-_TOKEN = re.compile(r"[0-9a-f]{32}")
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK)
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 _held: set[Path] = set()  # locks of this process, which may ask for them again
-
-
-@dataclasses.dataclass(frozen=True)
-class Holder:
-    """The process that a lock names. `boot` and `namespace` tell the machine and the container, "" where unknown."""
-
-    host: str
-    boot: str
-    namespace: str
-    pid: int
-    started: str  # in ticks since the machine was started; tells a process from a later one of the same number
-    since: str
-    token: str
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {printable(self.host)}, since {printable(self.since)}"
 
 
 def is_lock(name: str) -> bool:
@@ -114,7 +102,7 @@ def locked_file(file: Path | None) -> Iterator[None]:
         return
     real = Path(os.path.realpath(file))
     free = not real.parent.is_dir() or (real.exists() and not (real.is_file() or real.is_dir()))
-    with contextlib.nullcontext() if free else _locked(_beside(real), file):
+    with contextlib.nullcontext() if free else _locked(lock_beside(real), file):
         yield
 
 
@@ -144,7 +132,7 @@ def locked_by_first(
     path: Path | None, lock: Callable[..., AbstractContextManager[None]] = locked_directory
 ) -> Iterator[None]:
     """`lock` of a path by the first of several processes; all must call it. Raises UserError in all."""
-    if not _has_several_processes():
+    if not has_several_processes():
         with lock(path):
             yield
         return
@@ -163,40 +151,10 @@ def locked_by_first(
         yield
 
 
-def is_first_process() -> bool:
-    """Whether this process, of several, is the one that writes. Asks JAX only where it has joined others already."""
-    return not _has_several_processes() or sys.modules["jax"].process_index() == 0
-
-
-def _has_several_processes() -> bool:
-    jax = sys.modules.get("jax")
-    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
-
-
-def writer_of(file: str | Path) -> Holder | None:
-    """The other process that is writing a file, or in a directory; None where nobody is."""
-    real = Path(os.path.realpath(file))
-    lock = real / DIRECTORY_LOCK if real.is_dir() else _beside(real)
-    if lock in _held:
-        return None
-    try:
-        holder = _read(lock)
-        if holder is None:
-            return None
-        now = datetime.now().timestamp()  # a reader may not write, and so not ask the file system
-        return holder if _is_alive(holder, now - lock.stat().st_mtime) else None
-    except OSError:
-        return None
-
-
-def _beside(file: Path) -> Path:
-    return file.parent / f".{file.name}.lock"
-
-
 def warn_of_writer(path: str | Path) -> None:
     """Warn on standard error, in the first of several processes, if another process is writing what this one reads."""
     if is_first_process() and (holder := writer_of(path)) is not None:
-        print(f"warning: {path} is still being written by {holder}; what it holds by now is read", file=sys.stderr)
+        say(f"warning: {path} is still being written by {holder}; what it holds by now is read", error=True)
 
 
 @contextlib.contextmanager
@@ -210,12 +168,13 @@ def _locked(lock: Path, what: Path) -> Iterator[None]:
     ended = threading.Event()
     threading.Thread(target=_keep, args=(lock, what, token, ended), daemon=True).start()
     try:
-        yield
+        with locked_object(lock):
+            yield
     finally:
         ended.set()
         _held.discard(lock)
         with contextlib.suppress(OSError):  # such as its directory having been removed
-            holder = _read(lock)
+            holder = read_holder(lock)
             if holder is not None and holder.token == token:
                 lock.unlink()
 
@@ -230,12 +189,12 @@ def _disk_errors(what: Path) -> Iterator[None]:
 
 def _acquire(lock: Path, what: Path) -> str:
     """Make the lock this process's. Returns its token."""
-    own = _this_process()
+    own = this_process()
     aside = lock.with_name(f"{lock.name}.{own.token}.partial")
     try:
         aside.write_text(json.dumps(dataclasses.asdict(own)), encoding="utf-8")
         while not _linked(aside, lock):
-            holder = _read(lock)
+            holder = read_holder(lock)
             if holder is not None and _takes_over(lock, aside, holder, what):
                 _sweep(lock)
                 break
@@ -274,18 +233,18 @@ def _takes_over(lock: Path, aside: Path, holder: Holder, what: Path) -> bool:
     while True:
         with contextlib.suppress(FileNotFoundError):
             age = now - file.stat().st_mtime
-            if _is_alive(last, age):
-                raise UserError(_refusal(what, last, age))
+            if is_alive(last, age):
+                raise UserError(refusal(what, last, age))
         marks.append(lock.with_name(f"{lock.name}.{last.token}.taken"))
         if _linked(aside, marks[-1]):
             break
-        file, following = marks[-1], _read(marks[-1])
+        file, following = marks[-1], read_holder(marks[-1])
         if following is None:
             return False
         last = following
     try:
         # Making a file has also made NFS look at the folder anew. Whoever changes the lock has made one of the marks.
-        present = _read(lock)
+        present = read_holder(lock)
         if present is None or present.token != holder.token:
             marks = marks[-1:]
             return False
@@ -302,89 +261,16 @@ def _sweep(lock: Path) -> None:
     for left in lock.parent.iterdir():
         if left.name.startswith(f"{lock.name}.") and is_lock(left.name):
             with contextlib.suppress(OSError):
-                holder = _read(left)
-                if holder is not None and not _is_alive(holder, now - left.stat().st_mtime):
+                holder = read_holder(left)
+                if holder is not None and not is_alive(holder, now - left.stat().st_mtime):
                     left.unlink()
-
-
-def _refusal(what: Path, holder: Holder, age: float) -> str:
-    seen = ""
-    if not _is_here(holder):
-        seen = f" (last sign of life {max(age, 0):.0f} s ago; it counts as dead after {STALE_SECONDS:.0f} s)"
-    return f"{what}: is being written by {holder}{seen}; wait for it to end, or stop it, and start again"
 
 
 def _keep(lock: Path, what: Path, token: str, ended: threading.Event) -> None:
     """Touch a lock until `ended`; where another process has taken it over, end this one before it writes more."""
     while not ended.wait(BEAT_SECONDS):
         with contextlib.suppress(OSError):  # the next beat may succeed
-            holder = _read(lock)
+            holder = read_holder(lock)
             if holder is not None and holder.token != token:
                 end_now(2, f"{what}: this process gave no sign of life for too long, and {holder} has taken over")
             os.utime(lock)
-
-
-def _read(lock: Path) -> Holder | None:
-    """What a lock says; None where there is none. One that says nothing yet, or is damaged, has an unknown holder."""
-    try:
-        with lock.open("rb") as file:
-            content, inode = file.read(4096), os.fstat(file.fileno()).st_ino
-    except FileNotFoundError:
-        return None
-    try:
-        holder = Holder(**parse_json(content, lock))
-        if _TOKEN.fullmatch(holder.token) and isinstance(holder.pid, int):
-            return holder
-    except (UserError, TypeError):
-        pass
-    return Holder("an unknown machine", "", "", 0, "", "an unknown time", f"{inode:032x}")
-
-
-def _this_process() -> Holder:
-    boot, namespace = _machine()
-    now = datetime.now().astimezone().isoformat(" ", "seconds")
-    pid = os.getpid()
-    return Holder(socket.gethostname(), boot, namespace, pid, _start(pid) or "", now, uuid.uuid4().hex)
-
-
-@functools.cache
-def _machine() -> tuple[str, str]:
-    """What tells this start of this machine from others, and this container; "" where the system does not say."""
-    boot = namespace = ""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    with contextlib.suppress(OSError):
-        namespace = os.readlink("/proc/self/ns/pid")
-    return boot, namespace
-
-
-def _is_here(holder: Holder) -> bool:
-    """Whether this process could see the holder: it runs, or ran, on this machine and in this container."""
-    boot, namespace = _machine()
-    return holder.boot == boot and holder.namespace == namespace and holder.host == socket.gethostname()
-
-
-def _is_alive(holder: Holder, age: float) -> bool:
-    """Whether a holder is alive, whose lock was touched `age` seconds ago."""
-    if _is_here(holder) and holder.started and (start := _start(holder.pid)) is not None:
-        return start == holder.started
-    return age < STALE_SECONDS
-
-
-def _start(pid: int) -> str | None:
-    """When a process started, "" where there is none (or a dead one that nobody has asked for its end); None: unknown.
-
-    A system without /proc does not say; nor does one that hides the processes of other users.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError):
-        pass
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except (OSError, OverflowError):
-        return None
-    return None

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from common.io.locks import is_first_process
+from common.process.first import is_first_process
 
 SECONDS = 5.0  # between two lines
 

@@ -3,6 +3,8 @@
 import sys
 import unicodedata
 
+from common.io.mirror import with_addresses
+
 LONGEST = 200  # characters of one foreign value in a message
 # Controls, formats (bidirectional and zero-width marks among them), unpaired surrogates, private use, and separators of
 # lines and paragraphs: what moves a cursor, hides, reorders text or breaks a line.
@@ -31,7 +33,7 @@ def printable(value: object, limit: int = LONGEST) -> str:
 
 def say(text: object, *, error: bool = False) -> None:
     """Print text that may hold foreign names, line by line as `printable` shows it, to standard output or error."""
-    lines = (printable(line, limit=10_000) for line in str(text).split("\n"))
+    lines = (printable(line, limit=10_000) for line in with_addresses(str(text)).split("\n"))
     print("\n".join(lines), file=sys.stderr if error else sys.stdout, flush=True)
 
 

@@ -26,9 +26,9 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 
 from common.errors import UserError
-from common.io.locks import is_first_process
 from common.io.terminal import say
 from common.models import cpu_ops
+from common.process.first import is_first_process
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
 Operation = Literal["rows", "continuations", "image", "windows", "labels", "clip", "decode"]

@@ -21,6 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from common.bounds import RATE
 from common.errors import UserError
+from common.io.mirror import address_text
 from common.io.patterns import full_matches
 from common.io.safetensors import (
     Index,
@@ -169,7 +170,7 @@ def save_peft(
     content = {
         "peft_type": "LORA",
         **AUTO_CLASSES[decoder],
-        "base_model_name_or_path": base_name,
+        "base_model_name_or_path": address_text(base_name) or base_name,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,

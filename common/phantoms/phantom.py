@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw
 
 from common.bounds import PHANTOMS, SEED, SIDE, Within, bounded
 from common.errors import Parser, UserError
+from common.io.terminal import say
 from common.metrics.clinical import FINDINGS
 from common.phantoms.frontal import draw_frontal
 from common.phantoms.lateral import draw_lateral
@@ -133,7 +134,7 @@ def main(argv: list[str]) -> None:
         sheet.quantize(64).save(arguments.sheet, "PNG", optimize=True)
     except OSError as error:
         raise UserError(f"sheet {arguments.sheet}: {error.strerror}; expected a file in an existing folder") from None
-    print(f"{arguments.sheet}: {arguments.rows * arguments.columns} studies")
+    say(f"{arguments.sheet}: {arguments.rows * arguments.columns} studies")
 
 
 if __name__ == "__main__":

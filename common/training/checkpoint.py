@@ -17,9 +17,12 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from common.config import Mark, changed_fields, to_json
 from common.errors import UserError
+from common.io.mirror import address_text
+from common.io.stores import publish
 from common.io.terminal import say
 from common.process.stopping import held
 from common.types import PyTree, TrainState
@@ -58,7 +61,7 @@ def open_checkpoints(run_dir: Path, note: dict[str, Any], config: Any = None) ->
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if getattr(sys.unraisablehook, "func", None) is not _say_unless_late:
         sys.unraisablehook = functools.partial(_say_unless_late, sys.unraisablehook)
-    root = run_dir.absolute() / CHECKPOINTS
+    root = checkpoint_root(run_dir)
 
     def barriers(name: str) -> ocp.options.MultiprocessingOptions:
         # Orbax names the barriers at which hosts meet by the step alone: where both managers write one step, a host
@@ -84,6 +87,27 @@ def open_checkpoints(run_dir: Path, note: dict[str, Any], config: Any = None) ->
     return Checkpoints(latest, best, note, config)
 
 
+def checkpoint_root(run_dir: Path) -> Any:
+    """Where the checkpoints of a run are. Orbax writes to `gs://` itself, and of `s3://` into the copy on this disk.
+
+    Raises UserError for several processes and `s3://`: each would have a copy with its own part.
+    """
+    address = address_text(run_dir)
+    if address is None or address.startswith("s3://"):
+        if address is not None and jax.process_count() > 1:
+            raise UserError(
+                f"{address}: checkpoints of several processes need gs:// or a disk that all hosts share (NFS, FSx)"
+            )
+        return run_dir.absolute() / CHECKPOINTS
+    return epath.Path(address) / CHECKPOINTS
+
+
+def has_checkpoints(run_dir: Path) -> bool:
+    """Whether a run has begun to write checkpoints."""
+    with _disk_errors(run_dir):
+        return bool(checkpoint_root(run_dir).is_dir())
+
+
 def _say_unless_late(say: Callable[..., object], unraisable: "sys.UnraisableHookArgs") -> None:
     """Print what nobody can catch, but not what TensorStore's threads raise after a write was given up.
 
@@ -100,6 +124,8 @@ def save_latest(checkpoints: Checkpoints, state: TrainState, data: dict[str, Any
     if step in checkpoints.latest.all_steps():
         return
     _check_room(checkpoints.latest, state)
+    if _in_store(checkpoints.latest.directory):
+        publish()  # the logs of a step before its checkpoint
     trainable, rest = _split(state)
     items = ocp.args.Composite(
         trainable=ocp.args.StandardSave(trainable),
@@ -231,6 +257,8 @@ def _check_room(manager: ocp.CheckpointManager, tree: PyTree) -> None:
     written is waited for first: it may replace an older checkpoint, and is whole when the run ends here.
     """
     directory: Any = manager.directory
+    if _in_store(directory):
+        return
     shards = [shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards if shard.replica_id == 0]
     needed, free = sum(shard.data.nbytes for shard in shards) + METADATA_BYTES, shutil.disk_usage(directory).free
     if free < needed:
@@ -242,6 +270,10 @@ def _check_room(manager: ocp.CheckpointManager, tree: PyTree) -> None:
             f"{directory}: the checkpoint could not be written (No space left: it takes {needed / 1e6:.1f} MB and "
             f"{free / 1e6:.1f} MB are free); earlier ones are untouched: make room and run the same command again"
         )
+
+
+def _in_store(directory: Any) -> bool:
+    return str(directory).startswith("gs://")
 
 
 def _check_note(checkpoints: Checkpoints, manager: ocp.CheckpointManager, step: int) -> None:

@@ -11,6 +11,7 @@ from common.config_options import add_batch_size, read_options
 from common.endpoint import add_endpoint_options, endpoint_settings
 from common.errors import Parser, UserError
 from common.io.tables import score_lines
+from common.io.terminal import say
 from common.options import Needs, changed_options, check_options, used_settings
 from common.report.page import REPORT_FILE
 from common.training.parallel import MeshConfig
@@ -91,7 +92,7 @@ def baseline(arguments: list[str]) -> None:
         shown |= changed_options(used_settings(reports, REPORTS_NEEDS), used_settings(ReportsConfig(), ()))
     systems = evaluate_peer(asked, peer_of(chosen, reports.mesh, new_tokens), chosen.output, shown)
     print(score_lines(systems, headline(next(iter(systems.values())))))
-    print(f"page: {(chosen.output / REPORT_FILE).absolute()}", flush=True)
+    say(f"page: {(chosen.output / REPORT_FILE).absolute()}")
 
 
 def parser() -> Parser:

@@ -6,9 +6,10 @@ from pathlib import Path
 from common.config_options import read_options
 from common.data.records import Quarantine
 from common.errors import Parser, UserError
-from common.io.locks import is_first_process
+from common.io.terminal import say
 from common.metrics.tokenize import language_of
 from common.options import command_line
+from common.process.first import is_first_process
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, Stage, save_run_page
 from retsta_jax.labelling.code_rules import CODE_RULES, judge_by_codes
@@ -61,7 +62,7 @@ def label(arguments: list[str]) -> None:
         notes=[plain_text_note(funnel)],
     )
     save_run_page(chosen.output, page)
-    print(f"pairs: {chosen.output / PAIRS}\npage: {(chosen.output / REPORT_FILE).absolute()}", flush=True)
+    say(f"pairs: {chosen.output / PAIRS}\npage: {(chosen.output / REPORT_FILE).absolute()}")
 
 
 def judge_of(terminology: Path | None, codes: Path | None) -> Judge:

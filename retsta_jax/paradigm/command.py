@@ -8,10 +8,11 @@ from typing import Any
 from common.config_options import preset_parser, read_preset_options
 from common.endpoint import add_endpoint_options, endpoint_settings
 from common.errors import UserError
-from common.io.locks import is_first_process
 from common.io.numbers import score_text
 from common.io.tables import score_lines
+from common.io.terminal import say
 from common.options import Needs, training_command, used_settings
+from common.process.first import is_first_process
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Page, Stage, save_run_page
 from retsta_jax.config import PRESETS as TRAINING
@@ -98,7 +99,7 @@ def paradigm(arguments: list[str]) -> None:
     names = shown_metrics(result)
     print(score_lines(systems_of(result), names, intervals=names[0] == "codes/F1"))
     save_run_page(run_dir, page_of(result, config, run_dir))
-    print(f"models: {run_dir / ZERO}, {run_dir / FINAL}\npage: {(run_dir / REPORT_FILE).absolute()}", flush=True)
+    say(f"models: {run_dir / ZERO}, {run_dir / FINAL}\npage: {(run_dir / REPORT_FILE).absolute()}")
 
 
 def systems_of(result: Result) -> dict[str, Mapping[str, Any]]:

@@ -89,7 +89,7 @@ def table(arguments: list[str]) -> None:
     write_json(folder / TABLE, rounded(record(number, rows, found)))
     for line in (*shown.notes, "", markdown_table(shown.tables[0].columns, shown.tables[0].rows), "", shown.verdict):
         say(line)
-    print(f"page: {(folder / REPORT_FILE).absolute()}", flush=True)
+    say(f"page: {(folder / REPORT_FILE).absolute()}")
 
 
 def comparisons(number: int, rows: Rows, seeds: Sequence[int], labels: Mapping[str, str]) -> list[Comparison]:

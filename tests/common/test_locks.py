@@ -11,7 +11,8 @@ import pytest
 
 from common.errors import UserError
 from common.io import locks
-from common.io.locks import is_lock, lock_of, locked_directory, locked_file, locked_run, owning, writer_of
+from common.io.lock_holder import STALE_SECONDS, process_start, writer_of
+from common.io.locks import is_lock, lock_of, locked_directory, locked_file, locked_run, owning
 from tests.lock_holder import Locker, held_elsewhere
 
 NOBODY = 2**22 + 1  # Linux numbers processes up to 2**22
@@ -107,7 +108,7 @@ def test_a_number_that_another_process_has_now_is_not_taken_for_the_dead_one(tmp
     left_behind(tmp_path, pid=os.getppid(), started="1")  # alive, but started at another time
     with locked_directory(tmp_path):
         pass
-    left_behind(tmp_path, pid=os.getppid(), started=locks._start(os.getppid()))
+    left_behind(tmp_path, pid=os.getppid(), started=process_start(os.getppid()))
     with pytest.raises(UserError, match=f"process {os.getppid()}"), locked_directory(tmp_path):
         pass
 
@@ -120,11 +121,11 @@ def test_another_machine_s_or_container_s_lock_is_taken_over_when_it_is_silent(t
         with locked_directory(tmp_path):
             pass
     now = time.time()
-    os.utime(lock, (now - locks.STALE_SECONDS + 20,) * 2)
+    os.utime(lock, (now - STALE_SECONDS + 20,) * 2)
     with pytest.raises(UserError, match="last sign of life 10"), locked_directory(tmp_path):
         pass
     assert writer_of(tmp_path) is not None
-    os.utime(lock, (now - locks.STALE_SECONDS - 1,) * 2)
+    os.utime(lock, (now - STALE_SECONDS - 1,) * 2)
     assert writer_of(tmp_path) is None
     with locked_directory(tmp_path):
         assert json.loads(lock.read_text())["pid"] == os.getpid()
@@ -176,7 +177,7 @@ def test_who_died_while_taking_over_is_succeeded_too(tmp_path, lockers) -> None:
         assert "is being written by" in lockers[0].lock(tmp_path)
     left_behind(tmp_path)
     pid = lockers[0].process.pid
-    mark.write_text(json.dumps(dead | {"pid": pid, "started": locks._start(pid), "token": "1" * 32}))
+    mark.write_text(json.dumps(dead | {"pid": pid, "started": process_start(pid), "token": "1" * 32}))
     with pytest.raises(UserError, match=f"process {pid} on"), locked_directory(tmp_path):
         pass  # it lives, and is about to have the lock
 
