@@ -73,8 +73,8 @@ format: dev
 fuzz: dev
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60)
 
-# Every command that continues is killed at 50 random moments and compared with an undisturbed one; about an hour and a
-# half. SOAK="--kills 3 deer-rl" for one of them, "--by stop" for SIGTERM.
+# Every command that continues is killed at 50 random moments and compared with an undisturbed one; about an hour.
+# SOAK="--kills 3 deer-rl" for one of them, "--by stop" for SIGTERM.
 soak: dev
 	@$(BIN)/python -m tests.soak $(SOAK)
 

@@ -6,7 +6,7 @@ where something differs, or where a command ends otherwise than by what it was s
 
 import argparse
 import hashlib
-import itertools
+import os
 import random
 import shutil
 import signal
@@ -18,10 +18,12 @@ from collections import Counter
 from pathlib import Path
 
 from common.devices import default_to_cpu
+from tests.compile_flags import QUICK
 from tests.runs import ROOT
-from tests.soak.commands import COMMANDS, Command
+from tests.soak.commands import COMMANDS
+from tests.soak.nursery import End, Nursery
 
-CLOCK = ("timings.jsonl", "report.html")  # what tells the time
+CLOCK = ("timings.jsonl", "report.html")  # what tells the time: is to be there
 STATE = ("checkpoints",)  # holds times, and what of it counts decides the rest
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGTERM}
 EXPECTED = {signal.SIGKILL: (-signal.SIGKILL,), signal.SIGTERM: (75, -signal.SIGTERM)}  # also before it can be handled
@@ -38,67 +40,89 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := sorted({*options.commands} - {*COMMANDS}):
         parser.error(f"unknown: {', '.join(unknown)}; expected some of {', '.join(COMMANDS)}")
-    names = options.commands or [*COMMANDS]
-    return int(any([soak(name, options.kills, options.seed, SIGNALS[options.by]) for name in names]))
+    with tempfile.TemporaryDirectory() as programs:
+        os.environ |= {
+            "XLA_FLAGS": QUICK,
+            "JAX_COMPILATION_CACHE_DIR": programs,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        with Nursery() as nursery:
+            faults = [
+                soak(name, options.kills, options.seed, SIGNALS[options.by], nursery)
+                for name in options.commands or COMMANDS
+            ]
+    return int(any(faults))
 
 
-def soak(name: str, kills: int, seed: int, number: signal.Signals) -> bool:
+def soak(name: str, kills: int, seed: int, number: signal.Signals, nursery: Nursery) -> bool:
     """Whether a fault was found."""
     draw = random.Random(f"{name} {seed}")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         (folder / "material").mkdir()
         command = COMMANDS[name](folder / "material")
-        began = time.monotonic()
-        code, said, _ = start(command, folder / "whole", None, number)
-        seconds = time.monotonic() - began
-        if code:
-            print(f"{name}: fault: exit code {code} undisturbed: {said}", flush=True)
+
+        def fault(what: str) -> bool:
+            print(f"{name}: fault: {what}", flush=True)
             return True
-        whole, codes, slowest = digests(folder / "whole"), Counter[int](), 0.0
-        for count in itertools.count(1):
-            after = draw.uniform(0, seconds) if count <= kills else None
-            code, said, waited = start(command, folder / "out", after, number)
-            codes[code], slowest = codes[code] + 1, max(slowest, waited)
-            if code not in (0, *EXPECTED[number]):
-                print(f"{name}: fault: exit code {code} after signal {count}: {said}", flush=True)
-                return True
-            if code:
-                continue
-            if different := [file for file, _ in whole ^ digests(folder / "out")]:
-                print(f"{name}: fault: after signal {count}, others: {', '.join(sorted(set(different)))}", flush=True)
-                return True
-            if count > kills:
-                break
-            for file in folder.glob("out*"):  # it was faster than the signal
+
+        def start(after: float | None) -> End:
+            return nursery.start(command(folder / "out"), folder / "said", after, number)
+
+        def others() -> list[str]:
+            """The files that differ from those of the undisturbed command; nothing is left of this one."""
+            different = {file for file, _ in whole ^ digests(folder)}
+            for file in written_by(folder):
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
+            return sorted(different)
+
+        # A process of its own, as users start it, which also fills the cache of programs.
+        words = [sys.executable, "-m", *command(folder / "out")]
+        own = subprocess.run(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if own.returncode:
+            return fault(f"exit code {own.returncode} undisturbed: {own.stderr.strip()}")
+        whole = digests(folder)
+        others()
+        began = time.monotonic()
+        if (end := start(None)).code:
+            return fault(f"exit code {end.code} undisturbed: {end.said}")
+        seconds = time.monotonic() - began
+        if different := others():
+            return fault(f"others undisturbed: {', '.join(different)}")
+
+        codes, slowest = Counter[int](), 0.0
+        while True:
+            signals = codes.total() - codes[0]
+            end = start(draw.uniform(0, seconds) if signals < kills else None)
+            codes[end.code] += 1
+            if end.code not in (0, *EXPECTED[number]):
+                return fault(f"exit code {end.code} after signal {signals}: {end.said}")
+            if end.code:
+                slowest = max(slowest, end.waited)
+            elif different := others():
+                return fault(f"after signal {signals}, others: {', '.join(different)}")
+            elif signals >= kills:
+                break
     shown = ", ".join(f"{count} times {code}" for code, count in sorted(codes.items()))
-    print(f"{name}: the same bits; {seconds:.0f} s undisturbed; exit codes: {shown}; slowest end {slowest:.1f} s")
+    took = f"{seconds:.1f} s undisturbed, {time.monotonic() - began:.0f} s in all"
+    print(f"{name}: the same bits; exit codes: {shown}; slowest end {slowest:.2f} s; {took}", flush=True)
     return False
 
 
-def start(command: Command, out: Path, after: float | None, number: signal.Signals) -> tuple[int, str, float]:
-    """The exit code of a command that gets a signal after so many seconds, its last line, and the seconds it took."""
-    words = [sys.executable, "-m", *command(out)]
-    with tempfile.TemporaryFile() as errors:
-        running = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors)
-        sent = time.monotonic()
-        try:
-            running.wait(after)
-        except subprocess.TimeoutExpired:
-            sent = time.monotonic()
-            running.send_signal(number)
-        code = running.wait()
-        waited = time.monotonic() - sent if code else 0.0
-        errors.seek(0)
-        return code, errors.read().decode(errors="replace").strip().rpartition("\n")[2], waited
+def written_by(folder: Path) -> list[Path]:
+    """What a command wrote: a file or a directory `out`, and what it puts beside it."""
+    return sorted([*folder.glob("out*"), *folder.glob(".out*")])
 
 
-def digests(path: Path) -> set[tuple[str, str]]:
+def digests(folder: Path) -> set[tuple[str, str]]:
     """The files that a command wrote, with what is in them."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    own = [file for file in files if file.name not in CLOCK and not {*STATE} & {*file.relative_to(path).parts}]
-    return {(str(file.relative_to(path)), hashlib.sha256(file.read_bytes()).hexdigest()) for file in own}
+    inside = [file for path in written_by(folder) for file in ([path] if path.is_file() else path.rglob("*"))]
+    own = [file for file in inside if file.is_file() and not {*STATE} & {*file.relative_to(folder).parts}]
+    contents = (b"" if file.name in CLOCK else file.read_bytes() for file in own)
+    return {
+        (str(file.relative_to(folder)), hashlib.sha256(content).hexdigest())
+        for file, content in zip(own, contents, strict=True)
+    }
 
 
 if __name__ == "__main__":
