@@ -20,7 +20,7 @@ from pathlib import Path
 from common.devices import default_to_cpu
 from tests.compile_flags import QUICK
 from tests.runs import ROOT
-from tests.soak.commands import COMMANDS
+from tests.soak.commands import BEGIN_AGAIN, COMMANDS
 from tests.soak.nursery import End, Nursery
 
 CLOCK = ("timings.jsonl", "report.html")  # what tells the time: is to be there
@@ -99,6 +99,8 @@ def soak(name: str, kills: int, seed: int, number: signal.Signals, nursery: Nurs
                 return fault(f"exit code {end.code} after signal {signals}: {end.said}")
             if end.code:
                 slowest = max(slowest, end.waited)
+                if name in BEGIN_AGAIN and (torn := [file for file, _ in digests(folder) - whole if is_named(file)]):
+                    return fault(f"after signal {signals + 1}, not whole: {', '.join(sorted(torn))}")
             elif different := others():
                 return fault(f"after signal {signals}, others: {', '.join(different)}")
             elif signals >= kills:
@@ -107,6 +109,11 @@ def soak(name: str, kills: int, seed: int, number: signal.Signals, nursery: Nurs
     took = f"{seconds:.1f} s undisturbed, {time.monotonic() - began:.0f} s in all"
     print(f"{name}: the same bits; exit codes: {shown}; slowest end {slowest:.2f} s; {took}", flush=True)
     return False
+
+
+def is_named(file: str) -> bool:
+    """Whether a file has the name that it is to be found by: while it is written, and locks, have hidden names."""
+    return not any(part.startswith(".") or ".incomplete" in part for part in Path(file).parts)
 
 
 def written_by(folder: Path) -> list[Path]:

@@ -37,12 +37,16 @@ class Nursery:
     def __init__(self) -> None:
         words, pipe = [sys.executable, "-m", "tests.soak.nursery"], subprocess.PIPE
         self.process = subprocess.Popen(words, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
+        self._answer()
 
     def start(self, words: list[str], said: Path, after: float | None, number: signal.Signals) -> End:
         """Run a module's `main` with words; it gets a signal after so many seconds. It writes its errors to `said`."""
         print(json.dumps([words, str(said), after, number]), file=self.process.stdin, flush=True)
-        code, waited = json.loads((self.process.stdout or sys.stdin).readline())
+        code, waited = self._answer()
         return End(code, said.read_text("utf-8", "replace").strip().rpartition("\n")[2], waited)
+
+    def _answer(self) -> Any:
+        return json.loads((self.process.stdout or sys.stdin).readline())
 
     def __enter__(self) -> Self:
         return self
@@ -61,6 +65,7 @@ def serve() -> list[str] | None:
     for script in SCRIPTS:
         for command in importlib.import_module(script).COMMANDS.values():
             importlib.import_module(command.function.partition(":")[0])
+    print(json.dumps("ready"), flush=True)
     gc.freeze()  # what is imported is not looked at again in each child
     for line in sys.stdin:
         words, said, after, number = json.loads(line)
