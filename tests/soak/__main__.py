@@ -1,10 +1,13 @@
-"""`python -m tests.soak [--kills N] [COMMAND ...]`: kills commands at random moments and starts them again.
+"""`python -m tests.soak [--kills N] [--by kill|stop|full] [COMMAND ...]`: disturbs commands and starts them again.
+
+They are killed or stopped at random moments, or meet a disk that is full at random sizes.
 
 What a command has written in the end is compared, byte for byte, with what it writes undisturbed. The exit code is 1
 where something differs, or where a command ends otherwise than by what it was sent.
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import random
@@ -21,12 +24,19 @@ from common.devices import default_to_cpu
 from tests.compile_flags import QUICK
 from tests.runs import ROOT
 from tests.soak.commands import BEGIN_AGAIN, COMMANDS
+from tests.soak.disk import ROOMY, resize, small_disk, used
 from tests.soak.nursery import End, Nursery
 
-CLOCK = ("timings.jsonl", "report.html")  # what tells the time: is to be there
+CLOCK = ("timings.jsonl", ".html")  # ends of names of what tells the time: it is to be there
 STATE = ("checkpoints",)  # holds times, and what of it counts decides the rest
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGTERM}
-EXPECTED = {signal.SIGKILL: (-signal.SIGKILL,), signal.SIGTERM: (75, -signal.SIGTERM)}  # also before it can be handled
+# How a command may end; it can be stopped before it has begun to handle signals.
+EXPECTED = {"kill": (-signal.SIGKILL,), "stop": (75, -signal.SIGTERM), "full": (2,)}
+MARGIN = 1 << 13  # bytes that a command may take beside what it leaves
+
+
+class Fault(Exception):
+    """What a command did that it should not."""
 
 
 def main() -> int:
@@ -35,11 +45,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=50, metavar="N", help="of each command; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")
-    parser.add_argument("--by", choices=SIGNALS, default="kill", help="SIGKILL, or SIGTERM; default: %(default)s")
+    parser.add_argument(
+        "--by", choices=EXPECTED, default="kill",
+        help="SIGKILL, SIGTERM, or a disk that is full (for root); default: %(default)s",
+    )  # fmt: skip
     parser.add_argument("commands", nargs="*", metavar="COMMAND", help="some of " + ", ".join(COMMANDS))
     options = parser.parse_args()
     if unknown := sorted({*options.commands} - {*COMMANDS}):
         parser.error(f"unknown: {', '.join(unknown)}; expected some of {', '.join(COMMANDS)}")
+    faults = 0
     with tempfile.TemporaryDirectory() as programs:
         os.environ |= {
             "XLA_FLAGS": QUICK,
@@ -47,68 +61,77 @@ def main() -> int:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         with Nursery() as nursery:
-            faults = [
-                soak(name, options.kills, options.seed, SIGNALS[options.by], nursery)
-                for name in options.commands or COMMANDS
-            ]
-    return int(any(faults))
+            for name in options.commands or COMMANDS:
+                folder = Path(tempfile.mkdtemp(prefix=f"soak-{name}-"))
+                (folder / "disk").mkdir()
+                (folder / "material").mkdir()
+                try:
+                    with small_disk(folder / "disk") if options.by == "full" else contextlib.nullcontext():
+                        try:
+                            said = soak(name, folder, options, nursery)
+                        except Fault:
+                            shutil.copytree(folder / "disk", folder / "fault", symlinks=True)
+                            raise
+                except Fault as fault:
+                    faults += 1
+                    said = f"fault: {fault}; what it left is in {folder / 'fault'}"
+                else:
+                    shutil.rmtree(folder)
+                print(f"{name}: {said}", flush=True)
+    return int(faults > 0)
 
 
-def soak(name: str, kills: int, seed: int, number: signal.Signals, nursery: Nursery) -> bool:
-    """Whether a fault was found."""
-    draw = random.Random(f"{name} {seed}")
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        (folder / "material").mkdir()
-        command = COMMANDS[name](folder / "material")
+def soak(name: str, folder: Path, options: argparse.Namespace, nursery: Nursery) -> str:
+    """Disturb a command, in a folder with an empty `material` and a `disk`; the figures. Raises Fault."""
+    draw = random.Random(f"{name} {options.seed}")
+    command, disk = COMMANDS[name](folder / "material"), folder / "disk"
 
-        def fault(what: str) -> bool:
-            print(f"{name}: fault: {what}", flush=True)
-            return True
+    def start(after: float | None = None) -> End:
+        return nursery.start(command(disk / "out"), folder / "said", after, SIGNALS.get(options.by, 0))
 
-        def start(after: float | None) -> End:
-            return nursery.start(command(folder / "out"), folder / "said", after, number)
+    def compare(when: str) -> None:
+        """Look for files that differ from those of the undisturbed command; nothing is left of this one."""
+        if different := {file for file, _ in whole ^ digests(disk)}:
+            raise Fault(f"{when}, others: {', '.join(sorted(different))}")
+        for file in disk.iterdir():
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
 
-        def others() -> list[str]:
-            """The files that differ from those of the undisturbed command; nothing is left of this one."""
-            different = {file for file, _ in whole ^ digests(folder)}
-            for file in written_by(folder):
-                shutil.rmtree(file) if file.is_dir() else file.unlink()
-            return sorted(different)
+    # A process of its own, as users start it, which also fills the cache of programs.
+    words = [sys.executable, "-m", *command(disk / "out")]
+    own = subprocess.run(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if own.returncode:
+        raise Fault(f"exit code {own.returncode} undisturbed: {own.stderr.strip()}")
+    whole, size = digests(disk), used(disk) + MARGIN
+    compare("undisturbed")
+    began = time.monotonic()
+    if (end := start()).code:
+        raise Fault(f"exit code {end.code} undisturbed: {end.said}")
+    seconds = time.monotonic() - began
+    compare("undisturbed, started again")
 
-        # A process of its own, as users start it, which also fills the cache of programs.
-        words = [sys.executable, "-m", *command(folder / "out")]
-        own = subprocess.run(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if own.returncode:
-            return fault(f"exit code {own.returncode} undisturbed: {own.stderr.strip()}")
-        whole = digests(folder)
-        others()
-        began = time.monotonic()
-        if (end := start(None)).code:
-            return fault(f"exit code {end.code} undisturbed: {end.said}")
-        seconds = time.monotonic() - began
-        if different := others():
-            return fault(f"others undisturbed: {', '.join(different)}")
-
-        codes, slowest = Counter[int](), 0.0
-        while True:
-            signals = codes.total() - codes[0]
-            end = start(draw.uniform(0, seconds) if signals < kills else None)
-            codes[end.code] += 1
-            if end.code not in (0, *EXPECTED[number]):
-                return fault(f"exit code {end.code} after signal {signals}: {end.said}")
-            if end.code:
-                slowest = max(slowest, end.waited)
-                if name in BEGIN_AGAIN and (torn := [file for file, _ in digests(folder) - whole if is_named(file)]):
-                    return fault(f"after signal {signals + 1}, not whole: {', '.join(sorted(torn))}")
-            elif different := others():
-                return fault(f"after signal {signals}, others: {', '.join(different)}")
-            elif signals >= kills:
+    codes, slowest = Counter[int](), 0.0
+    while True:
+        count = codes.total() - codes[0] + 1
+        when = f"at the {count}. time"
+        disturbed = count <= options.kills
+        if options.by == "full":
+            resize(disk, max(used(disk) + 1, draw.randint(0, size)) if disturbed else ROOMY)
+        end = start(draw.uniform(0, seconds) if disturbed and options.by != "full" else None)
+        codes[end.code] += 1
+        if end.code not in (0, *EXPECTED[options.by]) or "Traceback" in end.said:
+            raise Fault(f"exit code {end.code} {when}: {end.said}")
+        if end.code:
+            slowest = max(slowest, end.waited)
+            torn = [file for file, _ in digests(disk) - whole if is_named(file)] if name in BEGIN_AGAIN else []
+            if torn:
+                raise Fault(f"{when}, not whole: {', '.join(sorted(torn))}")
+        else:
+            compare(f"continued, {when}")
+            if not disturbed:
                 break
     shown = ", ".join(f"{count} times {code}" for code, count in sorted(codes.items()))
     took = f"{seconds:.1f} s undisturbed, {time.monotonic() - began:.0f} s in all"
-    print(f"{name}: the same bits; exit codes: {shown}; slowest end {slowest:.2f} s; {took}", flush=True)
-    return False
+    return f"the same bits; exit codes: {shown}; slowest end {slowest:.2f} s; {took}"
 
 
 def is_named(file: str) -> bool:
@@ -116,19 +139,13 @@ def is_named(file: str) -> bool:
     return not any(part.startswith(".") or ".incomplete" in part for part in Path(file).parts)
 
 
-def written_by(folder: Path) -> list[Path]:
-    """What a command wrote: a file or a directory `out`, and what it puts beside it."""
-    return sorted([*folder.glob("out*"), *folder.glob(".out*")])
-
-
 def digests(folder: Path) -> set[tuple[str, str]]:
-    """The files that a command wrote, with what is in them."""
-    inside = [file for path in written_by(folder) for file in ([path] if path.is_file() else path.rglob("*"))]
-    own = [file for file in inside if file.is_file() and not {*STATE} & {*file.relative_to(folder).parts}]
-    contents = (b"" if file.name in CLOCK else file.read_bytes() for file in own)
+    """The files in a folder, with what is in them."""
+    files = [file for file in folder.rglob("*") if file.is_file() and not {*STATE} & {*file.parts}]
+    contents = (b"" if file.name.endswith(CLOCK) else file.read_bytes() for file in files)
     return {
         (str(file.relative_to(folder)), hashlib.sha256(content).hexdigest())
-        for file, content in zip(own, contents, strict=True)
+        for file, content in zip(files, contents, strict=True)
     }
 
 

@@ -24,7 +24,7 @@ LATER = ("orbax.checkpoint", "sentencepiece", "rich.progress", "jinja2", "PIL.Im
 
 
 class End(NamedTuple):
-    """How a start ended: its exit code, the last line of its standard error, and the seconds from signal to end."""
+    """How a start ended: its exit code, its standard error, and the seconds from signal to end."""
 
     code: int
     said: str
@@ -39,11 +39,11 @@ class Nursery:
         self.process = subprocess.Popen(words, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
         self._answer()
 
-    def start(self, words: list[str], said: Path, after: float | None, number: signal.Signals) -> End:
+    def start(self, words: list[str], said: Path, after: float | None, number: int) -> End:
         """Run a module's `main` with words; it gets a signal after so many seconds. It writes its errors to `said`."""
         print(json.dumps([words, str(said), after, number]), file=self.process.stdin, flush=True)
         code, waited = self._answer()
-        return End(code, said.read_text("utf-8", "replace").strip().rpartition("\n")[2], waited)
+        return End(code, said.read_text("utf-8", "replace").strip(), waited)
 
     def _answer(self) -> Any:
         return json.loads((self.process.stdout or sys.stdin).readline())
