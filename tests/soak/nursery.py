@@ -1,9 +1,12 @@
 """A process that has imported every command and forks one child for each start, which then takes no seconds of imports.
 
-No backend of JAX is started before the fork. A child is a process of its own that runs the console script's `main`,
-and is sent real signals. Requests come as lines of JSON on standard input, answers go to standard output.
+What a command imports only where it needs it is imported after its first start. No backend of JAX is started before the
+fork. A child is a process of its own that runs the console script's `main`, and is sent real signals. Requests come as
+lines of JSON on standard input, answers go to standard output.
 """
 
+import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -20,7 +23,6 @@ from typing import Any, NamedTuple, Self
 from tests.runs import ROOT
 
 SCRIPTS = ("retsta_jax.cli", "unicross_jax.cli", "deer_jax.cli", "launch.cli")
-LATER = ("orbax.checkpoint", "sentencepiece", "rich.progress", "jinja2", "PIL.Image")  # what commands import when asked
 
 
 class End(NamedTuple):
@@ -60,22 +62,39 @@ class Nursery:
 
 def serve() -> list[str] | None:
     """Answer requests until there are no more (None); in a child, the words that it is to run."""
-    for name in LATER:
-        importlib.import_module(name)
     for script in SCRIPTS:
         for command in importlib.import_module(script).COMMANDS.values():
             importlib.import_module(command.function.partition(":")[0])
     print(json.dumps("ready"), flush=True)
-    gc.freeze()  # what is imported is not looked at again in each child
     for line in sys.stdin:
         words, said, after, number = json.loads(line)
+        learned = Path(f"{said}.modules")
+        gc.freeze()  # what is imported is not looked at again in each child
         child = os.fork()
         if not child:
             _redirect(said)
+            atexit.register(_teach, learned, {*sys.modules})
             return list(words)
         answer = _end_of(child, after, number)
+        if learned.exists():
+            _learn(json.loads(learned.read_text()))
+            learned.unlink()
         print(json.dumps(answer), flush=True)
     return None
+
+
+def _teach(learned: Path, before: set[str]) -> None:
+    """Write down which modules a command has imported when it needed them."""
+    aside = learned.with_suffix(".partial")
+    aside.write_text(json.dumps([name for name in sys.modules if name not in before]))
+    aside.rename(learned)
+
+
+def _learn(names: list[str]) -> None:
+    """Import what a command imported, for the children that follow."""
+    for name in names:
+        with contextlib.suppress(Exception):  # some are made by others, and are no files
+            importlib.import_module(name)
 
 
 def _redirect(said: str) -> None:
