@@ -131,12 +131,12 @@ def save_scores(
         "held_out": distances,
         "notes": absent,
     }
-    write_json(run_dir / "metrics.json", rounded(result))
     shown = page(trained, read_metrics(run_dir / METRICS_FILE), pairs, outputs, systems, notes)
     shown = dataclasses.replace(shown, tables=[distance_table(distances)])
     save_run_page(
         run_dir, reproducible(shown, "retsta", read_config(RetstaConfig, run_dir), PRESETS, NEEDS, run_dir, chosen)
     )
+    write_json(run_dir / "metrics.json", rounded(result))  # last: where it stands, an evaluation is not done again
     return systems
 
 

@@ -163,7 +163,6 @@ def evaluate_run(
         clinical = [labeler_note(record), *unread]
         found = {"split": split, **counts, "systems": systems, "above": above, "notes": [*absent, *clinical]}
         found[MADE_FROM] = scores_record(trained, held_out, record)
-        write_json(run_dir / "metrics.json", rounded(found))
         shown = page(trained, history, held_out, examples, written, outputs, systems, split)
         named = {"labeler": labeler, "labeler_tokenizer": labeler_tokenizer}
         chosen = {"split": split, "limit": limit, "batch_size": batch_size, **decoding}
@@ -172,6 +171,7 @@ def evaluate_run(
         paired = [described(name, above[name], shown.headline) for name in above]
         notes = [data, *left_out, *paired, *shown.notes, *clinical, *absent]
         save_run_page(run_dir, dataclasses.replace(shown, notes=notes))
+        write_json(run_dir / "metrics.json", rounded(found))  # last: where it stands, a run is not evaluated again
         print("\n".join([*left_out, *paired, *clinical]), flush=True)
         return systems
 

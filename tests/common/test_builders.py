@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.builders import open_split, prepare
+from common.data.builders import open_split, prepare, prepared_layout
 from common.data.builders.command import main
 from common.data.images import read_image, resize_shorter
 from common.data.readers import ImageStudy, StudySplits
@@ -112,6 +112,24 @@ def test_an_existing_data_set_is_never_taken_for_the_new_one(tmp_path, splits):
     with pytest.raises(UserError, match=r"1\.0\.0: already exists; remove it"):
         prepare(splits, tmp_path / "data", "tiny", Quarantine())
     prepare(splits, tmp_path / "data", "other", Quarantine())
+
+
+def test_a_data_set_appears_with_all_that_belongs_to_it(tmp_path, splits, monkeypatch):
+    """Also where a command ends before its last file; what it leaves is in nobody's way."""
+
+    def ended(self, path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Quarantine, "write", ended)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(splits, tmp_path / "data", "tiny", Quarantine(), layout="rows")
+    assert not [*(tmp_path / "data").iterdir()]
+    (tmp_path / "data" / ".tiny.partial").mkdir()
+    (tmp_path / "data" / ".tiny.partial" / "left.png").write_bytes(b"by a killed command")
+    folder = prepare(splits, tmp_path / "data", "tiny", Quarantine(), layout="rows")
+    assert prepared_layout(folder) == "rows"
+    assert [file.name for file in (tmp_path / "data").iterdir()] == ["image_studies"]
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", "two words"])

@@ -1,6 +1,9 @@
 """Rows in and out: order, line numbers in errors, whole files only."""
 
+import os
 import resource
+import subprocess
+import sys
 
 import pytest
 
@@ -75,6 +78,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path) -> None:
         write_rows(path, rows())
     assert [row["id"] for row in read_jsonl(path, {"id": str})] == ["old"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_that_writes(tmp_path) -> None:
+    """But not what a living one is at, or what only looks alike."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = (f"rows.jsonl.{ended.pid}.partial", f"rows.jsonl.{os.getppid()}.partial", "rows.jsonl.own.partial")
+    for name in names:
+        (tmp_path / f".{name}").touch()
+    write_rows(tmp_path / "rows.jsonl", [{"id": 1}])
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", *(f".{name}" for name in names[1:])}
 
 
 def test_a_full_disk_leaves_no_part_of_a_file(tmp_path) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import retsta_jax.evaluate
+from retsta_jax.paradigm.paradigm import evaluated, scores_there
 from tests.lock_holder import held_elsewhere
 from tests.runs import TWO_STEPS, retsta
 
@@ -52,6 +54,21 @@ def test_a_run_that_is_being_written_takes_no_second_command(own, reports, mater
         said = refused(["standardize", "--run-dir", str(own), str(reports), "--output", str(output)], capsys)
         assert f"out.jsonl: is being written by process {pid} on " in said
         assert tree(tmp_path) == before
+
+
+def test_an_evaluation_that_was_cut_off_before_its_page_is_done_again(own, monkeypatch) -> None:
+    """The paradigm takes an evaluation for done where its scores are there."""
+
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retsta_jax.evaluate, "save_run_page", cut_off)
+        assert retsta(["evaluate", "--run-dir", str(own), "--limit", "1"]) == 130
+    assert scores_there(own) is None
+    evaluated(own, 1)
+    assert (own / "report.html").is_file()
+    assert scores_there(own) is not None
 
 
 def test_a_demo_is_not_started_afresh_while_it_runs(own, capsys) -> None:

@@ -10,8 +10,8 @@ import functools
 import itertools
 import json
 import re
+import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from common.data.readers import ImageStudy, StudySplits
 from common.data.records import Quarantine
 from common.errors import UserError
 from common.io.jsonl import read_jsonl, write_rows
+from common.io.locks import locked_file
 from common.io.safetensors import disk_errors
 
 LAYOUT_FILE = "layout.jsonl"
@@ -95,30 +96,33 @@ def prepare(
     """
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"{name!r} cannot name a data set; expected letters, digits, dots and dashes")
-    config = StudiesConfig(name=name, splits=splits, shorter_side=shorter_side)
-    builder = ImageStudies(data_dir=str(output), config=config, file_format="array_record")
-    folder = Path(builder.data_dir)
+    folder = Path(output) / "image_studies" / name / str(ImageStudies.VERSION)
     if folder.exists():
         raise UserError(f"{folder}: already exists; remove it, or choose another folder or name")
     options = tfds.download.DownloadConfig(beam_options=_beam_options(beam_options))
+    config = StudiesConfig(name=name, splits=splits, shorter_side=shorter_side)
     try:
-        with disk_errors(Path(output)), contextlib.redirect_stdout(sys.stderr), _aside(Path(output)) as aside:
+        with disk_errors(Path(output)), contextlib.redirect_stdout(sys.stderr), _aside(Path(output), name) as aside:
             config.studies_in = None if beam_options is None else aside
+            builder = ImageStudies(data_dir=str(aside), config=config, file_format="array_record")
             builder.download_and_prepare(download_dir=str(aside), download_config=options)
+            made = Path(builder.data_dir)
+            for split, studies in splits.items():
+                if builder.info.splits[split].num_examples < len(studies):
+                    written = {study.id for study in open_split(made, split)}
+                    for study in studies:
+                        if study.id not in written:
+                            quarantine.add(study.id, "image cannot be read")
+            quarantine.write(made / "quarantine.jsonl")
+            write_rows(made / LAYOUT_FILE, [{"layout": layout}] if layout else [])
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            made.rename(folder)
     except (AssertionError, ValueError) as error:
         empty = EMPTY_SPLIT.search(str(error))
         if empty is None:
             raise
         split = empty[1] or empty[2]
         raise UserError(f"{folder}: no images of the {split} split can be read; check the image files") from error
-    for split, studies in splits.items():
-        if builder.info.splits[split].num_examples < len(studies):
-            written = {study.id for study in open_split(folder, split)}
-            for study in studies:
-                if study.id not in written:
-                    quarantine.add(study.id, "image cannot be read")
-    quarantine.write(folder / "quarantine.jsonl")
-    write_rows(folder / LAYOUT_FILE, [{"layout": layout}] if layout else [])
     return folder
 
 
@@ -156,11 +160,17 @@ def _beam_options(options: Sequence[str] | None) -> Any:
 
 
 @contextlib.contextmanager
-def _aside(output: Path) -> Iterator[Path]:
-    """A folder in `output` while the data set is made, so that what it holds does not outlive it."""
+def _aside(output: Path, name: str) -> Iterator[Path]:
+    """A folder in `output` while the data set is made, which does not outlive it; of a killed command neither."""
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".making-") as folder:
-        yield Path(folder)
+    aside = output / f".{name}.partial"
+    with locked_file(output / name):
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        try:
+            yield aside
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _from_line(line: str) -> ImageStudy:
