@@ -230,6 +230,7 @@ def wordnet() -> Line:
 def extras() -> Iterator[Line]:
     """Packages that some commands need."""
     needed = {
+        "gcsfs": ("stores", "addresses such as gs://BUCKET/KEY"),
         "openai": ("endpoint", "models behind an endpoint"),
         "libtpu": ("plan", "medreport plan --topology v5e:2x4"),
         "wandb": ("wandb", "--wandb-project"),

@@ -1,8 +1,13 @@
 """Addresses of stores: copies that stay the same as the store, locks, and what fails as one line."""
 
+import asyncio
+import contextlib
 import dataclasses
 import json
+import shutil
+import socket
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -333,3 +338,68 @@ def test_what_the_store_refuses_is_kept_and_written_by_the_next_command(store, r
         del refusing[0]
     copies(store, "rows.jsonl")
     assert store.read("rows.jsonl") == b"a row\n"
+
+
+@pytest.fixture
+def silent():
+    """The port of a server that takes requests and never answers."""
+    taken: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def take() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(server.accept()[0])
+
+        threading.Thread(target=take, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+    for connection in taken:
+        connection.close()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_store_that_does_not_answer_is_not_waited_for_forever(scheme, silent, monkeypatch, capsys):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent}")
+    monkeypatch.setattr("gcsfs.core.GCSFileSystem._location", f"http://127.0.0.1:{silent}", raising=False)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{silent}")
+    monkeypatch.setattr(store_objects, "ANSWER_SECONDS", 0.2)
+
+    async def at_once(seconds: float, *_: object) -> None:
+        """No pauses between the attempts."""
+
+    for package in ("gcsfs.retry", "s3fs.core"):
+        quick = types.SimpleNamespace(**vars(asyncio) | {"sleep": at_once})
+        monkeypatch.setattr(f"{package}.asyncio", quick)
+    store_objects.file_system.cache_clear()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run_cli(lambda _: pytest.fail("the command ran"), [f"{scheme}://bucket/run"])
+    finally:
+        store_objects.file_system.cache_clear()
+    assert ended.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {scheme}://bucket/run: the store failed (")
+    assert line.count("\n") == 1
+
+
+def test_a_bucket_that_is_not_there_and_a_disk_that_is_full_are_one_line(store, monkeypatch, capsys, tmp_path):
+    store.write("in/a", b"12345")
+    missing = f"{store.address}x/run"
+    with pytest.raises(SystemExit):
+        run_cli(lambda words: Path(words[0]).write_text("x") and 0, [missing])
+    assert capsys.readouterr().err.startswith(f"error: {missing}: ")
+    usage = shutil.disk_usage(tmp_path)._replace(free=stores.ROOM_BYTES + 4)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(SystemExit) as ended:
+        run_cli(lambda _: pytest.fail("the command ran"), [f"{store.address}/in"])
+    assert ended.value.code == 2
+    assert f"{VARIABLE} to a folder on a larger disk, or mount the bucket" in capsys.readouterr().err
+
+
+def test_without_its_package_an_address_names_the_extra(monkeypatch):
+    store_objects.file_system.cache_clear()
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    for scheme, package in store_objects.PACKAGES.items():
+        with pytest.raises(UserError, match=rf"needs the package {package}; pip install 'medreport-jax\[stores\]'"):
+            store_objects.find_object(store_objects.Address(scheme, "bucket", "x"))
