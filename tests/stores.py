@@ -3,16 +3,18 @@
 import contextlib
 import logging
 import socket
+import threading
 import uuid
 from collections.abc import Iterator
 from http import HTTPStatus
+from http.server import ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 import fsspec
 import pytest
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
-from gcp_storage_emulator.server import create_server
+from gcp_storage_emulator.server import Router, create_server
 from moto.server import ThreadedMotoServer
 
 from common.io.mirror import VARIABLE
@@ -51,6 +53,8 @@ def store_servers(environment: pytest.MonkeyPatch) -> Iterator[None]:
     """Both servers, named by the environment."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     environment.setattr(objects, "_multipart_upload", _only_if_absent(objects._multipart_upload))
+    environment.setattr(Router, "handle", _one_at_a_time(Router.handle))
+    environment.setattr("http.server.HTTPServer", _Threads)
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     host, port = moto.get_host_and_port()
@@ -91,6 +95,25 @@ def machine(folder: object) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(folder))
         yield
+
+
+class _Threads(ThreadingHTTPServer):
+    """The emulator has one thread, which a connection that asks for nothing yet would hold."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing of clients that have ended."""
+
+
+def _one_at_a_time(handle: Any) -> Any:
+    lock = threading.Lock()
+
+    def locked(*words: Any) -> None:
+        with lock:
+            handle(*words)
+
+    return locked
 
 
 def _only_if_absent(upload: Any) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import UserError
-from common.io.lock_holder import Holder, is_alive, parse_holder, refusal, this_process
+from common.io.lock_holder import DIRECTORY_LOCK, Holder, is_alive, parse_holder, refusal, this_process
 from common.io.mirror import address_text
 from common.io.store_objects import Address, create, find_object, put_bytes, read_object, remove_objects, split_address
 from common.io.stores import refetch
@@ -36,7 +36,7 @@ def locked_object(lock: Path) -> Iterator[None]:
     own = _acquire(address)
     ended = threading.Event()
     try:
-        refetch()
+        refetch(_what(address))
         threading.Thread(target=_keep, args=(address, own, ended), daemon=True).start()
         yield
     finally:
@@ -44,6 +44,12 @@ def locked_object(lock: Path) -> Iterator[None]:
         with contextlib.suppress(UserError):  # a store that fails: the lock will be old
             if (holder := _read(address)) is not None and holder.token == own.token:
                 remove_objects(address, [address.key])
+
+
+def _what(lock: Address) -> str:
+    """The address that a lock is of."""
+    folder, _, name = str(lock).rpartition("/")
+    return folder if name == DIRECTORY_LOCK else f"{folder}/{name.removeprefix('.').removesuffix('.lock')}"
 
 
 def _acquire(lock: Address) -> Holder:
@@ -76,7 +82,7 @@ def _claim(lock: Address, where: Address, dead: Holder, content: bytes, now: flo
     if about is None:
         return []
     if is_alive(dead, now - about.written):
-        raise UserError(refusal(str(lock).removesuffix("/.lock"), dead, now - about.written))
+        raise UserError(refusal(_what(lock), dead, now - about.written))
     mark = dataclasses.replace(lock, key=f"{lock.key}.{dead.token}.taken")
     if create(mark, content):
         return [mark]

@@ -175,7 +175,7 @@ def _is_precondition(error: Exception) -> bool:
 
 @functools.cache
 def file_system(scheme: str) -> Any:
-    """fsspec's file system. Raises UserError where its package is missing."""
+    """fsspec's file system, with settings that Orbax's own has too. Raises UserError where its package is missing."""
     package = PACKAGES[scheme]
     if importlib.util.find_spec(package) is None:
         raise UserError(f"{scheme}://: needs the package {package}; {INSTALL}")
@@ -183,15 +183,18 @@ def file_system(scheme: str) -> Any:
 
     for name in ("gcsfs", "s3fs", "aiobotocore", "botocore"):  # which log with a stack what they also raise
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    own: dict[str, Any] = {"use_listings_cache": False}  # other hosts write there too
     if scheme == "s3":
-        settings = {"connect_timeout": CONNECT_SECONDS, "read_timeout": ANSWER_SECONDS, "retries": {"max_attempts": 1}}
-        return fsspec.filesystem("s3", config_kwargs=settings, use_listings_cache=False)
-    # Otherwise each bucket is first asked for a kind that needs further permissions, and each answer is logged.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    from aiohttp import ClientTimeout
+        waits = {"connect_timeout": CONNECT_SECONDS, "read_timeout": ANSWER_SECONDS}
+        own["config_kwargs"] = {**waits, "retries": {"max_attempts": 1}}
+    else:
+        # Otherwise each bucket is first asked for a kind that needs further permissions, and each answer is logged.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        from aiohttp import ClientTimeout
 
-    waits = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS)
-    return fsspec.filesystem("gs", requests_timeout=waits, use_listings_cache=False)
+        own["requests_timeout"] = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS)
+    fsspec.config.conf[scheme] = own
+    return fsspec.filesystem(scheme)
 
 
 @contextlib.contextmanager

@@ -118,10 +118,11 @@ def publish() -> None:
         _push(checkpoints=False)
 
 
-def refetch() -> None:
-    """Copy what another host has written since. Raises UserError."""
+def refetch(within: str = "") -> None:
+    """Copy what another host has written since, of all addresses or of the one that `within` lies in. UserError."""
     for address in list(_staged):
-        _fetch(address)
+        if not within or f"{within}/".startswith(f"{address}/"):
+            _fetch(address)
 
 
 def _copied(word: str) -> str:

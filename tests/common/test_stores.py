@@ -241,7 +241,7 @@ def test_one_machine_at_a_time_writes(store, tmp_path, monkeypatch):
                 other.parent.mkdir(parents=True, exist_ok=True)
                 with machine(tmp_path / "there"), pytest.raises(UserError) as refused, lock(other):
                     pass
-                assert str(refused.value).startswith(f"{store.address}/")
+                assert str(refused.value).startswith(f"{store.address}/{key}: ")
                 assert "is being written by process" in str(refused.value)
     assert [name for name in store.names() if "lock" in name] == []
 
@@ -295,13 +295,15 @@ def test_a_lock_that_was_taken_over_ends_its_process(store, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(store_locks, "end_now", lambda code, line: (said.append(f"{code} {line}"), ended.set()))
     own = store_locks._acquire(lock)
-    first = store_objects.find_object(lock)
+    beaten = threading.Event()
+    put = store_locks.put_bytes
+    monkeypatch.setattr(store_locks, "put_bytes", lambda *words: (put(*words), beaten.set()))
     keeper = threading.Thread(target=store_locks._keep, args=(lock, own, ended))
     keeper.start()
-    while store_objects.find_object(lock) == first:  # beats
-        pass
-    put_bytes(lock, json.dumps(dataclasses.asdict(this_process())).encode())
-    keeper.join()
+    assert beaten.wait(60)
+    while not ended.wait(0.05):  # a beat that is under way writes over it
+        put_bytes(lock, json.dumps(dataclasses.asdict(this_process())).encode())
+    keeper.join(60)
     assert said[0].startswith(f"2 {lock}: this machine was not heard of for too long, and process ")
 
 
