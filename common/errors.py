@@ -10,6 +10,10 @@ class UserError(Exception):
     """Bad input or environment. The message says what, where, what was expected and what to do, in one line."""
 
 
+class MissingPackage(UserError):
+    """A package that is not installed, which all files of a kind need: not the fault of one record."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are a UserError, and which takes no abbreviated names."""
 

@@ -68,7 +68,7 @@ def named_labeler(chosen: argparse.Namespace) -> dict[str, str]:
 def report(arguments: list[str]) -> None:
     """Write reports for images."""
     options = Parser("unicross report", description='Write a report for images, as JSONL rows {"images", "report"}.')
-    options.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG radiographs")
+    options.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG or DICOM files")
     options.add_argument("--checkpoint", type=Path, help="run directory, or its model/ (default: the shipped demo)")
     options.add_argument("--output", type=Path, help="JSONL file to write; default: standard output")
     options.add_argument("--page", type=Path, help="HTML page to write (default: beside the output)")

@@ -15,7 +15,7 @@ from common.bounds import Count, Few, Finite, NotNegative, Probability, Rate, Si
 from common.config import Incidental, MovablePath
 from common.data.cleaning import CleaningName
 from common.data.source import HELP as DATA_HELP
-from common.data.source import STUDY_NEEDS, StudySource
+from common.data.source import REQUIRED, STUDY_NEEDS, StudySource
 from common.options import Needs
 from common.training.config import METRICS_NEEDS, ReportTrainingConfig
 from common.training.optim import OptimConfig
@@ -36,6 +36,7 @@ LengthPenalty = Annotated[float, LENGTH_PENALTY]
 class DataConfig(StudySource):
     """Which studies to learn from, and what a model sees of them."""
 
+    colour: bool = False  # three channels, as photographs of the eye have them; otherwise grey
     resize: Side = 256  # pixels of the shorter side, before a square of CLIP's image size is cut out
     degrees: Degrees = 5.0  # training images are turned by at most so much
     brightness: Probability = 0.1  # and made brighter or darker by at most this share
@@ -150,7 +151,7 @@ PRESETS: dict[str, RunConfig] = {
     #     --model.clip-vocabulary bpe_simple_vocab_16e6.txt.gz --run-dir runs/mimic
     # One device of 16 GB, or several; not run yet. The paper (Table 1): BLEU-4 0.120, ROUGE-L 0.289, METEOR 0.134.
     "mimic-cxr": RunConfig(
-        data=DataConfig(layout="prepared", cleaning="mimic-cxr", views=1),
+        data=DataConfig(layout="prepared", cleaning="mimic-cxr", views=1, dicom_contrast="mimic-cxr-jpg"),
         vocabulary=VocabularyConfig(minimum_count=10),
         model=ModelConfig(clip="", vision_layers=6, decoder_layers=6, dropout=0.1),
         optim=dataclasses.replace(PAPER, weight_decay=4e-5),
@@ -163,6 +164,7 @@ PRESETS: dict[str, RunConfig] = {
 
 NEEDS = (
     *STUDY_NEEDS,
+    Needs("data.colour", "data.layout", tuple(layout for layout in REQUIRED if layout != "phantom")),
     *(Needs(f"vocabulary.{name}", "vocabulary.kind", ("words",)) for name in ("minimum_count", "merged_with")),
     *(
         Needs(f"vocabulary.merged_{name}", "vocabulary.merged_with", bool, "--vocabulary.merged-with annotation.json")

@@ -1,6 +1,7 @@
 """From studies to batches: the splits of a data set, the tokens of its reports, its images as CLIP sees them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from jaxtyping import Int32, UInt8
 
 from common.data.cleaning import CLEANING, chosen_cleaning, r2gen_clean_iu
 from common.data.clip_tokenizer import CanEncode, token_rows
-from common.data.images import GreyImage, augment, resize_crop, resize_shorter
+from common.data.images import Pixels, augment, resize_crop, resize_shorter
 from common.data.packing import GlobalBatch
 from common.data.readers import ImageStudy
 from common.data.records import Quarantine
@@ -22,12 +23,13 @@ from unicross_jax.model import ReportBatch, Studies
 
 CONDITION_TOKENS = 32  # of the text known before the report
 
-Square = UInt8[np.ndarray, "side side"]
+Square = UInt8[np.ndarray, "side side *rgb"]
 
 
 def read_splits(config: DataConfig, quarantine: Quarantine) -> dict[str, Split]:
     """The splits of the data set, their images as large as `resize` says. Raises UserError."""
-    return load_splits(config, config.resize, lambda image: resize_shorter(image, config.resize), quarantine)
+    shrink = functools.partial(resize_shorter, size=config.resize)
+    return load_splits(config, config.resize, shrink, quarantine, colour=config.colour)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,10 +92,10 @@ def unknown_words(tokenizer: CanEncode, examples: Sequence[Example]) -> float | 
     return unknown_share(tokenizer, (example.tokens.tolist() for example in examples))
 
 
-def training_view(config: DataConfig, side: int, seed: int) -> Callable[[GreyImage, int, int, int], Square]:
+def training_view(config: DataConfig, side: int, seed: int) -> Callable[[Pixels, int, int, int], Square]:
     """A random view of an image: a function of the seed and its (epoch, study, view), whoever computes it."""
 
-    def view(image: GreyImage, *key: int) -> Square:
+    def view(image: Pixels, *key: int) -> Square:
         rng = np.random.default_rng([seed, *key])
         return augment(
             image,
@@ -116,12 +118,13 @@ def evaluation_crop(config: DataConfig, side: int) -> Callable[..., Square]:
 def report_batch(
     batch: GlobalBatch,
     examples: Sequence[Example],
-    images: Sequence[tuple[GreyImage, ...]],
+    images: Sequence[tuple[Pixels, ...]],
     view: Callable[..., Square],
     *,
     side: int,
     views: int,
     pad_id: int,
+    colour: bool = False,
 ) -> ReportBatch:
     """The arrays of some rows of a batch; a row without a study has no view and no token that counts."""
     rows = len(batch.rows)
@@ -132,7 +135,9 @@ def report_batch(
             found = examples[index].tokens
             tokens[row, : len(found)] = found
             weights[row, : len(found) - 1] = 1
-    studies = stack_studies(batch.rows, examples, images, view, side=side, views=views, epoch=batch.epoch)
+    studies = stack_studies(
+        batch.rows, examples, images, view, side=side, views=views, epoch=batch.epoch, colour=colour
+    )
     arrays: tuple[Any, ...] = (tokens[:, :-1], tokens[:, 1:], weights)  # numpy until placed on devices
     return ReportBatch(studies, *arrays)
 
@@ -140,15 +145,16 @@ def report_batch(
 def stack_studies(
     rows: Sequence[Sequence[int]],
     examples: Sequence[Example],
-    images: Sequence[tuple[GreyImage, ...]],
+    images: Sequence[tuple[Pixels, ...]],
     view: Callable[..., Square],
     *,
     side: int,
     views: int,
     epoch: int = 0,
+    colour: bool = False,
 ) -> Studies:
-    """The images and conditions of rows of at most one study, as numpy."""
-    stacked = np.zeros((len(rows), views, side, side), np.uint8)
+    """The images and conditions of rows of at most one study, as numpy; images have three channels with `colour`."""
+    stacked = np.zeros((len(rows), views, side, side, *[3] * colour), np.uint8)
     mask = np.zeros((len(rows), views), bool)
     conditions = np.zeros((len(rows), len(examples[0].condition)), np.int32)
     ends = np.zeros(len(rows), np.int32)

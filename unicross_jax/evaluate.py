@@ -29,7 +29,7 @@ from common.clinical.scores import (
     scores_of,
 )
 from common.config import read_config
-from common.data.images import GreyImage, resize_crop
+from common.data.images import Pixels, resize_crop
 from common.data.records import Language, Quarantine
 from common.data.splits import Split, images_record
 from common.data.summary import Cut, first_of, say_data, study_line
@@ -256,7 +256,7 @@ def cut_scores(texts: Sequence[str], references: Sequence[str], languages: Seque
     return {name.replace("coco/", "coco-cut/"): score for name, score in found.items() if "coco/" in name}
 
 
-def shown_images(trained: Trained, held_out: Split, split: str, index: int) -> list[GreyImage]:
+def shown_images(trained: Trained, held_out: Split, split: str, index: int) -> list[Pixels]:
     """The squares that the model saw of a study, to look at: phantoms are drawn again, larger."""
     config, side = trained.config.data, trained.task.model.clip.image_size
     if config.layout != "phantom" or side >= SHOWN_SIDE:
@@ -294,7 +294,7 @@ def embedded(trained: Trained, split: Split) -> Float[np.ndarray, "N E"]:
     sums = np.zeros((len(split.studies), clip.embed_dim), np.float32)
     each = ((index, view(image)) for index in range(len(sums)) for image in split.images[index])  # read as needed
     while batch := list(itertools.islice(each, EMBEDDED_AT_ONCE)):
-        stacked = np.zeros((EMBEDDED_AT_ONCE, clip.image_size, clip.image_size), np.uint8)
+        stacked = np.zeros((EMBEDDED_AT_ONCE, *batch[0][1].shape), np.uint8)
         stacked[: len(batch)] = [image for _, image in batch]
         np.add.at(sums, [index for index, _ in batch], np.asarray(embed(stacked))[: len(batch)])
     ids = [study.id for study in split.studies]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from common.data.images import GreyImage, read_image, resize_shorter
+from common.data.images import FORMATS, Pixels, Reading, resize_shorter
 from common.data.readers import ImageStudy
 from common.data.summary import data_line, say_data
 from common.errors import UserError
@@ -41,7 +41,7 @@ def group_images(images: Sequence[str], study: str) -> list[tuple[str, ...]]:
     given. Raises UserError where it finds nothing, or an empty text, which all paths have in common.
     """
     if not images:
-        raise UserError("unicross report: no image; name one or more PNG or JPEG files")
+        raise UserError("unicross report: no image; name one or more PNG, JPEG or DICOM files")
     if study == "each":
         return [(image,) for image in images]
     if study == "one":
@@ -85,11 +85,9 @@ def report_images(
     for group in groups:
         for image in group:
             if Path(image).is_dir():
-                raise UserError(
-                    f"{image}: is a folder; expected a PNG or JPEG image, name the images in it ({image}/*.png)"
-                )
+                raise UserError(f"{image}: is a folder; expected {FORMATS}, name the images in it ({image}/*.png)")
             if not Path(image).is_file():
-                raise UserError(f"{image}: no such file; expected a PNG or JPEG image")
+                raise UserError(f"{image}: no such file; expected {FORMATS}")
             if image.encode(errors="replace").decode() != image:
                 raise UserError(f"{image!a}: its name is not UTF-8; rename the file")
     check_outputs(output, page, [Path(image) for group in groups for image in group])
@@ -103,8 +101,9 @@ def report_images(
         print(PHANTOMS_ONLY, file=sys.stderr, flush=True)
     say_data(images_line(groups), rows_on_stdout=True)
     resize = trained.config.data.resize
-    read: list[tuple[GreyImage, ...]] = [
-        tuple(resize_shorter(read_image(image), resize) for image in group) for group in groups
+    reading = Reading(trained.config.data.colour, trained.config.data.dicom_contrast)
+    read: list[tuple[Pixels, ...]] = [
+        tuple(resize_shorter(reading.image(image), resize) for image in group) for group in groups
     ]
     studies = [ImageStudy(" ".join(group), (), "", indication) for group in groups]
     examples, _ = encode(trained.config, trained.task, studies)

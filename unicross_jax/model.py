@@ -60,9 +60,9 @@ class UniCrossConfig:
 
 
 class Studies(flax.struct.PyTreeNode):
-    """The images of B studies in up to V views, and what is known before the report."""
+    """The images of B studies in up to V views, grey or in colour, and what is known before the report."""
 
-    images: UInt8[Array, "B V H W"]
+    images: UInt8[Array, "B V H W *rgb"]
     view_mask: Bool[Array, "B V"]  # false on views that a study lacks
     condition: Int[Array, "B C"]  # CLIP's token ids of a text known before the report, padded
     condition_end: Int[Array, " B"]  # index of its end token
@@ -217,7 +217,7 @@ def part_modules(config: UniCrossConfig) -> dict[str, nn.Module]:
 
 def read_images(
     net: Net,
-    images: UInt8[Array, "N height width"],
+    images: UInt8[Array, "N height width *rgb"],
     text: Float[Array, "N T W"],
     end: Int[Array, " N"],
     text_mask: Bool[Array, "#N #T T"],
@@ -340,7 +340,7 @@ def _memory(net: Net, studies: Studies, read: _Read) -> tuple[Array, Array]:
     return net.part("vision", fused.reshape(*studies.view_mask.shape, *fused.shape[1:]), studies.view_mask)
 
 
-def _flat(images: UInt8[Array, "B V H W"]) -> UInt8[Array, "B*V H W"]:
+def _flat(images: UInt8[Array, "B V H W *rgb"]) -> UInt8[Array, "B*V H W *rgb"]:
     return images.reshape(-1, *images.shape[2:])
 
 

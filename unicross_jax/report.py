@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from common.data.cleaning import clean_report
-from common.data.images import GreyImage
+from common.data.images import Pixels
 from common.errors import UserError
 from common.generation.draft_option import Draft
 from common.generation.draft_sources import DRAFT_TOKENS, TABLE_FILE, draft_sources, load_table
@@ -43,7 +43,7 @@ class Written(NamedTuple):
 def generate_reports(
     trained: Trained,
     examples: Sequence[Example],
-    images: Sequence[tuple[GreyImage, ...]],
+    images: Sequence[tuple[Pixels, ...]],
     *,
     batch_size: int = 32,
     ids: Sequence[object] | None = None,
@@ -106,7 +106,7 @@ def draft_table(trained: Trained, run_dir: Path, draft: Draft) -> Table | None:
 def studies_of(
     trained: Trained,
     examples: Sequence[Example],
-    images: Sequence[tuple[GreyImage, ...]],
+    images: Sequence[tuple[Pixels, ...]],
     indices: Sequence[int],
     rows: int,
     views: int | None = None,
@@ -116,13 +116,14 @@ def studies_of(
     side = trained.task.model.clip.image_size
     chosen = [*([index] for index in indices), *([] for _ in range(rows - len(indices)))]
     views = views or max(config.views, *(len(images[index]) for index in indices))
-    return stack_studies(chosen, examples, images, evaluation_crop(config, side), side=side, views=views)
+    view = evaluation_crop(config, side)
+    return stack_studies(chosen, examples, images, view, side=side, views=views, colour=config.colour)
 
 
 def attention_of(
     trained: Trained,
     examples: Sequence[Example],
-    images: Sequence[tuple[GreyImage, ...]],
+    images: Sequence[tuple[Pixels, ...]],
     written: Sequence[Written],
     batch_size: int = 32,
     ids: Sequence[object] | None = None,

@@ -78,6 +78,7 @@ def batch_maker(
         side=task.model.clip.image_size,
         views=config.data.views,
         pad_id=task.tokenizer.pad_id,
+        colour=config.data.colour,
     )
 
 
@@ -105,7 +106,8 @@ def written_reports(
     def to_batch(batch: GlobalBatch) -> Studies:
         side = task.model.clip.image_size
         view = evaluation_crop(config.data, side)
-        return stack_studies(batch.rows, examples, split.images, view, side=side, views=config.data.views)
+        data = config.data
+        return stack_studies(batch.rows, examples, split.images, view, side=side, views=data.views, colour=data.colour)
 
     return report_evaluations(
         config,

@@ -1,7 +1,8 @@
-"""CheXpert Plus as Stanford AIMI publishes it: one CSV table of images and report sections, and PNG files.
+"""CheXpert Plus as Stanford AIMI publishes it: one CSV table of images and report sections, and PNG or DICOM files.
 
 Under one root: `df_chexpert_plus_240401.csv`, a row an image, whose `path_to_image` is
-`train/patient42142/study5/view1_frontal.jpg`, and a folder `PNG` with the files of these names that end in `.png`.
+`train/patient42142/study5/view1_frontal.jpg`, and a folder `PNG` with the files of these names that end in `.png`, or
+`DICOM/Uncompressed` with those that end in `.dcm`.
 Source: Chambon et al., arXiv:2405.19538. It was published without a test split, so papers use that of MambaXray-VL
 (arXiv:2410.00379): a JSON file as R2Gen's, `{train, val, test: [{id, image_path: [...], report}]}`. Whether it keeps
 patients apart is not documented; `shared_patients` checks it.
@@ -13,7 +14,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from common.data.readers import ImageStudy, StudySplits, annotation_entries, check_once, checked_splits, is_usable
+from common.data.readers import (
+    ImageStudy,
+    StudySplits,
+    annotation_entries,
+    check_once,
+    checked_splits,
+    first_present,
+    is_usable,
+)
 from common.data.records import Quarantine
 from common.data.section_headings import Section
 from common.data.sections import HeadingCounts, Wanted, report_and_indication, report_sections
@@ -22,7 +31,8 @@ from common.io.terminal import printable
 from common.io.text import read_csv
 
 TABLE = "df_chexpert_plus_240401.csv"
-PNG_FOLDERS = ("PNG/PNG", "PNG", "PNGs")  # as unpacked, as its archives name it, and as MambaXray-VL does
+# As unpacked, as its archives name it, and as MambaXray-VL does; DICOM as unpacked.
+IMAGE_FOLDERS = ("PNG/PNG", "PNG", "PNGs", "DICOM/Uncompressed", "DICOM")
 PUBLISHED_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 # Each with the section that its text begins with; of history, the second where the first is empty.
 SECTION_COLUMNS: dict[str, Section] = {
@@ -60,8 +70,8 @@ def read_chexpert_plus(
     """Studies of the published split (train and validation), or of MambaXray-VL's `split` file.
 
     `report` says which sections make the report; of "findings+impression" what there is. A column ends at a heading
-    that stands for another section, and `headings` counts those that no list has. `images` is the folder that
-    holds `train/` and `valid/`, if it is not `PNG` under the root. The published studies have ids such as
+    that stands for another section, and `headings` counts those that no list has. `images` is the folder that holds
+    `train/` and `valid/`, if it is neither `PNG` nor `DICOM` under the root. The published studies have ids such as
     `patient42142_study5` and all their images, frontal ones first; those of a split file have its ids and images. Texts
     come from the table in either case (`common.data.readers.read_annotation` takes those of the split file). Studies
     without the report or an image are quarantined: three studies of four have no findings.
@@ -178,13 +188,12 @@ def _patient(study: ImageStudy) -> str:
 
 
 def _file(folder: Path, path: str) -> Path:
-    """The PNG file of an image, or the JPEG of CheXpert where that is what there is."""
-    png = folder / f"{_stem(path)}.png"
-    return folder / path if not png.is_file() and (folder / path).is_file() else png
+    """The PNG file of an image, or the JPEG of CheXpert or DICOM where that is what there is."""
+    return first_present(folder / f"{_stem(path)}.png", folder / path, folder / f"{_stem(path)}.dcm")
 
 
 def _image_folder(root: Path) -> Path:
-    for name in PNG_FOLDERS:
+    for name in IMAGE_FOLDERS:
         if (root / name / "train").is_dir():
             return root / name
-    raise UserError(f"{root}: no folder {' or '.join(PNG_FOLDERS)} with train in it; name the folder of the images")
+    raise UserError(f"{root}: no folder {' or '.join(IMAGE_FOLDERS)} with train in it; name the folder of the images")

@@ -1,13 +1,14 @@
 """Studies of one or more radiographs and their report, from the layouts in which data sets are distributed.
 
 Every reader returns the studies of each split. It checks paths, but does not open images: a study with an empty report
-or missing image files is quarantined, and `common.data.builders` finds images that cannot be read. MIMIC-CXR has a
-module of its own, `common.data.mimic`.
+or missing image files is quarantined, and `common.data.builders` finds images that cannot be read. Data sets
+with a format of their own have modules of their own: `mimic`, `chexpert_plus`, `padchest`, `ffa_ir` and `odir`.
 """
 
+import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -93,8 +94,8 @@ def read_openi_images(
 
     `split` is R2Gen's split (.json: two images a study, R2Gen's ids) or a file of test ids, one per line (all images,
     ids such as CXR10; see `openi_splits` for `validation` and `seed`). Images may be named as R2Gen names them
-    (CXR1000_IM-0003/0.png), Open-i (CXR1000_IM-0003-1001.png) or the collection on Kaggle
-    (1000_IM-0003-1001.dcm.png).
+    (CXR1000_IM-0003/0.png), Open-i (CXR1000_IM-0003-1001.png, or as DICOM 1000/1000_IM-0003-1001.dcm) or the collection
+    on Kaggle (1000_IM-0003-1001.dcm.png).
 
     Raises UserError as `read_openi`, `read_test_ids` and `openi_splits` do, for a split file of another form or with
     an id that no report has, an id in two splits, or a split without a usable study.
@@ -176,7 +177,7 @@ def read_image_rows(
                 continue
         study = ImageStudy(
             str(row["id"]),
-            files if maximum_images is None else _at_equal_distances(files, maximum_images),
+            at_equal_distances(files, maximum_images),
             clean_report(report),
             clean_report(indication),
             tuple(optional["labels"]),
@@ -201,6 +202,23 @@ def is_usable(study: ImageStudy, quarantine: Quarantine) -> bool:
     else:
         return True
     return False
+
+
+def first_present(*files: Path) -> Path:
+    """The first of the places where an image may lie that has a file; the first one where none has."""
+    return next((file for file in files if os.path.isfile(file)), files[0])
+
+
+def split_by_patient(studies: Iterable[tuple[str, ImageStudy]]) -> StudySplits:
+    """(patient, study) of a data set without a published split: a tenth of the patients each for validation and test.
+
+    A hash of the patient decides, so that all studies of one are in one split, and a study more moves no other.
+    """
+    splits: StudySplits = {name: [] for name in SPLITS}
+    for patient, study in studies:
+        share = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") / 2**64
+        splits["test" if share < 0.1 else "validation" if share < 0.2 else "train"].append(study)
+    return splits
 
 
 def repeats(images: Sequence[Path | bytes]) -> bool:
@@ -264,13 +282,20 @@ def _openi_image_study(id: str, study: OpeniStudy, files: tuple[Path, ...]) -> I
 
 
 def _openi_files(image_dir: str | Path, study: OpeniStudy) -> tuple[Path, ...]:
-    own = [Path(image_dir, f"{image.id}.png") for image in study.images]
-    if all(map(os.path.isfile, own)):
-        return tuple(own)
-    return _files(image_dir, [f"{image.id.removeprefix('CXR')}.dcm.png" for image in study.images])
+    """Each image as Open-i's PNG, the collection on Kaggle or Open-i's DICOM has it, whichever is there."""
+    files = []
+    for image in study.images:
+        name = re.sub(r"^(\d+)_\1_", r"\1_", image.id.removeprefix("CXR"))  # of the first report: CXR1_1_IM-0001-3001
+        number = study.id.removeprefix("CXR")
+        names = f"{image.id}.png", f"{name}.dcm.png", f"{number}/{name}.dcm", f"{name}.dcm"
+        files.append(first_present(*(Path(image_dir, each) for each in names)))
+    return tuple(files)
 
 
-def _at_equal_distances(files: tuple[Path, ...], count: int) -> tuple[Path, ...]:
+def at_equal_distances(files: tuple[Path, ...], count: int | None) -> tuple[Path, ...]:
+    """So many of the files at equal distances, the first and the last among them; all where there are no more."""
+    if count is None:
+        return files
     if len(files) <= count:
         return files
     return tuple(files[index * (len(files) - 1) // max(1, count - 1)] for index in range(count))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from common.bounds import Few, Phantoms, Seed
 from common.config import Incidental, MovablePath
 from common.data.cleaning import CleaningName
+from common.data.dicom import DicomContrast
 from common.options import Needs
 from common.phantoms.study import Scanner
 
@@ -25,6 +26,7 @@ class StudySource:
     phantom_seed: Seed = 0  # which phantom studies: other seeds draw others
     phantom_scanner: Scanner = "first"  # of phantom studies; images of the second are darker, with half the contrast
     views: Few = 2  # images of a study that are used, at most
+    dicom_contrast: DicomContrast = "window"  # of DICOM files: as a viewer shows them, or made as MIMIC-CXR-JPG was
     cleaning: CleaningName = "lossless"  # of reports; iu-xray, mimic-cxr: R2Gen's of that data set, lossless of others
 
 
@@ -73,4 +75,5 @@ STUDY_NEEDS = (
         Needs(f"data.{name}", "data.layout", ("phantom",))
         for name in ("train_size", "validation_size", "test_size", "phantom_seed", "phantom_scanner")
     ),
+    Needs("data.dicom_contrast", "data.layout", tuple(layout for layout in REQUIRED if layout != "phantom")),
 )  # of a config whose `data` is a StudySource

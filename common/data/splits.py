@@ -1,7 +1,7 @@
 """The splits of a data set of images and reports, whatever its layout: drawn, in files, or prepared once.
 
-Reports are cleaned as the config says. Images are grey and small: `shrink` makes of each image what a model needs to
-see of it, when it is read.
+Reports are cleaned as the config says. Images are small: `shrink` makes of each image what a model needs to see of it,
+when it is read.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import grain
 from common.bounds import check_numbers
 from common.data.builders import open_split, prepared_layout
 from common.data.cleaning import CLEANING, altered_number, chosen_cleaning
-from common.data.images import GreyImage, read_image
+from common.data.images import Pixels, Reading, read_image
 from common.data.readers import (
     VIEWS_LEFT_OUT,
     ImageStudy,
@@ -27,7 +27,7 @@ from common.data.readers import (
 )
 from common.data.records import SPLITS, Quarantine
 from common.data.source import REQUIRED, StudySource
-from common.errors import UserError
+from common.errors import MissingPackage, UserError
 from common.io.fingerprints import digest_of
 from common.io.terminal import say
 from common.phantoms.labels import positive_labels
@@ -35,21 +35,25 @@ from common.phantoms.source import draw_split
 
 MOST_IN_MEMORY = 20_000  # studies
 
-Shrink = Callable[[GreyImage], GreyImage]
+Shrink = Callable[[Pixels], Pixels]
+Load = Callable[[Path | bytes], Pixels]  # reads and shrinks
 
 
 class Split(NamedTuple):
     """The studies of a split, and apart from them their images, by the same index."""
 
     studies: list[ImageStudy]
-    images: Sequence[tuple[GreyImage, ...]]
+    images: Sequence[tuple[Pixels, ...]]
 
 
-def load_splits(config: StudySource, side: int, shrink: Shrink, quarantine: Quarantine) -> dict[str, Split]:
+def load_splits(
+    config: StudySource, side: int, shrink: Shrink, quarantine: Quarantine, *, colour: bool = False
+) -> dict[str, Split]:
     """The splits of the data set that a config names: train, validation and test, as far as it has them.
 
-    Phantoms are drawn at `side` pixels; other images go through `shrink` as they are read. Studies with an image that
-    cannot be read are quarantined. Raises UserError for whatever makes the data unusable.
+    Phantoms are drawn at `side` pixels, in grey; other images are read, in grey or with `colour`, and go through
+    `shrink`. Studies with an image that cannot be read are quarantined. Raises UserError for whatever makes the data
+    unusable.
     """
     check_numbers(config, "data.")
     for field in REQUIRED[config.layout]:
@@ -58,9 +62,14 @@ def load_splits(config: StudySource, side: int, shrink: Shrink, quarantine: Quar
     if config.layout == "phantom":
         return phantom_splits(config, side, quarantine)
     quarantine.note(VIEWS_LEFT_OUT, 0)
+    reading = Reading(colour, config.dicom_contrast)
+
+    def load(image: Path | bytes) -> Pixels:
+        return shrink(reading.image(image))
+
     if config.layout == "prepared":
-        return prepared_splits(config, side, shrink, quarantine)
-    return file_splits(config, shrink, quarantine)
+        return prepared_splits(config, side, load, quarantine)
+    return file_splits(config, load, quarantine)
 
 
 def clean_splits(
@@ -112,7 +121,7 @@ def phantom_split(config: StudySource, side: int, name: str, count: int) -> Spli
     return Split(studies, [(phantom.frontal, phantom.lateral)[: config.views] for phantom in drawn])
 
 
-def file_splits(config: StudySource, shrink: Shrink, quarantine: Quarantine) -> dict[str, Split]:
+def file_splits(config: StudySource, load: Load, quarantine: Quarantine) -> dict[str, Split]:
     """The splits of the layouts whose images are files. Raises UserError."""
     found = read_studies(config, quarantine)
     count = sum(map(len, found.values()))
@@ -121,13 +130,13 @@ def file_splits(config: StudySource, shrink: Shrink, quarantine: Quarantine) -> 
             f"{config.source}: {count} studies are too many to hold their images in memory; prepare them once with "
             "medreport prepare and use data.layout prepared"
         )
-    splits = {name: in_memory(config, shrink, name, studies, quarantine) for name, studies in found.items()}
+    splits = {name: in_memory(config, load, name, studies, quarantine) for name, studies in found.items()}
     return clean_splits(config, config.layout, splits, quarantine)
 
 
-def prepared_splits(config: StudySource, side: int, shrink: Shrink, quarantine: Quarantine) -> dict[str, Split]:
+def prepared_splits(config: StudySource, side: int, load: Load, quarantine: Quarantine) -> dict[str, Split]:
     """The splits of a prepared data set. Raises UserError."""
-    splits = {name: prepared_split(config, shrink, name, quarantine) for name in prepared_names(config.source)}
+    splits = {name: prepared_split(config, load, name, quarantine) for name in prepared_names(config.source)}
     warn_of_enlarged(config, side)
     return clean_splits(config, prepared_layout(config.source), splits, quarantine)
 
@@ -142,20 +151,22 @@ def read_studies(config: StudySource, quarantine: Quarantine) -> StudySplits:
 
 
 def in_memory(
-    config: StudySource, shrink: Shrink, name: str, studies: Sequence[ImageStudy], quarantine: Quarantine
+    config: StudySource, load: Load, name: str, studies: Sequence[ImageStudy], quarantine: Quarantine
 ) -> Split:
     """Studies whose images are decoded once and kept, small."""
 
-    def read(study: ImageStudy) -> tuple[GreyImage, ...] | None:
+    def read(study: ImageStudy) -> tuple[Pixels, ...] | None:
         try:
-            return tuple(shrink(read_image(image)) for image in study.images[: config.views])
+            return tuple(load(image) for image in study.images[: config.views])
+        except MissingPackage:
+            raise
         except UserError:
             return None
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
         images = list(pool.map(read, studies))
     kept = Split([], [])
-    found: list[tuple[GreyImage, ...]] = []
+    found: list[tuple[Pixels, ...]] = []
     for study, views in zip(studies, images, strict=True):
         if views is None:
             quarantine.add(study.id, "image cannot be read")
@@ -183,7 +194,7 @@ def warn_of_enlarged(config: StudySource, side: int) -> None:
     """Say where a prepared data set was stored smaller than a model sees it, by its first image."""
     stored = open_split(config.source, prepared_names(config.source)[0])
     try:
-        shorter = min(read_image(stored[0].images[0]).shape)
+        shorter = min(read_image(stored[0].images[0]).shape[:2])
     except (UserError, RuntimeError, ValueError, LookupError):  # told where the images are used
         return
     if shorter < side:
@@ -194,7 +205,7 @@ def warn_of_enlarged(config: StudySource, side: int) -> None:
         )
 
 
-def prepared_split(config: StudySource, shrink: Shrink, name: str, quarantine: Quarantine) -> Split:
+def prepared_split(config: StudySource, load: Load, name: str, quarantine: Quarantine) -> Split:
     """A split of a prepared data set, its images read when they are needed."""
     stored = open_split(config.source, name)
     try:
@@ -205,27 +216,27 @@ def prepared_split(config: StudySource, shrink: Shrink, name: str, quarantine: Q
             quarantine.note(VIEWS_LEFT_OUT, max(len(study.images) - config.views, 0))
     except (RuntimeError, ValueError) as error:  # array_record's, and those of a record that is cut
         raise UserError(f"{config.source}: its {name} split is damaged ({error}); prepare the data again") from error
-    return Split(studies, PreparedImages(stored, shrink, config.views))
+    return Split(studies, PreparedImages(stored, load, config.views))
 
 
-class PreparedImages(Sequence[tuple[GreyImage, ...]]):
+class PreparedImages(Sequence[tuple[Pixels, ...]]):
     """The images of a prepared split, by the index of their study."""
 
-    def __init__(self, stored: grain.MapDataset[ImageStudy], shrink: Shrink, views: int):
-        self._stored, self._shrink, self._views = stored, shrink, views
+    def __init__(self, stored: grain.MapDataset[ImageStudy], load: Load, views: int):
+        self._stored, self._load, self._views = stored, load, views
 
     def __len__(self) -> int:
         return len(self._stored)
 
     def __getitem__(self, index: Any) -> Any:
-        return tuple(self._shrink(read_image(image)) for image in self._stored[index].images[: self._views])
+        return tuple(self._load(image) for image in self._stored[index].images[: self._views])
 
     def encoded(self, index: int) -> list[Any]:
         """The images of a study as they are stored, which takes no decoding."""
         return list(self._stored[index].images[: self._views])
 
 
-def images_record(images: Sequence[tuple[GreyImage, ...]], index: int) -> str:
+def images_record(images: Sequence[tuple[Pixels, ...]], index: int) -> str:
     """A digest of the images of a study: of their pixels, or of the files that hold them."""
     if isinstance(images, PreparedImages):
         return digest_of(*images.encoded(index))

@@ -330,10 +330,10 @@ def attention_use(config: ClipConfig) -> Use:
     return Use("CLIP", "clip", [Shape(positions, positions, 64, config.dtype), text])
 
 
-def normalise(images: UInt8[Array, "... H W"]) -> Float[Array, "... H W 3"]:
-    """Grey images as CLIP takes them: in three channels, (value / 255 - CLIP_MEAN) / CLIP_STD."""
-    grey = jnp.asarray(images).astype(jnp.float32)[..., None] / 255
-    return (grey - jnp.array(CLIP_MEAN)) / jnp.array(CLIP_STD)
+def normalise(images: UInt8[Array, "N H W *rgb"]) -> Float[Array, "N H W 3"]:
+    """Images as CLIP takes them: (value / 255 - CLIP_MEAN) / CLIP_STD, where grey ones are alike in all channels."""
+    values = jnp.asarray(images).astype(jnp.float32) / 255
+    return ((values[..., None] if images.ndim == 3 else values) - jnp.array(CLIP_MEAN)) / jnp.array(CLIP_STD)
 
 
 def dense(config: ClipConfig, features: int, name: str | None = None) -> Dense:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.data.images import GreyImage
+from common.data.images import Pixels
 from common.errors import UserError
 from common.io.files import atomic_file
 from common.io.numbers import NONE, score_text
@@ -38,7 +38,7 @@ class Example:
     reference: str | None
     outputs: Mapping[str, str]
     language: str = "en"
-    images: Sequence[GreyImage] = ()
+    images: Sequence[Pixels] = ()
     attention: Sequence[WordAttention] = ()
 
     def __post_init__(self) -> None:

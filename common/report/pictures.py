@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from common.data.images import GreyImage
+from common.data.images import Pixels
 
 LONGEST_SIDE = 320  # pixels; shown at about 200, or twice as fine on a dense screen
 LARGEST_FILE = 30_000  # bytes; 320 x 320 pixels of a phantom take about 23 kB at quality 90
@@ -40,7 +40,7 @@ class Look:
     overlays: Sequence[str]
 
 
-def check_attention(where: str, images: Sequence[GreyImage], attention: Sequence[WordAttention]) -> None:
+def check_attention(where: str, images: Sequence[Pixels], attention: Sequence[WordAttention]) -> None:
     """Raises ValueError unless each word has one finite map for each image."""
     for word, maps in attention:
         shape = np.shape(maps)
@@ -51,7 +51,7 @@ def check_attention(where: str, images: Sequence[GreyImage], attention: Sequence
             raise ValueError(f"{where}: attention of {word!r} is not finite; expected weights of 0 or more")
 
 
-def picture(image: GreyImage) -> Picture:
+def picture(image: Pixels) -> Picture:
     """The image as JPEG, at most LONGEST_SIDE pixels long and, noise excepted, LARGEST_FILE bytes large."""
     small = Image.fromarray(image)
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)

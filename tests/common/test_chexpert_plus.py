@@ -137,7 +137,9 @@ def test_images_may_lie_apart_from_the_table(tmp_path):
     root = write_layout(tmp_path / "a")
     (root / "PNG").rename(tmp_path / "images")
     assert len(read_chexpert_plus(root, Quarantine(), images=tmp_path / "images")["train"]) == 2
-    with pytest.raises(UserError, match="no folder PNG/PNG or PNG or PNGs with train in it"):
+    with pytest.raises(
+        UserError, match="no folder PNG/PNG or PNG or PNGs or DICOM/Uncompressed or DICOM with train in it"
+    ):
         read_chexpert_plus(root, Quarantine())
 
 

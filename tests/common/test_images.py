@@ -123,8 +123,8 @@ def test_exif_orientation_is_applied():
     [
         (b"", "found an empty file"),
         (b"no picture at all", "found 17 bytes of something else; convert it"),
-        (encoded(Image.new("L", (3, 3)), "GIF"), "expected a PNG or JPEG"),
-        (encoded(Image.new("L", (3, 3)), "BMP"), "expected a PNG or JPEG"),
+        (encoded(Image.new("L", (3, 3)), "GIF"), "expected a PNG, JPEG or DICOM"),
+        (encoded(Image.new("L", (3, 3)), "BMP"), "expected a PNG, JPEG or DICOM"),
         (png_with_size(0, 0), "not a complete PNG"),
         (png_with_size(0, 5), "not a complete PNG"),
         (png_with_size(20_000, 20_000), "20000 x 20000 pixels; expected at most 100 million"),

@@ -71,7 +71,7 @@ WITH_PRESETS = {**dict.fromkeys(("train", "ablation", "sft", "rl", "sample"), "d
         (deer_command, "train-labeler --data openi --validation v --output x", "give --data FILE.jsonl, or leave it"),
         (deer_command, "weights f --tokenizer d --method tfidf --labeler phantom", "give --method gradient, or leave"),
         (deer_command, "analyse rewards f --labeler phantom --share 0.2", "with deer analyse rewards; give deer"),
-        (prepare, "--layout mimic --source a --output b --images c", "with --layout mimic; give --layout annotation"),
+        (prepare, "--layout odir --source a --output b --images c --split d", "give --layout chexpert-plus"),
         (decode, "--model a --prompts b --score --top-k 4 --temperature 1", "--top-k: not read with --score; give no"),
     ],
 )  # fmt: skip

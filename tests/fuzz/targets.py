@@ -18,9 +18,12 @@ from common.clinical.labelled_reports import read_labeled
 from common.config import read_config
 from common.data.chexpert_plus import TABLE, read_chexpert_plus
 from common.data.clip_tokenizer import MERGES, ClipTokenizer
+from common.data.ffa_ir import read_ffa_ir
 from common.data.images import read_image
 from common.data.mimic import read_mimic_cxr
+from common.data.odir import read_odir
 from common.data.openi import read_openi, read_test_ids
+from common.data.padchest import read_padchest
 from common.data.pieces import byte_of_character
 from common.data.readers import read_annotation, read_image_rows
 from common.data.records import Quarantine
@@ -37,8 +40,17 @@ from retsta_jax.pairs import read_pairs
 from retsta_jax.reports import read_reports
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.terms import SHIPPED
-from tests.common import test_chexpert_plus, test_mimic, test_openi
+from tests.common import test_chexpert_plus, test_mimic, test_openi, test_published_layouts
+from tests.dicom_files import SHIPPED as SHIPPED_DICOM
+from tests.dicom_files import big_endian, dicom_bytes, lookup_table
 
+PADCHEST_TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
+# Of those that ship with pydicom: RLE, JPEG 2000, JPEG-LS, JPEG and deflated.
+DAMAGED_DICOM = (
+    "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "JPEGLSNearLossless_08.dcm",
+    "SC_rgb_small_odd_jpeg.dcm", "SC_rgb_jpeg_gdcm.dcm", "SC_rgb_dcmtk_+eb+cy+n1.dcm", "SC_rgb_gdcm_KY.dcm",
+    "SC_rgb_jls_lossy_line.dcm", "JPGExtended.dcm", "image_dfl.dcm",
+)  # fmt: skip
 ASSETS = Path(__file__).parents[2]
 SECONDS = itertools.count(1)  # some readers cache what they read by the time and size of the file
 
@@ -76,6 +88,20 @@ def _images(folder: Path) -> list[bytes]:
     return found
 
 
+def _dicoms(folder: Path) -> list[bytes]:
+    """Files in each way of writing and compressing pixels, of at most a few thousand bytes."""
+    pixels = np.arange(48, dtype=np.uint16).reshape(6, 8) * 80
+    table = lookup_table(np.arange(4096)[::16], 0, 12)
+    plain = [
+        dicom_bytes(pixels, PhotometricInterpretation="MONOCHROME1", WindowCenter="2000", WindowWidth="900"),
+        dicom_bytes(pixels.astype(np.int16), RescaleSlope="2", RescaleIntercept="-9", PixelPaddingValue=-2),
+        dicom_bytes(pixels, VOILUTSequence=[table], ModalityLUTSequence=[table]),
+        dicom_bytes(np.arange(72, dtype=np.uint8).reshape(4, 6, 3)),
+        big_endian(pixels),
+    ]
+    return plain + [(SHIPPED_DICOM / name).read_bytes() for name in DAMAGED_DICOM]
+
+
 def _with_image(content: bytes) -> Callable[[Path], list[bytes]]:
     def seeds(folder: Path) -> list[bytes]:
         (folder / "a.png").write_bytes(_images(folder)[0])
@@ -90,6 +116,23 @@ def _mimic(folder: Path) -> list[bytes]:
 
 def _chexpert_plus(folder: Path) -> list[bytes]:
     return [(test_chexpert_plus.write_layout(folder) / TABLE).read_bytes()]
+
+
+def _padchest(folder: Path) -> list[bytes]:
+    return [(test_published_layouts.padchest(folder) / PADCHEST_TABLE).read_bytes()]
+
+
+def _ffa_ir(folder: Path) -> list[bytes]:
+    return [test_published_layouts.ffa_ir(folder).read_bytes()]
+
+
+def _odir(folder: Path) -> list[bytes]:
+    return [test_published_layouts.odir(folder).read_bytes()]
+
+
+def _both_contrasts(path: Path) -> None:
+    read_image(path, colour=True)
+    read_image(path, dicom_contrast="mimic-cxr-jpg")
 
 
 def _tensors(path: Path) -> None:
@@ -153,6 +196,10 @@ TARGETS = {
     ),
     "chexpert-plus": Target(TABLE, _chexpert_plus, lambda path: read_chexpert_plus(path.parent, Quarantine())),
     "image": Target("image", _images, read_image),
+    "dicom": Target("image.dcm", _dicoms, _both_contrasts),
+    "padchest": Target(PADCHEST_TABLE, _padchest, lambda path: read_padchest(path.parent, Quarantine())),
+    "ffa-ir": Target("ffair_annotation.json", _ffa_ir, lambda path: read_ffa_ir(path, path.parent, Quarantine())),
+    "odir": Target("odir.csv", _odir, lambda path: read_odir(path, path.parent, Quarantine())),
     "safetensors": Target("model.safetensors", _safetensors, _tensors),
     "torch-archive": Target("weights.pt", _torch_archive, _archive),
     "sentencepiece": Target(

@@ -325,7 +325,7 @@ def test_an_image_named_twice_is_refused(refused, images):
 
 
 def test_a_folder_of_images_is_no_image(refused, tmp_path):
-    assert "a folder; expected a PNG or JPEG image" in refused(["report", str(tmp_path)])
+    assert "a folder; expected a PNG, JPEG or DICOM image" in refused(["report", str(tmp_path)])
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "cut", "animated", "pattern"])

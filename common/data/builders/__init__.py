@@ -1,8 +1,9 @@
 """Studies with images as a data set that Grain reads at random, through TFDS without TensorFlow (array_record).
 
 `medreport prepare --layout rows --source rows.jsonl --images pictures --output data` decodes every image
-once, quarantines the studies with one that cannot be read, and stores the rest as 8-bit grey PNG, at full size or (for
-training many epochs) at `--shorter-side 256`. Large collections can be prepared with Apache Beam (`--beam`).
+once, quarantines the studies with one that cannot be read, and stores the rest as 8-bit PNG, grey or in colour
+(`--colour`), at full size or (for training many epochs) at `--shorter-side 256`. Large collections can be prepared with
+Apache Beam (`--beam`).
 """
 
 import contextlib
@@ -21,10 +22,10 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
-from common.data.images import encode_png, read_image, resize_shorter
+from common.data.images import AS_GREY, Reading, encode_png, resize_shorter
 from common.data.readers import ImageStudy, StudySplits
 from common.data.records import Quarantine
-from common.errors import UserError
+from common.errors import MissingPackage, UserError
 from common.io.jsonl import read_jsonl, write_rows
 from common.io.locks import locked_file
 from common.io.safetensors import disk_errors
@@ -37,10 +38,14 @@ EMPTY_SPLIT = re.compile(r'split "(\w+)": No examples were|examples is 0 for spl
 
 @dataclass
 class StudiesConfig(tfds.core.BuilderConfig):
-    """What `ImageStudies` writes: the splits of a reader, with images of that shorter side (None: as they are)."""
+    """What `ImageStudies` writes: the splits of a reader, with images of that shorter side (None: as they are).
+
+    `reading` says how their files become pixels.
+    """
 
     splits: StudySplits = field(default_factory=dict, repr=False)  # TFDS logs the config, and reports are patient data
     shorter_side: int | None = None
+    reading: Reading = AS_GREY
     studies_in: Path | None = None  # for Beam: a folder that all workers see
 
 
@@ -65,7 +70,9 @@ class ImageStudies(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str, studies: Sequence[ImageStudy]) -> Any:
         """Keys and rows, or the Beam transform that makes them."""
-        to_rows = functools.partial(_rows, shorter_side=self.builder_config.shorter_side)
+        to_rows = functools.partial(
+            _rows, shorter_side=self.builder_config.shorter_side, reading=self.builder_config.reading
+        )
         if self.builder_config.studies_in is None:
             return itertools.chain.from_iterable(map(to_rows, studies))
         import apache_beam
@@ -85,6 +92,7 @@ def prepare(
     *,
     layout: str = "",
     shorter_side: int | None = None,
+    reading: Reading = AS_GREY,
     beam_options: Sequence[str] | None = None,
 ) -> Path:
     """Write a data set `name` under `output`, with its quarantine, and return its folder (image_studies/name/1.0.0).
@@ -100,7 +108,7 @@ def prepare(
     if folder.exists():
         raise UserError(f"{folder}: already exists; remove it, or choose another folder or name")
     options = tfds.download.DownloadConfig(beam_options=_beam_options(beam_options))
-    config = StudiesConfig(name=name, splits=splits, shorter_side=shorter_side)
+    config = StudiesConfig(name=name, splits=splits, shorter_side=shorter_side, reading=reading)
     try:
         with disk_errors(Path(output)), contextlib.redirect_stdout(sys.stderr), _aside(Path(output), name) as aside:
             config.studies_in = None if beam_options is None else aside
@@ -179,10 +187,12 @@ def _from_line(line: str) -> ImageStudy:
     return ImageStudy(**{**row, "images": tuple(map(Path, row["images"])), "labels": tuple(row["labels"])})
 
 
-def _rows(study: ImageStudy, shorter_side: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(study: ImageStudy, shorter_side: int | None, reading: Reading) -> Iterator[tuple[str, dict[str, Any]]]:
     """The row of a study under its key; none where an image cannot be read."""
     try:
-        images = [read_image(image) for image in study.images]
+        images = [reading.image(image) for image in study.images]
+    except MissingPackage:
+        raise
     except UserError:
         return
     if shorter_side is not None:

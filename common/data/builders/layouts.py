@@ -1,0 +1,128 @@
+"""The layouts that `medreport prepare` reads: one function for each, and which options belong to it."""
+
+import argparse
+from collections.abc import Callable
+
+from common.data.chexpert_plus import read_chexpert_plus, shared_patients, without_shared_patients
+from common.data.ffa_ir import read_ffa_ir
+from common.data.mimic import read_mimic_cxr
+from common.data.odir import read_odir
+from common.data.padchest import read_padchest
+from common.data.readers import StudySplits, read_annotation, read_image_rows, read_openi_images
+from common.data.records import Quarantine
+from common.data.sections import HeadingCounts
+from common.errors import UserError
+from common.io.terminal import say
+from common.options import Needs
+
+Options = argparse.Namespace
+Read = Callable[[Options, Quarantine, HeadingCounts], StudySplits]
+
+
+def read_layout(options: Options, quarantine: Quarantine, headings: HeadingCounts) -> StudySplits:
+    """The studies that the options of `medreport prepare` name. Raises UserError."""
+    required = REQUIRED.get(options.layout, ())
+    missing = [f"--{name}" for name in required if getattr(options, name) is None]
+    if missing:
+        raise UserError(f"--layout {options.layout} also needs {' and '.join(missing)}; add it")
+    return LAYOUTS[options.layout](options, quarantine, headings)
+
+
+def counts_of(splits: StudySplits) -> dict[str, int]:
+    """How many studies each split has."""
+    return {name: len(studies) for name, studies in splits.items()}
+
+
+def _annotation(options: Options, quarantine: Quarantine, headings: HeadingCounts) -> StudySplits:
+    return read_annotation(options.source, options.images, quarantine)
+
+
+def _chexpert_plus(options: Options, quarantine: Quarantine, headings: HeadingCounts) -> StudySplits:
+    splits = read_chexpert_plus(
+        options.source,
+        quarantine,
+        images=options.images,
+        split=options.split,
+        report=options.sections or "findings",
+        headings=headings,
+    )
+    if options.patients_apart:
+        return without_shared_patients(splits, quarantine)
+    if shared := sum(map(len, shared_patients(splits).values())):
+        say(
+            f"warning: {shared:,} of {sum(counts_of(splits).values()):,} studies have a patient who is in a later "
+            "split too, so that scores there are of known patients; --patients-apart leaves these studies out",
+            error=True,
+        )
+    return splits
+
+
+def _ffa_ir(options: Options, quarantine: Quarantine, headings: HeadingCounts) -> StudySplits:
+    return read_ffa_ir(
+        options.source,
+        options.images,
+        quarantine,
+        language=options.language or "en",
+        maximum_images=options.maximum_images,
+    )
+
+
+def _mimic(options: Options, quarantine: Quarantine, headings: HeadingCounts) -> StudySplits:
+    return read_mimic_cxr(
+        options.source,
+        quarantine,
+        images=options.images,
+        reports=options.reports,
+        report=options.sections or "findings",
+        headings=headings,
+    )
+
+
+def _odir(options: Options, quarantine: Quarantine, headings: HeadingCounts) -> StudySplits:
+    return read_odir(options.source, options.images, quarantine)
+
+
+def _openi(options: Options, quarantine: Quarantine, headings: HeadingCounts) -> StudySplits:
+    return read_openi_images(options.source, options.images, options.split, quarantine)
+
+
+def _padchest(options: Options, quarantine: Quarantine, headings: HeadingCounts) -> StudySplits:
+    return read_padchest(options.source, quarantine, images=options.images)
+
+
+def _rows(options: Options, quarantine: Quarantine, headings: HeadingCounts) -> StudySplits:
+    return read_image_rows(
+        options.source,
+        options.images,
+        quarantine,
+        maximum_images=options.maximum_images,
+        sections=options.sections,
+        headings=headings,
+    )
+
+
+LAYOUTS: dict[str, Read] = {
+    "annotation": _annotation,
+    "chexpert-plus": _chexpert_plus,
+    "ffa-ir": _ffa_ir,
+    "mimic": _mimic,
+    "odir": _odir,
+    "openi": _openi,
+    "padchest": _padchest,
+    "rows": _rows,
+}
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "annotation": ("images",),
+    "ffa-ir": ("images",),
+    "odir": ("images",),
+    "openi": ("images", "split"),
+    "rows": ("images",),
+}  # options that a layout cannot do without
+OPTION_NEEDS = (
+    Needs("split", "layout", ("chexpert-plus", "openi")),
+    Needs("patients_apart", "layout", ("chexpert-plus",)),
+    Needs("sections", "layout", ("chexpert-plus", "mimic", "rows")),
+    Needs("reports", "layout", ("mimic",)),
+    Needs("maximum_images", "layout", ("ffa-ir", "rows")),
+    Needs("language", "layout", ("ffa-ir",)),
+)
