@@ -234,6 +234,7 @@ def extras() -> Iterator[Line]:
         "openai": ("endpoint", "models behind an endpoint"),
         "libtpu": ("plan", "medreport plan --topology v5e:2x4"),
         "wandb": ("wandb", "--wandb-project"),
+        "pydicom": ("dicom", "images in DICOM files"),
     }
     for module, (extra, purpose) in needed.items():
         if importlib.util.find_spec(module) is None:

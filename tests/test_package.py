@@ -61,7 +61,7 @@ def test_every_script_is_in_the_wheel(wheel, project):
 
 def test_extras_are_those_that_the_documents_name(project):
     extras = project["optional-dependencies"]
-    assert {"cuda12", "cuda13", "tpu", "plan", "wandb", "beam", "endpoint", "docs", "dev"} <= extras.keys()
+    assert {"cuda12", "cuda13", "tpu", "plan", "wandb", "beam", "dicom", "endpoint", "docs", "dev"} <= extras.keys()
     assert extras["cuda"] == ["medreport-jax[cuda12]"]
 
 

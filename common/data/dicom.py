@@ -98,6 +98,12 @@ def _pydicom(where: str) -> Any:
 @functools.cache
 def _import_pydicom() -> Any:
     """pydicom and its plugins, silent: what they log and warn of repeats the values of headers."""
+    names = ("pydicom", "pylibjpeg", "libjpeg", "openjpeg")
+    for name in names:
+        logger = logging.getLogger(name)
+        logger.propagate = False  # what its modules log comes by way of it
+        logger.handlers = [logging.NullHandler()]
+    warnings.filterwarnings("ignore", module=rf"({'|'.join(names)}|{__name__})(\.|$)")
     import libjpeg  # noqa: F401
     import openjpeg  # noqa: F401
     import pydicom
@@ -105,10 +111,6 @@ def _import_pydicom() -> Any:
     import pydicom.filereader
     import pydicom.pixels
 
-    names = ("pydicom", "pylibjpeg", "libjpeg", "openjpeg")
-    for name in names:
-        logging.getLogger(name).disabled = True
-    warnings.filterwarnings("ignore", module=rf"({'|'.join(names)}|{__name__})(\.|$)")
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     return pydicom
 

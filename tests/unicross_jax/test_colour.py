@@ -12,11 +12,11 @@ from PIL import Image
 
 from common.data.images import read_image
 from common.data.readers import ImageStudy
-from tests.dicom_files import dicom_bytes
+from tests.dicom_files import IDENTIFIERS, dicom_bytes
 from tests.unicross_jax.runs import arguments, log, make_clip, unicross
 from unicross_jax.backbone import without_dropout
 from unicross_jax.model import report_hidden
-from unicross_jax.report import generate_reports, studies_of
+from unicross_jax.report import studies_of
 from unicross_jax.task import encode
 from unicross_jax.trained import load_trained
 
@@ -52,13 +52,13 @@ def pairs(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["causal", "published"])
-def run(request, pairs, tmp_path_factory) -> Path:
+@pytest.fixture(scope="module")
+def run(pairs, tmp_path_factory) -> Path:
     clip = make_clip(tmp_path_factory.mktemp("clip") / "clip")
     run_dir = tmp_path_factory.mktemp("runs") / "run"
     options = {
         "data__layout": "rows", "data__source": pairs / "rows.jsonl", "data__images": pairs,
-        "vocabulary__minimum_count": 1, "model__conditioning": request.param, "max_length": 8,
+        "vocabulary__minimum_count": 1,  "max_length": 8,
     }  # fmt: skip
     words = [*arguments(run_dir, clip, **options), "--data.colour", "True"]
     assert unicross(words) == 0
@@ -100,24 +100,11 @@ def test_pairs_of_eyes_are_evaluated_and_reported_from_png_and_dicom_alike(run, 
         written[kind] = row["report"]
     assert written["png"] == written["dcm"]
     page = (tmp_path / "dcm.html").read_text()
-    assert "Doe" not in page
-    assert "MRN" not in page
+    assert not any(value in page for value in IDENTIFIERS.values())
     shown = re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", page)
     assert len(shown) == 2
     red, green, _ = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0])))).mean((0, 1))
     assert red > 2 * green
-
-
-def test_without_colour_the_same_files_are_read_in_grey(pairs, tmp_path):
-    clip = make_clip(tmp_path / "clip")
-    options = {"data__layout": "rows", "data__source": pairs / "rows.jsonl", "data__images": pairs}
-    assert unicross(arguments(tmp_path / "run", clip, **options, vocabulary__minimum_count=1, max_steps=1)) == 0
-    trained = load_trained(tmp_path / "run")
-    studies = [ImageStudy("0", (), REPORTS[RED])]
-    examples, _ = encode(trained.config, trained.task, studies)
-    images = [(read_image(pairs / "0_left.png"),)]
-    assert studies_of(trained, examples, images, [0], 1).images.shape == (1, 2, 32, 32)
-    assert len(list(generate_reports(trained, examples, images))) == 1
 
 
 def test_colour_of_phantoms_is_refused(tmp_path, refused):

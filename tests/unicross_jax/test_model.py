@@ -83,6 +83,22 @@ def test_a_view_that_is_missing_changes_nothing_and_one_that_is_there_does(weigh
     assert np.abs(hidden(weights, CAUSAL, TOKENS)[1] - hidden(weights, CAUSAL, TOKENS, seen)[1]).max() > 1e-3
 
 
+@pytest.mark.parametrize("conditioning", CONFIGS)
+def test_three_equal_channels_are_grey_and_other_ones_are_not(weights, conditioning):
+    config, grey = CONFIGS[conditioning], studies()
+    equal = grey.replace(images=jnp.repeat(grey.images[..., None], 3, axis=-1))
+    expected = hidden(weights, config, TOKENS)
+    np.testing.assert_allclose(hidden(weights, config, TOKENS, equal), expected, atol=1e-5)
+    red = equal.replace(images=equal.images.at[..., 1:].set(0))
+    blue = red.replace(images=red.images[..., ::-1])
+    differences = hidden(weights, config, TOKENS, red) - hidden(weights, config, TOKENS, blue)
+    assert np.abs(differences).max((1, 2)).min() > 1e-3
+    settings = DecodeSettings(max_new_tokens=4, beams=2, stop_ids=(STOP,))
+    generator = generate.make_generator(config, settings, START)
+    found, wanted = (generator(*weights, given, row_keys(0, range(2))) for given in (equal, grey))
+    np.testing.assert_array_equal(found.tokens, wanted.tokens)
+
+
 def test_the_condition_matters_and_its_padding_does_not(weights):
     given = studies()
     padded = given.replace(condition=given.condition.at[:, 3].set(9))
