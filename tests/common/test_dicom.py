@@ -376,6 +376,20 @@ def dicom_dataset_deflated():
     return dataset
 
 
+def test_runs_that_go_on_beyond_the_image_are_cut_or_refused():
+    """Decoders of RLE trust the runs; one that was tried before ends the process here."""
+    dataset = dicom_dataset(gradient())
+    expected = read_image(written(dataset))
+    dataset.compress(RLELossless, encoding_plugin="pydicom")
+    stream = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    for runs in (1, 90):
+        dataset.PixelData = encapsulate([stream + b"\x81\x07" * runs])
+        np.testing.assert_array_equal(read_image(written(dataset)), expected)
+    dataset.PixelData = encapsulate([stream + b"\x81\x07" * 90_000])
+    with pytest.raises(UserError, match="not a complete DICOM image"):
+        read_image(written(dataset))
+
+
 def test_streams_tell_their_own_size():
     assert frame_of(jpeg(40, 30)) == (40, 30, 1)
     for name, size in (("JPEG2000.dcm", (256, 1024, 1)), ("JPEGLSNearLossless_08.dcm", (10, 45, 1)),

@@ -93,10 +93,16 @@ def test_three_equal_channels_are_grey_and_other_ones_are_not(weights, condition
     blue = red.replace(images=red.images[..., ::-1])
     differences = hidden(weights, config, TOKENS, red) - hidden(weights, config, TOKENS, blue)
     assert np.abs(differences).max((1, 2)).min() > 1e-3
-    settings = DecodeSettings(max_new_tokens=4, beams=2, stop_ids=(STOP,))
-    generator = generate.make_generator(config, settings, START)
-    found, wanted = (generator(*weights, given, row_keys(0, range(2))) for given in (equal, grey))
-    np.testing.assert_array_equal(found.tokens, wanted.tokens)
+
+
+def test_colours_reach_a_generation_that_recomputes_every_prefix(weights):
+    config, grey = CONFIGS["published"], studies()
+    equal = grey.replace(images=jnp.repeat(grey.images[..., None], 3, axis=-1))
+    generator = generate.make_generator(config, DecodeSettings(max_new_tokens=2), START)
+    found = generator(*weights, equal, row_keys(0, range(2)))
+    first = np.full((2, 1), START)
+    logits = hidden(weights, config, first) @ np.asarray(output_head(weights[0])).T
+    np.testing.assert_array_equal(found.tokens[:, 0, 0], logits[:, 0].argmax(-1))
 
 
 def test_the_condition_matters_and_its_padding_does_not(weights):
