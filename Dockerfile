@@ -16,14 +16,14 @@ WORKDIR /src
 
 # What is locked changes less often than the source, so it has a layer of its own.
 COPY pyproject.toml uv.lock README.md LICENSE ./
-RUN uv sync --locked --no-dev --no-cache --no-install-project --extra "${EXTRA}" --extra endpoint --extra wandb
+RUN uv sync --locked --no-dev --no-cache --no-install-project --extra "${EXTRA}" --extra endpoint --extra stores --extra wandb
 
 COPY common ./common
 COPY retsta_jax ./retsta_jax
 COPY unicross_jax ./unicross_jax
 COPY deer_jax ./deer_jax
 COPY launch ./launch
-RUN uv sync --locked --no-dev --no-cache --no-editable --extra "${EXTRA}" --extra endpoint --extra wandb
+RUN uv sync --locked --no-dev --no-cache --no-editable --extra "${EXTRA}" --extra endpoint --extra stores --extra wandb
 
 # Compiled programs are kept beside the runs.
 ENV JAX_COMPILATION_CACHE_DIR=/runs/.jax-cache

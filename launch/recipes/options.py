@@ -69,7 +69,8 @@ def gke_options(parser: argparse.ArgumentParser) -> None:
     chips = "TPU chips per host (default: all of a slice up to 2x4, otherwise 4)"
     parser.add_argument("--chips-per-host", type=bounded(COUNT), metavar="N", help=chips)
     parser.add_argument("--image", type=plain, required=True, help="container image with this project")
-    parser.add_argument("--claim", type=plain, required=True, help="PersistentVolumeClaim that all nodes can write to")
+    claim = "PersistentVolumeClaim that all nodes can write to (default: none; runs and data are in a bucket)"
+    parser.add_argument("--claim", type=plain, help=claim)
     mount = "where the claim is mounted; default: %(default)s"
     parser.add_argument("--mount", type=plain, default="/runs", metavar="DIR", help=mount)
     parser.add_argument("--spot", action="store_true", help="use spot nodes, which can be preempted")
@@ -95,8 +96,8 @@ def skypilot_options(parser: argparse.ArgumentParser) -> None:
     infra = "cloud, and its region and zone, such as gcp/us-central1 (default: any)"
     parser.add_argument("--infra", type=plain, help=infra)
     parser.add_argument("--image", type=plain, help="container image with this project")
-    volume = "volume (`sky volumes`) for runs and data"
-    parser.add_argument("--volume", type=plain, required=True, metavar="NAME", help=volume)
+    volume = "volume (`sky volumes`) for runs and data (default: none; they are in a bucket)"
+    parser.add_argument("--volume", type=plain, metavar="NAME", help=volume)
     mount = "where the volume is mounted; default: %(default)s"
     parser.add_argument("--mount", type=plain, default="/shared", metavar="DIR", help=mount)
     parser.add_argument("--spot", action="store_true", help="use spot nodes, which can be preempted")

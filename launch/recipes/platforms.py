@@ -73,7 +73,7 @@ def gke(options: Options, command: Sequence[str]) -> str:
         raise UserError(f"--chips-per-host {chips}: does not divide the {count} chips of {options.topology}")
     blanks = common_blanks(options) | {"command": yaml_words(command), "accelerator": GKE[kind], "shape": shape}
     blanks |= {"chips": str(chips), "hosts": str(count // chips if tpu else options.nodes or 1)}
-    blanks["spot"] = "true" if options.spot else ""
+    blanks |= {"spot": "true" if options.spot else "", "shared": options.mount if options.claim else ""}
     return fill("gke-tpu.yaml" if tpu else "gke-gpu.yaml", blanks)
 
 
@@ -86,7 +86,7 @@ def tpu(options: Options, command: Sequence[str]) -> str:
 def skypilot(options: Options, command: Sequence[str]) -> str:
     """The YAML of a managed job."""
     blanks = common_blanks(options) | {"command": bash_words(command), "spot": "true" if options.spot else "false"}
-    return fill("skypilot.yaml", blanks)
+    return fill("skypilot.yaml", blanks | {"shared": options.mount if options.volume else ""})
 
 
 def ssh(options: Options, command: Sequence[str]) -> str:

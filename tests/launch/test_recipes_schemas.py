@@ -9,7 +9,7 @@ import yaml
 
 from tests.launch.recipes import AWKWARD, USUAL, recipe
 
-GKE = ["gke-tpu", "gke-gpu"]
+GKE = ["gke-tpu", "gke-gpu", "gke-bucket"]
 
 
 def closed(properties: dict, required: tuple[str, ...] = ()) -> dict:
