@@ -115,9 +115,15 @@ def _is_here(holder: Holder) -> bool:
 
 def is_alive(holder: Holder, age: float) -> bool:
     """Whether a holder is alive, whose lock was touched `age` seconds ago."""
+    seen = is_seen(holder)
+    return age < STALE_SECONDS if seen is None else seen
+
+
+def is_seen(holder: Holder) -> bool | None:
+    """Whether the system says that a holder is alive; None where it cannot say, as of another machine."""
     if _is_here(holder) and holder.started and (start := process_start(holder.pid)) is not None:
         return start == holder.started
-    return age < STALE_SECONDS
+    return None
 
 
 def process_start(pid: int) -> str | None:

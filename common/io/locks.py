@@ -6,7 +6,8 @@ try, also on NFS. The lock of a killed process is taken over:
 
 - on the same machine as soon as no process of that number and start time is alive;
 - on another machine, or in another container, when the lock has not been touched for STALE_SECONDS. Its holder touches
-  it every BEAT_SECONDS. Ages are differences of times that the file system itself gave, so that clocks need not agree.
+  it every BEAT_SECONDS. Ages are differences of times that the file system itself gave, so that clocks need not agree;
+  as its clock may have jumped, the lock is also watched for LISTEN_SECONDS by this process's own, which never does.
 
 Of several that would take one lock over, one succeeds: the lock of each process has a token of its own, and a process
 takes over by making the file that is named for the dead one's token, which can be made once.
@@ -21,6 +22,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -29,8 +31,10 @@ from typing import ParamSpec, TypeVar
 from common.errors import UserError
 from common.io.lock_holder import (
     DIRECTORY_LOCK,
+    STALE_SECONDS,
     Holder,
     is_alive,
+    is_seen,
     lock_beside,
     read_holder,
     refusal,
@@ -43,6 +47,7 @@ from common.process.first import has_several_processes, is_first_process
 from common.process.stopping import end_now
 
 BEAT_SECONDS = 10.0
+LISTEN_SECONDS = 15.0  # for a touch of a lock that is old, or of the future, by its times
 # Names of a lock, of what is linked to it, and of what marks that it is being taken over.
 LOCK_NAME = re.compile(r"\.(?P<of>.+\.)?lock(\.[0-9a-f]{32}\.(partial|taken))?")
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK)
@@ -233,7 +238,8 @@ def _takes_over(lock: Path, aside: Path, holder: Holder, what: Path) -> bool:
     while True:
         with contextlib.suppress(FileNotFoundError):
             age = now - file.stat().st_mtime
-            if is_alive(last, age):
+            seen = is_seen(last)
+            if seen or (seen is None and (abs(age) < STALE_SECONDS or _touched_meanwhile(file))):
                 raise UserError(refusal(what, last, age))
         marks.append(lock.with_name(f"{lock.name}.{last.token}.taken"))
         if _linked(aside, marks[-1]):
@@ -253,6 +259,17 @@ def _takes_over(lock: Path, aside: Path, holder: Holder, what: Path) -> bool:
     finally:
         for mark in marks:
             mark.unlink(missing_ok=True)
+
+
+def _touched_meanwhile(file: Path) -> bool:
+    """Whether the holder of a lock gives a sign of life: a clock that jumps makes what is new old, or not yet made."""
+    before, deadline = file.stat().st_mtime_ns, time.monotonic() + LISTEN_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(min(LISTEN_SECONDS / 10, BEAT_SECONDS))
+        with file.open("rb") as opened:  # which makes NFS ask its server
+            if os.fstat(opened.fileno()).st_mtime_ns != before:
+                return True
+    return False
 
 
 def _sweep(lock: Path) -> None:

@@ -146,6 +146,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [row for row, _ in _complete_lines(path)]
 
 
+def check_logged(run_dir: Path, step: int) -> None:
+    """Raise UserError where the log of a run ends before the checkpoint of this step, which is written after it."""
+    file = run_dir / METRICS_FILE
+    last = max((row["step"] for row in read_metrics(file)), default=0) if jax.process_index() == 0 else step
+    if last < step:
+        raise UserError(
+            f"{file}: ends at step {last}, before the checkpoint of step {step}; was the directory copied while it was "
+            f"written? Copy it again, or remove checkpoints/latest/{step} to continue from an earlier one"
+        )
+
+
 def _complete_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
     lines = read_bytes(path, "the log of a run").splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines, start=1):
@@ -211,7 +222,10 @@ def _tensorboard_sink(directory: Path, last_step: int) -> Sink:
     from tensorboardX.proto.summary_pb2 import Summary
 
     directory.mkdir(exist_ok=True)
-    path = directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+    # TensorBoard reads the files in the order of their names; a clock may have been set back since the last.
+    names = (file.name.split(".") for file in directory.glob("events.out.tfevents.*"))
+    earlier = max((int(name[3]) for name in names if name[3].isdecimal()), default=0)
+    path = directory / f"events.out.tfevents.{max(int(time.time()), earlier + 1)}.{socket.gethostname()}"
 
     def add(**content: Any) -> None:
         _append(path, _tensorboard_record(Event(wall_time=time.time(), **content).SerializeToString()))

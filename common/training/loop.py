@@ -24,7 +24,7 @@ from common.process.host_watch import stop_asked
 from common.process.stopping import Stopped, held, named, received, stop
 from common.training.checkpoint import CHECKPOINTS, Checkpoints, best_so_far, restore_latest, save_best, save_latest
 from common.training.evaluation import BY_LOSS, Best, Evaluation, best_every, check_best, due
-from common.training.logs import LOGS, SECONDS, Logs, open_logs
+from common.training.logs import LOGS, SECONDS, Logs, check_logged, open_logs
 from common.training.parallel import DeviceLayout, place_batch
 from common.training.profile import FOLDER as PROFILE
 from common.training.profile import tracing
@@ -106,12 +106,14 @@ def train(
         unfinished = position.pop(UNFINISHED, None)
         batches.set_state(position)
     first = int(state.step)
+    logged = first if unfinished is None else first - 1
+    check_logged(run_dir, logged)
     if (first >= total_steps or stalled(first)) and unfinished is None:
         return state
     logs = open_logs(
         run_dir,
         total_steps=total_steps,
-        resume_step=first if unfinished is None else first - 1,
+        resume_step=logged,
         tensorboard=tensorboard,
         wandb_project=wandb_project or None,
         shown=shown,

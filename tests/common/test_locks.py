@@ -24,6 +24,12 @@ def lockers():
         yield [stack.enter_context(Locker()) for _ in range(4)]
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Nobody listens for long."""
+    monkeypatch.setattr(locks, "LISTEN_SECONDS", 0.1)
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -137,6 +143,26 @@ def test_ages_do_not_depend_on_this_machine_s_clock(tmp_path, monkeypatch) -> No
     monkeypatch.setattr(time, "time", lambda: 1e12)
     with pytest.raises(UserError, match="last sign of life"), locked_directory(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("jump", [-366 * 86400.0, 366 * 86400.0])
+def test_a_clock_of_the_file_system_that_jumps_makes_nobody_dead_and_nobody_immortal(
+    tmp_path, monkeypatch, jump
+) -> None:
+    """By its times the lock was touched a year ago, or will be in a year; its holder is on another machine."""
+    left_behind(tmp_path, host="node7")
+    lock = tmp_path / ".lock"
+    os.utime(lock, (time.time() + jump,) * 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(locks, "LISTEN_SECONDS", 60.0)
+        beat = threading.Timer(0.1, os.utime, [lock])
+        beat.start()
+        with pytest.raises(UserError, match=r"is being written by .* on node7"), locked_directory(tmp_path):
+            pass
+        beat.join()
+    os.utime(lock, (time.time() + jump,) * 2)
+    with locked_directory(tmp_path):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 5000, b'{"pid": 1}', b"\xff", b'{"token": 1}'])

@@ -5,6 +5,7 @@ import math
 import resource
 import struct
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,6 +145,15 @@ def test_tensorboard_gets_the_scalars_and_hides_those_of_an_earlier_attempt(tmp_
     scalars = {(value.tag, event.step): value.simple_value for event in events for value in event.summary.value}
     assert scalars == {("train/loss", 5): 0.25, ("val/f1", 5): 0.5, ("timings/tokens_per_second", 5): 7.0}
     assert [event.step for event in events if event.session_log.status == SessionLog.START] == [5]
+
+
+def test_files_of_tensorboard_are_in_the_order_of_their_steps_whatever_the_clock(tmp_path: Path, monkeypatch) -> None:
+    for start, now in ((0, 2e9), (4, 2e9), (6, 1e9)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        with open_logs(tmp_path, total_steps=8, resume_step=start) as logs:
+            logs.write(start + 1, {"loss": 1.0}, {})
+    files = sorted((tmp_path / "tensorboard").iterdir(), key=lambda file: file.name)
+    assert [max(event.step for event in tensorboard_events(file)) for file in files] == [1, 5, 7]
 
 
 def test_weights_and_biases_not_installed_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A run that is killed, stopped or refused by the disk, and started again, ends as if nothing had happened."""
 
 import json
+import os
 import random
 import resource
 import shutil
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from common.training import loop
 from tests.runs import Material, retsta, start
 
-STEPS = 20
+STEPS, YEAR = 20, 366 * 86_400
 
 
 def contents(run_dir: Path) -> dict[str, bytes]:
@@ -85,6 +87,49 @@ def test_a_run_killed_at_any_moment_continues_to_the_same_bits(material, referen
 
     assert retsta(command) == 0
     assert contents(run_dir) == contents(reference)
+
+
+def test_neither_clocks_nor_places_matter(material, reference, tmp_path, monkeypatch):
+    """The clock is a year ahead, then a year behind, and the run has moved meanwhile."""
+    run_dir, real, save = tmp_path / "run", time.time, loop.save_latest
+
+    def stop_at_nine(checkpoints, state, data):
+        save(checkpoints, state, data)
+        if int(state.step) == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: real() + YEAR)
+        patch.setattr(time, "time_ns", lambda: int((real() + YEAR) * 1e9))
+        patch.setattr(loop, "save_latest", stop_at_nine)
+        assert retsta(material.train(run_dir)) == 75
+    moved = (tmp_path / "elsewhere").resolve() / "moved"
+    moved.parent.mkdir()
+    shutil.move(run_dir, moved)
+    monkeypatch.setattr(time, "time", lambda: real() - YEAR)
+    monkeypatch.setattr(time, "time_ns", lambda: int((real() - YEAR) * 1e9))
+    assert retsta(material.train(moved)) == 0
+    assert contents(moved) == contents(reference)
+    predicted = []
+    for place in (shutil.copytree(reference, tmp_path / "copy"), moved):
+        assert retsta(["evaluate", "--run-dir", str(place), "--limit", "1"]) == 0
+        predicted.append((place / "predictions.jsonl").read_bytes() + (place / "metrics.json").read_bytes())
+    assert predicted[0] == predicted[1]
+
+
+def test_a_copy_that_was_made_while_the_run_wrote_is_whole_or_says_what_it_lacks(material, reference, tmp_path, capsys):
+    """Such as by rsync, which copies the files of a directory before what is in its folders."""
+    copy = shutil.copytree(reference, tmp_path / "copy")
+    lines = (copy / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_bytes(b"".join(lines[:18]))
+    shutil.rmtree(copy / "adapter")
+    assert retsta(material.train(copy)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"metrics.jsonl: ends at step 18, before the checkpoint of step {STEPS}" in said
+    assert f"remove checkpoints/latest/{STEPS} to continue" in said
+    shutil.rmtree(copy / "checkpoints" / "latest" / str(STEPS))
+    assert retsta(material.train(copy)) == 0
+    assert contents(copy) == contents(reference)
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoints_good(material, reference, tmp_path):
