@@ -1,6 +1,7 @@
 """`python -m tests.soak [--kills N] [--by kill|stop|full] [COMMAND ...]`: disturbs commands and starts them again.
 
-They are killed or stopped at random moments, or meet a disk that is full at random sizes.
+They are killed or stopped at random moments, or meet a disk that is full at random sizes; and each is started once
+beside a process that writes the same, which it is to refuse.
 
 What a command has written in the end is compared, byte for byte, with what it writes undisturbed. The exit code is 1
 where something differs, or where a command ends otherwise than by what it was sent.
@@ -13,21 +14,25 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from common.devices import default_to_cpu
 from tests.compile_flags import QUICK
+from tests.lock_holder import held_elsewhere
 from tests.runs import ROOT
-from tests.soak.commands import BEGIN_AGAIN, COMMANDS
+from tests.soak.commands import BEGIN_AGAIN, COMMANDS, LOCKED
 from tests.soak.disk import ROOMY, resize, small_disk, used
 from tests.soak.nursery import End, Nursery
 
-CLOCK = ("timings.jsonl", ".html")  # ends of names of what tells the time: it is to be there
+# Ends of names of what tells the time, and of rows in protocol buffers, whose maps have no order: they are to be there.
+OTHERWISE = ("timings.jsonl", ".html", ".array_record-00000-of-00001")
 STATE = ("checkpoints",)  # holds times, and what of it counts decides the rest
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGTERM}
 # How a command may end; it can be stopped before it has begun to handle signals.
@@ -107,6 +112,7 @@ def soak(name: str, folder: Path, options: argparse.Namespace, nursery: Nursery)
     if (end := start()).code:
         raise Fault(f"exit code {end.code} undisturbed: {end.said}")
     seconds = time.monotonic() - began
+    refuse_second(start, disk, name)
     compare("undisturbed, started again")
 
     codes, slowest = Counter[int](), 0.0
@@ -134,6 +140,17 @@ def soak(name: str, folder: Path, options: argparse.Namespace, nursery: Nursery)
     return f"the same bits; exit codes: {shown}; slowest end {slowest:.2f} s; {took}"
 
 
+def refuse_second(start: Callable[[], End], disk: Path, name: str) -> None:
+    """Start a command while another process writes what it has written: it is to say so, and change nothing."""
+    before = digests(disk)
+    with held_elsewhere(disk / "out" / LOCKED.get(name, "")) as pid:
+        end = start()
+    if end.code != 2 or f"is being written by process {pid} on {socket.gethostname()}" not in end.said:
+        raise Fault(f"exit code {end.code} beside a process that writes: {end.said}")
+    if different := {file for file, _ in before ^ digests(disk)}:
+        raise Fault(f"beside a process that writes, others: {', '.join(sorted(different))}")
+
+
 def is_named(file: str) -> bool:
     """Whether a file has the name that it is to be found by: while it is written, and locks, have hidden names."""
     return not any(part.startswith(".") or ".incomplete" in part for part in Path(file).parts)
@@ -142,7 +159,7 @@ def is_named(file: str) -> bool:
 def digests(folder: Path) -> set[tuple[str, str]]:
     """The files in a folder, with what is in them."""
     files = [file for file in folder.rglob("*") if file.is_file() and not {*STATE} & {*file.parts}]
-    contents = (b"" if file.name.endswith(CLOCK) else file.read_bytes() for file in files)
+    contents = (b"" if file.name.endswith(OTHERWISE) else file.read_bytes() for file in files)
     return {
         (str(file.relative_to(folder)), hashlib.sha256(content).hexdigest())
         for file, content in zip(files, contents, strict=True)

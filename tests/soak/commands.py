@@ -255,6 +255,8 @@ BEGIN_AGAIN = {
     "retsta-evaluate", "unicross-evaluate", "unicross-report", "deer-evaluate", "deer-select", "prepare",
 }  # fmt: skip
 
+LOCKED = {"retsta-label": "pairs.jsonl", "prepare": "rows"}  # in what they write, where it is not that itself
+
 
 def _retsta_run(folder: Path) -> tuple[Material, Path]:
     """Material, and a run of two updates."""

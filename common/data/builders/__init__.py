@@ -105,12 +105,12 @@ def prepare(
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"{name!r} cannot name a data set; expected letters, digits, dots and dashes")
     folder = Path(output) / "image_studies" / name / str(ImageStudies.VERSION)
-    if folder.exists():
-        raise UserError(f"{folder}: already exists; remove it, or choose another folder or name")
     options = tfds.download.DownloadConfig(beam_options=_beam_options(beam_options))
     config = StudiesConfig(name=name, splits=splits, shorter_side=shorter_side, reading=reading)
     try:
         with disk_errors(Path(output)), contextlib.redirect_stdout(sys.stderr), _aside(Path(output), name) as aside:
+            if folder.exists():
+                raise UserError(f"{folder}: already exists; remove it, or choose another folder or name")
             config.studies_in = None if beam_options is None else aside
             builder = ImageStudies(data_dir=str(aside), config=config, file_format="array_record")
             builder.download_and_prepare(download_dir=str(aside), download_config=options)
