@@ -76,11 +76,24 @@ def programs_kept(directory: Path) -> Iterator[None]:
         jax.config.update("jax_compilation_cache_dir", path)
         compilation_cache.reset_cache()  # JAX decides at its first program whether there is a cache
 
+    if jax.process_index() == 0:
+        remove_torn(directory)
     keep_in(str(directory))
     try:
         yield
     finally:
         keep_in(None)
+
+
+def remove_torn(directory: Path) -> None:
+    """Remove programs that were not written whole, by a killed process or on a full disk: JAX never replaces them."""
+    from jax._src.compilation_cache import decompress_executable  # how JAX stores them has no public name
+
+    for file in directory.glob("*-cache"):
+        try:
+            decompress_executable(file.read_bytes())
+        except Exception:  # of zlib or zstandard, whichever is installed
+            file.unlink(missing_ok=True)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

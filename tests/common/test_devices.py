@@ -94,6 +94,21 @@ def test_a_run_on_an_accelerator_keeps_its_programs(no_cache, monkeypatch, tmp_p
     assert jax.config.jax_compilation_cache_dir is None
 
 
+def test_a_program_that_was_not_written_whole_is_written_again(no_cache, monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    run = tmp_path / "run"
+    with devices.programs_kept(run):
+        compile_one(3.25)
+    whole = {file.name: file.read_bytes() for file in run.glob("*-cache")}
+    torn = max(whole, key=lambda name: len(whole[name]))
+    (run / torn).write_bytes(whole[torn][:-20])
+    jax.clear_caches()
+    with devices.programs_kept(run):
+        compile_one(3.25)
+    assert {file.name for file in run.glob("*-cache")} >= whole.keys()
+    assert len((run / torn).read_bytes()) > len(whole[torn]) - 20
+
+
 def test_a_directory_that_is_named_stays(no_cache, monkeypatch, tmp_path):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "named"))
