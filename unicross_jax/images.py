@@ -114,9 +114,7 @@ def report_images(
     if not first:
         return
     rows = [{"images": list(group), "report": report.text} for group, report in zip(groups, written, strict=True)]
-    if output is not None:
-        write_rows(output, rows)
-    else:
+    if output is None:
         with row_writer(None) as write:
             for row in rows:
                 write(row)
@@ -135,6 +133,8 @@ def report_images(
     ]
     html = render(_page(trained, shown))
     write_whole(page, html)
+    if output is not None:
+        write_rows(output, rows)  # last: where it stands, the command is not done again
     say(f"page: {page.absolute()}", error=True)
 
 

@@ -271,14 +271,18 @@ def test_a_table_of_drafts_of_another_tokenizer_is_refused_first(trained, images
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_report_that_is_interrupted_leaves_no_output(trained, images, tmp_path, monkeypatch):
-    def interrupted(*_, **__):
-        yield Written("heart", [3], True)
-        raise KeyboardInterrupt
+def interrupt(*_, **__):
+    yield Written("heart", [3], True)
+    raise KeyboardInterrupt
 
-    monkeypatch.setattr("unicross_jax.images.generate_reports", interrupted)
+
+@pytest.mark.parametrize("last", ["generate_reports", "attention_of", "write_whole"])
+def test_a_report_that_is_interrupted_leaves_no_output(trained, images, tmp_path, monkeypatch, last):
+    """Also before its page: where there is an output, the command would not be done again."""
+    monkeypatch.setattr(f"unicross_jax.images.{last}", lambda *_, **__: list(interrupt()))
     before = sorted(tmp_path.iterdir())
-    assert unicross(["report", *images, "--checkpoint", str(trained), "--output", str(tmp_path / "out.jsonl")]) == 130
+    command = ["report", *images, "--checkpoint", str(trained), "--output", str(tmp_path / "out.jsonl")]
+    assert unicross([*command, "--page", str(tmp_path / "out.html")]) == 130
     assert sorted(tmp_path.iterdir()) == before
 
 
