@@ -1,7 +1,13 @@
 """Chips by their data sheets, what XLA's compiler must be told of a GPU that is not there, and time floors from both.
 
 A floor is what no step can beat: the FLOPs at the peak rate, the bytes that must be read at the memory's bandwidth, and
-those that devices must exchange at that of their links, each as if it overlapped with all the rest.
+those that devices must exchange at that of their links, within a node and between nodes, each as if it overlapped with
+all the rest. Beside it stands their sum, the time at the same rates if nothing overlapped.
+
+Rates are the vendors', in one direction. TPUs: Cloud TPU's documentation (docs.cloud.google.com/tpu/docs, pages v5e,
+v5p, v6e; of v6e the higher of two rates that it has named). GPUs: NVIDIA's data sheets, where NVLink counts both
+directions (900 GB/s of an H100 or H200, 600 of an A100); an RTX 4090 has PCIe 4.0 x16. The network is that of DGX nodes
+by their user guides: one adapter for each GPU, of 200 Gb/s in DGX A100 and of 400 Gb/s in DGX H100 and H200.
 """
 
 from typing import Any, NamedTuple
@@ -33,10 +39,11 @@ class Chip(NamedTuple):
     links: float  # to the other devices of a slice or node: all links together, one direction
     usable: float = 0.98  # of the memory; the runtime keeps the rest. The compiler for TPUs alone is more hopeful
     gpu: Gpu | None = None
+    network: float | None = None  # to other nodes, one direction, a device's share; None where nothing is published
 
 
-def _gpu(memory: int, bandwidth: float, links: float, *description: Any) -> Chip:
-    return Chip(memory, bandwidth, links, GPU_MEMORY_FRACTION, Gpu(*description))
+def _gpu(memory: int, bandwidth: float, links: float, network: float | None, *description: Any) -> Chip:
+    return Chip(memory, bandwidth, links, GPU_MEMORY_FRACTION, Gpu(*description), network)
 
 
 # fmt: off
@@ -45,13 +52,13 @@ CHIPS = {
     "v5e": Chip(16 * GIB, 819e9, 200e9),
     "v5p": Chip(95 * GIB, 2765e9, 600e9),
     "v6e": Chip(32 * GIB, 1640e9, 448e9),
-    "a100": _gpu(85100068864, 2039.04e9, 300e9, "NVIDIA A100-SXM4-80GB",
+    "a100": _gpu(85100068864, 2039.04e9, 300e9, 25e9, "NVIDIA A100-SXM4-80GB",
                  (8, 0), 108, 2048, 64, 1.41, 41943040, 167936, 166912),
-    "h100": _gpu(84942979072, 3352.32e9, 450e9, "NVIDIA H100 80GB HBM3",
+    "h100": _gpu(84942979072, 3352.32e9, 450e9, 50e9, "NVIDIA H100 80GB HBM3",
                  (9, 0), 132, 2048, 128, 1.98, 52428800, 233472, 232448),
-    "h200": _gpu(151397597184, 4800e9, 450e9, "NVIDIA H200",
+    "h200": _gpu(151397597184, 4800e9, 450e9, 50e9, "NVIDIA H200",
                  (9, 0), 132, 2048, 128, 1.98, 52428800, 233472, 232448),
-    "rtx4090": _gpu(25386352640, 1008e9, 32e9, "NVIDIA GeForce RTX 4090",
+    "rtx4090": _gpu(25386352640, 1008e9, 32e9, None, "NVIDIA GeForce RTX 4090",
                     (8, 9), 128, 1536, 128, 2.52, 75497472, 102400, 101376),
 }
 # fmt: on
@@ -82,16 +89,25 @@ device_description_str: "{gpu.name}"
 """
 
 
-def time_floor(chip: Chip, peak: float | None, flops: float, memory_bytes: float, link_bytes: float) -> dict[str, Any]:
-    """Seconds of the work of one device at the rates of its data sheet, and which of them is the longest."""
+def time_floor(
+    chip: Chip, peak: float | None, flops: float, memory_bytes: float, link_bytes: float, network_bytes: float = 0.0
+) -> dict[str, Any]:
+    """Seconds of the work of one device at the rates of its data sheet, and which of them is the longest.
+
+    `network_bytes` are those of `link_bytes` that come from other nodes.
+    """
     seconds = {
         "compute": flops / peak if peak else 0.0,
         "memory": memory_bytes / chip.bandwidth,
-        "links": link_bytes / chip.links,
+        "links": (link_bytes - network_bytes) / chip.links,
     }
+    if network_bytes:
+        assert chip.network is not None
+        seconds["network"] = network_bytes / chip.network
     bound = max(seconds, key=lambda name: seconds[name])
     return {
         **{f"{name}_seconds": value for name, value in seconds.items()},
         "bound_by": bound,
         "seconds_at_least": seconds[bound],
+        "seconds_without_overlap": sum(seconds.values()),
     }

@@ -18,6 +18,7 @@ class Compiled(NamedTuple):
     processor_seconds: float = 0.0
     workspace: int = 0  # of `temporary`, what the compiler does not know of
     received: dict[str, int] | None = None  # from other devices in one run, by kind (`launch.collectives`)
+    between: dict[str, int] | None = None  # of these, what comes from other nodes
 
 
 def search_micro_batch(

@@ -11,6 +11,7 @@ import functools
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, param_shapes
 from common.training.flops import forward_flops, matrix_parameters, peak_flops, train_flops
 from common.training.optim import make_optimizer
-from common.training.parallel import DeviceLayout, batch_sharding, check_heads, make_device_layout
+from common.training.parallel import DeviceLayout, MeshConfig, batch_sharding, check_heads, make_device_layout
 from common.training.sft import sft_loss
 from common.training.step import init_state, make_train_step
 from common.types import TextBatch
@@ -38,7 +39,18 @@ from launch import plan_deer, plan_deer_sft, plan_unicross
 from launch.chips import time_floor
 from launch.micro_batch_search import OUT_OF_TIME, SEARCH_SECONDS, Compiled, search_micro_batch, search_outcome
 from launch.plan_slots import Writing, cache_bytes_of, plan_writing
-from launch.slices import Slice, abstract, attention_of, bytes_by_kind, compile_abstract, open_slice, with_workspace
+from launch.plan_table import TOPOLOGIES, Planned, heads_of, named, print_table, rows_of
+from launch.slices import (
+    Slice,
+    abstract,
+    attention_of,
+    bytes_by_kind,
+    compile_abstract,
+    elements,
+    open_slice,
+    with_workspace,
+)
+from launch.steps import Batch, Exchanged, Step, Work, activation_bytes, micro_batch_of, resident_bytes
 from retsta_jax.config import EMBEDDED_BASE, PRESETS, RetstaConfig
 
 BATCH = 32  # slots of each device in `retsta standardize`
@@ -56,7 +68,17 @@ def main(arguments: Sequence[str]) -> int:
     }
     names = [*PRESETS, *others]
     parser.add_argument("--preset", required=True, help="one of " + ", ".join(names))
-    parser.add_argument("--topology", required=True, help="v5e:2x4, v6e:4x8, v5p:2x2x1, h100:8, a100:1, rtx4090:1, ...")
+    parser.add_argument(
+        "--topology", required=True, help="v5e:2x4, v6e:16x16, v5p:2x2x1, h100:8, h100:4x8 (four nodes), rtx4090:1, ..."
+    )
+    parser.add_argument(
+        "--programs",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="print a table of all presets and topologies named (with commas, or all), each on its best mesh; the file "
+        "keeps what compilers said, so that the command continues where it was interrupted",
+    )
+    parser.add_argument("--format", choices=("markdown", "jsonl"), help="of the table (markdown)")
     parser.add_argument("--model.base", dest="base", help="directory with the model's config.json (preset's)")
     parser.add_argument(
         "--micro-batch", type=bounded(COUNT), help="rows per device; if given, no other size is tried (preset's)"
@@ -72,7 +94,16 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(list(arguments))
     jax.config.update("jax_platforms", "cpu")
-
+    if options.programs is not None:
+        only = ("base", "micro_batch", "sequence", "remat", "loss_chunk")
+        if given := [name for name in only if getattr(options, name)]:
+            raise UserError(f"--programs: a table has the presets as they are; leave out {', '.join(given)}")
+        planned = {name: TABLE[name] for name in named(options.preset, list(TABLE), "--preset")}
+        topologies = named(options.topology, TOPOLOGIES, "--topology")
+        print_table(rows_of(planned, topologies, options.programs), options.format or "markdown")
+        return 0
+    if options.format:
+        raise UserError("--format: it is for a table; give --programs FILE.jsonl, too")
     if options.preset in others:
         if options.remat or options.sequence or options.base:
             raise UserError(
@@ -158,15 +189,7 @@ def make_plan(
     started = time.perf_counter()
     layout = make_device_layout("mesh", config.mesh, on.devices)
     check_heads(sizes.num_key_value_heads, layout)
-    head_dim, dtype = sizes.head_dim, jnp.dtype(config.model.dtype)
-    attention = attention_of(config.model.attention, config.max_length, head_dim, dtype, layout)
-    sizes = dataclasses.replace(
-        sizes,
-        dtype=config.model.dtype,
-        param_dtype=config.model.param_dtype if config.model.tuning == "lora" else "float32",
-        attention=attention,
-        remat=config.model.remat,
-    )
+    sizes = as_computed(config, sizes, layout)
 
     limit = int(on.chip.usable * on.chip.memory)
     kinds: dict[int, dict[str, int]] = {}
@@ -187,7 +210,7 @@ def make_plan(
         "device_kind": on.devices[0].device_kind,
         "devices": len(on.devices),
         "mesh": dict(layout.mesh.shape),
-        "attention": attention,
+        "attention": sizes.attention,
         "remat": config.model.remat,
         "loss_chunk": config.model.loss_chunk,
         "batch": batch,
@@ -218,6 +241,27 @@ def make_plan(
     return plan
 
 
+def as_computed(config: RetstaConfig, sizes: Qwen2Config, layout: DeviceLayout) -> Qwen2Config:
+    """The model as the preset computes with it on these devices."""
+    head_dim, dtype = sizes.head_dim, jnp.dtype(config.model.dtype)
+    return dataclasses.replace(
+        sizes,
+        dtype=config.model.dtype,
+        param_dtype=config.model.param_dtype if config.model.tuning == "lora" else "float32",
+        attention=attention_of(config.model.attention, config.max_length, head_dim, dtype, layout),
+        remat=config.model.remat,
+    )
+
+
+def parameters_of(config: RetstaConfig, sizes: Qwen2Config) -> tuple[Any, Any, Any]:
+    """Shapes of the model, of what is trained, and of what is frozen."""
+    # Shapes do not depend on the attention; two tokens, on which parameters are shaped, are too few for splash.
+    base = param_shapes(dataclasses.replace(sizes, attention="xla"))
+    if config.model.tuning == "lora":
+        return base, jax.eval_shape(lambda: init_lora(base, config.lora, jax.random.key(0))), {"params": base}
+    return base, base, {}
+
+
 def batch_of(config: RetstaConfig, layout: DeviceLayout) -> dict[str, int]:
     """How an update is cut up. A slice that takes more rows at a time than a preset's batch has makes it larger."""
     at_a_time = layout.row_shards * config.micro_batch
@@ -234,12 +278,7 @@ def batch_of(config: RetstaConfig, layout: DeviceLayout) -> dict[str, int]:
 def compile_step_for(config: RetstaConfig, sizes: Qwen2Config, layout: DeviceLayout) -> tuple[Compiled, dict[str, int]]:
     """Compile the update of `config` for the devices of `layout`, from shapes alone; and its bytes by kind."""
     batch = batch_of(config, layout)
-    # Shapes do not depend on the attention; two tokens, on which parameters are shaped, are too few for splash.
-    base = param_shapes(dataclasses.replace(sizes, attention="xla"))
-    trainable, frozen = base, {}
-    if config.model.tuning == "lora":
-        trainable = jax.eval_shape(lambda: init_lora(base, config.lora, jax.random.key(0)))
-        frozen = {"params": base}
+    _, trainable, frozen = parameters_of(config, sizes)
     tx = make_optimizer(config.optim, 1000)
     state = abstract(jax.eval_shape(lambda tree: init_state(tree, tx), trainable), layout, SHARDING_RULES)
     rows = batch_sharding(layout)
@@ -266,37 +305,74 @@ def model_flops(config: RetstaConfig, sizes: Qwen2Config, layout: DeviceLayout) 
     return train_flops(sizes, lora, batch["rows"] * batch["sequence"], pairs)
 
 
-def time_bounds(config: RetstaConfig, sizes: Qwen2Config, layout: DeviceLayout, on: Slice) -> dict[str, Any]:
-    """Lower bounds on the seconds of an update, as if everything overlapped, and which of them is the highest.
+def work_of(config: RetstaConfig, sizes: Qwen2Config, layout: DeviceLayout) -> Work:
+    """What a device does for an update, by arithmetic.
 
-    `compute` includes what remat recomputes. `memory` counts reads of weights only: of a layer three times, of the head
-    twice for each chunk of the loss. `links` counts the gathering of layers split by fsdp, in the forward and in the
-    backward pass, and of the head once.
+    FLOPs include what remat recomputes. Memory counts reads of weights only: of a layer three times, of the head twice
+    for each chunk of the loss. Links count the gathering of layers split by fsdp, in the forward and in the backward
+    pass, and of the head once.
     """
     batch = batch_of(config, layout)
     rows, length, accumulate = batch["rows"], batch["sequence"], batch["accumulate"]
     tensor, fsdp = layout.mesh.shape["tensor"], layout.mesh.shape["fsdp"]
-    peak = peak_flops(on.devices[0])
     width = jnp.dtype(sizes.param_dtype).itemsize / tensor
     head = sizes.vocab_size * sizes.hidden_size
     layers = matrix_parameters(sizes) - head
 
-    model = model_flops(config, sizes, layout)
-    executed = model
+    executed = model_flops(config, sizes, layout)
     if config.model.remat == "full":
         executed += forward_flops(sizes, rows * length, rows * length**2 / 2) - 2.0 * rows * length * head
     chunks = int(np.ceil(length / config.model.loss_chunk))
     passes = 3 if config.model.remat == "full" else 2
-    floor = time_floor(
-        on.chip,
-        peak,
+    return Work(
         executed / layout.mesh.size,
         accumulate * width * (passes * layers + 2 * chunks * head),
         accumulate * width * (2 * layers + head) * (fsdp - 1) / fsdp,
     )
+
+
+def time_bounds(config: RetstaConfig, sizes: Qwen2Config, layout: DeviceLayout, on: Slice) -> dict[str, Any]:
+    """Lower bounds on the seconds of an update, as if everything overlapped, and which of them is the highest."""
+    batch, peak = batch_of(config, layout), peak_flops(on.devices[0])
+    model = model_flops(config, sizes, layout)
+    floor = time_floor(on.chip, peak, *work_of(config, sizes, layout))
     seconds = floor["seconds_at_least"]
     return {
         **floor,
-        "tokens_per_second_at_most": rows * length / seconds,
+        "tokens_per_second_at_most": batch["rows"] * batch["sequence"] / seconds,
         "utilisation_at_most": model / (seconds * peak * layout.mesh.size) if peak else None,
     }
+
+
+def step_of(preset: str, on: Slice, mesh: MeshConfig, micro_batch: int | None = None) -> Step:
+    """The step of a text preset on a mesh."""
+    config = dataclasses.replace(PRESETS[preset], mesh=mesh)
+    layout = make_device_layout("mesh", mesh, on.devices)
+    config = dataclasses.replace(config, micro_batch=micro_batch_of(config, layout, micro_batch))
+    sizes = as_computed(config, base_sizes(config), layout)
+    base, trainable, frozen = parameters_of(config, sizes)
+    batch, tokens = batch_of(config, layout), config.micro_batch * config.max_length
+    exchanged = Exchanged(
+        gathered=elements(base) * jnp.dtype(sizes.param_dtype).itemsize,
+        gradients=elements(trainable) * jnp.dtype(config.model.dtype).itemsize,
+        activations=activation_bytes(sizes, tokens, config.model.remat),
+    )
+    return Step(
+        layout,
+        Batch("rows", config.batch_size, batch["rows"], config.micro_batch, batch["accumulate"]),
+        {"update": work_of(config, sizes, layout)},
+        exchanged,
+        resident_bytes(trainable, frozen, config.optim, layout, SHARDING_RULES),
+        lambda: {"update": compile_step_for(config, sizes, layout)},
+    )
+
+
+# Of presets with the same step there is one.
+TABLE = {
+    "openi": Planned(step_of),
+    "retsta-7b": Planned(step_of, heads_of(Qwen2Config())),
+    "iu-xray": Planned(plan_unicross.step_of, splits=False),
+    "mimic-cxr": Planned(plan_unicross.step_of, splits=False),
+    "deer-sft-mimic": Planned(plan_deer_sft.step_of),
+    "deer-mimic": Planned(plan_deer.step_of),
+}

@@ -25,9 +25,8 @@ from common.models.qwen2_vl_vision import VisionConfig
 from common.models.qwen2_vl_weights import param_shapes
 from common.training.flops import attention_flops, forward_flops, matrix_parameters, peak_flops
 from common.training.optim import make_optimizer
-from common.training.parallel import DeviceLayout, batch_sharding, check_heads, make_device_layout
+from common.training.parallel import DeviceLayout, MeshConfig, batch_sharding, check_heads, make_device_layout
 from common.training.step import init_state, make_train_step
-from common.types import PyTree
 from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, RlConfig, RunConfig, SampleConfig
 from deer_jax.ditpo import PolicyParams, Rollouts, make_loss
 from deer_jax.prompts import MULTIPLE, StudyPrompts
@@ -41,9 +40,11 @@ from launch.slices import (
     attention_of,
     bytes_by_kind,
     compile_abstract,
+    elements,
     open_slice,
     with_workspace,
 )
+from launch.steps import Batch, Exchanged, Step, Work, micro_batch_of, resident_bytes
 
 PLANNED = {"deer-mimic": "mimic-cxr", "deer-chexpert-plus": "chexpert-plus"}
 QWEN2_5_VL_3B = Qwen2VLConfig(
@@ -238,12 +239,36 @@ def time_bounds(
 ) -> dict[str, Any]:
     """Lower bounds on the seconds of a step whose reports all have full length, and the rollout's tokens a second.
 
-    The step is a sequence of three stages, and in each compute, memory and links overlap. Prefill: its FLOPs, the
-    weights read once, and gathered over fsdp for the whole rollout. Decode: for each token the reading of the weights
-    of the language model and of the cache, or its FLOPs. Update: forward and backward FLOPs, recomputation included,
-    weights read in each pass, and the optimizer's state read and written; weights gathered twice for each micro-batch.
+    The step is a sequence of three stages, and in each compute, memory and links overlap.
     """
-    peak, devices = peak_flops(on.devices[0]), layout.mesh.size
+    stages = {
+        name: time_floor(on.chip, peak_flops(on.devices[0]), *work)
+        for name, work in stages_of(config, sizes, layout, studies).items()
+    }
+    new, rows = config.rollout.max_new_tokens, studies * config.rollout.group
+    prompt = prompt_tokens(config, sizes)
+    passes = 4 if config.model.remat == "full" else 3
+    seconds = {name: stage["seconds_at_least"] for name, stage in stages.items()}
+    total = sum(seconds.values())
+    return {
+        **{f"{name}_seconds": value for name, value in seconds.items()},
+        **{f"{name}_bound_by": stage["bound_by"] for name, stage in stages.items()},
+        "seconds_at_least": total,
+        "bound_by": stages[max(seconds, key=lambda name: seconds[name])]["bound_by"],
+        "rollout_tokens_per_second_at_most": rows * new / (seconds["prefill"] + seconds["decode"]),
+        "flops_of_attention_in_update": passes * attention_flops(sizes.language, rows * (new * prompt + new**2 / 2)),
+    }
+
+
+def stages_of(config: RlConfig, sizes: Qwen2VLConfig, layout: DeviceLayout, studies: int) -> dict[str, Work]:
+    """What a device does in each stage of a step whose reports all have full length.
+
+    Prefill: its FLOPs, the weights read once, and gathered over fsdp for the whole rollout. Decode: for each token the
+    reading of the weights of the language model and of the cache, or its FLOPs. Update: forward and backward FLOPs,
+    recomputation included, weights read in each pass, and the optimizer's state read and written; weights gathered
+    twice for each micro-batch.
+    """
+    devices = layout.mesh.size
     language, new = sizes.language, config.rollout.max_new_tokens
     prompt, rows = prompt_tokens(config, sizes), studies * config.rollout.group
     vision = studies * config.data.views * vision_flops(sizes.vision, config.data.side)
@@ -266,28 +291,32 @@ def time_bounds(
     update = passes * (vision + scored) + 3 * 2.0 * rows * new * language.vocab_size * language.hidden_size
     accumulate = max(studies // (layout.row_shards * config.micro_batch), 1)
     adam = 2 * 3 * 4 * trained / devices  # parameters and both moments, in float32, read and written
-    stages = {
-        "prefill": time_floor(on.chip, peak, (vision + read) / devices, weights, gathered),
-        "decode": time_floor(on.chip, peak, written / devices, new * (decoder + cache), 0.0),
-        "update": time_floor(
-            on.chip, peak, update / devices, accumulate * (passes - 1) * weights + adam, accumulate * 2 * gathered
-        ),
-    }
-    seconds = {name: stage["seconds_at_least"] for name, stage in stages.items()}
-    total = sum(seconds.values())
     return {
-        **{f"{name}_seconds": value for name, value in seconds.items()},
-        **{f"{name}_bound_by": stage["bound_by"] for name, stage in stages.items()},
-        "seconds_at_least": total,
-        "bound_by": stages[max(seconds, key=lambda name: seconds[name])]["bound_by"],
-        "rollout_tokens_per_second_at_most": rows * new / (seconds["prefill"] + seconds["decode"]),
-        "flops_of_attention_in_update": passes * attention_flops(language, pairs),
+        "prefill": Work((vision + read) / devices, weights, gathered),
+        "decode": Work(written / devices, new * (decoder + cache), 0.0),
+        "update": Work(update / devices, accumulate * (passes - 1) * weights + adam, accumulate * 2 * gathered),
     }
 
 
-def elements(tree: PyTree) -> int:
-    """Numbers in a tree of shapes."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+def step_of(preset: str, on: Slice, mesh: MeshConfig, micro_batch: int | None = None) -> Step:
+    """A step of reinforcement learning on a mesh."""
+    config = dataclasses.replace(RL_PRESETS[PLANNED[preset]], mesh=mesh)
+    layout = make_device_layout("mesh", mesh, on.devices)
+    config = dataclasses.replace(config, micro_batch=micro_batch_of(config, layout, micro_batch))
+    sizes = as_computed(config, QWEN2_5_VL_3B)
+    accumulate = max(config.batch_size // (layout.row_shards * config.micro_batch), 1)
+    studies = layout.row_shards * config.micro_batch * accumulate
+    shapes = param_shapes(sizes)
+    trainable, frozen = split_params(shapes, config.model.tuning)
+    width = jnp.dtype(config.model.dtype).itemsize
+    return Step(
+        layout,
+        Batch("studies", config.batch_size, studies, config.micro_batch, accumulate),
+        stages_of(config, sizes, layout, studies),
+        Exchanged(gathered=elements(shapes) * width, gradients=elements(trainable) * width),
+        resident_bytes(trainable, frozen, config.optim, layout, SHARDING_RULES),
+        lambda: compile_programs(config, sizes, layout, studies, accumulate),
+    )
 
 
 def vision_flops(config: VisionConfig, side: int) -> float:

@@ -14,22 +14,33 @@ from common.models.qwen2_vl_layout import vision_layout
 from common.models.qwen2_vl_weights import param_shapes
 from common.training.flops import forward_flops, peak_flops
 from common.training.optim import make_optimizer
-from common.training.parallel import batch_sharding, check_heads, make_device_layout
+from common.training.parallel import DeviceLayout, MeshConfig, batch_sharding, check_heads, make_device_layout
 from common.training.step import init_state, make_train_step
+from common.types import PyTree
 from deer_jax.config import SFT_PRESETS, SftConfig
 from deer_jax.prompts import ReportRows, StudyPrompts
 from deer_jax.vision_policy import sft_loss, split_params
 from launch.chips import time_floor
+from launch.micro_batch_search import Compiled
 from launch.plan_deer import (
     QWEN2_5_VL_3B,
     as_computed,
-    elements,
     patches_of,
     prompt_tokens,
     uses_cudnn,
     vision_flops,
 )
-from launch.slices import abstract, bytes_by_kind, compile_abstract, device_bytes, open_slice, with_workspace
+from launch.slices import (
+    Slice,
+    abstract,
+    bytes_by_kind,
+    compile_abstract,
+    device_bytes,
+    elements,
+    open_slice,
+    with_workspace,
+)
+from launch.steps import Batch, Exchanged, Programs, Step, Work, activation_bytes, micro_batch_of
 
 PLANNED = {"deer-sft-mimic": "mimic-cxr", "deer-sft-chexpert-plus": "chexpert-plus"}
 
@@ -46,20 +57,104 @@ def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: i
 
 
 def plan_step(config: SftConfig, model: Qwen2VLConfig, topology: str) -> dict[str, Any]:
-    """`make_plan` for any config and sizes.
-
-    The floor counts FLOPs, with recomputation, reads of the weights in each pass and of the optimizer's state, and the
-    gathering over fsdp of all weights in the forward and in the backward pass.
-    """
+    """`make_plan` for any config and sizes."""
     started = time.perf_counter()
     on = open_slice(topology)
     layout = make_device_layout("mesh", config.mesh, on.devices)
     check_heads(model.language.num_key_value_heads, layout)
+    step = step_for(config, model, layout)
+    found, kinds = step.compile()["update"]
+    return {
+        "topology": topology,
+        "device_kind": on.devices[0].device_kind,
+        "devices": len(on.devices),
+        "mesh": dict(layout.mesh.shape),
+        "batch": {
+            "studies": step.batch.size, "micro_batch": config.micro_batch, "accumulate": step.batch.accumulate,
+            "prompt": prompt_tokens(config, model), "report": config.max_length,
+        },
+        "fits": found.fits and found.total <= on.chip.usable * on.chip.memory,
+        "bytes_per_device": found.total,
+        "argument_bytes": found.arguments,
+        "temp_bytes": found.temporary,
+        "received_bytes": found.received,
+        "bytes": kinds,
+        "memory_bytes": on.chip.memory,
+        "usable_bytes": int(on.chip.usable * on.chip.memory),
+        "bounds": time_floor(on.chip, peak_flops(on.devices[0]), *step.stages["update"]),
+        "compile_seconds": round(found.seconds, 1),
+        "plan_seconds": round(time.perf_counter() - started, 1),
+    }  # fmt: skip
+
+
+def step_of(preset: str, on: Slice, mesh: MeshConfig, micro_batch: int | None = None) -> Step:
+    """The supervised step on a mesh."""
+    config = dataclasses.replace(SFT_PRESETS[PLANNED[preset]], mesh=mesh)
+    layout = make_device_layout("mesh", mesh, on.devices)
+    config = dataclasses.replace(config, micro_batch=micro_batch_of(config, layout, micro_batch))
+    return step_for(config, QWEN2_5_VL_3B, layout)
+
+
+def step_for(config: SftConfig, model: Qwen2VLConfig, layout: DeviceLayout) -> Step:
+    """`step_of` for any config and sizes.
+
+    Work counts FLOPs, with recomputation, reads of the weights in each pass and of the optimizer's state, and the
+    gathering over fsdp of all weights in the forward and in the backward pass.
+    """
     sizes = as_computed(config, model)
     at_a_time = layout.row_shards * config.micro_batch
     accumulate = max(config.batch_size // at_a_time, 1)
     studies, prompt = at_a_time * accumulate, prompt_tokens(config, sizes)
     length = prompt + config.max_length
+    trainable, frozen = split_params(param_shapes(sizes), config.model.tuning)
+    frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.model.frozen_dtype), frozen)
+    tx = make_optimizer(config.optim, 1000)
+    state = abstract(jax.eval_shape(lambda tree: init_state(tree, tx), trainable), layout, SHARDING_RULES)
+    fixed = abstract(frozen, layout, SHARDING_RULES)
+
+    def compile_update() -> Programs:
+        found = compile_for(config, sizes, layout, studies, accumulate, state, fixed)
+        return {"update": (found, bytes_by_kind(found, state, fixed))}
+
+    vision = studies * config.data.views * vision_flops(sizes.vision, config.data.side)
+    read = forward_flops(sizes.language, studies * length, studies * length**2 / 2)
+    remat = config.model.remat == "full"
+    # A frozen matrix costs a forward pass and a gradient of its input, a trained one its own gradient too.
+    flops = (4 if remat else 3) * vision + (3 if remat else 2) * read
+    passes, fsdp = 3 if remat else 2, layout.mesh.shape["fsdp"]
+    width = jnp.dtype(config.model.dtype).itemsize
+    whole = elements((trainable, frozen)) * width
+    weights = whole / layout.mesh.shape["tensor"]
+    work = Work(
+        flops / layout.mesh.size,
+        accumulate * passes * weights + 2 * device_bytes(state),
+        accumulate * 2 * weights * (fsdp - 1) / fsdp,
+    )
+    return Step(
+        layout,
+        Batch("studies", config.batch_size, studies, config.micro_batch, accumulate),
+        {"update": work},
+        Exchanged(
+            gathered=whole,
+            gradients=elements(trainable) * width,
+            activations=activation_bytes(sizes.language, config.micro_batch * length, config.model.remat),
+        ),
+        device_bytes((state, fixed)),
+        compile_update,
+    )
+
+
+def compile_for(
+    config: SftConfig,
+    sizes: Qwen2VLConfig,
+    layout: DeviceLayout,
+    studies: int,
+    accumulate: int,
+    state: PyTree,
+    fixed: PyTree,
+) -> Compiled:
+    """What the compiler says of an update of `studies`."""
+    length = prompt_tokens(config, sizes) + config.max_length
 
     def array(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((studies, *shape), dtype, sharding=batch_sharding(layout))
@@ -68,53 +163,14 @@ def plan_step(config: SftConfig, model: Qwen2VLConfig, topology: str) -> dict[st
     rows = StudyRows(whole, array(jnp.bool_, length), array(jnp.int32, 3, length), whole, array(jnp.int32))
     prompts = StudyPrompts(rows, array(jnp.uint8, config.data.views, config.data.side, config.data.side))
     batch = ReportRows(prompts, whole, array(jnp.float32, length))
-    trainable, frozen = split_params(param_shapes(sizes), config.model.tuning)
-    frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.model.frozen_dtype), frozen)
-    tx = make_optimizer(config.optim, 1000)
-    state = abstract(jax.eval_shape(lambda tree: init_state(tree, tx), trainable), layout, SHARDING_RULES)
-    fixed = abstract(frozen, layout, SHARDING_RULES)
     key = abstract(jax.eval_shape(lambda: jax.random.key(0)), layout, ())
     images = vision_layout(sizes.vision, patches_of(config, sizes))
     loss = functools.partial(sft_loss, config=sizes, layout=images, lora=config.lora, chunk=config.model.loss_chunk)
     kept = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(make_train_step(loss, tx, accumulate), donate_argnums=0, out_shardings=(kept, None))
+    update = make_train_step(loss, make_optimizer(config.optim, 1000), accumulate)
+    step = jax.jit(update, donate_argnums=0, out_shardings=(kept, None))
     found, _ = compile_abstract(step, (state, fixed, batch, key), layout)
     if uses_cudnn(config, sizes, layout):
         patches = config.data.views * math.prod(patches_of(config, sizes))
         found = with_workspace(found, config.micro_batch * (length + patches))
-
-    vision = studies * config.data.views * vision_flops(sizes.vision, config.data.side)
-    read = forward_flops(sizes.language, studies * length, studies * length**2 / 2)
-    remat = config.model.remat == "full"
-    # A frozen matrix costs a forward pass and a gradient of its input, a trained one its own gradient too.
-    flops = (4 if remat else 3) * vision + (3 if remat else 2) * read
-    passes, fsdp = 3 if remat else 2, layout.mesh.shape["fsdp"]
-    weights = elements((trainable, frozen)) * jnp.dtype(config.model.dtype).itemsize / layout.mesh.shape["tensor"]
-    floor = time_floor(
-        on.chip,
-        peak_flops(on.devices[0]),
-        flops / layout.mesh.size,
-        accumulate * passes * weights + 2 * device_bytes(state),
-        accumulate * 2 * weights * (fsdp - 1) / fsdp,
-    )
-    return {
-        "topology": topology,
-        "device_kind": on.devices[0].device_kind,
-        "devices": len(on.devices),
-        "mesh": dict(layout.mesh.shape),
-        "batch": {
-            "studies": studies, "micro_batch": config.micro_batch, "accumulate": accumulate, "prompt": prompt,
-            "report": config.max_length,
-        },
-        "fits": found.fits and found.total <= on.chip.usable * on.chip.memory,
-        "bytes_per_device": found.total,
-        "argument_bytes": found.arguments,
-        "temp_bytes": found.temporary,
-        "received_bytes": found.received,
-        "bytes": bytes_by_kind(found, state, fixed),
-        "memory_bytes": on.chip.memory,
-        "usable_bytes": int(on.chip.usable * on.chip.memory),
-        "bounds": floor,
-        "compile_seconds": round(found.seconds, 1),
-        "plan_seconds": round(time.perf_counter() - started, 1),
-    }  # fmt: skip
+    return found

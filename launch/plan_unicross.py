@@ -4,9 +4,9 @@ All of it is float32, so on GPUs no part of it is cuDNN's attention.
 """
 
 import functools
-import math
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,15 @@ from common.models.clip import RN101
 from common.models.clip_weights import param_shapes
 from common.training.flops import peak_flops
 from common.training.optim import make_optimizer
-from common.training.parallel import batch_sharding, make_device_layout
+from common.training.parallel import DeviceLayout, MeshConfig, batch_sharding, make_device_layout
 from common.training.step import init_state, make_train_step
 from common.training.traced_flops import traced_flops
 from common.types import PyTree
 from launch.chips import time_floor
+from launch.micro_batch_search import Compiled
 from launch.plan_slots import Writing
-from launch.slices import abstract, bytes_by_kind, compile_abstract, device_bytes, open_slice
+from launch.slices import Slice, abstract, bytes_by_kind, compile_abstract, device_bytes, elements, open_slice
+from launch.steps import Batch, Exchanged, Programs, Step, Work
 from unicross_jax.adapters import AdapterConfig
 from unicross_jax.backbone import without_dropout
 from unicross_jax.config import PRESETS, RunConfig
@@ -37,12 +39,82 @@ START, END = 1, 2  # token ids
 WORDS = 4348  # tokens of the merged vocabulary of both corpora in the authors' code, about
 
 
+class Shapes(NamedTuple):
+    """The update, its arguments as shapes on devices, and how the batch is cut up."""
+
+    update: Callable[..., Any]
+    arguments: tuple[Any, Any, ReportBatch, Any]  # state, frozen, batch, key
+    batch: Batch
+
+
 def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: int | None) -> dict[str, Any]:
     """Compile the step for the slice; a device takes its share of the preset's batch, or `micro_batch` studies."""
     started = time.perf_counter()
     config = PRESETS[preset]
     on = open_slice(topology)
     layout = make_device_layout("mesh", config.mesh, on.devices)
+    shapes = shapes_of(config, layout, micro_batch, loss_chunk)
+    state, frozen, *_ = shapes.arguments
+    work = work_of(shapes, layout, traced(shapes, layout) / layout.mesh.size)
+    found = compile_update(shapes, layout)
+    return {
+        "topology": topology,
+        "device_kind": on.devices[0].device_kind,
+        "devices": len(on.devices),
+        "mesh": dict(layout.mesh.shape),
+        "batch": {
+            "studies": shapes.batch.size, "micro_batch": shapes.batch.micro_batch,
+            "accumulate": shapes.batch.accumulate, "views": config.data.views,
+        },
+        "trainable_parameters": elements(state.trainable),
+        "frozen_parameters": elements(frozen),
+        "fits": found.fits and found.total <= on.chip.usable * on.chip.memory,
+        "bytes_per_device": found.total,
+        "argument_bytes": found.arguments,
+        "temp_bytes": found.temporary,
+        "received_bytes": found.received,
+        "bytes": bytes_by_kind(found, state, frozen),
+        "memory_bytes": on.chip.memory,
+        "usable_bytes": int(on.chip.usable * on.chip.memory),
+        "flops_per_device": work.flops,
+        "bounds": time_floor(on.chip, peak_flops(on.devices[0]), *work),
+        "compile_seconds": round(found.seconds, 1),
+        "plan_seconds": round(time.perf_counter() - started, 1),
+    }  # fmt: skip
+
+
+def step_of(preset: str, on: Slice, mesh: MeshConfig, micro_batch: int | None = None) -> Step:
+    """The step on a mesh, of which only the axis data is of use: weights are never split."""
+    config = PRESETS[preset]
+    layout = make_device_layout("mesh", mesh, on.devices)
+    shapes = shapes_of(config, layout, micro_batch, None)
+    state, frozen, *_ = shapes.arguments
+
+    def compiled() -> Programs:
+        found = compile_update(shapes, layout)
+        return {"update": (found, bytes_by_kind(found, state, frozen))}
+
+    flops = flops_of_study(preset) * shapes.batch.size / layout.mesh.size
+    return Step(
+        layout,
+        shapes.batch,
+        {"update": work_of(shapes, layout, flops)},
+        Exchanged(gathered=0.0, gradients=device_bytes(state.trainable)),
+        device_bytes((state, frozen)),
+        compiled,
+    )
+
+
+@functools.cache
+def flops_of_study(preset: str) -> float:
+    """FLOPs of an update for each of its studies, by a trace, which takes half a minute."""
+    layout = make_device_layout("mesh", MeshConfig(1, 1, 1), jax.devices("cpu")[:1])
+    shapes = shapes_of(PRESETS[preset], layout, 1, None)
+    return traced(shapes, layout) / shapes.batch.size
+
+
+def shapes_of(config: RunConfig, layout: DeviceLayout, micro_batch: int | None, loss_chunk: int | None) -> Shapes:
+    """The step of a preset; a device takes its share of the batch, or `micro_batch` studies."""
     model = model_of(config)
     rows_of_device = micro_batch or max(config.batch_size // layout.row_shards, 1)
     accumulate = max(config.batch_size // (layout.row_shards * rows_of_device), 1)
@@ -54,38 +126,32 @@ def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: i
     frozen = abstract(frozen_shapes(model), layout, ())
     batch = report_batch_shapes(rows, config.data.views, RN101.image_size, config.max_length - 1, layout)
     train_loss = functools.partial(loss, config=model, chunk=loss_chunk or config.loss_chunk)
-    kept = jax.tree.map(lambda leaf: leaf.sharding, state)
-    update = make_train_step(train_loss, tx, accumulate)
-    step = jax.jit(update, donate_argnums=0, out_shardings=(kept, None))
-    arguments = state, frozen, batch, abstract(key, layout, ())
+    return Shapes(
+        make_train_step(train_loss, tx, accumulate),
+        (state, frozen, batch, abstract(key, layout, ())),
+        Batch("studies", config.batch_size, rows, rows_of_device, accumulate),
+    )
+
+
+def traced(shapes: Shapes, layout: DeviceLayout) -> float:
+    """FLOPs of an update on all devices, by a trace."""
     with layout.context():
-        flops = traced_flops(update, *arguments) / layout.mesh.size
-    found, _ = compile_abstract(step, arguments, layout)
+        return traced_flops(shapes.update, *shapes.arguments)
+
+
+def work_of(shapes: Shapes, layout: DeviceLayout, flops: float) -> Work:
+    """Weights are read in a forward and a backward pass, the state is read and written; gradients are summed."""
+    state, frozen, *_ = shapes.arguments
     weights, trained = device_bytes((state.trainable, frozen)), device_bytes(state.trainable)
-    # Weights in a forward and a backward pass, the state read and written; gradients summed over the devices.
-    reads = 2 * accumulate * weights + 2 * device_bytes(state)
-    shared = 2 * trained * (layout.row_shards - 1) / layout.row_shards
-    return {
-        "topology": topology,
-        "device_kind": on.devices[0].device_kind,
-        "devices": len(on.devices),
-        "mesh": dict(layout.mesh.shape),
-        "batch": {"studies": rows, "micro_batch": rows_of_device, "accumulate": accumulate, "views": config.data.views},
-        "trainable_parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trainable)),
-        "frozen_parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(frozen)),
-        "fits": found.fits and found.total <= on.chip.usable * on.chip.memory,
-        "bytes_per_device": found.total,
-        "argument_bytes": found.arguments,
-        "temp_bytes": found.temporary,
-        "received_bytes": found.received,
-        "bytes": bytes_by_kind(found, state, frozen),
-        "memory_bytes": on.chip.memory,
-        "usable_bytes": int(on.chip.usable * on.chip.memory),
-        "flops_per_device": flops,
-        "bounds": time_floor(on.chip, peak_flops(on.devices[0]), flops, reads, shared),
-        "compile_seconds": round(found.seconds, 1),
-        "plan_seconds": round(time.perf_counter() - started, 1),
-    }
+    reads = 2 * shapes.batch.accumulate * weights + 2 * device_bytes(state)
+    return Work(flops, reads, 2 * trained * (layout.row_shards - 1) / layout.row_shards)
+
+
+def compile_update(shapes: Shapes, layout: DeviceLayout) -> Compiled:
+    """What the compiler says of the step."""
+    kept = jax.tree.map(lambda leaf: leaf.sharding, shapes.arguments[0])
+    step = jax.jit(shapes.update, donate_argnums=0, out_shardings=(kept, None))
+    return compile_abstract(step, shapes.arguments, layout)[0]
 
 
 def model_of(config: RunConfig) -> UniCrossConfig:

@@ -1,6 +1,6 @@
 """Devices that are not there, arrays as shapes, and what the compiler says of a program for them.
 
-libtpu compiles for slices of TPUs; JAX's CUDA plugin for one node of GPUs, of which `launch.chips` describes each. No
+libtpu compiles for slices of TPUs; JAX's CUDA plugin for nodes of GPUs, of which `launch.chips` describes each. No
 GPU is asked anything then: what cuDNN takes besides is estimated here, and no product is timed to choose its kernel.
 """
 
@@ -26,10 +26,10 @@ from common.models.attention_choice import Implementation, choose_implementation
 from common.training.parallel import DeviceLayout, Rules, shardings
 from common.types import PyTree, TrainState
 from launch.chips import CHIPS, GIB, Chip, Gpu, gpu_target
-from launch.collectives import received_bytes
+from launch.collectives import bytes_between_nodes, received_bytes
 from launch.micro_batch_search import Compiled
 
-GPUS_OF_NODE = 8
+GPUS_OF_NODE, MOST_NODES = 8, 32
 # Bytes that cuDNN's backward pass takes for a token of the rows that a device processes at a time: 118 MB for a row of
 # 4,096 at 28 heads of 128.
 WORKSPACE_OF_TOKEN = 0.12e9 / 4096
@@ -43,30 +43,37 @@ class Slice(NamedTuple):
 
 
 def open_slice(name: str) -> Slice:
-    """Abstract devices by a name such as v5e:2x4 or h100:8.
+    """Abstract devices by a name such as v5e:2x4, h100:8 or h100:4x8 (four nodes of eight).
 
     Raises UserError where there is no such slice, or no compiler for it.
     """
     kind, _, shape = name.partition(":")
     chip = CHIPS.get(kind)
-    if chip is None or not re.fullmatch(r"\d+(x\d+){1,2}" if chip.gpu is None else r"\d+", shape):
+    if chip is None or not re.fullmatch(r"\d+(x\d+){1,2}" if chip.gpu is None else r"(\d+x)?\d+", shape):
         tpus, gpus = (", ".join(own for own, one in CHIPS.items() if (one.gpu is None) is tpu) for tpu in (True, False))
         raise UserError(
-            f"--topology {name}: expected CHIP:SHAPE with a chip of {tpus}, such as v5e:2x4, or GPU:COUNT with one of "
-            f"{gpus}, such as h100:8"
+            f"--topology {name}: expected CHIP:SHAPE with a chip of {tpus}, such as v5e:2x4, or GPU:COUNT or "
+            f"GPU:NODESxCOUNT with one of {gpus}, such as h100:8 or h100:4x8"
         )
     if chip.gpu is not None:
-        return Slice(chip, gpu_devices(name, chip, chip.gpu, int(shape)))
+        *nodes, count = map(int, shape.split("x"))
+        return Slice(chip, gpu_devices(name, chip, chip.gpu, math.prod(nodes), count))
     # Three times faster to compile; where both efforts were compared, this one took 13% more memory. JAX 0.11 has none.
     with contextlib.suppress(AttributeError):
         jax.config.update("jax_exec_time_optimization_effort", -1.0)
     return Slice(chip, tpu_devices(name))
 
 
-def gpu_devices(name: str, chip: Chip, gpu: Gpu, count: int) -> list[Any]:
-    """Abstract devices of one node of GPUs. Raises UserError where there is no such node, or no compiler for it."""
+def gpu_devices(name: str, chip: Chip, gpu: Gpu, nodes: int, count: int) -> list[Any]:
+    """Abstract devices of nodes of GPUs. Raises UserError where there are no such nodes, or no compiler for them."""
     if not 1 <= count <= GPUS_OF_NODE:
-        raise UserError(f"--topology {name}: expected 1 to {GPUS_OF_NODE} GPUs, those of one node")
+        raise UserError(f"--topology {name}: expected 1 to {GPUS_OF_NODE} GPUs a node; h100:4x8 is four nodes of eight")
+    if not 1 <= nodes <= MOST_NODES:
+        raise UserError(f"--topology {name}: expected 1 to {MOST_NODES} nodes")
+    if nodes > 1 and chip.network is None:
+        raise UserError(
+            f"--topology {name}: no rate between nodes of this GPU is published; choose 1 to {GPUS_OF_NODE} GPUs"
+        )
     if sys.version_info < (3, 12) or importlib.util.find_spec("jax_cuda12_plugin") is None:
         raise UserError(
             "plan: the compiler for GPUs is not installed; it needs Python 3.12 or newer and "
@@ -75,7 +82,7 @@ def gpu_devices(name: str, chip: Chip, gpu: Gpu, count: int) -> list[Any]:
     try:
         with quiet_stderr():
             target = gpu_target(chip, gpu)
-            found = topologies.get_topology_desc(platform="cuda", target_config=target, topology=f"1x1x{count}")
+            found = topologies.get_topology_desc(platform="cuda", target_config=target, topology=f"1x{nodes}x{count}")
     except (ValueError, NotImplementedError, RuntimeError) as error:  # JAX's own kind is the last
         reason = str(error).splitlines()[0][:200]
         raise UserError(
@@ -94,8 +101,10 @@ def tpu_devices(name: str) -> list[Any]:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nothing here holds a TPU that others could want
     try:
+        # By default libtpu knows whole hosts only.
+        alone = {"chips_per_host_bounds": [1, 1, 1]} if re.fullmatch(r"\w+:1(x1)+", name) else {}
         with quiet_stderr():
-            return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+            return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **alone).devices)
     except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:  # the last two are JAX's
         reason = str(error).splitlines()[0][:200]
         raise UserError(f"--topology {name}: libtpu does not know this slice ({reason}); v5e:2x4 is one") from None
@@ -130,9 +139,16 @@ def compile_abstract(step: Any, arguments: Sequence[PyTree], layout: DeviceLayou
         + memory.generated_code_size_in_bytes
     )
     took = time.perf_counter() - started, time.process_time() - processor
-    received = received_bytes(program.as_text() or "")
+    text, nodes = program.as_text() or "", nodes_of(layout)
+    received, between = received_bytes(text), bytes_between_nodes(text, nodes)
     sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    return Compiled(True, total, *sizes, *took, received=received), program
+    return Compiled(True, total, *sizes, *took, received=received, between=between), program
+
+
+def nodes_of(layout: DeviceLayout) -> list[int]:
+    """The node of each device of a mesh; the chips of a TPU slice are as if in one, since links join them all."""
+    devices = list(layout.mesh.devices.flat)
+    return [device.process_index if device.platform == "gpu" else 0 for device in devices]
 
 
 def attention_of(
@@ -184,6 +200,11 @@ def device_bytes(tree: PyTree) -> int:
     """Bytes of one device's part of abstract arrays that have shardings."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def elements(tree: PyTree) -> int:
+    """Numbers in a tree of shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def abstract(tree: PyTree, layout: DeviceLayout, rules: Rules) -> PyTree:

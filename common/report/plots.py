@@ -88,11 +88,12 @@ def _points(rows: Sequence[Mapping[str, Any]], name: str, scores: bool) -> list[
     return [(step, rounded(value)) for step, value in known] if scores else known
 
 
-def line_chart(title: str, series: Sequence[Series], steps: tuple[int, int]) -> Markup:
-    """Lines over the training steps from the first to the last of `steps`.
+def line_chart(title: str, series: Sequence[Series], steps: tuple[int, int], doubling: bool = False) -> Markup:
+    """Lines over the training steps, or other whole numbers, from the first to the last of `steps`.
 
     The title is not drawn; it keeps the ids in the drawing apart from those of other charts on a page. The value
-    axis is logarithmic when positive values span more than two orders of magnitude.
+    axis is logarithmic when positive values span more than two orders of magnitude, that of steps where they are
+    `doubling`: one mark for each power of two.
     """
     values = [value for line in series for _, value in line.points if value is not None]
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}):
@@ -106,7 +107,11 @@ def line_chart(title: str, series: Sequence[Series], steps: tuple[int, int]) -> 
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}".replace("e-0", "e-")))
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if doubling:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.grid(axis="y", color=_LINE, linewidth=0.8)
         axes.tick_params(length=0, labelcolor=_INK, pad=5, which="both")
@@ -115,7 +120,10 @@ def line_chart(title: str, series: Sequence[Series], steps: tuple[int, int]) -> 
             spine.set(visible=side == "bottom", color=_LINE)
         axes.margins(y=0.08)
         room = max(1, steps[1] - steps[0]) * 0.02
-        axes.set_xlim(steps[0] - room, steps[1] + room)
+        if doubling:
+            axes.set_xlim(steps[0] / 1.1, steps[1] * 1.1)
+        else:
+            axes.set_xlim(steps[0] - room, steps[1] + room)
         text = io.StringIO()
         # Without metadata matplotlib writes no block of addresses into the drawing.
         figure.savefig(

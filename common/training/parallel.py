@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
@@ -104,7 +105,12 @@ def generation_layout(
 
 
 def _mesh(devices: Sequence[jax.Device], names: tuple[str, ...], sizes: tuple[int, ...]) -> Mesh:
-    return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names), devices=devices)
+    types = (AxisType.Auto,) * len(names)
+    try:
+        return jax.make_mesh(sizes, names, axis_types=types, devices=devices)
+    except NotImplementedError:  # make_mesh cuts an axis of the slice in two only for v5e
+        split = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(split, names, axis_types=types)
 
 
 def shardings(tree: PyTree, layout: DeviceLayout, rules: Rules) -> PyTree:

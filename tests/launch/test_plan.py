@@ -193,7 +193,23 @@ def test_a_plan_whose_search_was_cut_off_names_no_largest(monkeypatch, tpus, sec
 
 
 @pytest.mark.parametrize(
-    "name", ["v5e", "v5e:2by4", "v9z:2x4", "v5e:2x4x4x4", "v5e:8", "h100", "h100:0", "h100:9", "h100:2x4", "h100:x"]
+    "name",
+    [
+        "v5e",
+        "v5e:2by4",
+        "v9z:2x4",
+        "v5e:2x4x4x4",
+        "v5e:8",
+        "h100",
+        "h100:0",
+        "h100:9",
+        "h100:2x9",
+        "h100:33x8",
+        "h100:0x8",
+        "h100:1x2x8",
+        "rtx4090:2x8",
+        "h100:x",
+    ],
 )
 def test_a_bad_topology_is_one_clear_line(name):
     with pytest.raises(UserError, match="--topology"):
@@ -204,6 +220,30 @@ def test_a_bad_topology_is_one_clear_line(name):
 def test_a_slice_that_libtpu_does_not_know_is_one_clear_line():
     with pytest.raises(UserError, match="does not know this slice"):
         slices.open_slice("v5e:3x5")
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("name", "devices"), [("v5e:1x1", 1), ("v6e:16x16", 256), ("v5p:1x1x1", 1), ("v5p:4x8x8", 256)]
+)
+def test_slices_have_from_1_to_256_chips(name, devices):
+    on = slices.open_slice(name)
+    assert len(on.devices) == devices
+    assert slices.nodes_of(make_device_layout("mesh", MeshConfig(-1, 1, 1), on.devices)) == [0] * devices
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("name", "mesh"), [("v6e:16x16", (32, 8, 1)), ("v5p:4x8x8", (16, 8, 2))])
+def test_a_mesh_may_cut_an_axis_of_the_slice_in_two(name, mesh):
+    layout = make_device_layout("mesh", MeshConfig(*mesh), slices.open_slice(name).devices)
+    assert tuple(layout.mesh.shape.values()) == mesh
+    assert len({device.id for device in layout.mesh.devices.flat}) == 256
+
+
+@needs_cuda
+def test_gpus_stand_in_nodes():
+    layout = make_device_layout("mesh", MeshConfig(2, 8, 1), slices.open_slice("h100:2x8").devices)
+    assert slices.nodes_of(layout) == [0] * 8 + [1] * 8
 
 
 @pytest.mark.parametrize(("name", "extra"), [("v5e:2x4", "plan"), ("h100:8", "plan-gpu")])
@@ -240,6 +280,14 @@ def test_the_peak_of_every_gpu_is_known_by_the_name_that_jax_gives_it():
 def test_a_floor_is_the_longest_of_its_parts(work, bound, seconds):
     floor = chips.time_floor(chips.CHIPS["h100"], 989e12, *work)
     assert (floor["bound_by"], floor["seconds_at_least"]) == (bound, pytest.approx(seconds))
+
+
+def test_what_comes_from_other_nodes_takes_the_slower_way():
+    floor = chips.time_floor(chips.CHIPS["h100"], 989e12, 989e12, 3352.32e9 / 2, 900e9, 100e9)
+    assert floor["links_seconds"] == pytest.approx(800 / 450)
+    assert floor["network_seconds"] == pytest.approx(2.0)
+    assert (floor["bound_by"], floor["seconds_at_least"]) == ("network", pytest.approx(2.0))
+    assert floor["seconds_without_overlap"] == pytest.approx(1 + 0.5 + 800 / 450 + 2)
 
 
 def test_an_unknown_preset_exits_with_code_2_and_prints_nothing_else():
