@@ -36,10 +36,9 @@ from common.training.sft import sft_loss
 from common.training.step import init_state, make_train_step
 from common.types import TextBatch
 from launch import plan_deer, plan_deer_sft, plan_unicross
-from launch.chips import time_floor
 from launch.micro_batch_search import OUT_OF_TIME, SEARCH_SECONDS, Compiled, search_micro_batch, search_outcome
 from launch.plan_slots import Writing, cache_bytes_of, plan_writing
-from launch.plan_table import TOPOLOGIES, Planned, heads_of, named, print_table, rows_of
+from launch.plan_table import TOPOLOGIES, Planned, heads_of, named, rows_of
 from launch.slices import (
     Slice,
     abstract,
@@ -50,7 +49,8 @@ from launch.slices import (
     open_slice,
     with_workspace,
 )
-from launch.steps import Batch, Exchanged, Step, Work, activation_bytes, micro_batch_of, resident_bytes
+from launch.steps import Batch, Exchanged, Step, Work, activation_bytes, floor_of, micro_batch_of, resident_bytes
+from launch.table_text import print_table
 from retsta_jax.config import EMBEDDED_BASE, PRESETS, RetstaConfig
 
 BATCH = 32  # slots of each device in `retsta standardize`
@@ -221,10 +221,11 @@ def make_plan(
         "argument_bytes": found.arguments,
         "temp_bytes": found.temporary,
         "received_bytes": found.received,
+        "between_nodes_bytes": found.between,
         "bytes": kinds[config.micro_batch],
         "memory_bytes": on.chip.memory,
         "usable_bytes": limit,
-        "bounds": time_bounds(config, sizes, layout, on),
+        "bounds": time_bounds(config, sizes, layout, on, found),
     }
     if search_seconds is not None:
         complete = search_micro_batch(attempt, compiled, limit, search_seconds - found.processor_seconds)
@@ -331,11 +332,13 @@ def work_of(config: RetstaConfig, sizes: Qwen2Config, layout: DeviceLayout) -> W
     )
 
 
-def time_bounds(config: RetstaConfig, sizes: Qwen2Config, layout: DeviceLayout, on: Slice) -> dict[str, Any]:
+def time_bounds(
+    config: RetstaConfig, sizes: Qwen2Config, layout: DeviceLayout, on: Slice, found: Compiled
+) -> dict[str, Any]:
     """Lower bounds on the seconds of an update, as if everything overlapped, and which of them is the highest."""
     batch, peak = batch_of(config, layout), peak_flops(on.devices[0])
     model = model_flops(config, sizes, layout)
-    floor = time_floor(on.chip, peak, *work_of(config, sizes, layout))
+    floor = floor_of(work_of(config, sizes, layout), on, found)
     seconds = floor["seconds_at_least"]
     return {
         **floor,

@@ -23,7 +23,7 @@ from common.models.qwen2_vl import SHARDING_RULES, Qwen2VLConfig, StudyRows
 from common.models.qwen2_vl_layout import image_tokens, vision_layout
 from common.models.qwen2_vl_vision import VisionConfig
 from common.models.qwen2_vl_weights import param_shapes
-from common.training.flops import attention_flops, forward_flops, matrix_parameters, peak_flops
+from common.training.flops import attention_flops, forward_flops, matrix_parameters
 from common.training.optim import make_optimizer
 from common.training.parallel import DeviceLayout, MeshConfig, batch_sharding, check_heads, make_device_layout
 from common.training.step import init_state, make_train_step
@@ -31,7 +31,6 @@ from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, RlConfig, RunConfig, Sam
 from deer_jax.ditpo import PolicyParams, Rollouts, make_loss
 from deer_jax.prompts import MULTIPLE, StudyPrompts
 from deer_jax.vision_policy import split_params, study_decoder, vision_policy, without_images
-from launch.chips import time_floor
 from launch.micro_batch_search import Compiled
 from launch.plan_slots import Writing
 from launch.slices import (
@@ -44,7 +43,7 @@ from launch.slices import (
     open_slice,
     with_workspace,
 )
-from launch.steps import Batch, Exchanged, Step, Work, micro_batch_of, resident_bytes
+from launch.steps import Batch, Exchanged, Step, Work, floor_of, micro_batch_of, resident_bytes
 
 PLANNED = {"deer-mimic": "mimic-cxr", "deer-chexpert-plus": "chexpert-plus"}
 QWEN2_5_VL_3B = Qwen2VLConfig(
@@ -98,13 +97,14 @@ def plan_step(config: RlConfig, model: Qwen2VLConfig, topology: str) -> dict[str
                 "argument_bytes": one.arguments,
                 "temp_bytes": one.temporary,
                 "received_bytes": one.received,
+                "between_nodes_bytes": one.between,
                 "bytes": kinds,
                 **caches.get(name, {}),
                 "compile_seconds": round(one.seconds, 1),
             }
             for name, (one, kinds) in found.items()
         },
-        "bounds": time_bounds(config, sizes, layout, studies, on),
+        "bounds": time_bounds(config, sizes, layout, studies, on, {name: one for name, (one, _) in found.items()}),
         "plan_seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -235,15 +235,20 @@ def bytes_of_token(config: RlConfig, language: Qwen2Config) -> int:
 
 
 def time_bounds(
-    config: RlConfig, sizes: Qwen2VLConfig, layout: DeviceLayout, studies: int, on: Slice
+    config: RlConfig,
+    sizes: Qwen2VLConfig,
+    layout: DeviceLayout,
+    studies: int,
+    on: Slice,
+    found: dict[str, Compiled],
 ) -> dict[str, Any]:
     """Lower bounds on the seconds of a step whose reports all have full length, and the rollout's tokens a second.
 
     The step is a sequence of three stages, and in each compute, memory and links overlap.
     """
+    programs = {"prefill": found["rollout"], "update": found["update"]}
     stages = {
-        name: time_floor(on.chip, peak_flops(on.devices[0]), *work)
-        for name, work in stages_of(config, sizes, layout, studies).items()
+        name: floor_of(work, on, programs.get(name)) for name, work in stages_of(config, sizes, layout, studies).items()
     }
     new, rows = config.rollout.max_new_tokens, studies * config.rollout.group
     prompt = prompt_tokens(config, sizes)

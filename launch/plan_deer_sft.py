@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from common.models.qwen2_vl import SHARDING_RULES, Qwen2VLConfig, StudyRows
 from common.models.qwen2_vl_layout import vision_layout
 from common.models.qwen2_vl_weights import param_shapes
-from common.training.flops import forward_flops, peak_flops
+from common.training.flops import forward_flops
 from common.training.optim import make_optimizer
 from common.training.parallel import DeviceLayout, MeshConfig, batch_sharding, check_heads, make_device_layout
 from common.training.step import init_state, make_train_step
@@ -20,7 +20,6 @@ from common.types import PyTree
 from deer_jax.config import SFT_PRESETS, SftConfig
 from deer_jax.prompts import ReportRows, StudyPrompts
 from deer_jax.vision_policy import sft_loss, split_params
-from launch.chips import time_floor
 from launch.micro_batch_search import Compiled
 from launch.plan_deer import (
     QWEN2_5_VL_3B,
@@ -40,7 +39,7 @@ from launch.slices import (
     open_slice,
     with_workspace,
 )
-from launch.steps import Batch, Exchanged, Programs, Step, Work, activation_bytes, micro_batch_of
+from launch.steps import Batch, Exchanged, Programs, Step, Work, activation_bytes, floor_of, micro_batch_of
 
 PLANNED = {"deer-sft-mimic": "mimic-cxr", "deer-sft-chexpert-plus": "chexpert-plus"}
 
@@ -78,10 +77,11 @@ def plan_step(config: SftConfig, model: Qwen2VLConfig, topology: str) -> dict[st
         "argument_bytes": found.arguments,
         "temp_bytes": found.temporary,
         "received_bytes": found.received,
+        "between_nodes_bytes": found.between,
         "bytes": kinds,
         "memory_bytes": on.chip.memory,
         "usable_bytes": int(on.chip.usable * on.chip.memory),
-        "bounds": time_floor(on.chip, peak_flops(on.devices[0]), *step.stages["update"]),
+        "bounds": floor_of(step.stages["update"], on, found),
         "compile_seconds": round(found.seconds, 1),
         "plan_seconds": round(time.perf_counter() - started, 1),
     }  # fmt: skip

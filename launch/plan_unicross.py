@@ -15,17 +15,15 @@ from common.generation.draft_sources import DRAFT_TOKENS
 from common.generation.settings import DecodeSettings
 from common.models.clip import RN101
 from common.models.clip_weights import param_shapes
-from common.training.flops import peak_flops
 from common.training.optim import make_optimizer
 from common.training.parallel import DeviceLayout, MeshConfig, batch_sharding, make_device_layout
 from common.training.step import init_state, make_train_step
 from common.training.traced_flops import traced_flops
 from common.types import PyTree
-from launch.chips import time_floor
 from launch.micro_batch_search import Compiled
 from launch.plan_slots import Writing
 from launch.slices import Slice, abstract, bytes_by_kind, compile_abstract, device_bytes, elements, open_slice
-from launch.steps import Batch, Exchanged, Programs, Step, Work
+from launch.steps import Batch, Exchanged, Programs, Step, Work, floor_of
 from unicross_jax.adapters import AdapterConfig
 from unicross_jax.backbone import without_dropout
 from unicross_jax.config import PRESETS, RunConfig
@@ -73,11 +71,12 @@ def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: i
         "argument_bytes": found.arguments,
         "temp_bytes": found.temporary,
         "received_bytes": found.received,
+        "between_nodes_bytes": found.between,
         "bytes": bytes_by_kind(found, state, frozen),
         "memory_bytes": on.chip.memory,
         "usable_bytes": int(on.chip.usable * on.chip.memory),
         "flops_per_device": work.flops,
-        "bounds": time_floor(on.chip, peak_flops(on.devices[0]), *work),
+        "bounds": floor_of(work, on, found),
         "compile_seconds": round(found.seconds, 1),
         "plan_seconds": round(time.perf_counter() - started, 1),
     }  # fmt: skip

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from common.models.qwen2 import Qwen2Config
+from common.training.flops import peak_flops
 from common.training.optim import OptimConfig, make_optimizer
 from common.training.parallel import DeviceLayout, Rules
 from common.training.step import init_state
 from common.types import PyTree
+from launch.chips import time_floor
 from launch.micro_batch_search import Compiled
-from launch.slices import abstract, device_bytes
+from launch.slices import Slice, abstract, device_bytes
 
 Programs = dict[str, tuple[Compiled, dict[str, int]]]  # what the compiler says of each, and its bytes by kind
 
@@ -52,6 +54,13 @@ class Step(NamedTuple):
     exchanged: Exchanged
     resident: int  # bytes of weights and optimizer state on one device
     compile: Callable[[], Programs]
+
+
+def floor_of(work: Work, on: Slice, found: Compiled | None = None) -> dict[str, Any]:
+    """Bounds on the seconds of some work, and of what its compiled program brings from other nodes."""
+    between = sum(((found and found.between) or {}).values())
+    received = max(work.link_bytes, between)
+    return time_floor(on.chip, peak_flops(on.devices[0]), work.flops, work.memory_bytes, received, between)
 
 
 def micro_batch_of(config: Any, layout: DeviceLayout, given: int | None = None) -> int:

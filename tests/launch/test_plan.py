@@ -13,7 +13,7 @@ import pytest
 
 from common.errors import UserError
 from common.models.qwen2 import Qwen2Config
-from common.training.flops import PEAK_FLOPS, matrix_parameters, peak_flops, train_flops
+from common.training.flops import PEAK_FLOPS, adapter_parameters, matrix_parameters, peak_flops, train_flops
 from common.training.parallel import MeshConfig, make_device_layout
 from launch import chips, plan, slices
 from launch.micro_batch_search import OUT_OF_TIME, Compiled, search_micro_batch, search_outcome
@@ -238,6 +238,18 @@ def test_a_mesh_may_cut_an_axis_of_the_slice_in_two(name, mesh):
     layout = make_device_layout("mesh", MeshConfig(*mesh), slices.open_slice(name).devices)
     assert tuple(layout.mesh.shape.values()) == mesh
     assert len({device.id for device in layout.mesh.devices.flat}) == 256
+
+
+@needs_cuda
+def test_copies_on_two_nodes_exchange_gradients_alone_between_them():
+    """The adapters' gradients, in bfloat16, each an eighth of them, with one device of the other node."""
+    config = dataclasses.replace(CONFIG, mesh=MeshConfig(2, 8, 1))
+    found = plan.make_plan(config, SIZES, "h100:2x8", slices.open_slice("h100:2x8"), None)
+    assert found["mesh"] == {"data": 2, "fsdp": 8, "tensor": 1}
+    between = sum(found["between_nodes_bytes"].values())
+    assert between >= 2 * adapter_parameters(SIZES, CONFIG.lora) / 8
+    assert between < 0.1 * sum(found["received_bytes"].values())
+    assert found["bounds"]["network_seconds"] == pytest.approx(between / 50e9)
 
 
 @needs_cuda

@@ -11,9 +11,10 @@ from common.errors import UserError
 from common.training.parallel import MeshConfig, batch_sharding, make_device_layout
 from launch import plan, plan_deer, plan_deer_sft, plan_table, plan_unicross
 from launch.chips import CHIPS
-from launch.plan_table import Planned, Program, mesh_text, print_table, read_programs, row_of, rows_of, scaled
+from launch.plan_table import Planned, Program, read_programs, row_of, rows_of, scaled
 from launch.slices import Slice, compile_abstract
 from launch.steps import Batch, Exchanged, Step, Work
+from launch.table_text import mesh_text, print_table
 from retsta_jax.config import PRESETS as RETSTA
 
 GRADIENTS = 64 * 32 * 4

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from launch import plan_unicross
+from launch import plan_unicross, steps
 from launch.chips import CHIPS
 from launch.micro_batch_search import Compiled
 from launch.slices import Slice, device_bytes
@@ -25,7 +25,7 @@ def given(monkeypatch):
 
     monkeypatch.setattr(plan_unicross, "compile_abstract", compile_abstract)
     monkeypatch.setattr(plan_unicross, "open_slice", lambda name: Slice(CHIPS["h100"], jax.devices()[:2]))
-    monkeypatch.setattr(plan_unicross, "peak_flops", lambda device: 989e12)
+    monkeypatch.setattr(steps, "peak_flops", lambda device: 989e12)
     return seen
 
 
