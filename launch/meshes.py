@@ -88,24 +88,27 @@ def bounds(stages: dict[str, Work], peak: float | None, chip: Chip, received: fl
 
 
 def ranked(steps: list[Step], peak: float | None, chip: Chip, node: int) -> list[Step]:
-    """Best first: those that keep the preset's batch, then by the time of a row, midway between its two bounds.
+    """Best first: the least time of a row, midway between its two bounds.
 
-    Of meshes that are alike in time comes first the one whose axis fsdp is nearest to `PREFERRED_FSDP`.
+    Of meshes that are alike in time comes first the one that splits no product and whose axis fsdp is nearest to
+    `PREFERRED_FSDP`.
     """
 
-    def cost(step: Step) -> tuple[bool, float]:
+    def cost(step: Step) -> float:
         parts = exchange(step, node).values()
         received, between = sum(one.received for one in parts), sum(one.between for one in parts)
         found = bounds(step.stages, peak, chip, received, between)
-        middle = (found["seconds_at_least"] + found["seconds_without_overlap"]) / 2
-        return step.batch.size > step.batch.preset, middle / step.batch.size
+        return (found["seconds_at_least"] + found["seconds_without_overlap"]) / 2 / step.batch.size
 
-    left = sorted(((*cost(step), step) for step in steps), key=lambda one: one[:2])
+    def unusual(step: Step) -> tuple[int, float]:
+        shape = step.layout.mesh.shape
+        return shape["tensor"], abs(math.log2(shape["fsdp"] / PREFERRED_FSDP))
+
+    left = sorted(((cost(step), step) for step in steps), key=lambda one: one[0])
     order = []
     while left:
-        larger, least, _ = left[0]
-        near = [one for one in left if one[0] == larger and one[1] <= ALIKE * least]
-        best = min(near, key=lambda one: abs(math.log2(one[2].layout.mesh.shape["fsdp"] / PREFERRED_FSDP)))
-        order.append(best[2])
+        near = [one for one in left if one[0] <= ALIKE * left[0][0]]
+        best = min(near, key=lambda one: unusual(one[1]))
+        order.append(best[1])
         left = [one for one in left if one is not best]
     return order

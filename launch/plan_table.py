@@ -28,7 +28,7 @@ from launch.table_text import mesh_text
 OTHER_CHIP = 0.9
 FULL = 0.9  # of the usable memory: a mesh whose weights and optimizer state alone take more is not compiled
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_CUBES = ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
 _NODES = ("1", "8", "2x8", "4x8", "8x8", "16x8", "32x8")
 TOPOLOGIES = [
     f"{chip}:{shape}"

@@ -24,7 +24,9 @@ def markdown_cells(row: dict[str, Any]) -> dict[str, str]:
     """A row by the headings of its table. A bound of 10% of the time or less of a kind is not named."""
     kinds = sorted(row["bytes"].items(), key=lambda one: -one[1])
     shown = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in kinds if size >= 5e7)
-    most = "" if row["compiled"] in ("here", None) else "at most "
+    program = row["compiled"] or "here"
+    same = program.partition(":")[0] == row["topology"].partition(":")[0]
+    most = "" if program == "here" else "at most " if same else "about "
     cells = {
         "preset": f"`{row['preset']}`",
         "topology": f"`{row['topology']}`",

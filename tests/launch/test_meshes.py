@@ -62,14 +62,15 @@ def test_a_mesh_that_exchanges_less_comes_first():
     assert ranked(meshes, PEAK, CHIPS["v6e"], 8)[0] is meshes[1]
 
 
-def test_the_batch_of_the_preset_is_kept_where_a_mesh_can():
-    larger, kept = step((8, 1, 1), batch=(4, 8, 1, 1)), step((4, 1, 2), (9e12, 0.0), batch=(4, 4, 1, 1))
-    assert ranked([larger, kept], PEAK, CHIPS["v6e"], 8)[0] is kept
+def test_what_counts_is_the_time_of_a_row():
+    larger, kept = step((8, 1, 1), (9e12, 0.0), batch=(4, 8, 1, 1)), step((4, 1, 2), (5e12, 0.0), batch=(4, 4, 1, 1))
+    assert ranked([kept, larger], PEAK, CHIPS["v6e"], 8)[0] is larger
 
 
 def test_of_meshes_alike_the_one_that_splits_over_a_host_comes_first():
-    meshes = [step(shape, (PEAK, 0.0)) for shape in ((8, 1, 1), (4, 2, 1), (1, 8, 1), (2, 4, 1))]
+    meshes = [step(shape, (PEAK, 0.0)) for shape in ((8, 1, 1), (4, 2, 1), (1, 8, 1), (2, 4, 1), (1, 4, 2))]
     assert ranked(meshes, PEAK, CHIPS["v6e"], 8)[0] is meshes[2]
+    assert ranked(meshes, PEAK, CHIPS["v6e"], 8)[-1] is meshes[4]
 
 
 def test_more_devices_take_no_longer():
