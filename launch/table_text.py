@@ -48,13 +48,18 @@ def markdown_cells(row: dict[str, Any]) -> dict[str, str]:
         if size >= 5e6
     ]
     return cells | {
-        "TFLOPs": f"{row['flops_per_device'] / 1e12:,.1f}",
+        "TFLOPs": digits(row["flops_per_device"] / 1e12),
         "GB received": ", ".join(received),
         "at least": duration(row["seconds_at_least"]),
         "without overlap": duration(row["seconds_without_overlap"]),
         "bound by": row["bound_by"],
         "program": row["compiled"],
     }
+
+
+def digits(value: float) -> str:
+    """A number in three digits, or more where it has more before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
