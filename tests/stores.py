@@ -53,6 +53,7 @@ def store_servers(environment: pytest.MonkeyPatch) -> Iterator[None]:
     """Both servers, named by the environment."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     environment.setattr(objects, "_multipart_upload", _only_if_absent(objects._multipart_upload))
+    environment.setattr(objects, "download", _with_generation(objects.download))
     environment.setattr(Router, "handle", _one_at_a_time(Router.handle))
     environment.setattr("http.server.HTTPServer", _Threads)
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -114,6 +115,18 @@ def _one_at_a_time(handle: Any) -> Any:
             handle(*words)
 
     return locked
+
+
+def _with_generation(download: Any) -> Any:
+    """The emulator's download with the header by which TensorStore knows what it has read."""
+
+    def known(request: Any, response: Any, storage: Any, *words: Any) -> None:
+        download(request, response, storage, *words)
+        with contextlib.suppress(NotFound):
+            found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+            response["x-goog-generation"] = found["generation"]
+
+    return known
 
 
 def _only_if_absent(upload: Any) -> Any:
