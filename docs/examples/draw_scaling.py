@@ -44,25 +44,30 @@ def ending(rows: Sequence[dict[str, Any]]) -> str:
     """What bounds the step on the most devices, and which collective costs most there."""
     last = rows[-1]
     links = last["seconds"]["links"] + last["seconds"]["network"]
-    text = f"{last['devices']} devices: bound by {last['bound_by']}"
+    text = f"at {last['devices']}: bound by {last['bound_by']}"
     if last["costliest_collective"] is None or links < 0.01 * last[APART]:
         return f"{text}; exchange takes less than 1% of the time"
-    where = ", between nodes" if last["seconds"]["network"] > links / 2 else ""
+    where = " between nodes" if last["seconds"]["network"] > links / 2 else ""
     share = f"{100 * links / last[APART]:.0f}% without overlap"
-    return f"{text}; exchange {share}, most of it {last['costliest_collective']}{where}"
+    return f"{text}; exchange {share}, mostly {last['costliest_collective']}{where}"
 
 
 def draw(rows: Sequence[dict[str, Any]], chips: Sequence[str]) -> str:
     """The picture as SVG, for light and dark pages: a chart for each chip."""
     parts, y = [], MARGIN
+    names = list({row["preset"]: 0 for row in rows if row["fits"]})  # each has the same colour in every chart
+    if len(names) > SERIES_COLOURS:
+        raise UserError(f"draw_scaling: {len(names)} presets; expected at most {SERIES_COLOURS}")
     for chip in chips:
         own = [row for row in rows if row["topology"].startswith(f"{chip}:") and row["fits"]]
-        presets = {name: [row for row in own if row["preset"] == name] for name in {row["preset"]: 0 for row in own}}
-        if not presets or len(presets) > SERIES_COLOURS:
-            raise UserError(f"draw_scaling: {len(presets)} presets fit {chip}; expected 1 to {SERIES_COLOURS}")
-        solid = [Series(name, curve(found, OVERLAPPED)) for name, found in presets.items()]
-        blank = [Series("", []) for _ in range(SERIES_COLOURS - len(solid))]
-        dashed = [Series(name, curve(found, APART)) for name, found in presets.items()]
+        if not own:
+            raise UserError(f"draw_scaling: no preset fits {chip} in these rows; name others with --chips")
+        presets = {name: [row for row in own if row["preset"] == name] for name in names}
+        blank = [Series("", []) for _ in range(SERIES_COLOURS - len(names))]
+        solid, dashed = (
+            [Series(name, curve(found, bound) if found else []) for name, found in presets.items()]
+            for bound in (OVERLAPPED, APART)
+        )
         devices = [row["devices"] for row in own]
         chart = str(line_chart(chip, [*solid, *blank, *dashed], (min(devices), max(devices)), doubling=True))
         chart = chart.replace(
@@ -75,6 +80,8 @@ def draw(rows: Sequence[dict[str, Any]], chips: Sequence[str]) -> str:
         ]
         y += CHART + 60
         for index, (name, found) in enumerate(presets.items()):
+            if not found:
+                continue
             parts.append(f'<rect x="{MARGIN}" y="{y - 9}" width="16" height="4" rx="2" fill="var(--series-{index})"/>')
             parts.append(_text(f"{name}, {ending(found)}", MARGIN + 26, y, "ink"))
             y += LINE
