@@ -73,7 +73,7 @@ format: dev
 fuzz: dev
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60)
 
-# Every command that continues is killed at 50 random moments and compared with an undisturbed one; about an hour.
+# Every command that continues is killed at 50 random moments and compared with an undisturbed one; hours on two cores.
 # SOAK="--kills 3 deer-rl" for one of them, "--by stop" for SIGTERM.
 soak: dev
 	@$(BIN)/python -m tests.soak $(SOAK)
