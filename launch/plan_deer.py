@@ -240,13 +240,14 @@ def time_bounds(
     layout: DeviceLayout,
     studies: int,
     on: Slice,
-    found: dict[str, Compiled],
+    found: Mapping[str, Compiled] | None = None,
 ) -> dict[str, Any]:
     """Lower bounds on the seconds of a step whose reports all have full length, and the rollout's tokens a second.
 
-    The step is a sequence of three stages, and in each compute, memory and links overlap.
+    The step is a sequence of three stages, and in each compute, memory and links overlap. `found` are the compiled
+    programs, by which what travels between nodes counts.
     """
-    programs = {"prefill": found["rollout"], "update": found["update"]}
+    programs = {"prefill": found["rollout"], "update": found["update"]} if found else {}
     stages = {
         name: floor_of(work, on, programs.get(name)) for name, work in stages_of(config, sizes, layout, studies).items()
     }
