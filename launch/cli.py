@@ -13,6 +13,9 @@ COMMANDS = {
         several_hosts=True,
     ),
     "score": Command("text metrics of predictions", "FILE.jsonl", "common.clinical.score_command:main"),
+    "compare": Command(
+        "which differences between systems hold", "A.jsonl B.jsonl ...", "common.clinical.compare_command:main"
+    ),
     "prepare": Command(
         "a data set of studies with images",
         "--layout NAME --source PATH --output FOLDER",

@@ -135,7 +135,9 @@ def _fetch(address: Address) -> None:
     """Make the copy of an address the same as the store, but for what is newer here."""
     index = _index(address)
     try:
-        index.parent.mkdir(parents=True, exist_ok=True)
+        mirror_root().parent.mkdir(parents=True, exist_ok=True)
+        mirror_root().mkdir(mode=0o700, exist_ok=True)  # copies may hold reports
+        index.parent.mkdir(exist_ok=True)
         mirror_path(str(address)).parent.mkdir(parents=True, exist_ok=True)  # in a store, every folder exists
         with index.with_suffix(".lock").open("w") as alone:
             fcntl.flock(alone, fcntl.LOCK_EX)  # one process of this machine copies, the others find it done

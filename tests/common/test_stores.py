@@ -142,6 +142,11 @@ def test_where_another_machine_has_written_the_store_is_right(store, tmp_path):
     assert store.names() == []
 
 
+def test_copies_are_for_their_owner_only(store, tmp_path):
+    copies(store, "x")
+    assert (tmp_path / "here").stat().st_mode & 0o777 == 0o700
+
+
 def test_a_store_that_holds_nothing_yet_takes_all(store):
     with staging([f"{store.address}/deep/run"]) as [run]:
         assert not Path(run).exists()
