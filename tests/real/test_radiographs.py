@@ -56,6 +56,6 @@ def test_a_radiograph_in_another_form_is_the_same_radiograph(radiographs, tmp_pa
 def test_a_stored_radiograph_is_read_back_bit_by_bit_and_normalised_to_about_unit_range(radiographs):
     image = read_image(radiographs[0])
     np.testing.assert_array_equal(read_image(encode_png(image)), image)
-    values = normalise(augment(image, np.random.default_rng(0)))
+    [values] = normalise(augment(image, np.random.default_rng(0))[None])
     assert values.shape == (224, 224, 3)
     assert -2 < values.min() < values.max() < 3
