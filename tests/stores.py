@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import fsspec
@@ -55,7 +56,7 @@ def store_servers(environment: pytest.MonkeyPatch) -> Iterator[None]:
     environment.setattr(objects, "_multipart_upload", _only_if_absent(objects._multipart_upload))
     environment.setattr(objects, "download", _with_generation(objects.download))
     environment.setattr(Router, "handle", _one_at_a_time(Router.handle))
-    environment.setattr("http.server.HTTPServer", _Threads)
+    environment.setattr("gcp_storage_emulator.server.server", SimpleNamespace(HTTPServer=_Threads))
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     host, port = moto.get_host_and_port()
@@ -73,13 +74,13 @@ def store_servers(environment: pytest.MonkeyPatch) -> Iterator[None]:
         "TENSORSTORE_GCS_HTTP_URL": f"http://127.0.0.1:{gcs_port}",
     }.items():
         environment.setenv(name, value)
-    file_system.cache_clear()
+    _forget_clients()
     try:
         yield
     finally:
         gcs.stop()
         moto.stop()
-        file_system.cache_clear()
+        _forget_clients()
 
 
 def new_bucket(scheme: str) -> Store:
@@ -96,6 +97,13 @@ def machine(folder: object) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(folder))
         yield
+
+
+def _forget_clients() -> None:
+    """fsspec keeps them, with the addresses of servers that have ended."""
+    for scheme in SCHEMES:
+        fsspec.get_filesystem_class(scheme).clear_instance_cache()
+    file_system.cache_clear()
 
 
 class _Threads(ThreadingHTTPServer):

@@ -52,8 +52,8 @@ def studies():
 
 
 def theirs_of(reference):
-    images = normalise(IMAGES)
-    images = torch.tensor(np.asarray(images)).permute(0, 1, 4, 2, 3)
+    images = np.asarray(normalise(IMAGES.reshape(-1, *IMAGES.shape[2:]))).reshape(*IMAGES.shape, 3)
+    images = torch.tensor(images).permute(0, 1, 4, 2, 3)
     return reference(images, torch.tensor(TOKENS), torch.tensor(MASK))
 
 
