@@ -78,3 +78,9 @@ def lookup_table(entries: np.ndarray, first: int, bits: int) -> Dataset:
     item.LUTData = entries.astype("<u2").tobytes()
     item["LUTData"].VR = "OW"
     return item
+
+
+def gradient(dtype="uint16", height=24, width=32, lowest=0, highest=4095) -> np.ndarray:
+    """Each value between two levels, in random places."""
+    values = np.linspace(lowest, highest, height * width)
+    return np.random.default_rng(0).permutation(np.rint(values)).astype(dtype).reshape(height, width)
