@@ -104,8 +104,8 @@ def _import_pydicom() -> Any:
         logger.propagate = False  # what its modules log comes by way of it
         logger.handlers = [logging.NullHandler()]
     warnings.filterwarnings("ignore", module=rf"({'|'.join(names)}|{__name__})(\.|$)")
-    import libjpeg  # noqa: F401
-    import openjpeg  # noqa: F401
+    import libjpeg  # noqa: F401 - imported so that its absence is said here; pydicom finds the plugins itself
+    import openjpeg  # noqa: F401 - likewise
     import pydicom
     import pydicom.encaps
     import pydicom.filereader

@@ -9,5 +9,6 @@ def is_first_process() -> bool:
 
 
 def has_several_processes() -> bool:
+    """Whether this process has joined others."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1

@@ -17,8 +17,8 @@ from common.errors import UserError
 from common.io import store_locks, store_objects, stores
 from common.io.lock_holder import Holder, this_process
 from common.io.locks import locked_directory, locked_file
-from common.io.mirror import VARIABLE, address_text, mirror_path, with_addresses
-from common.io.store_objects import parse_address, put_bytes, split_address
+from common.io.mirror import VARIABLE, mirror_path
+from common.io.store_objects import put_bytes, split_address
 from common.io.stores import staging
 from tests.stores import SCHEMES, Store, machine, new_bucket, store_servers
 
@@ -43,41 +43,6 @@ def copies(store: Store, *keys: str) -> list[Path]:
     """The copies of these objects after a command that is given their addresses."""
     with staging([f"{store.address}/{key}" for key in keys]) as words:
         return [Path(word) for word in words]
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("s3a://bucket/x", "s3a:// is not supported; expected gs://BUCKET/KEY or s3://BUCKET/KEY"),
-        ("S3://bucket/x", "S3:// is not supported"),
-        ("abfs://c@a/x", "abfs:// is not supported"),
-        ("gs://bucket", "expected the address of something in a bucket, gs://BUCKET/KEY"),
-        ("s3:///x", "expected the address of something in a bucket, s3://BUCKET/KEY"),
-        ("gs://bucket/../../etc", "has an empty, hidden or relative part"),
-        ("gs://bucket/a//b", "has an empty, hidden or relative part"),
-        ("gs://bucket/.ssh/id", "has an empty, hidden or relative part"),
-    ],
-)
-def test_an_address_that_cannot_be_used_is_refused(text, said):
-    with pytest.raises(UserError) as refused:
-        parse_address(text)
-    assert said in str(refused.value)
-    assert str(refused.value).startswith(text)
-
-
-@pytest.mark.parametrize("text", ["", "run", "/tmp/gs:/x", "https://host/v1", "./gs://x", "C://x", "memory://x"])
-def test_other_words_are_not_addresses(text):
-    assert parse_address(text) is None
-
-
-def test_a_path_tells_its_address(tmp_path):
-    path = mirror_path("gs://bucket/a/b c.txt")
-    assert path == tmp_path / "here" / "gs" / "bucket" / "a" / "b c.txt"
-    assert address_text(path) == "gs://bucket/a/b c.txt"
-    assert address_text(tmp_path / "gs" / "bucket") is None
-    assert (
-        with_addresses(f"{path}: is empty; see {path.parent}") == "gs://bucket/a/b c.txt: is empty; see gs://bucket/a"
-    )
 
 
 def test_what_lies_at_an_address_is_copied_and_what_is_written_there_is_in_the_store(store):
