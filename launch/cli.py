@@ -14,7 +14,7 @@ COMMANDS = {
     ),
     "score": Command("text metrics of predictions", "FILE.jsonl", "common.clinical.score_command:main"),
     "compare": Command(
-        "which differences between systems hold", "A.jsonl B.jsonl ...", "common.clinical.compare_command:main"
+        "which differences between systems hold", "A.jsonl B.jsonl ...", "common.report.compare_command:main"
     ),
     "prepare": Command(
         "a data set of studies with images",

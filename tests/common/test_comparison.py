@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from common.clinical.compare_command import main, system_names
 from common.errors import UserError
 from common.metrics.bootstrap import mean_measure
 from common.metrics.comparison import compare, holm, two_sided
+from common.report.compare_command import main, system_names
 
 
 def test_holm_is_that_of_r():
