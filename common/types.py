@@ -20,11 +20,11 @@ class LossSum(flax.struct.PyTreeNode):
 
 
 class Batch(Protocol):
-    """What the training loop needs of a batch beyond its being a pytree of numpy arrays [rows, ...]."""
+    """What a training step needs of a batch beyond its being a pytree of arrays [rows, ...]."""
 
     @property
-    def real_tokens(self) -> int:
-        """Tokens that are no padding, for the rate that is logged."""
+    def real_tokens(self) -> Int[Array, ""]:
+        """Tokens that are no padding, to be logged; traced with the step, which sums it over devices."""
 
 
 class TextBatch(flax.struct.PyTreeNode):
@@ -42,9 +42,9 @@ class TextBatch(flax.struct.PyTreeNode):
     positions: Int[Array, "B S"]
 
     @property
-    def real_tokens(self) -> int:
+    def real_tokens(self) -> Int[Array, ""]:
         """Tokens in segments."""
-        return int((self.segments > 0).sum())
+        return (self.segments > 0).sum()
 
 
 class TrainState(flax.struct.PyTreeNode):

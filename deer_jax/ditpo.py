@@ -78,6 +78,11 @@ class Rollouts(flax.struct.PyTreeNode):
     reference_log_probs: Float[Array, "B G T"] | None = None  # of the policy before RL, where the objective has `kl`
     measured: dict[str, Float[Array, "B G"]] = flax.struct.field(default_factory=dict)  # means are reported
 
+    @property
+    def real_tokens(self) -> Int[Array, ""]:
+        """Sampled tokens."""
+        return self.mask.sum()
+
 
 def group_advantages(rewards: Float[Array, "B G"], epsilon: float = 1e-6) -> Float[Array, "B G"]:
     """Reward of each rollout relative to its group, in standard deviations of the group (Eq. 2).

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from common.bounds import COUNT, STEPS, bounded
 from common.command import run_cli
@@ -63,7 +63,7 @@ class LabelledRows(flax.struct.PyTreeNode):
     labels: Float[Array, "B 14"]
 
     @property
-    def real_tokens(self) -> int:
+    def real_tokens(self) -> Int[Array, ""]:
         """Tokens of the rows."""
         return self.reports.real_tokens
 

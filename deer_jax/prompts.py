@@ -42,9 +42,9 @@ class ReportRows(flax.struct.PyTreeNode):
     weights: Float[Array, "B S"]
 
     @property
-    def real_tokens(self) -> int:
+    def real_tokens(self) -> Int[Array, ""]:
         """Tokens of prompts, images and reports."""
-        return int(self.prompts.rows.mask.sum())
+        return self.prompts.rows.mask.sum()
 
 
 class Encoder(NamedTuple):

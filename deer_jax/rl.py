@@ -45,11 +45,6 @@ class StudyBatch(flax.struct.PyTreeNode):
     prompts: PyTree  # leaves [B, ...]
     study: Int[Array, " B"]
 
-    @property
-    def real_tokens(self) -> int:
-        """Prompts; the tokens that are learnt from come out of the step."""
-        return len(self.study)
-
 
 class Judged(NamedTuple):
     """What the host says of a batch of groups, in their order."""
@@ -201,9 +196,8 @@ def make_rl_step(
             state = count_once(state)
         jax.block_until_ready(metrics)
         clock.stop("update")
-        new_tokens = float(metrics["new_tokens"]) * judged.rewards.size * jax.process_count()
         spent = {SECONDS + name: np.float64(seconds) for name, seconds in clock.spent.items()}
-        return state, {**metrics, "tokens": np.int64(round(new_tokens)), **spent}
+        return state, {**metrics, **spent}
 
     return step
 

@@ -77,9 +77,9 @@ class ReportBatch(flax.struct.PyTreeNode):
     weights: Float[Array, "B T"]
 
     @property
-    def real_tokens(self) -> int:
+    def real_tokens(self) -> Int[Array, ""]:
         """Tokens that count in the loss."""
-        return int((self.weights > 0).sum())
+        return (self.weights > 0).sum()
 
 
 class Encoded(flax.struct.PyTreeNode):

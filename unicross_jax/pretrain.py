@@ -65,9 +65,9 @@ class CaptionBatch(flax.struct.PyTreeNode):
     ends: Int[Array, " B"]
 
     @property
-    def real_tokens(self) -> int:
+    def real_tokens(self) -> Int[Array, ""]:
         """Tokens of the captions."""
-        return int((self.ends + 1).sum())
+        return (self.ends + 1).sum()
 
 
 def pretraining_loss(

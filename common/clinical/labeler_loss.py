@@ -23,9 +23,9 @@ class LabelBatch(flax.struct.PyTreeNode):
     weights: Float[Array, " B"]
 
     @property
-    def real_tokens(self) -> int:
+    def real_tokens(self) -> Int[Array, ""]:
         """Tokens that are no padding."""
-        return int(self.mask.sum())
+        return self.mask.sum()
 
 
 def labeler_loss(

@@ -81,8 +81,8 @@ def train(
 ) -> TrainState:
     """Train `state` until step `total_steps`, from the latest checkpoint where there is one.
 
-    `state`, `frozen` and `rng` are placed; `step` is compiled; where it makes the tokens that it learns from, its
-    metric `tokens` is their number. `best` chooses the best checkpoint; where its measurement is not finite, which is
+    `state`, `frozen` and `rng` are placed; `step` is compiled, and its metric `tokens` is the number of tokens that it
+    learns from. `best` chooses the best checkpoint; where its measurement is not finite, which is
     said, these weights are no candidate. The console shows the metrics in `shown`; `profile` steps are traced. `now` is
     the clock in seconds. Raises UserError after too many non-finite updates in a row, and `Stopped`, with the state
     saved, after the step or the batch of an evaluation in which SIGTERM or SIGINT came.
@@ -129,15 +129,14 @@ def train(
         timings: dict[str, Any] = timed()  # waits
         values: dict[str, Any] = {name: np.asarray(value).item() for name, value in metrics.items()}
         seconds = timings["step_seconds"]
-        tokens = values.pop("tokens", batch.real_tokens * jax.process_count())
-        timings["tokens_per_second"] = tokens / seconds
+        timings["tokens_per_second"] = values["tokens"] / seconds
         timings |= {name: values.pop(name) for name in [*values] if name.startswith(SECONDS)}
         if flops is not None:
             rate = flops(batch, values) * jax.process_count() / seconds
             timings["model_tflops"] = rate / 1e12
             if peak_flops is not None:
                 timings["utilisation"] = rate / (peak_flops * layout.mesh.size)
-        return _Row(values | {"learning_rate": float(schedule(index - 1)), "tokens": tokens}, timings)
+        return _Row(values | {"learning_rate": float(schedule(index - 1))}, timings)
 
     def finished(index: int, row: _Row, state: TrainState) -> bool:
         """Evaluate what is due, and write the row; False where a signal ends an evaluation."""

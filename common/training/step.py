@@ -29,7 +29,8 @@ def make_train_step(
 ) -> TrainStep:
     """Build `step(state, frozen, batch, rng) -> (state, metrics)`, a pure function to be jitted or pmapped.
 
-    Leaves of `batch` are [B, ...] with B a multiple of `accumulate`; under pmap (`axis_name`), B is one device's rows.
+    `batch` is a `common.types.Batch` with leaves [B, ...], B a multiple of `accumulate`; under pmap (`axis_name`), B is
+    one device's rows. `tokens` among the metrics is the number of real ones on all devices.
     `rng` is the root key of the run; the step number is folded in here. An update that is not finite, or whose
     gradient or loss is not, leaves the parameters and the optimizer as they were and is counted.
     """
@@ -39,8 +40,9 @@ def make_train_step(
         if axis_name is not None:
             rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
         gradients, sums = summed_gradients(loss_fn, state.trainable, frozen, batch, rng, accumulate)
+        tokens = batch.real_tokens
         if axis_name is not None:
-            gradients, sums = jax.lax.psum((gradients, sums), axis_name)
+            gradients, sums, tokens = jax.lax.psum((gradients, sums, tokens), axis_name)
         weight = sums["loss"].weight
         gradients = jax.tree.map(lambda g: g / jnp.where(weight > 0, weight, 1).astype(g.dtype), gradients)
 
@@ -61,7 +63,7 @@ def make_train_step(
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
         )
         metrics = {name: value.total / jnp.maximum(value.weight, 1e-9) for name, value in sums.items()}
-        metrics |= {"grad_norm": norm, "weight": weight}
+        metrics |= {"grad_norm": norm, "weight": weight, "tokens": tokens}
         metrics |= {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
         return state, metrics
 

@@ -110,7 +110,7 @@ def test_an_update_that_is_not_finite_is_skipped_though_its_gradient_is():
 
     tx = optax.adam(0.1, eps=0.0)  # 0 / 0 where the gradient is 0
     step = jax.jit(make_train_step(half, tx))
-    state, metrics = step(init_state({"w": jnp.ones(3)}, tx), {}, {}, jax.random.key(0))
+    state, metrics = step(init_state({"w": jnp.ones(3)}, tx), {}, next(Counted()), jax.random.key(0))
     assert np.isfinite(metrics["grad_norm"])
     assert int(state.skipped) == int(state.skipped_in_a_row) == 1
     np.testing.assert_array_equal(state.trainable["w"], np.ones(3))

@@ -50,6 +50,7 @@ def test_two_processes_train_one_run(material, alone, tmp_path, mode):
     for row, expected in zip(rows, alone, strict=True):
         for name in ("loss", "grad_norm", "weight"):
             assert row[name] == pytest.approx(expected[name], rel=1e-4)
+        assert row["tokens"] == expected["tokens"]
     assert rows[-1]["val/loss"] == pytest.approx(alone[-1]["val/loss"], rel=1e-4)
     assert len(rows[-1]["weights_sha256"]) == 64
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
