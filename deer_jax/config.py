@@ -33,7 +33,7 @@ from common.options import Needs
 from common.training.config import METRICS_NEEDS, ReportTrainingConfig
 from common.training.optim import OptimConfig
 from common.training.parallel import MESH_NEEDS, MeshConfig, Mode
-from deer_jax.ditpo import Objective
+from deer_jax.objective import Objective
 
 EMBEDDED_BASE = Path(__file__).parent / "assets" / "base"
 INSTRUCTION = "Write the findings section of the radiology report for this study."
@@ -249,6 +249,8 @@ RL_NEEDS = (
         "reward.strength", "reward.weights", lambda weights: weights != "uniform", "--reward.weights tfidf or gradient"
     ),
     Needs("reward.uncertain", "reward.weights", ("gradient",)),
+    Needs("objective.kl_bias_correction", "objective.kl", bool, "--objective.kl"),
+    Needs("objective.entropy", "loss", operator.not_, "no --loss"),
 )
 
 ABLATION_NEEDS = (

@@ -2,26 +2,28 @@
 
 The baseline is GRPO (arXiv:2402.03300): G reports are sampled for each study, a report's advantage is its reward
 relative to its group, and the clipped objective of PPO is maximised. DiTPO multiplies the advantage of a report by a
-weight for each of its tokens (`deer_jax.token_weights`); with all weights 1 this is GRPO.
+weight for each of its tokens (`deer_jax.token_weights`); with all weights 1 this is GRPO. Other objectives
+(`deer_jax.objective`) take the same weights.
 
 Nothing here depends on a model: the policy is a pair of pure functions.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from common.bounds import NotNegative
 from common.generation.drafts import NO_DRAFTS, Drafts
 from common.generation.loop import Generated
 from common.training.step import LossFn
+from common.training.token_statistics import TokenLogprobs
 from common.types import LossSum, PyTree
+from deer_jax.objective import Normalisation, Objective
 
-Normalisation = Literal["sequence", "token", "constant"]
+RATIOS = (0.8, 0.95, 1.05, 1.2)  # below which the shares of tokens are reported
 
 
 class PolicyParams(NamedTuple):
@@ -47,23 +49,20 @@ class TokenLogProbs(Protocol):
     ) -> Float[Array, "B G T"]: ...
 
 
+class TokenStatistics(Protocol):
+    """`TokenLogProbs` with further statistics of the same distributions."""
+
+    def __call__(
+        self, params: PolicyParams, prompts: PyTree, tokens: Int[Array, "B G T"], mask: Bool[Array, "B G T"]
+    ) -> TokenLogprobs: ...
+
+
 class Policy(NamedTuple):
     """Any model that can be sampled and scored. `prompts` is any tree of leaves [B, ...]."""
 
     sample: Sample
     token_logprobs: TokenLogProbs
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """The clipped objective."""
-
-    clip_low: NotNegative = 0.2  # probability ratios below 1 - clip_low gain nothing more
-    clip_high: NotNegative = 0.2  # and above 1 + clip_high
-    kl: NotNegative = 0.0  # weight of the divergence from the policy before RL; 0: none, and no reference is scored
-    normalisation: Normalisation = "sequence"  # mean of each report, then of all; all tokens alike; all possible tokens
-    drop_equal_groups: bool = False  # groups whose rewards are all equal do not count in the denominator
-    kl_bias_correction: bool = False  # the divergence times the probability ratio, as TRL does by default
+    token_statistics: TokenStatistics | None = None  # for objectives with entropy
 
 
 class Rollouts(flax.struct.PyTreeNode):
@@ -72,10 +71,13 @@ class Rollouts(flax.struct.PyTreeNode):
     prompts: PyTree  # leaves [B, ...]
     tokens: Int[Array, "B G T"]
     mask: Bool[Array, "B G T"]
-    old_log_probs: Float[Array, "B G T"]  # of the policy that sampled
+    old_log_probs: Float[
+        Array, "B G T"
+    ]  # of the policy that sampled; where `importance` is given, by training's forward
     advantages: Float[Array, "B G"]
     token_weights: Float[Array, "B G T"]
     reference_log_probs: Float[Array, "B G T"] | None = None  # of the policy before RL, where the objective has `kl`
+    importance: Float[Array, "B G T"] | None = None  # what each token's loss is multiplied by (`importance`)
     measured: dict[str, Float[Array, "B G"]] = flax.struct.field(default_factory=dict)  # means are reported
 
     @property
@@ -84,8 +86,10 @@ class Rollouts(flax.struct.PyTreeNode):
         return self.mask.sum()
 
 
-def group_advantages(rewards: Float[Array, "B G"], epsilon: float = 1e-6) -> Float[Array, "B G"]:
-    """Reward of each rollout relative to its group, in standard deviations of the group (Eq. 2).
+def group_advantages(
+    rewards: Float[Array, "B G"], epsilon: float = 1e-6, deviations: bool = True
+) -> Float[Array, "B G"]:
+    """Reward of each rollout relative to its group, in standard deviations of the group (Eq. 2) or as it is.
 
     A group whose rewards are all equal gets exactly 0: its mean can differ from its members by rounding, and that
     difference divided by epsilon would be a signal made of noise. A rollout whose reward is not finite is no member
@@ -98,7 +102,22 @@ def group_advantages(rewards: Float[Array, "B G"], epsilon: float = 1e-6) -> Flo
     deviation = jnp.sqrt((centred**2).sum(-1, keepdims=True) / count)
     highest = jnp.where(known, rewards, -jnp.inf).max(-1, keepdims=True)
     lowest = jnp.where(known, rewards, jnp.inf).min(-1, keepdims=True)
-    return jnp.where(highest <= lowest, 0.0, centred / (deviation + epsilon))
+    return jnp.where(highest <= lowest, 0.0, centred / (deviation + epsilon) if deviations else centred)
+
+
+def probability_ratio(
+    logp: Float[Array, "B G T"], old_logp: Float[Array, "B G T"], mask: Bool[Array, "B G T"], of_sequence: bool
+) -> Float[Array, "B G T"]:
+    """How much likelier each token is now, or `of_sequence` its report: the geometric mean over the report's tokens.
+
+    The latter has the gradient of the token alone (GSPO-token, arXiv:2507.18071), so that tokens may have weights.
+    Where these are 1 the gradient of a report's mean is GSPO's.
+    """
+    gap = logp - old_logp
+    if not of_sequence:
+        return jnp.exp(gap)
+    mean = jnp.where(mask, gap, 0).sum(-1, keepdims=True) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
+    return jnp.exp(jax.lax.stop_gradient(mean) + logp - jax.lax.stop_gradient(logp))
 
 
 def policy_loss(
@@ -106,13 +125,29 @@ def policy_loss(
     old_logp: Float[Array, "B G T"],
     advantages: Float[Array, "B G"],
     token_weights: Float[Array, "B G T"],
+    mask: Bool[Array, "B G T"],
     objective: Objective,
 ) -> Float[Array, "B G T"]:
-    """Loss of each token: the clipped objective with token-level advantages A_i * w_i^t (Eq. 6), negated."""
-    ratio = jnp.exp(logp - old_logp)
+    """Loss of each token: the clipped objective with token-level advantages A_i * w_i^t (Eq. 6), negated.
+
+    CISPO clips the ratio as a weight of the log-probability's gradient (arXiv:2506.13585).
+    """
+    form = objective.form
+    ratio = probability_ratio(logp, old_logp, mask, form.of_sequence)
     gain = advantages[..., None] * token_weights
-    clipped = jnp.clip(ratio, 1 - objective.clip_low, 1 + objective.clip_high)
+    clipped = jnp.clip(ratio, 1 - form.clip_low, 1 + form.clip_high)
+    if form.weight_clipped:
+        return -jax.lax.stop_gradient(clipped) * gain * logp
     return -jnp.minimum(ratio * gain, clipped * gain)
+
+
+def importance(logp: Float[Array, "B G T"], sampled_logp: Float[Array, "B G T"], cap: float) -> Float[Array, "B G T"]:
+    """The probability of each token in training's forward pass over that in sampling, at most `cap`.
+
+    The loss times this corrects for what both programs compute differently, in bfloat16 above all (truncated importance
+    sampling, as TRL's `token_truncate`).
+    """
+    return jnp.minimum(jnp.exp(logp - sampled_logp), cap)
 
 
 def divergence(logp: Float[Array, "..."], reference_logp: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -148,37 +183,73 @@ def summed(
 
 
 def ditpo_loss(
-    logp: Float[Array, "B G T"], rollouts: Rollouts, objective: Objective
+    logp: Float[Array, "B G T"],
+    rollouts: Rollouts,
+    objective: Objective,
+    entropy: Float[Array, "B G T"] | None = None,
 ) -> tuple[LossSum, dict[str, LossSum]]:
     """The loss of rollouts whose tokens have the log-probabilities `logp` now, and sums to report by name.
 
-    `clipped` is the share of tokens whose gradient the clipping takes away, `log_prob_gap` the mean distance between
-    log-probabilities now and when sampled.
+    `entropy` is that of each token's distribution, where the objective has it. What is reported: `diagnostics`.
     """
-    loss = policy_loss(logp, rollouts.old_log_probs, rollouts.advantages, rollouts.token_weights, objective)
-    counted = jnp.ones(rollouts.advantages.shape, bool)
-    if objective.drop_equal_groups:
-        counted &= (rollouts.advantages != 0).any(-1, keepdims=True)
-    mask = rollouts.mask
-    tokens = mask.sum().astype(jnp.float32)
-
-    def mean(values: Array) -> LossSum:
-        return LossSum(jnp.where(mask, values, 0).sum(), tokens)
-
-    ratio, gain = jnp.exp(logp - rollouts.old_log_probs), rollouts.advantages[..., None] * rollouts.token_weights
-    beyond = ((ratio > 1 + objective.clip_high) & (gain > 0)) | ((ratio < 1 - objective.clip_low) & (gain < 0))
-    aux = {"clipped": mean(beyond), "log_prob_gap": mean(jnp.abs(logp - rollouts.old_log_probs))}
+    form, mask = objective.form, rollouts.mask
+    aux = diagnostics(logp, rollouts, objective)
+    loss = policy_loss(logp, rollouts.old_log_probs, rollouts.advantages, rollouts.token_weights, mask, objective)
+    if rollouts.importance is not None:
+        loss *= rollouts.importance
     if rollouts.reference_log_probs is not None:
         apart = divergence(logp, rollouts.reference_log_probs)
         if objective.kl_bias_correction:
-            apart *= ratio
+            apart *= jnp.exp(logp - rollouts.old_log_probs)
         loss += objective.kl * apart
-        aux["kl"] = mean(apart)
-    return summed(loss, mask, counted, objective.normalisation), aux
+        aux["kl"] = mean_over(mask, apart)
+    if entropy is not None:
+        loss -= objective.entropy * entropy
+        aux["entropy"] = mean_over(mask, entropy)
+    counted = jnp.ones(rollouts.advantages.shape, bool)
+    if objective.drop_equal_groups or form.refills:
+        counted &= (rollouts.advantages != 0).any(-1, keepdims=True)
+    return summed(loss, mask, counted, form.normalisation), aux
 
 
-# loss(logp, rollouts, objective) -> the sum to differentiate, and further sums to report by name
-RolloutLoss = Callable[[Float[Array, "B G T"], Rollouts, Objective], tuple[LossSum, dict[str, LossSum]]]
+def mean_over(mask: Bool[Array, "..."], values: Array) -> LossSum:
+    """The mean of the values on the mask."""
+    return LossSum(jnp.where(mask, values, 0).sum(), mask.sum().astype(jnp.float32))
+
+
+def diagnostics(logp: Float[Array, "B G T"], rollouts: Rollouts, objective: Objective) -> dict[str, LossSum]:
+    """Means over tokens that tell how far the policy has moved from the one that sampled.
+
+    `clipped_high` and `clipped_low` are the shares of tokens whose gradient the clipping takes away (of CISPO: whose
+    weight is clipped) at either end, `clipped` their sum; `log_prob_gap` the mean distance of log-probabilities;
+    `ratio_below_R` the share of tokens whose own ratio is below R; `entropy` that of the sampling policy as its samples
+    estimate it, minus their mean log-probability.
+    """
+    form, mask = objective.form, rollouts.mask
+    gap = logp - rollouts.old_log_probs
+    ratio = probability_ratio(logp, rollouts.old_log_probs, mask, form.of_sequence)
+    gain = rollouts.advantages[..., None] * rollouts.token_weights
+    high = (ratio > 1 + form.clip_high) & (form.weight_clipped | (gain > 0))
+    low = (ratio < 1 - form.clip_low) & (form.weight_clipped | (gain < 0))
+    values: dict[str, Any] = {
+        "clipped": high | low,
+        "clipped_high": high,
+        "clipped_low": low,
+        "log_prob_gap": jnp.abs(gap),
+        "entropy": -rollouts.old_log_probs,
+        **{f"ratio_below_{bound}": jnp.exp(gap) < bound for bound in RATIOS},
+    }
+    if rollouts.importance is not None:
+        values |= {
+            "importance": rollouts.importance,
+            "importance_capped": rollouts.importance >= objective.importance_cap,
+        }
+    return {name: mean_over(mask, own) for name, own in values.items()}
+
+
+# loss(logp, rollouts, objective) -> the sum to differentiate, and further sums to report by name; of an objective with
+# entropy also `entropy`
+RolloutLoss = Callable[..., tuple[LossSum, dict[str, LossSum]]]
 
 
 def make_loss(policy: Policy, objective: Objective, loss: RolloutLoss = ditpo_loss) -> LossFn:
@@ -186,8 +257,15 @@ def make_loss(policy: Policy, objective: Objective, loss: RolloutLoss = ditpo_lo
 
     def loss_fn(trainable: PyTree, frozen: PyTree, batch: Rollouts, rng: Array) -> tuple[LossSum, dict[str, LossSum]]:
         params = PolicyParams(trainable, frozen)
-        logp = policy.token_logprobs(params, batch.prompts, batch.tokens, batch.mask)
-        total, aux = loss(logp, batch, objective)
+        known: dict[str, Array] = {}
+        if objective.entropy:
+            if policy.token_statistics is None:
+                raise ValueError("objective.entropy needs a policy with token_statistics")
+            found = policy.token_statistics(params, batch.prompts, batch.tokens, batch.mask)
+            logp, known["entropy"] = found.logp, found.entropy
+        else:
+            logp = policy.token_logprobs(params, batch.prompts, batch.tokens, batch.mask)
+        total, aux = loss(logp, batch, objective, **known)
         rows = jnp.float32(batch.advantages.size)
         return total, aux | {name: LossSum(values.sum(), rows) for name, values in batch.measured.items()}
 

@@ -1,7 +1,10 @@
 """Text models as policies: prompts that are tokens, a group of samples that shares its prompt in every program."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -17,8 +20,9 @@ from common.models.qwen2 import SHARDING_RULES, Qwen2, Qwen2Config, output_head
 from common.training.losses import token_logprobs
 from common.training.parallel import gathered
 from common.training.sft import model_variables
+from common.training.token_statistics import token_statistics
 from common.types import PyTree
-from deer_jax.ditpo import Policy, PolicyParams
+from deer_jax.ditpo import Policy, PolicyParams, Sample
 
 
 def text_policy(
@@ -41,16 +45,14 @@ def text_policy(
         own = {**own, "params": gathered(own["params"], config.dtype, SHARDING_RULES)}
         return decode(qwen2_decoder(config), own, prompts, keys, dataclasses.replace(settings, group=group), drafts)
 
-    def logprobs(
-        params: PolicyParams, prompts: Prompts, tokens: Int[Array, "B G T"], mask: Bool[Array, "B G T"]
-    ) -> Float[Array, "B G T"]:
+    def scored(params: PolicyParams, prompts: Prompts, tokens: Array, mask: Array) -> Scored:
         own = variables(params)
         rows, positions = shared_rows(prompts, tokens, mask)
         read: Array = Qwen2(config).apply(own, rows, positions, SharedPrompt(prompts.mask, mask))[0]
         before = hidden_before(read, prompts.mask.shape[1], tokens.shape)
-        return group_logprobs(before, output_head(own["params"]), tokens, mask, settings, chunk, "lora" not in own)
+        return Scored(before, output_head(own["params"]), "lora" not in own)
 
-    return Policy(sample, logprobs)
+    return make_policy(sample, scored, settings, chunk)
 
 
 def shared_rows(
@@ -74,29 +76,40 @@ def hidden_before(hidden: Float[Array, "B N D"], prompt: int, shape: tuple[int, 
     return jnp.concatenate([first, own[:, :, :-1]], axis=2)
 
 
-def group_logprobs(
-    before: Float[Array, "B G T D"],
-    head: Float[Array, "V D"],
-    tokens: Int[Array, "B G T"],
-    mask: Bool[Array, "B G T"],
-    settings: DecodeSettings,
-    chunk: int,
-    head_trained: bool,
-) -> Float[Array, "B G T"]:
-    """Log-probabilities under the distribution that is sampled from: after temperature and forbidden ids.
+class Scored(NamedTuple):
+    """What a model makes of continuations: the distribution of each token is softmax(before @ head.T)."""
 
-    At temperature 0 tokens are chosen without chance; they are scored at temperature 1, as
-    `common.generation.sampling` does.
+    before: Float[Array, "B G T D"]
+    head: Float[Array, "V D"]
+    head_trained: bool
+
+
+def make_policy(sample: Sample, scored: Callable[..., Scored], settings: DecodeSettings, chunk: int) -> Policy:
+    """A policy of a model whose hidden states `scored(params, prompts, tokens, mask)` gives.
+
+    Log-probabilities are those under the distribution that is sampled from: after temperature and forbidden ids. At
+    temperature 0 tokens are chosen without chance; they are scored at temperature 1, as `common.generation.sampling`
+    does. `chunk` positions of each row have logits at a time.
     """
-    batch, group, length = tokens.shape
-    flat = (batch, group * length)
-    logp = token_logprobs(
-        before.reshape(*flat, -1) / (settings.sampling.temperature or 1.0),
-        head,
-        tokens.reshape(flat),
-        wanted=mask.reshape(flat),
-        chunk=chunk,
-        head_trained=head_trained,
-        forbidden=settings.forbidden(head.shape[0]),
-    )
-    return logp.reshape(tokens.shape)
+
+    def over_rows(of_tokens: Callable[..., Any]) -> Callable[..., Any]:
+        def of_groups(
+            params: PolicyParams, prompts: PyTree, tokens: Int[Array, "B G T"], mask: Bool[Array, "B G T"]
+        ) -> Any:
+            own = scored(params, prompts, tokens, mask)
+            batch, group, length = tokens.shape
+            flat = (batch, group * length)
+            found = of_tokens(
+                own.before.reshape(*flat, -1) / (settings.sampling.temperature or 1.0),
+                own.head,
+                tokens.reshape(flat),
+                wanted=mask.reshape(flat),
+                chunk=chunk,
+                head_trained=own.head_trained,
+                forbidden=settings.forbidden(own.head.shape[0]),
+            )
+            return jax.tree.map(lambda leaf: leaf.reshape(tokens.shape), found)
+
+        return of_groups
+
+    return Policy(sample, over_rows(token_logprobs), over_rows(token_statistics))

@@ -108,12 +108,15 @@ def make_judge(
         ]
         measured = {"bleu2": bleu2(texts, against)}
         scored: Scores | None = None
+        findings: np.ndarray | None = None
         if labeler is not None:
             if together is None:
                 found = labeler.label(texts, names_of)
             else:
                 scored, found = together(batch)
             measured["label_f1"] = label_f1(found.classes, expected[of_text])
+            said, true = found.classes == POSITIVE, expected[of_text] == POSITIVE
+            findings = np.stack([said & true, said, true], axis=-1).reshape(*shape, -1, 3)
             measured["no_positive_reference"] = ~(expected[of_text] == POSITIVE).any(-1)
             measured["beyond_labeler_window"] = np.full(len(texts), found.cut.reports / len(texts))
             measured["unknown_to_labeler"] = np.full(len(texts), found.unknown / len(texts))
@@ -127,6 +130,6 @@ def make_judge(
         weights = weights_of(checked_scores(scored, batch, names[1]), strength)
         seconds = {"labels": judged - started, "token_weights": time.perf_counter() - judged}
         shaped = {name: np.asarray(values, np.float32).reshape(shape) for name, values in measured.items()}
-        return Judged(rewards.reshape(shape), weights, shaped, seconds)
+        return Judged(rewards.reshape(shape), weights, shaped, seconds, findings)
 
     return judge

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from common.data.packing import GlobalBatch, Plan
 from common.data.tokenizers import Tokenizer
@@ -27,23 +27,30 @@ from common.training.parallel import DeviceLayout, compile_rows, compile_step, d
 from common.training.step import TrainStep, make_train_step
 from common.types import PyTree, TrainState
 from deer_jax.ditpo import (
-    Objective,
     Policy,
     PolicyParams,
     RolloutLoss,
     Rollouts,
     ditpo_loss,
     group_advantages,
+    importance,
     make_loss,
 )
+from deer_jax.measures import of_groups, reward_measures, rollout_measures, weight_measures
+from deer_jax.objective import Objective
 from deer_jax.token_weights import Rollout, Scores, read_rollout
 
 
 class StudyBatch(flax.struct.PyTreeNode):
-    """Prompts of B studies, and their numbers: a study's samples depend on its number, the step and the run's key."""
+    """Prompts of B studies, and their numbers: a study's samples depend on its number, the step and the run's key.
+
+    Where the rewards of a study's group are all equal, the study of the same row in the next of `spares` takes its
+    place.
+    """
 
     prompts: PyTree  # leaves [B, ...]
     study: Int[Array, " B"]
+    spares: tuple["StudyBatch", ...] = ()
 
 
 class Judged(NamedTuple):
@@ -53,18 +60,23 @@ class Judged(NamedTuple):
     weights: Scores  # of each group, of each rollout, of each token
     measured: dict[str, Float[np.ndarray, "B G"]]  # values to report the means of
     seconds: dict[str, float]
+    found: Bool[np.ndarray, "B G 14 3"] | None = None  # findings: in report and reference, in the one, in the other
 
 
 # judge(studies, groups of rollouts, updates done) -> Judged
 Judge = Callable[[Int[np.ndarray, " B"], Sequence[Sequence[Rollout]], int], Judged]
 
 
-def plan_studies(count: int, rows: int, steps: int, seed: int) -> Plan:
-    """Batches of `rows` studies out of `count`, each as often as any other: one shuffled pass after another."""
-    passes = -(-rows * steps // count)
+def plan_studies(count: int, rows: int, steps: int, seed: int, spares: int = 0) -> Plan:
+    """Batches of `rows` studies out of `count`, each as often as any other: one shuffled pass after another.
+
+    A row has a study and then its spare ones.
+    """
+    own = rows * (1 + spares)
+    passes = -(-own * steps // count)
     order = np.concatenate([np.random.default_rng([seed, one]).permutation(count) for one in range(passes)])
-    batches = order[: rows * steps].reshape(steps, rows).tolist()
-    return Plan([GlobalBatch(1, [[study] for study in batch], rows, 0) for batch in batches])
+    batches = order[: own * steps].reshape(steps, 1 + spares, rows).swapaxes(1, 2).tolist()
+    return Plan([GlobalBatch(1, batch, rows, 0) for batch in batches])
 
 
 def read_groups(generated: Generated, tokenizer: Tokenizer) -> list[list[Rollout]]:
@@ -82,44 +94,6 @@ def padded_weights(weights: Scores, length: int) -> Float[np.ndarray, "B G T"]:
         for index, own in enumerate(group):
             padded[row, index, : len(own)] = own
     return padded
-
-
-def rollout_measures(generated: Generated, groups: Sequence[Sequence[Rollout]]) -> dict[str, np.ndarray]:
-    """What is told of rollouts whatever the reward: length, and shares that were cut off, empty or no UTF-8."""
-
-    def each(of: Callable[[Rollout], float]) -> Float[np.ndarray, "B G"]:
-        return np.array([[of(rollout) for rollout in group] for group in groups], np.float32)
-
-    return {
-        "new_tokens": np.asarray(generated.lengths, np.float32),
-        "unfinished": np.asarray(~generated.stopped, np.float32),
-        "empty": each(lambda rollout: not rollout.text.strip()),
-        "invalid_text": each(lambda rollout: "\N{REPLACEMENT CHARACTER}" in rollout.text),
-    }
-
-
-def reward_measures(rewards: Float[np.ndarray, "B G"]) -> dict[str, np.ndarray]:
-    """Of finite rewards the mean and the deviation in the group, shares of groups without one, and what is not finite.
-
-    The first three are DEER's Table 7.
-    """
-    known = np.isfinite(rewards)
-    values = np.where(known, rewards, np.nan)
-    empty = ~known.any(-1)
-    values[empty] = 0
-    deviation = np.nanstd(values, axis=-1)
-    unique = np.array([len(np.unique(row[own])) for row, own in zip(rewards, known, strict=True)])
-    return {
-        "reward": np.where(known, rewards, 0) * (rewards.size / max(known.sum(), 1)),
-        "reward_deviation": _by_group(deviation, rewards.shape),
-        "zero_variance_groups": _by_group(unique < 2, rewards.shape),
-        "unique_rewards": _by_group(unique, rewards.shape),
-        "rewards_not_finite": (~known).astype(np.float32),
-    }
-
-
-def _by_group(values: np.ndarray, shape: tuple[int, ...]) -> Float[np.ndarray, "B G"]:
-    return np.broadcast_to(values[:, None], shape).astype(np.float32)
 
 
 def make_rl_step(
@@ -140,6 +114,8 @@ def make_rl_step(
 ) -> TrainStep:
     """`step(state, frozen, batch, rng)` over `StudyBatch`es: rollout, judgement, `updates` updates on it.
 
+    A batch has spare studies where groups with equal rewards are to be drawn again.
+
     `loss` is that of rollouts. Drafts come from `table`, where the policy's settings have some. `reference` is the
     trainable tree before RL; it is needed where the objective has `kl`. `state.step` counts steps, not updates. Metrics
     whose name begins with "seconds/" tell where the time went. Raises UserError naming a study, by its entry in `ids`
@@ -158,14 +134,20 @@ def make_rl_step(
     def score(trainable: PyTree, frozen: PyTree, batch: Rollouts, _: Array) -> Float[Array, "B G T"]:
         return policy.token_logprobs(PolicyParams(trainable, frozen), batch.prompts, batch.tokens, batch.mask)
 
+    def correct(trainable: PyTree, frozen: PyTree, batch: Rollouts, at: Array) -> tuple[Array, Array]:
+        logp = score(trainable, frozen, batch, at)
+        return logp, importance(logp, batch.old_log_probs, objective.importance_cap)
+
     placed_table = None if table is None else device_put_tree(table, layout)
-    run_sample, run_score = compile_rows(sample, layout), compile_rows(score, layout)
+    run_sample, run_score, run_correct, run_take = (
+        compile_rows(rows, layout) for rows in (sample, score, correct, _take_rows)
+    )
     learnt = make_loss(policy, objective, loss)
     update = compile_step(lambda axis: make_train_step(learnt, tx, accumulate, axis), layout)
     count_once = jax.jit(lambda state: state.replace(step=state.step - (updates - 1)), donate_argnums=0)
 
-    def step(state: TrainState, frozen: PyTree, batch: StudyBatch, rng: Array):
-        clock = _Clock()
+    def draw(state: TrainState, frozen: PyTree, batch: StudyBatch, rng: Array, clock: _Clock) -> _Drawn:
+        """Sample the groups of a batch, and judge them."""
         at = rng, state.step, placed_table
         studies = halved("--batch-size", batch.study.size, multiple=layout.row_shards)
         with slot_memory(studies, without_drafts(table is not None), halved("--rollout.group", group)):
@@ -175,21 +157,50 @@ def make_rl_step(
         check_rollouts(generated, studies if ids is None else [ids[study] for study in studies], int(state.step) + 1)
         groups = read_groups(generated, tokenizer)
         judged = judge(studies, groups, int(state.step))
+        clock.stop("host", without=judged.seconds)
+        return _Drawn(batch.prompts, generated, groups, judged)
+
+    def fill(state: TrainState, frozen: PyTree, batch: StudyBatch, rng: Array, clock: _Clock) -> _Drawn:
+        """Draw a batch, and in place of groups with equal rewards those of its spare studies."""
+        drawn = draw(state, frozen, batch, rng, clock)
+        refilled = np.zeros(len(drawn.groups), bool)
+        for spare in batch.spares:
+            equal = ~has_variance(drawn.judged.rewards)
+            if not any_process(bool(equal.any())):
+                break
+            other = draw(state, frozen, spare, rng, clock)
+            prompts = run_take({}, {}, (place_batch(equal, layout), other.prompts, drawn.prompts), state.step)
+            drawn = _with_rows(equal, other, drawn, prompts)
+            refilled |= equal
+        if batch.spares:
+            drawn.judged.measured["refilled"] = of_groups(refilled, drawn.judged.rewards.shape)
+        return drawn
+
+    def step(state: TrainState, frozen: PyTree, batch: StudyBatch, rng: Array):
+        clock = _Clock()
+        prompts, generated, groups, judged = fill(state, frozen, batch, rng, clock)
+        mask = generated.mask & generated.stopped[..., None] if objective.mask_unfinished else generated.mask
+        advantages = group_advantages(jnp.asarray(judged.rewards, jnp.float32), deviations=objective.form.deviations)
         host = {
+            "tokens": generated.tokens,
+            "mask": mask,
             "old_log_probs": generated.log_probs,
-            "advantages": np.asarray(group_advantages(jnp.asarray(judged.rewards, jnp.float32))),
+            "advantages": np.asarray(advantages),
             "token_weights": padded_weights(judged.weights, generated.tokens.shape[-1]),
             "measured": {
                 **judged.measured,
                 **rollout_measures(generated, groups),
                 **reward_measures(judged.rewards),
+                **weight_measures(judged.weights),
             },
         }
-        placed = place_batch({"tokens": generated.tokens, "mask": generated.mask, **host}, layout)
-        rollouts = Rollouts(prompts=batch.prompts, **placed)
+        rollouts = Rollouts(prompts=prompts, **place_batch(host, layout))
         if objective.kl:
             rollouts = rollouts.replace(reference_log_probs=run_score(reference, frozen, rollouts, state.step))
-        clock.stop("host", without=judged.seconds)
+        if objective.importance_cap:
+            logp, ratio = run_correct(state.trainable, frozen, rollouts, state.step)
+            rollouts = rollouts.replace(old_log_probs=logp, importance=ratio)
+        clock.stop("host")
         for _ in range(updates):
             state, metrics = update(state, frozen, rollouts, rng)
         if updates > 1:
@@ -200,6 +211,54 @@ def make_rl_step(
         return state, {**metrics, **spent}
 
     return step
+
+
+class _Drawn(NamedTuple):
+    """A batch with its groups, sampled and judged; `prompts` are placed, the rest is on the host."""
+
+    prompts: PyTree
+    generated: Generated
+    groups: list[list[Rollout]]
+    judged: Judged
+
+
+def has_variance(rewards: Float[np.ndarray, "B G"]) -> Bool[np.ndarray, " B"]:
+    """Whether a group has finite rewards that are not all equal."""
+    known = np.isfinite(rewards)
+    return np.where(known, rewards, -np.inf).max(-1) > np.where(known, rewards, np.inf).min(-1)
+
+
+def any_process(here: bool) -> bool:
+    """Whether it is so in any process."""
+    if jax.process_count() == 1:
+        return bool(here)
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(here)).any())
+
+
+def _take_rows(_: PyTree, __: PyTree, rows: tuple[Array, PyTree, PyTree], ___: Array) -> PyTree:
+    """Where `rows[0]` the rows of the second tree, else those of the third."""
+    chosen, new, old = rows
+    return jax.tree.map(lambda a, b: jnp.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+
+
+def _with_rows(chosen: Bool[np.ndarray, " B"], new: _Drawn, old: _Drawn, prompts: PyTree) -> _Drawn:
+    """`old` with the chosen rows of `new`."""
+
+    def of_arrays(new: PyTree, old: PyTree) -> PyTree:
+        return jax.tree.map(lambda a, b: np.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+
+    def of_lists(new: list, old: list) -> list:
+        return [a if taken else b for taken, a, b in zip(chosen, new, old, strict=True)]
+
+    judged = Judged(
+        of_arrays(new.judged.rewards, old.judged.rewards),
+        of_lists(new.judged.weights, old.judged.weights),
+        of_arrays(new.judged.measured, old.judged.measured),
+        old.judged.seconds,
+    )  # `found` is for validation
+    return _Drawn(prompts, of_arrays(new.generated, old.generated), of_lists(new.groups, old.groups), judged)
 
 
 def check_rollouts(generated: Generated, ids: Sequence[object], step: int) -> None:
@@ -213,7 +272,7 @@ def check_rollouts(generated: Generated, ids: Sequence[object], step: int) -> No
 
 
 class _Clock:
-    """Seconds by name since the last stop."""
+    """Seconds by name, summed over stops."""
 
     def __init__(self) -> None:
         self.spent: dict[str, float] = {}
@@ -222,5 +281,6 @@ class _Clock:
     def stop(self, name: str, without: Mapping[str, float] | None = None) -> None:
         """The time goes to `name`, but for the parts of it that have names of their own."""
         now, parts = time.perf_counter(), without or {}
-        self.spent |= {name: now - self._last - sum(parts.values()), **parts}
+        for part, seconds in {name: now - self._last - sum(parts.values()), **parts}.items():
+            self.spent[part] = self.spent.get(part, 0.0) + seconds
         self._last = now

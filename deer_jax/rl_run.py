@@ -22,6 +22,7 @@ from common.generation.draft_sources import DRAFT_TOKENS, report_table
 from common.io.fingerprints import data_record
 from common.io.functions import load_function
 from common.io.terminal import say
+from common.metrics.clinical import FINDINGS
 from common.models.attention_choice import attention_lines, say_attention
 from common.models.qwen2_vl import SHARDING_RULES
 from common.training.evaluation import Check, Evaluation
@@ -47,6 +48,7 @@ from deer_jax.config import (
 )
 from deer_jax.ditpo import ditpo_loss
 from deer_jax.flops import step_flops
+from deer_jax.objective import METHODS_OWN
 from deer_jax.prompts import prompt_length, splits_line
 from deer_jax.rewarding import make_judge, score_function
 from deer_jax.rewards import Reward, phase_gamma
@@ -72,7 +74,7 @@ OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", "adapter", "model")  # of a run dir
 LABEL_BATCH = 64  # reports
 PAPERS = -1  # the strength that stands for the paper's
 REWARD = "val/reward"
-SHOWN = ("reward", "kl", "new_tokens", "clipped")
+SHOWN = ("reward", "kl", "new_tokens", "clipped", "entropy")
 
 
 def main(arguments: list[str]) -> None:
@@ -96,6 +98,10 @@ def check_config(config: RlConfig) -> None:
         raise UserError(
             "reward: expected one end in phase_ends for each phase of gammas except the last, in increasing order"
         )
+    for name in ("clip_low", "clip_high"):
+        value = getattr(config.objective, name)
+        if METHODS_OWN < value < 0:
+            raise UserError(f"objective.{name}: {value}; expected at least 0, or {METHODS_OWN} for that of the method")
     if reward.strength != PAPERS and reward.strength < 0:
         raise UserError(f"reward.strength must be at least 0, or {PAPERS} for the paper's, found {reward.strength}")
 
@@ -140,10 +146,11 @@ def judge_of(
 def reward_evaluation(
     config: RlConfig, base: Base, split: Split, frozen: PyTree, judge: Judge, layout: DeviceLayout
 ) -> Evaluation:
-    """The mean reward of the greedy reports of a split, by the last phase's reward.
+    """The mean reward of the greedy reports of a split, by the last phase's reward; with a labeler, F1 of each finding.
 
-    The mean is over finite rewards, as that of training is. It is NaN, which is never the best, where there is none, or
-    where a report comes from logits that are not finite.
+    An F1 is NaN where neither reports nor references have the finding. The mean is over finite rewards, as that of
+    training is. It is NaN, which is never the best, where there is none, or where a report comes from logits that are
+    not finite.
     """
     run = compile_rows(greedy_writer(config, base, config.rollout.max_new_tokens), layout)
     rng = device_put_tree(jax.random.key(0), layout)
@@ -151,9 +158,10 @@ def reward_evaluation(
     make = study_batches(config, base, split)
     count = len(split.studies)
     local = rows // jax.process_count()
+    by_finding = [f"f1/{name}" for name in FINDINGS] if config.reward.labeler else []
 
     def measure(state: TrainState, check: Check) -> dict[str, float]:
-        sums = np.zeros(2)
+        sums, counts = np.zeros(2), np.zeros((len(FINDINGS), 3))
         for start in range(0, count, rows):
             check()
             first = start + jax.process_index() * local
@@ -164,17 +172,22 @@ def reward_evaluation(
             real = np.arange(first, first + local) < count
             rewards, finite = judged.rewards[real, 0], np.isfinite(judged.rewards[real, 0])
             sums += rewards[finite].sum(), finite.sum()
+            if judged.found is not None:
+                counts += judged.found[real, 0].sum(0)
             for study in np.asarray(batch.study)[real & ~written.finite[:, 0]]:
                 say(f"warning: validation: id {split.studies[study].id!r}: {NOT_FINITE}", error=True)
                 sums[0] = np.nan
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
-            sums = multihost_utils.process_allgather(sums).sum(0)
+            sums, counts = (part.sum(0) for part in multihost_utils.process_allgather((sums, counts)))
         total, known = sums
-        return {REWARD: float(total / known) if known else math.nan}
+        measured = {REWARD: float(total / known) if known else math.nan}
+        for name, (right, said, true) in zip(by_finding, counts, strict=False):
+            measured[name] = float(2 * right / (said + true)) if said + true else math.nan
+        return measured
 
-    return Evaluation(config.evaluate_every, measure, (REWARD,))
+    return Evaluation(config.evaluate_every, measure, (REWARD, *by_finding))
 
 
 @owning_run_directory
@@ -220,7 +233,13 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         trainable=trainable,
         frozen=frozen,
         batches=make_iterator(
-            plan_studies(len(splits["train"].studies), config.batch_size, config.steps, config.seed),
+            plan_studies(
+                len(splits["train"].studies),
+                config.batch_size,
+                config.steps,
+                config.seed,
+                config.objective.form.refills,
+            ),
             study_batches(config, base, splits["train"]),
             **this_process(),
         ),

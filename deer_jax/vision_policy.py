@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from typing import Literal
 
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from common.generation.drafts import NO_DRAFTS, Drafts
 from common.generation.loop import Generated
@@ -31,7 +31,7 @@ from common.training.parallel import gathered
 from common.training.token_loss import TokenLoss, report_loss
 from common.types import LossSum, PyTree
 from deer_jax.ditpo import Policy, PolicyParams
-from deer_jax.policy import group_logprobs, hidden_before
+from deer_jax.policy import Scored, hidden_before, make_policy
 from deer_jax.prompts import ReportRows, StudyPrompts
 
 Tuning = Literal["vision", "full", "lora"]
@@ -131,18 +131,15 @@ def vision_policy(
     ) -> Generated:
         return decode(decoder, params, prompts, keys, dataclasses.replace(settings, group=group), drafts)
 
-    def logprobs(
-        params: PolicyParams, prompts: StudyPrompts, tokens: Int[Array, "B G T"], mask: Bool[Array, "B G T"]
-    ) -> Float[Array, "B G T"]:
+    def scored(params: PolicyParams, prompts: StudyPrompts, tokens: Array, mask: Array) -> Scored:
         own, adapter = model_params(params, adapters)
         features = image_features(config, own, prompts, layout)
         rows, segments = with_continuations(prompts.rows, tokens, mask)
         read = hidden_states(config, own, rows, features, segments, adapter)
         before = hidden_before(read, prompts.rows.tokens.shape[1], tokens.shape)
-        trained = "language" in params.trainable
-        return group_logprobs(before, output_head(own), tokens, mask, settings, chunk, trained)
+        return Scored(before, output_head(own), "language" in params.trainable)
 
-    return Policy(sample, logprobs)
+    return make_policy(sample, scored, settings, chunk)
 
 
 def sft_loss(

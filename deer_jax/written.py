@@ -35,12 +35,16 @@ def greedy_writer(config: RunConfig, base: Base, max_new_tokens: int) -> Write:
 
 
 def study_batches(config: RunConfig, base: Base, split: Split) -> Callable[[GlobalBatch], StudyBatch]:
-    """What turns planned studies into prompts."""
+    """What turns planned studies into prompts; further studies of a row are its spare ones."""
     length = prompt_length(base.encoder, config.data.views)
 
+    def of(studies: Any, spares: tuple[StudyBatch, ...] = ()) -> StudyBatch:  # numpy until placed on devices
+        prompts = study_prompts(studies, split.images, base.encoder, config.data.views, length)
+        return StudyBatch(prompts, studies, spares)
+
     def make(batch: GlobalBatch) -> StudyBatch:
-        studies: Any = np.array([row[0] for row in batch.rows], np.int32)  # numpy until placed on devices
-        return StudyBatch(study_prompts(studies, split.images, base.encoder, config.data.views, length), studies)
+        first, *spares = np.array(batch.rows, np.int32).T
+        return of(first, tuple(of(studies) for studies in spares))
 
     return make
 

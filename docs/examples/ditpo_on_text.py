@@ -30,7 +30,7 @@ from common.training.optim import OptimConfig, make_optimizer
 from common.training.parallel import device_put_tree, make_device_layout, place_batch
 from common.training.step import init_state
 from deer_jax.config import RewardConfig
-from deer_jax.ditpo import Objective
+from deer_jax.objective import Objective
 from deer_jax.policy import text_policy
 from deer_jax.rewarding import make_judge
 from deer_jax.rl import StudyBatch, make_rl_step, plan_studies

@@ -38,7 +38,8 @@ from common.training.step import init_state
 from common.types import PyTree
 from deer_jax.config import RewardConfig
 from deer_jax.ddsampling import diversity, select
-from deer_jax.ditpo import Objective, Policy, PolicyParams
+from deer_jax.ditpo import Policy, PolicyParams
+from deer_jax.objective import Objective
 from deer_jax.rewarding import make_judge
 from deer_jax.rl import StudyBatch, make_rl_step, plan_studies
 from deer_jax.rl_run import make_scores

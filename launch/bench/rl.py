@@ -104,7 +104,7 @@ def _medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 def make_step(shape: Shape, tokens: Int[np.ndarray, "B P"]) -> tuple[Timed, list[dict[str, float]]]:
     """A step on these prompts as a work, the state going from one call to the next; and the parts of each call."""
     from common.training.logs import SECONDS
-    from deer_jax.ditpo import Objective
+    from deer_jax.objective import Objective
     from deer_jax.rl import StudyBatch, make_rl_step
 
     judge, tokenizer = make_host(shape)

@@ -29,7 +29,8 @@ from common.models.qwen2_weights import param_shapes
 from common.training.sft import sft_loss
 from common.training.step import init_state, make_train_step
 from common.types import TextBatch
-from deer_jax.ditpo import Objective, Rollouts, make_loss
+from deer_jax.ditpo import Rollouts, make_loss
+from deer_jax.objective import Objective
 from deer_jax.prompts import StudyPrompts
 from deer_jax.vision_policy import split_params, vision_policy
 from tests.programs import PROGRAMS, lowered, rearranged_stacks, unicross_loss

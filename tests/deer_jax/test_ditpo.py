@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deer_jax.ditpo import Objective, Policy, Rollouts, ditpo_loss, divergence, group_advantages, make_loss
+from deer_jax.ditpo import Policy, Rollouts, ditpo_loss, divergence, group_advantages, make_loss
+from deer_jax.objective import Objective
 
 B, G, T = 3, 4, 6
 

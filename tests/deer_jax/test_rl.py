@@ -23,10 +23,11 @@ from common.training.loop import train
 from common.training.optim import OptimConfig, make_optimizer, make_schedule
 from common.training.parallel import MeshConfig, device_put_tree, make_device_layout, place_batch
 from common.training.step import init_state
-from deer_jax.ditpo import Objective
+from deer_jax.measures import reward_measures, rollout_measures, weight_measures
+from deer_jax.objective import Objective
 from deer_jax.policy import text_policy
 from deer_jax.rewarding import make_judge, score_function
-from deer_jax.rl import StudyBatch, make_rl_step, plan_studies, reward_measures, rollout_measures
+from deer_jax.rl import StudyBatch, has_variance, make_rl_step, plan_studies
 from deer_jax.token_weights import Rollout, uniform_scores
 from tests import tiny
 from tests.overflow import LOUD, overflowing
@@ -41,9 +42,12 @@ REFERENCES = [f"word{number} word{number}" for number in range(STUDIES)]
 
 
 def to_batch(plan) -> StudyBatch:
-    studies = np.array([row[0] for row in plan.rows], np.int32)
-    tokens = np.stack([studies + 10, studies + 20], axis=1).astype(np.int32)
-    return StudyBatch(Prompts(tokens, np.ones(tokens.shape, bool)), studies)
+    def of(studies, spares=()):
+        tokens = np.stack([studies + 10, studies + 20], axis=1).astype(np.int32)
+        return StudyBatch(Prompts(tokens, np.ones(tokens.shape, bool)), studies, spares)
+
+    first, *spares = np.array(plan.rows, np.int32).T
+    return of(first, tuple(of(studies) for studies in spares))
 
 
 def wanted_words(texts, references):
@@ -76,7 +80,7 @@ def run(
     state = train(
         device_put_tree(init_state(trainable, tx), layout),
         {},
-        make_iterator(plan_studies(STUDIES, 8, steps, seed=0), to_batch),
+        make_iterator(plan_studies(STUDIES, 8, steps, 0, objective.form.refills), to_batch),
         watched,
         run_dir=run_dir,
         total_steps=steps,
@@ -160,6 +164,62 @@ def test_several_updates_on_the_same_rollouts_move_away_from_the_policy_that_sam
     assert int(state.step) == 2
     assert rows[0]["log_prob_gap"] > 1e-3
     assert rows[0]["kl"] > 0
+
+
+def silent_for_the_first(texts, references):
+    """Equal rewards of the first five studies."""
+    known = {*REFERENCES[5:]}
+    return [value * (own in known) for value, own in zip(wanted_words(texts, references), references, strict=True)]
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_groups_with_equal_rewards_are_drawn_again_of_other_studies(tmp_path, mode):
+    layout, refills = make_device_layout(mode), 2
+    _, rows = run(
+        tmp_path, 2, layout, reward=silent_for_the_first, objective=Objective(refills=refills), rate=0.0
+    )  # fmt: skip
+    for step, batch in zip(rows, plan_studies(STUDIES, 8, 2, 0, refills).batches, strict=True):
+        assert all(len(row) == 1 + refills for row in batch.rows)
+        told = np.array(batch.rows) >= 5
+        assert step["refilled"] == pytest.approx((~told[:, 0]).mean())
+        assert step["zero_variance_groups"] == pytest.approx((~told.any(1)).mean())
+        assert step["zero_variance_groups"] < (~told[:, 0]).mean()
+        assert step["log_prob_gap"] < 1e-4  # so that tokens and prompts are of the same study
+
+
+def test_groups_have_variance_where_finite_rewards_differ():
+    rewards = np.array([[1, 1, 1], [1, 2, 1], [np.nan, 1, 1], [np.nan] * 3, [np.nan, 1, 2]])
+    assert has_variance(rewards).tolist() == [False, True, False, False, True]
+
+
+def test_an_entropy_bonus_keeps_samples_diverse(tmp_path):
+    shared = {"reward": lambda texts, _: [float(len(text)) for text in texts], "rate": 1e-2}
+    plain, bonus = (
+        run(tmp_path / name, 12, make_device_layout("jit"), objective=Objective(entropy=weight), **shared)[1]
+        for name, weight in (("plain", 0.0), ("bonus", 2.0))
+    )
+    assert bonus[-1]["entropy"] > plain[-1]["entropy"] + 0.2
+    # What samples estimate and what the distributions have agree before the first update.
+    assert plain[0]["entropy"] == pytest.approx(bonus[0]["entropy"], rel=0.05)
+
+
+def test_what_training_computes_otherwise_than_sampling_is_corrected_and_unfinished_reports_teach_nothing(tmp_path):
+    objective = Objective(importance_cap=2.0, mask_unfinished=True)
+    _, rows = run(tmp_path, 1, make_device_layout("pmap"), objective=objective)
+    assert rows[0]["importance"] == pytest.approx(1, abs=1e-4)
+    assert rows[0]["importance_capped"] == 0
+    assert rows[0]["log_prob_gap"] == 0
+    assert rows[0]["unfinished"] > 0.5
+    assert rows[0]["tokens"] < 0.5 * rows[0]["new_tokens"] * 8 * GROUP
+
+
+def test_weights_are_told_by_their_heaviest_tenth():
+    heavy = np.ones(20)
+    heavy[:2] = 9
+    measured = weight_measures([[heavy, np.ones(10)], [np.zeros(0), np.zeros(3)]])
+    np.testing.assert_allclose(measured["token_weight"], [[1.8, 1], [1, 0]])
+    np.testing.assert_allclose(measured["token_weight_largest"], [[9, 1], [0, 0]])
+    np.testing.assert_allclose(measured["token_weight_heaviest_tenth"], [[0.5, 0.1], [0, 0]])
 
 
 def test_only_rewarded_tokens_are_pushed_when_their_weight_says_so(tmp_path):

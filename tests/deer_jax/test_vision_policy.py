@@ -15,8 +15,9 @@ from common.models.qwen2_vl import Qwen2VLConfig, init_params
 from common.models.qwen2_vl_layout import study_rows, vision_layout
 from common.models.qwen2_vl_vision import VisionConfig
 from deer_jax.config import RL_PRESETS
-from deer_jax.ditpo import Objective, PolicyParams, Rollouts, make_loss
+from deer_jax.ditpo import PolicyParams, Rollouts, make_loss
 from deer_jax.flops import step_flops
+from deer_jax.objective import Objective
 from deer_jax.prompts import ReportRows, StudyPrompts
 from deer_jax.rl import StudyBatch
 from deer_jax.vision_policy import sft_loss, split_params, vision_policy

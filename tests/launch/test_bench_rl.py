@@ -23,7 +23,8 @@ from common.models.peft import save_peft
 from common.models.qwen2 import init_params
 from common.models.qwen2_weights import save_qwen2
 from common.training.step import summed_gradients
-from deer_jax.ditpo import Objective, PolicyParams, Rollouts, make_loss
+from deer_jax.ditpo import PolicyParams, Rollouts, make_loss
+from deer_jax.objective import Objective
 from launch.bench import labeler as bench_labeler
 from launch.bench import rl as bench_rl
 from launch.bench import rl_policy
