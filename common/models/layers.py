@@ -26,7 +26,7 @@ from common.types import PyTree
 class Dense(nn.Module):
     """y = x W + b, plus (dropout(x) A) B where the `lora` collection holds `a` and `b` for this path.
 
-    The LoRA scale alpha / rank is multiplied into `b` before `apply` (`common.models.lora.scaled`), so the model does
+    The LoRA scale is multiplied into `b` before `apply` (`common.models.lora.scaled`), so the model does
     not need to know it. Dropout is active exactly when `apply` is given a "dropout" random key.
     """
 

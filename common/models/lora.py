@@ -1,10 +1,12 @@
 """LoRA (arXiv:2106.09685) as a tree separate from the base parameters: {path of a dense layer: {"a", "b"}}.
 
 The base tree is never rewritten. A model run as `apply({"params": base, "lora": scaled(lora, config)}, ...)` adds
-(x A) B alpha / rank in each adapted layer. PEFT, whose files `common.models.peft` reads and writes, needs PyTorch.
+(x A) B scale in each adapted layer; the scale is alpha / rank, or alpha / sqrt(rank) (`rslora`). PEFT, whose files
+`common.models.peft` reads and writes, needs PyTorch.
 """
 
 import dataclasses
+import math
 from typing import Annotated
 
 import jax
@@ -31,6 +33,12 @@ class LoraConfig:
     alpha: Alpha = 32.0
     dropout: Rate = 0.05
     targets: str = r"(q|k|v|o|gate|up|down)_proj"  # regular expression that a layer's name must match whole
+    rslora: bool = False  # scale alpha / sqrt(rank), so that the rank does not change the rate of learning
+
+    @property
+    def scale(self) -> float:
+        """What A B is multiplied by: alpha / rank, or rank-stabilised (arXiv:2312.03732) alpha / sqrt(rank)."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 def init_lora(base: PyTree, config: LoraConfig, key: Array) -> PyTree:
@@ -61,18 +69,17 @@ def init_lora(base: PyTree, config: LoraConfig, key: Array) -> PyTree:
 
 
 def scaled(lora: PyTree, config: LoraConfig) -> PyTree:
-    """`lora` with alpha / rank multiplied into every B, as the model expects it."""
-    scale = config.alpha / config.rank
+    """`lora` with the scale multiplied into every B, as the model expects it."""
     return unflatten_dict(
-        {path: leaf * scale if path[-1] == "b" else leaf for path, leaf in flatten_dict(lora).items()}
+        {path: leaf * config.scale if path[-1] == "b" else leaf for path, leaf in flatten_dict(lora).items()}
     )
 
 
 def merge(base: PyTree, lora: PyTree, config: LoraConfig) -> PyTree:
-    """A base tree with the adapters added in: W + A B alpha / rank, computed in float32, in the dtype of W."""
+    """A base tree with the adapters added in: W + A B scale, computed in float32, in the dtype of W."""
     merged, adapters = flatten_dict(base), flatten_dict(lora)
     for path in {path[:-1] for path in adapters}:
         kernel = merged[(*path, "kernel")]
-        update = (adapters[(*path, "a")] @ adapters[(*path, "b")]) * (config.alpha / config.rank)
+        update = (adapters[(*path, "a")] @ adapters[(*path, "b")]) * config.scale
         merged[(*path, "kernel")] = (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
     return unflatten_dict(merged)

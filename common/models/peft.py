@@ -135,11 +135,13 @@ def load_peft(directory: str | Path, base: PyTree, decoder: Decoder = TEXT) -> t
         raise UserError(
             f"{file}: target_modules {published.get('target_modules')!r} match no linear layer of the model"
         )
+    rslora = bool(published.get("use_rslora"))
     config = LoraConfig(
         rank=rank,
-        alpha=common_scale * rank,
+        alpha=common_scale * (math.sqrt(rank) if rslora else rank),
         dropout=float(published.get("lora_dropout", 0.0)),
         targets="|".join(sorted({path[-2] for path in shapes})),
+        rslora=rslora,
     )
     saved, base = _saved_modules(published, stored, base, decoder, directory)
     others = {name: tensor for name, tensor in stored.items() if name not in saved}
@@ -180,7 +182,11 @@ def save_peft(
         "inference_mode": True,
         "init_lora_weights": True,
         "rank_pattern": {name: config.rank * count for name, count in (counts or {}).items()},
-        "alpha_pattern": {name: config.alpha * count for name, count in (counts or {}).items()},
+        "alpha_pattern": {
+            name: config.alpha * (math.sqrt(count) if config.rslora else count)
+            for name, count in (counts or {}).items()
+        },
+        "use_rslora": config.rslora,
     }
     with atomic_directory(directory) as aside:
         write_tensors(

@@ -207,7 +207,8 @@ def test_a_config_that_is_no_object_is_refused(tmp_path, content) -> None:
         ("--rank 4", "--rank: unknown option (did you mean --lora.rank?)"),
         (
             "--epochs 2 --lora 4",
-            "--lora: unknown option; there are --lora.rank, --lora.alpha, --lora.dropout, --lora.targets",
+            "--lora: unknown option; there are --lora.rank, --lora.alpha, --lora.dropout, --lora.targets, "
+            "--lora.rslora",
         ),
         ("stray --epochs 2", "stray: unknown argument"),
         ("--epochs 2 3", "--epochs: takes one value, found '3' after it"),

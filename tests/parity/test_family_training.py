@@ -124,16 +124,17 @@ def baichuan(material, tmp_path):
     return directory, peer
 
 
-def test_an_adapter_of_baichuan_is_one_of_its_joined_matrix(baichuan, tmp_path):
+@pytest.mark.parametrize(("rslora", "joined_alpha"), [(False, 15.0), (True, 5.0 * 3**0.5)])
+def test_an_adapter_of_baichuan_is_one_of_its_joined_matrix(baichuan, tmp_path, rslora, joined_alpha):
     """B A of the whole matrix is that of q, k and v, one below the other."""
     directory, peer = baichuan
     config, params = load_qwen2(directory)
     np.testing.assert_allclose(logits(config, {"params": params}), theirs(peer), atol=TOLERANCE)
-    own = LoraConfig(rank=3, alpha=5.0, dropout=0.0)
+    own = LoraConfig(rank=3, alpha=5.0, dropout=0.0, rslora=rslora)
     lora = tiny.lora(params, own)
     save_adapter(tmp_path / "adapter", config, lora, own, "baichuan")
     said = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert (said["rank_pattern"], said["alpha_pattern"]) == ({"W_pack": 9}, {"W_pack": 15.0})
+    assert (said["rank_pattern"], said["alpha_pattern"]) == ({"W_pack": 9}, {"W_pack": joined_alpha})
     assert said["target_modules"] == ["W_pack", "down_proj", "gate_proj", "o_proj", "up_proj"]
     stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     prefix = "base_model.model.model.layers.1.self_attn.W_pack"

@@ -1,5 +1,6 @@
 """LoRA against the PEFT library: adapters in and out, logits, gradients, merged export."""
 
+import dataclasses
 import functools
 import json
 
@@ -92,6 +93,7 @@ def test_an_adapter_of_peft_gives_its_logits_here(base, tmp_path, options):
     assert jax.tree.structure(init_lora(params, lora_config, jax.random.key(0))) == jax.tree.structure(lora)
 
 
+LINEAR = LoraConfig().targets
 PATTERNS = {
     "rank_pattern": {"q_proj": 7, r"layers\.1\.mlp\.(up|down)_proj": 2},
     "alpha_pattern": {r"2\.self_attn\.v_proj": 3, "q_proj": 40},
@@ -138,10 +140,10 @@ def test_modules_saved_whole_take_the_place_of_the_bases(base, tmp_path, saved, 
     np.testing.assert_allclose(our_logits(config, changed, scaled(lora, lora_config)), expected, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("targets", [r"(q|v)_proj", LoraConfig().targets])
-def test_our_adapter_gives_our_logits_in_peft(base, tmp_path, targets):
+@pytest.mark.parametrize(("targets", "rslora"), [(r"(q|v)_proj", False), (r"(q|v)_proj", True), (LINEAR, False)])
+def test_our_adapter_gives_our_logits_in_peft(base, tmp_path, targets, rslora):
     config, params = load_qwen2(base)
-    lora_config = LoraConfig(rank=3, alpha=5.0, dropout=0.1, targets=targets)
+    lora_config = LoraConfig(rank=3, alpha=5.0, dropout=0.1, targets=targets, rslora=rslora)
     lora = random_lora(params, lora_config)
     save_peft(tmp_path / "adapter", lora, lora_config, str(base))
     model = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
@@ -149,7 +151,7 @@ def test_our_adapter_gives_our_logits_in_peft(base, tmp_path, targets):
         torch_logits(model), our_logits(config, params, scaled(lora, lora_config)), atol=TOLERANCE
     )
     again_config, again, _ = load_peft(tmp_path / "adapter", params)
-    assert (again_config.rank, again_config.alpha, again_config.dropout) == (3, 5.0, 0.1)
+    assert dataclasses.replace(again_config, targets=targets) == lora_config
     jax.tree.map(np.testing.assert_array_equal, again, lora)
 
 
