@@ -22,13 +22,13 @@ from common.clinical.shared_labeler import read_shared
 from common.config_options import add_batch_size
 from common.data.summary import already, say_data
 from common.errors import Parser
-from common.io.jsonl import read_jsonl
 from common.io.locks import locked_by_first, locked_file
+from common.io.rows import add_columns, read_rows
 from deer_jax.resumable import continued_writer, rows_kept
 
 BATCHES_AT_ONCE = 32  # of each process, sorted into length buckets together before their rows are written
 
-DESCRIPTION = """Label the reports of a JSONL file as CheXbert does.
+DESCRIPTION = """Label the reports of a JSONL or Parquet file as CheXbert does.
 
 Rows {"id", "report"} become rows {"id", "labels"} in input order: the class of each label (0 blank, 1 positive,
 2 negative, 3 uncertain) in the order of CheXbert, or of the labeler's own labels. --logits adds
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
 
 def label_file(chosen: argparse.Namespace) -> None:
     """Write, or go on writing, the labels that the parsed command line asks for. Raises UserError."""
-    rows = read_jsonl(chosen.file, {"id": str | int, "report": str})
+    rows = read_rows(chosen.file, {"id": str | int, "report": str}, chosen.columns)
     required = {"labels": list} | ({"logits": list} if chosen.logits else {})
     labeler = load_labeler(chosen.labeler, chosen.tokenizer, option="--tokenizer")
     options = functools.cache(lambda: {"labeler": labeler_digests(labeler), "logits": chosen.logits})
@@ -69,7 +69,7 @@ def label_file(chosen: argparse.Namespace) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Raises UserError for values out of their bounds."""
     parser = Parser("deer label", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, metavar="FILE.jsonl", help='rows {"id", "report"}')
+    parser.add_argument("file", type=Path, metavar="FILE", help='rows {"id", "report"}, JSONL or Parquet')
     parser.add_argument(
         "--labeler",
         required=True,
@@ -81,6 +81,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--logits", action="store_true", help="add the logits of all classes to each row")
     parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="file to write or resume; default: stdout")
+    add_columns(parser)
     add_batch_size(parser, "reports")
     return parser.parse_args(arguments)
 

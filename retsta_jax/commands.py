@@ -7,6 +7,7 @@ from common.config_options import add_batch_size, evaluation_parser, preset_pars
 from common.errors import Parser
 from common.generation.draft_option import add_draft
 from common.io.locks import locked_by_first
+from common.io.rows import add_columns
 from common.io.tables import score_lines
 from common.io.terminal import say
 from common.process.first import is_first_process
@@ -41,16 +42,17 @@ def standardize(arguments: list[str]) -> None:
         "retsta standardize", description="Rewrite reports in standard form, as JSONL rows {id, standard, complete}."
     )
     options.add_argument(
-        "source", help='JSONL rows {"id", "report"}, or text with one report per line; "-": standard input'
+        "source", help='JSONL or Parquet rows {"id", "report"}, or text with one report per line; "-": standard input'
     )
     options.add_argument("--run-dir", type=Path, required=True, help="the run to use, with its best weights")
     options.add_argument("--output", type=Path, help="JSONL file to write or resume; default: standard output")
+    add_columns(options)
     add_batch_size(options, "reports")
     add_draft(options, "prompt", "reports", "all")
     chosen = options.parse_args(arguments)
     from retsta_jax.standardize import standardize_file
 
-    standardize_file(chosen.run_dir, chosen.source, chosen.output, chosen.batch_size, chosen.draft)
+    standardize_file(chosen.run_dir, chosen.source, chosen.output, chosen.batch_size, chosen.draft, chosen.columns)
 
 
 def demo(arguments: list[str]) -> None:

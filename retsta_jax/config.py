@@ -26,7 +26,9 @@ EMBEDDED_BASE = Path(__file__).parent / "assets" / "base"
 class DataConfig:
     """Which report pairs to learn from."""
 
-    corpus: Literal["fundus", "openi", "jsonl"] = "fundus"  # generated; the Open-i archive; files of your own
+    corpus: Literal["fundus", "openi", "jsonl"] = (
+        "fundus"  # generated; the Open-i archive; your own rows, JSONL or Parquet
+    )
     language: Literal["zh", "en", "both"] = "both"  # of generated reports
     train_size: Phantoms = 4000  # generated pairs
     validation_size: Phantoms = 100  # generated pairs, or Open-i reports set aside from the training split
@@ -37,6 +39,7 @@ class DataConfig:
     train: MovablePath = ""  # jsonl: rows {"id", "source", "target", "language"?}
     validation: MovablePath = ""  # jsonl
     test: MovablePath = ""  # jsonl
+    columns: tuple[str, ...] = ()  # jsonl: columns under other names, such as source=report
     targets: Literal["reports", "codes"] = "reports"  # jsonl: reports in words, or lists of codes, one per line
     terminology: MovablePath = ""  # jsonl: table of terms for scores and augmentation (CSV, TSV, JSON); "": shipped
     augment_to: CountOrNone = 0  # number of training pairs including augmented ones; 0: no augmentation

@@ -52,7 +52,7 @@ def load_splits(config: RetstaConfig, quarantine: Quarantine) -> Splits:
                 f'data.{name}: not given; corpus jsonl needs files of rows {{"id", "source", "target"}} as '
                 "--data.train, --data.validation and --data.test"
             )
-    splits = {name: read_pairs(Path(file), quarantine) for name, file in files.items()}
+    splits = {name: read_pairs(Path(file), quarantine, data.columns) for name, file in files.items()}
     check_splits(splits)
     return Splits(**splits)
 

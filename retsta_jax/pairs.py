@@ -7,7 +7,7 @@ from typing import Any, get_args
 from common.data.cleaning import clean_report
 from common.data.records import Language, Quarantine, ReportPair
 from common.errors import UserError
-from common.io.jsonl import read_jsonl
+from common.io.rows import Columns, check_one_split, read_rows
 from common.io.terminal import printable
 from retsta_jax.reports import pair_language
 
@@ -18,13 +18,15 @@ PAIR = {
 }  # what a row of report pairs must have
 
 
-def read_pairs(file: Path, quarantine: Quarantine) -> list[ReportPair]:
+def read_pairs(file: Path, quarantine: Quarantine, columns: Columns = ()) -> list[ReportPair]:
     """Pairs from rows {"id", "source", "target"} with an optional "language" (en or zh; else by its characters).
 
-    An id that is a number is kept as its text. A row without text on either side is quarantined. Raises UserError
-    naming the line of a malformed row.
+    Rows are JSONL or a table (`common.io.rows`). An id that is a number is kept as its text. A row without text on
+    either side is quarantined. Raises UserError naming the line of a malformed row.
     """
-    return pairs_of(read_jsonl(file, PAIR), file, quarantine)
+    rows = read_rows(file, PAIR, columns)
+    check_one_split(file, rows)
+    return pairs_of(rows, file, quarantine)
 
 
 def pairs_of(rows: Iterable[Mapping[str, Any]], file: Path, quarantine: Quarantine) -> list[ReportPair]:

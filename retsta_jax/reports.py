@@ -8,6 +8,7 @@ from common.data.records import Language
 from common.errors import UserError
 from common.io.inputs import read_bytes, read_standard_input
 from common.io.jsonl import check_row
+from common.io.rows import Columns, is_table, read_rows
 from common.io.terminal import printable
 from common.io.text import decode_text, parse_json
 from common.metrics.tokenize import language_of
@@ -20,16 +21,22 @@ WORD = re.compile(
 )
 
 
-def read_reports(source: str) -> list[tuple[str | int, str]]:
+def read_reports(source: str, columns: Columns = ()) -> list[tuple[str | int, str]]:
     """(id, report) of each row or line of a file, or of standard input ("-").
 
-    JSONL where the name or the first line that is not blank says so, else text. Raises UserError naming the line of
-    what is wrong.
+    A table (`common.io.rows`) where it is one, JSONL where the name or the first line that is not blank says so, else
+    text. Raises UserError naming the line of what is wrong.
     """
     if source.lower().endswith(TABLES):
         raise UserError(
             f"{source}: is a table; expected reports, one per line in a text file, or JSONL rows with id and report"
         )
+    if columns or (source != "-" and is_table(source)):
+        rows = read_rows(source, {"id": str | int, "report": str}, columns)
+        for row in rows:
+            if not clean_report(row["report"]):
+                raise UserError(f"{source}: report {row['id']!r} has no text; leave it out")
+        return [(row["id"], row["report"]) for row in rows]
     name = "standard input" if source == "-" else source
     expected = "reports, one per line, or JSONL rows with id and report"
     text = decode_text(read_standard_input(expected) if source == "-" else read_bytes(source, expected), name)

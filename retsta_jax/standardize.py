@@ -24,6 +24,7 @@ from common.io.fingerprints import DIGITS, fingerprint, model_record
 from common.io.finite import check_finite, precision_remedy
 from common.io.locks import locked_file, owning, warn_of_writer
 from common.io.resumable import claim_output, rows_done
+from common.io.rows import Columns
 from common.models.qwen2_weights import max_positions
 from common.training.checkpoint import has_checkpoints, open_checkpoints, restore_trainable
 from common.training.parallel import DeviceLayout, MeshConfig, all_row_shards, generation_layout
@@ -166,14 +167,16 @@ def draft_table(trained: Trained, run_dir: Path, draft: Draft) -> Table | None:
 
 
 @owning("output", locked_file)
-def standardize_file(run_dir: Path, source: str, output: Path | None, batch_size: int, draft: Draft = "auto") -> None:
+def standardize_file(
+    run_dir: Path, source: str, output: Path | None, batch_size: int, draft: Draft = "auto", columns: Columns = ()
+) -> None:
     """Standardize the reports of a file, or of standard input ("-"), into rows {"id", "standard", "complete"}.
 
-    Rows are {"id", "report"}; plain text holds one report per line, and its ids are the line numbers. Rows
-    that `output` has already are kept and the rest is done. With several processes, each standardizes a share of the
-    reports, and the first one reads and writes the files. Raises UserError.
+    Rows are {"id", "report"}, of JSONL or a table (`common.io.rows`); plain text holds one report per line, and its ids
+    are the line numbers. Rows that `output` has already are kept and the rest is done. With several processes, each
+    standardizes a share of the reports, and the first one reads and writes the files. Raises UserError.
     """
-    reports = [(id_, report) for id_, report in of_first(lambda: read_reports(source))]
+    reports = [(id_, report) for id_, report in of_first(lambda: read_reports(source, columns))]
     if output is not None and output.exists() and source != "-" and output.samefile(source):
         raise UserError(f"{output}: is the file of the reports; choose another --output")
     keys: dict[str, Any] = {"standard": str, "complete": bool}

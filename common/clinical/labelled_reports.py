@@ -16,7 +16,7 @@ from common.data.cleaning import r2gen_clean_iu
 from common.data.openi import count_unknown_ids, openi_splits, read_openi, read_test_ids
 from common.data.records import Quarantine, check_splits
 from common.errors import UserError
-from common.io.jsonl import read_jsonl
+from common.io.rows import read_rows
 from common.io.terminal import printable
 from common.io.text import csv_rows
 from common.models.bert import ClassifierConfig
@@ -183,9 +183,9 @@ def rows_corpus(file: Path, validation: str, test: str, seed: int) -> LabeledCor
 
 
 def read_labeled(file: Path) -> list[LabeledReport]:
-    """The labelled reports of a JSONL file. Raises UserError for labels that are not CheXbert's."""
+    """The labelled reports of a file of rows. Raises UserError for labels that are not CheXbert's."""
     reports = []
-    for row in read_jsonl(file, {"id": str | int, "report": str, "labels": list}):
+    for row in read_rows(file, {"id": str | int, "report": str, "labels": list}):
         if not fits(row["labels"], CHEXBERT.classes):
             raise UserError(
                 f"{file}: row {row['id']!r}: 'labels' must be {len(CHEXBERT.classes)} class ids in CheXbert's order, "

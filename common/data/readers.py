@@ -19,7 +19,8 @@ from common.data.openi import OpeniStudy, count_unknown_ids, openi_splits, read_
 from common.data.records import SPLITS, Language, Quarantine, check_splits
 from common.data.sections import HeadingCounts, Wanted, report_and_indication, report_sections
 from common.errors import UserError
-from common.io.jsonl import check_row, read_jsonl
+from common.io.jsonl import check_row
+from common.io.rows import Columns, is_table, read_rows
 from common.io.terminal import printable
 from common.io.text import read_json
 from common.metrics.tokenize import language_of
@@ -30,10 +31,12 @@ SPLIT_NAMES = {
     "val": "validation",
     "validate": "validation",
     "validation": "validation",
+    "valid": "validation",
     "test": "test",
 }
 ENTRY: dict[str, type | UnionType] = {"id": str | int, "report": str, "image_path": list}
 ROW: dict[str, type | UnionType] = {"id": str | int, "images": list, "report": str, "split": str}
+TABLE_ROW = ROW | {"images": list | str | bytes}
 VIEWS_LEFT_OUT = "views left out"
 REPEATED = "an image named twice"
 NO_FILE, NO_REPORT, NO_TEXT = "image file missing", "no readable report file", "report file is not UTF-8 text"
@@ -133,16 +136,18 @@ def read_openi_images(
 
 def read_image_rows(
     rows: str | Path,
-    image_dir: str | Path,
+    image_dir: str | Path | None,
     quarantine: Quarantine,
     *,
+    columns: Columns = (),
     maximum_images: int | None = None,
     sections: Wanted | None = None,
     headings: HeadingCounts | None = None,
 ) -> StudySplits:
-    """Studies of any number of images, one a row, as JSONL or as a JSON array (.json).
+    """Studies of any number of images, one a row, as JSONL, a JSON array (.json) or a table (`common.io.rows`).
 
-    A row has `id`, `images` (paths under `image_dir`), `report` and `split` (train, val or validation, test), and may
+    A row has `id`, `images` (paths under `image_dir`, by default the folder of `rows`; a table may hold the encoded
+    images themselves, and a single one without a list), `report` and `split` (train, val or validation, test), and may
     have `indication`, `labels` (a list of texts) and `language` ("en" or "zh"; otherwise the report's characters tell).
     Of more than `maximum_images` images, as angiographies have, that many are taken at equal distances, the first and
     the last among them. With `sections`, a row's report is a whole one with headings, of which those sections are
@@ -151,7 +156,11 @@ def read_image_rows(
 
     Raises UserError for a file of another form, an id that occurs twice, or a split without a usable study.
     """
-    found = _array(rows, ROW) if Path(rows).suffix == ".json" else read_jsonl(rows, ROW)
+    if Path(rows).suffix == ".json":
+        found = _array(rows, ROW)
+    else:
+        found = read_rows(rows, TABLE_ROW if is_table(rows) else ROW, columns)
+    folder = image_dir or (rows if Path(rows).is_dir() else Path(rows).parent)
     splits: StudySplits = {}
     for row in found:
         where = f"{rows}: id {row['id']}"
@@ -163,7 +172,8 @@ def read_image_rows(
             raise UserError(f"{where}: expected a split of {', '.join(SPLIT_NAMES)}; rename it")
         if optional["language"] not in get_args(Language):
             raise UserError(f"{where}: expected a language of {', '.join(get_args(Language))}")
-        files = _files(image_dir, row["images"])
+        named = row["images"] if isinstance(row["images"], list) else [row["images"]]
+        files = _files(folder, named)
         usable = splits.setdefault(SPLIT_NAMES[row["split"]], [])
         if repeats(files):
             quarantine.add(str(row["id"]), REPEATED)
@@ -197,7 +207,7 @@ def is_usable(study: ImageStudy, quarantine: Quarantine) -> bool:
         quarantine.add(study.id, "no image")
     elif repeats(study.images):
         quarantine.add(study.id, REPEATED)
-    elif not all(map(os.path.isfile, study.images)):
+    elif not all(isinstance(image, bytes) or os.path.isfile(image) for image in study.images):
         quarantine.add(study.id, NO_FILE)
     else:
         return True
@@ -273,8 +283,9 @@ def _array(file: str | Path, required: Mapping[str, type | UnionType]) -> list[d
     return [check_row(row, required, f"{file}: row {index}") for index, row in enumerate(rows, start=1)]
 
 
-def _files(image_dir: str | Path, names: Sequence[Any]) -> tuple[Path, ...]:
-    return tuple(Path(image_dir, str(name)) for name in names)
+def _files(image_dir: str | Path, names: Sequence[Any]) -> tuple[Any, ...]:
+    """Paths of images, and encoded images as they are."""
+    return tuple(name if isinstance(name, bytes) else Path(image_dir, str(name)) for name in names)
 
 
 def _openi_image_study(id: str, study: OpeniStudy, files: tuple[Path, ...]) -> ImageStudy:
@@ -292,7 +303,7 @@ def _openi_files(image_dir: str | Path, study: OpeniStudy) -> tuple[Path, ...]:
     return tuple(files)
 
 
-def at_equal_distances(files: tuple[Path, ...], count: int | None) -> tuple[Path, ...]:
+def at_equal_distances(files: tuple[Any, ...], count: int | None) -> tuple[Any, ...]:
     """So many of the files at equal distances, the first and the last among them; all where there are no more."""
     if count is None:
         return files

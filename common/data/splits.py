@@ -146,7 +146,9 @@ def read_studies(config: StudySource, quarantine: Quarantine) -> StudySplits:
     if config.layout == "annotation":
         return read_annotation(config.source, config.images, quarantine)
     if config.layout == "rows":
-        return read_image_rows(config.source, config.images, quarantine, maximum_images=config.views)
+        return read_image_rows(
+            config.source, config.images or None, quarantine, columns=config.columns, maximum_images=config.views
+        )
     return read_openi_images(config.source, config.images, config.split, quarantine)
 
 

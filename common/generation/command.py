@@ -35,9 +35,9 @@ from common.generation.sampling import Sampling
 from common.generation.settings import DecodeSettings
 from common.io.fingerprints import adapter_record, model_record
 from common.io.finite import check_finite, precision_remedy
-from common.io.jsonl import read_jsonl
 from common.io.locks import locked_by_first, locked_file
 from common.io.resumable import claim_output, continue_rows
+from common.io.rows import read_rows
 from common.models.adapters import load_adapter
 from common.models.attention_choice import announce_attention
 from common.models.lora import scaled
@@ -98,7 +98,7 @@ def decode_file(arguments: argparse.Namespace) -> None:
     """
     first = jax.process_index() == 0
     required: dict[str, Any] = {"id": str | int, "prompt": str} | ({"completion": str} if arguments.score else {})
-    records = read_jsonl(arguments.prompts, required)
+    records = read_rows(arguments.prompts, required)
     config = config_from_directory(arguments.model)
     tokenizer = load_tokenizer(arguments.model)
     check_vocabulary(tokenizer, config)

@@ -61,6 +61,7 @@ class LabelConfig:
     shard_size: Count = 1000  # reports in a file that is written at a time
     batch_size: Count = 32  # reports at a time on each device
     mesh: MeshConfig = MeshConfig()  # of the devices of each host
+    columns: tuple[str, ...] = ()  # of a table of reports, under other names, such as report=text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,7 @@ def label_reports(run_dir: Path, source: str, output: Path, judge: Judge, config
         kept, rejected = apply_rules(reports, rows, judge, config.skip_rules)
         return dataclasses.asdict(remove_duplicates(len(reports), kept, rejected, output, config.duplicates))
 
-    reports = read_reports(source)
+    reports = read_reports(source, config.columns)
     config_of_trained(run_dir)
     check_folder(output)
     make_folder(output / SHARDS)

@@ -144,6 +144,27 @@ def _safetensors(folder: Path) -> list[bytes]:
     return [save({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b.weight": np.zeros(4, np.int64)})]
 
 
+def _parquet(folder: Path) -> list[bytes]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found, table = [], pa.table({name: [str(value), "en"] for name, value in PAIR.items()})
+    for options in ({"compression": "none"}, {"compression": "zstd", "use_dictionary": False}):
+        pq.write_table(table, buffer := io.BytesIO(), **options)
+        found.append(buffer.getvalue())
+    return found
+
+
+def _arrow(folder: Path) -> list[bytes]:
+    import pyarrow as pa
+
+    table = pa.table({name: [str(value), "en"] for name, value in PAIR.items()})
+    with pa.ipc.new_stream(buffer := io.BytesIO(), table.schema) as stream:
+        stream.write_table(table)
+    (folder / "dataset_info.json").write_text("{}")
+    return [buffer.getvalue()]
+
+
 def _torch_archive(folder: Path) -> list[bytes]:
     """What `torch.save` writes of {"w": tensor of 4 floats}, without PyTorch."""
     pickled = (
@@ -236,6 +257,8 @@ TARGETS = {
     "report-pairs": Target(
         "pairs.jsonl", lambda _: [_rows(PAIR, PAIR | {"id": 2})], lambda path: read_pairs(path, Quarantine())
     ),
+    "parquet": Target("pairs.parquet", _parquet, lambda path: read_pairs(path, Quarantine())),
+    "arrow": Target("data-00000-of-00001.arrow", _arrow, lambda path: read_pairs(path.parent, Quarantine())),
     "reports": Target(
         "reports.txt", _text("OD: few drusen.\n右眼：玻璃膜疣。\n"), lambda path: read_reports(str(path))
     ),

@@ -16,6 +16,7 @@ from common.data.records import Language, Quarantine
 from common.data.sections import HeadingCounts, Wanted
 from common.data.summary import data_line, say_data
 from common.errors import Parser
+from common.io.rows import add_columns
 from common.io.terminal import say
 from common.options import check_options
 
@@ -23,10 +24,10 @@ DESCRIPTION = """Read studies with images in one of eight layouts and store them
 
 annotation: R2Gen's annotation.json. openi: IU X-ray as Open-i publishes it. mimic: MIMIC-CXR-JPG or MIMIC-CXR as
 PhysioNet publishes them. chexpert-plus: its table and PNG or DICOM folder, by its own split or MambaXray-VL's
-(--split). padchest: its table and 16-bit PNG files. ffa-ir: its annotation and angiographies. odir: its table and pairs
-of eyes. rows: JSONL or JSON rows of any number of images. Images are PNG, JPEG or DICOM. Studies that cannot be used
-are counted, and listed in quarantine.jsonl beside the data. Where sections are taken from free text, the headings that
-no list has are counted and printed."""
+(--split). padchest: its table and 16-bit PNG files. ffa-ir: its annotation and angiographies. odir: its table and
+pairs of eyes. rows: JSONL, JSON or Parquet rows of any number of images, or a data set of Hugging Face on disk.
+Images are PNG, JPEG or DICOM. Studies that cannot be used are counted, and listed in quarantine.jsonl beside the
+data. Where sections are taken from free text, the headings that no list has are counted and printed."""
 PROGRAM = "medreport prepare"
 
 
@@ -75,7 +76,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--output", required=True, type=Path, help="folder for data sets")
     parser.add_argument(
-        "--images", type=Path, help="folder of images (mimic, chexpert-plus, padchest: if not under the source)"
+        "--images", type=Path, help="folder of images (mimic, chexpert-plus, padchest, rows: if not under the source)"
     )
     parser.add_argument("--split", type=Path, help="R2Gen's or MambaXray-VL's split (.json), or test ids (openi)")
     parser.add_argument(
@@ -90,6 +91,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--reports", type=Path, help="root of the reports, if separate from the images (mimic)")
     parser.add_argument("--maximum-images", type=_positive, help="images of a study (ffa-ir, rows; all if not given)")
+    add_columns(parser)
     parser.add_argument("--language", choices=get_args(Language), help="of the reports (ffa-ir; en if not given)")
     parser.add_argument("--name", help="name of the data set (the layout if not given)")
     parser.add_argument("--shorter-side", type=_positive, help="pixels to store (full size if not given)")

@@ -95,6 +95,7 @@ def _rows(options: Options, quarantine: Quarantine, headings: HeadingCounts) -> 
         options.source,
         options.images,
         quarantine,
+        columns=options.columns,
         maximum_images=options.maximum_images,
         sections=options.sections,
         headings=headings,
@@ -116,9 +117,9 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "ffa-ir": ("images",),
     "odir": ("images",),
     "openi": ("images", "split"),
-    "rows": ("images",),
 }  # options that a layout cannot do without
 OPTION_NEEDS = (
+    Needs("columns", "layout", ("rows",)),
     Needs("split", "layout", ("chexpert-plus", "openi")),
     Needs("patients_apart", "layout", ("chexpert-plus",)),
     Needs("sections", "layout", ("chexpert-plus", "mimic", "rows")),
