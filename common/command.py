@@ -23,9 +23,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk says
 
 
 def run_cli(
-    main: Callable[[list[str]], int | None], argv: list[str] | None = None, hosts: Collection[str] = ()
+    main: Callable[[list[str]], int | None],
+    argv: list[str] | None = None,
+    hosts: Collection[str] = (),
+    apart: Collection[str] = (),
 ) -> None:
     """Run a command, with other hosts if the environment names some and `hosts` has its first argument.
+
+    On several hosts, a command whose first argument is in `apart` runs on each as if it were alone.
 
     A UserError becomes one line on standard error and exit code 2, and so do a device that has too little memory and a
     full disk. SIGTERM and SIGINT become one line and the exit codes of `common.process.stopping`.
@@ -35,7 +40,8 @@ def run_cli(
     warnings.showwarning = _show_warning
     with handled():
         try:
-            code = _run(main, sys.argv[1:] if argv is None else argv, hosts)
+            words = sys.argv[1:] if argv is None else argv
+            code = _run(main, words, hosts, joins=next(iter(words), "") not in apart)
         except BaseException as error:
             _leave_hosts(error)
             if argv is None and received() and isinstance(error, SystemExit):
@@ -47,10 +53,10 @@ def run_cli(
     raise SystemExit(code or 0)
 
 
-def _run(main: Callable[[list[str]], int | None], argv: list[str], hosts: Collection[str]) -> int | None:
+def _run(main: Callable[[list[str]], int | None], argv: list[str], hosts: Collection[str], joins: bool) -> int | None:
     """The exit code of `main`. Raises SystemExit where it ends otherwise."""
     try:
-        code = _together(main, argv, hosts)
+        code = _together(main, argv, hosts) if joins else _with_copies(main, argv)
         sys.stdout.flush()
         return code
     except UserError as error:

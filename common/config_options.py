@@ -20,6 +20,7 @@ from common.bounds import COUNT, COUNT_OR_NONE, bounded, check_numbers
 from common.errors import Parser, UserError, did_you_mean
 from common.io.terminal import printable, say
 from common.options import Needs, check_options, flag
+from common.options_only import end_of_options
 
 Config = TypeVar("Config")
 
@@ -156,6 +157,7 @@ def parse(
         raise UserError(f"{program}: {_complaint(config_class, default, arguments)}; see {program} --help")
     check_options(read[0], arguments, needs, program, presets)
     check_numbers(read[0])
+    end_of_options()
     return read[0]
 
 

@@ -5,6 +5,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+from common.options_only import end_of_options
+
 
 class UserError(Exception):
     """Bad input or environment. The message says what, where, what was expected and what to do, in one line."""
@@ -19,6 +21,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, program: str, **options: Any):
         super().__init__(program, allow_abbrev=False, **options)
+
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:
+        """As argparse has it. Raises UserError for what it does not know, and ends a command that is only checked."""
+        chosen = super().parse_args(*arguments, **options)
+        end_of_options()
+        return chosen
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help")

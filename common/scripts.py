@@ -17,12 +17,14 @@ class Command(NamedTuple):
     example: str  # what stands after the names of the script and of the command
     function: str  # module:function of its arguments, which returns an exit code or None; imported when it is run
     several_hosts: bool = False  # can be started on several hosts, which then work together
+    joins: bool = True  # False: on several hosts, each runs it by itself
 
 
 def run_script(script: str, commands: Mapping[str, Command]) -> None:
     """Run what the words of this process ask for, and exit."""
     hosts = [name for name, command in commands.items() if command.several_hosts]
-    run_cli(functools.partial(run_command, script, commands), hosts=hosts)
+    apart = [name for name, command in commands.items() if not command.joins]
+    run_cli(functools.partial(run_command, script, commands), hosts=hosts, apart=apart)
 
 
 def run_command(script: str, commands: Mapping[str, Command], arguments: list[str]) -> int | None:

@@ -39,11 +39,12 @@ def _presets() -> Iterator[tuple[str, Preset]]:
         files = [f"--data.{file.replace('_', '-')}" for file in FILES.get(config.data.corpus, ())]
         required = files if config.model.base else ["--model.base", *files]
         yield name, Preset(f"retsta train --preset {name}", config, tuple(required))
-    clip, base, source = "--model.clip", "--model.base", "--data.source"
+    clip = ("--model.clip", "--model.clip-vocabulary")
+    base, source, labeler = "--model.base", "--data.source", ("--reward.labeler", "--reward.labeler-tokenizer")
     for name in plan_unicross.PLANNED:
-        yield name, Preset(f"unicross train --preset {name}", UNICROSS_PRESETS[name], (clip, source))
+        yield name, Preset(f"unicross train --preset {name}", UNICROSS_PRESETS[name], (*clip, source))
     for name, own in plan_deer.PLANNED.items():
-        yield name, Preset(f"deer rl --preset {own}", RL_PRESETS[own], (base, source, "--reward.labeler"))
+        yield name, Preset(f"deer rl --preset {own}", RL_PRESETS[own], (base, source, *labeler))
     for name, own in plan_deer_sft.PLANNED.items():
         yield name, Preset(f"deer sft --preset {own}", SFT_PRESETS[own], (base, source))
 
@@ -92,11 +93,12 @@ def memory_of(config: Any, layout: DeviceLayout) -> tuple[str, str, str]:
     device = jax.local_devices()[0]
     there = (device.memory_stats() or {}).get("bytes_limit") or _machine_bytes() / jax.local_device_count()
     text = (
-        f"{(trained + stored) / 1e9:.2f} billion parameters, {trained / 1e9:.3f} trained: at least "
-        f"{needed / 1e9:.1f} GB of the {there / 1e9:.1f} GB of each device"
+        f"{(trained + stored) / 1e9:.2f} billion parameters, {trained / 1e9:.3f} trained: needs "
+        f"{needed / 1e9:.1f} GB on each device, which has {there / 1e9:.1f} GB"
     )
     if needed > there:
-        return "problem", "memory", f"{text}: use more devices and --mesh.fsdp -1"
+        more = "more devices" if parts == layout.mesh.size > 1 else "--mesh.fsdp -1 --mesh.data 1, or more devices"
+        return "problem", "memory", f"{text}: use {more}"
     return "ok", "memory", text
 
 

@@ -9,42 +9,24 @@ from pathlib import Path
 
 import pytest
 
-import common.config_options
-from common.errors import Parser, UserError
+from common.errors import UserError
+from common.options_only import OptionsRead, only_options
+from launch.recipes.command_check import SCRIPTS
 from tests.pages_of_documents import PAGES, ROOT, Block, commands_of, inline_commands, shell_blocks
 
-SCRIPTS = {
-    "retsta": "retsta_jax.cli",
-    "unicross": "unicross_jax.cli",
-    "deer": "deer_jax.cli",
-    "medreport": "launch.cli",
-}
 OTHERS = (
-    "source", "export", "echo", "tail", "bash", "docker", "tensorboard", "sbatch", "kubectl", "xpk",
+    "source", "export", "echo", "tail", "bash", "docker", "tensorboard", "sbatch", "srun", "kubectl", "xpk",
     "green/bin/pip", "radgraph/bin/pip",
 )  # fmt: skip
 CODE = re.compile(r"`((?:common|retsta_jax|unicross_jax|deer_jax|launch|tests|docs)/[\w./-]+)(?::(\w+))?`")
 NAMED = re.compile(r"`((?:common|retsta_jax|unicross_jax|deer_jax|launch)(?:\.\w+)+)`")
 
 
-class Parsed(Exception):
-    """A command line was read to its end."""
-
-
 @pytest.fixture
-def parse_alone(monkeypatch):
+def parse_alone():
     """Commands end when their options have been read."""
-    read = Parser.parse_args
-
-    def parse_args(self, *arguments, **options):
-        read(self, *arguments, **options)
-        raise Parsed
-
-    def check_numbers(config):
-        raise Parsed
-
-    monkeypatch.setattr(Parser, "parse_args", parse_args)
-    monkeypatch.setattr(common.config_options, "check_numbers", check_numbers)
+    with only_options():
+        yield
 
 
 def by_page(blocks):
@@ -73,7 +55,7 @@ def parse(words: list[str]) -> None:
     if name in SCRIPTS:
         if rest == ["--help"]:
             return
-        with pytest.raises(Parsed):
+        with pytest.raises(OptionsRead):
             importlib.import_module(SCRIPTS[name]).dispatch(rest)
         if "--" in rest:  # a command that another one starts
             parse(rest[rest.index("--") + 1 :])
@@ -99,7 +81,7 @@ def parse_python(rest: list[str]) -> None:
         assert spec is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        with pytest.raises(Parsed):
+        with pytest.raises(OptionsRead):
             module.main(rest[1:])
     else:
         titles = {block.title for page in PAGES for block in page_blocks(page)}

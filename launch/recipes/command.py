@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common.errors import Parser, UserError, did_you_mean
 from common.io.files import atomic_file
+from launch.recipes.command_check import check_command
 from launch.recipes.platforms import PLATFORMS, Platform
 
 
@@ -30,11 +31,14 @@ def main(arguments: Sequence[str]) -> int:
     platform = PLATFORMS[name]
     words, command = split_command(rest)
     options = parser_of(name, platform).parse_args(words)
+    if options.dry_run and options.submit:
+        raise UserError(f"medreport launch {name}: --dry-run starts nothing, and --submit does; give one of them")
     if not command or not command[0].strip():
         raise UserError(f"medreport launch {name}: no command; expected -- COMMAND ... at the end")
     for word in command:
         check_word(word)
     text = platform.recipe(options, command)
+    check_command(command, platform.hosts(options), platform.one_host)
     if options.dry_run:
         print(text, end="")
         return 0

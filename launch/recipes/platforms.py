@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ class Platform(NamedTuple):
     does: str  # completes "Start a command on"
     add_options: Callable[[argparse.ArgumentParser], None]
     recipe: Callable[[Options, Sequence[str]], str]  # from the options and the command
+    hosts: Callable[[Options], int]  # that the command is started on
+    one_host: str  # what to do for a command that runs on one host only
     tool: str  # the program that starts a recipe
     words: tuple[str, ...]  # the command that starts a recipe, without the name of the file
     remedy: str  # what to do where the tool is missing
@@ -50,8 +53,17 @@ def slurm(options: Options, command: Sequence[str]) -> str:
     return fill("slurm.sh", blanks)
 
 
-def gke(options: Options, command: Sequence[str]) -> str:
-    """A JobSet. Raises UserError for a topology that GKE does not have."""
+class Gke(NamedTuple):
+    """What a topology is on GKE."""
+
+    kind: str
+    shape: str
+    chips: int  # of each host
+    hosts: int
+
+
+def gke_topology(options: Options) -> Gke:
+    """The topology as GKE has it. Raises UserError where it has none such."""
     kind, _, shape = options.topology.partition(":")
     if kind not in GKE or not re.fullmatch(r"\d+(x\d+)*", shape) or "0" in shape.split("x"):
         known = ", ".join(GKE)
@@ -71,15 +83,39 @@ def gke(options: Options, command: Sequence[str]) -> str:
     chips = options.chips_per_host or (count if not tpu or count <= 4 or shape == "2x4" else 4)
     if count % chips:
         raise UserError(f"--chips-per-host {chips}: does not divide the {count} chips of {options.topology}")
-    blanks = common_blanks(options) | {"command": yaml_words(command), "accelerator": GKE[kind], "shape": shape}
-    blanks |= {"chips": str(chips), "hosts": str(count // chips if tpu else options.nodes or 1)}
+    return Gke(kind, shape, chips, count // chips if tpu else options.nodes or 1)
+
+
+def gke(options: Options, command: Sequence[str]) -> str:
+    """A JobSet. Raises UserError for a topology that GKE does not have."""
+    on = gke_topology(options)
+    blanks = common_blanks(options) | {"command": yaml_words(command), "accelerator": GKE[on.kind], "shape": on.shape}
+    blanks |= {"chips": str(on.chips), "hosts": str(on.hosts), "auto": "auto" if on.hosts > 1 else ""}
     blanks |= {"spot": "true" if options.spot else "", "shared": options.mount if options.claim else ""}
-    return fill("gke-tpu.yaml" if tpu else "gke-gpu.yaml", blanks)
+    return fill("gke-tpu.yaml" if on.kind.startswith("v") else "gke-gpu.yaml", blanks)
+
+
+def tpu_hosts(accelerator: str) -> int:
+    """The hosts of a Cloud TPU slice by its accelerator type.
+
+    The number in a type counts chips for v5e and v6e, TensorCores, of which a chip has two, for v4 and v5p.
+    Raises UserError for what is not such a type.
+    """
+    found = re.fullmatch(r"(v4|v5p|v5litepod|v6e)-([1-9]\d*)", accelerator)
+    if found is None:
+        raise UserError(
+            f"--accelerator {accelerator}: expected v6e-N or v5litepod-N with the number of chips, v5p-N or v4-N with "
+            "twice that; v6e:4x4 of `medreport plan` is v6e-16, v5e:4x4 is v5litepod-16, v5p:2x2x4 is v5p-32"
+        )
+    cores = found[1] in ("v4", "v5p")
+    chips = -(-int(found[2]) // 2) if cores else int(found[2])
+    return 1 if chips <= 8 and not cores else -(-chips // 4)
 
 
 def tpu(options: Options, command: Sequence[str]) -> str:
     """A script that requests the slice and starts the command there."""
     blanks = common_blanks(options) | {"command": bash_words(command), "spot": "--spot" if options.spot else ""}
+    blanks["auto"] = "auto" if tpu_hosts(options.accelerator) > 1 else ""
     return fill("tpu.sh", blanks)
 
 
@@ -89,13 +125,19 @@ def skypilot(options: Options, command: Sequence[str]) -> str:
     return fill("skypilot.yaml", blanks | {"shared": options.mount if options.volume else ""})
 
 
-def ssh(options: Options, command: Sequence[str]) -> str:
-    """A script that starts the command on each host and waits."""
+def ssh_hosts(options: Options) -> list[str]:
+    """The names of `--hosts`. Raises UserError where there is none, or one of them twice."""
     hosts = [host for host in options.hosts.split(",") if host]
     if not hosts:
         raise UserError(f"--hosts {options.hosts}: expected names separated by commas")
     if twice := next((host for host in hosts if hosts.count(host) > 1), None):
         raise UserError(f"--hosts {options.hosts}: {twice} is named twice; name each host once")
+    return hosts
+
+
+def ssh(options: Options, command: Sequence[str]) -> str:
+    """A script that starts the command on each host and waits."""
+    hosts = ssh_hosts(options)
     blanks = common_blanks(options) | {"command": bash_words(command), "hosts": " ".join(hosts)}
     blanks["address"] = options.address or hosts[0].rpartition("@")[2]
     return fill("ssh.sh", blanks | {"supervise": (TEMPLATES / "supervise.sh").read_text("utf-8")})
@@ -117,20 +159,31 @@ def local(options: Options, command: Sequence[str]) -> str:
 
 PLATFORMS = {
     "slurm": Platform(
-        "GPU nodes of a Slurm cluster", of.slurm_options, slurm, "sbatch", ("sbatch",), "run this on a login node"
+        "GPU nodes of a Slurm cluster", of.slurm_options, slurm, attrgetter("nodes"), "use --nodes 1",
+        "sbatch", ("sbatch",), "run this on a login node",
     ),
     "gke": Platform(
-        "a TPU slice or GPU nodes of GKE, as a JobSet", of.gke_options, gke, "kubectl", ("kubectl", "apply", "-f"),
+        "a TPU slice or GPU nodes of GKE, as a JobSet", of.gke_options, gke,
+        lambda options: gke_topology(options).hosts, "use one GPU node, or a TPU slice of one host such as v6e:2x4",
+        "kubectl", ("kubectl", "apply", "-f"),
         "install it: https://kubernetes.io/docs/tasks/tools",
     ),
     "tpu": Platform(
-        "a Cloud TPU slice, as a queued resource", of.tpu_options, tpu, "gcloud", ("bash",),
+        "a Cloud TPU slice, as a queued resource", of.tpu_options, tpu, lambda options: tpu_hosts(options.accelerator),
+        "use a slice of one host, such as v6e-8", "gcloud", ("bash",),
         "install it: https://cloud.google.com/sdk/docs/install",
     ),
     "skypilot": Platform(
-        "any cloud, through SkyPilot", of.skypilot_options, skypilot, "sky", ("sky", "jobs", "launch", "--yes"),
+        "any cloud, through SkyPilot", of.skypilot_options, skypilot, attrgetter("nodes"), "use --nodes 1",
+        "sky", ("sky", "jobs", "launch", "--yes"),
         "install it in an environment of its own: pip install skypilot",
     ),
-    "ssh": Platform("hosts reached by ssh", of.ssh_options, ssh, "ssh", ("bash",), "install OpenSSH's client"),
-    "local": Platform("this machine, as several processes", of.local_options, local, "bash", ("bash",), "install bash"),
+    "ssh": Platform(
+        "hosts reached by ssh", of.ssh_options, ssh, lambda options: len(ssh_hosts(options)), "name one host",
+        "ssh", ("bash",), "install OpenSSH's client",
+    ),
+    "local": Platform(
+        "this machine, as several processes", of.local_options, local, attrgetter("processes"), "use --processes 1",
+        "bash", ("bash",), "install bash",
+    ),
 }  # fmt: skip

@@ -18,6 +18,7 @@ import pytest
 from common.command import run_cli
 from common.errors import UserError
 from common.process.hosts import GO, LOST_SECONDS, Hosts, detected_hosts, gather, hosts_options, initialize, report
+from launch.cli import COMMANDS
 from tests.compile_flags import QUICK
 from tests.hosts import free_address
 
@@ -173,6 +174,15 @@ def test_hosts_wait_for_one_that_works_for_days_and_not_for_one_that_is_lost(mon
         initialize({}, 1.0, "failed")
     assert signature.parameters["shutdown_timeout_seconds"].default < 3600 < given["shutdown_timeout_seconds"]
     assert given["heartbeat_timeout_seconds"] == 2 * LOST_SECONDS
+
+
+def test_a_command_that_runs_on_each_host_by_itself_joins_nobody(monkeypatch):
+    for hosts in ("auto", "nowhere.invalid:1,2,1"):
+        monkeypatch.setenv("MEDREPORT_HOSTS", hosts)
+        with pytest.raises(SystemExit) as ended:
+            run_cli(lambda arguments: 7, ["doctor"], hosts=["train"], apart=["doctor"])
+        assert ended.value.code == 7
+    assert not COMMANDS["doctor"].joins
 
 
 def test_one_host_and_a_question_for_help_join_nobody(monkeypatch):

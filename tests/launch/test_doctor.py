@@ -8,6 +8,8 @@ from common import devices
 from common.errors import UserError
 from common.process.hosts import VARIABLE
 from launch import doctor
+from launch.doctor_presets import PRESETS, preset_lines
+from launch.recipes.command_check import check_command
 
 
 @pytest.fixture(autouse=True)
@@ -40,20 +42,33 @@ def test_a_file_where_runs_are_to_be_written_is_a_problem(capsys, tmp_path):
 def test_a_preset_says_what_it_needs_and_how_much_memory(capsys):
     _, out = screen(capsys, "--preset", "retsta-7b")
     assert "retsta train --preset retsta-7b --model.base PATH --data.train PATH" in out
-    assert "7.66 billion parameters, 0.040 trained: at least" in out  # 7.62 of Qwen2.5-7B, and LoRA of rank 16
+    assert "7.66 billion parameters, 0.040 trained: needs " in out  # 7.62 of Qwen2.5-7B, and LoRA of rank 16
     assert "medreport plan --preset retsta-7b --topology h100:8" in out
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_command_of_a_preset_is_complete(name):
+    severity, topic, text = next(preset_lines(name))
+    assert (severity, topic) == ("ok", "preset")
+    check_command(text.split(), 1, "")
+
+
+def test_a_labeler_and_clip_come_with_their_vocabularies():
+    assert "--model.clip PATH --model.clip-vocabulary PATH" in next(preset_lines("mimic-cxr"))[2]
+    assert "--reward.labeler PATH --reward.labeler-tokenizer PATH" in next(preset_lines("deer-mimic"))[2]
 
 
 def test_parameters_and_moments_that_do_not_fit_are_a_problem(capsys, monkeypatch):
     monkeypatch.setattr("launch.doctor_presets._machine_bytes", lambda: 8 * 10e9)
     code, out = screen(capsys, "--preset", "deer-mimic")
     # 3.75 billion, all trained: 16 bytes each, in the preset's mesh of 8 devices by fsdp.
-    assert "at least 7.5 GB of the 10.0 GB" in out
+    assert "needs 7.5 GB on each device, which has 10.0 GB" in out
     assert code == 0
     monkeypatch.setattr("launch.doctor_presets._machine_bytes", lambda: 8 * 5e9)
     code, out = screen(capsys, "--preset", "deer-mimic")
     assert code == 1
     assert "problem  memory" in out
+    assert "needs 7.5 GB on each device, which has 5.0 GB: use more devices\n" in out
     assert out.splitlines()[-1] == "problems: 1"
 
 

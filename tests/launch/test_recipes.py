@@ -272,6 +272,9 @@ def test_a_tool_that_is_missing_is_one_clear_line(name, tool, monkeypatch, tmp_p
         ("slurm --gpus 8 --time soon -- x", "'soon': expected hours as 24:00:00"),
         ("ssh --hosts a,b,a -- x", "^--hosts a,b,a: a is named twice; name each host once"),
         ("ssh --hosts , -- x", "^--hosts ,: expected names"),
+        ("slurm --gpus 8 --time 1 --dry-run --submit -- x", "^medreport launch slurm: --dry-run starts nothing"),
+        ("tpu --accelerator v5e-16 --runtime r --project p --zone z -- x", "^--accelerator v5e-16: expected v6e-N or"),
+        ("tpu --accelerator v6e:4x4 --runtime r --project p --zone z -- x", "v6e:4x4 of `medreport plan` is v6e-16"),
     ],
 )
 def test_bad_options_are_one_clear_line(words, line):

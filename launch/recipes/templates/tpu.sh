@@ -8,7 +8,8 @@ where=(--project={{ project }} --zone={{ zone }})
 
 # What each host runs.
 on_host() {
-    export MEDREPORT_HOSTS=auto MEDREPORT_JOIN_TIMEOUT={{ join_timeout }}
+    export MEDREPORT_HOSTS={{ auto }}
+    export MEDREPORT_JOIN_TIMEOUT={{ join_timeout }}
     export JAX_COMPILATION_CACHE_DIR={{ cache }}
     cd {{ directory }} || exit
     {{ setup }}

@@ -1,0 +1,79 @@
+"""`medreport launch` checks the command of this project that it is given, before a job waits in a queue for it."""
+
+import contextlib
+
+import pytest
+
+from common.errors import UserError
+from launch.cli import dispatch
+from tests.launch.recipes import USUAL
+from tests.launch.test_console_scripts import EVERY
+
+TRAIN = "retsta train --preset retsta-7b --model.base B --run-dir R --data.train a --data.validation b --data.test c"
+
+
+def launched(platform: str, command: str) -> int:
+    return dispatch(["launch", *platform.split(), "--dry-run", "--", *command.split()])
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("retsta", "^retsta: no command; see retsta --help$"),
+        ("retsta evaluat --run-dir r", r"^retsta evaluat: unknown command \(did you mean evaluate\?\)"),
+        ("retsta train --preset nope --run-dir r", "^--preset nope: unknown.*; presets are demo, "),
+        ("retsta train --run-dir r", "^retsta train: --preset NAME is missing"),
+        (TRAIN.replace("--run-dir R", ""), "^retsta train: the following arguments are required: --run-dir"),
+        (f"{TRAIN} --modl.base b", r"--modl.base: unknown option \(did you mean --model.base\?\)"),
+        (f"{TRAIN} --epochs many", "--epochs: expected "),
+        (f"{TRAIN} --batch-size 0", "batch_size"),
+        (f"/opt/medreport/bin/{TRAIN} --modl.base b", "--modl.base: unknown option"),
+        ("deer select labels.jsonl --fraction 0.2", "^deer select: runs on one host only; use --nodes 1$"),
+        ("deer ablation components --preset demo", "^deer ablation: runs on one host only; use --nodes 1$"),
+    ],
+)
+def test_a_command_that_could_not_start_is_refused(command, line):
+    with pytest.raises(UserError, match=line):
+        launched(USUAL["slurm"], command)
+
+
+@pytest.mark.parametrize(
+    "command", [TRAIN, "medreport doctor --preset retsta-7b", "retsta train --help", "env retsta x"]
+)
+def test_other_commands_are_accepted_as_they_are(command, capsys):
+    assert launched(USUAL["slurm"], command) == 0
+    assert command.split()[-1] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("several", "one", "remedy"),
+    [
+        ("slurm --gpus 8 --time 1 --nodes 2", "slurm --gpus 8 --time 1", "use --nodes 1"),
+        ("skypilot --accelerators H100:8 --nodes 2", "skypilot --accelerators H100:8", "use --nodes 1"),
+        ("gke --image i --topology v6e:4x4", "gke --image i --topology v6e:2x4", "a TPU slice of one host such as v6e"),
+        ("gke --image i --topology h100:8 --nodes 2", "gke --image i --topology h100:8", "use one GPU node"),
+        ("tpu --accelerator v6e-16", "tpu --accelerator v6e-8", "use a slice of one host, such as v6e-8"),
+        ("tpu --accelerator v5p-16", "tpu --accelerator v5p-8", "use a slice of one host"),
+        ("tpu --accelerator v5litepod-16", "tpu --accelerator v5litepod-8", "use a slice of one host"),
+        ("ssh --hosts a,b", "ssh --hosts a", "name one host"),
+        ("local --processes 2", "local --processes 1", "use --processes 1"),
+    ],
+)
+def test_what_runs_on_one_host_is_refused_on_several_and_started_on_one(several, one, remedy, capsys):
+    slice_options = " --runtime r --project p --zone z" if one.startswith("tpu") else ""
+    command = "deer select labels.jsonl --fraction 0.2 --output chosen.json"
+    with pytest.raises(UserError, match=f"^deer select: runs on one host only; .*{remedy}"):
+        launched(several + slice_options, command)
+    assert launched(one + slice_options, command) == 0
+    # With `auto` it would refuse to run, even where it is alone.
+    assert "auto" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("script", "name"), EVERY)
+def test_no_command_runs_while_it_is_checked(script, name, tmp_path, monkeypatch):
+    """Each reads its options with a parser that ends there: without options, or with one that it does not know."""
+    monkeypatch.chdir(tmp_path)
+    for words in ([], ["--no-such-option"]):
+        with contextlib.suppress(UserError):
+            assert launched("local --processes 1", " ".join([script, name, *words])) == 0
+    assert not list(tmp_path.iterdir())
