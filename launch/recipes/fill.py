@@ -68,6 +68,11 @@ def plain(text: str) -> str:
     return text
 
 
+def plain_words(text: str) -> str:
+    """The type of an option that holds several such words."""
+    return " ".join(plain(word) for word in text.split())
+
+
 def duration(text: str) -> str:
     """The type of an option that says how long a job may run."""
     if not TIME.fullmatch(text):

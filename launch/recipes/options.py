@@ -3,7 +3,7 @@
 import argparse
 
 from common.bounds import COUNT, COUNT_OR_NONE, Within, bounded
-from launch.recipes.fill import duration, name, plain
+from launch.recipes.fill import duration, name, plain, plain_words
 
 PORT = 8476  # on which host 0 listens
 PORTS = Within(1, 65_535)
@@ -85,6 +85,8 @@ def tpu_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--project", type=plain, required=True, help="Google Cloud project")
     parser.add_argument("--zone", type=plain, required=True, help="zone of the slice, such as us-east5-b")
     parser.add_argument("--spot", action="store_true", help="use a spot slice, which can be preempted")
+    flags = "flags for `gcloud compute tpus tpu-vm ssh`, such as --ssh-flags=--internal-ip or =--tunnel-through-iap"
+    parser.add_argument("--ssh-flags", type=plain_words, default="", metavar="FLAGS", help=flags)
 
 
 def skypilot_options(parser: argparse.ArgumentParser) -> None:

@@ -116,6 +116,8 @@ def tpu(options: Options, command: Sequence[str]) -> str:
     """A script that requests the slice and starts the command there."""
     blanks = common_blanks(options) | {"command": bash_words(command), "spot": "--spot" if options.spot else ""}
     blanks["auto"] = "auto" if tpu_hosts(options.accelerator) > 1 else ""
+    # IAP is still in gcloud's alpha track (528).
+    blanks["gcloud"] = "gcloud alpha" if "--tunnel-through-iap" in options.ssh_flags.split() else "gcloud"
     return fill("tpu.sh", blanks)
 
 

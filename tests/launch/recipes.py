@@ -47,6 +47,7 @@ class Tools:
         self.records.mkdir()
         self.add("record", RECORD)
         self.environment = os.environ | {"PATH": f"{self.bin}:{os.environ['PATH']}", "RECORDS": str(self.records)}
+        self.environment["TMPDIR"] = str(folder)
 
     def add(self, name: str, text: str) -> None:
         """Add a program."""
