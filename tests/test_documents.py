@@ -15,8 +15,8 @@ from launch.recipes.command_check import SCRIPTS
 from tests.pages_of_documents import PAGES, ROOT, Block, commands_of, inline_commands, shell_blocks
 
 OTHERS = (
-    "source", "export", "echo", "cd", "curl", "sh", "uv", "gcloud", "eval", "ssh-add", "tail", "bash", "docker", "tensorboard", "sbatch", "srun", "kubectl", "xpk",
-    "green/bin/pip", "radgraph/bin/pip",
+    "source", "export", "echo", "eval", "cd", "mkdir", "tail", "bash", "sh", "curl", "ssh-add", "docker", "uv", "hf",
+    "tensorboard", "sbatch", "srun", "kubectl", "gcloud", "xpk", "sky", "green/bin/pip", "radgraph/bin/pip",
 )  # fmt: skip
 CODE = re.compile(r"`((?:common|retsta_jax|unicross_jax|deer_jax|launch|tests|docs)/[\w./-]+)(?::(\w+))?`")
 NAMED = re.compile(r"`((?:common|retsta_jax|unicross_jax|deer_jax|launch)(?:\.\w+)+)`")
