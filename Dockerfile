@@ -1,6 +1,8 @@
-# An image for GPU nodes, with the versions of uv.lock. The host provides the NVIDIA driver and its container toolkit.
+# An image for nodes with GPUs (EXTRA=cuda13 or cuda12) or TPUs (EXTRA=tpu), with the versions of uv.lock. A host with GPUs
+# provides the NVIDIA driver and its container toolkit. For SkyPilot, which needs root in the container: RUN_AS=0.
 #   docker build --build-arg EXTRA=cuda12 --tag medreport-jax .
-#   docker run --gpus all --volume "$PWD/runs:/runs" medreport-jax retsta --help
+#   mkdir -p runs
+#   docker run --gpus all --shm-size 16g --user "$(id -u)" --volume "$PWD/runs:/runs" medreport-jax retsta --help
 FROM python:3.12-slim-bookworm
 
 ARG EXTRA=cuda13
@@ -25,9 +27,8 @@ COPY deer_jax ./deer_jax
 COPY launch ./launch
 RUN uv sync --locked --no-dev --no-cache --no-editable --extra "${EXTRA}" --extra endpoint --extra stores --extra wandb
 
-# Compiled programs are kept beside the runs.
-ENV JAX_COMPILATION_CACHE_DIR=/runs/.jax-cache
 RUN useradd --create-home --uid 1000 medreport && mkdir /runs && chown 1000 /runs
-USER 1000
+ARG RUN_AS=1000
+USER ${RUN_AS}
 WORKDIR /runs
 CMD ["retsta", "--help"]

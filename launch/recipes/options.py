@@ -9,15 +9,21 @@ PORT = 8476  # on which host 0 listens
 PORTS = Within(1, 65_535)
 
 
-def common_options(parser: argparse.ArgumentParser, restarts: bool = False) -> None:
-    """Add the options of every platform."""
+JOIN_SECONDS = 600
+LATE_JOIN_SECONDS = 86_400  # where nodes arrive one by one
+
+
+def common_options(
+    parser: argparse.ArgumentParser, restarts: bool = False, join_default: str = str(JOIN_SECONDS)
+) -> None:
+    """Add the options of every platform. Where `join_default` is no number, the recipe chooses."""
     parser.add_argument("--name", type=name, default="medreport", help="name of the job; default: %(default)s")
     parser.add_argument(
         "--join-timeout",
         type=bounded(Within(1, 86_400)),
-        default=600,
+        default=JOIN_SECONDS if join_default.isdecimal() else None,
         metavar="SECONDS",
-        help="how long to wait for all hosts; a missing host is named; default: %(default)s",
+        help=f"how long to wait for all hosts; a missing host is named; default: {join_default}",
     )
     parser.add_argument(
         "--cache",
@@ -62,8 +68,9 @@ def slurm_options(parser: argparse.ArgumentParser) -> None:
 
 def gke_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `medreport launch gke`."""
-    common_options(parser)
-    topology = "a TPU slice, such as v6e:4x4, or the GPUs of one node, such as h100:8"
+    late = f"{JOIN_SECONDS}, or {LATE_JOIN_SECONDS} for several GPU nodes, which arrive one by one"
+    common_options(parser, join_default=late)
+    topology = "a TPU slice, such as v6e:4x4, or the GPUs of one node, such as h100:8 or h100-mega:8"
     parser.add_argument("--topology", required=True, help=topology)
     parser.add_argument("--nodes", type=bounded(COUNT), metavar="N", help="GPU nodes (default: 1)")
     chips = "TPU chips per host (default: all of a slice up to 2x4, otherwise 4)"
@@ -71,8 +78,10 @@ def gke_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=plain, required=True, help="container image with this project")
     claim = "PersistentVolumeClaim that all nodes can write to (default: none; runs and data are in a bucket)"
     parser.add_argument("--claim", type=plain, help=claim)
-    mount = "where the claim is mounted; default: %(default)s"
-    parser.add_argument("--mount", type=plain, default="/runs", metavar="DIR", help=mount)
+    mount = "where the claim is mounted; default: /runs"
+    parser.add_argument("--mount", type=plain, metavar="DIR", help=mount)
+    account = "Kubernetes service account of the pods, for a bucket where Workload Identity is on (default: default)"
+    parser.add_argument("--service-account", type=plain, metavar="NAME", help=account)
     parser.add_argument("--spot", action="store_true", help="use spot nodes, which can be preempted")
 
 
@@ -100,8 +109,8 @@ def skypilot_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=plain, help="container image with this project")
     volume = "volume (`sky volumes`) for runs and data (default: none; they are in a bucket)"
     parser.add_argument("--volume", type=plain, metavar="NAME", help=volume)
-    mount = "where the volume is mounted; default: %(default)s"
-    parser.add_argument("--mount", type=plain, default="/shared", metavar="DIR", help=mount)
+    mount = "where the volume is mounted; default: /shared"
+    parser.add_argument("--mount", type=plain, metavar="DIR", help=mount)
     parser.add_argument("--spot", action="store_true", help="use spot nodes, which can be preempted")
 
 

@@ -21,7 +21,8 @@ GKE = {  # the node label of each chip
     "v5p": "tpu-v5p-slice",
     "v6e": "tpu-v6e-slice",
     "a100": "nvidia-a100-80gb",
-    "h100": "nvidia-h100-80gb",
+    "h100": "nvidia-h100-80gb",  # a3-highgpu
+    "h100-mega": "nvidia-h100-mega-80gb",  # a3-megagpu
     "h200": "nvidia-h200-141gb",
 }
 Options = argparse.Namespace
@@ -69,6 +70,9 @@ def gke_topology(options: Options) -> Gke:
         known = ", ".join(GKE)
         raise UserError(f"--topology {options.topology}: expected CHIP:SHAPE such as v6e:4x4 or h100:8; chips: {known}")
     tpu = kind.startswith("v")
+    nodes, _, gpus = shape.partition("x")
+    if not tpu and gpus.isdecimal():
+        raise UserError(f"--topology {options.topology}: names the GPUs of one node; use {kind}:{gpus} --nodes {nodes}")
     if tpu != ("x" in shape):
         raise UserError(
             f"--topology {options.topology}: expected a shape such as v6e:4x4 for TPUs, or a number of GPUs"
@@ -89,9 +93,13 @@ def gke_topology(options: Options) -> Gke:
 def gke(options: Options, command: Sequence[str]) -> str:
     """A JobSet. Raises UserError for a topology that GKE does not have."""
     on = gke_topology(options)
+    if options.mount and not options.claim:
+        raise UserError("--mount: only with --claim, which it is for")
+    late = on.hosts > 1 and not on.kind.startswith("v")
     blanks = common_blanks(options) | {"command": yaml_words(command), "accelerator": GKE[on.kind], "shape": on.shape}
     blanks |= {"chips": str(on.chips), "hosts": str(on.hosts), "auto": "auto" if on.hosts > 1 else ""}
-    blanks |= {"spot": "true" if options.spot else "", "shared": options.mount if options.claim else ""}
+    blanks |= {"spot": "true" if options.spot else "", "shared": (options.mount or "/runs") if options.claim else ""}
+    blanks["join_timeout"] = str(options.join_timeout or (of.LATE_JOIN_SECONDS if late else of.JOIN_SECONDS))
     return fill("gke-tpu.yaml" if on.kind.startswith("v") else "gke-gpu.yaml", blanks)
 
 
@@ -123,8 +131,14 @@ def tpu(options: Options, command: Sequence[str]) -> str:
 
 def skypilot(options: Options, command: Sequence[str]) -> str:
     """The YAML of a managed job."""
+    if options.mount and not options.volume:
+        raise UserError("--mount: only with --volume, which it is for")
+    if options.volume and (options.infra or "").partition("/")[0] not in ("k8s", "kubernetes", "runpod"):
+        raise UserError(
+            "--volume: only Kubernetes and RunPod have volumes; give --infra k8s or runpod, or use a bucket"
+        )
     blanks = common_blanks(options) | {"command": bash_words(command), "spot": "true" if options.spot else "false"}
-    return fill("skypilot.yaml", blanks | {"shared": options.mount if options.volume else ""})
+    return fill("skypilot.yaml", blanks | {"shared": (options.mount or "/shared") if options.volume else ""})
 
 
 def ssh_hosts(options: Options) -> list[str]:

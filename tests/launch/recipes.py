@@ -13,7 +13,7 @@ USUAL = {
     "gke-bucket": "gke --topology v6e:4x4 --image registry/medreport:1 --cache gs://eyes/compiled",
     "gke-gpu": "gke --topology h100:8 --nodes 2 --image registry/medreport:1 --claim runs --spot",
     "tpu": "tpu --accelerator v6e-16 --runtime v2-alpha-tpuv6e --project lab --zone us-east5-b --spot",
-    "skypilot": "skypilot --nodes 2 --accelerators H100:8 --volume runs --infra gcp --spot",
+    "skypilot": "skypilot --nodes 2 --accelerators H100:8 --volume runs --infra k8s --spot",
     "ssh": "ssh --hosts me@a,b --cache /shared/compiled",
     "local-cpu": "local --processes 2 --cpu-devices 2",
     "local-gpu": "local --processes 2",

@@ -120,6 +120,31 @@ def test_a_job_that_was_stopped_restarts_and_one_that_failed_does_not(name):
     assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
 
 
+def pod_of(words: str) -> dict:
+    return job_of(yaml.safe_load(recipe(words.split(), ["x"])))["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [
+        ("--topology h100:8 --nodes 2", 86_400), ("--topology h100:8 --nodes 2 --join-timeout 60", 60),
+        ("--topology h100-mega:8", 600), ("--topology v6e:4x4", 600),
+    ],
+)  # fmt: skip
+def test_gpu_nodes_may_arrive_late_since_their_pods_start_one_by_one(options, seconds):
+    variables = {row["name"]: row.get("value") for row in pod_of(f"gke --image i {options}")["containers"][0]["env"]}
+    assert variables["MEDREPORT_JOIN_TIMEOUT"] == str(seconds)
+
+
+@pytest.mark.parametrize("topology", ["h100:8", "v6e:4x4"])
+def test_pods_of_spot_nodes_tolerate_their_taint_and_act_for_a_service_account(topology):
+    pod = pod_of(f"gke --image i --topology {topology} --spot --service-account eyes")
+    spot = {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
+    assert pod["tolerations"] == [spot]
+    assert pod["serviceAccountName"] == "eyes"
+    assert not {"tolerations", "serviceAccountName"} & pod_of(f"gke --image i --topology {topology}").keys()
+
+
 def test_gpu_nodes_meet_at_the_first_pod():
     jobset = loaded("gke-gpu")
     pod = job_of(jobset)["spec"]["template"]["spec"]
