@@ -11,6 +11,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 BLANK = re.compile(r"\{\{ (\w+) \}\}")
 PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)  # means the same to a shell, a `#SBATCH` line and YAML
 TIME = re.compile(r"(\d+-)?\d+(:\d\d){0,2}", re.ASCII)  # what Slurm accepts
+MEMORY = re.compile(r"0|[1-9]\d*[KMGT]", re.ASCII)
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")  # what Kubernetes and Google Cloud accept
 
 
@@ -77,6 +78,21 @@ def duration(text: str) -> str:
     """The type of an option that says how long a job may run."""
     if not TIME.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected hours as 24:00:00, days as 2-00:00:00, or minutes as 90")
+    return text
+
+
+def seconds_of(text: str) -> int:
+    """The seconds of a duration as Slurm reads it: MINUTES[:SECONDS], HOURS:MINUTES:SECONDS or DAYS-HOURS[:...]."""
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    return 86_400 * int(days or 0) + sum(part * unit for part, unit in zip(parts, units, strict=False))
+
+
+def memory_size(text: str) -> str:
+    """The type of an option that says how much memory a node has."""
+    if not MEMORY.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number with K, M, G or T, such as 500G, or 0")
     return text
 
 

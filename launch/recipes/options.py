@@ -3,7 +3,7 @@
 import argparse
 
 from common.bounds import COUNT, COUNT_OR_NONE, Within, bounded
-from launch.recipes.fill import duration, name, plain, plain_words
+from launch.recipes.fill import duration, memory_size, name, plain, plain_words
 
 PORT = 8476  # on which host 0 listens
 PORTS = Within(1, 65_535)
@@ -57,6 +57,8 @@ def slurm_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", type=bounded(COUNT_OR_NONE), required=True, metavar="N", help=gpus)
     cpus = "CPUs per node (default: 8 per GPU, 1 without GPUs)"
     parser.add_argument("--cpus", type=bounded(COUNT), metavar="N", help=cpus)
+    memory = "memory of each node, such as 500G; 0 for all of it (default: the cluster's)"
+    parser.add_argument("--memory", type=memory_size, help=memory)
     parser.add_argument("--time", type=duration, required=True, help="time limit of each start, such as 24:00:00")
     notice = "how long before the time limit the command is told to save; default: %(default)s"
     parser.add_argument("--notice", type=bounded(COUNT), default=300, metavar="SECONDS", help=notice)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from common.errors import UserError
 from launch.recipes import options as of
-from launch.recipes.fill import TEMPLATES, bash_words, fill, yaml_words
+from launch.recipes.fill import TEMPLATES, bash_words, fill, seconds_of, yaml_words
 
 GKE = {  # the node label of each chip
     "v4": "tpu-v4-podslice",
@@ -47,8 +47,16 @@ def common_blanks(options: Options) -> dict[str, str]:
 
 
 def slurm(options: Options, command: Sequence[str]) -> str:
-    """A batch script."""
+    """A batch script. Raises UserError for options that do not go together."""
+    if options.mounts and not options.container:
+        raise UserError("--mounts: only with --container, which they are for")
+    if options.notice >= seconds_of(options.time):
+        raise UserError(f"--notice {options.notice}: must be less than --time {options.time}, in seconds")
     blanks = common_blanks(options) | {"command": bash_words(command)}
+    inside = bool(options.container)
+    blanks |= {"chdir": "" if inside else blanks["directory"], "workdir": blanks["directory"] if inside else ""}
+    # The variables of an image come before those of the job, unless they are named here.
+    blanks["override"] = "JAX_COMPILATION_CACHE_DIR" if inside and options.cache else ""
     blanks["cpus"] = str(options.cpus or max(8 * options.gpus, 1))
     blanks["gpus"] = str(options.gpus or "")
     return fill("slurm.sh", blanks)

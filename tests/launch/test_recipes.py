@@ -14,7 +14,7 @@ import yaml
 from common.errors import UserError
 from common.process.stopping import EXIT_CODES
 from launch.cli import dispatch
-from launch.recipes.fill import TEMPLATES
+from launch.recipes.fill import TEMPLATES, seconds_of
 from tests.launch.recipes import AWKWARD, USUAL, Tools, recipe
 
 SCRIPTS = [name for name in USUAL if name.split("-")[0] in ("slurm", "tpu", "ssh", "local")]
@@ -69,6 +69,30 @@ def test_slurm_starts_the_exact_command_on_each_node(tools):
     assert ran.returncode == 0, ran.stderr
     assert tools.recorded() == {f"node7:20123,2,{number}": AWKWARD for number in (0, 1)}
     assert "--cpus-per-task=64" in (tools.bin.parent / "options").read_text()
+
+
+def test_a_container_starts_in_the_directory_that_was_given_and_keeps_the_variables_of_the_job(tools):
+    directory = ["--directory", "/runs/eyes"]
+    container = ["--container", "/shared/medreport.sqsh", "--mounts", "/shared/runs:/runs"]
+    inside = recipe([*USUAL["slurm"].split(), *directory, *container], ["record"])
+    assert "#SBATCH --chdir" not in inside
+    assert tools.bash(inside, SLURM_JOB_ID="123", SLURM_JOB_NODELIST="node[7-8]").returncode == 0
+    assert (tools.bin.parent / "options").read_text().split()[-4:] == [
+        "--container-image=/shared/medreport.sqsh", "--container-mounts=/shared/runs:/runs",
+        "--container-workdir=/runs/eyes", "--container-env=JAX_COMPILATION_CACHE_DIR",
+    ]  # fmt: skip
+    outside = recipe([*USUAL["slurm"].split(), *directory, "--memory", "0"], ["record"])
+    assert "#SBATCH --chdir=/runs/eyes\n" in outside
+    assert "#SBATCH --mem=0\n" in outside
+    assert "--container" not in outside
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 5400), ("1:30", 90), ("24:00:00", 86_400), ("2-0", 172_800), ("1-12:30", 131_400), ("0-0:0:5", 5)],
+)
+def test_durations_are_read_as_slurm_reads_them(text, seconds):
+    assert seconds_of(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -212,10 +236,10 @@ def test_a_tool_that_is_missing_is_one_clear_line(name, tool, monkeypatch, tmp_p
     ("words", "line"),
     [
         ("slurn --gpus 8", r"^medreport launch slurn: unknown platform \(did you mean slurm\?\); expected slurm, gke"),
-        ("slurm --gpus 8 --time 1", r"^medreport launch slurm: no command; expected -- COMMAND \.\.\. at the end$"),
-        ("slurm --gpus 8 --time 1 --", "no command"),
-        ("slurm --gpus 8 --time 1 --name A_b -- x", "'A_b': expected up to 40 lowercase letters, digits and -"),
-        ("slurm --gpus 8 --time 1 --account a;b -- x", "'a;b': expected letters, digits and"),
+        ("slurm --gpus 8 --time 60", r"^medreport launch slurm: no command; expected -- COMMAND \.\.\. at the end$"),
+        ("slurm --gpus 8 --time 60 --", "no command"),
+        ("slurm --gpus 8 --time 60 --name A_b -- x", "'A_b': expected up to 40 lowercase letters, digits and -"),
+        ("slurm --gpus 8 --time 60 --account a;b -- x", "'a;b': expected letters, digits and"),
         ("slurm --gpus eight --time 1 -- x", "expected a whole number, found 'eight'"),
         ("gke --topology v9:4x4 --image i --claim c -- x", "^--topology v9:4x4: expected CHIP:SHAPE such as v6e:4x4"),
         (
@@ -230,10 +254,14 @@ def test_a_tool_that_is_missing_is_one_clear_line(name, tool, monkeypatch, tmp_p
         ("skypilot --accelerators H100:8 --volume v --infra gcp/us-central1 -- x", "^--volume: only Kubernetes"),
         ("gke --topology v6e:4x4 --nodes 2 --image i --claim c -- x", "^--nodes: only for GPUs"),
         ("gke --topology v6e:4x4 --chips-per-host 3 --image i --claim c -- x", "^--chips-per-host 3: does not divide"),
+        ("slurm --gpus 8 --time 5 --notice 600 -- x", "^--notice 600: must be less than --time 5, in seconds$"),
+        ("slurm --gpus 8 --time 5 -- x", "^--notice 300: must be less than --time 5"),
+        ("slurm --gpus 8 --time 60 --mounts /a:/a -- x", "^--mounts: only with --container"),
+        ("slurm --gpus 8 --time 60 --memory lots -- x", "'lots': expected a number with K, M, G or T"),
         ("slurm --gpus 8 --time soon -- x", "'soon': expected hours as 24:00:00"),
         ("ssh --hosts a,b,a -- x", "^--hosts a,b,a: a is named twice; name each host once"),
         ("ssh --hosts , -- x", "^--hosts ,: expected names"),
-        ("slurm --gpus 8 --time 1 --dry-run --submit -- x", "^medreport launch slurm: --dry-run starts nothing"),
+        ("slurm --gpus 8 --time 60 --dry-run --submit -- x", "^medreport launch slurm: --dry-run starts nothing"),
         ("tpu --accelerator v5e-16 --runtime r --project p --zone z -- x", "^--accelerator v5e-16: expected v6e-N or"),
         ("tpu --accelerator v6e:4x4 --runtime r --project p --zone z -- x", "v6e:4x4 of `medreport plan` is v6e-16"),
     ],

@@ -48,7 +48,7 @@ def test_other_commands_are_accepted_as_they_are(command, capsys):
 @pytest.mark.parametrize(
     ("several", "one", "remedy"),
     [
-        ("slurm --gpus 8 --time 1 --nodes 2", "slurm --gpus 8 --time 1", "use --nodes 1"),
+        ("slurm --gpus 8 --time 60 --nodes 2", "slurm --gpus 8 --time 60", "use --nodes 1"),
         ("skypilot --accelerators H100:8 --nodes 2", "skypilot --accelerators H100:8", "use --nodes 1"),
         ("gke --image i --topology v6e:4x4", "gke --image i --topology v6e:2x4", "a TPU slice of one host such as v6e"),
         ("gke --image i --topology h100:8 --nodes 2", "gke --image i --topology h100:8", "use one GPU node"),

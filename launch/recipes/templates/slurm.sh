@@ -5,10 +5,11 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node={{ gpus }}
 #SBATCH --cpus-per-task={{ cpus }}
+#SBATCH --mem={{ memory }}
 #SBATCH --time={{ time }}
 #SBATCH --partition={{ partition }}
 #SBATCH --account={{ account }}
-#SBATCH --chdir={{ directory }}
+#SBATCH --chdir={{ chdir }}
 #SBATCH --output={{ name }}-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
@@ -35,6 +36,8 @@ task() {
 srun --cpus-per-task={{ cpus }} --kill-on-bad-exit=1 --wait=0 \
     --container-image={{ container }} \
     --container-mounts={{ mounts }} \
+    --container-workdir={{ workdir }} \
+    --container-env={{ override }} \
     bash -c "$(declare -f task); task \"\$@\"" bash "${command[@]}"
 code=$?
 
