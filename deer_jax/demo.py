@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.clinical.labeler import Labeler, load_labeler
+from common.clinical.report_labeler import label_lists
 from common.clinical.scores import Scores, default_labeler, score_systems
 from common.config import check_own_names, remove_run
 from common.data.records import Quarantine
@@ -28,6 +29,7 @@ from common.metrics.text import warn_of_absent
 from common.options import command_line, training_command, used_settings
 from common.phantoms.source import draw_again
 from common.report.environment import environment
+from common.report.findings import Marks, mark_labels, tally
 from common.report.page import REPORT_FILE, Example, Page, save_run_page
 from common.training.logs import METRICS_FILE, read_metrics
 from common.training.parallel import make_device_layout
@@ -104,7 +106,9 @@ def demo(config: RlConfig, run_dir: Path) -> dict[str, Scores]:
     absent = warn_of_absent(systems)
     write_json(run_dir / "metrics.json", rounded({"systems": systems, "notes": absent}))
     write_token_page(samples, selection["ids"], base, labeler, run_dir / TOKEN_PAGE)
-    shown = page(config, run_dir, test, texts, systems, selection)
+    classes, _ = label_lists(scoring, [[study.report for study in test.studies], *texts.values()])
+    marks = {name: mark_labels(classes[0], own, scoring.labels) for name, own in zip(texts, classes[1:], strict=True)}
+    shown = page(config, run_dir, test, texts, systems, selection, marks)
     save_run_page(run_dir, dataclasses.replace(shown, notes=[data_read, *shown.notes, *absent]))
     print(score_lines(systems, HEADLINE))
     say(f"token weights: {(run_dir / TOKEN_PAGE).absolute()}")
@@ -130,8 +134,9 @@ def page(
     texts: Mapping[str, Sequence[str]],
     systems: dict[str, Scores],
     selection: dict,
+    marks: Mapping[str, Sequence[Marks]],
 ) -> Page:
-    """The run page."""
+    """The run page; `marks` are those of the findings of each system's reports."""
 
     def shown(name: str) -> str:
         found = {who: scores[name]["value"] for who, scores in systems.items() if name in scores}
@@ -168,6 +173,7 @@ def page(
                 test.studies[index].report,
                 {system: texts[system][index] for system in (AFTER, BEFORE, NEAREST)},
                 images=(image,),
+                findings={system: found[index] for system, found in marks.items()},
             )
             for index, image in zip(indices, drawn, strict=True)
         ],
@@ -177,4 +183,5 @@ def page(
             f"Which words the policy gradient presses, and which it leaves: {TOKEN_PAGE}, beside this page.",
             "The images are drawn, not taken: no number on this page says how a model does on patients.",
         ],
+        findings=tally(marks[AFTER]),
     )

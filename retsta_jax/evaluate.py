@@ -28,6 +28,7 @@ from common.metrics.codes import evaluate_codes
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.metrics.tokenize import unread_note
 from common.report.environment import environment
+from common.report.findings import Marks, tally
 from common.report.page import REPORT_FILE, Example, Page, reproducible, save_run_page
 from common.training.logs import METRICS_FILE, read_metrics
 from common.types import PyTree
@@ -35,6 +36,7 @@ from retsta_jax.codes import parse_codes, terminology, terminology_validity
 from retsta_jax.config import NEEDS, PRESETS, RetstaConfig, scored_as
 from retsta_jax.corpus.split_distance import distance_between, distance_table
 from retsta_jax.data import load_splits, splits_line
+from retsta_jax.finding_marks import report_marks
 from retsta_jax.standardize import Trained, draft_table, load_trained, standardize, unusable
 from retsta_jax.stated import recognised, stated, stated_in_standard_form
 from retsta_jax.terminology.check import load_terminology
@@ -131,7 +133,8 @@ def save_scores(
         "held_out": distances,
         "notes": absent,
     }
-    shown = page(trained, read_metrics(run_dir / METRICS_FILE), pairs, outputs, systems, notes)
+    marks = {name: marks_of(outputs[name], pairs, form, terms) for name in written}
+    shown = page(trained, read_metrics(run_dir / METRICS_FILE), pairs, outputs, systems, notes, marks)
     shown = dataclasses.replace(shown, tables=[distance_table(distances)])
     save_run_page(
         run_dir, reproducible(shown, "retsta", read_config(RetstaConfig, run_dir), PRESETS, NEEDS, run_dir, chosen)
@@ -218,6 +221,12 @@ def score(texts: Sequence[str], pairs: Sequence[ReportPair], corpus: str, terms:
     return scores
 
 
+def marks_of(texts: Sequence[str], pairs: Sequence[ReportPair], corpus: str, terms: Terminology) -> list[Marks]:
+    """The findings of each text, marked by whether its pair's standard report has them."""
+    languages = [pair.language for pair in pairs]
+    return report_marks([pair.target for pair in pairs], texts, languages, corpus, terms)
+
+
 def finding_name(name: str) -> str:
     """The score of a set of codes, named for the findings of fundus reports: a finding's head is its term."""
     return name.replace("codes/", "findings/").replace("heads/", "terms/")
@@ -230,8 +239,9 @@ def page(
     outputs: dict[str, list[str]],
     systems: dict[str, Scores],
     notes: list[str],
+    marks: Mapping[str, Sequence[Marks]],
 ) -> Page:
-    """The run page of an evaluation; `history` are the rows of the run's log."""
+    """The run page of an evaluation; `history` are the rows of the run's log, `marks` those of systems' findings."""
 
     def shown(system: str, name: str) -> str:
         return score_text(systems[system][name]["value"])
@@ -258,10 +268,12 @@ def page(
                 pairs[index].target,
                 {name: outputs[name][index] for name in (MODEL, BEFORE)},
                 pairs[index].language,
+                findings={name: found[index] for name, found in marks.items()},
             )
             for index in indices
         ],
         notes=notes,
+        findings=tally(marks[MODEL]),
     )
 
 

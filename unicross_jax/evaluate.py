@@ -53,6 +53,7 @@ from common.models.clip import ModifiedResNet, normalise
 from common.options import check_options, flag
 from common.phantoms.source import draw_again
 from common.report.environment import environment
+from common.report.findings import Marks, mark_labels, tally
 from common.report.page import REPORT_FILE, Page, reproducible, save_run_page
 from common.report.page import Example as Shown
 from common.training.logs import METRICS_FILE, read_metrics
@@ -163,7 +164,12 @@ def evaluate_run(
         clinical = [labeler_note(record), *unread]
         found = {"split": split, **counts, "systems": systems, "above": above, "notes": [*absent, *clinical]}
         found[MADE_FROM] = scores_record(trained, held_out, record)
-        shown = page(trained, history, held_out, examples, written, outputs, systems, split)
+        marks = {
+            name: mark_labels(*own.labels, reader.labels)
+            for name, own in measured.items()
+            if own.labels is not None and reader is not None
+        }
+        shown = page(trained, history, held_out, examples, written, outputs, systems, split, marks)
         named = {"labeler": labeler, "labeler_tokenizer": labeler_tokenizer}
         chosen = {"split": split, "limit": limit, "batch_size": batch_size, **decoding}
         chosen |= {name: value for name, value in named.items() if value}
@@ -313,8 +319,9 @@ def page(
     outputs: dict[str, list[str]],
     systems: dict[str, Scores],
     split: str,
+    marks: Mapping[str, Sequence[Marks]],
 ) -> Page:
-    """The run page of an evaluation; `history` are the rows of the run's log."""
+    """The run page of an evaluation; `history` are the rows of the run's log, `marks` those of systems' findings."""
     name = headline(systems[MODEL])[0]
     title = TITLES.get(name, name.replace("coco/", ""))
     shown = {system: score_text(scores[name]["value"]) for system, scores in systems.items()}
@@ -357,8 +364,10 @@ def page(
                 held_out.studies[index].language,
                 images=shown_images(trained, held_out, split, index),
                 attention=attention[row],
+                findings={system: found[index] for system, found in marks.items()},
             )
             for row, index in enumerate(indices)
         ],
         notes=notes,
+        findings=tally(marks[MODEL]) if marks else None,
     )

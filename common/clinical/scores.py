@@ -26,12 +26,14 @@ Scores = dict[str, Mapping[str, float | None]]
 
 class Measured(NamedTuple):
     """What one system's reports are scored by: measures over studies, the names of scores that are absent here
-    (METEOR without WordNet), and the share of different reports.
+    (METEOR without WordNet), the share of different reports, and the classes that a labeler found in the references
+    and in the reports, [N K] each.
     """
 
     measures: list[Measure]
     absent: Collection[str]
     distinct: float
+    labels: tuple[Int[np.ndarray, "N 14"], Int[np.ndarray, "N 14"]] | None = None
 
 
 def default_labeler(layout: str) -> ReportLabeler | None:
@@ -72,6 +74,7 @@ def measure_systems(
     UserError as `label_lists` does.
     """
     clinical: dict[str, list[Measure]] = {name: [] for name in outputs}
+    labels: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     notes: list[str] = []
     references = [study.report for study in studies]
     if labeler is not None:
@@ -80,12 +83,13 @@ def measure_systems(
         )
         notes = [*labelled.notes().values()]
         for name, classes in zip(outputs, found, strict=True):
+            labels[name] = expected, classes
             clinical[name] = [*known_measures(classes, studies, labeler), *clinical_measures(classes, expected)]
     systems = {}
     for name, texts in outputs.items():
         lines = [*map(one_line, texts)], [*map(one_line, references)]
         told, absent = measures_by_language(*lines, [study.language for study in studies], "all")
-        systems[name] = Measured(clinical[name] + told, absent, distinct_outputs(texts))
+        systems[name] = Measured(clinical[name] + told, absent, distinct_outputs(texts), labels.get(name))
     return systems, notes
 
 

@@ -16,6 +16,7 @@ from common.io.files import atomic_file
 from common.io.numbers import NONE, score_text
 from common.options import Needs, changed_options, command_line, training_command, used_settings
 from common.report.differences import differences
+from common.report.findings import Marks, Tally
 from common.report.pictures import WordAttention, check_attention, looks, picture
 from common.report.plots import SERIES_COLOURS, Curves, training_charts
 from common.report.template import render_template
@@ -30,7 +31,7 @@ class Example:
     An empty `source` is not shown, nor are differences where `reference` is None. `images` are the V views of the
     study. `attention` has, for each word that the model wrote, its text and what it attended to: weights of 0 or
     more, on any scale, over a grid of h x w cells that covers the whole of each view. Raises ValueError where a
-    word's maps are not finite or not one for each view.
+    word's maps are not finite or not one for each view. `findings` are the marks of some systems' outputs.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Example:
     language: str = "en"
     images: Sequence[Pixels] = ()
     attention: Sequence[WordAttention] = ()
+    findings: Mapping[str, Marks] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_attention(self.id, self.images, self.attention)
@@ -70,7 +72,7 @@ class Page:
     `systems[system][metric]` holds `value` and, where there is an interval, `low` and `high` (95%); the first
     system is the one that the run made. `headline` names the metrics drawn large, `rows` are those of
     `metrics.jsonl`, of which `curves` are drawn beside those that every training has; `notes` say what a reader should
-    know (for example how many records went to quarantine).
+    know (for example how many records went to quarantine); `findings` counts those of the first system in all reports.
     """
 
     title: str
@@ -86,6 +88,7 @@ class Page:
     notes: Sequence[str] = ()
     funnel: Sequence[Stage] = ()
     tables: Sequence[Table] = ()
+    findings: Tally | None = None
 
 
 class Bar(NamedTuple):

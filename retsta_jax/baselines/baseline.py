@@ -5,6 +5,7 @@ left out of prompts to fit the model.
 """
 
 import contextlib
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from common.metrics.text import one_line, warn_of_absent
 from common.metrics.tokenize import unread_note
 from common.options import command_line, used_settings
 from common.report.environment import environment
+from common.report.findings import Marks, tally
 from common.report.page import REPORT_FILE, Example, Page, Table, save_run_page
 from retsta_jax.baselines.answers import answer_of, language_shares, language_table
 from retsta_jax.baselines.few_shot import Prompt, Reference, make_references, prompt_text
@@ -44,6 +46,7 @@ from retsta_jax.evaluate import (
     Scores,
     baselines,
     headline,
+    marks_of,
     prediction_rows,
     score,
 )
@@ -156,7 +159,8 @@ def report(
     answers = [answer_of(one.text, completion=peer.completion) for one in outputs]
     terms = load_terminology(chosen.data.data.terminology or SHIPPED)
     written = {peer.name: answers, **baselines(train, pairs)}
-    systems = {name: score(texts, pairs, scored_as(chosen.data.data), terms) for name, texts in written.items()}
+    form = scored_as(chosen.data.data)
+    systems = {name: score(texts, pairs, form, terms) for name, texts in written.items()}
     absent = warn_of_absent(systems, unread_note([pair.target for pair in pairs], [pair.language for pair in pairs]))
     shares, shortened = language_shares(answers, pairs), summary_of(asked.prompts, asked.references)
     result: dict[str, Any] = {
@@ -187,8 +191,11 @@ def report(
     result |= {"systems": systems, "held_out": distances, "notes": absent}
     write_json(output / METRICS, rounded(result))
     tables = [language_table(shares), *([shortening_table(shortened)] if limit else []), distance_table(distances)]
-    examples = examples_of(pairs, {name: written[name] for name in (peer.name, NEAREST)})
-    save_run_page(output, page(chosen, peer.name, systems, examples, notes, tables, options))
+    outputs_shown = {name: written[name] for name in (peer.name, NEAREST)}
+    marks = {name: marks_of(texts, pairs, form, terms) for name, texts in outputs_shown.items()}
+    examples = examples_of(pairs, outputs_shown, marks)
+    shown = page(chosen, peer.name, systems, examples, notes, tables, options)
+    save_run_page(output, dataclasses.replace(shown, findings=tally(marks[peer.name])))
     return systems
 
 
@@ -264,12 +271,19 @@ def scores_of_run(run_dir: Path, split: str, pairs: Sequence[ReportPair]) -> tup
     return {name: systems[MODEL]}, f"The scores of {name} are those of its last evaluation, of the same reports."
 
 
-def examples_of(pairs: Sequence[ReportPair], outputs: Mapping[str, Sequence[str]]) -> list[Example]:
-    """Some reports spread over the split, with what each system wrote."""
+def examples_of(
+    pairs: Sequence[ReportPair], outputs: Mapping[str, Sequence[str]], marks: Mapping[str, Sequence[Marks]]
+) -> list[Example]:
+    """Some reports spread over the split, with what each system wrote and how its findings are marked."""
     indices = range(0, len(pairs), len(pairs) // EXAMPLES | 1)[:EXAMPLES]
     return [
         Example(
-            pair.id, pair.source, pair.target, {name: texts[index] for name, texts in outputs.items()}, pair.language
+            pair.id,
+            pair.source,
+            pair.target,
+            {name: texts[index] for name, texts in outputs.items()},
+            pair.language,
+            findings={name: found[index] for name, found in marks.items()},
         )
         for index in indices
         for pair in (pairs[index],)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -174,6 +175,10 @@ def test_the_demo_ends_with_its_two_pages(base, tmp_path):
     )
     assert "Reward" in page
     assert page.count("data:image/") >= 4
+    missed = re.search(r"− ([\d,]+)</b> missed", page)
+    assert missed is not None
+    assert int(missed[1]) > 0  # four tokens state next to nothing
+    assert "findings in 4 reports" in page
     assert "class=" in (tmp_path / "token_weights.html").read_text(encoding="utf-8")
 
 

@@ -9,6 +9,8 @@ from PIL import Image
 from common.clinical.labeler import labeler_digests, load_labeler
 from common.metrics.clinical import evaluate_labels
 from common.phantoms.phantom import make_phantom
+from common.report.findings import mark_labels, tally
+from tests.common.test_report_page import Reader
 from tests.pages import commands_of
 from tests.unicross_jax.runs import arguments, make_clip, unicross
 
@@ -67,6 +69,17 @@ def test_the_page_and_the_metrics_name_the_labeler(ablation) -> None:
     assert evaluation[-2:] == ["--labeler", "phantom"]
 
 
+def test_the_page_marks_the_findings_that_the_labeler_found(ablation) -> None:
+    rows = [json.loads(line) for line in (run_of(ablation) / "predictions.jsonl").read_text().splitlines()]
+    labeler = load_labeler("phantom")
+    found, expected = (labeler.label([row[name] for row in rows]).classes for name in ("prediction", "reference"))
+    counts = tally(mark_labels(expected, found, labeler.labels))
+    assert counts.missed + counts.right > 0
+    words = Reader((run_of(ablation) / "report.html").read_text()).words()
+    shown = f"✓ {counts.right} right − {counts.missed} missed + {counts.invented} invented findings in 4 reports"
+    assert shown in words
+
+
 def test_scores_by_another_labeler_are_made_anew_and_without_one_it_is_said_what_they_need(ablation, capsys) -> None:
     assert unicross([*ablation, "--labeler", "phantom"]) == 0
     again = capsys.readouterr().out
@@ -80,7 +93,10 @@ def test_scores_by_another_labeler_are_made_anew_and_without_one_it_is_said_what
     metrics = metrics_of(ablation)
     assert metrics["labeler"] == {}
     assert not any(name.startswith(("promptmrg", "finding")) for name in metrics["systems"]["this run"])
-    assert "There are no clinical scores" in (run_of(ablation) / "report.html").read_text()
+    page = (run_of(ablation) / "report.html").read_text()
+    assert "There are no clinical scores" in page
+    assert 'class="tally findings' not in page
+    assert '<dl class="findings' not in page
 
 
 @pytest.mark.parametrize(
