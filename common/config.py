@@ -21,7 +21,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 from common.bounds import check_numbers
 from common.devices import programs_kept
@@ -37,6 +37,7 @@ from common.process.first import is_first_process
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
+Rest = ParamSpec("Rest")
 
 _ASIDE = re.compile(r"\.config\.json\.\d+\.partial")  # of a command that was killed while it wrote
 
@@ -198,7 +199,9 @@ def claim_run_directory(run_dir: Path, config: Any, trained_on: Mapping[str, str
         raise UserError(f"{run_dir}: cannot be written ({error.strerror}); choose another directory") from error
 
 
-def owning_run_directory(train: Callable[[Config, Path], Result]) -> Callable[[Config, Path], Result]:
+def owning_run_directory(
+    train: Callable[Concatenate[Config, Path, Rest], Result],
+) -> Callable[Concatenate[Config, Path, Rest], Result]:
     """A decorator for what trains by a config in a run directory: the directory is checked, and locked meanwhile.
 
     Programs of accelerators are kept in it.
@@ -207,11 +210,11 @@ def owning_run_directory(train: Callable[[Config, Path], Result]) -> Callable[[C
     """
 
     @functools.wraps(train)
-    def run(config: Config, run_dir: Path) -> Result:
+    def run(config: Config, run_dir: Path, *rest: Rest.args, **more: Rest.kwargs) -> Result:
         if is_first_process():
             check_run_directory(run_dir, config)
         with locked_by_first(run_dir), programs_kept(run_dir / PROGRAMS):
-            return train(config, run_dir)
+            return train(config, run_dir, *rest, **more)
 
     return run
 

@@ -24,7 +24,6 @@ from common.io.outputs import check_output, write_whole
 from common.io.safetensors import write_json
 from common.io.tables import score_lines
 from common.io.terminal import say
-from common.metrics.clinical import COMPETITION
 from common.metrics.text import warn_of_absent
 from common.options import command_line, training_command, used_settings
 from common.phantoms.source import draw_again
@@ -36,7 +35,7 @@ from common.training.parallel import make_device_layout
 from deer_jax.analyse import token_page
 from deer_jax.config import RL_NEEDS, RL_PRESETS, SAMPLE_PRESETS, RlConfig
 from deer_jax.prompts import read_splits, splits_line
-from deer_jax.rl_run import OUTPUTS, train_run
+from deer_jax.rl_run import CURVES, OUTPUTS, train_run
 from deer_jax.sample import sample_run
 from deer_jax.select import choose, read_studies
 from deer_jax.setup import base_directory, load_base
@@ -48,11 +47,6 @@ TRAIN_SIZE, TEST_SIZE = 240, 200  # studies; ten reports are sampled of each of 
 FRACTION = 0.2  # of the training studies, chosen by DDSampling
 SHOWN, SHOWN_SIDE = 12, 256  # examples on the page, and pixels of their images
 HEADLINE = ["sampled/promptmrg/F1", "promptmrg/F1", "findings/F1"]
-CURVES = {
-    "Reward": {"reward": "reward", "label F1": "label_f1", "BLEU-2": "bleu2"},
-    "F1 of findings, validation": {name: f"f1/{name}" for name in COMPETITION},
-    "Entropy": {"entropy of a token, nats": "entropy"},
-}
 TOKEN_PAGE = "token_weights.html"
 DEMO_NAMES = frozenset(
     ["before", "rollouts.jsonl", "chosen.json", "rl", "after", "metrics.json", TOKEN_PAGE, REPORT_FILE]

@@ -10,8 +10,10 @@ import numpy as np
 
 from common.bounds import POSITIVE, check_number
 from common.clinical.labeler import Labeler, labeler_digests, load_labeler, replicate
+from common.clinical.scores import default_labeler
 from common.config import owning_run_directory
 from common.config_options import preset_parser, read_preset_options
+from common.data.cleaning import clean_report
 from common.data.packing import GlobalBatch
 from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
@@ -19,12 +21,14 @@ from common.data.splits import Split
 from common.data.summary import say_data
 from common.errors import UserError
 from common.generation.draft_sources import DRAFT_TOKENS, report_table
+from common.generation.evaluation import Keep
 from common.io.fingerprints import data_record
 from common.io.functions import load_function
 from common.io.terminal import say
-from common.metrics.clinical import FINDINGS
+from common.metrics.clinical import COMPETITION, FINDINGS
 from common.models.attention_choice import attention_lines, say_attention
 from common.models.qwen2_vl import SHARDING_RULES
+from common.report.live import study_page
 from common.training.evaluation import Check, Evaluation
 from common.training.loop import RUN_OUTPUTS
 from common.training.optim import make_optimizer, make_schedule
@@ -74,6 +78,13 @@ OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", "adapter", "model")  # of a run dir
 LABEL_BATCH = 64  # reports
 PAPERS = -1  # the strength that stands for the paper's
 REWARD = "val/reward"
+CURVES = {
+    "Reward": {"reward": "reward", "label F1": "label_f1", "BLEU-2": "bleu2"},
+    "F1 of findings, validation": {name: f"f1/{name}" for name in COMPETITION},
+    "KL divergence": {"from the first policy": "kl"},
+    "Entropy": {"entropy of a token, nats": "entropy"},
+    "Length of reports": {"tokens": "new_tokens"},
+}
 SHOWN = ("reward", "kl", "new_tokens", "clipped", "entropy")
 
 
@@ -144,13 +155,13 @@ def judge_of(
 
 
 def reward_evaluation(
-    config: RlConfig, base: Base, split: Split, frozen: PyTree, judge: Judge, layout: DeviceLayout
+    config: RlConfig, base: Base, split: Split, frozen: PyTree, judge: Judge, layout: DeviceLayout, keep: Keep
 ) -> Evaluation:
     """The mean reward of the greedy reports of a split, by the last phase's reward; with a labeler, F1 of each finding.
 
-    An F1 is NaN where neither reports nor references have the finding. The mean is over finite rewards, as that of
-    training is. It is NaN, which is never the best, where there is none, or where a report comes from logits that are
-    not finite.
+    `keep` gets the reports of this process. An F1 is NaN where neither reports nor references have the finding. The
+    mean is over finite rewards, as that of training is. It is NaN, which is never the best, where there is none, or
+    where a report comes from logits that are not finite.
     """
     run = compile_rows(greedy_writer(config, base, config.rollout.max_new_tokens), layout)
     rng = device_put_tree(jax.random.key(0), layout)
@@ -162,21 +173,26 @@ def reward_evaluation(
 
     def measure(state: TrainState, check: Check) -> dict[str, float]:
         sums, counts = np.zeros(2), np.zeros((len(FINDINGS), 3))
+        read: dict[int, tuple[str, float | None]] = {}
         for start in range(0, count, rows):
             check()
             first = start + jax.process_index() * local
             studies = [[min(index, count - 1)] for index in range(first, first + local)]
             batch = make(GlobalBatch(1, studies, local, 0))
             written = fetch_rows(run(state.trainable, frozen, place_batch(batch, layout), rng), layout)
-            judged = judge(np.asarray(batch.study), read_groups(written, base.tokenizer), config.steps)
+            groups = read_groups(written, base.tokenizer)
+            judged = judge(np.asarray(batch.study), groups, config.steps)
             real = np.arange(first, first + local) < count
             rewards, finite = judged.rewards[real, 0], np.isfinite(judged.rewards[real, 0])
+            for row in np.flatnonzero(real):
+                read[first + int(row)] = clean_report(groups[row][0].text), float(judged.rewards[row, 0])
             sums += rewards[finite].sum(), finite.sum()
             if judged.found is not None:
                 counts += judged.found[real, 0].sum(0)
             for study in np.asarray(batch.study)[real & ~written.finite[:, 0]]:
                 say(f"warning: validation: id {split.studies[study].id!r}: {NOT_FINITE}", error=True)
                 sums[0] = np.nan
+        keep(int(state.step), read)
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
@@ -229,6 +245,8 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         say_data(splits_line(config.data, splits, quarantine))
         say_attention(attention)
 
+    known, reader = splits["validation"].studies, default_labeler(config.data.layout) or labeler
+    page = study_page(run_dir, "DEER, reinforcement learning", config.data.layout, known, reader, CURVES)
     training = Training(
         trainable=trainable,
         frozen=frozen,
@@ -262,9 +280,10 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         total_steps=config.steps,
         schedule=lambda step: schedule(step * config.updates),
         evaluations=[
-            reward_evaluation(config, base, splits["validation"], frozen, held_out, layout),
+            reward_evaluation(config, base, splits["validation"], frozen, held_out, layout, page.keep),
             *written_reports(config, layout, base, frozen, splits["validation"], config.rollout.max_new_tokens),
         ],
+        watch=page.watch,
         base=base_weights(base.directory),
         learns_from=learnt_rows(splits),
         also_from={} if labeler is None else {"labeler": data_record([labeler_digests(labeler)])},

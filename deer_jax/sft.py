@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from common.clinical.scores import default_labeler
 from common.config import owning_run_directory
 from common.config_options import preset_parser, read_preset_options
 from common.data.packing import plan_epochs, plan_in_order
@@ -14,6 +15,7 @@ from common.data.summary import Cut, say_data
 from common.io.terminal import say
 from common.models.attention_choice import attention_lines, say_attention
 from common.models.qwen2_vl import SHARDING_RULES
+from common.report.live import study_page
 from common.training.parallel import DeviceLayout, make_device_layout
 from common.training.run import accumulation, base_weights, run_training, stage, supervised, this_process
 from common.training.token_loss import named_loss
@@ -88,6 +90,8 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
     loss = functools.partial(
         sft_loss, config=base.config, layout=base.layout, lora=config.lora, chunk=config.model.loss_chunk
     )
+    reader = default_labeler(config.data.layout)
+    page = study_page(run_dir, "DEER, supervised", config.data.layout, splits["validation"].studies, reader)
     training = supervised(
         config,
         layout,
@@ -104,7 +108,8 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
         ),
         to_batch=make,
         validation=functools.partial(validation_batches, config, base, splits["validation"], layout),
-        evaluations=written_reports(config, layout, base, frozen, splits["validation"], config.max_length),
+        evaluations=written_reports(config, layout, base, frozen, splits["validation"], config.max_length, page.keep),
+        watch=page.watch,
         validation_loss=loss,
         chunk=config.model.loss_chunk,
         true_share=base.config.vision.full_attention_share,

@@ -13,6 +13,7 @@ from common.config_options import preset_parser, read_preset_options
 from common.io.numbers import rounded
 from common.io.safetensors import write_json
 from common.io.terminal import say
+from common.report.live import live_page
 
 DESCRIPTION = """Rows of FILE.jsonl are {"id", "report", "labels"}, labels being 14 class ids in CheXbert's order. The
 output becomes a run directory, which deer label takes as its --labeler.
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> None:
     options = preset_parser("deer train-labeler", PRESETS, DESCRIPTION, "--output DIR")
     options.add_argument("--export", type=Path, metavar="DIR", help="also export the labeler by itself")
     config, chosen = read_preset_options(options, PRESETS, arguments, NEEDS)
-    corpus = train_run(config, chosen.output)
+    corpus = train_run(config, chosen.output, live_page(chosen.output, "Labeler of reports").watch)
     if jax.process_index() == 0:
         finish(config, corpus, chosen.output, chosen.export)
 

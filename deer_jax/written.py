@@ -9,7 +9,7 @@ import numpy as np
 from common.data.cleaning import clean_report
 from common.data.packing import GlobalBatch
 from common.data.splits import Split
-from common.generation.evaluation import Write, report_evaluations
+from common.generation.evaluation import Keep, Write, report_evaluations
 from common.generation.loop import Generated
 from common.training.evaluation import Evaluation
 from common.training.parallel import DeviceLayout
@@ -50,9 +50,18 @@ def study_batches(config: RunConfig, base: Base, split: Split) -> Callable[[Glob
 
 
 def written_reports(
-    config: RunConfig, layout: DeviceLayout, base: Base, frozen: PyTree, split: Split, max_new_tokens: int
+    config: RunConfig,
+    layout: DeviceLayout,
+    base: Base,
+    frozen: PyTree,
+    split: Split,
+    max_new_tokens: int,
+    keep: Keep = lambda step, written: None,
 ) -> list[Evaluation]:
-    """Scores of the reports that the model writes for validation studies, where `--metrics` names some."""
+    """Scores of the reports that the model writes for validation studies, where `--metrics` names some.
+
+    `keep` gets the reports.
+    """
     stops = base.tokenizer.stop_ids
 
     def text(tokens: list[int]) -> str:
@@ -67,4 +76,5 @@ def written_reports(
         text,
         [study.report for study in split.studies],
         layout.row_shards * config.micro_batch,
+        keep,
     )

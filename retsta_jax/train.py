@@ -21,7 +21,7 @@ from common.data.summary import say_data, unknown_share
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from common.errors import UserError
 from common.generation.draft_sources import TABLE_FILE, save_table
-from common.generation.evaluation import report_evaluations
+from common.generation.evaluation import Keep, report_evaluations
 from common.generation.generate import padded, qwen2_decoder
 from common.generation.loop import Generated
 from common.generation.settings import DecodeSettings
@@ -33,6 +33,8 @@ from common.models.families import check_trainable
 from common.models.lora import init_lora
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, load_qwen2, param_shapes, save_qwen2
+from common.report.findings import Marks
+from common.report.live import Live, Reference, live_page
 from common.training.evaluation import Evaluation
 from common.training.flops import sft_flops
 from common.training.logs import check_wandb
@@ -42,10 +44,12 @@ from common.training.run import accumulation, base_weights, run_training, stage,
 from common.training.sft import model_variables, sft_loss
 from common.training.token_loss import named_loss
 from common.types import PyTree
-from retsta_jax.config import EMBEDDED_BASE, RetstaConfig
+from retsta_jax.config import EMBEDDED_BASE, RetstaConfig, scored_as
 from retsta_jax.data import augmented, load_splits, splits_line
+from retsta_jax.finding_marks import report_marks
 from retsta_jax.prompts import encode_pairs, prompt_tokens
 from retsta_jax.terminology.check import load_terminology
+from retsta_jax.terminology.terms import SHIPPED
 
 OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", "adapter", "model", TABLE_FILE)  # of a run directory
 
@@ -112,9 +116,12 @@ def check_config(config: RetstaConfig) -> None:
 
 
 def written_reports(
-    config: RetstaConfig, layout: DeviceLayout, base: Base, frozen: PyTree, pairs: Sequence[ReportPair]
+    config: RetstaConfig, layout: DeviceLayout, base: Base, frozen: PyTree, pairs: Sequence[ReportPair], keep: Keep
 ) -> list[Evaluation]:
-    """Scores of the standard reports that the model writes for validation pairs, where `--metrics` names some."""
+    """Scores of the standard reports that the model writes for validation pairs, where `--metrics` names some.
+
+    `keep` gets the reports.
+    """
     prompts = [prompt_tokens(base.tokenizer, config.instruction, pair.source) for pair in pairs]
     length = max(map(len, prompts))
     settings = DecodeSettings(
@@ -141,7 +148,21 @@ def written_reports(
         text,
         [pair.target for pair in pairs],
         layout.row_shards * config.micro_batch,
+        keep,
     )
+
+
+def live(config: RetstaConfig, run_dir: Path, pairs: Sequence[ReportPair]) -> Live:
+    """The page of the training, with validation pairs."""
+    form = scored_as(config.data)
+
+    def find(numbers: Sequence[int], outputs: Sequence[str]) -> list[Marks]:
+        own = [pairs[number] for number in numbers]
+        terms = load_terminology(config.data.terminology or SHIPPED)
+        return report_marks([pair.target for pair in own], outputs, [pair.language for pair in own], form, terms)
+
+    references = [Reference(pair.id, pair.target, pair.language, pair.source) for pair in pairs]
+    return live_page(run_dir, f"RetSTA: {config.data.corpus} reports", references, find)
 
 
 @owning_run_directory
@@ -174,6 +195,7 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
         say_attention(attention)
 
     trainable, frozen = initial_trees(config, base, layout)
+    page = live(config, run_dir, splits.validation)
     options: dict[str, Any] = {"lora": config.lora, "chunk": config.model.loss_chunk, "packed": config.packing}
     loss = functools.partial(sft_loss, config=base.config, **options)
     training = supervised(
@@ -203,7 +225,8 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
         validation_loss=loss,
         max_steps=config.max_steps,
         accumulate=accumulate,
-        evaluations=written_reports(config, layout, base, frozen, splits.validation),
+        evaluations=written_reports(config, layout, base, frozen, splits.validation, page.keep),
+        watch=page.watch,
         base=base_weights(base.directory),
         learns_from=([pair.id, pair.source, pair.target] for pair in (*pairs, *splits.validation)),
         announce=announce,

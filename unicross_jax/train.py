@@ -9,6 +9,7 @@ import jax
 import optax
 from jaxtyping import Array
 
+from common.clinical.scores import default_labeler
 from common.config import owning_run_directory
 from common.data.cleaning import clean_report
 from common.data.packing import GlobalBatch, plan_epochs, plan_in_order
@@ -19,10 +20,11 @@ from common.data.summary import Cut, say_data, study_line
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
 from common.generation.draft_sources import TABLE_FILE, save_table
-from common.generation.evaluation import report_evaluations
+from common.generation.evaluation import Keep, report_evaluations
 from common.generation.loop import Generated
 from common.io.fingerprints import fingerprint
 from common.models.attention_choice import attention_lines, say_attention
+from common.report.live import study_page
 from common.training.evaluation import Evaluation
 from common.training.logs import check_wandb
 from common.training.loop import RUN_OUTPUTS
@@ -93,9 +95,18 @@ def validation_batches(
 
 
 def written_reports(
-    config: RunConfig, task: Task, examples: Sequence[Example], split: Split, frozen: PyTree, layout: DeviceLayout
+    config: RunConfig,
+    task: Task,
+    examples: Sequence[Example],
+    split: Split,
+    frozen: PyTree,
+    layout: DeviceLayout,
+    keep: Keep,
 ) -> list[Evaluation]:
-    """Scores of the reports that the model writes for validation studies, where `--metrics` names some."""
+    """Scores of the reports that the model writes for validation studies, where `--metrics` names some.
+
+    `keep` gets the reports.
+    """
     tokenizer, settings = task.tokenizer, decode_settings(config, task.tokenizer)
     still = without_dropout(task.model)
 
@@ -118,6 +129,7 @@ def written_reports(
         lambda tokens: clean_report(tokenizer.decode([token for token in tokens if token != tokenizer.eos_id])),
         [study.report for study in split.studies],
         layout.row_shards * config.micro_batch,
+        keep,
     )
 
 
@@ -159,6 +171,8 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
         say_attention(attention_lines(attention_uses(task.model)))
 
     frozen = device_put_tree(task.frozen, layout)
+    reader = default_labeler(config.data.layout)
+    page = study_page(run_dir, "UniCrossAdapter", config.data.layout, splits["validation"].studies, reader)
     training = supervised(
         config,
         layout,
@@ -182,7 +196,8 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
         ),
         validation=functools.partial(validation_batches, config, task, held_out, splits["validation"], layout),
         validation_loss=functools.partial(loss, config=without_dropout(task.model), chunk=config.loss_chunk),
-        evaluations=written_reports(config, task, held_out, splits["validation"], frozen, layout),
+        evaluations=written_reports(config, task, held_out, splits["validation"], frozen, layout, page.keep),
+        watch=page.watch,
         chunk=config.loss_chunk,
         max_steps=config.max_steps,
         accumulate=accumulate,

@@ -36,6 +36,7 @@ from common.models.attention_choice import attention_lines, say_attention
 from common.models.bert import ClassifierConfig, attention_use, init_classifier
 from common.models.bert_weights import encoder_config, load_encoder, save_classifier
 from common.training.logs import check_wandb
+from common.training.loop import Watch, unwatched
 from common.training.parallel import DeviceLayout, check_rows, make_device_layout
 from common.training.run import BaseWeights, run_training, supervised, this_process
 
@@ -85,8 +86,10 @@ def make_labeler(config: LabelerRunConfig, corpus: LabeledCorpus) -> Labeler:
 
 
 @owning_run_directory
-def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
+def train_run(config: LabelerRunConfig, run_dir: Path, watch: Watch = unwatched) -> LabeledCorpus:
     """Train, or continue, the run in `run_dir`, and write its best weights as a labeler there. Returns its reports.
+
+    `watch` shows the run as it goes.
 
     Raises UserError for bad input before anything is written.
     """
@@ -134,6 +137,7 @@ def train_run(config: LabelerRunConfig, run_dir: Path) -> LabeledCorpus:
         learns_from=([report.text, [*map(int, report.labels)]] for report in (*corpus.train, *corpus.validation)),
         announce=announce,
         quarantine=quarantine,
+        watch=watch,
     )
     best = run_training(config, run_dir, layout, training)
     export(config, labeler._replace(params=best), run_dir / IN_RUN)

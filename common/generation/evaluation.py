@@ -24,6 +24,8 @@ from common.types import PyTree, TrainState
 ReportMetrics = Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
 # write(trainable, frozen, batch, rng) -> what is generated for the rows of a batch
 Write = Callable[[PyTree, PyTree, PyTree, Array], Generated]
+# keep(step, {number of a study: (its report, the reward of that)}): takes reports that were written, to show them
+Keep = Callable[[int, Mapping[int, tuple[str, float | None]]], None]
 
 
 def report_evaluations(
@@ -35,11 +37,12 @@ def report_evaluations(
     decode: Callable[[list[int]], str],
     references: Sequence[str],
     rows: int,
+    keep: Keep = lambda step, written: None,
 ) -> list[Evaluation]:
     """The evaluation by `metrics`, where a config names some: scores of written reports, as "val/NAME".
 
     The first `metrics_reports` references are compared with what is generated for rows 0, 1, ... of `to_batch`, `rows`
-    at a time over all devices. Raises UserError where the metrics cannot be imported.
+    at a time over all devices; `keep` gets the reports. Raises UserError where the metrics cannot be imported.
     """
     if not config.metrics:
         return []
@@ -58,7 +61,9 @@ def report_evaluations(
             columns = of_all_processes((written.tokens[:, 0], written.lengths[:, 0], written.finite[:, 0]))
             texts += [decode(row[:length].tolist()) for row, length, _ in zip(*columns, strict=True)]
             finite &= bool(columns[2].all())
-        found = checked_metrics(metrics(texts[: len(references)], references), f"metrics {config.metrics}")
+        texts = texts[: len(references)]
+        keep(int(state.step), {number: (text, None) for number, text in enumerate(texts)})
+        found = checked_metrics(metrics(texts, references), f"metrics {config.metrics}")
         return {f"val/{name}": value if finite else math.nan for name, value in found.items()}
 
     return [Evaluation(config.metrics_every or config.evaluate_every, measure)]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from common.clinical.report_labeler import ReportLabeler
 from common.metrics.clinical import NEGATIVE, POSITIVE, UNCERTAIN
 
 WORDS = {POSITIVE: "", UNCERTAIN: "possible ", NEGATIVE: "no "}  # before a label; a blank one states nothing
@@ -32,8 +33,8 @@ class Tally(NamedTuple):
     invented: int
 
 
-# find(references, outputs) -> the marks of each pair
-Find = Callable[[Sequence[str], Sequence[str]], Sequence[Marks]]
+# find(numbers of references, outputs) -> the marks of each output
+Find = Callable[[Sequence[int], Sequence[str]], Sequence[Marks]]
 
 
 def mark_findings(reference: Iterable[str], output: Iterable[str]) -> Marks:
@@ -53,6 +54,18 @@ def mark_labels(expected: Int[np.ndarray, "N K"], found: Int[np.ndarray, "N K"],
         return [WORDS[one] + label for one, label in zip(classes.tolist(), labels, strict=True) if one in WORDS]
 
     return [mark_findings(stated(one), stated(other)) for one, other in zip(expected, found, strict=True)]
+
+
+def label_finder(labeler: ReportLabeler | None, references: Sequence[str]) -> Find | None:
+    """What marks outputs by the labels of a labeler; None without one."""
+    if labeler is None:
+        return None
+
+    def find(numbers: Sequence[int], outputs: Sequence[str]) -> list[Marks]:
+        classes = labeler.label([*(references[number] for number in numbers), *outputs]).classes
+        return mark_labels(classes[: len(numbers)], classes[len(numbers) :], labeler.labels)
+
+    return find
 
 
 def tally(marks: Sequence[Marks]) -> Tally:

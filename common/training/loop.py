@@ -32,7 +32,8 @@ from common.training.step import TrainStep
 from common.training.step_clock import StepClock
 from common.types import Batch, PyTree, TrainState
 
-RUN_OUTPUTS = (CHECKPOINTS, PROFILE, *LOGS)  # what training writes into a run directory
+LIVE_FILE = "live.html"  # the page that a `Watch` may write
+RUN_OUTPUTS = (CHECKPOINTS, PROFILE, LIVE_FILE, *LOGS)  # what training writes into a run directory
 MAX_SKIPPED_IN_A_ROW = 10  # non-finite updates in a row after which a run stops
 UNFINISHED = "row"  # in a checkpoint beside the position in the data: the row whose evaluations are to be done
 
@@ -47,6 +48,14 @@ class Batches(Protocol):
 
 # flops(batch, metrics) -> model FLOPs of a step on this process's rows of a batch
 Flops = Callable[[Any, Mapping[str, float]], float]
+
+
+# watch(step, total_steps, last) shows the run on its first process, after the row of a step is in the logs.
+Watch = Callable[[int, int, bool], None]
+
+
+def unwatched(step: int, total_steps: int, last: bool) -> None:
+    """Shows nothing."""
 
 
 class _Row(NamedTuple):
@@ -77,15 +86,17 @@ def train(
     wandb_project: str = "",
     shown: Sequence[str] = ("loss",),
     profile: int = 0,
+    watch: Watch = unwatched,
     now: Callable[[], float] = time.perf_counter,
 ) -> TrainState:
     """Train `state` until step `total_steps`, from the latest checkpoint where there is one.
 
     `state`, `frozen` and `rng` are placed; `step` is compiled, and its metric `tokens` is the number of tokens that it
     learns from. `best` chooses the best checkpoint; where its measurement is not finite, which is
-    said, these weights are no candidate. The console shows the metrics in `shown`; `profile` steps are traced. `now` is
-    the clock in seconds. Raises UserError after too many non-finite updates in a row, and `Stopped`, with the state
-    saved, after the step or the batch of an evaluation in which SIGTERM or SIGINT came.
+    said, these weights are no candidate. The console shows the metrics in `shown`; `profile` steps are traced. `watch`
+    is called after evaluations and checkpoints, and after the last step. `now` is the clock in seconds. Raises
+    UserError after too many non-finite updates in a row, and `Stopped`, with the state saved, after the step or the
+    batch of an evaluation in which SIGTERM or SIGINT came.
     """
     check_best(best, evaluations)
     best_interval = best_every(best, evaluations)
@@ -153,9 +164,12 @@ def train(
         value = extra.get(best.name)
         if value is not None and not math.isfinite(value):
             tell(f"step {index}: {best.name} is not finite (NaN or infinity): never the best checkpoint")
-        if index == total_steps or (value is not None and stalled(index, value)):
+        last = index == total_steps or (value is not None and stalled(index, value))
+        if last:
             extra["weights_sha256"] = fingerprint(state.trainable)
         _write(logs, run_dir, index, _Row(row.metrics | extra, row.timings))
+        if jax.process_index() == 0:
+            watch(index, total_steps, last)
         if value is not None:
             save_best(checkpoints, state, -value if best.highest else value)
         return True

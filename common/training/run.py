@@ -24,7 +24,7 @@ from common.training.checkpoint import Checkpoints, open_checkpoints, restore_tr
 from common.training.config import TrainingConfig
 from common.training.evaluation import Best, Evaluation, loss_evaluation
 from common.training.flops import peak_flops
-from common.training.loop import Batches, Flops, train
+from common.training.loop import Batches, Flops, Watch, train, unwatched
 from common.training.optim import OptimConfig, make_optimizer, make_schedule
 from common.training.parallel import (
     DeviceLayout,
@@ -75,6 +75,7 @@ class Training:
     rules: Rules = ()
     flops: Flops | None = None
     shown: Sequence[str] = ("loss",)  # metrics of a step that the console shows
+    watch: Watch = unwatched  # shows the run as it goes; nothing depends on it
 
 
 def run_training(config: TrainingConfig, run_dir: Path, layout: DeviceLayout, training: Training) -> PyTree:
@@ -134,6 +135,7 @@ def _trained(
         wandb_project=config.wandb_project,
         shown=training.shown,
         profile=config.profile,
+        watch=training.watch,
     )
 
 

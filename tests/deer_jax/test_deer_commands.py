@@ -305,3 +305,6 @@ def test_metrics_and_losses_of_ones_own(base, tmp_path):
     for folder in ("sft", "rl"):
         (timing,) = read_metrics(tmp_path / folder / "timings.jsonl")
         assert timing["model_tflops"] > 0
+        page = (tmp_path / folder / "live.html").read_text(encoding="utf-8")
+        assert ("after step 1 · reward" in page) == (folder == "rl")
+        assert "− missed" in page

@@ -7,6 +7,7 @@ import pytest
 
 from retsta_jax.standardize import load_trained, standardize
 from tests import custom
+from tests.common.test_report_page import Reader
 from tests.runs import TWO_STEPS, VOCABULARY, make_material, retsta
 
 
@@ -31,6 +32,14 @@ def test_metrics_see_what_the_run_would_write(material, tmp_path):
     trained = load_trained(tmp_path / "run")
     sources = [json.loads(line)["source"] for line in (material.data / "validation.jsonl").read_text().splitlines()]
     assert [found.text for found in standardize(trained, trained.variables, sources[:3])] == written
+    page = (tmp_path / "run" / "live.html").read_text(encoding="utf-8")
+    assert "Finished" in page
+    assert "after step 2" in page
+    words = Reader(page).words()
+    assert all(" ".join(source.split()) in words for source in sources[:3])
+    for file in (tmp_path / "run").rglob("*"):  # of all files of a training, the page alone has report text
+        if file.is_file() and file.name not in ("live.html", "drafts.safetensors"):
+            assert not any(source.encode() in file.read_bytes() for source in sources[:3]), file
 
 
 @pytest.mark.parametrize(

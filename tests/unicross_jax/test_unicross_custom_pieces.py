@@ -4,6 +4,7 @@ import json
 
 from common.data.records import Quarantine
 from tests import custom
+from tests.common.test_report_page import Reader
 from tests.unicross_jax.runs import arguments, log, make_clip, unicross
 from unicross_jax.data import read_splits
 from unicross_jax.report import generate_reports
@@ -27,3 +28,7 @@ def test_metrics_and_a_loss_of_ones_own(tmp_path):
     examples, _ = encode(trained.config, trained.task, splits["validation"].studies)
     again = generate_reports(trained, examples, splits["validation"].images)
     assert [report.text for report in again] == written
+    words = Reader((tmp_path / "run" / "live.html").read_text(encoding="utf-8")).words()
+    assert "Finished · UniCrossAdapter" in words
+    assert all(study.id in words for study in splits["validation"].studies[:4])
+    assert "− missed" in words
