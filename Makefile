@@ -62,6 +62,7 @@ docs: setup
 
 assets: setup
 	@$(BIN)/python -m retsta_jax.make_assets
+	@$(BIN)/python -m retsta_jax.make_adapter
 	@$(BIN)/python -m unicross_jax.pretrain
 	@$(BIN)/python -m unicross_jax.make_assets
 	@$(BIN)/python -m deer_jax.make_assets

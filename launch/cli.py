@@ -22,6 +22,7 @@ COMMANDS = {
         "common.data.builders.command:main",
     ),
     "phantoms": Command("a sheet of drawn radiographs", "--sheet FILE.png", "common.phantoms.phantom:main"),
+    "app": Command("all systems on a local page", "[--retsta DIR]", "launch.app.command:main", joins=False),
     "doctor": Command("check this machine", "[--preset NAME]", "launch.doctor:main", joins=False),
     "plan": Command(
         "whether a step fits a TPU slice or GPUs", "--preset NAME --topology v5e:2x4|h100:8", "launch.plan:main"

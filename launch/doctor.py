@@ -235,6 +235,7 @@ def extras() -> Iterator[Line]:
         "libtpu": ("plan", "medreport plan --topology v5e:2x4"),
         "wandb": ("wandb", "--wandb-project"),
         "pydicom": ("dicom", "images in DICOM files"),
+        "starlette": ("app", "medreport app"),
     }
     for module, (extra, purpose) in needed.items():
         if importlib.util.find_spec(module) is None:

@@ -19,7 +19,9 @@ from common.training.config import METRICS_NEEDS, ReportTrainingConfig
 from common.training.optim import OptimConfig
 from common.training.parallel import MESH_NEEDS, MeshConfig
 
-EMBEDDED_BASE = Path(__file__).parent / "assets" / "base"
+ASSETS = Path(__file__).parent / "assets"
+EMBEDDED_BASE = ASSETS / "base"
+EMBEDDED_ADAPTER = ASSETS / "adapter"  # of that base, trained to standardize
 
 
 @dataclasses.dataclass(frozen=True)

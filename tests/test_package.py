@@ -38,8 +38,12 @@ def test_the_wheel_has_every_file_that_the_code_reads(wheel):
         "common/report/page.css",
         "deer_jax/token_page.html.j2",
         "launch/recipes/templates/slurm.sh",
+        "launch/app/templates/app.css",
+        "launch/app/templates/app.js",
+        "launch/app/examples/first-scanner.jsonl",
+        "retsta_jax/assets/adapter/adapter_model.safetensors",
     } <= wheel
-    kept = (".json", ".safetensors", ".model", ".tsv", ".txt", ".j2", ".css", ".typed", ".sh", ".yaml")
+    kept = (".json", ".safetensors", ".model", ".tsv", ".txt", ".j2", ".css", ".js", ".jsonl", ".typed", ".sh", ".yaml")
     on_disk = {
         file.relative_to(ROOT).as_posix()
         for package in PACKAGES

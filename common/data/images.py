@@ -32,9 +32,9 @@ class Reading(NamedTuple):
     colour: bool = False
     dicom_contrast: DicomContrast = "window"
 
-    def image(self, source: str | os.PathLike[str] | bytes) -> Pixels:
+    def image(self, source: str | os.PathLike[str] | bytes, name: str = "image bytes") -> Pixels:
         """As `read_image`."""
-        return read_image(source, colour=self.colour, dicom_contrast=self.dicom_contrast)
+        return read_image(source, colour=self.colour, dicom_contrast=self.dicom_contrast, name=name)
 
 
 AS_GREY = Reading()
@@ -48,9 +48,15 @@ DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, Ar
 
 
 def read_image(
-    source: str | os.PathLike[str] | bytes, *, colour: bool = False, dicom_contrast: DicomContrast = "window"
+    source: str | os.PathLike[str] | bytes,
+    *,
+    colour: bool = False,
+    dicom_contrast: DicomContrast = "window",
+    name: str = "image bytes",
 ) -> Pixels:
     """The PNG, JPEG or DICOM at a path, or in bytes, as 8-bit grey [H W], or as RGB [H W 3] with `colour`.
+
+    Errors call bytes `name`.
 
     PNG and JPEG are turned as their EXIF orientation says. Colour becomes luma (ITU-R 601; equal channels keep their
     value) where grey is asked for, and grey three equal channels where colour is; transparency becomes black. 16-bit
@@ -62,7 +68,7 @@ def read_image(
     more than 100 million pixels or is more than 20 times as long as wide, and as `read_dicom` does. Checksums of a PNG
     are verified.
     """
-    where, data = _content(source)
+    where, data = _content(source, name)
     if is_dicom(data):
         pixels = Image.fromarray(read_dicom(data, where, dicom_contrast))
         return np.asarray(pixels.convert("RGB" if colour else "L"))
@@ -138,9 +144,9 @@ def augment(
     return square
 
 
-def _content(source: str | os.PathLike[str] | bytes) -> tuple[str, bytes]:
+def _content(source: str | os.PathLike[str] | bytes, name: str) -> tuple[str, bytes]:
     if isinstance(source, bytes):
-        return "image bytes", source
+        return name, source
     return str(source), read_bytes(Path(source), FORMATS, LARGEST_FILE)
 
 

@@ -8,10 +8,13 @@ scores (`--scores`) beforehand, as every further one makes it harder for the oth
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
 
 from common.clinical.labeler import load_labeler
-from common.clinical.report_labeler import label_lists
+from common.clinical.report_labeler import ReportLabeler, label_lists
 from common.clinical.scores import leading_scores
 from common.data.summary import data_line, say_data
 from common.errors import Parser, UserError, did_you_mean
@@ -55,7 +58,10 @@ def main(argv: list[str]) -> None:
     systems = read_systems(chosen.files)
     first = next(iter(systems.values()))
     say_data(data_line(chosen.files, "rows", {"reports": len(first), "systems": len(systems)}), rows_on_stdout=True)
-    measured = measure(systems, chosen.labeler, chosen.tokenizer)
+    labeler = None if chosen.labeler is None else load_labeler(chosen.labeler, chosen.tokenizer, option="--tokenizer")
+    measured, notes, _ = measure(systems, labeler)
+    for note in notes:
+        say(f"note: {note}", error=True)
     names = chosen_scores(measured, chosen.scores)
     differences = compare(measured, names)
     print(as_table(differences), flush=True)
@@ -73,10 +79,19 @@ def main(argv: list[str]) -> None:
 
 def read_systems(files: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
     """The rows of each file by its system's name, all in the order of the first. Raises UserError where they differ."""
-    systems: dict[str, list[dict[str, Any]]] = {}
+    return same_studies(
+        {name: read_jsonl(file, ROW) for name, file in zip(system_names(files), files, strict=True)}, files
+    )
+
+
+def same_studies(
+    systems: Mapping[str, Sequence[dict[str, Any]]], files: Sequence[object]
+) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each system in the order of the first. Raises UserError, naming one of `files`, where they differ."""
+    ordered: dict[str, list[dict[str, Any]]] = {}
     expected: dict[Any, dict[str, Any]] = {}
-    for name, file in zip(system_names(files), files, strict=True):
-        rows = {row["id"]: row for row in read_jsonl(file, ROW)}
+    for (name, own), file in zip(systems.items(), files, strict=True):
+        rows = {row["id"]: row for row in own}
         expected = expected or rows
         if missing := [id_ for id_ in expected if id_ not in rows]:
             raise UserError(f"{file}: has no row of id {printable(repr(missing[0]))}, which {files[0]} has")
@@ -87,8 +102,8 @@ def read_systems(files: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
                 f"{file}: the reference of id {printable(repr(differing[0]))} is another one than in {files[0]}; the "
                 "scores of different references cannot be compared"
             )
-        systems[name] = [rows[id_] for id_ in expected]
-    return systems
+        ordered[name] = [rows[id_] for id_ in expected]
+    return ordered
 
 
 def system_names(files: Sequence[Path]) -> list[str]:
@@ -102,25 +117,34 @@ def system_names(files: Sequence[Path]) -> list[str]:
     return [os.sep.join(own[-length:]) for own in parts]
 
 
-def measure(
-    systems: Mapping[str, Sequence[Mapping[str, Any]]], labeler: str | None, tokenizer: Path | None
-) -> dict[str, list[Measure]]:
-    """What each system's reports are scored by."""
+class Compared(NamedTuple):
+    """Each system's measures, what a reader should know of them, and of each system the classes of its reports.
+
+    The classes come after those of the references; without a labeler there are none.
+    """
+
+    measures: dict[str, list[Measure]]
+    notes: list[str]
+    classes: list[Int[np.ndarray, "N 14"]]
+
+
+def measure(systems: Mapping[str, Sequence[Mapping[str, Any]]], labeler: ReportLabeler | None) -> Compared:
+    """What each system's reports are scored by. Raises UserError as `label_lists` does."""
     rows = next(iter(systems.values()))
     references, languages = [row["reference"] for row in rows], languages_of(list(rows))
     texts = {name: [row["prediction"] for row in own] for name, own in systems.items()}
     clinical: dict[str, list[Measure]] = {name: [] for name in systems}
+    notes: list[str] = []
+    classes: list[Any] = []
     if labeler is not None:
-        read = load_labeler(labeler, tokenizer, option="--tokenizer")
-        (expected, *found), labelled = label_lists(read, [references, *texts.values()], [row["id"] for row in rows])
-        for note in labelled.notes().values():
-            say(f"note: {note}", error=True)
+        classes, labelled = label_lists(labeler, [references, *texts.values()], [row["id"] for row in rows])
+        notes += labelled.notes().values()
+        expected, *found = classes
         clinical = {name: clinical_measures(own, expected) for name, own in zip(texts, found, strict=True)}
     lines = [*map(one_line, references)]
     told = {name: measures_by_language([*map(one_line, own)], lines, languages, "all") for name, own in texts.items()}
-    for name, reason in next(iter(told.values()))[1].items():
-        say(f"note: {name} is absent: {reason}", error=True)
-    return {name: [*clinical[name], *measures] for name, (measures, _) in told.items()}
+    notes += [f"{name} is absent: {reason}" for name, reason in next(iter(told.values()))[1].items()]
+    return Compared({name: [*clinical[name], *measures] for name, (measures, _) in told.items()}, notes, classes)
 
 
 def chosen_scores(measured: Mapping[str, Sequence[Measure]], wanted: Sequence[str] | None) -> list[str]:

@@ -51,13 +51,13 @@ def check_attention(where: str, images: Sequence[Pixels], attention: Sequence[Wo
             raise ValueError(f"{where}: attention of {word!r} is not finite; expected weights of 0 or more")
 
 
-def picture(image: Pixels) -> Picture:
-    """The image as JPEG, at most LONGEST_SIDE pixels long and, noise excepted, LARGEST_FILE bytes large."""
+def picture(image: Pixels, longest: int = LONGEST_SIDE, largest: int = LARGEST_FILE) -> Picture:
+    """The image as JPEG, at most `longest` pixels long and, noise excepted, `largest` bytes large."""
     small = Image.fromarray(image)
-    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     for quality in QUALITIES:
         data = _file(small, "JPEG", quality=quality)
-        if len(data) <= LARGEST_FILE:
+        if len(data) <= largest:
             break
     return Picture(small.width, small.height, _uri("jpeg", data))
 

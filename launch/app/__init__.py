@@ -1,0 +1,1 @@
+"""`medreport app`: the three systems on one local page."""
