@@ -29,6 +29,7 @@ from common.metrics.clinical import COMPETITION, FINDINGS
 from common.models.attention_choice import attention_lines, say_attention
 from common.models.qwen2_vl import SHARDING_RULES
 from common.report.live import study_page
+from common.report.model_card import results_in, training_of, write_cards
 from common.training.evaluation import Check, Evaluation
 from common.training.loop import RUN_OUTPUTS
 from common.training.optim import make_optimizer, make_schedule
@@ -68,6 +69,7 @@ from deer_jax.setup import (
     learnt_rows,
     load_base,
     load_studies,
+    report_card,
 )
 from deer_jax.token_weights import STRENGTH, uniform_scores
 from deer_jax.vision_policy import attention_uses, vision_policy
@@ -241,8 +243,10 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
     uses = attention_uses(base.config, base.layout, length, config.rollout.max_new_tokens)
     attention = attention_lines(uses, config.model.attention)
 
+    data = splits_line(config.data, splits, quarantine)
+
     def announce() -> None:
-        say_data(splits_line(config.data, splits, quarantine))
+        say_data(data)
         say_attention(attention)
 
     known, reader = splits["validation"].studies, default_labeler(config.data.layout) or labeler
@@ -300,5 +304,8 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         ),
     )
     best = run_training(config, run_dir, layout, training)
+    results = results_in(run_dir)
     export(config, base, best, frozen, run_dir)
+    command = training_of("deer rl", RL_PRESETS, config, RL_NEEDS)
+    write_cards(run_dir, report_card("DEER, reinforcement learning", training.base, data, command), results)
     return best

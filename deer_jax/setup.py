@@ -32,8 +32,10 @@ from common.models.qwen2_vl_weights import (
     param_shapes,
     save_qwen2_vl,
 )
+from common.report.model_card import ModelCard
 from common.training.logs import check_wandb
 from common.training.parallel import DeviceLayout, check_heads, device_put_tree, shardings
+from common.training.run import BaseWeights
 from common.types import PyTree
 from deer_jax.config import EMBEDDED_BASE, DataConfig, ModelConfig, RolloutConfig, RunConfig
 from deer_jax.prompts import Encoder, prompt_length, read_splits
@@ -134,6 +136,14 @@ def load_studies(data: DataConfig, quarantine: Quarantine) -> dict[str, Split]:
 def learnt_rows(splits: Mapping[str, Split]) -> Iterator[list[str]]:
     """What a run learns from, for its digest."""
     return ([study.id, study.report] for name in ("train", "validation") for study in splits[name].studies)
+
+
+def report_card(title: str, base: BaseWeights, data: str, command: str) -> ModelCard:
+    """The model card of a stage that was trained on `data` by `command`."""
+    return ModelCard(
+        f"{title}: radiology reports", base, data, command,
+        tags=("medical", "radiology", "report-generation"),
+    )  # fmt: skip
 
 
 def export(config: RunConfig, base: Base, trainable: PyTree, frozen: PyTree, run_dir: Path) -> None:

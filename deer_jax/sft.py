@@ -16,6 +16,7 @@ from common.io.terminal import say
 from common.models.attention_choice import attention_lines, say_attention
 from common.models.qwen2_vl import SHARDING_RULES
 from common.report.live import study_page
+from common.report.model_card import results_in, training_of, write_cards
 from common.training.parallel import DeviceLayout, make_device_layout
 from common.training.run import accumulation, base_weights, run_training, stage, supervised, this_process
 from common.training.token_loss import named_loss
@@ -32,6 +33,7 @@ from deer_jax.setup import (
     learnt_rows,
     load_base,
     load_studies,
+    report_card,
 )
 from deer_jax.vision_policy import attention_uses, sft_loss
 from deer_jax.written import written_reports
@@ -82,8 +84,10 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
     length = prompt_length(base.encoder, config.data.views) + config.max_length
     attention = attention_lines(attention_uses(base.config, base.layout, length), config.model.attention)
 
+    data = splits_line(config.data, splits, quarantine, Cut(cut, config.max_length))
+
     def announce() -> None:
-        say_data(splits_line(config.data, splits, quarantine, Cut(cut, config.max_length)))
+        say_data(data)
         say_attention(attention)
 
     trainable, frozen = initial_trees(config, base, layout)
@@ -122,5 +126,8 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
         rules=SHARDING_RULES,
     )
     best = run_training(config, run_dir, layout, training)
+    results = results_in(run_dir)
     export(config, base, best, frozen, run_dir)
+    command = training_of("deer sft", SFT_PRESETS, config, NEEDS)
+    write_cards(run_dir, report_card("DEER, supervised", training.base, data, command), results)
     return best

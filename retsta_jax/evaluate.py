@@ -29,6 +29,7 @@ from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.metrics.tokenize import unread_note
 from common.report.environment import environment
 from common.report.findings import Marks, tally
+from common.report.model_card import add_results, evaluation_of
 from common.report.page import REPORT_FILE, Example, Page, reproducible, save_run_page
 from common.training.logs import METRICS_FILE, read_metrics
 from common.types import PyTree
@@ -136,9 +137,9 @@ def save_scores(
     marks = {name: marks_of(outputs[name], pairs, form, terms) for name in written}
     shown = page(trained, read_metrics(run_dir / METRICS_FILE), pairs, outputs, systems, notes, marks)
     shown = dataclasses.replace(shown, tables=[distance_table(distances)])
-    save_run_page(
-        run_dir, reproducible(shown, "retsta", read_config(RetstaConfig, run_dir), PRESETS, NEEDS, run_dir, chosen)
-    )
+    shown = reproducible(shown, "retsta", read_config(RetstaConfig, run_dir), PRESETS, NEEDS, run_dir, chosen)
+    save_run_page(run_dir, shown)
+    add_results(run_dir, systems, shown.headline, chosen["split"], evaluation_of("retsta", chosen), notes)
     write_json(run_dir / "metrics.json", rounded(result))  # last: where it stands, an evaluation is not done again
     return systems
 

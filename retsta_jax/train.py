@@ -35,6 +35,7 @@ from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, load_qwen2, param_shapes, save_qwen2
 from common.report.findings import Marks
 from common.report.live import Live, Reference, live_page
+from common.report.model_card import ModelCard, results_in, training_of, write_cards
 from common.training.evaluation import Evaluation
 from common.training.flops import sft_flops
 from common.training.logs import check_wandb
@@ -44,7 +45,7 @@ from common.training.run import accumulation, base_weights, run_training, stage,
 from common.training.sft import model_variables, sft_loss
 from common.training.token_loss import named_loss
 from common.types import PyTree
-from retsta_jax.config import EMBEDDED_BASE, RetstaConfig, scored_as
+from retsta_jax.config import EMBEDDED_BASE, NEEDS, PRESETS, RetstaConfig, scored_as
 from retsta_jax.data import augmented, load_splits, splits_line
 from retsta_jax.finding_marks import report_marks
 from retsta_jax.prompts import encode_pairs, prompt_tokens
@@ -186,12 +187,16 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
     rows = [Shape(length, length, base.config.head_dim, base.config.dtype) for length in lengths]
     attention = attention_lines([Use("language", "rows", rows)], config.model.attention)
 
-    def announce() -> None:
+    @functools.cache
+    def data_line() -> str:
         counts = {"train": len(examples), "validation": len(held_out), "test": len(splits.test)}
         unknown = unknown_share(base.tokenizer, (example.tokens.tolist() for example in (*examples, *held_out)))
         new = len(pairs) - len(splits.train)
         notes = [f"{new:,} of train made by augmentation of {len(splits.train):,}"] if new else []
-        say_data(splits_line(config, counts, quarantine, unknown, notes))
+        return splits_line(config, counts, quarantine, unknown, notes)
+
+    def announce() -> None:
+        say_data(data_line())
         say_attention(attention)
 
     trainable, frozen = initial_trees(config, base, layout)
@@ -235,7 +240,17 @@ def train_run(config: RetstaConfig, run_dir: Path) -> PyTree:
         flops=lambda batch, _: sft_flops(base.config, config.lora if frozen else None, batch),
     )
     best = run_training(config, run_dir, layout, training)
+    results = results_in(run_dir)
     export(config, base, best, run_dir)
+    card = ModelCard(
+        f"RetSTA: {config.data.corpus} reports in standard form",
+        training.base,
+        data_line(),
+        training_of("retsta train", PRESETS, config, NEEDS),
+        languages=sorted({pair.language for pair in pairs}),
+        tags=("medical", "report-standardization"),
+    )
+    write_cards(run_dir, card, results)
     targets = ([*base.tokenizer.encode(pair.target), base.tokenizer.eos_id] for pair in pairs)
     if jax.process_index() == 0:
         save_table(run_dir, list(targets), base.tokenizer)

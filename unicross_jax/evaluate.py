@@ -54,6 +54,7 @@ from common.options import check_options, flag
 from common.phantoms.source import draw_again
 from common.report.environment import environment
 from common.report.findings import Marks, mark_labels, tally
+from common.report.model_card import add_results, evaluation_of
 from common.report.page import REPORT_FILE, Page, reproducible, save_run_page
 from common.report.page import Example as Shown
 from common.training.logs import METRICS_FILE, read_metrics
@@ -177,6 +178,7 @@ def evaluate_run(
         paired = [described(name, above[name], shown.headline) for name in above]
         notes = [data, *left_out, *paired, *shown.notes, *clinical, *absent]
         save_run_page(run_dir, dataclasses.replace(shown, notes=notes))
+        add_results(run_dir, systems, shown.headline, split, evaluation_of("unicross", chosen), notes)
         write_json(run_dir / "metrics.json", rounded(found))  # last: where it stands, a run is not evaluated again
         print("\n".join([*left_out, *paired, *clinical]), flush=True)
         return systems

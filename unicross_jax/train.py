@@ -25,6 +25,7 @@ from common.generation.loop import Generated
 from common.io.fingerprints import fingerprint
 from common.models.attention_choice import attention_lines, say_attention
 from common.report.live import study_page
+from common.report.model_card import ModelCard, results_in, training_of, write_cards
 from common.training.evaluation import Evaluation
 from common.training.logs import check_wandb
 from common.training.loop import RUN_OUTPUTS
@@ -39,7 +40,7 @@ from unicross_jax.backbone import (
     load_backbone,
     without_dropout,
 )
-from unicross_jax.config import RunConfig
+from unicross_jax.config import NEEDS, PRESETS, RunConfig
 from unicross_jax.data import (
     Example,
     build_vocabulary,
@@ -161,13 +162,17 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
     examples, cut = encode(config, task, splits["train"].studies)
     held_out, cut_held_out = encode(config, task, splits["validation"].studies)
 
-    def announce() -> None:
-        if isinstance(tokenizer, WordTokenizer):
-            save_words(run_dir / VOCABULARY_FILE, tokenizer)
+    @functools.cache
+    def data_line() -> str:
         counts = {name: len(split.studies) for name, split in splits.items()}
         of = Cut(cut + cut_held_out, config.max_length)
         unknown = unknown_words(tokenizer, [*examples, *held_out])
-        say_data(study_line(config.data, counts, quarantine, cut=of, unknown=unknown))
+        return study_line(config.data, counts, quarantine, cut=of, unknown=unknown)
+
+    def announce() -> None:
+        if isinstance(tokenizer, WordTokenizer):
+            save_words(run_dir / VOCABULARY_FILE, tokenizer)
+        say_data(data_line())
         say_attention(attention_lines(attention_uses(task.model)))
 
     frozen = device_put_tree(task.frozen, layout)
@@ -214,7 +219,18 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
         quarantine=quarantine,
     )
     best = run_training(config, run_dir, layout, training)
+    results = results_in(run_dir)
     export(config, task, best, run_dir / "model")
+    card = ModelCard(
+        "UniCrossAdapter: radiology reports",
+        training.base,
+        data_line(),
+        training_of("unicross train", PRESETS, config, NEEDS),
+        library="medreport-jax",
+        languages=sorted({study.language for study in splits["train"].studies}),
+        tags=("medical", "radiology", "report-generation"),
+    )
+    write_cards(run_dir, card, results)
     if jax.process_index() == 0:
         save_table(run_dir, [example.tokens[1:].tolist() for example in examples], tokenizer)
     return best
