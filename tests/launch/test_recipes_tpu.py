@@ -142,6 +142,22 @@ def test_a_command_that_outlives_its_connection_is_told_to_save_and_not_started_
     assert (tools.bin.parent / "log").read_text() == "begun\nsaved\n"
 
 
+def test_a_second_signal_does_not_wait_until_a_command_has_saved(tools):
+    # Not for ever: nothing can kill what a broken connection leaves on the other side.
+    tools.add("stuck", SAVES.replace("exit 75", ":").replace("while :", "while ((SECONDS < 10))"))
+    log = tools.bin.parent / "log"
+    for name, text in {"log": "", "codes": "0", "state": "ACTIVE"}.items():
+        (tools.bin.parent / name).write_text(text)
+    running = subprocess.Popen(
+        ["bash", "-c", recipe(USUAL["tpu"].split(), ["stuck"])], cwd=tools.bin.parent, env=tools.environment
+    )
+    for said in ("begun\n", "begun\nsaved\n"):
+        while log.read_text() != said:
+            assert running.poll() is None
+        running.send_signal(signal.SIGINT if said == "begun\n" else signal.SIGTERM)
+    assert running.wait(timeout=30) == 128 + signal.SIGTERM
+
+
 def test_a_command_on_a_slice_saves_when_its_script_is_told_to_end(tools):
     tools.add("saves", SAVES)
     log = tools.bin.parent / "log"

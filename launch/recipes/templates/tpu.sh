@@ -90,6 +90,12 @@ gone() {
     done
     return 1
 }
+# Tells the command to save; a second signal does not wait for that.
+stop() {
+    [[ $stopped == 0 || -z $job ]] || kill -TERM -- "-$job" 2>/dev/null
+    stopped=1
+    exec 4>&-
+}
 finish() {
     if [[ $(state) != MISSING ]]; then
         echo "the queued resource is still there, and billed while it is ACTIVE; delete it with:" \
@@ -103,8 +109,9 @@ mkfifo "$folder/input" || exit
 stopped=0
 code=75
 last=
+job=
 trap finish EXIT
-trap 'stopped=1; exec 4>&-' INT TERM HUP
+trap stop INT TERM HUP
 for ((start = 0; start <= {{ restarts }}; start++)); do
     acquire
     [[ $stopped == 0 ]] || break
@@ -121,6 +128,7 @@ for ((start = 0; start <= {{ restarts }}; start++)); do
         wait "$job"
         code=$?
     done
+    job=
     exec 4>&-
     if [[ $stopped == 1 || $code == 0 ]]; then break; fi
     # 75: the state is saved, or a host was lost. 143: SIGTERM came too early to be caught. 137: a host was killed. 255: a
