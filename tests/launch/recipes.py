@@ -10,7 +10,7 @@ from launch.recipes.platforms import PLATFORMS
 USUAL = {
     "slurm": "slurm --nodes 2 --gpus 8 --time 24:00:00 --partition gpu --account lab --cache /shared/compiled",
     "gke-tpu": "gke --topology v6e:4x4 --image registry/medreport:1 --claim runs --cache /shared/compiled",
-    "gke-bucket": "gke --topology v6e:4x4 --image registry/medreport:1 --cache gs://eyes/compiled",
+    "gke-bucket": "gke --topology v6e:4x4 --image registry/medreport:1 --cache gs://eyes/cache --service-account eyes",
     "gke-gpu": "gke --topology h100:8 --nodes 2 --image registry/medreport:1 --claim runs --spot",
     "tpu": "tpu --accelerator v6e-16 --runtime v2-alpha-tpuv6e --project lab --zone us-east5-b --spot",
     "skypilot": "skypilot --nodes 2 --accelerators H100:8 --volume runs --infra k8s --spot",
