@@ -18,6 +18,7 @@ from common.metrics.clinical import FINDINGS, POSITIVE, UNCERTAIN
 from common.metrics.comparison import compare
 from common.report.compare_command import ROW, chosen_scores, drawn, measure, same_studies, summary
 from common.report.differences import Piece, differences
+from common.report.findings import WORDS, Marks, mark_findings, tally
 from launch.app.forms import File, Form
 from launch.app.models import Models
 
@@ -28,21 +29,13 @@ SIDES = ("first", "second")
 STATED = (POSITIVE, UNCERTAIN)
 
 
-class Finding(NamedTuple):
-    """A finding that a report states or suspects, or misses; `fate` against the reference: right, wrong or missed."""
-
-    name: str
-    fate: str
-    suspected: bool
-
-
 class Study(NamedTuple):
     """A study as the page shows it; `labels` counts the findings that one system states or suspects, not the other."""
 
     id: str
     reference: str
-    outputs: list[list[Piece]]
-    findings: list[list[Finding]]  # of the reference, then of each system
+    outputs: list[list[Piece]]  # of each system
+    marks: list[Marks]
     labels: int
     distance: float
 
@@ -81,6 +74,7 @@ def answer(models: Models, form: Form) -> dict[str, Any]:
                 for row in [row | {"score": score}]
             ],
             "notes": notes,
+            "tallies": [tally([study.marks[side] for study in studies]) for side in range(2)],
             "differing": sum(study.labels > 0 for study in studies),
             "studies": studies[:SHOWN],
         },
@@ -117,7 +111,7 @@ def studies_of(systems: Sequence[Sequence[dict[str, Any]]], classes: Sequence[In
                 str(first["id"]),
                 first["reference"],
                 [differences(first["reference"], text) for text in texts],
-                [findings_of(own, expected) for own in (expected, one, two)],
+                [mark_findings(stated(expected), stated(own)) for own in (one, two)],
                 int((np.isin(one, STATED) != np.isin(two, STATED)).sum()),
                 1 - difflib.SequenceMatcher(a=texts[0].split(), b=texts[1].split(), autojunk=False).ratio(),
             )
@@ -125,12 +119,6 @@ def studies_of(systems: Sequence[Sequence[dict[str, Any]]], classes: Sequence[In
     return studies
 
 
-def findings_of(own: Int[np.ndarray, " 14"], expected: Int[np.ndarray, " 14"]) -> list[Finding]:
-    """What a report states or suspects, then what it misses of the reference."""
-    found, wanted = np.isin(own, STATED), np.isin(expected, STATED)
-    right, wrong, missed = (np.flatnonzero(mask) for mask in (found & wanted, found & ~wanted, wanted & ~found))
-    return [
-        Finding(FINDINGS[index], fate, bool((expected if fate == "missed" else own)[index] == UNCERTAIN))
-        for fate, indices in (("right", right), ("wrong", wrong), ("missed", missed))
-        for index in indices
-    ]
+def stated(classes: Int[np.ndarray, " 14"]) -> list[str]:
+    """What a report states or suspects; what it denies changes no score."""
+    return [WORDS[int(one)] + name for one, name in zip(classes, FINDINGS, strict=True) if one in STATED]
