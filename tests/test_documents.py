@@ -144,7 +144,9 @@ def test_files_and_functions_that_a_page_names_exist(page):
         file = ROOT / path
         assert file.exists(), path
         if name:
-            assert re.search(rf"^\s*(?:def|class) {name}\b", file.read_text("utf-8"), re.MULTILINE), f"{path}:{name}"
+            assert re.search(rf"^\s*(?:def|class) {name}\b|^{name}\b.* = ", file.read_text("utf-8"), re.MULTILINE), (
+                f"{path}:{name}"
+            )
     for dotted in NAMED.findall(text):
         module, _, name = dotted.rpartition(".")
         if importlib.util.find_spec(dotted.partition(".")[0] if "." not in module else module) is None:
