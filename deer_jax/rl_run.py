@@ -249,7 +249,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         say_data(data)
         say_attention(attention)
 
-    known, reader = splits["validation"].studies, default_labeler(config.data.layout) or labeler
+    known, reader = splits["validation"], default_labeler(config.data.layout) or labeler
     page = study_page(run_dir, "DEER, reinforcement learning", config.data.layout, known, reader, CURVES)
     training = Training(
         trainable=trainable,

@@ -95,7 +95,7 @@ def train_run(config: SftConfig, run_dir: Path) -> PyTree:
         sft_loss, config=base.config, layout=base.layout, lora=config.lora, chunk=config.model.loss_chunk
     )
     reader = default_labeler(config.data.layout)
-    page = study_page(run_dir, "DEER, supervised", config.data.layout, splits["validation"].studies, reader)
+    page = study_page(run_dir, "DEER, supervised", config.data.layout, splits["validation"], reader)
     training = supervised(
         config,
         layout,

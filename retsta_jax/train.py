@@ -162,8 +162,11 @@ def live(config: RetstaConfig, run_dir: Path, pairs: Sequence[ReportPair]) -> Li
         terms = load_terminology(config.data.terminology or SHIPPED)
         return report_marks([pair.target for pair in own], outputs, [pair.language for pair in own], form, terms)
 
-    references = [Reference(pair.id, pair.target, pair.language, pair.source) for pair in pairs]
-    return live_page(run_dir, f"RetSTA: {config.data.corpus} reports", references, find)
+    def reference(number: int) -> Reference:
+        pair = pairs[number]
+        return Reference(pair.id, pair.target, pair.language, pair.source)
+
+    return live_page(run_dir, f"RetSTA: {config.data.corpus} reports", reference, find)
 
 
 @owning_run_directory

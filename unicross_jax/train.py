@@ -177,7 +177,7 @@ def train_run(config: RunConfig, run_dir: Path) -> PyTree:
 
     frozen = device_put_tree(task.frozen, layout)
     reader = default_labeler(config.data.layout)
-    page = study_page(run_dir, "UniCrossAdapter", config.data.layout, splits["validation"].studies, reader)
+    page = study_page(run_dir, "UniCrossAdapter", config.data.layout, splits["validation"], reader)
     training = supervised(
         config,
         layout,

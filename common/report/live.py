@@ -1,7 +1,7 @@
 """`live.html`: a training as it goes, with its curves and what the model writes for a few validation reports.
 
-The page loads itself anew while the training goes on. It holds report text, so that of all that a training writes it is
-the page alone, in the run directory, and never the logs, that shows any.
+The page loads itself anew while the training goes on. It holds report text and images. Of all that a training writes
+only this page, in the run directory, shows any, never the logs.
 """
 
 import time
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.clinical.report_labeler import ReportLabeler
-from common.data.readers import ImageStudy
+from common.data.images import Pixels
+from common.data.splits import Split
 from common.errors import UserError
 from common.generation.evaluation import Keep
 from common.io.numbers import score_text
@@ -31,12 +32,13 @@ Curves = Mapping[str, Mapping[str, str]]  # as `common.report.plots` takes them
 
 
 class Reference(NamedTuple):
-    """A validation report that the model writes during training: an empty `source` is not shown."""
+    """A validation report that the model writes during training, with its free-text source or its images, if any."""
 
     id: str
     reference: str
     language: str = "en"
     source: str = ""
+    images: Sequence[Pixels] = ()
 
 
 class Live(NamedTuple):
@@ -49,7 +51,7 @@ class Live(NamedTuple):
 def live_page(
     run_dir: Path,
     title: str,
-    references: Sequence[Reference] = (),
+    reference: Callable[[int], Reference] | None = None,
     find: Find | None = None,
     curves: Curves | None = None,
     now: Callable[[], float] = time.monotonic,
@@ -57,8 +59,8 @@ def live_page(
     """The page of a training in `run_dir`, which knows of no report at its start.
 
     Shown are, for the first studies that an evaluation writes reports for, the first report since the training was
-    started and the latest. `find` marks their findings; `curves` are drawn beside those that every training has. What
-    cannot be drawn or written is said, and the training goes on.
+    started and the latest, beside the `reference` of that number. `find` marks their findings; `curves` are drawn
+    beside those that every training has. What cannot be drawn or written is said, and the training goes on.
     """
     kept: dict[int, Mapping[int, tuple[str, float | None]]] = {}
     drawn = float("-inf")
@@ -74,7 +76,7 @@ def live_page(
             return
         try:
             rows, timings = (read_metrics(run_dir / name) for name in (METRICS_FILE, TIMINGS_FILE))
-            html = render_live(title, step, total_steps, last, rows, timings, references, kept, find, curves)
+            html = render_live(title, step, total_steps, last, rows, timings, reference, kept, find, curves)
             write_whole(run_dir / LIVE_FILE, html)
         except UserError as error:
             say(f"warning: {LIVE_FILE}: {error}", error=True)
@@ -87,15 +89,19 @@ def study_page(
     run_dir: Path,
     system: str,
     layout: str,
-    studies: Sequence[ImageStudy],
+    split: Split,
     labeler: ReportLabeler | None,
     curves: Curves | None = None,
 ) -> Live:
-    """The page of a training on images whose validation studies these are; `labeler` finds their findings."""
+    """The page of a training on images with this validation split; `labeler` finds the findings of its reports."""
     title = f"{system}: {'phantom radiographs' if layout == 'phantom' else layout}"
-    references = [Reference(study.id, study.report, study.language) for study in studies]
-    find = label_finder(labeler, [study.report for study in studies])
-    return live_page(run_dir, title, references, find, curves)
+
+    def reference(number: int) -> Reference:
+        study = split.studies[number]
+        return Reference(study.id, study.report, study.language, images=split.images[number])
+
+    find = label_finder(labeler, [study.report for study in split.studies])
+    return live_page(run_dir, title, reference, find, curves)
 
 
 def render_live(
@@ -105,7 +111,7 @@ def render_live(
     finished: bool,
     rows: Rows,
     timings: Rows,
-    references: Sequence[Reference],
+    reference: Callable[[int], Reference] | None,
     kept: Mapping[int, Mapping[int, tuple[str, float | None]]],
     find: Find | None,
     curves: Curves | None,
@@ -114,6 +120,7 @@ def render_live(
     # matplotlib takes a second to import, before which the training would not begin.
     from common.report.differences import differences
     from common.report.page import Example
+    from common.report.pictures import picture
     from common.report.plots import SERIES_COLOURS, training_charts
     from common.report.template import render_template
 
@@ -123,21 +130,22 @@ def render_live(
         asked = [(at, number) for at, written in shown.items() for number in written]
         texts = [shown[at][number][0] for at, number in asked]
         marks = dict(zip(asked, find([number for _, number in asked], texts), strict=True)) if asked else {}
-    examples = [
-        Example(
-            references[number].id,
-            references[number].source,
-            references[number].reference,
-            {_name(at, written[number][1]): written[number][0] for at, written in shown.items() if number in written},
-            references[number].language,
-            findings={
-                _name(at, written[number][1]): marks[at, number]
-                for at, written in shown.items()
-                if (at, number) in marks
-            },
+    examples = []
+    for number in next(iter(shown.values()), ()):
+        assert reference is not None
+        own = reference(number)
+        names = {at: _name(at, written[number][1]) for at, written in shown.items() if number in written}
+        examples.append(
+            Example(
+                own.id,
+                own.source,
+                own.reference,
+                {name: shown[at][number][0] for at, name in names.items()},
+                own.language,
+                own.images,
+                findings={name: marks[at, number] for at, name in names.items() if (at, number) in marks},
+            )
         )
-        for number in (next(iter(shown.values())) if shown else ())
-    ]
     return render_template(
         "live.html.j2",
         title=title,
@@ -152,6 +160,7 @@ def render_live(
         charts=training_charts(thinned(rows), curves),
         differences=differences,
         looks=None,
+        pictures=[[picture(image) for image in example.images] for example in examples],
         colours=SERIES_COLOURS,
     )
 

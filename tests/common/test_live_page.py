@@ -4,10 +4,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.clinical.report_labeler import PhantomRules
 from common.data.readers import ImageStudy
+from common.data.splits import Split
 from common.report.findings import label_finder
 from common.report.live import REFRESH, Live, Reference, live_page, study_page, thinned
 from common.training.evaluation import LOSS, Best
@@ -32,8 +34,11 @@ def page_of(run_dir: Path) -> str:
 
 def clocked(run_dir: Path, **more) -> tuple[Live, list[float]]:
     clock = [0.0]
-    references = [Reference(f"study-{number}", text) for number, text in enumerate(TEXTS)]
-    return live_page(run_dir, "Title", references, now=lambda: clock[0], **more), clock
+
+    def reference(number: int) -> Reference:
+        return Reference(f"study-{number}", TEXTS[number])
+
+    return live_page(run_dir, "Title", reference, now=lambda: clock[0], **more), clock
 
 
 def test_the_page_shows_the_first_and_the_latest_reports_with_their_findings_and_rewards(tmp_path: Path) -> None:
@@ -87,7 +92,8 @@ def test_pages_are_drawn_as_far_apart_as_they_are_loaded(tmp_path: Path) -> None
 
 def test_without_reports_or_a_labeler_there_are_curves_alone(tmp_path: Path) -> None:
     write_rows(tmp_path, 2)
-    study_page(tmp_path, "DEER", "phantom", [ImageStudy("0", (), TEXTS[0])], None).watch(2, 2, True)
+    split = Split([ImageStudy("0", (), TEXTS[0])], [(np.zeros((8, 8), np.uint8),)])
+    study_page(tmp_path, "DEER", "phantom", split, None).watch(2, 2, True)
     html = page_of(tmp_path)
     assert "<svg" in html
     assert "DEER: phantom radiographs" in html
@@ -95,9 +101,23 @@ def test_without_reports_or_a_labeler_there_are_curves_alone(tmp_path: Path) -> 
     assert "findings" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
 
 
+def test_the_images_of_a_study_stand_beside_its_reports(tmp_path: Path) -> None:
+    write_rows(tmp_path, 2)
+    images = [(np.full((8, 8), number, np.uint8), np.zeros((8, 6), np.uint8)) for number in range(2)]
+    split = Split([ImageStudy(str(number), (), TEXTS[number]) for number in range(2)], images)
+    page = study_page(tmp_path, "UniCrossAdapter", "rows", split, PhantomRules())
+    page.keep(2, {1: ("The lungs are clear.", None)})
+    page.watch(2, 2, True)
+    html = page_of(tmp_path)
+    assert html.count("data:image/jpeg") == 2
+    assert 'aria-label="Radiograph 1, view 2 of 2"' in html
+    assert "✓ right No Finding" in Reader(html).words()
+    assert "report text and images" in html
+
+
 def test_nothing_that_a_model_writes_becomes_markup(tmp_path: Path) -> None:
     write_rows(tmp_path, 2)
-    page = live_page(tmp_path, HOSTILE, [Reference(HOSTILE, HOSTILE, "en", HOSTILE)])
+    page = live_page(tmp_path, HOSTILE, lambda number: Reference(HOSTILE, HOSTILE, "en", HOSTILE))
     page.keep(2, {0: (HOSTILE + " more", None)})
     page.watch(2, 2, True)
     reader = Reader(page_of(tmp_path))
