@@ -15,8 +15,8 @@ from common.data.images import Pixels
 from common.data.splits import Split
 from common.errors import UserError
 from common.generation.evaluation import Keep
+from common.io.files import atomic_file
 from common.io.numbers import score_text
-from common.io.outputs import write_whole
 from common.io.terminal import say
 from common.report.findings import Find, label_finder
 from common.training.logs import METRICS_FILE, TIMINGS_FILE, read_metrics
@@ -60,10 +60,10 @@ def live_page(
 
     Shown are, for the first studies that an evaluation writes reports for, the first report since the training was
     started and the latest, beside the `reference` of that number. `find` marks their findings; `curves` are drawn
-    beside those that every training has. What cannot be drawn or written is said, and the training goes on.
+    beside those that every training has. What cannot be drawn or written is said once, and the training goes on.
     """
     kept: dict[int, Mapping[int, tuple[str, float | None]]] = {}
-    drawn = float("-inf")
+    drawn, failed = float("-inf"), False
 
     def keep(step: int, written: Mapping[int, tuple[str, float | None]]) -> None:
         for other in [*kept][1:]:  # the first stays
@@ -71,15 +71,19 @@ def live_page(
         kept[step] = {number: written[number] for number in sorted(written)[:SHOWN]}
 
     def watch(step: int, total_steps: int, last: bool) -> None:
-        nonlocal drawn
+        nonlocal drawn, failed
         if not last and now() - drawn < REFRESH:
             return
         try:
             rows, timings = (read_metrics(run_dir / name) for name in (METRICS_FILE, TIMINGS_FILE))
             html = render_live(title, step, total_steps, last, rows, timings, reference, kept, find, curves)
-            write_whole(run_dir / LIVE_FILE, html)
-        except UserError as error:
-            say(f"warning: {LIVE_FILE}: {error}", error=True)
+            with atomic_file(run_dir / LIVE_FILE) as aside:
+                aside.write_text(html, encoding="utf-8")
+        except (UserError, OSError) as error:
+            if not failed:
+                reason = error.strerror if isinstance(error, OSError) else error
+                say(f"warning: {run_dir / LIVE_FILE}: not written ({reason}); the training goes on", error=True)
+            failed = True
         drawn = now()
 
     return Live(keep, watch)

@@ -132,9 +132,10 @@ def test_a_page_that_cannot_be_written_is_said_and_no_error(tmp_path: Path, caps
     page, _ = clocked(tmp_path)
     page.keep(2, {0: ("secret", None)})
     page.watch(2, 2, True)
+    page.watch(2, 2, True)
     said = capsys.readouterr()
     assert said.err.count("\n") == 1
-    assert said.err.startswith("warning: live.html: ")
+    assert said.err.startswith(f"warning: {tmp_path / 'live.html'}: not written (")
     assert "secret" not in said.err + said.out
 
 
