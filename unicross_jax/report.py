@@ -1,6 +1,7 @@
 """Reports for images with a trained model, and where it looked as it wrote each word."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from common.errors import UserError
 from common.generation.draft_option import Draft
 from common.generation.draft_sources import DRAFT_TOKENS, TABLE_FILE, draft_sources, load_table
 from common.generation.drafts import Table
-from common.generation.generate import continuations
+from common.generation.generate import PROGRAMS, continuations
 from common.generation.processes import over_processes
 from common.generation.slots import Request, in_order, run_slots
 from common.io.finite import check_finite, precision_remedy
@@ -30,6 +31,8 @@ from unicross_jax.data import Example, evaluation_crop, stack_studies
 from unicross_jax.generate import report_slots
 from unicross_jax.model import Net, Studies, UniCrossConfig, decoder_inputs, part_modules
 from unicross_jax.trained import Trained
+
+LENGTHS = 16  # tokens; reports whose attention is read are padded to a multiple of it
 
 
 class Written(NamedTuple):
@@ -137,6 +140,8 @@ def attention_of(
     ids = range(1, len(written) + 1) if ids is None else ids
     tokenizer, grid = trained.task.tokenizer, trained.task.model.clip.image_size // 16
     longest = max(1, *(len(report.token_ids) for report in written))
+    if trained.config.model.conditioning == "causal":  # few programs; otherwise each token takes a pass
+        longest = max(longest, min(-(-longest // LENGTHS) * LENGTHS, trained.config.max_length - 1))
     rows = min(batch_size, len(written))
     remedy = precision_remedy(trained.config.model.dtype)
     program = _memory_attention(without_dropout(trained.task.model))
@@ -173,6 +178,7 @@ def words_of(tokenizer: ReportTokenizer, report: Written) -> Iterator[tuple[str,
             start, before = number + 1, now
 
 
+@functools.lru_cache(maxsize=PROGRAMS)
 def _memory_attention(config: UniCrossConfig) -> Callable[..., Float[np.ndarray, "B T V*N"]]:
     """The decoder's attention to each position of the images, for trainable and frozen trees, studies and tokens."""
 

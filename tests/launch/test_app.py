@@ -238,6 +238,24 @@ def test_a_form_sent_in_another_way_is_refused(app):
     assert "The form cannot be read" in answer.text
 
 
+def test_a_damaged_form_is_a_line(app):
+    generator = np.random.default_rng(0)
+    whole = (
+        b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+        b'\x89PNG\r\n\x1a\n\r\n--x\r\nContent-Disposition: form-data; name="indication"\r\n\r\ncough\r\n--x--\r\n'
+    )
+    for _ in range(60):
+        body = bytearray(whole)
+        for place in generator.integers(len(body), size=3):
+            body[place] = generator.integers(256)
+        answer = app.post(
+            "/compare", content=bytes(body[: generator.integers(1, len(body) + 1)]),
+            headers={"content-type": "multipart/form-data; boundary=x"},
+        )  # fmt: skip
+        assert answer.status_code == 400
+        assert error_of(answer.text)
+
+
 def test_a_model_that_is_not_there_is_said_on_the_page(tmp_path):
     with TestClient(make_app(Sources(retsta=tmp_path)), base_url=HERE, headers={"origin": HERE}) as client:
         assert "contains no model" in error_of(send(client, "/", status=400, text="OD: drusen"))

@@ -13,9 +13,11 @@ from common.errors import UserError
 from common.models.clip_weights import load_clip
 from common.phantoms.phantom import make_phantom
 from tests.unicross_jax.runs import arguments, make_clip
+from unicross_jax import report
 from unicross_jax.backbone import load_backbone
 from unicross_jax.config import NEEDS, PRESETS, RunConfig
 from unicross_jax.data import encode_studies
+from unicross_jax.model import decoder_inputs
 from unicross_jax.report import Written, attention_of
 from unicross_jax.task import check_sizes, encode, first_weights, make_task
 from unicross_jax.trained import Trained
@@ -65,6 +67,22 @@ def test_attention_to_a_word_depends_on_nothing_after_it_and_on_no_other_study(c
         for (word, weights), (same, expected) in zip(alone[:3], together, strict=True):
             assert word == same
             np.testing.assert_allclose(weights, expected, rtol=0, atol=1e-6)
+
+
+def test_attention_to_reports_one_after_the_other_takes_one_program(clip, monkeypatch):
+    config = parse(RunConfig, PRESETS["small"], arguments(Path("run"), clip, seed=3)[5:], "test")
+    backbone = load_backbone(config.model, seed=0)
+    task = make_task(config, backbone, backbone.tokenizer)
+    trained = Trained(config, task, first_weights(config, task), None)
+    examples, _ = encode(config, task, [ImageStudy("1", (), "", "")])
+    pictures = [(make_phantom(9, 0, 48).frontal,)]
+    traced = []
+    monkeypatch.setattr(report, "decoder_inputs", lambda *inputs: traced.append(1) or decoder_inputs(*inputs))
+    report._memory_attention.cache_clear()
+    for text in ("the heart .", "the lungs are clear ."):
+        ids = backbone.tokenizer.encode(text)
+        attention_of(trained, examples, pictures, [Written(text, ids, True)])
+    assert traced == [1]
 
 
 def test_an_indication_is_read_as_the_words_that_clip_knows():
