@@ -46,6 +46,7 @@ def test_training_lowers_the_loss_and_leaves_what_others_need(trained):
         "vocabulary.json",
         "model.safetensors",
         "base.json",
+        "README.md",
     }
 
 
