@@ -27,11 +27,12 @@ from common.io.differences import differences
 from common.io.fingerprints import model_record
 from common.io.locks import locked_by_first
 from common.io.numbers import rounded
-from common.io.outputs import check_own_object
+from common.io.outputs import check_own_object, check_own_page
 from common.io.safetensors import disk_errors, write_json
 from common.io.terminal import say
 from common.io.text import read_json_object
 from common.metrics.text import warn_of_absent
+from common.report.comparison import Result, compare_texts, summary
 from common.report.table import as_markdown, mean_interval
 from common.training.parallel import make_device_layout
 from common.training.run import base_weights
@@ -126,13 +127,17 @@ def main(arguments: list[str]) -> None:
         if unknown := [name for name in chosen.rows if name not in rows]:
             raise UserError(f"{PROGRAM}: --rows {unknown[0]!r}: unknown; expected some of {', '.join(rows)}")
         rows = {name: rows[name] for name in chosen.rows}
-    file = chosen.directory / f"{which}.json"
+    file, paired = (chosen.directory / f"{which}{end}.json" for end in ("", "-differences"))
     with locked_by_first(chosen.directory):
         check_own_object(file, [SFT, NEAREST, CONSTANT])
-        table = run_ablation(config, sft, chosen.preset, chosen.directory, rows, chosen.seeds)
+        check_own_object(paired, ["differences", "systems"])
+        check_own_page(paired.with_suffix(".html"))
+        table, differences = run_ablation(config, sft, chosen.preset, chosen.directory, rows, chosen.seeds)
         write_json(file, rounded(table))
+        differences.save(paired, paired.with_suffix(".html"))
         warn_of_absent({name: scores[0] for name, scores in table.items()})
         print(as_markdown(table, in_each_language(SHOWN, table[SFT][0])), flush=True)
+        say(f"{summary(differences.differences)}: {paired.with_suffix('.html')}")
         if which == "proportion":
             curve = chosen.directory / "proportion.svg"
             draw_proportions(table, curve, level=SFT)
@@ -141,11 +146,12 @@ def main(arguments: list[str]) -> None:
 
 def run_ablation(
     config: RlConfig, sft: SftConfig, preset: str, directory: Path, rows: Mapping[str, Variant], seeds: Sequence[int]
-) -> dict[str, list[Scores]]:
+) -> tuple[dict[str, list[Scores]], Result]:
     """Train and evaluate every row with every seed in `directory`; what is finished already is not done again.
 
     The supervised run, and the choice of studies, have the first seed. Returns the scores of each system, one for each
-    seed; the baselines and SFT stand first. Raises UserError.
+    seed, the baselines and SFT first; and how the likeliest reports of all systems, of the first seed, differ.
+    Raises UserError.
     """
     check_config(config)
     shared = {name: getattr(config, name) for name in ("data", "mesh", "parallel", "instruction")}
@@ -167,8 +173,10 @@ def run_ablation(
     check_trained_on(directory / "sft", {"base": base_weights(base_directory(sft.model)).sha256})
     scoring = default_labeler(config.data.layout) or labeler
     score = functools.partial(score_model, split=test, labeler=scoring)
-    table = {SFT: [score(held_out_reports(config, start, directory / "sft"))]}
+    supervised = held_out_reports(config, start, directory / "sft")
+    table = {SFT: [score(supervised)]}
     others = nearest(config, start, splits["train"], test)
+    outputs = {SFT: supervised.greedy, **others}
     table |= {name: [scores] for name, scores in score_systems(others, test.studies, scoring).items()}
     for seed in seeds:
         for name, variant in rows.items():
@@ -179,7 +187,9 @@ def run_ablation(
             say(run_dir)
             reports = rl_reports(with_variant(config, variant, start, chosen, seed), run_dir)
             table.setdefault(name, []).append(score(reports))
-    return table
+            outputs.setdefault(name, reports.greedy)
+    references, languages = zip(*((study.report, study.language) for study in test.studies), strict=True)
+    return table, compare_texts(outputs, references, languages, scoring)
 
 
 def check_labeler(config: RlConfig, variants: Iterable[Variant]) -> None:

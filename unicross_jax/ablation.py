@@ -8,16 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.clinical.report_labeler import ReportLabeler
 from common.clinical.scores import Scores, in_each_language, leading_scores
 from common.config import check_run_directory
 from common.data.records import Quarantine
 from common.errors import UserError
+from common.io.jsonl import read_jsonl
 from common.io.locks import owning
 from common.io.numbers import rounded
-from common.io.outputs import check_own_object
+from common.io.outputs import check_own_object, check_own_page
 from common.io.safetensors import write_json
 from common.io.terminal import say
 from common.io.text import read_json_object
+from common.report.compare_command import ROW, same_studies
+from common.report.comparison import compare_measured, measure, summary
 from unicross_jax.config import ModelConfig, RunConfig
 from unicross_jax.data import read_splits
 from unicross_jax.evaluate import (
@@ -34,7 +38,7 @@ from unicross_jax.train import train_run
 from unicross_jax.trained import load_trained
 
 FULL = "full model"
-TABLE = "ablation.json"
+TABLE, DIFFERENCES = "ablation.json", "differences.json"
 VARIANTS: dict[str, dict[str, Any]] = {
     FULL: {},
     "no-adapters": {"adapters": "none"},
@@ -74,19 +78,21 @@ def run_ablation(
     """Train and evaluate every variant with every seed in `directory/<variant>-<seed>`; writes ablation.json there.
 
     What is finished already is not done again. The labeler is as for `scoring_labeler`. Returns for each system its
-    scores, one for each seed; the constant report and the nearest training study stand beside the variants. Raises
-    UserError.
+    scores, one for each seed; the constant report and the nearest training study stand beside the variants. How the
+    variants differ, with the first seed, is written to differences.json and .html. Raises UserError.
     """
     if config.init_from:
         raise UserError(
             "init_from: each variant of an ablation begins from random weights; leave it out (--preset small has none)"
         )
     check_own_object(directory / TABLE, [NEAREST, CONSTANT])
+    check_own_object(directory / DIFFERENCES, ["differences", "systems"])
+    check_own_page((directory / DIFFERENCES).with_suffix(".html"))
     reader = record_of(scoring_labeler(config, labeler, labeler_tokenizer))
     runs = {(name, seed): dataclasses.replace(variant(config, name), seed=seed) for seed in seeds for name in variants}
     table: dict[str, list[Scores]] = {}
     for (name, seed), chosen in runs.items():
-        run_dir = directory / f"{name.replace(' ', '-')}-{seed}"
+        run_dir = run_directory(directory, name, seed)
         check_run_directory(run_dir, chosen)
         systems = finished(run_dir, reader) if (run_dir / "model").is_dir() else None
         if systems is None:
@@ -97,7 +103,24 @@ def run_ablation(
         if name == variants[0] and seed == seeds[0]:
             table |= {baseline: [systems[baseline]] for baseline in (NEAREST, CONSTANT)}
     write_json(directory / TABLE, rounded(table))
+    if len(variants) > 1:
+        save_differences(directory, variants, seeds[0], scoring_labeler(config, labeler, labeler_tokenizer))
     return table
+
+
+def save_differences(directory: Path, variants: Sequence[str], seed: int, labeler: ReportLabeler | None) -> None:
+    """Write which differences between the variants hold, of the runs with a seed, as JSON and as a page."""
+    files = [run_directory(directory, name, seed) / "predictions.jsonl" for name in variants]
+    rows = {name: read_jsonl(file, ROW) for name, file in zip(variants, files, strict=True)}
+    systems = same_studies(rows, files)
+    result = compare_measured(measure(systems, labeler).measures, len(next(iter(systems.values()))), None)
+    result.save(directory / DIFFERENCES, (directory / DIFFERENCES).with_suffix(".html"))
+    say(f"{summary(result.differences)}: {(directory / DIFFERENCES).with_suffix('.html')}")
+
+
+def run_directory(directory: Path, name: str, seed: int) -> Path:
+    """Where a variant is trained."""
+    return directory / f"{name.replace(' ', '-')}-{seed}"
 
 
 def finished(run_dir: Path, labeler: Mapping[str, str]) -> dict[str, Scores] | None:

@@ -16,7 +16,8 @@ from common.io.terminal import printable
 from common.metrics.bootstrap import values
 from common.metrics.clinical import FINDINGS, POSITIVE, UNCERTAIN
 from common.metrics.comparison import compare
-from common.report.compare_command import ROW, chosen_scores, drawn, measure, same_studies, summary
+from common.report.compare_command import ROW, same_studies
+from common.report.comparison import chosen_scores, drawn, measure, summary
 from common.report.differences import Piece, differences
 from common.report.findings import WORDS, Marks, mark_findings, tally
 from launch.app.forms import File, Form

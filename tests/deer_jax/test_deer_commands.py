@@ -135,6 +135,13 @@ def test_an_ablation_is_a_table_of_runs_from_one_supervised_model_and_none_is_do
     assert len(json.loads((tmp_path / "chosen-log-rank-0.2.json").read_text())["ids"]) == 2
     found = json.loads((tmp_path / "components.json").read_text())
     assert found["nearest training study"][0]["distinct_outputs"]["value"] > 0.25  # of four studies
+    paired = json.loads((tmp_path / "components-differences.json").read_text())
+    assert {*paired["systems"]} == {*found}
+    for row in paired["differences"]:
+        first, second = (found[row[side]][0][row["score"]]["value"] for side in ("first", "second"))
+        assert row["value"] == pytest.approx(first - second, abs=2e-6)
+    assert len(paired["differences"]) == 10 * len({row["score"] for row in paired["differences"]})
+    assert "GRPO" in (tmp_path / "components-differences.html").read_text()
     grpo, deer = tmp_path / "uniform-gamma-0.0-0.25-seed-0", tmp_path / "gradient-0.2-log-rank-gamma-0.0-0.25-seed-0"
     assert (grpo / "adapter").is_dir()
     assert config_from_directory(grpo / "model") == config_from_directory(base)
