@@ -32,7 +32,7 @@ from common.report.live import study_page
 from common.report.model_card import results_in, training_of, write_cards
 from common.training.evaluation import Check, Evaluation
 from common.training.loop import RUN_OUTPUTS
-from common.training.optim import make_optimizer, make_schedule
+from common.training.optim import make_optimizer, make_schedule, with_average
 from common.training.parallel import (
     DeviceLayout,
     compile_rows,
@@ -236,7 +236,7 @@ def train_run(config: RlConfig, run_dir: Path) -> PyTree:
         vision_policy, base.config, base.layout, lora=config.lora, chunk=config.model.loss_chunk
     )
     policy = make_policy(settings)
-    tx = make_optimizer(config.optim, config.steps * config.updates)
+    tx = with_average(make_optimizer(config.optim, config.steps * config.updates), config.optim.average)
     schedule = make_schedule(config.optim, config.steps * config.updates)
     trainable, frozen = initial_trees(config, base, layout)
     length = prompt_length(base.encoder, config.data.views)

@@ -25,6 +25,7 @@ from common.process.stopping import Stopped, held, named, received, stop
 from common.training.checkpoint import CHECKPOINTS, Checkpoints, best_so_far, restore_latest, save_best, save_latest
 from common.training.evaluation import BY_LOSS, Best, Evaluation, best_every, check_best, due
 from common.training.logs import LOGS, SECONDS, Logs, check_logged, open_logs
+from common.training.optim import averaged
 from common.training.parallel import DeviceLayout, place_batch
 from common.training.profile import FOLDER as PROFILE
 from common.training.profile import tracing
@@ -152,11 +153,12 @@ def train(
     def finished(index: int, row: _Row, state: TrainState) -> bool:
         """Evaluate what is due, and write the row; False where a signal ends an evaluation."""
         extra: dict[str, Any] = {}
+        measured = averaged(state)
         for evaluation in due(evaluations, index, index == total_steps):
             try:
                 check()
                 with named("the batch at hand of an evaluation"):
-                    extra |= evaluation.measure(state, check)
+                    extra |= evaluation.measure(measured, check)
             except Stopped:
                 return False
         if extra and best.name not in extra and (index % best_interval == 0 or index == total_steps):
@@ -171,7 +173,7 @@ def train(
         if jax.process_index() == 0:
             watch(index, total_steps, last)
         if value is not None:
-            save_best(checkpoints, state, -value if best.highest else value)
+            save_best(checkpoints, measured, -value if best.highest else value)
         return True
 
     with logs, clock.listening(), contextlib.ExitStack() as block:

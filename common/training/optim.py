@@ -2,13 +2,15 @@
 
 import dataclasses
 import re
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
 from common.bounds import NotNegative, Positive, Probability, Rate, check_numbers
-from common.types import PyTree
+from common.types import PyTree, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,7 @@ class OptimConfig:
     b1: Rate = 0.9
     b2: Rate = 0.999
     eps: Positive = 1e-8
+    average: Rate = 0.0  # decay of a moving average of the weights, which is evaluated and exported; 0: none
 
 
 def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
@@ -56,6 +59,48 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
     scale = optax.scale_by_adam if config.optimizer == "adam" else optax.scale_by_amsgrad
     regularised = optax.add_decayed_weights(config.weight_decay)  # before the moments: an L2 penalty, as in PyTorch
     return optax.chain(*clips, regularised, scale(**moments), optax.scale_by_learning_rate(schedule))
+
+
+class Averaged(NamedTuple):
+    """State of `with_average`: that of the optimizer, and the average in float32 after so many updates."""
+
+    inner: PyTree
+    average: PyTree
+    updates: Int[Array, ""]
+
+
+def with_average(tx: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
+    """`tx`, which also keeps an exponential moving average of the weights (Polyak averaging); as it is with decay 0.
+
+    The average begins with the initial weights, and its decay rises from 0.1 as (1 + t) / (10 + t), so that a short run
+    does not end with an average of its beginning.
+    """
+    if not decay:
+        return tx
+
+    def init(params: PyTree) -> Averaged:
+        copies = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
+        return Averaged(tx.init(params), copies, jnp.zeros((), jnp.int32))
+
+    def update(updates: PyTree, state: Averaged, params: PyTree = None) -> tuple[PyTree, Averaged]:
+        updates, inner = tx.update(updates, state.inner, params)
+        now = jnp.minimum(decay, (1 + state.updates) / (10 + state.updates))
+        average = jax.tree.map(
+            lambda mean, leaf: now * mean + (1 - now) * leaf.astype(jnp.float32),
+            state.average,
+            optax.apply_updates(params, updates),
+        )
+        return updates, Averaged(inner, average, state.updates + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(state: TrainState) -> TrainState:
+    """The state with its average of the weights as what is trained, if it has one."""
+    if not isinstance(state.opt_state, Averaged):
+        return state
+    average = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), state.opt_state.average, state.trainable)
+    return state.replace(trainable=average)
 
 
 def decayed(tree: PyTree) -> PyTree:

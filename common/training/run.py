@@ -25,7 +25,7 @@ from common.training.config import TrainingConfig
 from common.training.evaluation import Best, Evaluation, loss_evaluation
 from common.training.flops import peak_flops
 from common.training.loop import Batches, Flops, Watch, train, unwatched
-from common.training.optim import OptimConfig, make_optimizer, make_schedule
+from common.training.optim import OptimConfig, make_optimizer, make_schedule, with_average
 from common.training.parallel import (
     DeviceLayout,
     Rules,
@@ -174,7 +174,7 @@ def supervised(
     """
     total_steps = min(len(plan), max_steps or len(plan))
     tx = make_optimizer(config.optim, total_steps)
-    tx = tx if then is None else optax.chain(tx, then)
+    tx = with_average(tx if then is None else optax.chain(tx, then), config.optim.average)
     own.setdefault("flops", traced(validation_loss or loss, trainable, frozen, chunk, true_share))
     return Training(
         trainable=trainable,

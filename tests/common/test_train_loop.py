@@ -13,7 +13,9 @@ import pytest
 from common.errors import UserError
 from common.training.checkpoint import open_checkpoints, restore_latest, restore_trainable
 from common.training.evaluation import LOSS, Best, Evaluation
+from common.training.logs import read_metrics
 from common.training.loop import MAX_SKIPPED_IN_A_ROW, train
+from common.training.optim import with_average
 from common.training.parallel import compile_step, device_put_tree, make_device_layout
 from common.training.step import init_state, make_train_step
 from common.training.step_clock import StepClock
@@ -57,6 +59,7 @@ def run(
     checked=None,
     evaluations=(),
     wrap=None,
+    tx=TX,
     **more,
 ):
     """Train w by w -= 0.1 * (number of the batch) from 0, checkpoint and validation after each second step."""
@@ -68,10 +71,10 @@ def run(
     checkpoints = open_checkpoints(run_dir, NOTE)
     try:
         return train(
-            device_put_tree(init_state({"w": jnp.zeros(3)}, TX), layout),
+            device_put_tree(init_state({"w": jnp.zeros(3)}, tx), layout),
             {},
             batches or Counted(bad),
-            (wrap or (lambda step: step))(compile_step(lambda axis: make_train_step(loss, TX, 1, axis), layout)),
+            (wrap or (lambda step: step))(compile_step(lambda axis: make_train_step(loss, tx, 1, axis), layout)),
             run_dir=run_dir,
             total_steps=total,
             rng=device_put_tree(jax.random.key(0), layout),
@@ -102,6 +105,38 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
     assert [row["skipped"] for row in rows] == [0, 1, 2, 2, 3, 3]
     assert [row["skipped_in_a_row"] for row in rows] == [0, 1, 2, 0, 1, 0]
     assert [row["loss"] is None for row in rows] == [False, True, True, False, True, False]
+
+
+def test_the_average_of_the_weights_is_evaluated_and_exported_and_the_weights_themselves_go_on(tmp_path):
+    tx, seen = with_average(TX, 0.6), {}
+
+    def look(state):
+        seen[int(state.step)] = float(state.trainable["w"][0])
+        return seen[int(state.step)]
+
+    def wanted(bad):
+        weight, average, found, count = 0.0, 0.0, {}, 0
+        for step in range(1, 7):
+            if step not in bad:
+                weight -= 0.1 * step
+                decay = min(0.6, (1 + count) / (10 + count))
+                average, count = decay * average + (1 - decay) * weight, count + 1
+            found[step] = weight, average
+        return found
+
+    whole = run(tmp_path / "whole", bad={4}, tx=tx, validation=look)
+    expected = wanted({4})
+    assert seen == pytest.approx({step: expected[step][1] for step in (2, 4, 6)}, rel=1e-5)
+    np.testing.assert_allclose(whole.trainable["w"], expected[6][0], rtol=1e-5)
+    step, best = read(tmp_path / "whole", restore_trainable, whole.trainable)
+    assert step == 6
+    np.testing.assert_allclose(best["w"], expected[6][1], rtol=1e-5)
+    assert abs(expected[6][0] - expected[6][1]) > 0.1
+    run(tmp_path / "cut", bad={4}, tx=tx, total=4, validation=look)
+    run(tmp_path / "cut", bad={4}, tx=tx, validation=look)
+    whole_log, cut_log = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut"))
+    assert whole_log[4:] == cut_log[4:]
+    assert with_average(TX, 0.0) is TX
 
 
 def test_an_update_that_is_not_finite_is_skipped_though_its_gradient_is():
