@@ -12,6 +12,7 @@ from common.errors import UserError
 from common.models import qwen2_vl_weights, qwen2_weights
 from common.models.attention_choice import Shape, Use, attention_lines
 from common.models.lora import init_lora
+from common.models.quantized import WIDTH
 from common.models.qwen2 import Qwen2Config
 from common.training.parallel import DeviceLayout, check_heads, check_rows, make_device_layout
 from common.types import PyTree
@@ -87,9 +88,10 @@ def memory_of(config: Any, layout: DeviceLayout) -> tuple[str, str, str]:
     """What must fit before anything is computed: all parameters, and gradients and moments of the trained ones."""
     trainable, frozen = parameters_of(config)
     trained, stored = _count(trainable), _count(frozen)
-    width = jnp.dtype(config.model.param_dtype if isinstance(config, RetstaConfig) else config.model.frozen_dtype)
+    dtype = config.model.param_dtype if isinstance(config, RetstaConfig) else config.model.frozen_dtype
+    width = WIDTH.get(dtype) or jnp.dtype(dtype).itemsize
     parts = layout.mesh.shape.get("fsdp", 1) * layout.mesh.shape.get("tensor", 1)
-    needed = (16 * trained + width.itemsize * stored) / parts  # in float32: parameter, gradient, two moments
+    needed = (16 * trained + width * stored) / parts  # in float32: parameter, gradient, two moments
     device = jax.local_devices()[0]
     there = (device.memory_stats() or {}).get("bytes_limit") or _machine_bytes() / jax.local_device_count()
     text = (

@@ -27,6 +27,7 @@ from common.generation.settings import DecodeSettings
 from common.io.text import json_text
 from common.models.decoding import Prompts
 from common.models.lora import init_lora
+from common.models.quantized import KINDS, WIDTH, quantized, stored_as
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, param_shapes
 from common.training.flops import forward_flops, matrix_parameters, peak_flops, train_flops
@@ -34,7 +35,7 @@ from common.training.optim import make_optimizer
 from common.training.parallel import DeviceLayout, MeshConfig, batch_sharding, check_heads, make_device_layout
 from common.training.sft import sft_loss
 from common.training.step import init_state, make_train_step
-from common.types import TextBatch
+from common.types import PyTree, TextBatch
 from launch import plan_deer, plan_deer_sft, plan_unicross
 from launch.micro_batch_search import OUT_OF_TIME, SEARCH_SECONDS, Compiled, search_micro_batch, search_outcome
 from launch.plan_slots import Writing, cache_bytes_of, plan_writing
@@ -85,6 +86,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--sequence", type=bounded(COUNT), help="tokens of a row (preset's)")
     parser.add_argument("--remat", choices=("none", "dots", "full"), help="(preset's)")
+    parser.add_argument("--param-dtype", choices=("float32", "bfloat16", *KINDS), help="of a frozen base (preset's)")
     parser.add_argument("--loss-chunk", type=bounded(COUNT), help="positions whose logits exist at one time (preset's)")
     parser.add_argument(
         "--search-seconds",
@@ -95,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     jax.config.update("jax_platforms", "cpu")
     if options.programs is not None:
-        only = ("base", "micro_batch", "sequence", "remat", "loss_chunk")
+        only = ("base", "micro_batch", "sequence", "remat", "param_dtype", "loss_chunk")
         if given := [name for name in only if getattr(options, name)]:
             raise UserError(f"--programs: a table has the presets as they are; leave out {', '.join(given)}")
         planned = {name: TABLE[name] for name in named(options.preset, list(TABLE), "--preset")}
@@ -105,9 +107,10 @@ def main(arguments: Sequence[str]) -> int:
     if options.format:
         raise UserError("--format: it is for a table; give --programs FILE.jsonl, too")
     if options.preset in others:
-        if options.remat or options.sequence or options.base:
+        if options.remat or options.sequence or options.base or options.param_dtype:
             raise UserError(
-                f"--preset {options.preset}: --remat, --sequence and --model.base are for text models; leave them out"
+                f"--preset {options.preset}: --remat, --param-dtype, --sequence and --model.base are for text models; "
+                "leave them out"
             )
         planner = others[options.preset]
         found = planner.make_plan(options.preset, options.topology, options.micro_batch, options.loss_chunk)
@@ -117,7 +120,7 @@ def main(arguments: Sequence[str]) -> int:
         print(json_text({"preset": options.preset, **found}, "plan", indent=2))
         return 0
     config = choose_preset(PRESETS | dict.fromkeys(others, RetstaConfig()), options.preset)
-    changes = {"remat": options.remat, "loss_chunk": options.loss_chunk, "base": options.base}
+    changes = {name: getattr(options, name) for name in ("remat", "param_dtype", "loss_chunk", "base")}
     model = dataclasses.replace(config.model, **{name: value for name, value in changes.items() if value})
     config = dataclasses.replace(
         config,
@@ -149,13 +152,14 @@ def standardizing(config: RetstaConfig, sizes: Qwen2Config, length: int) -> Writ
     """`retsta standardize` for prompts of `length` tokens; drafts come from texts as long and training targets."""
     trained = config.model.tuning == "full"
     sizes = dataclasses.replace(
-        sizes, dtype=config.model.dtype, param_dtype="float32" if trained else config.model.param_dtype
+        sizes, dtype=config.model.dtype, param_dtype="float32" if trained else stored_as(config.model.param_dtype)[0]
     )
     settings = DecodeSettings(
         config.max_new_tokens, stop_ids=(0,), forbidden_ids=(sizes.vocab_size - 1,), drafts=DRAFT_TOKENS
     )
     params = param_shapes(sizes)
     adapters = {} if trained else {"lora": jax.eval_shape(lambda: init_lora(params, config.lora, jax.random.key(0)))}
+    params = params if trained else frozen_shapes(config, params)
     prompt: Any = jax.ShapeDtypeStruct((length,), jnp.int32), jax.ShapeDtypeStruct((length,), bool)
     return Writing(
         "retsta standardize",
@@ -248,7 +252,7 @@ def as_computed(config: RetstaConfig, sizes: Qwen2Config, layout: DeviceLayout) 
     return dataclasses.replace(
         sizes,
         dtype=config.model.dtype,
-        param_dtype=config.model.param_dtype if config.model.tuning == "lora" else "float32",
+        param_dtype=stored_as(config.model.param_dtype)[0] if config.model.tuning == "lora" else "float32",
         attention=attention_of(config.model.attention, config.max_length, head_dim, dtype, layout),
         remat=config.model.remat,
     )
@@ -259,8 +263,21 @@ def parameters_of(config: RetstaConfig, sizes: Qwen2Config) -> tuple[Any, Any, A
     # Shapes do not depend on the attention; two tokens, on which parameters are shaped, are too few for splash.
     base = param_shapes(dataclasses.replace(sizes, attention="xla"))
     if config.model.tuning == "lora":
-        return base, jax.eval_shape(lambda: init_lora(base, config.lora, jax.random.key(0))), {"params": base}
+        adapters = jax.eval_shape(lambda: init_lora(base, config.lora, jax.random.key(0)))
+        return base, adapters, {"params": frozen_shapes(config, base)}
     return base, base, {}
+
+
+def frozen_shapes(config: RetstaConfig, base: PyTree) -> PyTree:
+    """Shapes of a frozen base as it is stored."""
+    bits = stored_as(config.model.param_dtype)[1]
+    return base if bits is None else jax.eval_shape(lambda tree: quantized(tree, bits), base)
+
+
+def layer_width(config: RetstaConfig, sizes: Qwen2Config) -> float:
+    """Bytes of a weight of a layer."""
+    stored = config.model.param_dtype if config.model.tuning == "lora" else "float32"
+    return WIDTH.get(stored) or jnp.dtype(sizes.param_dtype).itemsize
 
 
 def batch_of(config: RetstaConfig, layout: DeviceLayout) -> dict[str, int]:
@@ -316,7 +333,7 @@ def work_of(config: RetstaConfig, sizes: Qwen2Config, layout: DeviceLayout) -> W
     batch = batch_of(config, layout)
     rows, length, accumulate = batch["rows"], batch["sequence"], batch["accumulate"]
     tensor, fsdp = layout.mesh.shape["tensor"], layout.mesh.shape["fsdp"]
-    width = jnp.dtype(sizes.param_dtype).itemsize / tensor
+    width, own = jnp.dtype(sizes.param_dtype).itemsize / tensor, layer_width(config, sizes) / tensor
     head = sizes.vocab_size * sizes.hidden_size
     layers = matrix_parameters(sizes) - head
 
@@ -327,8 +344,8 @@ def work_of(config: RetstaConfig, sizes: Qwen2Config, layout: DeviceLayout) -> W
     passes = 3 if config.model.remat == "full" else 2
     return Work(
         executed / layout.mesh.size,
-        accumulate * width * (passes * layers + 2 * chunks * head),
-        accumulate * width * (2 * layers + head) * (fsdp - 1) / fsdp,
+        accumulate * (own * passes * layers + width * 2 * chunks * head),
+        accumulate * (own * 2 * layers + width * head) * (fsdp - 1) / fsdp,
     )
 
 

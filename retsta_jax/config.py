@@ -77,7 +77,8 @@ class ModelConfig:
     base: MovablePath = "embedded"  # directory of Qwen2, Llama 3, Yi, GLM-4 or Baichuan2; "embedded": small, shipped
     tuning: Literal["lora", "full"] = "lora"  # what is trained: adapters on the frozen base, or the base itself
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation
-    param_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of a frozen base; trained parameters are float32
+    # Of a frozen base; in int8 and nf4 its layers have 8 or 4 bits, the rest is bfloat16. Trained ones are float32.
+    param_dtype: Literal["float32", "bfloat16", "int8", "nf4"] = "bfloat16"
     attention: Incidental[Implementation] = "auto"
     remat: Incidental[Remat] = (
         "full"  # what the backward pass recomputes: nothing, all but large products, or each layer

@@ -31,6 +31,7 @@ from common.models.attention_choice import Shape, Use, attention_lines, check_im
 from common.models.decoding import Prompts
 from common.models.families import check_trainable
 from common.models.lora import init_lora
+from common.models.quantized import stored_as
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, load_qwen2, param_shapes, save_qwen2
 from common.report.findings import Marks
@@ -82,9 +83,9 @@ def load_base(config: RetstaConfig, layout: DeviceLayout) -> Base:
     check_trainable(sizes, config.model.tuning)
     tokenizer = load_tokenizer(directory)
     check_vocabulary(tokenizer, sizes)
-    stored = "float32" if config.model.tuning == "full" else config.model.param_dtype
+    stored, bits = ("float32", None) if config.model.tuning == "full" else stored_as(config.model.param_dtype)
     targets = shardings(param_shapes(sizes), layout, SHARDING_RULES)
-    sizes, params = load_qwen2(directory, dtype=config.model.dtype, param_dtype=stored, shardings=targets)
+    sizes, params = load_qwen2(directory, dtype=config.model.dtype, param_dtype=stored, shardings=targets, bits=bits)
     sizes = dataclasses.replace(sizes, attention=config.model.attention, remat=config.model.remat)
     return Base(directory, sizes, params, tokenizer)
 

@@ -107,6 +107,14 @@ def open_tensors(directory: str | Path, stem: str = "model") -> dict[str, Stored
     return stored
 
 
+# convert(path, leaf) -> the leaves that stand in its place, by their paths
+Convert = Callable[[str, jax.Array], Mapping[str, jax.Array]]
+
+
+def _as_it_is(path: str, leaf: jax.Array) -> dict[str, jax.Array]:
+    return {path: leaf}
+
+
 def load_tree(
     stored: Mapping[str, StoredTensor],
     shapes: PyTree,
@@ -115,13 +123,15 @@ def load_tree(
     where: str | Path,
     shardings: PyTree | Sharding | None = None,
     ignored: str = r"(?!)",
+    convert: Convert | None = None,
 ) -> PyTree:
     """A tree with the structure, shapes and dtypes of `shapes` (from `jax.eval_shape`), filled from `stored`.
 
     Each shard is read on its own, cast and checked to be finite. `shardings` is one sharding or a tree of them;
     default: the first local device. Tensors whose whole name matches `ignored` may be left over. Raises UserError
     naming tensor and file for anything missing, surplus, misshapen, not finite, or of another kind of dtype; `where`
-    is what the message calls the checkpoint.
+    is what the message calls the checkpoint. `convert` makes of each leaf, as soon as it is read, what stands in its
+    place.
     """
     check_full(stored, ignored)
     leaves = flatten_dict(shapes, sep="/")
@@ -141,9 +151,10 @@ def load_tree(
         placements = dict.fromkeys(leaves, one)
     else:
         placements = flatten_dict(shardings, sep="/")
-    return unflatten_dict(
-        {path: _filled(stored, leaf, names[path], placements[path]) for path, leaf in leaves.items()}, sep="/"
-    )
+    filled: dict[str, jax.Array] = {}
+    for path, leaf in leaves.items():
+        filled |= (convert or _as_it_is)(path, _filled(stored, leaf, names[path], placements[path]))
+    return unflatten_dict(filled, sep="/")
 
 
 def published_tensors(tree: PyTree, names: NameMap) -> Iterator[tuple[str, np.ndarray]]:

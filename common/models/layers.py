@@ -20,14 +20,16 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from common.models import cpu_ops
 from common.models.cpu_ops import on_cpu
+from common.models.quantized import STEP, from_nf4
 from common.types import PyTree
 
 
 class Dense(nn.Module):
     """y = x W + b, plus (dropout(x) A) B where the `lora` collection holds `a` and `b` for this path.
 
-    The LoRA scale is multiplied into `b` before `apply` (`common.models.lora.scaled`), so the model does
-    not need to know it. Dropout is active exactly when `apply` is given a "dropout" random key.
+    W may be in 8 or 4 bits (`common.models.quantized`). The LoRA scale is multiplied into `b` before `apply`
+    (`common.models.lora.scaled`), so the model does not need to know it. Dropout is active exactly when `apply` is
+    given a "dropout" random key.
     """
 
     features: int
@@ -41,6 +43,12 @@ class Dense(nn.Module):
         x = x.astype(self.dtype)
         if self.has_variable("transposed", "kernel"):  # on a CPU, in decoding
             y = cpu_ops.matmul_few_rows(x, self.get_variable("transposed", "kernel").astype(self.dtype))
+        elif self.has_variable("params", "int8"):
+            steps: Array = self.get_variable("params", STEP)
+            y = (matmul(x, self.get_variable("params", "int8").astype(self.dtype)) * steps[0]).astype(self.dtype)
+        elif self.has_variable("params", "nf4"):
+            packed: Array = self.get_variable("params", "nf4")
+            y = matmul(x, from_nf4(packed, self.get_variable("params", STEP), self.dtype))
         else:
             kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), self.param_dtype)
             y = matmul(x, kernel.astype(self.dtype))

@@ -286,9 +286,9 @@ def init_params(config: Qwen2Config, key: Array) -> PyTree:
 SHARDING_RULES: list[tuple[str, tuple[str | None, ...]]] = [
     # First match wins; L is never split. Column-parallel, then row-parallel, so that one layer needs one reduction.
     (r"(embed_tokens|lm_head)$", ("tensor", "fsdp")),
-    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel$", (None, "fsdp", "tensor")),
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/(kernel|int8|nf4)$", (None, "fsdp", "tensor")),
     (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/bias$", (None, "tensor")),
-    (r"(o_proj|down_proj)/kernel$", (None, "tensor", "fsdp")),
+    (r"(o_proj|down_proj)/(kernel|int8|nf4)$", (None, "tensor", "fsdp")),
     (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/a$", (None, "fsdp", None)),
     (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/b$", (None, None, "tensor")),
     (r"(o_proj|down_proj)/a$", (None, "tensor", None)),

@@ -44,6 +44,7 @@ from common.models.families import (
 )
 from common.models.layers import RotaryScaling
 from common.models.published import POSITIONS, SIZE, WIDTH, Entries
+from common.models.quantized import Bits, check_blocks, quantized_leaf
 from common.models.qwen2 import Qwen2Config, init_params
 from common.types import PyTree
 
@@ -189,9 +190,11 @@ def load_qwen2(
     dtype: str | None = None,
     param_dtype: str | None = None,
     shardings: PyTree | Sharding | None = None,
+    bits: Bits | None = None,
 ) -> tuple[Qwen2Config, PyTree]:
     """Config and parameters of a published model, straight into `shardings` (of the tree `param_shapes` gives).
 
+    With `bits` the kernels of the layers are stored in so many (`common.models.quantized`), one after the other.
     Computes in `dtype` and stores `param_dtype`; default: as the checkpoint is stored. Raises UserError as
     `config_from_directory` and `load_tree` do.
     """
@@ -204,7 +207,19 @@ def load_qwen2(
     if config.tie_word_embeddings and "lm_head.weight" in stored:
         check_tied(stored)
     ignored = r".*\.rotary_(pos_)?emb\.inv_freq" + (r"|lm_head\.weight" if config.tie_word_embeddings else "")
-    return config, load_tree(stored, shapes, names, where=directory, shardings=shardings, ignored=ignored)
+    if bits is not None:
+        inputs = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
+        check_blocks(inputs | {"heads x head_dim": config.num_attention_heads * config.head_dim}, bits)
+    convert = jax.jit(quantized_leaf, static_argnums=(0, 2))
+    return config, load_tree(
+        stored,
+        shapes,
+        names,
+        where=directory,
+        shardings=shardings,
+        ignored=ignored,
+        convert=None if bits is None else lambda path, leaf: convert(path, leaf, bits),
+    )
 
 
 def save_qwen2(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -22,6 +23,7 @@ from common.bounds import Within
 from common.config import Incidental
 from common.errors import UserError
 from common.models.layers import BATCH_AXES, constrain
+from common.models.quantized import STEP
 from common.options import Needs
 from common.training.step import TrainStep
 from common.types import PyTree
@@ -157,7 +159,8 @@ def gathered(tree: PyTree, dtype: DTypeLike, rules: Rules) -> PyTree:
         pairs = zip(_spec(path, rules), leaf.shape, strict=False)
         split = [axis if axis and size % mesh.get(axis, 1) == 0 else None for axis, size in pairs]
         # Without the first constraint XLA gathers, and holds, what is converted afterwards: twice the bytes.
-        own = constrain(leaf.astype(dtype), *split)
+        wide = jnp.issubdtype(leaf.dtype, jnp.floating) and path[-1].key != STEP
+        own = constrain(leaf.astype(dtype) if wide else leaf, *split)
         return constrain(own, *("tensor" if axis == "tensor" else None for axis in split))
 
     return jax.tree_util.tree_map_with_path(one, tree)
