@@ -14,6 +14,10 @@ COMMANDS = {
         "write reports for images", "IMAGE... [--checkpoint DIR] [--output FILE.jsonl]", "unicross_jax.commands:report",
         several_hosts=True,
     ),
+    "rexrank": Command(
+        "report the studies of ReXrank's file", "INPUT.json OUTPUT.json IMAGES --checkpoint DIR",
+        "unicross_jax.commands:rexrank", several_hosts=True,
+    ),
     "ablation": Command(
         "train without each component", "--preset NAME --directory DIR [any field of the config]",
         "unicross_jax.commands:ablation",

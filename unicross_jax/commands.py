@@ -93,6 +93,22 @@ def report(arguments: list[str]) -> None:
     )  # fmt: skip
 
 
+def rexrank(arguments: list[str]) -> None:
+    """Report the studies of ReXrank's file."""
+    options = Parser(
+        "unicross rexrank", description="Add a report (model_prediction) to each study of ReXrank's JSON file."
+    )
+    options.add_argument("input", type=Path, metavar="INPUT.json", help="studies as ReXrank publishes them")
+    options.add_argument("output", type=Path, metavar="OUTPUT.json", help="file to write")
+    options.add_argument("images", type=Path, metavar="IMAGES", help="folder under which the images have their paths")
+    options.add_argument("--checkpoint", type=Path, required=True, help="run directory, or its model/")
+    add_batch_size(options, "studies")
+    chosen = options.parse_args(arguments)
+    from unicross_jax.rexrank import report_studies
+
+    report_studies(chosen.input, chosen.output, chosen.images, chosen.checkpoint, chosen.batch_size)
+
+
 def ablation(arguments: list[str]) -> None:
     """Train and evaluate without each part, and print the table."""
     from common.report.table import as_markdown
