@@ -9,7 +9,9 @@ from common.config import CONFIG_FILE, read_config
 from common.errors import UserError
 from common.io.text import read_json_object
 from common.models.adapters import load_adapter
+from common.models.quantized import stored_as
 from common.models.qwen2 import SHARDING_RULES
+from common.models.qwen2_weights import param_shapes
 from common.training.checkpoint import has_checkpoints
 from common.training.parallel import device_put_tree, generation_layout
 from retsta_jax.config import EMBEDDED_ADAPTER, RetstaConfig
@@ -49,7 +51,11 @@ def _with_adapter(directory: Path) -> Trained:
         config = _on_base(RetstaConfig(), name)
     layout = generation_layout(devices=jax.local_devices())
     base = load_base(config, layout)
-    lora, *trees = load_adapter(directory, base.config, base.params)
+    if stored_as(config.model.param_dtype)[1] is None:
+        lora, *trees = load_adapter(directory, base.config, base.params)
+    else:  # whose kernels are not there to be matched by name
+        lora, adapters, _ = load_adapter(directory, base.config, param_shapes(base.config))
+        trees = [adapters, base.params]
     adapters, params = (device_put_tree(tree, layout, SHARDING_RULES) for tree in trees)
     base = base._replace(params=params)
     return Trained(dataclasses.replace(config, lora=lora), base, adapters, {"params": params}, 0, layout)

@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
@@ -9,6 +11,8 @@ from common.config import read_config
 from common.training.logs import read_metrics
 from common.training.parallel import make_device_layout
 from retsta_jax.config import RetstaConfig
+from retsta_jax.exported import load_model
+from retsta_jax.standardize import load_trained
 from retsta_jax.train import load_base
 from tests.runs import retsta
 
@@ -37,6 +41,12 @@ def test_it_learns_as_on_the_whole_base(trained):
     assert [row["grad_norm"] for row in eight] != [row["grad_norm"] for row in whole]
     assert eight[-1]["val/loss"] < eight[0]["loss"]
     assert json.loads((trained / "int8" / "config.json").read_text())["model"]["param_dtype"] == "int8"
+
+
+def test_its_exported_adapter_is_that_of_the_run(trained):
+    run, adapter = load_trained(trained / "int8"), load_model(trained / "int8" / "adapter")
+    for own, other in zip(*(jax.tree.leaves((one.trainable, one.frozen)) for one in (run, adapter)), strict=True):
+        np.testing.assert_array_equal(own, other)
 
 
 def test_it_continues_to_the_same_bits_and_writes_reports(trained, material, tmp_path):
