@@ -107,6 +107,8 @@ def open_tensors(directory: str | Path, stem: str = "model") -> dict[str, Stored
     return stored
 
 
+CARD = "README.md"
+CARD_MARK = "<!-- Written by medreport-jax; the next export replaces it. -->"
 # convert(path, leaf) -> the leaves that stand in its place, by their paths
 Convert = Callable[[str, jax.Array], Mapping[str, jax.Array]]
 
@@ -264,6 +266,11 @@ def write_texts(directory: Path, texts: Mapping[str, str]) -> None:
             (directory / name).write_text(text, encoding="utf-8")
 
 
+def _is_card(path: Path) -> bool:
+    """Whether a file is a model card that was written beside an earlier export."""
+    return path.name == CARD and path.is_file() and CARD_MARK in path.read_text(encoding="utf-8", errors="replace")
+
+
 def check_export(directory: Path, families: Collection[str]) -> None:
     """Raise UserError where a directory that is to be replaced holds files of other names than an export writes.
 
@@ -272,7 +279,11 @@ def check_export(directory: Path, families: Collection[str]) -> None:
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is not a directory; choose another for the export")
     entries = directory.iterdir() if directory.exists() else ()
-    foreign = [path.name for path in entries if _family(path.name) not in families and not is_lock(path.name)]
+    foreign = [
+        path.name
+        for path in entries
+        if _family(path.name) not in families and not is_lock(path.name) and not _is_card(path)
+    ]
     if foreign:
         raise UserError(
             f"{directory}: contains {printable(sorted(foreign)[0])}, which does not belong to this export, and is left "

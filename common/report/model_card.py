@@ -15,13 +15,13 @@ from common.io.files import atomic_file
 from common.io.inputs import read_bytes, reason
 from common.io.mirror import with_addresses
 from common.io.numbers import interval_text, score_text
+from common.io.safetensors import CARD, CARD_MARK
 from common.io.tables import markdown_table
 from common.io.terminal import printable
 from common.options import Needs, changed_options, command_line, training_command
 from common.process.first import is_first_process
 from common.training.run import BaseWeights
 
-CARD = "README.md"
 EXPORTED = ("adapter", "model")  # folders of a run directory
 RESULTS, NOT_YET = "## Results", "Not evaluated yet."
 INTENDED = (
@@ -140,7 +140,7 @@ def _text(card: ModelCard, library: str, results: str, told: str) -> str:
         "Loading": told,
     }
     body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items() if text)
-    return f"---\n{front}---\n\n# {card.title}\n\n{body}\n"
+    return f"---\n{front}---\n\n{CARD_MARK}\n\n# {card.title}\n\n{body}\n"
 
 
 def _read(file: Path) -> str:

@@ -1,7 +1,10 @@
 """Model cards: what an export says of itself, and the scores that an evaluation adds."""
 
+import pytest
 import yaml
 
+from common.errors import UserError
+from common.io.safetensors import atomic_directory
 from common.report.model_card import ModelCard, add_results, results_in, write_cards
 from common.training.run import BaseWeights
 from retsta_jax.evaluate import evaluate_run
@@ -40,6 +43,23 @@ def test_a_card_is_what_the_hub_reads_and_keeps_what_an_adapter_says(tmp_path):
         assert "no medical device" in text
     assert adapter.endswith("## Loading\n\nIts tensors are named so.\n")
     assert "Loading" not in model
+
+
+def test_another_export_replaces_a_card_and_no_other_file_of_that_name(tmp_path):
+    directory = tmp_path / "model"
+
+    def export():
+        with atomic_directory(directory) as aside:
+            (aside / "weights").write_text("w")
+
+    export()
+    write_cards(tmp_path, CARD)
+    export()
+    assert [file.name for file in directory.iterdir()] == ["weights"]
+    (directory / "README.md").write_text("my own words")
+    with pytest.raises(UserError, match=r"contains README.md, which does not belong to this export"):
+        export()
+    assert (directory / "README.md").read_text() == "my own words"
 
 
 def test_results_are_put_in_replaced_and_survive_another_export(tmp_path):

@@ -161,9 +161,9 @@ def test_settings_without_effect_are_not_shown():
     [
         (retsta_command, "train", ("--data.archive", "--data.test-ids", "--data.train", "--data.validation FILE")),
         (unicross_command, "train", ("--data.source annotation.json --data.images FOLDER", "--model.clip")),
-        (unicross_command, "ablation", ("--data.source rows.jsonl --data.images FOLDER",)),
+        (unicross_command, "ablation", ("--data.source rows.jsonl [--data.images FOLDER]",)),
         (deer_command, "sft", ("--data.source FOLDER", "--model.base DIR")),
-        (deer_command, "rl", ("--data.source rows.jsonl --data.images FOLDER", "--reward.labeler PATH")),
+        (deer_command, "rl", ("--data.source rows.jsonl [--data.images FOLDER]", "--reward.labeler PATH")),
         (deer_command, "sample", ("--data.source NLMCXR_reports.tgz --data.images FOLDER --data.split FILE",)),
         (deer_command, "ablation components", ("--data.source FOLDER", "--reward.labeler PATH")),
         (deer_command, "train-labeler", ("--archive NLMCXR_reports.tgz --gold", "--validation FILE.jsonl")),

@@ -104,7 +104,10 @@ def test_every_page_has_the_one_frame() -> None:
     templates = [file.read_text(encoding="utf-8") for name in packages for file in (root / name).rglob("*.j2")]
     documents = [text for text in templates if "<h1" in text or "<html" in text]
     assert sum("<html" in text for text in documents) == 1
-    assert all('{% extends "base.html.j2" %}' in text or "Content-Security-Policy" in text for text in documents)
+    frames = ('{% extends "base.html.j2" %}', '{% extends "frame.html.j2" %}', "Content-Security-Policy")
+    assert all(any(frame in text for frame in frames) for text in documents)
+    (frame,) = (root / "launch").rglob("frame.html.j2")
+    assert '{% extends "base.html.j2" %}' in frame.read_text(encoding="utf-8")
 
 
 def test_the_page_loads_nothing_and_its_ids_and_links_agree() -> None:
