@@ -15,7 +15,7 @@ COMMANDS = {
         several_hosts=True,
     ),
     "rexrank": Command(
-        "report the studies of ReXrank's file", "INPUT.json OUTPUT.json IMAGES --checkpoint DIR",
+        "report ReXrank's studies", "INPUT.json OUTPUT.json IMAGES --checkpoint DIR",
         "unicross_jax.commands:rexrank", several_hosts=True,
     ),
     "ablation": Command(
