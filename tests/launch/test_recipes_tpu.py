@@ -144,7 +144,7 @@ def test_a_command_that_outlives_its_connection_is_told_to_save_and_not_started_
 
 def test_a_second_signal_does_not_wait_until_a_command_has_saved(tools):
     # Not for ever: nothing can kill what a broken connection leaves on the other side.
-    tools.add("stuck", SAVES.replace("exit 75", ":").replace("while :", "while ((SECONDS < 10))"))
+    tools.add("stuck", SAVES.replace("exit 75", ":").replace("while :", "while ((SECONDS < 60))"))
     log = tools.bin.parent / "log"
     for name, text in {"log": "", "codes": "0", "state": "ACTIVE"}.items():
         (tools.bin.parent / name).write_text(text)
