@@ -10,11 +10,11 @@ from flax.traverse_util import flatten_dict
 from common.config import read_config, to_json
 from common.data.tokenizers import WordTokenizer, save_words
 from common.errors import UserError
+from common.io.exports import atomic_directory
 from common.io.locks import warn_of_writer
 from common.io.safetensors import (
     NameMap,
     Published,
-    atomic_directory,
     load_tree,
     open_tensors,
     published_tensors,

@@ -30,8 +30,8 @@ from common.data.pipeline import make_iterator
 from common.data.records import Quarantine
 from common.data.summary import say_data
 from common.errors import UserError
+from common.io.exports import atomic_directory
 from common.io.fingerprints import fingerprint
-from common.io.safetensors import atomic_directory
 from common.models.attention_choice import attention_lines, say_attention
 from common.models.bert import ClassifierConfig, attention_use, init_classifier
 from common.models.bert_weights import encoder_config, load_encoder, save_classifier

@@ -8,8 +8,7 @@ the host there is never more than one leaf beside the finished tree. Paths of le
 import contextlib
 import dataclasses
 import re
-import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,8 @@ from safetensors.numpy import save_file
 
 from common.errors import UserError
 from common.io.files import atomic_file
-from common.io.locks import is_lock, locked_file
 from common.io.terminal import printable
 from common.io.text import json_text, read_json_object
-from common.process.stopping import held
 from common.types import PyTree
 
 Index = tuple[slice, ...]
@@ -107,8 +104,6 @@ def open_tensors(directory: str | Path, stem: str = "model") -> dict[str, Stored
     return stored
 
 
-CARD = "README.md"
-CARD_MARK = "<!-- Written by medreport-jax; the next export replaces it. -->"
 # convert(path, leaf) -> the leaves that stand in its place, by their paths
 Convert = Callable[[str, jax.Array], Mapping[str, jax.Array]]
 
@@ -173,7 +168,7 @@ def write_tensors(
 ) -> None:
     """Write `<stem>.safetensors`, or shards of at most `max_bytes` (one tensor may be larger) and their index.
 
-    Holds one shard in host memory. Use it inside `atomic_directory`. Under several processes all must call it
+    Holds one shard in host memory. Use it inside `common.io.exports.atomic_directory`. Under several processes all must call it
     (gathering is collective); the first writes. Raises UserError for a tensor that is not finite, which nobody would
     read.
     """
@@ -214,46 +209,6 @@ def write_tensors(
     write_json(directory / f"{stem}.safetensors.index.json", index)
 
 
-@contextlib.contextmanager
-def atomic_directory(directory: str | Path) -> Iterator[Path]:
-    """A directory to write into, which takes the name `directory` when the block ends well and vanishes otherwise.
-
-    An earlier export of that name is replaced, but nothing else: UserError where `directory` holds a file that the
-    new one does not. Under several processes only the first renames.
-    """
-    directory = Path(directory)
-    aside = directory.with_name(f".{directory.name}.partial")
-    if jax.process_index() != 0:
-        yield aside
-        return
-    with disk_errors(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-    with locked_file(directory), _written_whole(directory, aside):
-        yield aside
-
-
-@contextlib.contextmanager
-def _written_whole(directory: Path, aside: Path) -> Iterator[None]:
-    with disk_errors(directory):
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-    try:
-        yield
-        written = {_family(path.name) for path in aside.iterdir()}
-        with disk_errors(directory), held():  # a signal between two renames would leave neither
-            if directory.exists():
-                check_export(directory, written)
-                old = directory.with_name(f".{directory.name}.old")
-                shutil.rmtree(old, ignore_errors=True)
-                directory.rename(old)
-                aside.rename(directory)
-                shutil.rmtree(old)
-            else:
-                aside.rename(directory)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
 def widest_dtype(tree: PyTree) -> str:
     """The dtype that holds every number of a tree: float32 for a bfloat16 tree with some leaves of float32."""
     return jnp.result_type(*{leaf.dtype for leaf in jax.tree.leaves(tree)}).name
@@ -264,31 +219,6 @@ def write_texts(directory: Path, texts: Mapping[str, str]) -> None:
     with disk_errors(directory):
         for name, text in texts.items():
             (directory / name).write_text(text, encoding="utf-8")
-
-
-def _is_card(path: Path) -> bool:
-    """Whether a file is a model card that was written beside an earlier export."""
-    return path.name == CARD and path.is_file() and CARD_MARK in path.read_text(encoding="utf-8", errors="replace")
-
-
-def check_export(directory: Path, families: Collection[str]) -> None:
-    """Raise UserError where a directory that is to be replaced holds files of other names than an export writes.
-
-    `families` are names of files, those of weights without the number of the shard.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory}: is not a directory; choose another for the export")
-    entries = directory.iterdir() if directory.exists() else ()
-    foreign = [
-        path.name
-        for path in entries
-        if _family(path.name) not in families and not is_lock(path.name) and not _is_card(path)
-    ]
-    if foreign:
-        raise UserError(
-            f"{directory}: contains {printable(sorted(foreign)[0])}, which does not belong to this export, and is left "
-            "unchanged; choose a new or empty directory"
-        )
 
 
 def to_host(leaf: Any) -> np.ndarray:
@@ -410,11 +340,6 @@ def _filled(
         return out
 
     return jax.make_array_from_callback(leaf.shape, sharding, shard, dtype=leaf.dtype)
-
-
-def _family(file: str) -> str:
-    """The name of a weights file without the number of its shard."""
-    return re.sub(r"(-\d+-of-\d+)?\.safetensors(\.index\.json)?$", ".safetensors", file)
 
 
 def _listed(names: list[str]) -> str:

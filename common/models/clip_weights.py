@@ -18,11 +18,11 @@ import numpy as np
 from jax.sharding import Sharding
 
 from common.errors import UserError
+from common.io.exports import atomic_directory
 from common.io.safetensors import (
     NameMap,
     Published,
     StoredTensor,
-    atomic_directory,
     load_tree,
     open_tensors,
     published_tensors,

@@ -21,13 +21,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from common.bounds import RATE
 from common.errors import UserError
+from common.io.exports import atomic_directory
 from common.io.mirror import address_text
 from common.io.patterns import full_matches
 from common.io.safetensors import (
     Index,
     Published,
     StoredTensor,
-    atomic_directory,
     disk_errors,
     load_tree,
     open_tensors,
@@ -160,7 +160,7 @@ def save_peft(
 
     `decoder` says whose decoder `lora` is for; `counts` are of adapters that are joined in one module
     (`common.models.adapters`), whose rank is that much larger and whose scale is the same. The directory appears whole
-    or not at all (`common.io.safetensors.atomic_directory`).
+    or not at all (`common.io.exports.atomic_directory`).
     """
     names: dict[str, Published] = {}
     for path, leaf in flatten_dict(lora).items():

@@ -17,11 +17,11 @@ from jax.sharding import Sharding
 
 from common.bounds import Within
 from common.errors import UserError
+from common.io.exports import atomic_directory
 from common.io.safetensors import (
     SHARD_BYTES,
     NameMap,
     Published,
-    atomic_directory,
     disk_errors,
     layered,
     load_tree,

@@ -18,11 +18,11 @@ from jax.sharding import Sharding
 
 from common.bounds import SHARE, Within
 from common.errors import UserError
+from common.io.exports import atomic_directory
 from common.io.safetensors import (
     SHARD_BYTES,
     NameMap,
     StoredTensor,
-    atomic_directory,
     check_full,
     disk_errors,
     load_tree,

@@ -10,14 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.errors import UserError
-from common.io.files import atomic_file
-from common.io.inputs import read_bytes, reason
+from common.io.exports import CARD, CARD_MARK
+from common.io.inputs import read_bytes
 from common.io.mirror import with_addresses
 from common.io.numbers import interval_text, score_text
-from common.io.safetensors import CARD, CARD_MARK
+from common.io.outputs import write_whole
 from common.io.tables import markdown_table
-from common.io.terminal import printable
 from common.options import Needs, changed_options, command_line, training_command
 from common.process.first import is_first_process
 from common.training.run import BaseWeights
@@ -79,7 +77,7 @@ def write_cards(run_dir: Path, card: ModelCard, results: str = "") -> None:
     for folder in _exports(run_dir):
         file = folder / CARD
         told = re.sub(r"\A---\n.*?\n---\n", "", _read(file), flags=re.DOTALL).strip() if file.is_file() else ""
-        _write(file, _text(card, "peft" if folder.name == "adapter" else card.library, results, told))
+        write_whole(file, _text(card, "peft" if folder.name == "adapter" else card.library, results, told))
 
 
 def add_results(
@@ -108,7 +106,7 @@ def add_results(
         if found:
             rest = after.find("\n## ")
             ending = after[rest:] if rest >= 0 else ""
-            _write(file, f"{before}{RESULTS}\n\n" + "\n\n".join(filter(None, parts)) + f"\n{ending}")
+            write_whole(file, f"{before}{RESULTS}\n\n" + "\n\n".join(filter(None, parts)) + f"\n{ending}")
 
 
 def _exports(run_dir: Path) -> list[Path]:
@@ -145,11 +143,3 @@ def _text(card: ModelCard, library: str, results: str, told: str) -> str:
 
 def _read(file: Path) -> str:
     return read_bytes(file, "a model card").decode("utf-8", "replace")
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        with atomic_file(file) as aside:
-            aside.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{printable(file)}: cannot be written ({reason(error)}); make room for it") from error

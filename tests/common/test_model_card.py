@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from common.errors import UserError
-from common.io.safetensors import atomic_directory
+from common.io.exports import atomic_directory
 from common.report.model_card import ModelCard, add_results, results_in, write_cards
 from common.training.run import BaseWeights
 from retsta_jax.evaluate import evaluate_run

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from common.command import run_cli
+from common.io.exports import atomic_directory
 from common.io.resumable import row_writer
-from common.io.safetensors import atomic_directory
 from common.process import stopping
 from common.process.stopping import handled
 from common.training.checkpoint import save_latest

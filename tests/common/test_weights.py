@@ -14,16 +14,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from common.errors import UserError
+from common.io.exports import atomic_directory
 from common.io.fingerprints import fingerprint, fingerprint_directory
-from common.io.safetensors import (
-    Published,
-    StoredTensor,
-    atomic_directory,
-    load_tree,
-    open_tensors,
-    write_json,
-    write_tensors,
-)
+from common.io.safetensors import Published, StoredTensor, load_tree, open_tensors, write_json, write_tensors
 from common.models.qwen2 import Qwen2Config, init_params
 from common.models.qwen2_weights import config_from_directory, load_qwen2, name_map, param_shapes, save_qwen2
 

@@ -15,7 +15,7 @@ import pytest
 
 from common.clinical.labeler import encode, label_texts
 from common.clinical.saliency import token_saliency
-from common.io.safetensors import atomic_directory
+from common.io.exports import atomic_directory
 from common.models.bert_weights import save_classifier
 from common.models.decoding import Prompts
 from common.models.lora import init_lora
