@@ -168,9 +168,9 @@ def write_tensors(
 ) -> None:
     """Write `<stem>.safetensors`, or shards of at most `max_bytes` (one tensor may be larger) and their index.
 
-    Holds one shard in host memory. Use it inside `common.io.exports.atomic_directory`. Under several processes all must call it
-    (gathering is collective); the first writes. Raises UserError for a tensor that is not finite, which nobody would
-    read.
+    Holds one shard in host memory. Use it inside `atomic_directory` (`common.io.exports`). Under several processes all
+    must call it (gathering is collective); the first writes. Raises UserError for a tensor that is not finite, which
+    nobody would read.
     """
     shards: list[list[str]] = []
     total, size, pending = 0, 0, dict[str, np.ndarray]()
