@@ -61,21 +61,26 @@ def to_int8(kernel: Float[Array, "*L I O"]) -> tuple[Int8[Array, "*L I O"], Floa
 
 
 def to_nf4(kernel: Float[Array, "*L I O"]) -> tuple[UInt8[Array, "*L half O"], Float[Array, "*L blocks O"]]:
-    """A kernel as indices of quantiles, those of two neighbouring inputs in a byte, and the steps in float32."""
+    """A kernel as indices of quantiles, and the steps in float32.
+
+    A byte holds the index of an input in the first half of a block and that of the input half a block further on, so
+    that no axis is as short as 2, which TPUs would pad.
+    """
     *stack, inputs, outputs = kernel.shape
     blocks = kernel.astype(jnp.float32).reshape(*stack, inputs // BLOCK, BLOCK, outputs)
     step = jnp.abs(blocks).max(-2)
     middles = jnp.asarray([(low + high) / 2 for low, high in itertools.pairwise(NF4)], jnp.float32)
     shares = blocks / jnp.where(step > 0, step, 1)[..., None, :]
-    index = jnp.searchsorted(middles, shares).astype(jnp.uint8).reshape(*stack, inputs // 2, 2, outputs)
-    return index[..., 0, :] * 16 + index[..., 1, :], step
+    first, second = jnp.split(jnp.searchsorted(middles, shares).astype(jnp.uint8), 2, axis=-2)
+    return (first * 16 + second).reshape(*stack, inputs // 2, outputs), step
 
 
 def from_nf4(
     packed: UInt8[Array, "half O"], step: Float[Array, "blocks O"], dtype: jax.typing.DTypeLike
 ) -> Float[Array, "I O"]:
     """The kernel that `to_nf4` was given, as far as 4 bits tell, in `dtype`."""
-    index = jnp.stack([packed >> 4, packed & 15], axis=-2).reshape(step.shape[0], BLOCK, -1)
+    halves = packed.reshape(step.shape[0], BLOCK // 2, -1)
+    index = jnp.concatenate([halves >> 4, halves & 15], axis=1)
     # A tree of selections by bit: a gather from a table of 16 is slow on TPUs.
     values: list[Any] = list(NF4)
     for bit in range(4):
