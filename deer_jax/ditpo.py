@@ -71,9 +71,7 @@ class Rollouts(flax.struct.PyTreeNode):
     prompts: PyTree  # leaves [B, ...]
     tokens: Int[Array, "B G T"]
     mask: Bool[Array, "B G T"]
-    old_log_probs: Float[
-        Array, "B G T"
-    ]  # of the policy that sampled; where `importance` is given, by training's forward
+    old_log_probs: Float[Array, "B G T"]  # of the policy that sampled; with `importance`, as training computes them
     advantages: Float[Array, "B G"]
     token_weights: Float[Array, "B G T"]
     reference_log_probs: Float[Array, "B G T"] | None = None  # of the policy before RL, where the objective has `kl`

@@ -166,7 +166,7 @@ def _pixels(library: Any, dataset: Any, where: str) -> tuple[np.ndarray, str]:
     uid = _transfer_syntax(library, dataset)
     try:
         decoder = library.pixels.get_decoder(uid)
-    except NotImplementedError:
+    except NotImplementedError:  # what pydicom raises for a transfer syntax without a decoder
         raise UserError(
             f"{where}: is a video or compressed in a way that is not supported; expected JPEG, JPEG-LS, JPEG 2000, RLE "
             "or no compression, convert it"

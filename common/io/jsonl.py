@@ -45,6 +45,12 @@ def check_row(row: Any, required: Mapping[str, type | UnionType], where: str) ->
     return row
 
 
+def check_new_id(id: str | int, number: int, seen: dict[Any, int], where: str, unit: str) -> None:
+    """Raise UserError where an earlier line or row (`unit`) has the id; `seen` gets the number of this one."""
+    if seen.setdefault(id, number) != number:
+        raise UserError(f"{where}: id {printable(repr(id))} duplicates {unit} {seen[id]}; ids must differ")
+
+
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows beside `path`, then rename: `path` holds either its old content or all the rows.
 
@@ -72,9 +78,8 @@ def parse_rows(content: bytes, path: str | Path, required: Mapping[str, type | U
             continue
         where = f"{path}, line {number}"
         row = check_row(parse_json(line, where, "one object a line"), required, where)
-        if "id" in required and line_of_id.setdefault(row["id"], number) != number:
-            first = line_of_id[row["id"]]
-            raise UserError(f"{where}: id {printable(repr(row['id']))} duplicates line {first}; ids must differ")
+        if "id" in required:
+            check_new_id(row["id"], number, line_of_id, where, "line")
         rows.append(row)
     if not rows:
         raise UserError(f"{path}: no rows; expected one JSON object per line with {_names(required)}")

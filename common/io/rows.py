@@ -14,7 +14,7 @@ from typing import Any
 
 from common.errors import MissingPackage, UserError
 from common.io.inputs import MOST_BYTES, reason
-from common.io.jsonl import check_row, read_jsonl
+from common.io.jsonl import check_new_id, check_row, read_jsonl
 from common.io.locks import warn_of_writer
 from common.io.terminal import printable
 
@@ -63,13 +63,12 @@ def read_rows(path: str | Path, required: Kinds, columns: Columns = ()) -> list[
         if missing := [key for key in required if key not in row and renamed.get(key, key) not in found]:
             there = ", ".join(map(printable, found))
             raise UserError(
-                f"{path}: has no column {missing[0]!r}; name one of its columns with --columns {missing[0]}=COLUMN "
-                f"(there are {there})"
+                f"{path}: has no column {missing[0]!r}; name one of its columns with --columns (in training "
+                f"--data.columns) {missing[0]}=COLUMN; there are {there}"
             )
         check_row(row, required, where)
-        if "id" in required and seen.setdefault(row["id"], number) != number:
-            first = seen[row["id"]]
-            raise UserError(f"{where}: id {printable(repr(row['id']))} duplicates row {first}; ids must differ")
+        if "id" in required:
+            check_new_id(row["id"], number, seen, where, "row")
         rows.append(row)
     if not rows:
         raise UserError(f"{path}: no rows; expected at least one")

@@ -208,7 +208,7 @@ def _store_errors(address: Address) -> Iterator[None]:
         raise UserError(f"{address}: there is no such bucket or object") from error
     except PermissionError as error:
         raise UserError(f"{address}: access is denied ({_reason(error)}); check the credentials") from error
-    except Exception as error:  # botocore, aiohttp and google.auth raise types of their own
+    except Exception as error:  # types of botocore, aiohttp and google.auth, which share no base and may be absent
         raise UserError(f"{address}: the store failed ({_reason(error)}); try again") from error
 
 

@@ -119,7 +119,7 @@ def _stored(name: str, path: Path, view: View, read: Reader) -> StoredTensor:
     def part(index: tuple[slice, ...]) -> np.ndarray:
         try:
             numbers = read(view.storage)
-        except Exception as error:  # missing, truncated, or not what its checksum says
+        except Exception as error:  # zipfile, zlib and OSError by how a part is damaged: missing, cut, wrong checksum
             raise UserError(f"{path}: tensor {name} cannot be read ({error}); download it again") from error
         if numbers.size != view.storage.length:
             raise UserError(f"{path}: tensor {name} is cut off; download it again")

@@ -230,7 +230,7 @@ def _damage(directory: Any) -> Iterator[None]:
     try:
         with held("a checkpoint"):  # the event loops of Orbax are not to be left half-way
             yield
-    except Exception as error:  # no closed list, as said above
+    except Exception as error:  # Orbax and TensorStore have no closed list; all that is raised is reported in one line
         if isinstance(error, UserError) or "RESOURCE_EXHAUSTED" in str(error):
             raise
         raise UserError(

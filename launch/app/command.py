@@ -69,7 +69,7 @@ def serve(sources: Sources, listener: socket.socket, host: str) -> None:
     config: Any = uvicorn.Config(
         make_app(sources, [host]),
         access_log=False,
-        log_level="critical",  # what goes wrong is said by the pages (`say_fault`), without what requests hold
+        log_level="critical",  # `say_fault` reports errors, without what requests hold
         log_config=None,
         proxy_headers=False,
         server_header=False,

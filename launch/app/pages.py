@@ -59,7 +59,7 @@ async def _page(tab: Tab, models: Models, worker: Worker, request: Request) -> R
         return HTMLResponse(render(tab.template, tab=tab, error="", **blank))
     except UserError as problem:
         return _message(str(problem), 503)
-    except Exception as fault:  # of whatever kind
+    except Exception as fault:  # whatever one request meets, the app stays up for the next; `say_fault` reports it
         say_fault(fault)
         return _message(FAULT, 500)
 
@@ -73,7 +73,7 @@ async def _answer(tab: Tab, models: Models, worker: Worker, request: Request) ->
         return HTMLResponse(render(tab.template, tab=tab, error="", **values))
     except UserError as problem:
         error, status = printable(problem, 1_000), 413 if isinstance(problem, TooLarge) else 400
-    except Exception as fault:
+    except Exception as fault:  # as in `_page`; what was typed stays on the page
         say_fault(fault)
         error, status = FAULT, 500
     blank = await worker.run(functools.partial(tab.blank, models))

@@ -30,7 +30,7 @@ def _static_cache(model: Any, device: str) -> str:
     request = {"prompts": [[1, 2], [3]], "batch": 2, "cache": "static", "lookup": 0}
     try:
         _generate(model, {**request, "stop_id": 1, "pad_id": 0, "new_tokens": 2}, device)
-    except Exception as error:  # of whatever kind: it is only said
+    except Exception as error:  # whatever it is, it is the measured result: why the peer cannot do this
         return f"{type(error).__name__}: {error}".partition("\n")[0]
     return "works"
 

@@ -132,7 +132,11 @@ def test_images_stand_beside_the_table_and_nulls_are_left_out(tmp_path):
     ("columns", "options", "said"),
     [
         ({"uid": ["a"], "report": ["x"]}, ["id=nope"], "has no column 'nope'; there are uid, report"),
-        ({"id": ["a"], "text": ["x"]}, [], "has no column 'report'; name one of its columns with --columns report="),
+        (
+            {"id": ["a"], "text": ["x"]},
+            [],
+            "has no column 'report'; name one of its columns with --columns (in training --data.columns) report=",
+        ),
         ({"id": ["a", "a"], "report": ["x", "y"]}, [], "row 2: id 'a' duplicates row 1"),
         ({"id": ["a"], "report": [3]}, [], "row 1: 'report' must be str, found int"),
         ({"id": ["a", "b"], "report": ["x", None]}, [], "row 2: key 'report' is missing"),
