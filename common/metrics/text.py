@@ -2,14 +2,15 @@
 
 | key | tokens | numbers of |
 |---|---|---|
-| `coco/BLEU-1..4`, `coco/ROUGE-L` | white space (en), characters (zh) | pycocoevalcap, no PTB tokenizer |
+| `coco/BLEU-1..4`, `coco/ROUGE-L`, `coco/CIDEr` | white space (en), characters (zh) | pycocoevalcap, no PTB tokenizer |
 | `coco-jieba/...` | jieba words (zh only) | the same |
 | `nltk/BLEU-1..4` | white space (en), characters (zh) | nltk corpus_bleu, no smoothing |
 | `nltk/ROUGE-L` | rouge-score's own: lower case, ASCII letters and digits (en), characters (zh) | rouge-score F1 |
 | `nltk/METEOR` | white space (en only) | nltk, with WordNet |
 | `nltk/METEOR-exact` | characters (zh only) | nltk, exact matches only |
 
-All are fractions in [0, 1]. Texts are scored as given: nothing is lower-cased or cleaned first.
+All are fractions in [0, 1], but CIDEr, which goes to 10. Texts are scored as given: nothing is lower-cased or cleaned
+first.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from typing import Any, Literal
 from common.errors import UserError
 from common.io.terminal import say
 from common.metrics.bootstrap import Measure, summarize
+from common.metrics.cider import coco_cider
 from common.metrics.meteor import absence, meteor, meteor_exact
 from common.metrics.overlap import coco_bleu, coco_rouge, ngram_statistics, nltk_bleu, nltk_rouge
 from common.metrics.tokenize import Language, characters, jieba_words, languages_of
@@ -96,15 +98,18 @@ def text_measures(
     measures: list[Measure] = []
     notes: dict[str, str] = {}
     tokens = str.split if language == "en" else characters
-    statistics = ngram_statistics([*map(tokens, predictions)], [*map(tokens, references)])
+    split = [*map(tokens, predictions)], [*map(tokens, references)]
+    statistics = ngram_statistics(*split)
     if convention in ("coco", "all"):
         spaced = str if language == "en" else lambda text: " ".join(characters(text))
-        measures += [coco_bleu(statistics), coco_rouge([*map(spaced, predictions)], [*map(spaced, references)])]
+        rouge = coco_rouge([*map(spaced, predictions)], [*map(spaced, references)])
+        measures += [coco_bleu(statistics), rouge, coco_cider(*split)]
     if convention in ("coco-jieba", "all") and language == "zh":
         predicted, expected = [*map(jieba_words, predictions)], [*map(jieba_words, references)]
         measures += [
             coco_bleu(ngram_statistics(predicted, expected), "coco-jieba"),
             coco_rouge([*map(" ".join, predicted)], [*map(" ".join, expected)], "coco-jieba"),
+            coco_cider(predicted, expected, "coco-jieba"),
         ]
     if convention in ("nltk", "all"):
         words = _rouge_words if language == "en" else characters
@@ -114,7 +119,7 @@ def text_measures(
         ]
         try:
             score = meteor if language == "en" else meteor_exact
-            measures.append(score([*map(tokens, predictions)], [*map(tokens, references)]))
+            measures.append(score(*split))
         except UserError as error:
             if convention == "nltk":
                 raise UserError(

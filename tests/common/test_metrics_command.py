@@ -34,11 +34,11 @@ def test_prints_one_object_of_numbers_intervals_and_baseline(tmp_path) -> None:
     done = run(path, "--convention", "coco")
     assert (done.returncode, done.stderr) == (0, f"data: {path} (rows): reports 2\n")
     result = json.loads(done.stdout)
-    names = {f"coco/BLEU-{order}" for order in range(1, 5)} | {"coco/ROUGE-L"}
+    names = {f"coco/BLEU-{order}" for order in range(1, 5)} | {"coco/ROUGE-L", "coco/CIDEr"}
     assert {key for key in result if "/" in key} == set(result["intervals"]) == set(result["constant_report"]) == names
     for name in names:
         low, high = result["intervals"][name]
-        assert 0 <= low <= result[name] <= high <= 1
+        assert 0 <= low <= result[name] <= high <= (10 if "CIDEr" in name else 1)
     assert result["coco/BLEU-1"] != result["constant_report"]["coco/BLEU-1"]
     assert (result["count"], result["distinct_outputs"], result["notes"]) == (2, 1, {})
 
@@ -90,7 +90,7 @@ def test_rows_of_two_languages_are_scored_apart(tmp_path, capsys) -> None:
     rows = [CHINESE, SAME, {**CHINESE, "id": 2}, numbers, stated]
     result, _ = score(tmp_path, capsys, rows, "--convention", "coco")
     assert result["language"] == {"en": 1, "zh": 4}
-    names = {f"{language}/coco/{name}" for language in ("en", "zh") for name in (*BLEU, "ROUGE-L")}
+    names = {f"{language}/coco/{name}" for language in ("en", "zh") for name in (*BLEU, "ROUGE-L", "CIDEr")}
     assert {key for key in result if "/" in key} == names == set(result["intervals"]) == set(result["constant_report"])
     assert result["en/coco/ROUGE-L"] == result["zh/coco/ROUGE-L"] == 1
     for language, own in (("en", [SAME]), ("zh", [row for row in rows if row is not SAME])):

@@ -8,6 +8,7 @@ from nltk.corpus.util import LazyCorpusLoader
 
 from common.errors import UserError
 from common.metrics import meteor
+from common.metrics.cider import report_cider
 from common.metrics.text import evaluate_texts, warn_of_absent
 from common.metrics.tokenize import characters, jieba_words
 
@@ -43,9 +44,9 @@ def test_each_convention_names_its_scores(small_wordnet) -> None:
     def keys(**options) -> set[str]:
         return {key for key in evaluate_texts(["a b"], ["a b"], intervals=False, **options) if "/" in key}
 
-    coco = {f"coco/{name}" for name in BLEU_ROUGE}
+    coco = {f"coco/{name}" for name in [*BLEU_ROUGE, "CIDEr"]}
     nltk_names = {f"nltk/{name}" for name in BLEU_ROUGE}
-    jieba = {f"coco-jieba/{name}" for name in BLEU_ROUGE}
+    jieba = {f"coco-jieba/{name}" for name in [*BLEU_ROUGE, "CIDEr"]}
     assert keys(convention="coco") == coco
     assert keys(convention="nltk") == nltk_names | {"nltk/METEOR"}
     assert keys() == coco | nltk_names | {"nltk/METEOR"}
@@ -75,7 +76,26 @@ def test_scores_worked_by_hand() -> None:
 def test_perfect_predictions_score_one_in_every_convention(language, texts) -> None:
     result = evaluate_texts(texts, texts, language=language)
     scores = {key: score["value"] for key, score in result.items() if "/" in key and score and "METEOR" not in key}
-    assert scores == pytest.approx(dict.fromkeys(scores, 1), abs=1e-8)
+    assert scores == pytest.approx({key: 10 if "CIDEr" in key else 1 for key in scores}, abs=1e-8)
+
+
+def test_cider_is_that_of_the_coco_toolkit() -> None:
+    """The numbers that pycocoevalcap 1.2 prints of these reports; tests/parity compares more where it is installed."""
+    predictions = ["no pleural effusion or pneumothorax .", "the heart is normal in size ."]
+    predictions += ["no acute bony lesion .", "heart size is normal ."]
+    references = ["no pleural effusion is seen .", "the heart size is normal ."]
+    references += ["no acute bony lesion .", "large left pleural effusion ."]
+    scores = report_cider([*map(str.split, predictions)], [*map(str.split, references)])
+    assert scores == pytest.approx([2.1597968, 3.11859347, 10, 0], abs=1e-7)
+    result = evaluate_texts(predictions, references, convention="coco")["coco/CIDEr"]
+    assert result["value"] == pytest.approx(3.8195975686000487, abs=1e-12)
+    assert result["low"] < result["value"] < result["high"]
+
+
+def test_cider_is_zero_where_no_word_tells_references_apart() -> None:
+    assert report_cider([["normal"]], [["normal"]]).tolist() == [0]
+    assert report_cider([["a"], []], [["a"], ["a"]]).tolist() == [0, 0]
+    assert report_cider([[], ["a"]], [[], []]).tolist() == [0, 0]
 
 
 def test_values_lie_in_their_intervals_and_seeds_repeat() -> None:

@@ -1,4 +1,4 @@
-"""BLEU, ROUGE-L and METEOR against pycocoevalcap, nltk and rouge-score, whose numbers the conventions name."""
+"""BLEU, ROUGE-L, CIDEr and METEOR against pycocoevalcap, nltk and rouge-score, whose numbers the conventions name."""
 
 import random
 import warnings
@@ -88,13 +88,17 @@ def scores_of(corpus: str, convention: Convention) -> tuple[Language, list[str],
 
 def peer_coco(predictions: list[str], references: list[str]) -> dict[str, float]:
     bleu = pytest.importorskip("pycocoevalcap.bleu.bleu", reason="pycocoevalcap is not installed: make dev").Bleu
+    from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
     predicted = {index: [text] for index, text in enumerate(predictions)}
     expected = {index: [text] for index, text in enumerate(references)}
     scores, _ = bleu(4).compute_score(expected, predicted, verbose=0)
     rouge, _ = Rouge().compute_score(expected, predicted)
-    return {**{f"BLEU-{order}": score for order, score in enumerate(scores, 1)}, "ROUGE-L": rouge}
+    # The toolkit fails where no reference has a word; there is nothing to agree with.
+    cider = Cider().compute_score(expected, predicted)[0] if any(map(str.split, references)) else 0.0
+    bleus = {f"BLEU-{order}": score for order, score in enumerate(scores, 1)}
+    return {**bleus, "ROUGE-L": rouge, "CIDEr": cider}
 
 
 @ALL
