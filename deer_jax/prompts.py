@@ -12,7 +12,7 @@ from common.data.images import GreyImage
 from common.data.packing import GlobalBatch
 from common.data.qwen_images import resize
 from common.data.records import Quarantine
-from common.data.splits import Split, load_splits
+from common.data.splits import PreparedImages, Split, load_splits
 from common.data.summary import Cut, study_line
 from common.data.tokenizers import Tokenizer
 from common.errors import UserError
@@ -98,13 +98,20 @@ class Chosen(Sequence[tuple[GreyImage, ...]]):
     """Some of the images of a split, in an order of their own."""
 
     def __init__(self, images: Sequence[tuple[GreyImage, ...]], indices: Sequence[int]):
-        self._images, self._indices = images, indices
+        self.of, self.indices = images, indices
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._images[self._indices[index]]
+        return self.of[self.indices[index]]
+
+
+def image_count(images: Sequence[tuple[GreyImage, ...]], index: int) -> int:
+    """How many images a study has; those that are stored encoded are not decoded for it."""
+    if isinstance(images, Chosen):
+        return image_count(images.of, images.indices[index])
+    return len(images.encoded(index) if isinstance(images, PreparedImages) else images[index])
 
 
 def prompt_tokens(encoder: Encoder, images: int) -> list[int]:

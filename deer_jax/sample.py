@@ -1,7 +1,11 @@
-"""`deer sample`: reports of a model for the studies of a data set, several of each or the likeliest one."""
+"""`deer sample`: reports of a model for the studies of a data set, several of each or the likeliest one.
+
+The model is a directory, or one that an engine serves (`deer_jax.endpoint_sampling`).
+"""
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from common.data.cleaning import clean_report
 from common.data.records import Quarantine
 from common.data.splits import Split, images_record
 from common.data.summary import first_of, say_data, study_line
+from common.endpoint import Endpoint, add_endpoint_options, endpoint_settings
 from common.errors import UserError
 from common.generation.draft_sources import DRAFT_TOKENS, draft_sources, report_table
 from common.generation.generate import PROGRAMS
@@ -34,10 +39,12 @@ from common.metrics.clinical import POSITIVE
 from common.models.lora import LoraConfig
 from common.models.qwen2_vl import Qwen2VLConfig
 from common.models.qwen2_vl_layout import Grid, vision_layout
+from common.options import check_options
 from common.process.stopping import held
 from common.training.parallel import DeviceLayout, all_row_shards, generation_layout, processes
 from deer_jax.config import HELP, SAMPLE_NEEDS, SAMPLE_PRESETS, SampleConfig
 from deer_jax.ditpo import PolicyParams
+from deer_jax.endpoint_sampling import ENDPOINT_NEEDS, endpoint_record, endpoint_texts
 from deer_jax.prompts import prompt_length, read_splits, study_prompts
 from deer_jax.resumable import continued_writer, rows_kept
 from deer_jax.rl import read_groups
@@ -47,6 +54,7 @@ from deer_jax.vision_policy import study_decoder, without_images
 PROGRAM = "deer sample"
 DESCRIPTION = """Rows {"id", "reference", "rollouts": [text, ...]}, with a labeler also "labels" for deer select; of one
 report a study {"id", "reference", "prediction"}, for deer evaluate. What is written already is kept.
+With --endpoint the images of the studies are sent there, which are patient data; --model.base is not read then.
 
 """
 
@@ -54,14 +62,24 @@ report a study {"id", "reference", "prediction"}, for deer evaluate. What is wri
 def main(arguments: list[str]) -> None:
     """The command line."""
     options = preset_parser(PROGRAM, SAMPLE_PRESETS, DESCRIPTION + HELP, "--output FILE.jsonl")
+    add_endpoint_options(options)
     config, chosen = read_preset_options(options, SAMPLE_PRESETS, arguments, SAMPLE_NEEDS)
-    sample_run(config, chosen.output)
+    cache = chosen.output.with_name(f"{chosen.output.stem}.answers.sqlite")
+    endpoint = endpoint_settings(chosen, cache, config.rollout.max_new_tokens)
+    if endpoint is not None:
+        check_options(config, arguments, ENDPOINT_NEEDS, f"{PROGRAM} with an endpoint")
+        # JAX would take most of the accelerator's memory for a labeler, and leave none for an engine beside it.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    sample_run(config, chosen.output, endpoint)
     say(f"reports: {chosen.output}")
 
 
 @owning("output", locked_file)
-def sample_run(config: SampleConfig, output: Path) -> None:
-    """Write, or go on writing, the reports of a split. Raises UserError."""
+def sample_run(config: SampleConfig, output: Path, endpoint: Endpoint | None = None) -> None:
+    """Write, or go on writing, the reports of a split, by the model of an endpoint if there is one.
+
+    Raises UserError.
+    """
     rollout = config.rollout
     check_numbers(config)
     if rollout.temperature == 0 and rollout.group > 1:
@@ -85,16 +103,23 @@ def sample_run(config: SampleConfig, output: Path) -> None:
         study.id: [study.report, images_record(split.images, index)]
         for index, study in enumerate(split.studies[:count])
     }
-    options = functools.cache(functools.partial(row_options, config, labeler))
+    options = functools.cache(functools.partial(row_options, config, labeler, endpoint))
     done = rows_kept(output, inputs, required | ({"labels": list} if config.labeler else {}), options)
     if done == count:
         return
-    layout = generation_layout(config.mesh, config.parallel)
     labeler = None if labeler is None else replicate(labeler)
-    base = load_base(config.model, config.data.side, config.instruction, layout)
-    check_positions(base, config.data.views, config.rollout.max_new_tokens, "--rollout.max-new-tokens")
-    known = [study.report for study in splits["train"].studies] if "train" in splits else []
-    found = sampled_texts(config, base, split, range(done, count), layout, known)
+    studies = range(done, count)
+    if endpoint is None:
+        layout = generation_layout(config.mesh, config.parallel)
+        base = load_base(config.model, config.data.side, config.instruction, layout)
+        check_positions(base, config.data.views, config.rollout.max_new_tokens, "--rollout.max-new-tokens")
+        known = [study.report for study in splits["train"].studies] if "train" in splits else []
+        found = sampled_texts(config, base, split, studies, layout, known)
+    elif jax.process_index() == 0:  # which alone asks
+        records = [record for _, record in list(inputs.values())[done:]]
+        found = endpoint_texts(config, endpoint, split, studies, records)
+    else:
+        return
     if jax.process_index() > 0:
         for _ in found:
             pass
@@ -106,13 +131,16 @@ def sample_run(config: SampleConfig, output: Path) -> None:
                     write(row)
 
 
-def row_options(config: SampleConfig, labeler: Labeler | None) -> dict[str, Any]:
+def row_options(config: SampleConfig, labeler: Labeler | None, endpoint: Endpoint | None = None) -> dict[str, Any]:
     """What decides what is written of a study beside its report and its images, by content."""
     whole = to_json(config)
     options = {name: whole[name] for name in ("rollout", "instruction", "seed")}
     options["data"] = {"side": config.data.side}
-    options["model"] = {name: whole["model"][name] for name in ("tuning", "dtype", "frozen_dtype")}
-    options["model"] |= model_record(base_directory(config.model))
+    if endpoint is None:
+        options["model"] = {name: whole["model"][name] for name in ("tuning", "dtype", "frozen_dtype")}
+        options["model"] |= model_record(base_directory(config.model))
+    else:
+        options["endpoint"] = endpoint_record(endpoint)
     return options | {"labeler": None if labeler is None else labeler_digests(labeler)}
 
 

@@ -4,16 +4,18 @@
 """
 
 from common.endpoint.asking import answering
-from common.endpoint.protocol import Answer, Failure, Message, Outcome, Request
+from common.endpoint.protocol import Answer, Failure, Image, Message, Outcome, Request, Sampled
 from common.endpoint.settings import Endpoint, add_endpoint_options, endpoint_settings
 
 __all__ = [
     "Answer",
     "Endpoint",
     "Failure",
+    "Image",
     "Message",
     "Outcome",
     "Request",
+    "Sampled",
     "add_endpoint_options",
     "answering",
     "endpoint_settings",

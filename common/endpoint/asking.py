@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from common.endpoint.cache import AnswerCache, open_cache
-from common.endpoint.cost import Estimate, estimate, estimate_text, price_of
+from common.endpoint.cost import Estimate, contents, estimate, estimate_text, price_of
 from common.endpoint.limits import Clock, RateLimit
 from common.endpoint.protocol import Answer, Failure, Outcome, Request, Trouble, request_key
 from common.endpoint.settings import CONSENT, Endpoint, check_installed
@@ -85,8 +85,8 @@ def _check_consent(endpoint: Endpoint, plan: Estimate) -> None:
     """Raise UserError where something is to be sent and the user did not say that it may be."""
     if plan.unsent and not endpoint.send_reports:
         raise UserError(
-            f"{estimate_text(endpoint, plan)}; they contain report text, which is patient data, so nothing was "
-            f"sent; give {CONSENT} if it may be sent"
+            f"{estimate_text(endpoint, plan)}; they contain {contents(plan)} and so patient data: nothing was sent; "
+            f"give {CONSENT} if it may be sent"
         )
 
 
@@ -192,7 +192,7 @@ class _Asking:
         import tenacity
 
         if self.send is None:
-            raise UserError(f"a request with report text is not in the cache and was not sent; give {CONSENT}")
+            raise UserError(f"a request with patient data is not in the cache and was not sent; give {CONSENT}")
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_may_help),
             stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_when_event_set(self.stop),
@@ -219,7 +219,7 @@ class _Asking:
             raise Trouble("the command ends")
         with self._lock:
             self.sent += 1
-        return send(request.messages)
+        return send(request)
 
     def _pause_all(self, state: Any) -> None:
         after = state.outcome.exception().after

@@ -1,8 +1,10 @@
 """Chat completions: the request, the answer, and when an answer is unusable."""
 
+import base64
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from common.endpoint.settings import Endpoint
@@ -13,11 +15,39 @@ from common.io.text import parse_json
 Kind = Literal["service", "unusable", "rejected", "too long", "filtered"]
 
 
+@dataclass(frozen=True)
+class Image:
+    """An image in a message. It is made when it is sent, so that many requests hold none; `digest` stands for it."""
+
+    digest: str
+    png: Callable[[], bytes] = field(compare=False)  # called in a worker thread
+    tokens: int = 0  # that the model makes of it, for the estimate of cost alone
+
+
 class Message(NamedTuple):
-    """One turn of a conversation. The role is system, user or assistant."""
+    """One turn of a conversation, a text or texts and images. The role is system, user or assistant."""
 
     role: str
-    content: str
+    content: str | tuple[str | Image, ...]
+
+    @property
+    def parts(self) -> tuple[str | Image, ...]:
+        """Its texts and images."""
+        return (self.content,) if isinstance(self.content, str) else self.content
+
+    def body(self) -> dict[str, Any]:
+        """The message as chat completions take it; images are data URLs."""
+        if isinstance(self.content, str):
+            return self._asdict()
+        return {"role": self.role, "content": [_part(part) for part in self.content]}
+
+
+class Sampled(NamedTuple):
+    """How an answer is drawn, where it is not the most probable one."""
+
+    temperature: float
+    top_p: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -26,6 +56,13 @@ class Request:
 
     messages: tuple[Message, ...]
     answer_characters: int | None = None  # expected, for the estimate of cost alone; None: as long as allowed
+    sampled: Sampled | None = None
+    may_be_empty: bool = False  # whether an answer that ends at once is one
+
+    @property
+    def has_images(self) -> bool:
+        """Whether a message has an image."""
+        return any(isinstance(part, Image) for message in self.messages for part in message.parts)
 
 
 @dataclass(frozen=True)
@@ -68,18 +105,22 @@ class Trouble(Exception):
         self.reason, self.kind, self.after = reason, kind, after
 
 
-def parameters(endpoint: Endpoint) -> dict[str, Any]:
-    """What is sent beside model and messages: the most probable answer, as far as an endpoint repeats itself."""
-    return {"temperature": 0, "seed": endpoint.seed, "max_tokens": endpoint.max_tokens}
+def parameters(endpoint: Endpoint, sampled: Sampled | None = None) -> dict[str, Any]:
+    """What is sent beside model and messages: the most probable answer, as far as an endpoint repeats itself, or one
+    that is drawn.
+    """
+    how = {"temperature": 0, "seed": endpoint.seed} if sampled is None else sampled._asdict()
+    return {**how, "max_tokens": endpoint.max_tokens}
 
 
 def request_key(endpoint: Endpoint, request: Request) -> str:
     """SHA-256 of all that decides an answer: address, model, messages and parameters."""
-    whole = [endpoint.url, endpoint.model, request.messages, parameters(endpoint)]
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    whole = [endpoint.url, endpoint.model, request.messages, parameters(endpoint, request.sampled)]
+    text = json.dumps(whole, sort_keys=True, default=lambda image: {"image": image.digest})
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def parse_answer(content: bytes) -> Answer:
+def parse_answer(content: bytes, may_be_empty: bool = False) -> Answer:
     """The answer in the body of a response. Raises Trouble where it does not follow the protocol."""
     try:
         body = parse_json(content, "answer")
@@ -93,13 +134,22 @@ def parse_answer(content: bytes) -> Answer:
     finish = finish if isinstance(finish, str) else "unknown"
     if finish == "content_filter":
         raise Trouble("the endpoint's filter refuses this content", "filtered")
-    if not isinstance(text, str) or not text.strip():
+    if may_be_empty and finish == "stop" and text is None:
+        text = ""
+    if not isinstance(text, str) or not (text.strip() or (may_be_empty and finish == "stop")):
         raise Trouble("the answer holds no text", "unusable")
     if SURROGATE.search(text):
         raise Trouble("the answer is not Unicode text", "unusable")
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     return Answer(text, finish, _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
+
+
+def _part(part: str | Image) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    url = "data:image/png;base64," + base64.b64encode(part.png()).decode()
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _first(choices: Any) -> dict[str, Any] | None:

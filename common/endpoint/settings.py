@@ -1,7 +1,8 @@
 """The options of an OpenAI-compatible endpoint, shared by all commands.
 
-Report text is patient data: nothing is sent without --send-reports-to-endpoint. The key is read from the environment
-when a connection is opened and is not stored in any field, so that no config, log, cache or page can contain it.
+Report text and images are patient data: nothing is sent without --send-reports-to-endpoint. The key is read from the
+environment when a connection is opened and is not stored in any field, so that no config, log, cache or page can
+contain it.
 """
 
 import argparse
@@ -56,7 +57,8 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
         CONSENT,
         action="store_true",
         default=None,
-        help="send report text, which is patient data, to the endpoint; without this nothing leaves the machine",
+        help="send patient data to the endpoint: report text, and the images of commands that read images; without "
+        "this nothing leaves the machine",
     )
     group.add_argument(
         "--requests-per-minute",

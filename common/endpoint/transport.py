@@ -9,14 +9,14 @@ import email.utils
 import re
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
 import openai
 
-from common.endpoint.protocol import Answer, Message, Trouble, parameters, parse_answer
+from common.endpoint.protocol import Answer, Request, Trouble, parameters, parse_answer
 from common.endpoint.settings import KEY_VARIABLE, Endpoint, endpoint_key, is_local
 from common.errors import UserError
 
@@ -30,18 +30,18 @@ _IDENTIFIER = re.compile(r"[A-Za-z0-9_.\[\]-]{1,60}")
 _AGAIN = (408, 409, 425, 429)
 KEPT = "what was answered is kept, and the same command goes on from there"
 
-Send = Callable[[Sequence[Message]], Answer]
+Send = Callable[[Request], Answer]
 
 
 @contextlib.contextmanager
 def open_sender(endpoint: Endpoint) -> Iterator[Send]:
-    """A function, for any number of threads, that sends messages and returns the answer.
+    """A function, for any number of threads, that sends a request and returns the answer.
 
-    It raises Trouble where another attempt may help or where the endpoint refuses these messages, and UserError where
-    it would refuse any. Raises UserError without the user's consent.
+    It raises Trouble where another attempt may help or where the endpoint refuses this request, and UserError where it
+    would refuse any. Raises UserError without the user's consent.
     """
     if not endpoint.send_reports:
-        raise UserError("report text is sent to no endpoint without the user's consent")
+        raise UserError("reports and images are sent to no endpoint without the user's consent")
     key = endpoint_key(endpoint.url)
     client = openai.OpenAI(
         api_key=key or "none",
@@ -49,24 +49,27 @@ def open_sender(endpoint: Endpoint) -> Iterator[Send]:
         max_retries=0,
         http_client=_http_client(endpoint, key),
     )
-    wanted = [parameters(endpoint)]
+    names = [dict[str, str | None]()]  # under which the endpoint takes a parameter; None: it takes it under none
 
-    def post(messages: Sequence[Message], options: dict[str, Any]) -> Answer:
-        turns: Any = [message._asdict() for message in messages]
+    def post(request: Request, turns: Any, options: dict[str, Any]) -> Answer:
         raw = client.chat.completions.with_raw_response.create(model=endpoint.model, messages=turns, **options)
-        return parse_answer(raw.content)
+        return parse_answer(raw.content, request.may_be_empty)
 
-    def send(messages: Sequence[Message]) -> Answer:
-        options = wanted[0]
+    def send(request: Request) -> Answer:
+        turns = [message.body() for message in request.messages]
+        known = names[0]
+        own = parameters(endpoint, request.sampled)
+        options = {name: own[wanted] for wanted in own if (name := known.get(wanted, wanted)) is not None}
         try:
             try:
-                return post(messages, options)
+                return post(request, turns, options)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 other = supported(options, error)
                 if other is None:
                     raise
-                answer = post(messages, other)
-                wanted[0] = other
+                answer = post(request, turns, other)
+                lost = options.keys() - other.keys()
+                names[0] = known | {name: "max_completion_tokens" if name == "max_tokens" else None for name in lost}
                 return answer
         except openai.APIError as error:
             raise problem_of(error, endpoint, key) from None
