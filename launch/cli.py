@@ -21,6 +21,9 @@ COMMANDS = {
         "--layout NAME --source PATH --output FOLDER",
         "common.data.builders.command:main",
     ),
+    "data": Command(
+        "a card of a data set", "show --layout NAME --source PATH --output FILE.html", "launch.data_card.command:main"
+    ),
     "phantoms": Command("a sheet of drawn radiographs", "--sheet FILE.png", "common.phantoms.phantom:main"),
     "app": Command("all systems on a local page", "[--retsta DIR]", "launch.app.command:main", joins=False),
     "doctor": Command("check this machine", "[--preset NAME]", "launch.doctor:main", joins=False),

@@ -235,6 +235,7 @@ def extras() -> Iterator[Line]:
         "libtpu": ("plan", "medreport plan --topology v5e:2x4"),
         "wandb": ("wandb", "--wandb-project"),
         "pydicom": ("dicom", "images in DICOM files"),
+        "presidio_analyzer": ("deid", "a check of reports for names, dates and numbers of patients"),
         "starlette": ("app", "medreport app"),
     }
     for module, (extra, purpose) in needed.items():

@@ -118,7 +118,9 @@ def help_options(words: tuple[str, ...], capsys) -> set[str]:
     preset = rest[rest.index("--preset") :][:2] if "--preset" in rest else []
     word = (
         [rest[0]]
-        if rest and not rest[0].startswith("--") and command in ("analyse", "ablation", "table", "bench", "launch")
+        if rest
+        and not rest[0].startswith("--")
+        and command in ("analyse", "ablation", "table", "bench", "launch", "data")
         else []
     )
     return options_in_help(script, command, tuple(word), tuple(preset), capsys)

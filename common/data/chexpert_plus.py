@@ -116,8 +116,8 @@ def shared_patients(splits: StudySplits) -> dict[str, list[str]]:
     shared = {}
     for name in ("test", "validation", "train"):
         studies = splits.get(name, [])
-        shared[name] = [study.id for study in studies if _patient(study) in taken]
-        taken |= {_patient(study) for study in studies}
+        shared[name] = [study.id for study in studies if patient_of(study) in taken]
+        taken |= {patient_of(study) for study in studies}
     return shared
 
 
@@ -183,7 +183,8 @@ def _stem(path: str) -> str:
     return re.sub(r"\.\w+$", "", path)
 
 
-def _patient(study: ImageStudy) -> str:
+def patient_of(study: ImageStudy) -> str:
+    """The patient of a study, by the folders of its first image."""
     return Path(str(study.images[0])).parts[-3]
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from common.data.identifiers import warn_of_identifiers
 from common.endpoint.cache import AnswerCache, open_cache
 from common.endpoint.cost import Estimate, contents, estimate, estimate_text, price_of
 from common.endpoint.limits import Clock, RateLimit
@@ -44,7 +45,8 @@ def answering(
 ) -> Iterator[Iterator[Outcome]]:
     """The outcomes of requests, in their order, as they are taken; what is in the cache is not sent.
 
-    First one line on standard error says what will be sent and about what it costs; the last line says what was sent.
+    First one line on standard error says what will be sent and about what it costs, and one what identifiers of people
+    seem to be in it; the last line says what was sent.
     `follow_up` looks at a request and its answer, in a worker thread, and returns another request to be sent in its
     place (such as one that names what the answer lacks), or None where the answer will do.
 
@@ -58,12 +60,16 @@ def answering(
     if not endpoint.send_reports and not endpoint.cache.exists():  # a refused command leaves no file
         _check_consent(endpoint, estimate(requests, lambda request: False, endpoint.max_tokens))
     with open_cache(endpoint.cache) as cache:
-        plan = estimate(
-            requests, lambda request: cache.get(request_key(endpoint, request)) is not None, endpoint.max_tokens
-        )
+
+        def is_known(request: Request) -> bool:
+            return cache.get(request_key(endpoint, request)) is not None
+
+        plan = estimate(requests, is_known, endpoint.max_tokens)
         _check_consent(endpoint, plan)
         if plan.unsent:
             say("endpoint: " + estimate_text(endpoint, plan), error=True)
+            texts = dict.fromkeys(_last_text(request) for request in requests if not is_known(request))
+            warn_of_identifiers(texts, "different texts to be sent")
         with contextlib.ExitStack() as stack:
             send = None
             if endpoint.send_reports and (
@@ -79,6 +85,11 @@ def answering(
                 asking.end()
                 if asking.sent:
                     say("endpoint: " + asking.summary(), error=True)
+
+
+def _last_text(request: Request) -> str:
+    """What a request says last: a report, after instructions. Of images nothing is known here."""
+    return "\n".join(part for part in request.messages[-1].parts if isinstance(part, str))
 
 
 def _check_consent(endpoint: Endpoint, plan: Estimate) -> None:

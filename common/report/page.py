@@ -143,7 +143,6 @@ def render(page: Page) -> str:
         differences=differences,
         pictures=[[picture(image) for image in example.images] for example in page.examples],
         looks=looks,
-        most=max((stage.left for stage in page.funnel), default=0) or 1,
         colours=SERIES_COLOURS,
     )
 

@@ -16,22 +16,34 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
+from common.data.card import DataCard, card_text
+from common.data.identifiers import Identifiers
 from common.data.images import AS_GREY, Reading, encode_png, resize_shorter
 from common.data.readers import ImageStudy, StudySplits
 from common.data.records import Quarantine
 from common.errors import MissingPackage, UserError
+from common.io.exports import CARD
 from common.io.jsonl import read_jsonl, write_rows
 from common.io.locks import locked_file
+from common.io.outputs import write_whole
 from common.io.safetensors import disk_errors
 
 LAYOUT_FILE = "layout.jsonl"
 BYTES = tfds.features.Tensor(shape=(), dtype=np.object_)  # encoded images: TFDS's Image would decode every one
+FIELDS = {
+    "id": "unique in the data set",
+    "images": "encoded as PNG, of 8 bits",
+    "report": "the text that a model learns to write",
+    "indication": "what was known before, or nothing",
+    "labels": "those that the source has",
+    "language": "of the report",
+}
 # What TFDS says of it, without Beam and with it.
 EMPTY_SPLIT = re.compile(r'split "(\w+)": No examples were|examples is 0 for split (\w+)')
 
@@ -84,6 +96,17 @@ class ImageStudies(tfds.core.GeneratorBasedBuilder):
         return read | apache_beam.FlatMap(to_rows)
 
 
+class MadeBy(NamedTuple):
+    """What the card of a data set says of how it was made."""
+
+    source: str = "studies in memory"
+    command: str = "common.data.builders.prepare"
+    identifiers: Identifiers | None = None
+
+
+UNKNOWN = MadeBy()
+
+
 def prepare(
     splits: StudySplits,
     output: str | Path,
@@ -94,13 +117,14 @@ def prepare(
     shorter_side: int | None = None,
     reading: Reading = AS_GREY,
     beam_options: Sequence[str] | None = None,
+    made_by: MadeBy = UNKNOWN,
 ) -> Path:
-    """Write a data set `name` under `output`, with its quarantine, and return its folder (image_studies/name/1.0.0).
+    """Write a data set `name` under `output`, with its quarantine and card; its folder is image_studies/name/1.0.0.
 
-    `layout` is the one that the studies came in, for `prepared_layout` to tell. Studies with an image that cannot be
-    read are quarantined. The folder appears when everything is written. With `beam_options`, such as
-    "runner=DirectRunner", Beam does the work. Raises UserError where the name is unfit, the folder exists already, the
-    disk refuses, no study of a split can be read, or Beam is asked for and not installed.
+    `layout` is the one that the studies came in, for `prepared_layout` to tell; the card tells `made_by`. Studies with
+    an image that cannot be read are quarantined. The folder appears when everything is written. With `beam_options`,
+    such as "runner=DirectRunner", Beam does the work. Raises UserError where the name is unfit, the folder exists
+    already, the disk refuses, no study of a split can be read, or Beam is asked for and not installed.
     """
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"{name!r} cannot name a data set; expected letters, digits, dots and dashes")
@@ -123,6 +147,8 @@ def prepare(
                             quarantine.add(study.id, "image cannot be read")
             quarantine.write(made / "quarantine.jsonl")
             write_rows(made / LAYOUT_FILE, [{"layout": layout}] if layout else [])
+            counts = {split: builder.info.splits[split].num_examples for split in splits}
+            write_whole(made / CARD, _card(name, splits, counts, quarantine, layout, made_by))
             folder.parent.mkdir(parents=True, exist_ok=True)
             made.rename(folder)
     except (AssertionError, ValueError) as error:
@@ -132,6 +158,24 @@ def prepare(
         split = empty[1] or empty[2]
         raise UserError(f"{folder}: no images of the {split} split can be read; check the image files") from error
     return folder
+
+
+def _card(
+    name: str, splits: StudySplits, counts: Mapping[str, int], quarantine: Quarantine, layout: str, made_by: MadeBy
+) -> str:
+    languages = {study.language for studies in splits.values() for study in studies}
+    return card_text(
+        DataCard(
+            title=name,
+            **made_by._asdict(),
+            counts=counts,
+            left_out=quarantine.counts(),
+            notes=quarantine.notes,
+            languages=["es"] if layout == "padchest" else sorted(languages),  # whose words are counted as English ones
+            tasks=["image-to-text"],
+            fields=FIELDS,
+        )
+    )
 
 
 def prepared_layout(folder: str | Path) -> str:

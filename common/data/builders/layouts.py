@@ -1,22 +1,74 @@
 """The layouts that `medreport prepare` reads: one function for each, and which options belong to it."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_args
 
 from common.data.chexpert_plus import read_chexpert_plus, shared_patients, without_shared_patients
+from common.data.dicom import DicomContrast
 from common.data.ffa_ir import read_ffa_ir
 from common.data.mimic import read_mimic_cxr
 from common.data.odir import read_odir
 from common.data.padchest import read_padchest
 from common.data.readers import StudySplits, read_annotation, read_image_rows, read_openi_images
-from common.data.records import Quarantine
-from common.data.sections import HeadingCounts
+from common.data.records import Language, Quarantine
+from common.data.sections import HeadingCounts, Wanted
 from common.errors import UserError
+from common.io.rows import add_columns
 from common.io.terminal import say
 from common.options import Needs
 
 Options = argparse.Namespace
 Read = Callable[[Options, Quarantine, HeadingCounts], StudySplits]
+
+
+def add_layout_options(parser: argparse.ArgumentParser, others: Sequence[str] = ()) -> None:
+    """The options that name a data set of studies; layouts are those of this module, and `others`."""
+    parser.add_argument(
+        "--layout", required=True, choices=sorted([*LAYOUTS, *others]), help="how the source is laid out"
+    )
+    parser.add_argument(
+        "--source",
+        required=not others,
+        type=Path,
+        help="annotation, table, reports, rows; root of MIMIC-CXR-JPG, CheXpert Plus, PadChest",
+    )
+    parser.add_argument(
+        "--images", type=Path, help="folder of images (mimic, chexpert-plus, padchest, rows: if not under the source)"
+    )
+    parser.add_argument("--split", type=Path, help="R2Gen's or MambaXray-VL's split (.json), or test ids (openi)")
+    parser.add_argument(
+        "--patients-apart",
+        action="store_true",
+        help="leave out studies whose patient is in a later split too (chexpert-plus with --split)",
+    )
+    parser.add_argument(
+        "--sections",
+        choices=get_args(Wanted),
+        help="sections that form the report (mimic, chexpert-plus: findings if not given; rows: the report as it is)",
+    )
+    parser.add_argument("--reports", type=Path, help="root of the reports, if separate from the images (mimic)")
+    parser.add_argument("--maximum-images", type=positive, help="images of a study (ffa-ir, rows; all if not given)")
+    add_columns(parser)
+    parser.add_argument("--language", choices=get_args(Language), help="of the reports (ffa-ir; en if not given)")
+    parser.add_argument(
+        "--dicom-contrast",
+        choices=get_args(DicomContrast),
+        help="grey DICOM files: as a viewer shows them, or made as MIMIC-CXR-JPG was (mimic: the latter if not given)",
+    )
+
+
+def positive(text: str) -> int:
+    """A number of at least 1."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def contrast_of(options: Options) -> DicomContrast:
+    """What is made of the values of DICOM files: of MIMIC-CXR what was made of them for MIMIC-CXR-JPG, if not given."""
+    return options.dicom_contrast or ("mimic-cxr-jpg" if options.layout == "mimic" else "window")
 
 
 def read_layout(options: Options, quarantine: Quarantine, headings: HeadingCounts) -> StudySplits:
