@@ -305,3 +305,11 @@ def test_an_endpoint_on_this_machine_needs_no_key(server, tmp_path, monkeypatch)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # which would be another machine
     assert texts_of(ask("a", endpoint_of(server, tmp_path))[0]) == ["A"]
     assert "authorization" not in server.headers[0]
+
+
+def test_identifiers_are_counted_before_anything_is_sent(server, tmp_path, capsys):
+    pytest.importorskip("presidio_analyzer", reason="needs the extra deid")
+    ask(["Discussed with Dr. Roe.", "Discussed with Dr. Roe.", "No effusion."], endpoint_of(server, tmp_path))
+    error = capsys.readouterr().err
+    assert "warning: 1 of 2 different texts to be sent seem to hold identifiers (name: 1)\n" in error
+    assert "Roe" not in error

@@ -110,3 +110,14 @@ def test_prepared_data_have_a_card_without_text(rows, tmp_path):
     numbers = json.loads((tmp_path / "card.json").read_text("utf-8"))
     assert numbers["splits"]["train"] == {"records": 4, "images": 4, "patients": None}
     assert numbers["quarantine"] == {"image file missing": 1}
+
+
+def test_duplicates_of_real_reports_are_those_of_brute_force(real_data, tmp_path):
+    source, split = real_data / "iu_xray/NLMCXR_reports.tgz", real_data / "openi_labels/openi-testset.txt"
+    files = ["--source", str(source), "--split", str(split)]
+    main(["show", "--layout", "openi-codes", *files, "--output", str(tmp_path / "card.html")])
+    numbers = json.loads((tmp_path / "card.json").read_text("utf-8"))
+    across = {(own["asked"], own["known"]): own for own in numbers["duplicates"]["across"]}
+    # Found by comparing Python's sets of 3-grams of each test report with those of every training report.
+    assert (across["test", "train"]["exact"], across["test", "train"]["near"]) == (195, 124)
+    assert [own["found"] for own in numbers["identifiers"].values()] == [0, 0, 0]
