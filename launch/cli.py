@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": Command(
         "which differences between systems hold", "A.jsonl B.jsonl ...", "common.report.compare_command:main"
     ),
+    "wordnet": Command("fetch WordNet, which METEOR needs", "", "common.metrics.wordnet:main", joins=False),
     "prepare": Command(
         "a data set of studies with images",
         "--layout NAME --source PATH --output FOLDER",

@@ -22,7 +22,7 @@ import jax
 from common import devices
 from common.errors import Parser, UserError, did_you_mean
 from common.io.terminal import printable
-from common.metrics import meteor
+from common.metrics import meteor, meteor_java
 from common.models.attention_choice import KERNELS
 from common.process.hosts import VARIABLE, named_hosts
 from launch.doctor_presets import PRESETS, preset_lines
@@ -78,7 +78,7 @@ def examine(run_dir: Path) -> Iterator[Line]:
         yield attention()
     yield disk(run_dir)
     yield from hosts()
-    yield wordnet()
+    yield from meteors()
     yield from extras()
 
 
@@ -220,11 +220,12 @@ def _reached(address: str, port: int, shown: str) -> Line:
         return Line("problem", "hosts", f"{shown}, and cannot be reached ({reason}): open the port between the hosts")
 
 
-def wordnet() -> Line:
-    """WordNet, which nltk's METEOR needs."""
-    if absence := meteor.absence():
-        return Line("note", "WordNet", absence)
-    return Line("ok", "WordNet", "found; nltk/METEOR can be computed")
+def meteors() -> Iterator[Line]:
+    """WordNet, which nltk's METEOR needs, and the Java program of METEOR 1.5."""
+    absence = meteor.absence()
+    yield Line("note" if absence else "ok", "WordNet", absence or "found; nltk/METEOR can be computed")
+    absence = meteor_java.absence()
+    yield Line("note" if absence else "ok", "METEOR 1.5", absence or "found; coco/METEOR is computed for English")
 
 
 def extras() -> Iterator[Line]:

@@ -259,9 +259,9 @@ def cut_references(trained: Trained, examples: Sequence[Example]) -> list[str]:
 
 
 def cut_scores(texts: Sequence[str], references: Sequence[str], languages: Sequence[Language]) -> Scores:
-    """BLEU and ROUGE-L against cut references, as "coco-cut/..."; higher than "coco/..." for reports that are cut."""
+    """COCO's scores against cut references, as "coco-cut/..."; higher than "coco/..." for reports that are cut."""
     found = evaluate_texts([one_line(text) for text in texts], references, language=languages, convention="coco")
-    return {name.replace("coco/", "coco-cut/"): score for name, score in found.items() if "coco/" in name}
+    return {name.replace("coco/", "coco-cut/"): score for name, score in found.items() if "coco/" in name and score}
 
 
 def shown_images(trained: Trained, held_out: Split, split: str, index: int) -> list[Pixels]:

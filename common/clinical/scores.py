@@ -55,9 +55,12 @@ def scores_of(system: Measured) -> Scores:
 
 
 def difference(system: Measured, baseline: Measured) -> dict[str, dict[str, float]]:
-    """Each score of a system less that of a baseline; for its interval both see the same resampled studies."""
+    """Each score that both have, of a system less a baseline; for its interval both see the same resampled studies."""
     found: dict[str, dict[str, float]] = {}
-    for first, second in zip(system.measures, baseline.measures, strict=True):
+    others = {measure.names: measure for measure in baseline.measures}
+    for first in system.measures:
+        if (second := others.get(first.names)) is None:
+            continue
         less = values(second)
         intervals = paired_difference(first, second)
         for name, value in values(first).items():

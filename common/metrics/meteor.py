@@ -2,7 +2,7 @@
 
 English matches exact words, then Porter stems, then WordNet synonyms, and therefore needs the WordNet 3.0 database.
 Chinese tokens are matched exactly, which needs no data and is called METEOR-exact to keep the two apart. The Java
-METEOR 1.5 of COCO captions is another metric with other numbers.
+METEOR 1.5 of COCO captions is another metric with other numbers (`meteor_java`).
 """
 
 import functools
@@ -77,9 +77,8 @@ def load_wordnet() -> Any:
         if (DEBIAN_WORDNET / "data.noun").exists():
             return _read_directory(DEBIAN_WORDNET)
         raise UserError(
-            "nltk/METEOR needs WordNet, which is not installed: run "
-            "python -c 'import nltk; nltk.download(\"wordnet\")', or install Debian's wordnet-base, or name a "
-            f"directory with the WordNet 3.0 database files in {WORDNET_VARIABLE}"
+            "nltk/METEOR needs WordNet, which is not installed: run `medreport wordnet`, or install Debian's "
+            f"wordnet-base, or name a directory with the WordNet 3.0 database files in {WORDNET_VARIABLE}"
         ) from error
     return wordnet
 

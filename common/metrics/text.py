@@ -3,6 +3,7 @@
 | key | tokens | numbers of |
 |---|---|---|
 | `coco/BLEU-1..4`, `coco/ROUGE-L`, `coco/CIDEr` | white space (en), characters (zh) | pycocoevalcap, no PTB tokenizer |
+| `coco/METEOR` | its own (en only) | METEOR 1.5, the Java program, where its file is named |
 | `coco-jieba/...` | jieba words (zh only) | the same |
 | `nltk/BLEU-1..4` | white space (en), characters (zh) | nltk corpus_bleu, no smoothing |
 | `nltk/ROUGE-L` | rouge-score's own: lower case, ASCII letters and digits (en), characters (zh) | rouge-score F1 |
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 from common.errors import UserError
 from common.io.terminal import say
+from common.metrics import meteor_java
 from common.metrics.bootstrap import Measure, summarize
 from common.metrics.cider import coco_cider
 from common.metrics.meteor import absence, meteor, meteor_exact
@@ -44,7 +46,8 @@ def evaluate_texts(
 
     Returns {"coco/BLEU-4": {"value": v, "low": l, "high": h}, ..., "distinct_outputs": share, "notes": {key: why}};
     low and high are the 95% bootstrap interval over reports and left out with `intervals=False`. Under "all", METEOR
-    without WordNet is None with its reason in the notes; under "nltk" it is a UserError.
+    without WordNet is None with its reason in the notes; under "nltk" it is a UserError. coco/METEOR is
+    None with its reason where its program was named and fails.
     """
     if not predictions or len(predictions) != len(references):
         raise UserError(
@@ -104,6 +107,11 @@ def text_measures(
         spaced = str if language == "en" else lambda text: " ".join(characters(text))
         rouge = coco_rouge([*map(spaced, predictions)], [*map(spaced, references)])
         measures += [coco_bleu(statistics), rouge, coco_cider(*split)]
+        if language == "en" and meteor_java.wanted():
+            try:
+                measures.append(meteor_java.meteor_java(predictions, references))
+            except UserError as error:
+                notes["coco/METEOR"] = str(error)
     if convention in ("coco-jieba", "all") and language == "zh":
         predicted, expected = [*map(jieba_words, predictions)], [*map(jieba_words, references)]
         measures += [
@@ -138,9 +146,11 @@ def warn_of_absent(systems: Mapping[str, Mapping[str, Any]], unread: str = "") -
         name
         for scores in systems.values()
         for name, score in scores.items()
-        if name.endswith("nltk/METEOR") and score["value"] is None
+        if name.endswith("/METEOR") and score["value"] is None
     }
-    notes = [unread] * bool(unread) + [f"{name} is absent: {absence()}" for name in sorted(names)]
+    why = {name: meteor_java.absence() if "coco/" in name else absence() for name in names}
+    absent = [f"{name} is absent: {reason or 'its program failed'}" for name, reason in sorted(why.items())]
+    notes = [unread] * bool(unread) + absent
     for note in notes:
         say(f"warning: {note}", error=True)
     return notes

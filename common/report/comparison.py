@@ -51,8 +51,12 @@ def measure(systems: Mapping[str, Sequence[Mapping[str, Any]]], labeler: ReportL
         clinical = {name: clinical_measures(own, expected) for name, own in zip(texts, found, strict=True)}
     lines = [*map(one_line, references)]
     told = {name: measures_by_language([*map(one_line, own)], lines, languages, "all") for name, own in texts.items()}
-    notes += [f"{name} is absent: {reason}" for name, reason in next(iter(told.values()))[1].items()]
-    return Compared({name: [*clinical[name], *measures] for name, (measures, _) in told.items()}, notes, classes)
+    absent = {name: reason for _, reasons in told.values() for name, reason in reasons.items()}
+    notes += [f"{name} is absent: {reason}" for name, reason in absent.items()]
+    told_of_all = {
+        name: [own for own in measures if not {*own.names} & absent.keys()] for name, (measures, _) in told.items()
+    }
+    return Compared({name: [*clinical[name], *measures] for name, measures in told_of_all.items()}, notes, classes)
 
 
 def chosen_scores(measured: Mapping[str, Sequence[Measure]], wanted: Sequence[str] | None) -> list[str]:

@@ -130,14 +130,14 @@ def test_meteor_counts_stems(small_wordnet) -> None:
 
 
 def test_meteor_asked_for_without_wordnet_is_an_error_that_says_how_to_get_it(no_wordnet) -> None:
-    with pytest.raises(UserError, match=r"needs WordNet.*nltk\.download.*wordnet-base.*MEDREPORT_WORDNET"):
+    with pytest.raises(UserError, match=r"needs WordNet.*`medreport wordnet`.*wordnet-base.*MEDREPORT_WORDNET"):
         evaluate_texts(["no effusion"], ["no effusion"], convention="nltk")
 
 
 def test_all_without_wordnet_names_meteor_as_absent_and_keeps_the_rest(no_wordnet) -> None:
     result = evaluate_texts(["no acute bony lesion"], ["no acute bony lesion"], intervals=False)
     assert result["nltk/METEOR"] is None
-    assert "nltk.download" in result["notes"]["nltk/METEOR"]
+    assert "`medreport wordnet`" in result["notes"]["nltk/METEOR"]
     assert result["nltk/BLEU-4"]["value"] == pytest.approx(1)
 
 
@@ -147,7 +147,7 @@ def test_an_evaluation_says_what_is_absent_and_how_to_get_it(no_wordnet, capsys)
     assert capsys.readouterr().err == ""
     notes = warn_of_absent({"model": scores | {"en/nltk/METEOR": {"value": None}}, "constant": scores})
     assert [note.partition(":")[0] for note in notes] == ["en/nltk/METEOR is absent"]
-    assert "nltk.download" in notes[0]
+    assert "`medreport wordnet`" in notes[0]
     assert capsys.readouterr().err == f"warning: {notes[0]}\n"
 
 

@@ -1,8 +1,11 @@
 """BLEU, ROUGE-L, CIDEr and METEOR against pycocoevalcap, nltk and rouge-score, whose numbers the conventions name."""
 
+import gzip
 import random
+import shutil
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,8 @@ from nltk.translate.meteor_score import meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 
 from common.errors import UserError
+from common.metrics import meteor_java
+from common.metrics.bootstrap import values
 from common.metrics.meteor import load_wordnet
 from common.metrics.overlap import longest_common_subsequence
 from common.metrics.text import Convention, evaluate_texts
@@ -185,3 +190,37 @@ def test_exact_meteor_is_that_of_nltk_without_synonyms(corpus: str) -> None:
 
     scores = scores_of(corpus, "nltk")[-1]
     assert scores["nltk/METEOR-exact"] == pytest.approx(peer_meteor(corpus, characters, NoSynonyms()), abs=1e-14)
+
+
+def test_java_meteor_is_that_of_pycocoevalcap(tmp_path, monkeypatch) -> None:
+    """Of reports and of sets of them, also with copies and empty texts, and with a table of two paraphrases."""
+    peer = pytest.importorskip("pycocoevalcap.meteor.meteor", reason="pycocoevalcap is not installed: make dev")
+    if shutil.which("java") is None:
+        pytest.skip("Java is not installed")
+    jar = tmp_path / "meteor-1.5.jar"
+    shutil.copy(Path(peer.__file__).with_name(jar.name), jar)
+    (tmp_path / "data").mkdir()
+    with gzip.open(tmp_path / meteor_java.PARAPHRASES, "wt") as table:  # the whole one takes long to load
+        table.write("0.5\ncardiac silhouette\nheart\n0.5\nheart\ncardiac silhouette\n")
+    monkeypatch.setenv(meteor_java.JAR_VARIABLE, str(jar))
+    monkeypatch.setattr(peer, "METEOR_JAR", str(jar))
+    pairs = [*random_pairs([*WORDS, "hearts", "effusions", "large"], " ", 40, seed=4), *ENGLISH, *EDGES]
+    pairs.append(("the cardiac silhouette is enlarged", "the heart is large ."))
+    pairs = [(" ".join(prediction.split()), " ".join(reference.split())) for prediction, reference in pairs]
+    measure = meteor_java.meteor_java(*map(list, zip(*pairs, strict=True)))
+    program = peer.Meteor()
+
+    def expected(chosen: list[int]) -> tuple[float, list[float]]:
+        return program.compute_score(
+            {place: [pairs[index][1]] for place, index in enumerate(chosen)},
+            {place: [pairs[index][0]] for place, index in enumerate(chosen)},
+        )
+
+    whole, each = expected([*range(len(pairs))])
+    assert values(measure)["coco/METEOR"] == pytest.approx(whole, abs=1e-12)
+    assert meteor_java.score(measure.rows)[:, 0] == pytest.approx(each, abs=1e-12)
+    assert measure.rows[-1, 16:20].any()  # a paraphrase counted
+    generator = random.Random(0)
+    for _ in range(30):
+        chosen = generator.choices(range(len(pairs)), k=4)
+        assert meteor_java.score(measure.rows[chosen].sum(0))[0] == pytest.approx(expected(chosen)[0], abs=1e-12)
