@@ -109,7 +109,8 @@ def initial_trees(config: RunConfig, base: Base, layout: DeviceLayout) -> tuple[
     trainable, frozen = split_params(base.params, config.model.tuning)
     trainable = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trainable)
     if config.model.tuning == "lora":
-        adapters = init_lora(param_shapes(base.config)["language"], config.lora, jax.random.key(config.seed))
+        shapes, language = param_shapes(base.config)["language"], base.params["language"]
+        adapters = init_lora(shapes, config.lora, jax.random.key(config.seed), language)
         trainable = {"lora": device_put_tree(adapters, layout, SHARDING_RULES)}
     return trainable, frozen
 

@@ -50,7 +50,7 @@ def model_params(params: PolicyParams, lora: LoraConfig) -> tuple[PyTree, PyTree
     """The whole model's parameters, and its scaled adapters where it has some."""
     whole = {**params.frozen, **params.trainable}
     adapters = whole.pop("lora", None)
-    return whole, None if adapters is None else scaled(adapters, lora)
+    return whole, None if adapters is None else scaled(adapters, lora, whole["language"])
 
 
 def image_features(

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from common.errors import UserError
 from common.models import qwen2_vl_weights, qwen2_weights
 from common.models.attention_choice import Shape, Use, attention_lines
-from common.models.lora import init_lora
 from common.models.quantized import WIDTH
 from common.models.qwen2 import Qwen2Config
 from common.training.parallel import DeviceLayout, check_heads, check_rows, make_device_layout
@@ -22,6 +21,7 @@ from deer_jax.vision_policy import split_params
 from launch import plan_deer, plan_deer_sft, plan_unicross
 from launch.chips import CHIPS
 from launch.plan import base_sizes
+from launch.plan_shapes import adapter_shapes
 from retsta_jax.config import FILES, RetstaConfig
 from retsta_jax.config import PRESETS as RETSTA_PRESETS
 from unicross_jax.config import PRESETS as UNICROSS_PRESETS
@@ -110,7 +110,7 @@ def parameters_of(config: Any) -> tuple[PyTree, PyTree]:
         base = qwen2_weights.param_shapes(base_sizes(config))
         if config.model.tuning == "full":
             return base, {}
-        return jax.eval_shape(lambda: init_lora(base, config.lora, jax.random.key(0))), base
+        return adapter_shapes(config, base), base
     return split_params(qwen2_vl_weights.param_shapes(plan_deer.QWEN2_5_VL_3B), config.model.tuning)
 
 

@@ -26,8 +26,7 @@ from common.generation.generate import bucket, qwen2_decoder
 from common.generation.settings import DecodeSettings
 from common.io.text import json_text
 from common.models.decoding import Prompts
-from common.models.lora import init_lora
-from common.models.quantized import KINDS, WIDTH, quantized, stored_as
+from common.models.quantized import KINDS, stored_as
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, param_shapes
 from common.training.flops import forward_flops, matrix_parameters, peak_flops, train_flops
@@ -35,9 +34,10 @@ from common.training.optim import make_optimizer
 from common.training.parallel import DeviceLayout, MeshConfig, batch_sharding, check_heads, make_device_layout
 from common.training.sft import sft_loss
 from common.training.step import init_state, make_train_step
-from common.types import PyTree, TextBatch
+from common.types import TextBatch
 from launch import plan_deer, plan_deer_sft, plan_unicross
 from launch.micro_batch_search import OUT_OF_TIME, SEARCH_SECONDS, Compiled, search_micro_batch, search_outcome
+from launch.plan_shapes import adapter_shapes, frozen_shapes, layer_width, parameters_of
 from launch.plan_slots import Writing, cache_bytes_of, plan_writing
 from launch.plan_table import TOPOLOGIES, Planned, heads_of, named, rows_of
 from launch.slices import (
@@ -158,7 +158,7 @@ def standardizing(config: RetstaConfig, sizes: Qwen2Config, length: int) -> Writ
         config.max_new_tokens, stop_ids=(0,), forbidden_ids=(sizes.vocab_size - 1,), drafts=DRAFT_TOKENS
     )
     params = param_shapes(sizes)
-    adapters = {} if trained else {"lora": jax.eval_shape(lambda: init_lora(params, config.lora, jax.random.key(0)))}
+    adapters = {} if trained else {"lora": adapter_shapes(config, params)}
     params = params if trained else frozen_shapes(config, params)
     prompt: Any = jax.ShapeDtypeStruct((length,), jnp.int32), jax.ShapeDtypeStruct((length,), bool)
     return Writing(
@@ -256,28 +256,6 @@ def as_computed(config: RetstaConfig, sizes: Qwen2Config, layout: DeviceLayout) 
         attention=attention_of(config.model.attention, config.max_length, head_dim, dtype, layout),
         remat=config.model.remat,
     )
-
-
-def parameters_of(config: RetstaConfig, sizes: Qwen2Config) -> tuple[Any, Any, Any]:
-    """Shapes of the model, of what is trained, and of what is frozen."""
-    # Shapes do not depend on the attention; two tokens, on which parameters are shaped, are too few for splash.
-    base = param_shapes(dataclasses.replace(sizes, attention="xla"))
-    if config.model.tuning == "lora":
-        adapters = jax.eval_shape(lambda: init_lora(base, config.lora, jax.random.key(0)))
-        return base, adapters, {"params": frozen_shapes(config, base)}
-    return base, base, {}
-
-
-def frozen_shapes(config: RetstaConfig, base: PyTree) -> PyTree:
-    """Shapes of a frozen base as it is stored."""
-    bits = stored_as(config.model.param_dtype)[1]
-    return base if bits is None else jax.eval_shape(lambda tree: quantized(tree, bits), base)
-
-
-def layer_width(config: RetstaConfig, sizes: Qwen2Config) -> float:
-    """Bytes of a weight of a layer."""
-    stored = config.model.param_dtype if config.model.tuning == "lora" else "float32"
-    return WIDTH.get(stored) or jnp.dtype(sizes.param_dtype).itemsize
 
 
 def batch_of(config: RetstaConfig, layout: DeviceLayout) -> dict[str, int]:

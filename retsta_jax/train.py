@@ -26,7 +26,7 @@ from common.generation.generate import padded, qwen2_decoder
 from common.generation.loop import Generated
 from common.generation.settings import DecodeSettings
 from common.generation.slots import decode
-from common.models.adapters import save_adapter
+from common.models.adapters import check_adapters, save_adapter
 from common.models.attention_choice import Shape, Use, attention_lines, check_implementation, say_attention
 from common.models.decoding import Prompts
 from common.models.families import check_trainable
@@ -80,7 +80,10 @@ def load_base(config: RetstaConfig, layout: DeviceLayout) -> Base:
     check_implementation(config.model.attention)
     sizes = config_from_directory(directory)
     check_heads(sizes.num_key_value_heads, layout)
-    check_trainable(sizes, config.model.tuning)
+    if config.model.tuning == "lora":
+        check_adapters(sizes, config.lora)
+    else:
+        check_trainable(sizes, "full")
     tokenizer = load_tokenizer(directory)
     check_vocabulary(tokenizer, sizes)
     stored, bits = ("float32", None) if config.model.tuning == "full" else stored_as(config.model.param_dtype)
@@ -94,7 +97,7 @@ def initial_trees(config: RetstaConfig, base: Base, layout: DeviceLayout) -> tup
     """(trainable, frozen) before the first step, placed."""
     if config.model.tuning == "full":
         return base.params, {}
-    adapters = init_lora(param_shapes(base.config), config.lora, jax.random.key(config.seed))
+    adapters = init_lora(param_shapes(base.config), config.lora, jax.random.key(config.seed), base.params)
     return device_put_tree(adapters, layout, SHARDING_RULES), {"params": base.params}
 
 

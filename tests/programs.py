@@ -45,7 +45,7 @@ def lora_step(layers: int) -> Program:
     adapter = tiny.lora(base)
 
     def loss(trainable, frozen, batch, rng):
-        variables = {"params": frozen, "lora": scaled(trainable, tiny.LORA)}
+        variables = {"params": frozen, "lora": scaled(trainable, tiny.LORA, frozen)}
         hidden, _ = Qwen2(config, 0.1).apply(
             variables, batch.tokens, batch.positions, batch.segments, rngs={"dropout": rng}
         )
@@ -63,7 +63,7 @@ def sampling(layers: int) -> Program:
     """Samples of an adapted decoder."""
     config = dataclasses.replace(tiny.CONFIG, num_hidden_layers=layers)
     base = tiny.params(config)
-    variables = {"params": base, "lora": scaled(tiny.lora(base), tiny.LORA)}
+    variables = {"params": base, "lora": scaled(tiny.lora(base), tiny.LORA, base)}
     prompts = Prompts(jnp.ones((4, 9), jnp.int32), jnp.ones((4, 9), bool))
     generator: Any = make_generator(config, SETTINGS)
     return Program(generator.__wrapped__, (variables, prompts, row_keys(0, range(4))), base)

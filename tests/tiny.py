@@ -29,7 +29,7 @@ def params(config: Qwen2Config = CONFIG, seed: int = 0):
 
 def lora(base, config: LoraConfig = LORA, seed: int = 1):
     """An adapter with a random, non-zero B, so that its gradients are general."""
-    return moved(init_lora(base, config, jax.random.key(seed)), 0.05, seed + 1)
+    return moved(init_lora(base, config, jax.random.key(seed), base), 0.05, seed + 1)
 
 
 def moved(tree, scale: float = 0.1, seed: int = 1):
@@ -54,7 +54,7 @@ def byte_level_bpe(texts, vocab_size: int, special=("<|endoftext|>", *CHAT_MARKS
 
 
 def lora_loss(trainable, frozen, batch: TextBatch, rng, config: Qwen2Config = CONFIG, lora_config: LoraConfig = LORA):
-    variables = {"params": frozen, "lora": scaled(trainable, lora_config)}
+    variables = {"params": frozen, "lora": scaled(trainable, lora_config, frozen)}
     hidden, _ = Qwen2(config).apply(variables, batch.tokens, batch.positions, batch.segments)
     logp = token_logprobs(
         hidden, output_head(frozen), batch.targets, wanted=batch.weights != 0, chunk=8, head_trained=False

@@ -125,7 +125,7 @@ def decode_file(arguments: argparse.Namespace) -> None:
     variables = {"params": params}
     if arguments.adapter:
         lora_config, lora, params = load_adapter(arguments.adapter, config, params)
-        variables = {"params": params, "lora": scaled(lora, lora_config)}
+        variables = {"params": params, "lora": scaled(lora, lora_config, params)}
     model = Model(config, variables, tokenizer, stops)
     from rich.console import Console
     from rich.progress import track

@@ -5,12 +5,14 @@ by side, their A make one A, and their B one B with zeros off its diagonal; the 
 """
 
 import dataclasses
+import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from common.errors import UserError
 from common.models.families import check_trainable, shared_features
 from common.models.lora import LoraConfig
 from common.models.peft import WHOLE, load_peft, save_peft
@@ -20,9 +22,21 @@ from common.types import PyTree
 
 def save_adapter(directory: str | Path, config: Qwen2Config, lora: PyTree, own: LoraConfig, base_name: str) -> None:
     """Write `lora` (not scaled) as an adapter that PEFT loads onto the model `base_name`. Raises UserError."""
-    check_trainable(config, "lora")
+    check_adapters(config, own)
     joined, counts = _join(config, lora)
     save_peft(directory, joined, own, base_name, counts=counts)
+
+
+def check_adapters(config: Qwen2Config, own: LoraConfig) -> None:
+    """Raise UserError for adapters that PEFT has no layout for in the family."""
+    check_trainable(config, "lora")
+    for matrix, features in shared_features(config).items() if own.dora else ():
+        adapted = [name for name in features if re.fullmatch(own.targets, name)]
+        if 0 < len(adapted) < len(features):
+            raise UserError(
+                f"lora.dora: {matrix} of a model of type {config.model_type} holds {', '.join(features)}, whose "
+                f"magnitudes PEFT trains together; lora.targets matches only {', '.join(adapted)}: match all or none"
+            )
 
 
 def load_adapter(directory: str | Path, config: Qwen2Config, base: PyTree) -> tuple[LoraConfig, PyTree, PyTree]:
@@ -48,6 +62,9 @@ def _join(config: Qwen2Config, lora: PyTree) -> tuple[PyTree, dict[str, int]]:
     for matrix, features in shared_features(config).items():
         modules = {path[:-2] for path in leaves if path[-2] in features}
         for module in modules:
+            lengths = [leaves.pop((*module, name, "magnitude"), None) for name in features]
+            if lengths[0] is not None:
+                leaves[(*module, matrix, "magnitude")] = jnp.concatenate(lengths, axis=-1)
             sides = {name: [leaves.pop((*module, name, side), None) for side in "ab"] for name in features}
             adapted = {name: pair for name, pair in sides.items() if pair[0] is not None}
             rows = [

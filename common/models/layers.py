@@ -28,7 +28,8 @@ class Dense(nn.Module):
     """y = x W + b, plus (dropout(x) A) B where the `lora` collection holds `a` and `b` for this path.
 
     W may be in 8 or 4 bits (`common.models.quantized`). The LoRA scale is multiplied into `b` before `apply`
-    (`common.models.lora.scaled`), so the model does not need to know it. Dropout is active exactly when `apply` is
+    (`common.models.lora.scaled`), so the model does not need to know it; of DoRA there is a `factor` of x W for each
+    output. Dropout is active exactly when `apply` is
     given a "dropout" random key.
     """
 
@@ -52,6 +53,8 @@ class Dense(nn.Module):
         else:
             kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), self.param_dtype)
             y = matmul(x, kernel.astype(self.dtype))
+        if self.has_variable("lora", "factor"):
+            y = y * self.get_variable("lora", "factor").astype(self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
             y = y + bias.astype(self.dtype)

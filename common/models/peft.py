@@ -1,6 +1,7 @@
 """LoRA adapters in the layout of the PEFT library (`adapter_config.json`, `adapter_model.safetensors`), in and out.
 
 PEFT keeps lora_A as [rank, in] and lora_B as [out, rank] of every layer; ours are [L, in, rank] and [L, rank, out].
+DoRA's magnitudes are [out], ours [L, out].
 
 PEFT finds a module by its in-memory name in transformers. An adapter whose names it does not find is loaded with a
 warning and has no effect. The layers of Qwen2 are `model.layers.*` in every version; those of Qwen2.5-VL are
@@ -45,6 +46,9 @@ Decoder = Literal["model.", "model.language_model."]  # how the names of a decod
 TEXT: Decoder = "model."
 VISION_LANGUAGE: Decoder = "model.language_model."
 ALL_LINEAR = "all-linear"
+# The tensors of an adapted layer by the leaves of ours, and their axes.
+THEIRS = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+AXES = {"a": (1, 0), "b": (1, 0), "magnitude": None}
 # Modules that an adapter may hold whole (`modules_to_save`), by their names in PEFT, and our leaves.
 WHOLE = {
     "lm_head": "lm_head",
@@ -85,7 +89,8 @@ KNOWN = frozenset(
         *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
         *("inference_mode", "r", "lora_alpha", "lora_dropout", "bias", "target_modules", "exclude_modules"),
         *("layers_to_transform", "layers_pattern", "init_lora_weights", "megatron_core", "qalora_group_size"),
-        *("loftq_config", "runtime_config", "use_rslora", "alpha_pattern", "rank_pattern", "modules_to_save"),
+        *("loftq_config", "runtime_config", "use_rslora", "use_dora", "alpha_pattern", "rank_pattern"),
+        "modules_to_save",
     )
 )
 
@@ -118,16 +123,16 @@ def load_peft(directory: str | Path, base: PyTree, decoder: Decoder = TEXT) -> t
         adapted = [_is_target(module, layer, published, matches) for layer, module in enumerate(modules)]
         if not any(adapted):
             continue
-        sides = (("a", "lora_A", (width, rank)), ("b", "lora_B", (rank, features)))
-        for rank_axis, (ours, theirs, shape) in enumerate(sides):
+        sides = [("a", (width, rank), 0), ("b", (rank, features), 1)]
+        for ours, shape, rank_axis in sides + [("magnitude", (features,), None)] * bool(published.get("use_dora")):
             shapes[(*path[:-1], ours)] = jax.ShapeDtypeStruct((layers, *shape), jnp.float32)
             tensors = tuple(
-                f"{PREFIX}{module}.{theirs}.weight" if used else None
+                f"{PREFIX}{module}.{THEIRS[ours]}" if used else None
                 for module, used in zip(modules, adapted, strict=True)
             )
-            names["/".join((*path[:-1], ours))] = Published(tensors, axes=(1, 0), stacked=True)
+            names["/".join((*path[:-1], ours))] = Published(tensors, AXES[ours], stacked=True)
             for module, tensor in zip(modules, tensors, strict=True):
-                if tensor in stored:
+                if tensor in stored and rank_axis is not None:
                     own_rank, own_scale = _rank(published, matches, module), _scale(published, matches, module)
                     factor = own_scale / common_scale if ours == "b" else 1.0
                     stored[tensor] = _fitted(stored[tensor], rank_axis, own_rank, rank, factor)
@@ -142,6 +147,7 @@ def load_peft(directory: str | Path, base: PyTree, decoder: Decoder = TEXT) -> t
         dropout=float(published.get("lora_dropout", 0.0)),
         targets="|".join(sorted({path[-2] for path in shapes})),
         rslora=rslora,
+        dora=bool(published.get("use_dora")),
     )
     saved, base = _saved_modules(published, stored, base, decoder, directory)
     others = {name: tensor for name, tensor in stored.items() if name not in saved}
@@ -164,10 +170,9 @@ def save_peft(
     """
     names: dict[str, Published] = {}
     for path, leaf in flatten_dict(lora).items():
-        theirs = {"a": "lora_A", "b": "lora_B"}[path[-1]]
         modules = [_published_module(decoder, path, layer) for layer in range(leaf.shape[0])]
-        tensors = tuple(f"{PREFIX}{module}.{theirs}.weight" for module in modules)
-        names["/".join(path)] = Published(tensors, axes=(1, 0), stacked=True)
+        tensors = tuple(f"{PREFIX}{module}.{THEIRS[path[-1]]}" for module in modules)
+        names["/".join(path)] = Published(tensors, AXES[path[-1]], stacked=True)
     kind, versions = KINDS[decoder]
     content = {
         "peft_type": "LORA",
@@ -187,6 +192,7 @@ def save_peft(
             for name, count in (counts or {}).items()
         },
         "use_rslora": config.rslora,
+        "use_dora": config.dora,
     }
     with atomic_directory(directory) as aside:
         write_tensors(
@@ -345,7 +351,7 @@ def _check(published: dict[str, Any], file: Path) -> None:
     for name, value in published.items():
         if value and name not in KNOWN and name != "megatron_config":
             shown = printable(repr(value), 60)
-            raise UserError(f"{file}: {printable(name)} = {shown} is not plain LoRA, and only plain LoRA can be loaded")
+            raise UserError(f"{file}: {printable(name)} = {shown} is neither LoRA nor DoRA; only those can be loaded")
 
 
 def _kinds(published: dict[str, Any]) -> Iterator[tuple[str, tuple[bool, str]]]:
@@ -355,7 +361,8 @@ def _kinds(published: dict[str, Any]) -> Iterator[tuple[str, tuple[bool, str]]]:
     yield "lora_alpha", (_is_number(published.get("lora_alpha", 8)), number)
     dropout = published.get("lora_dropout", 0.0)
     yield "lora_dropout", (type(dropout) in (int, float) and dropout in RATE, f"a number, {RATE}")
-    yield "use_rslora", (type(published.get("use_rslora", False)) is bool, "true or false")
+    for name in ("use_rslora", "use_dora"):
+        yield name, (type(published.get(name, False)) is bool, "true or false")
     for name, is_kind, kind in (("rank_pattern", _is_rank, whole), ("alpha_pattern", _is_number, number)):
         pattern = published.get(name) or {}
         yield name, (isinstance(pattern, dict) and all(map(is_kind, pattern.values())), f"{kind} for each pattern")

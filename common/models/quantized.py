@@ -90,6 +90,15 @@ def from_nf4(
     return (found * step[:, None]).reshape(-1, step.shape[-1]).astype(dtype)
 
 
+def stored_kernel(weights: Mapping[str, Array], dtype: jax.typing.DTypeLike) -> Float[Array, "I O"]:
+    """The kernel of one dense layer by what is stored of it, {"kernel"} or {"int8" or "nf4", "step"}, in `dtype`."""
+    if "nf4" in weights:
+        return from_nf4(weights["nf4"], weights[STEP], dtype)
+    if "int8" in weights:
+        return (weights["int8"] * weights[STEP]).astype(dtype)
+    return weights["kernel"].astype(dtype)
+
+
 def stored_as(param_dtype: str) -> tuple[str, Bits | None]:
     """The dtype of what is stored as numbers, and the bits of the layers' kernels, if they are fewer."""
     return ("bfloat16", cast(Bits, param_dtype)) if param_dtype in KINDS else (param_dtype, None)

@@ -11,7 +11,7 @@ from common.types import LossSum, PyTree, TextBatch
 def model_variables(trainable: PyTree, frozen: PyTree, lora: LoraConfig) -> dict[str, PyTree]:
     """What `Qwen2.apply` takes: with adapters, the frozen base and the scaled adapters; else what is trained."""
     if "params" in frozen:
-        return {"params": frozen["params"], "lora": scaled(trainable, lora)}
+        return {"params": frozen["params"], "lora": scaled(trainable, lora, frozen["params"])}
     return {"params": trainable}
 
 

@@ -231,7 +231,7 @@ def make_update(shape: Shape) -> Callable[[TextBatch], None]:
     tx = make_optimizer(OptimConfig(), 1000)
     frozen = {"params": _random_params(config, layout)}
     state = device_put_tree(
-        init_state(init_lora(frozen["params"], LORA, jax.random.key(1)), tx), layout, SHARDING_RULES
+        init_state(init_lora(frozen["params"], LORA, jax.random.key(1), frozen["params"]), tx), layout, SHARDING_RULES
     )
     rng = device_put_tree(jax.random.key(2), layout)
     step = compile_step(lambda axis: make_train_step(loss, tx, 1, axis), layout)

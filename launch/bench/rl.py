@@ -114,7 +114,7 @@ def make_step(shape: Shape, tokens: Int[np.ndarray, "B P"]) -> tuple[Timed, list
     init = functools.partial(init_params, dataclasses.replace(shape.config(), attention="xla"))
     key = jax.random.key(0)
     base = jax.jit(init, out_shardings=shardings(jax.eval_shape(init, key), layout, SHARDING_RULES))(key)
-    state = device_put_tree(init_state(init_lora(base, LORA, jax.random.key(1)), tx), layout, SHARDING_RULES)
+    state = device_put_tree(init_state(init_lora(base, LORA, jax.random.key(1), base), tx), layout, SHARDING_RULES)
     frozen, rng = {"params": base}, device_put_tree(jax.random.key(2), layout)
     arrays: tuple[Any, ...] = tokens, np.ones(tokens.shape, bool), np.arange(shape.prompts, dtype=np.int32)
     batch = StudyBatch(Prompts(*arrays[:2]), arrays[2])

@@ -28,7 +28,7 @@ def rollout_case(shape: Shape) -> dict[str, Any]:
         return policy.sample(params, prompts, keys, group)
 
     base = jax.jit(functools.partial(init_params, shape.config()))(jax.random.key(0))
-    params = PolicyParams(init_lora(base, LORA, jax.random.key(1)), {"params": base})
+    params = PolicyParams(init_lora(base, LORA, jax.random.key(1), base), {"params": base})
     works: dict[str, Timed] = {}
     needed = {}
     for name, group in (("shared", shape.group), ("repeated", 1)):

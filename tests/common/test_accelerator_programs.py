@@ -77,7 +77,7 @@ def update(loss, trainable, frozen, batch, *platforms):
 def sft(packed, platform, length=LENGTH, **changes):
     config = dataclasses.replace(LANGUAGE, mrope_section=(), **changes)
     base = param_shapes(config)
-    adapter = jax.eval_shape(lambda: init_lora(base, LORA, jax.random.key(0)))
+    adapter = jax.eval_shape(lambda: init_lora(base, LORA, jax.random.key(0), base))
     whole, real = (array(dtype, length) for dtype in (jnp.int32, jnp.float32))
     loss = functools.partial(sft_loss, config=config, lora=LORA, chunk=32, packed=packed)
     text, state = update(loss, adapter, {"params": base}, TextBatch(whole, whole, real, whole, whole), platform)

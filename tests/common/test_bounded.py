@@ -51,7 +51,7 @@ def test_a_pattern_that_never_ends_is_one_line(hurried):
     with pytest.raises(UserError, match=r"file: matching .* takes more than 1 seconds of processor time"):
         full_matches(["q_proj", ENDLESS], [*MODULES, "a" * 60], "file")
     with pytest.raises(UserError, match=r"lora\.targets: matching"):
-        init_lora({"layers": {"a" * 60: {"kernel": np.zeros((1, 2, 2))}}}, LoraConfig(targets="(a+)+b"), None)
+        init_lora({"layers": {"a" * 60: {"kernel": np.zeros((1, 2, 2))}}}, LoraConfig(targets="(a+)+b"), None, None)
 
 
 def archive(path, content):

@@ -37,7 +37,7 @@ FORBIDDEN = (2, 3, 40)
 def variables():
     """Larger weights than training starts from, so that tokens differ; with an adapter."""
     base = jax.tree.map(lambda leaf: leaf * 6 if leaf.ndim > 1 else leaf, tiny.params())
-    return {"params": base, "lora": scaled(tiny.lora(base), tiny.LORA)}
+    return {"params": base, "lora": scaled(tiny.lora(base), tiny.LORA, base)}
 
 
 def some_prompts() -> list[list[int]]:

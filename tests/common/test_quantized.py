@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.generation.generate import make_generator
 from common.generation.settings import DecodeSettings
 from common.models.decoding import Prompts
-from common.models.lora import scaled
+from common.models.lora import init_lora, scaled
 from common.models.quantized import BLOCK, NF4, STEP, WIDTH, from_nf4, quantized, to_int8, to_nf4
 from common.models.qwen2 import SHARDING_RULES, Qwen2, output_head
 from common.models.qwen2_weights import load_qwen2, save_qwen2
@@ -105,11 +105,23 @@ def test_loss_and_gradient_are_those_of_the_kernels_that_are_read_back(bits):
 
 
 @pytest.mark.parametrize("bits", KINDS)
+def test_magnitudes_are_those_of_the_kernels_that_are_read_back(bits):
+    own = quantized(tiny.params(CONFIG), bits)
+    config = dataclasses.replace(tiny.LORA, dora=True)
+    shapes = tiny.params(CONFIG)
+    lora, wanted = (init_lora(shapes, config, jax.random.key(0), tree) for tree in (own, read_back(own)))
+    lora, wanted = (tiny.moved(tree, 0.05, 1) for tree in (lora, wanted))
+    found, expected = scaled(lora, config, own), scaled(wanted, config, read_back(own))
+    assert "factor" in found["layers"]["mlp"]["up_proj"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, expected)
+
+
+@pytest.mark.parametrize("bits", KINDS)
 def test_greedy_reports_are_those_of_the_kernels_that_are_read_back(bits):
     params = tiny.moved(tiny.params(CONFIG), 0.2)
     own, settings = quantized(params, bits), DecodeSettings(8, stop_ids=(5,))
     prompts = Prompts(jnp.arange(12).reshape(3, 4) + 7, jnp.ones((3, 4), bool))
-    adapter = scaled(tiny.lora(params), tiny.LORA)
+    adapter = scaled(tiny.lora(params), tiny.LORA, params)
     generate = make_generator(CONFIG, settings)
     found, expected = (
         generate({"params": tree, "lora": adapter}, prompts, jax.random.split(jax.random.key(0), 3)).tokens

@@ -53,7 +53,7 @@ DRAFTED = [
 @functools.cache
 def weights():
     base = jax.tree.map(lambda leaf: leaf * 6 if leaf.ndim > 1 else leaf, tiny.params())
-    return {"params": base, "lora": scaled(tiny.lora(base), tiny.LORA)}
+    return {"params": base, "lora": scaled(tiny.lora(base), tiny.LORA, base)}
 
 
 def prompts():

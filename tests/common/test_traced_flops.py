@@ -94,7 +94,7 @@ def test_an_update_of_a_language_model_costs_what_the_formula_says(lora, remat):
     config = dataclasses.replace(tiny.CONFIG, remat=remat)
     adapters = LoraConfig(rank=2, alpha=4.0, dropout=0.0)
     params = tiny.params()
-    trees = (init_lora(params, adapters, jax.random.key(0)), {"params": params}) if lora else (params, {})
+    trees = (init_lora(params, adapters, jax.random.key(0), params), {"params": params}) if lora else (params, {})
     batch = tiny.batch(4)
     batch = batch.replace(weights=np.ones_like(batch.weights), segments=np.ones_like(batch.segments))
 

@@ -63,7 +63,8 @@ def test_scores_are_those_of_rollouts_with_prompts_of_their_own(params, sampled)
     flat = Prompts(sampled.tokens.reshape(-1, T), sampled.mask.reshape(-1, T))
     from common.models.lora import scaled
 
-    variables = {"params": params.frozen["params"], "lora": scaled(params.trainable, tiny.LORA)}
+    base = params.frozen["params"]
+    variables = {"params": base, "lora": scaled(params.trainable, tiny.LORA, base)}
     alone = make_scorer(tiny.CONFIG, temperature=0.7)(variables, repeated(prompts()), flat)
     np.testing.assert_allclose(logp.reshape(-1, T), alone, atol=2e-5)
 

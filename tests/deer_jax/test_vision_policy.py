@@ -76,7 +76,9 @@ def test_a_policy_tells_whether_its_logits_are_finite(params, sampled):
 def test_what_is_scored_is_what_was_sampled(params, sampled, tuning):
     trees = PolicyParams(*split_params(params, tuning))
     if tuning == "lora":
-        trees = trees._replace(trainable={"lora": init_lora(params["language"], LoraConfig(rank=2), jax.random.key(2))})
+        language = params["language"]
+        adapters = init_lora(language, LoraConfig(rank=2), jax.random.key(2), language)
+        trees = trees._replace(trainable={"lora": adapters})
     logp = SCORE(trees, studies(), sampled.tokens, sampled.mask)
     np.testing.assert_allclose(logp, sampled.log_probs, atol=2e-5)
 

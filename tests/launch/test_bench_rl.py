@@ -101,7 +101,7 @@ def weights():
     """Base and adapters of the decoder, the latter with a B that is not zero."""
     config, random = TOY.config(), np.random.default_rng(0)
     shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
-    adapters = jax.eval_shape(functools.partial(init_lora, shapes, rl_policy.LORA), jax.random.key(0))
+    adapters = jax.eval_shape(lambda base: init_lora(shapes, rl_policy.LORA, jax.random.key(0), base), shapes)
 
     def noise(leaf):
         return random.normal(0, 0.2, leaf.shape).astype(np.float32)

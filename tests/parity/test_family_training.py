@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from common.errors import UserError
-from common.models.adapters import load_adapter, save_adapter
+from common.models.adapters import check_adapters, load_adapter, save_adapter
 from common.models.families import FAMILIES
 from common.models.lora import LoraConfig
 from common.models.qwen2 import Qwen2, output_head
@@ -92,12 +92,14 @@ def test_a_whole_model_gives_our_logits_in_transformers(base, tmp_path):
     assert config_from_directory(tmp_path / "model") == dataclasses.replace(loaded.config, remat="none")
 
 
-def test_an_adapter_of_others_on_a_joined_matrix_is_read(base, tmp_path):
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapter_of_others_on_a_joined_matrix_is_read(base, tmp_path, dora):
     """As PEFT makes one of all linear layers, with a rank of its own for one of them."""
     model = CAUSAL.from_pretrained(base)
     adapter = peft.LoraConfig(
-        r=2, target_modules="all-linear", rank_pattern={"down_proj": 4}, init_lora_weights=False, task_type="CAUSAL_LM"
-    )
+        r=2, target_modules="all-linear", rank_pattern={"down_proj": 4}, init_lora_weights=False, task_type="CAUSAL_LM",
+        use_dora=dora,
+    )  # fmt: skip
     adapted = peft.get_peft_model(model, adapter)
     adapted.save_pretrained(tmp_path)
     config, params = load_qwen2(base)
@@ -124,13 +126,15 @@ def baichuan(material, tmp_path):
     return directory, peer
 
 
-@pytest.mark.parametrize(("rslora", "joined_alpha"), [(False, 15.0), (True, 5.0 * 3**0.5)])
-def test_an_adapter_of_baichuan_is_one_of_its_joined_matrix(baichuan, tmp_path, rslora, joined_alpha):
+@pytest.mark.parametrize(
+    ("options", "joined_alpha"), [({}, 15.0), ({"rslora": True}, 5.0 * 3**0.5), ({"dora": True}, 15.0)]
+)
+def test_an_adapter_of_baichuan_is_one_of_its_joined_matrix(baichuan, tmp_path, options, joined_alpha):
     """B A of the whole matrix is that of q, k and v, one below the other."""
     directory, peer = baichuan
     config, params = load_qwen2(directory)
     np.testing.assert_allclose(logits(config, {"params": params}), theirs(peer), atol=TOLERANCE)
-    own = LoraConfig(rank=3, alpha=5.0, dropout=0.0, rslora=rslora)
+    own = LoraConfig(rank=3, alpha=5.0, dropout=0.0, **options)
     lora = tiny.lora(params, own)
     save_adapter(tmp_path / "adapter", config, lora, own, "baichuan")
     said = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
@@ -152,6 +156,9 @@ def test_what_cannot_be_written_is_one_line_before_the_run(baichuan, tmp_path):
     directory, _ = baichuan
     with pytest.raises(UserError, match=r"type baichuan does not support full fine-tuning.*model\.tuning lora"):
         exported(directory, tmp_path, "full")
-    config = dataclasses.replace(config_from_directory(directory), model_type="chatglm")
+    config = config_from_directory(directory)
+    with pytest.raises(UserError, match=r"lora\.dora: W_pack of .* baichuan holds .* only q_proj, v_proj: match all"):
+        check_adapters(config, LoraConfig(targets="(q|v)_proj", dora=True))
+    config = dataclasses.replace(config, model_type="chatglm")
     with pytest.raises(UserError, match=r"type chatglm cannot be trained.*layout of transformers \(GLM-4-9B-hf"):
         load_adapter(tmp_path, config, {})

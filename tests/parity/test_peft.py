@@ -46,7 +46,8 @@ def torch_adapter(base, **options):
     generator = torch.Generator().manual_seed(3)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+            moved = torch.randn(parameter.shape, generator=generator) * 0.2
+            parameter.data = parameter.data * (1 + moved) if "magnitude" in name else moved
     return model
 
 
@@ -63,10 +64,12 @@ def our_logits(config, params, lora=None):
 
 
 def random_lora(params, config, key=7):
-    lora = init_lora(params, config, jax.random.key(key))
+    lora = init_lora(params, config, jax.random.key(key), params)
     leaves, structure = jax.tree.flatten(lora)
     keys = jax.random.split(jax.random.key(key), len(leaves))
-    return structure.unflatten([0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+    moved = [0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    # Of magnitudes, which are not zero, a part.
+    return structure.unflatten([x * (1 + d) if x.ndim == 2 else d for x, d in zip(leaves, moved, strict=True)])
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,8 @@ def random_lora(params, config, key=7):
         {"target_modules": ["self_attn.o_proj", "gate_proj"], "layers_to_transform": [1]},
         {"target_modules": "all-linear", "exclude_modules": ["k_proj"]},
         {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": []},
+        {"target_modules": "all-linear", "use_dora": True},
+        {"target_modules": ["q_proj", "down_proj"], "use_dora": True, "layers_to_transform": [1], "use_rslora": True},
     ],
 )
 def test_an_adapter_of_peft_gives_its_logits_here(base, tmp_path, options):
@@ -89,8 +94,8 @@ def test_an_adapter_of_peft_gives_its_logits_here(base, tmp_path, options):
     assert lora_config.dropout == options.get("lora_dropout", 0.0)
     expected = torch_logits(model)
     assert np.abs(expected - our_logits(config, params)).max() > 0.1
-    np.testing.assert_allclose(our_logits(config, params, scaled(lora, lora_config)), expected, atol=TOLERANCE)
-    assert jax.tree.structure(init_lora(params, lora_config, jax.random.key(0))) == jax.tree.structure(lora)
+    np.testing.assert_allclose(our_logits(config, params, scaled(lora, lora_config, params)), expected, atol=TOLERANCE)
+    assert jax.tree.structure(init_lora(params, lora_config, jax.random.key(0), params)) == jax.tree.structure(lora)
 
 
 LINEAR = LoraConfig().targets
@@ -114,7 +119,7 @@ def test_other_scales_and_ranks_give_the_logits_of_peft(base, tmp_path, rslora, 
     assert lora_config.rank == (7 if "rank_pattern" in names else 4)
     expected = torch_logits(model)
     assert np.abs(expected - our_logits(config, params)).max() > 0.1
-    np.testing.assert_allclose(our_logits(config, params, scaled(lora, lora_config)), expected, atol=TOLERANCE)
+    np.testing.assert_allclose(our_logits(config, params, scaled(lora, lora_config, params)), expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -136,45 +141,65 @@ def test_modules_saved_whole_take_the_place_of_the_bases(base, tmp_path, saved, 
     assert config.tie_word_embeddings == tied
     lora_config, lora, changed = load_peft(tmp_path / "adapter", params)
     expected = torch_logits(model)
-    assert np.abs(our_logits(config, params, scaled(lora, lora_config)) - expected).max() > 0.1
-    np.testing.assert_allclose(our_logits(config, changed, scaled(lora, lora_config)), expected, atol=TOLERANCE)
+    assert np.abs(our_logits(config, params, scaled(lora, lora_config, params)) - expected).max() > 0.1
+    np.testing.assert_allclose(our_logits(config, changed, scaled(lora, lora_config, params)), expected, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize(("targets", "rslora"), [(r"(q|v)_proj", False), (r"(q|v)_proj", True), (LINEAR, False)])
-def test_our_adapter_gives_our_logits_in_peft(base, tmp_path, targets, rslora):
+@pytest.mark.parametrize(
+    ("targets", "options"),
+    [
+        (r"(q|v)_proj", {}), (r"(q|v)_proj", {"rslora": True}), (LINEAR, {}), (LINEAR, {"dora": True}),
+        (r"(q|v)_proj", {"dora": True, "rslora": True}),
+    ],
+)  # fmt: skip
+def test_our_adapter_gives_our_logits_in_peft(base, tmp_path, targets, options):
     config, params = load_qwen2(base)
-    lora_config = LoraConfig(rank=3, alpha=5.0, dropout=0.1, targets=targets, rslora=rslora)
+    lora_config = LoraConfig(rank=3, alpha=5.0, dropout=0.1, targets=targets, **options)
     lora = random_lora(params, lora_config)
     save_peft(tmp_path / "adapter", lora, lora_config, str(base))
     model = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
     np.testing.assert_allclose(
-        torch_logits(model), our_logits(config, params, scaled(lora, lora_config)), atol=TOLERANCE
+        torch_logits(model), our_logits(config, params, scaled(lora, lora_config, params)), atol=TOLERANCE
     )
     again_config, again, _ = load_peft(tmp_path / "adapter", params)
     assert dataclasses.replace(again_config, targets=targets) == lora_config
     jax.tree.map(np.testing.assert_array_equal, again, lora)
 
 
-def test_merged_export_is_a_plain_model_with_our_logits(base, tmp_path):
+@pytest.mark.parametrize("dora", [False, True])
+def test_merged_export_is_a_plain_model_with_our_logits(base, tmp_path, dora):
     config, params = load_qwen2(base)
-    lora_config = LoraConfig(rank=3, alpha=5.0)
+    lora_config = LoraConfig(rank=3, alpha=5.0, dora=dora)
     lora = random_lora(params, lora_config)
     save_qwen2(tmp_path / "merged", config, merge(params, lora, lora_config), source=base)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     np.testing.assert_allclose(
-        torch_logits(model), our_logits(config, params, scaled(lora, lora_config)), atol=TOLERANCE
+        torch_logits(model), our_logits(config, params, scaled(lora, lora_config, params)), atol=TOLERANCE
     )
 
 
-def test_gradients_of_the_adapters_are_those_of_peft(base, tmp_path):
-    model = torch_adapter(base, target_modules="all-linear")
+def test_dora_begins_as_the_base_with_the_magnitudes_of_peft(base):
+    config, params = load_qwen2(base)
+    own = LoraConfig(rank=3, dora=True)
+    lora = init_lora(params, own, jax.random.key(0), params)
+    np.testing.assert_allclose(our_logits(config, params, scaled(lora, own, params)), our_logits(config, params), 1e-5)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["up_proj"], use_dora=True))
+    for layer in range(config.num_hidden_layers):
+        theirs = model.base_model.model.model.layers[layer].mlp.up_proj.lora_magnitude_vector["default"].weight
+        np.testing.assert_allclose(lora["layers"]["mlp"]["up_proj"]["magnitude"][layer], theirs.detach(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_gradients_of_the_adapters_are_those_of_peft(base, tmp_path, dora):
+    model = torch_adapter(base, target_modules="all-linear", use_dora=dora)
     model.save_pretrained(tmp_path)
     config, params = load_qwen2(base)
     lora_config, lora, _ = load_peft(tmp_path, params)
     targets = np.roll(IDS, -1, axis=1)
 
     def loss(lora):
-        variables = {"params": params, "lora": scaled(lora, lora_config)}
+        variables = {"params": params, "lora": scaled(lora, lora_config, params)}
         hidden, _ = Qwen2(config).apply(variables, jnp.asarray(IDS), POSITIONS, jnp.ones_like(POSITIONS))
         logp = token_logprobs(hidden, output_head(params), jnp.asarray(targets), chunk=8, head_trained=False)
         total = answer_loss(logp, jnp.asarray(WEIGHTS))
@@ -191,17 +216,19 @@ def test_gradients_of_the_adapters_are_those_of_peft(base, tmp_path):
     for path, gradient in flatten_dict(gradients).items():
         for layer in range(config.num_hidden_layers):
             module = ".".join(path[1:-1])
-            name = f"base_model.model.model.layers.{layer}.{module}.lora_{path[-1].upper()}.default.weight"
-            reference = theirs[name].numpy().T
+            kind = {"a": "A", "b": "B", "magnitude": "magnitude_vector"}[path[-1]]
+            reference = theirs[f"base_model.model.model.layers.{layer}.{module}.lora_{kind}.default.weight"].numpy().T
             assert np.abs(gradient[layer] - reference).max() <= TOLERANCE * np.abs(reference).max()
             compared += 1
-    assert compared == len(theirs) == 3 * 7 * 2
+    assert compared == len(theirs) == 3 * 7 * (3 if dora else 2)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_dora": True}, "use_dora"),
+        ({"use_dora": True}, r"q_proj.lora_magnitude_vector.* missing"),
+        ({"use_dora": 1}, "use_dora is 1, expected true or false"),
+        ({"lora_bias": True}, "lora_bias = True is neither LoRA nor DoRA"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"modules_to_save": ["lm_head"]}, "tensor base_model.model.lm_head.weight is missing"),
         ({"modules_to_save": ["score"]}, "modules_to_save is .* expected none, or lm_head and embed_tokens"),
