@@ -208,7 +208,7 @@ def test_a_config_that_is_no_object_is_refused(tmp_path, content) -> None:
         (
             "--epochs 2 --lora 4",
             "--lora: unknown option; there are --lora.rank, --lora.alpha, --lora.dropout, --lora.targets, "
-            "--lora.rslora",
+            "--lora.rslora, --lora.dora",
         ),
         ("stray --epochs 2", "stray: unknown argument"),
         ("--epochs 2 3", "--epochs: takes one value, found '3' after it"),

@@ -8,6 +8,7 @@ from tests.runs import retsta
 
 OPTIONS = {
     "lora__dropout": 0.0,  # under pmap each device has keys of its own
+    "lora__dora": True,  # whose norms are of whole columns, which a mesh splits
     "batch_size": 16,
     "micro_batch": 2,
     "max_steps": 2,
