@@ -16,6 +16,11 @@ COMMANDS = {
     "compare": Command(
         "which differences between systems hold", "A.jsonl B.jsonl ...", "common.report.compare_command:main"
     ),
+    "submission": Command(
+        "predictions as ReXrank or RadEval read them",
+        "FILE.jsonl --format rexrank|radeval --output FILE.json",
+        "common.data.submission_command:main",
+    ),
     "wordnet": Command("fetch WordNet, which METEOR needs", "", "common.metrics.wordnet:main", joins=False),
     "prepare": Command(
         "a data set of studies with images",

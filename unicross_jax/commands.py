@@ -98,15 +98,28 @@ def rexrank(arguments: list[str]) -> None:
     options = Parser(
         "unicross rexrank", description="Add a report (model_prediction) to each study of ReXrank's JSON file."
     )
-    options.add_argument("input", type=Path, metavar="INPUT.json", help="studies as ReXrank publishes them")
-    options.add_argument("output", type=Path, metavar="OUTPUT.json", help="file to write")
-    options.add_argument("images", type=Path, metavar="IMAGES", help="folder under which the images have their paths")
+    words = {
+        "input_json_file": ("INPUT.json", "studies as ReXrank publishes them"),
+        "save_json_file": ("OUTPUT.json", "file to write"),
+        "img_root_dir": ("IMAGES", "folder under which the images have their paths"),
+    }
+    for place, (name, (shown, does)) in enumerate(words.items()):
+        # ReXrank's first round gives three words, its second names them.
+        options.add_argument(f"--{name}", type=Path, metavar=shown, help=does)
+        options.add_argument(f"word{place}", type=Path, nargs="?", metavar=shown, help=f"the same, without --{name}")
     options.add_argument("--checkpoint", type=Path, required=True, help="run directory, or its model/")
     add_batch_size(options, "studies")
     chosen = options.parse_args(arguments)
     from unicross_jax.rexrank import report_studies
 
-    report_studies(chosen.input, chosen.output, chosen.images, chosen.checkpoint, chosen.batch_size)
+    given = [chosen.word0, chosen.word1, chosen.word2]
+    named = [getattr(chosen, name) for name in words]
+    if (None in given and None in named) or (given != [None] * 3 and named != [None] * 3):
+        raise UserError(
+            "unicross rexrank: expected INPUT.json OUTPUT.json IMAGES, or all of them by "
+            f"{', '.join(f'--{name}' for name in words)}"
+        )
+    report_studies(*(given if None in named else named), chosen.checkpoint, chosen.batch_size)
 
 
 def ablation(arguments: list[str]) -> None:

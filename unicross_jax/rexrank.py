@@ -1,11 +1,9 @@
 """`unicross rexrank INPUT.json OUTPUT.json IMAGES`: the inference entry that the ReXrank leaderboard calls.
 
-The input is ReXrank's: an object of studies by their ids, each with `image_path` (paths under IMAGES), `key_image_path`
-(the one for models of a single view) and `context` ("Indication: ... Comparison: ..."). The output is the same with
-`model_prediction` in each study (rexrank.ai, submission guideline).
+The guideline of its second round names them: `--input_json_file`, `--save_json_file`, `--img_root_dir`. The input is
+ReXrank's (`common.data.rexrank`); the output is the same with `model_prediction` in each study.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,23 +12,19 @@ import jax
 
 from common.data.images import Reading, resize_shorter
 from common.data.readers import ImageStudy
+from common.data.rexrank import add_predictions, indication_of, read_studies
 from common.data.summary import data_line, say_data
 from common.errors import UserError
 from common.generation.memory import halved, slot_memory
 from common.generation.processes import of_first
-from common.io.jsonl import check_row
 from common.io.locks import locked_file, owning
 from common.io.outputs import check_output
 from common.io.progress import counted
 from common.io.safetensors import write_json
 from common.io.terminal import printable, say
-from common.io.text import read_json_object
 from unicross_jax.report import generate_reports
 from unicross_jax.task import encode
 from unicross_jax.trained import load_trained
-
-STUDY = {"image_path": list}
-PREDICTION = "model_prediction"
 
 
 @owning("output", locked_file)
@@ -62,34 +56,13 @@ def report_studies(input_file: Path, output: Path, images: Path, checkpoint: Pat
         written = [report.text for report in counted(texts, len(examples), "reports")]
 
     def write() -> None:
-        pairs = zip(studies.items(), written, strict=True)
-        write_json(output, {name: {**study, PREDICTION: text} for (name, study), text in pairs})
+        write_json(output, add_predictions(studies, dict(zip(studies, written, strict=True)), output))
         say(f"predictions: {output}", error=True)
 
     of_first(write)
-
-
-def read_studies(file: Path) -> dict[str, dict[str, Any]]:
-    """The studies of ReXrank's file by their ids. Raises UserError naming what is wrong."""
-    studies = read_json_object(file)
-    if not studies:
-        raise UserError(f"{file}: holds no study; expected ReXrank's object of studies by their ids")
-    for name, study in studies.items():
-        where = f"{file}: study {printable(name)}"
-        check_row(study, STUDY, where)
-        if not study["image_path"] or not all(isinstance(path, str) for path in study["image_path"]):
-            raise UserError(f"{where}: image_path must list the paths of its images")
-        check_row({"key_image_path": "", "context": ""} | study, {"key_image_path": str, "context": str}, where)
-    return studies
 
 
 def images_of(study: Mapping[str, Any], folder: Path, views: int) -> list[Path]:
     """The images that a model of so many views sees: the key image first, then the others."""
     paths = list(dict.fromkeys(path for path in (study.get("key_image_path", ""), *study["image_path"]) if path))
     return [folder / path.lstrip("/") for path in paths[:views]]
-
-
-def indication_of(study: Mapping[str, Any]) -> str:
-    """The indication in a study's context."""
-    found = re.search(r"Indication:(.*?)(?:\bComparison:|$)", study.get("context", ""), re.DOTALL)
-    return " ".join(found[1].split()) if found else ""

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from common.data.images import encode_png
+from common.data.rexrank import indication_of, read_studies
 from common.errors import UserError
 from tests.unicross_jax.runs import unicross
 from unicross_jax.config import EMBEDDED_RUN
-from unicross_jax.rexrank import images_of, indication_of, read_studies
+from unicross_jax.rexrank import images_of
 
 # As ReXrank publishes IU X-ray (ReXRank_IUXray_valid.json), with the report shortened.
 STUDY = {
@@ -41,10 +42,12 @@ def published(tmp_path):
     return file, studies
 
 
-def test_every_study_gets_a_prediction_and_keeps_the_rest(published, tmp_path):
+@pytest.mark.parametrize("names", [("",) * 3, ("--input_json_file=", "--save_json_file=", "--img_root_dir=")])
+def test_every_study_gets_a_prediction_and_keeps_the_rest(published, tmp_path, names):
     file, studies = published
     output = tmp_path / "output.json"
-    assert unicross(["rexrank", str(file), str(output), str(tmp_path), "--checkpoint", str(EMBEDDED_RUN)]) == 0
+    words = [f"{name}{path}" for name, path in zip(names, (file, output, tmp_path), strict=True)]
+    assert unicross(["rexrank", *words, "--checkpoint", str(EMBEDDED_RUN)]) == 0
     found = json.loads(output.read_text("utf-8"))
     assert [*found] == [*studies]
     for name, study in found.items():
@@ -59,6 +62,13 @@ def test_the_key_image_comes_first_and_the_indication_without_the_comparison(tmp
     assert indication_of(STUDY) == "XXXX-year-old with nausea. Shortness of breath."
     assert indication_of({"context": "Indication: Cough"}) == "Cough"
     assert indication_of({"context": "Comparison: None."}) == indication_of({}) == ""
+    # As in the files of MIMIC-CXR and CheXpert Plus, and in the guideline's example.
+    assert (
+        indication_of({"context": "Age:50-60.Gender:M.Indication: ___ with fever.Comparison: ___."})
+        == "___ with fever."
+    )
+    assert indication_of({"context": "Age:77.0.Gender:F.Indication:nanComparison: None."}) == ""
+    assert indication_of({"context": "<context>Gender:M.Indication: Cough.</context>"}) == "Cough."
 
 
 @pytest.mark.parametrize(
@@ -92,3 +102,9 @@ def test_missing_images_are_said_before_anything_is_written(published, tmp_path,
     assert unicross(words) == 2
     assert "no such file, of study CXR2056_IM-0694-1001 (" in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("words", [["a", "b"], [], ["a", "b", "c", "--img_root_dir", "d"], ["--img_root_dir", "d"]])
+def test_all_three_paths_are_named_or_none(words, capsys):
+    assert unicross(["rexrank", *words, "--checkpoint", str(EMBEDDED_RUN)]) == 2
+    assert "expected INPUT.json OUTPUT.json IMAGES, or all of them by --input_json_file" in capsys.readouterr().err
