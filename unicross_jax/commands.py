@@ -119,7 +119,8 @@ def rexrank(arguments: list[str]) -> None:
             "unicross rexrank: expected INPUT.json OUTPUT.json IMAGES, or all of them by "
             f"{', '.join(f'--{name}' for name in words)}"
         )
-    report_studies(*(given if None in named else named), chosen.checkpoint, chosen.batch_size)
+    input_file, output, images = given if None in named else named
+    report_studies(input_file, output, images, chosen.checkpoint, chosen.batch_size)
 
 
 def ablation(arguments: list[str]) -> None:

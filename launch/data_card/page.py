@@ -44,7 +44,7 @@ class Cell(NamedTuple):
     """A share of reports, and the bar that shows it."""
 
     text: str
-    count: int
+    reports: int
     bar: Bar
 
 

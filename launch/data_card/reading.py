@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.data.builders import open_split
-from common.data.builders.layouts import LAYOUTS, OPTION_NEEDS, contrast_of, read_layout
+from common.data.builders.layouts import LAYOUTS, OPTION_LAYOUTS, contrast_of, read_layout
 from common.data.chexpert_plus import patient_of
 from common.data.images import Pixels, Reading
 from common.data.readers import ImageStudy, StudySplits
@@ -31,13 +31,12 @@ APART = ("mimic", "odir", "padchest")  # whose readers let no patient be in two 
 PIXELS = 320  # of a drawn picture
 ALL_VIEWS = 1_000_000
 
+ALSO_READ = {"columns": ("pairs",), "split": ("openi-codes",)}  # by layouts beside those of prepare
 NEEDS = (
     *(Needs(name, "layout", ("pairs",)) for name in FILES),
     Needs("source", "layout", (*LAYOUTS, "prepared", "openi-codes")),
     Needs("images", "layout", tuple(LAYOUTS)),
-    *(need._replace(reads=(*need.reads, *more.get(need.option, ()))) for more in (
-        {"columns": ("pairs",), "split": ("openi-codes",)},
-    ) for need in OPTION_NEEDS),
+    *(Needs(name, "layout", (*own, *ALSO_READ.get(name, ()))) for name, own in OPTION_LAYOUTS.items()),
     Needs("dicom_contrast", "layout", tuple(LAYOUTS)),
     Needs("labeler", "layout", tuple(name for name in (*LAYOUTS, "prepared", "phantom"))),
     Needs("labeler_tokenizer", "labeler", bool, "--labeler PATH"),
@@ -106,7 +105,8 @@ def _pairs(chosen: argparse.Namespace, quarantine: Quarantine) -> DataSet:
             raise UserError(f"--layout pairs also needs {' and '.join(missing)}; add it")
         files = list(named.values())
         columns = tuple(column for column in chosen.columns if not column.startswith(f"{PATIENT}="))
-        data = DataConfig("jsonl", columns=columns, **{name: str(file) for name, file in named.items()})
+        train, validation, test = map(str, files)
+        data = DataConfig("jsonl", columns=columns, train=train, validation=validation, test=test)
     found = load_splits(RetstaConfig(data=data), quarantine)._asdict()
     patients = _patients(files, chosen.columns) if chosen.layout == "pairs" else {}
     splits = {name: [_of_pair(pair) for pair in pairs] for name, pairs in found.items()}

@@ -1,7 +1,7 @@
 """The layouts that `medreport prepare` reads: one function for each, and which options belong to it."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -170,12 +170,13 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "odir": ("images",),
     "openi": ("images", "split"),
 }  # options that a layout cannot do without
-OPTION_NEEDS = (
-    Needs("columns", "layout", ("rows",)),
-    Needs("split", "layout", ("chexpert-plus", "openi")),
-    Needs("patients_apart", "layout", ("chexpert-plus",)),
-    Needs("sections", "layout", ("chexpert-plus", "mimic", "rows")),
-    Needs("reports", "layout", ("mimic",)),
-    Needs("maximum_images", "layout", ("ffa-ir", "rows")),
-    Needs("language", "layout", ("ffa-ir",)),
-)
+OPTION_LAYOUTS: Mapping[str, tuple[str, ...]] = {
+    "columns": ("rows",),
+    "split": ("chexpert-plus", "openi"),
+    "patients_apart": ("chexpert-plus",),
+    "sections": ("chexpert-plus", "mimic", "rows"),
+    "reports": ("mimic",),
+    "maximum_images": ("ffa-ir", "rows"),
+    "language": ("ffa-ir",),
+}  # layouts that read an option
+OPTION_NEEDS = tuple(Needs(name, "layout", layouts) for name, layouts in OPTION_LAYOUTS.items())
