@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from common.bounds import check_numbers
 from common.data.exported_tokenizer import exported_files, reading_note
-from common.data.qwen_images import check_processor
+from common.data.qwen_images import check_processor, processor_files
 from common.data.records import Quarantine
 from common.data.splits import Split
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
@@ -159,6 +159,7 @@ def export(config: RunConfig, base: Base, trainable: PyTree, frozen: PyTree, run
         whole["language"] = merge(whole["language"], adapters, config.lora)
     naming = naming_of(open_tensors(base.directory))
     files = exported_files(base.directory, base.tokenizer)
+    files |= processor_files(base.directory, base.config.vision)
     save_qwen2_vl(run_dir / "model", base.config, whole, source=base.directory, naming=naming, files=files)
     if jax.process_index() == 0 and (note := reading_note(run_dir / "model", base.tokenizer)):
         print(note, flush=True)

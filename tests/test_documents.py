@@ -16,8 +16,9 @@ from tests.pages_of_documents import PAGES, ROOT, Block, commands_of, inline_com
 
 OTHERS = (
     "source", "export", "echo", "eval", "cd", "mkdir", "tail", "bash", "sh", "curl", "ssh-add", "docker", "uv", "hf",
-    "tensorboard", "sbatch", "srun", "kubectl", "gcloud", "xpk", "sky", "green/bin/pip", "radgraph/bin/pip",
+    "tensorboard", "vllm", "sbatch", "srun", "kubectl", "gcloud", "xpk", "sky", "green/bin/pip", "radgraph/bin/pip",
 )  # fmt: skip
+ENGINES = ("sglang.launch_server",)  # modules of other environments
 CODE = re.compile(r"`((?:common|retsta_jax|unicross_jax|deer_jax|launch|tests|docs)/[\w./-]+)(?::(\w+))?`")
 NAMED = re.compile(r"`((?:common|retsta_jax|unicross_jax|deer_jax|launch)(?:\.\w+)+)`")
 
@@ -73,7 +74,7 @@ def parse(words: list[str]) -> None:
 def parse_python(rest: list[str]) -> None:
     """A script of the project, one that the page has written, a module, or a line of code."""
     if rest[0] == "-m":
-        assert importlib.util.find_spec(rest[1]) is not None, rest[1]
+        assert rest[1] in ENGINES or importlib.util.find_spec(rest[1]) is not None, rest[1]
     elif rest[0] == "-c":
         compile(rest[1], "-c", "exec")
     elif rest[0].startswith("docs/"):

@@ -20,6 +20,14 @@ CHATML = (
     "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>"
     "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif %}"
 )
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"  # of Qwen2-VL; its processor repeats the middle one
+# Contents of several parts, as engines that speak chat completions hand them over; other messages give `CHATML`.
+CHATML_IMAGES = CHATML.replace(
+    "{{ message['content'] }}",
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if 'image' in part or part['type'] in ('image', 'image_url') %}" + IMAGE + "{% else %}{{ part['text'] }}"
+    "{% endif %}{% endfor %}{% endif %}",
+)
 LINES = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{{ '\n' }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
@@ -129,7 +137,8 @@ def _has_template(directory: Path, fast: Any) -> bool:
 def _template(fast: Any, tokenizer: Tokenizer) -> str:
     """The template by which transformers makes the tokens of `Tokenizer.chat`; "" where none does."""
     marked = all(mark in fast.get_vocab() for mark in CHAT_MARKS)
-    template = CHATML if marked else LINES
+    sees = "<|image_pad|>" in fast.get_vocab()
+    template = (CHATML_IMAGES if sees else CHATML) if marked else LINES
     if tokenizer.bos_id is None:
         template = template.removeprefix("{{ bos_token }}")
     conversations: list[tuple[Sequence[dict[str, str]], bool]] = [(PROBE[:1], True), (PROBE, False), (PROBE, True)]

@@ -13,16 +13,39 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from common.bounds import FINITE
+from common.io.text import json_text
 from common.models.clip import CLIP_MEAN, CLIP_STD
 from common.models.published import read_entries
 from common.models.qwen2_vl_vision import VisionConfig
 
 FILES = ("preprocessor_config.json", "processor_config.json")
+PIXELS = 3136, 12_845_056  # of an image, at least and at most, in the published file
 
 
 def resize(image: UInt8[np.ndarray, "H W"], side: int) -> UInt8[np.ndarray, "side side"]:
     """The image as a square, bicubic with antialiasing (Pillow)."""
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def processor_files(directory: str | Path, vision: VisionConfig) -> dict[str, str]:
+    """The published file of an image processor that makes the patches of `grey_patches`, where a model has none.
+
+    Engines that serve an export read it; images between 56 x 56 and 3,584 x 3,584 pixels keep their size.
+    """
+    if any((Path(directory) / name).is_file() for name in FILES):
+        return {}
+    values = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+        "min_pixels": PIXELS[0],
+        "max_pixels": PIXELS[1],
+    }
+    return {FILES[0]: json_text(values, FILES[0], 2) + "\n"}
 
 
 def check_processor(directory: str | Path, vision: VisionConfig) -> None:
