@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from common.clinical.external import Scorer, check_programs, parse_scorers, run_scorers
+from common.clinical.external import NOT_GIVEN, Scorer, check_programs, parse_scorers, run_scorers
 from common.clinical.labeler import load_labeler, replicate, texts_line
 from common.clinical.report_labeler import Labelled, ReportLabeler, label_lists
 from common.clinical.score_command import LANGUAGE_HELP
@@ -93,7 +93,11 @@ def evaluate_file(chosen: argparse.Namespace) -> None:
     def write() -> None:
         result = score_reports(rows, read, chosen.language, scorers)
         for name, reason in result["notes"].items():
-            say(f"note: {name}: {reason}", error=True)
+            if not reason.startswith(NOT_GIVEN):
+                say(f"note: {name}: {reason}", error=True)
+        if missing := [name for name, reason in result["notes"].items() if reason.startswith(NOT_GIVEN)]:
+            names = ", ".join(missing)
+            say(f"note: scorers not given: {names}; the result's notes say how to install each", error=True)
         if chosen.output is not None:
             write_json(chosen.output, rounded(result))
         print(json_text(rounded(result), "deer evaluate", indent=2))
@@ -131,7 +135,7 @@ def evaluate_predictions(
 ) -> dict[str, Any]:
     """The object that the command prints, of rows with "id", "prediction" and "reference".
 
-    A scorer that fails, and GREEN and RadGraph where they are not given, are None under their names, with the reason in
+    A scorer that fails, and the known ones that are not given, are None under their names, with the reason in
     the notes. Raises UserError for a labeler whose labels are not CheXbert's.
     """
     return score_reports(rows, read_reports(rows, labeler, language), language, scorers)

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -23,7 +23,7 @@ from common.io.jsonl import read_jsonl, write_rows
 from common.io.terminal import printable
 
 SCORERS = Path(__file__).parent / "scorers"
-KNOWN = {"green": SCORERS / "green_rows.py", "radgraph": SCORERS / "radgraph_rows.py"}
+NOT_GIVEN = "not given; "  # how the reason begins of a known scorer that nobody asked for
 
 GIVEN = ("id", "prediction", "reference", "language")
 LARGEST = float(np.finfo(np.float32).max)  # of a score: sums and means of larger ones would not be finite
@@ -33,6 +33,30 @@ RESERVED = (
 )
 
 Scores = dict[str, Float[np.ndarray, " N"]]
+
+
+class Known(NamedTuple):
+    """A public scorer: its file in `scorers`, whose --help says how it is used, and what pip installs for it."""
+
+    script: str
+    packages: str
+
+    @property
+    def absence(self) -> str:
+        """Why it is absent where it was not given, and how to get it."""
+        return f"{NOT_GIVEN}pip install {self.packages}, then {SCORERS / self.script} --help"
+
+
+_RADEVAL = Known("radeval_rows.py", 'RadEval==2.2.1 "scikit-learn<1.9" "numpy<2"')
+KNOWN = {
+    "green": Known("green_rows.py", "green_score==0.0.12"),
+    "radgraph": Known("radgraph_rows.py", 'radgraph==0.1.18 "transformers<5"'),
+    "bertscore": Known("bertscore_rows.py", 'bert-score==0.3.13 "transformers<5"'),
+    "ratescore": Known("ratescore_rows.py", 'RaTEScore==0.6.0 medspacy "numpy<2" torch transformers pandas tiktoken'),
+    "radeval": _RADEVAL,
+    "radcliq": _RADEVAL,
+    "sembscore": _RADEVAL,
+}
 
 
 @dataclass(frozen=True)
@@ -83,8 +107,8 @@ def run_scorers(
     """
     scores: dict[str, Scores] = {}
     absent = {
-        name: f"no scorer of this name was given; {script} is a command for it"
-        for name, script in KNOWN.items()
+        name: known.absence
+        for name, known in KNOWN.items()
         if not any(scorer.name.lower().startswith(name) for scorer in scorers)
     }
     for scorer in scorers:

@@ -78,10 +78,18 @@ def test_one_scorer_that_fails_takes_no_other_with_it():
     good = Scorer("GREEN-7b", scorer(LENGTHS.replace("SOURCE", "sys.stdin")).command)
     scores, absent = run_scorers([scorer("raise SystemExit(1)"), good], ROWS)
     assert set(scores) == {"GREEN-7b"}
-    assert set(absent) == {"mine", "radgraph"}
+    assert set(absent) == {"mine", *KNOWN} - {"green"}
     assert "exited with status 1" in absent["mine"]
-    assert str(KNOWN["radgraph"]) in absent["radgraph"]
-    assert set(run_scorers([], ROWS)[1]) == {"green", "radgraph"}
+    assert absent["radgraph"].startswith('not given; pip install radgraph==0.1.18 "transformers<5", then /')
+    assert set(run_scorers([], ROWS)[1]) == set(KNOWN)
+
+
+def test_each_known_scorer_says_in_its_help_what_to_install():
+    for known in KNOWN.values():
+        done = subprocess.run(
+            [sys.executable, str(SCORERS / known.script), "--help"], capture_output=True, text=True, check=True
+        )
+        assert f"pip install {known.packages}" in done.stdout
 
 
 def test_commands_are_split_as_a_shell_would_and_run_without_one():
@@ -187,6 +195,117 @@ def test_the_green_command_is_matched_over_matched_and_errors(tmp_path):
         7: {"GREEN": 0.0, "matched": 0, "significant_errors": 3, "unreadable": 1.0},
         8: {"GREEN": 0.25, "matched": 1, "significant_errors": 3, "unreadable": 0.0},
     }
+
+
+BERTSCORE = """
+class Tokenizer:
+    model_max_length = 10**30
+
+class Column(list):
+    def tolist(self):
+        return list(self)
+
+class BERTScorer:
+    def __init__(self, model_type, num_layers, batch_size, idf, idf_sents, device, lang, rescale_with_baseline,
+                 baseline_path):
+        assert (num_layers, idf, device, rescale_with_baseline) == (5, True, "cpu", True)
+        assert baseline_path.endswith("rescale_baseline/en/distilroberta-base.tsv")
+        assert len(idf_sents) == 3
+        self._tokenizer = Tokenizer()
+        print("loading", model_type)
+
+    def score(self, cands, refs, batch_size):
+        assert self._tokenizer.model_max_length == 512
+        assert all(text.strip() for text in [*cands, *refs])
+        equal = [float(cand == ref) for cand, ref in zip(cands, refs)]
+        return Column(equal), Column(equal), Column(value / 2 for value in equal)
+"""
+
+
+def test_the_bertscore_command_knows_the_layer_and_the_baseline_of_a_name(tmp_path):
+    package = tmp_path / "bert_score"
+    (package / "rescale_baseline" / "en").mkdir(parents=True)
+    (package / "rescale_baseline" / "en" / "distilroberta-base.tsv").write_text("")
+    (package / "__init__.py").write_text(BERTSCORE)
+    (package / "utils.py").write_text("model2layers = {'distilroberta-base': 5}")
+    (tmp_path / "config.json").write_text("{}")
+    options = ("--model", str(tmp_path), "--rescale", "--idf", "--cpu")
+    done = run_script("bertscore_rows.py", tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    scores = {row["id"]: row["scores"] for row in map(json.loads, done.stdout.splitlines())}
+    assert scores[8] == {"precision": 1.0, "recall": 1.0, "F1": 0.5}
+    assert scores["a"] == scores[7] == {"precision": 0.0, "recall": 0.0, "F1": 0.0}
+    done = run_script("bertscore_rows.py", tmp_path, *options, "--name", "mine")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "knows no layer for it; give it with --layer" in done.stderr
+
+
+RATESCORE = """
+import os
+
+class RaTEScore:
+    def __init__(self, bert_model, eval_model, batch_size, use_gpu, affinity_matrix):
+        assert (use_gpu, affinity_matrix, os.environ["LOGURU_LEVEL"]) == (False, "long", "ERROR")
+        print("loading", bert_model, eval_model)
+
+    def compute_score(self, candidates, references):
+        assert all(text.strip() for text in [*candidates, *references])
+        return [int(candidate == reference) for candidate, reference in zip(candidates, references)]
+"""
+
+
+def test_the_ratescore_command_keeps_reports_without_a_sentence_apart(tmp_path):
+    package = tmp_path / "RaTEScore"
+    package.mkdir()
+    (package / "__init__.py").write_text(RATESCORE)
+    (package / "utils.py").write_text("def sentence_split(texts): return [t for t in texts if t.strip()], []")
+    (tmp_path / "config.json").write_text("{}")
+    done = run_script("ratescore_rows.py", tmp_path, "--entities", str(tmp_path), "--synonyms", str(tmp_path), "--cpu")
+    assert done.returncode == 0, done.stderr
+    scores = {row["id"]: row["scores"]["RaTEScore"] for row in map(json.loads, done.stdout.splitlines())}
+    assert scores == {"a": 0.0, 7: 0.5, 8: 1.0}
+
+
+RADEVAL = """
+import os
+from pathlib import Path
+
+class RadEval:
+    def __init__(self, metrics, per_sample, show_progress):
+        import nltk
+        assert (metrics, per_sample, nltk.download("punkt_tab")) == (["bleu", "bertscore"], True, False)
+        hub = Path(os.environ["HF_HOME"], "hub", "models--distilbert-base-uncased")
+        revision = (hub / "refs" / "main").read_text()
+        assert (hub / "snapshots" / revision / "config.json").read_text() == "{}"
+        assert os.environ["HF_HUB_OFFLINE"] == "1"
+        print("Computing")
+
+    def __call__(self, refs, hyps):
+        return {"bleu": [0.5] * len(refs), "bertscore": [1] * (len(refs) - SHORT)}
+"""
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_the_radeval_command_shows_models_by_their_names(tmp_path, short):
+    (tmp_path / "radeval").mkdir()
+    (tmp_path / "radeval" / "__init__.py").write_text(RADEVAL.replace("SHORT", str(short)))
+    (tmp_path / "nltk.py").write_text("download = None")
+    (tmp_path / "torch.py").write_text("class cuda:\n    is_available = lambda: False")
+    (tmp_path / "config.json").write_text("{}")
+    metrics = ("--metrics", "bleu", "bertscore")
+    done = run_script("radeval_rows.py", tmp_path, *metrics, "--model", f"distilbert-base-uncased={tmp_path}")
+    if short:
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "bertscore: the package gave 2 values for 3 reports" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        scores = [row["scores"] for row in map(json.loads, done.stdout.splitlines())]
+        assert scores == [{"bleu": 0.5, "bertscore": 1}] * 3
+    done = run_script("radeval_rows.py", tmp_path, *metrics)
+    assert done.returncode == 2
+    assert "bertscore needs config.json of distilbert-base-uncased: hf download" in done.stderr
+    done = run_script("radeval_rows.py", tmp_path, "--metrics", "radcliq", "--model", f"bert-base-uncased={tmp_path}")
+    assert "radcliq needs chexbert.pth of StanfordAIMI/RRG_scorers" in done.stderr
 
 
 @pytest.mark.parametrize("script", ["radgraph_rows.py", "green_rows.py"])

@@ -191,7 +191,8 @@ def test_the_command_prints_one_object_with_the_scores_of_scorers(files, tmp_pat
     assert "exited with status 4" in result["notes"]["other"]
     assert "radgraph" not in result["notes"]
     assert "note: other: " in printed.err
-    assert "note: green: no scorer of this name was given" in printed.err
+    assert "note: scorers not given: green, bertscore, ratescore, " in printed.err
+    assert result["notes"]["green"].startswith("not given; pip install green_score")
 
 
 def test_a_labeler_in_one_file_needs_no_option_where_its_vocabulary_is_beside_it(files, tmp_path, capsys):

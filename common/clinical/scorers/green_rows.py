@@ -1,5 +1,7 @@
 """GREEN of reports, by the public package `green_score` (made with 0.0.12) in an environment of its own.
 
+    python3.12 -m venv green && green/bin/pip install green_score==0.0.12
+
 Needs that package alone. Rows `{"id", "prediction", "reference"}` on standard input, rows `{"id", "scores"}` on
 standard output, with the scores
 

@@ -1,5 +1,7 @@
 """RadGraph F1 of reports, by the public package `radgraph` (made with 0.1.18) in an environment of its own.
 
+    python3.11 -m venv radgraph && radgraph/bin/pip install radgraph==0.1.18 "transformers<5"
+
 Needs that package alone. Rows `{"id", "prediction", "reference"}` on standard input, rows `{"id", "scores"}` on
 standard output. The scores are F1 over what the model finds in both reports, by level:
 
