@@ -17,8 +17,8 @@ COMMANDS = {
         "which differences between systems hold", "A.jsonl B.jsonl ...", "common.report.compare_command:main"
     ),
     "submission": Command(
-        "predictions as ReXrank or RadEval read them",
-        "FILE.jsonl --format rexrank|radeval --output FILE.json",
+        "predictions as a leaderboard reads them",
+        "FILE.jsonl --format rexrank --output FILE",
         "common.data.submission_command:main",
     ),
     "wordnet": Command("fetch WordNet, which METEOR needs", "", "common.metrics.wordnet:main", joins=False),
@@ -28,7 +28,7 @@ COMMANDS = {
         "common.data.builders.command:main",
     ),
     "data": Command(
-        "a card of a data set", "show --layout NAME --source PATH --output FILE.html", "launch.data_card.command:main"
+        "a card of a data set", "show --layout NAME --source PATH --output FILE", "launch.data_card.command:main"
     ),
     "phantoms": Command("a sheet of drawn radiographs", "--sheet FILE.png", "common.phantoms.phantom:main"),
     "app": Command("all systems on a local page", "[--retsta DIR]", "launch.app.command:main", joins=False),
