@@ -34,6 +34,7 @@ from unicross_jax.evaluate import (
     scores_record,
     scoring_labeler,
 )
+from unicross_jax.nearest import EMBEDDINGS
 from unicross_jax.train import train_run
 from unicross_jax.trained import load_trained
 
@@ -98,7 +99,8 @@ def run_ablation(
         if systems is None:
             say(f"{run_dir}")
             train_run(chosen, run_dir)
-            systems = evaluate_run(run_dir, labeler=labeler, labeler_tokenizer=labeler_tokenizer)
+            named = {"labeler": labeler, "labeler_tokenizer": labeler_tokenizer}
+            systems = evaluate_run(run_dir, **named, embeddings=directory / EMBEDDINGS)
         table.setdefault(name, []).append(systems[MODEL])
         if name == variants[0] and seed == seeds[0]:
             table |= {baseline: [systems[baseline]] for baseline in (NEAREST, CONSTANT)}

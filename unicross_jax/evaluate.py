@@ -7,15 +7,11 @@ against whole references, and against references cut as published figures cut th
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
 
 from common.clinical.labeler import load_labeler, replicate
 from common.clinical.report_labeler import ReportLabeler, check_findings
@@ -38,7 +34,6 @@ from common.generation.draft_option import Draft
 from common.generation.memory import halved, slot_memory, without_drafts
 from common.generation.processes import of_first
 from common.io.fingerprints import data_record, fingerprint
-from common.io.finite import check_finite, precision_remedy
 from common.io.jsonl import write_rows
 from common.io.locks import locked_run, owning
 from common.io.numbers import interval_text, rounded, score_text
@@ -49,7 +44,6 @@ from common.io.terminal import say
 from common.metrics.baselines import constant_reports
 from common.metrics.text import evaluate_texts, one_line, warn_of_absent
 from common.metrics.tokenize import unread_note
-from common.models.clip import ModifiedResNet, normalise
 from common.options import check_options, flag
 from common.phantoms.source import draw_again
 from common.report.environment import environment
@@ -59,7 +53,8 @@ from common.report.page import REPORT_FILE, Page, reproducible, save_run_page
 from common.report.page import Example as Shown
 from common.training.logs import METRICS_FILE, read_metrics
 from unicross_jax.config import NEEDS, PRESETS, RunConfig
-from unicross_jax.data import Example, evaluation_crop, read_splits, unknown_words
+from unicross_jax.data import Example, read_splits, unknown_words
+from unicross_jax.nearest import EMBEDDINGS, nearest_reports
 from unicross_jax.report import Written, attention_of, draft_table, generate_reports
 from unicross_jax.task import encode
 from unicross_jax.trained import Trained, initial_directory, load_initial, load_trained
@@ -71,8 +66,6 @@ TITLES = {"findings/F1": "F1 over the findings that reports state", "promptmrg/F
 MADE_FROM = "made_from"  # in metrics.json
 OUTPUTS = ("evaluation_quarantine.jsonl", "predictions.jsonl", "metrics.json", REPORT_FILE)  # of a run directory
 SHOWN, SHOWN_SIDE = 12, 256  # examples on the page; pixels of their images, at least where they can be drawn
-EMBEDDED_AT_ONCE = 64  # images
-SMALLEST = 1e-30  # length that a vector is divided by: one of zeros stays so, and is like no other
 
 
 @owning("run_dir", locked_run)
@@ -85,13 +78,15 @@ def evaluate_run(
     labeler: str = "",
     labeler_tokenizer: str = "",
     draft: Draft = "auto",
+    embeddings: Path | None = None,
     **decoding: Any,
 ) -> dict[str, Scores]:
     """Score a run on its test or validation split; writes predictions.jsonl, metrics.json and report.html there.
 
     `limit` studies at most, if positive; `batch_size` of them at a time on each device. `labeler` and
     `labeler_tokenizer` are as for `scoring_labeler`. `decoding`: beams and length_penalty where not those of the
-    config; `draft` changes the time alone. With several processes, each writes a share of the reports and the first one
+    config; `draft` changes the time alone. `embeddings` is where those of training images are kept, by default in the
+    run directory (`unicross_jax.nearest`). With several processes, each writes a share of the reports and the first one
     the files. Returns scores by system. Raises UserError.
     """
     history = read_metrics(run_dir / METRICS_FILE)
@@ -125,13 +120,14 @@ def evaluate_run(
     with slot_memory(fewer, without_drafts(table is not None)):
         written = list(counted(texts, len(examples), "reports"))
         before = before_training(trained, held_out, batch_size)
+    nearest = nearest_reports(trained, train, held_out, embeddings or run_dir / EMBEDDINGS)
 
     def save_scores() -> dict[str, Scores]:
         outputs = (
             {MODEL: [report.text for report in written]}
             | before
             | {
-                NEAREST: nearest_reports(trained, train, held_out),
+                NEAREST: nearest,
                 CONSTANT: constant_reports(
                     [study.report for study in train.studies],
                     [study.language for study in train.studies],
@@ -280,36 +276,6 @@ def first(split: Split, limit: int) -> Split:
     if not count:
         raise UserError("no study to evaluate")
     return Split(split.studies[:count], split.images)
-
-
-def nearest_reports(trained: Trained, train: Split, held_out: Split) -> list[str]:
-    """For each study the report of the training study with the largest cosine of CLIP's image embeddings."""
-    known, asked = embedded(trained, train), embedded(trained, held_out)
-    return [train.studies[index].report for index in np.asarray((asked @ known.T).argmax(1))]
-
-
-def embedded(trained: Trained, split: Split) -> Float[np.ndarray, "N E"]:
-    """The mean over a study's views of CLIP's image embeddings, each of length 1."""
-    clip, params = trained.task.model.clip, trained.task.frozen["clip"]["visual"]
-    view = evaluation_crop(trained.config.data, clip.image_size)
-
-    @jax.jit
-    def embed(images: Array) -> Array:
-        found: Any = ModifiedResNet(clip).apply({"params": params}, normalise(images))
-        found = found.astype(jnp.float32)
-        return found / jnp.maximum(jnp.linalg.norm(found, axis=-1, keepdims=True), SMALLEST)
-
-    sums = np.zeros((len(split.studies), clip.embed_dim), np.float32)
-    each = ((index, view(image)) for index in range(len(sums)) for image in split.images[index])  # read as needed
-    while batch := list(itertools.islice(each, EMBEDDED_AT_ONCE)):
-        stacked = np.zeros((EMBEDDED_AT_ONCE, *batch[0][1].shape), np.uint8)
-        stacked[: len(batch)] = [image for _, image in batch]
-        np.add.at(sums, [index for index, _ in batch], np.asarray(embed(stacked))[: len(batch)])
-    ids = [study.id for study in split.studies]
-    check_finite(
-        np.asarray(np.isfinite(sums).all(-1)), ids, "CLIP's embeddings of its images", precision_remedy(clip.dtype)
-    )
-    return sums / np.maximum(np.linalg.norm(sums, axis=-1, keepdims=True), SMALLEST)
 
 
 def page(
