@@ -99,8 +99,9 @@ def run_ablation(
         if systems is None:
             say(f"{run_dir}")
             train_run(chosen, run_dir)
-            named = {"labeler": labeler, "labeler_tokenizer": labeler_tokenizer}
-            systems = evaluate_run(run_dir, **named, embeddings=directory / EMBEDDINGS)
+            systems = evaluate_run(
+                run_dir, labeler=labeler, labeler_tokenizer=labeler_tokenizer, embeddings=directory / EMBEDDINGS
+            )
         table.setdefault(name, []).append(systems[MODEL])
         if name == variants[0] and seed == seeds[0]:
             table |= {baseline: [systems[baseline]] for baseline in (NEAREST, CONSTANT)}
