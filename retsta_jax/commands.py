@@ -4,6 +4,7 @@ from pathlib import Path
 
 from common.config import remove_run
 from common.config_options import add_batch_size, evaluation_parser, preset_parser, read_preset_options
+from common.endpoint import add_endpoint_options
 from common.errors import Parser
 from common.generation.draft_option import add_draft
 from common.io.locks import locked_by_first
@@ -39,7 +40,9 @@ def evaluate(arguments: list[str]) -> None:
 def standardize(arguments: list[str]) -> None:
     """Rewrite the reports of a file or of standard input."""
     options = Parser(
-        "retsta standardize", description="Rewrite reports in standard form, as JSONL rows {id, standard, complete}."
+        "retsta standardize",
+        description="Rewrite reports in standard form, as JSONL rows {id, standard, complete}. With --endpoint an "
+        "engine that serves what the run exported is asked, and no weights are read here.",
     )
     options.add_argument(
         "source", help='JSONL or Parquet rows {"id", "report"}, or text with one report per line; "-": standard input'
@@ -49,10 +52,16 @@ def standardize(arguments: list[str]) -> None:
     add_columns(options)
     add_batch_size(options, "reports")
     add_draft(options, "prompt", "reports", "all")
+    add_endpoint_options(options)
     chosen = options.parse_args(arguments)
-    from retsta_jax.standardize import standardize_file
+    from retsta_jax.endpoint_standardizer import run_endpoint
+    from retsta_jax.standardize_file import standardize_file
 
-    standardize_file(chosen.run_dir, chosen.source, chosen.output, chosen.batch_size, chosen.draft, chosen.columns)
+    output: Path | None = chosen.output
+    cache = None if output is None else output.with_name(f"{output.stem}.answers.sqlite")
+    endpoint = run_endpoint(chosen, arguments, "retsta standardize", cache)
+    drafts = chosen.draft, chosen.columns
+    standardize_file(chosen.run_dir, chosen.source, output, chosen.batch_size, *drafts, endpoint)
 
 
 def demo(arguments: list[str]) -> None:

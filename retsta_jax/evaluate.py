@@ -38,7 +38,8 @@ from retsta_jax.config import NEEDS, PRESETS, RetstaConfig, scored_as
 from retsta_jax.corpus.split_distance import distance_between, distance_table
 from retsta_jax.data import load_splits, splits_line
 from retsta_jax.finding_marks import report_marks
-from retsta_jax.standardize import Trained, draft_table, load_trained, standardize, unusable
+from retsta_jax.readable import unusable
+from retsta_jax.standardize import Trained, draft_table, load_trained, standardize
 from retsta_jax.stated import recognised, stated, stated_in_standard_form
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.terms import SHIPPED, Terminology
@@ -146,7 +147,7 @@ def save_scores(
 
 def usable(trained: Trained, pairs: Sequence[ReportPair]) -> tuple[list[ReportPair], Quarantine]:
     """The pairs whose report the model can read, and the others by id and reason."""
-    found = list(zip(pairs, unusable(trained, sources(pairs)), strict=True))
+    found = list(zip(pairs, unusable(trained.encoder, sources(pairs)), strict=True))
     quarantine = Quarantine([(pair.id, reason) for pair, reason in found if reason])
     return [pair for pair, reason in found if not reason], quarantine
 

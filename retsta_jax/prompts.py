@@ -6,9 +6,14 @@ from common.data.records import ReportPair
 from common.data.tokenizers import Tokenizer
 
 
+def prompt_text(instruction: str, source: str) -> str:
+    """The report after the instruction: the turn of the user."""
+    return f"{instruction}\n\n{source}"
+
+
 def prompt_tokens(tokenizer: Tokenizer, instruction: str, source: str) -> list[int]:
-    """The report after the instruction, as one turn of the user, ready for the assistant's answer."""
-    return tokenizer.chat([{"role": "user", "content": f"{instruction}\n\n{source}"}])
+    """`prompt_text` as one turn of the user, ready for the assistant's answer."""
+    return tokenizer.chat([{"role": "user", "content": prompt_text(instruction, source)}])
 
 
 def encode_pairs(

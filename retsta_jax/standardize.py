@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from common.config import read_config
 from common.data.cleaning import clean_report
-from common.data.summary import already, data_line, say_data, unknown_share
 from common.data.tokenizers import Tokenizer
 from common.errors import UserError
 from common.generation.draft_option import Draft
@@ -18,14 +17,11 @@ from common.generation.draft_sources import DRAFT_TOKENS, draft_sources, load_ta
 from common.generation.drafts import Table
 from common.generation.generate import BATCHES_AT_ONCE, generate_rows, qwen2_slots
 from common.generation.memory import halved, slot_memory, without_drafts
-from common.generation.processes import in_parts, of_first, over_processes, writer_of_first
+from common.generation.processes import in_parts, over_processes
 from common.generation.settings import DecodeSettings
 from common.io.fingerprints import DIGITS, fingerprint, model_record
 from common.io.finite import check_finite, precision_remedy
-from common.io.locks import locked_file, owning, warn_of_writer
-from common.io.resumable import claim_output, rows_done
-from common.io.rows import Columns
-from common.models.qwen2_weights import max_positions
+from common.io.locks import warn_of_writer
 from common.training.checkpoint import has_checkpoints, open_checkpoints, restore_trainable
 from common.training.parallel import DeviceLayout, MeshConfig, all_row_shards, generation_layout
 from common.training.run import base_weights
@@ -34,12 +30,10 @@ from common.types import PyTree
 from retsta_jax.config import RetstaConfig
 from retsta_jax.expected import expected_texts
 from retsta_jax.prompts import prompt_tokens
-from retsta_jax.reports import read_reports
+from retsta_jax.readable import PromptEncoder
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.terms import SHIPPED
 from retsta_jax.train import Base, base_directory, initial_trees, load_base
-
-MOST_POSITIONS = 32_768  # that Qwen2.5 was trained on; for a base whose config.json does not say
 
 
 class Trained(NamedTuple):
@@ -51,6 +45,11 @@ class Trained(NamedTuple):
     frozen: PyTree
     step: int
     layout: DeviceLayout
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """What makes its prompts."""
+        return PromptEncoder(self.config, self.base.directory, self.base.tokenizer)
 
     @property
     def variables(self) -> PyTree:
@@ -166,38 +165,6 @@ def draft_table(trained: Trained, run_dir: Path, draft: Draft) -> Table | None:
     return load_table(run_dir, trained.base.tokenizer, trained.base.config.vocab_size)
 
 
-@owning("output", locked_file)
-def standardize_file(
-    run_dir: Path, source: str, output: Path | None, batch_size: int, draft: Draft = "auto", columns: Columns = ()
-) -> None:
-    """Standardize the reports of a file, or of standard input ("-"), into rows {"id", "standard", "complete"}.
-
-    Rows are {"id", "report"}, of JSONL or a table (`common.io.rows`); plain text holds one report per line, and its ids
-    are the line numbers. Rows that `output` has already are kept and the rest is done. With several processes, each
-    standardizes a share of the reports, and the first one reads and writes the files. Raises UserError.
-    """
-    reports = [(id_, report) for id_, report in of_first(lambda: read_reports(source, columns))]
-    if output is not None and output.exists() and source != "-" and output.samefile(source):
-        raise UserError(f"{output}: is the file of the reports; choose another --output")
-    keys: dict[str, Any] = {"standard": str, "complete": bool}
-    ids, texts = zip(*reports, strict=True)
-    done = of_first(lambda: 0 if output is None else rows_done(output, ids, keys))
-    rest = reports[done:]
-    trained = load_trained(run_dir)
-    check_usable(trained, rest, source)
-    table = draft_table(trained, run_dir, draft) if rest else None
-    say_data(reports_line(trained, source, texts, done), rows_on_stdout=True)
-    if output is not None:
-        of_first(lambda: claim_output(output, made_with(trained), texts))
-    if not rest:
-        return
-    own = texts[done:], batch_size, ids[done:], draft, table
-    results = standardize(trained, trained.variables, *own, together=True)
-    with writer_of_first(output) as write:
-        for (id_, _), result in zip(rest, results, strict=True):
-            write({"id": id_, "standard": result.text, "complete": result.complete})
-
-
 def made_with(trained: Trained) -> dict[str, Any]:
     """What decides the standard form of a report, by content."""
     config = trained.config
@@ -209,37 +176,3 @@ def made_with(trained: Trained) -> dict[str, Any]:
         **{name: getattr(config.model, name) for name in ("tuning", "dtype", "param_dtype")},
         **{name: getattr(config, name) for name in ("instruction", "max_new_tokens")},
     }
-
-
-def reports_line(trained: Trained, source: str, reports: Sequence[str], done: int) -> str:
-    """The line that names the reports of a file, of which `done` are standardized already."""
-    tokenizer = trained.base.tokenizer
-    unknown = unknown_share(tokenizer, (tokenizer.encode(clean_report(report)) for report in reports))
-    name = "standard input" if source == "-" else source
-    return data_line(
-        [name], "reports, cleaning lossless", {"reports": len(reports)}, unknown=unknown, notes=already(done)
-    )
-
-
-def unusable(trained: Trained, reports: Sequence[str]) -> list[str]:
-    """Why each report cannot be standardized, "" where it can: it has no text, or leaves no room for an answer."""
-    limit = (max_positions(trained.base.directory) or MOST_POSITIONS) - trained.config.max_new_tokens
-
-    def reason(report: str) -> str:
-        text = clean_report(report)
-        if not text:
-            return "no report text"
-        length = len(prompt_tokens(trained.base.tokenizer, trained.config.instruction, text))
-        return f"longer than {limit} tokens with its instruction" if length > limit else ""
-
-    return [reason(report) for report in reports]
-
-
-def check_usable(trained: Trained, reports: Sequence[tuple[str | int, str]], where: str) -> None:
-    """Raise UserError naming the first of the (id, report) that cannot be standardized."""
-    for (id_, _), reason in zip(reports, unusable(trained, [report for _, report in reports]), strict=True):
-        if reason:
-            raise UserError(
-                f"{where}: report {id_!r}: {reason}; the model needs the rest of its max_position_embeddings for "
-                f"{trained.config.max_new_tokens} new tokens (max_new_tokens); shorten the report or leave it out"
-            )

@@ -57,7 +57,7 @@ class Request:
     messages: tuple[Message, ...]
     answer_characters: int | None = None  # expected, for the estimate of cost alone; None: as long as allowed
     sampled: Sampled | None = None
-    may_be_empty: bool = False  # whether an answer that ends at once is one
+    may_be_empty: bool = False  # whether an answer that ends at once, or has marks alone that are not shown, is one
 
     @property
     def has_images(self) -> bool:
@@ -136,7 +136,7 @@ def parse_answer(content: bytes, may_be_empty: bool = False) -> Answer:
         raise Trouble("the endpoint's filter refuses this content", "filtered")
     if may_be_empty and finish == "stop" and text is None:
         text = ""
-    if not isinstance(text, str) or not (text.strip() or (may_be_empty and finish == "stop")):
+    if not isinstance(text, str) or not (text.strip() or (may_be_empty and finish in ("stop", "length"))):
         raise Trouble("the answer holds no text", "unusable")
     if SURROGATE.search(text):
         raise Trouble("the answer is not Unicode text", "unusable")

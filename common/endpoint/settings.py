@@ -83,7 +83,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="SQLite file of answers, so that nothing is paid twice; contains patient data, readable by you only; "
-        "default: in the run directory",
+        "default: in the run directory, or beside the output",
     )
     group.add_argument(
         "--price-per-million-input", type=price, metavar="PRICE", help="of input tokens, for the estimate"

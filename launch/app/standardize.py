@@ -10,8 +10,9 @@ from common.report.differences import differences
 from launch.app.forms import Form
 from launch.app.models import Models
 from retsta_jax.expected import expected_texts
+from retsta_jax.readable import unusable
 from retsta_jax.reports import pair_language
-from retsta_jax.standardize import standardize, unusable
+from retsta_jax.standardize import standardize
 from retsta_jax.terminology.check import load_terminology
 from retsta_jax.terminology.matching import Match, find_terms, statements_of
 from retsta_jax.terminology.terms import SHIPPED, Terminology
@@ -65,7 +66,7 @@ def answer(models: Models, form: Form) -> dict[str, Any]:
     if not clean_report(text):
         raise UserError("There is no report yet: paste one, or choose an example.")
     trained = models.retsta
-    if reason := unusable(trained, [text])[0]:
+    if reason := unusable(trained.encoder, [text])[0]:
         raise UserError(f"The report cannot be standardized: {reason}.")
     (found,) = standardize(trained, trained.variables, [text], batch_size=1, ids=["pasted"])
     terms = load_terminology(trained.config.data.terminology or SHIPPED)

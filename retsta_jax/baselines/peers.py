@@ -14,7 +14,7 @@ from common.endpoint.cost import text_tokens
 from common.endpoint.protocol import parameters
 from common.errors import UserError
 from common.generation.command import stop_ids
-from common.generation.generate import generate_rows, qwen2_slots
+from common.generation.generate import BATCHES_AT_ONCE, generate_rows, qwen2_slots
 from common.generation.memory import halved, slot_memory
 from common.generation.settings import DecodeSettings
 from common.io.fingerprints import model_record
@@ -22,7 +22,7 @@ from common.io.finite import check_finite, precision_remedy
 from common.models.qwen2 import SHARDING_RULES
 from common.models.qwen2_weights import config_from_directory, load_qwen2, max_positions, param_shapes
 from common.training.parallel import MeshConfig, check_heads, generation_layout, shardings
-from retsta_jax.standardize import BATCHES_AT_ONCE, MOST_POSITIONS
+from retsta_jax.readable import MOST_POSITIONS
 
 BLANK_LINE = b"\n\n"
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from common.config_options import read_options
 from common.data.records import Quarantine
+from common.endpoint import add_endpoint_options
 from common.errors import Parser, UserError
 from common.io.terminal import say
 from common.metrics.tokenize import language_of
@@ -12,6 +13,7 @@ from common.options import command_line
 from common.process.first import is_first_process
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, Stage, save_run_page
+from retsta_jax.endpoint_standardizer import run_endpoint
 from retsta_jax.labelling.code_rules import CODE_RULES, judge_by_codes
 from retsta_jax.labelling.filters import RULES, Judge, judge_by_terms
 from retsta_jax.labelling.label import PAIRS, Funnel, LabelConfig, label_reports
@@ -25,7 +27,10 @@ REPORTS: JSONL rows {{"id", "report"}}, or text with one report per line. Writes
 Rules: {", ".join(RULES)}.
 --codes: standard reports are lists of codes, one per line, and the terminology is what these pairs have as targets.
 Rules: {", ".join(CODE_RULES)}.
+--endpoint: an engine that serves what the run exported is asked, and no weights are read here. A report that it refuses
+has no standard report, and is rejected.
 """
+OF_THE_PAGE = ("terminology", "codes", "endpoint", "endpoint_model")  # options that its command line shows
 
 
 def label(arguments: list[str]) -> None:
@@ -38,6 +43,7 @@ def label(arguments: list[str]) -> None:
     options.add_argument("--output", type=Path, metavar="DIR", required=True)
     options.add_argument("--terminology", type=Path, metavar="FILE")
     options.add_argument("--codes", type=Path, metavar="PAIRS.jsonl")
+    add_endpoint_options(options)
     config, chosen = read_options(options, LabelConfig(), arguments)
     if chosen.codes and chosen.terminology:
         raise UserError(
@@ -46,12 +52,13 @@ def label(arguments: list[str]) -> None:
     judge = judge_of(chosen.terminology, chosen.codes)
     if unknown := [name for name in config.skip_rules if name not in judge.rules]:
         raise UserError(f"retsta label: --skip-rules {unknown[0]}: unknown; rules are {', '.join(judge.rules)}")
-    funnel = label_reports(chosen.run_dir, chosen.source, chosen.output, judge, config)
+    endpoint = run_endpoint(chosen, arguments, "retsta label", chosen.output / "answers.sqlite")
+    funnel = label_reports(chosen.run_dir, chosen.source, chosen.output, judge, config, endpoint)
     if not is_first_process():
         return
     print(funnel_text(funnel))
     named = {"run_dir": chosen.run_dir, "output": chosen.output}
-    named |= {name: getattr(chosen, name) for name in ("terminology", "codes") if getattr(chosen, name)}
+    named |= {name: getattr(chosen, name) for name in OF_THE_PAGE if getattr(chosen, name)}
     page = Page(
         title="RetSTA: pseudo-labels",
         verdict=f"{funnel.kept:,} of {funnel.reports:,} labelled reports are kept as pairs.",

@@ -6,7 +6,9 @@ duplicates among pairs with the same statements (`duplicates.py`). Kept pairs ar
 the reason, in `rejected.jsonl`.
 """
 
+import contextlib
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from common.bounds import Count
 from common.data.cleaning import clean_report
 from common.data.records import ReportPair
 from common.data.summary import say_data
+from common.endpoint import Endpoint, Failure, Outcome
 from common.errors import UserError
 from common.generation.processes import of_first
 from common.io.jsonl import read_jsonl, write_rows
@@ -29,23 +32,17 @@ from common.io.terminal import say
 from common.process.hosts import meet
 from common.report.page import REPORT_FILE
 from common.training.parallel import MeshConfig
+from retsta_jax.endpoint_standardizer import answer_of, is_refused, record_of, standardizing
 from retsta_jax.labelling.duplicates import Duplicate, DuplicateConfig, deduplicate
 from retsta_jax.labelling.filters import Judge, Judgement
+from retsta_jax.readable import PromptEncoder, read_encoder, reports_line, unusable
 from retsta_jax.reports import pair_language, read_reports
-from retsta_jax.standardize import (
-    Standardized,
-    Trained,
-    config_of_trained,
-    load_trained,
-    made_with,
-    reports_line,
-    standardize,
-    unusable,
-)
+from retsta_jax.standardize import Standardized, Trained, config_of_trained, load_trained, standardize
 
 SHARDS, PAIRS, REJECTED, FUNNEL = "shards", "pairs.jsonl", "rejected.jsonl", "funnel.json"
 DUPLICATE = "duplicate"
 EXAMPLES = 3  # of each reason, for the page
+UNREAD = Standardized("", False)  # of a report that the model cannot read
 ROW = {"standard": str, "complete": bool}
 COUNTS = ("reports", "kept", "rejected", "duplicates", "plain_text")  # of a funnel, as it is written
 
@@ -80,10 +77,12 @@ class Funnel:
     examples: tuple[dict[str, str], ...] = ()  # of rejected pairs and of different ones, with their texts
 
 
-def label_reports(run_dir: Path, source: str, output: Path, judge: Judge, config: LabelConfig) -> Funnel:
+def label_reports(
+    run_dir: Path, source: str, output: Path, judge: Judge, config: LabelConfig, endpoint: Endpoint | None = None
+) -> Funnel:
     """Label the reports of a file into a directory, and filter them. With several processes, the first one filters.
 
-    Raises UserError.
+    With an `endpoint`, which is asked in place of the run's weights, the first one labels, too. Raises UserError.
     """
 
     def filtered() -> dict[str, Any]:
@@ -92,12 +91,13 @@ def label_reports(run_dir: Path, source: str, output: Path, judge: Judge, config
         return dataclasses.asdict(remove_duplicates(len(reports), kept, rejected, output, config.duplicates))
 
     reports = read_reports(source, config.columns)
-    config_of_trained(run_dir)
+    if endpoint is None:
+        config_of_trained(run_dir)
+    encoder = read_encoder(run_dir)
     check_folder(output)
     make_folder(output / SHARDS)
     with locked_by_first(output / PAIRS, locked_file):
-        trained = load_trained(run_dir, config.mesh)
-        write_shards(trained, reports, source, output, config)
+        write_shards(endpoint or load_trained(run_dir, config.mesh), encoder, reports, source, output, config)
         meet("labelled")
         found = of_first(filtered)
         return Funnel(**found | {"examples": tuple(found["examples"])})
@@ -128,32 +128,78 @@ def shards(output: Path, reports: Sequence[Report], size: int) -> list[tuple[Pat
     return [(output / SHARDS / f"{start // size:05}.jsonl", reports[start : start + size]) for start in starts]
 
 
-def write_shards(trained: Trained, reports: Sequence[Report], source: str, output: Path, config: LabelConfig) -> None:
-    """Write, or go on writing, this process's shards of the standard reports."""
+def write_shards(
+    model: Trained | Endpoint,
+    encoder: PromptEncoder,
+    reports: Sequence[Report],
+    source: str,
+    output: Path,
+    config: LabelConfig,
+) -> None:
+    """Write, or go on writing, this process's shards of the standard reports; those of an endpoint are the first's."""
     every = shards(output, reports, config.shard_size)
-    mine = every[jax.process_index() :: jax.process_count()]
+    here, processes = jax.process_index(), jax.process_count()
+    mine = every[here::processes] if isinstance(model, Trained) else every if here == 0 else []
     done = {file: rows_done(file, [id_ for id_, _ in part], ROW) for file, part in mine}
-    made = made_with(trained)
-    for file, part in mine:
-        claim_output(file, made, [report for _, report in part])
-    say_data(reports_line(trained, source, [report for _, report in reports], sum(done.values())))
-    for file, part in mine:
-        if done[file] < len(part):
+    left = [(file, part[done[file] :]) for file, part in mine if done[file] < len(part)]
+    made = record_of(model, encoder)
+    with contextlib.ExitStack() as stack:
+        if isinstance(model, Endpoint):
+            rows = stack.enter_context(endpoint_rows(model, encoder, [one for _, part in left for one in part]))
+        else:
+            rows = itertools.chain.from_iterable(label_rows(model, part, config.batch_size) for _, part in left)
+        for file, part in mine:
+            claim_output(file, made, [report for _, report in part])
+        say_data(reports_line(encoder, source, [report for _, report in reports], sum(done.values())))
+        for file, part in left:
             with row_writer(file) as write:
-                for row in label_rows(trained, part[done[file] :], config.batch_size):
+                for row in itertools.islice(rows, len(part)):
                     write(row)
             say(f"labelled: shard {file.stem} of {len(every)}", error=True)
 
 
 def label_rows(trained: Trained, reports: Sequence[Report], batch_size: int) -> Iterator[dict[str, Any]]:
     """A row {"id", "standard", "complete"} for each report; one that the model cannot read has no standard report."""
-    reasons = unusable(trained, [report for _, report in reports])
+    reasons = unusable(trained.encoder, [report for _, report in reports])
     readable = [row for row, reason in zip(reports, reasons, strict=True) if not reason]
     ids, texts = [id_ for id_, _ in readable], [report for _, report in readable]
     found = standardize(trained, trained.variables, texts, batch_size, ids)
     for (id_, _), reason in zip(reports, reasons, strict=True):
-        result = Standardized("", False) if reason else next(found)
-        yield {"id": id_, "standard": result.text, "complete": result.complete}
+        yield row_of(id_, UNREAD if reason else next(found))
+
+
+@contextlib.contextmanager
+def endpoint_rows(
+    endpoint: Endpoint, encoder: PromptEncoder, reports: Sequence[Report]
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """As `label_rows`, by an endpoint; a report that it refuses is one that it cannot read. Raises UserError."""
+    reasons = unusable(encoder, [report for _, report in reports])
+    texts = [report for (_, report), reason in zip(reports, reasons, strict=True) if not reason]
+    refused: Counter[str] = Counter()
+
+    def rows(outcomes: Iterator[Outcome]) -> Iterator[dict[str, Any]]:
+        for (id_, _), reason in zip(reports, reasons, strict=True):
+            outcome = None if reason else next(outcomes)
+            if isinstance(outcome, Failure) and is_refused(outcome):
+                refused[outcome.kind] += 1
+                outcome = None
+            yield row_of(id_, UNREAD if outcome is None else answer_of(outcome, id_))
+
+    if not reports:
+        yield iter(())
+        return
+    with standardizing(encoder, endpoint, texts) as outcomes:
+        yield rows(outcomes)
+    if refused:
+        kinds = ", ".join(f"{kind}: {count:,}" for kind, count in refused.items())
+        say(
+            f"the endpoint refused {sum(refused.values()):,} reports ({kinds}), which have no standard form", error=True
+        )
+
+
+def row_of(id_: str | int, found: Standardized) -> dict[str, Any]:
+    """A row of a shard."""
+    return {"id": id_, "standard": found.text, "complete": found.complete}
 
 
 class Kept(NamedTuple):

@@ -14,8 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.config import to_json
+from common.data.exported_tokenizer import exported_files
 from common.data.qwen_images import resize
 from common.data.tokenizers import load_tokenizer
+from common.endpoint.settings import CONSENT
+from common.models.lora import merge
 from common.models.qwen2 import init_params as init_language
 from common.models.qwen2_vl_vision import grey_patches
 from common.models.qwen2_weights import save_qwen2
@@ -23,8 +27,13 @@ from common.training.parallel import make_device_layout
 from deer_jax.config import EMBEDDED_BASE, INSTRUCTION, ModelConfig, SftConfig
 from deer_jax.prompts import prompt_tokens
 from deer_jax.setup import export, initial_trees, load_base
+from retsta_jax.cli import dispatch
+from retsta_jax.exported import load_embedded
 from retsta_jax.prompts import prompt_tokens as retsta_prompt
+from retsta_jax.standardize import standardize
 from tests import tiny
+from tests.chat_server import answered
+from tests.corpus import make_pairs
 from tests.parity.exported_run import export_moved
 
 torch = pytest.importorskip("torch")
@@ -104,3 +113,37 @@ def test_the_template_of_a_model_of_retsta_makes_our_prompt(form, tmp_path):
     turns = [{"role": "user", "content": text if form == "text" else [{"type": "text", "text": text}]}]
     ids = theirs.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
     assert ids == retsta_prompt(loaded.tokenizer, "Rewrite.", "OD: few drusen")
+
+
+def test_transformers_behind_an_endpoint_write_our_standard_reports(server, tmp_path):
+    """`retsta standardize --endpoint` with PyTorch on the shipped model, and our own program: the same rows."""
+    trained, new = load_embedded(), 16
+    trained = trained._replace(config=dataclasses.replace(trained.config, max_new_tokens=new))
+    (tmp_path / "config.json").write_text(json.dumps(to_json(trained.config)))
+    directory, base = tmp_path / "model", trained.base
+    files = exported_files(base.directory, base.tokenizer)
+    whole = merge(base.params, trained.trainable, trained.config.lora)
+    save_qwen2(directory, base.config, whole, source=base.directory, files=files)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(directory)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+
+    def generated(text, number):
+        turns = [{"role": "user", "content": text}]
+        ids = theirs.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        written = model.generate(**ids, do_sample=False, max_new_tokens=new)[0, ids["input_ids"].shape[1] :]
+        ends = int(written[-1]) in model.generation_config.eos_token_id
+        return answered(theirs.decode(written, skip_special_tokens=True), "stop" if ends else "length")
+
+    server.script = generated
+    sources = [pair.source for pair in make_pairs(12, seed=5, language="both")]
+    rows = [json.dumps({"id": number, "report": source}) + "\n" for number, source in enumerate(sources)]
+    (tmp_path / "reports.jsonl").write_text("".join(rows), "utf-8")
+    served = tmp_path / "served.jsonl"
+    options = ["--endpoint", server.url, "--endpoint-model", "m", "--requests-per-minute", "100000", CONSENT]
+    options += ["--endpoint-concurrency", "1", "--output", str(served)]
+    dispatch(["standardize", "--run-dir", str(tmp_path), str(tmp_path / "reports.jsonl"), *options])
+    own = [(found.text, found.complete) for found in standardize(trained, trained.variables, sources)]
+    written = [json.loads(line) for line in served.read_text("utf-8").splitlines()]
+    assert [(row["standard"], row["complete"]) for row in written] == own
+    assert {complete for _, complete in own} == {True, False}
+    assert len({text for text, _ in own}) > 10

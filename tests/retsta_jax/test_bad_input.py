@@ -18,8 +18,9 @@ from common.errors import UserError
 from common.training.parallel import make_device_layout
 from retsta_jax.config import PRESETS, RetstaConfig
 from retsta_jax.evaluate import usable
+from retsta_jax.readable import check_usable
 from retsta_jax.reports import read_reports
-from retsta_jax.standardize import Trained, check_usable
+from retsta_jax.standardize import Trained
 from retsta_jax.train import Base
 from tests.runs import SIZES, Material, retsta
 
@@ -336,7 +337,7 @@ def test_a_report_too_long_for_the_model_is_refused_by_id_and_left_out_of_an_eva
     config = RetstaConfig(instruction="Standardize", max_new_tokens=8)
     trained = Trained(config, Base(base, SIZES, {}, load_tokenizer(base)), {}, {}, 0, make_device_layout("jit"))
     with pytest.raises(UserError, match=r"in.jsonl: report 'long': longer than 292 tokens .* leave it out"):
-        check_usable(trained, [("s", "drusen"), ("long", "xyz " * 400)], "in.jsonl")
+        check_usable(trained.encoder, [("s", "drusen"), ("long", "xyz " * 400)], "in.jsonl")
     pairs = [ReportPair("s", "drusen", "x"), ReportPair("long", "xyz " * 400, "x"), ReportPair("none", "\u200b", "x")]
     kept, quarantine = usable(trained, pairs)
     assert [pair.id for pair in kept] == ["s"]
