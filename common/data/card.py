@@ -39,6 +39,8 @@ class DataCard(NamedTuple):
     tasks: Sequence[str]  # by their names on the hub
     identifiers: Identifiers | None  # None: not checked
     fields: Mapping[str, str]  # of a record, and what each is
+    made_with: Mapping[str, str] = {}  # what decided them beside the source, such as a model
+    limits: str = ""  # of their use
 
 
 def card_text(card: DataCard) -> str:
@@ -56,6 +58,7 @@ def card_text(card: DataCard) -> str:
     made = [
         f"- source: {with_addresses(card.source)}",
         f"- software: medreport-jax {version('medreport-jax')}",
+        *(f"- {what}: {text}" for what, text in card.made_with.items()),
         *(f"- {what}: {count:,}" for what, count in card.notes.items() if count),
         f"\n```\n{with_addresses(card.command)}\n```",
     ]
@@ -66,8 +69,9 @@ def card_text(card: DataCard) -> str:
         "How it was made": "\n".join(made),
         "Names, dates and numbers of patients": f"By rules, which find some of them: {checked}. {PRIVACY}",
         "Intended use": INTENDED,
+        "Limits": card.limits,
     }
-    body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items())
+    body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items() if text)
     return f"---\n{front}---\n\n{CARD_MARK}\n\n# {card.title}\n\n{body}\n"
 
 

@@ -58,8 +58,8 @@ def _written_whole(directory: Path, aside: Path) -> Iterator[None]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _is_card(path: Path) -> bool:
-    """Whether a file is a model card that was written beside an earlier export."""
+def is_card(path: Path) -> bool:
+    """Whether a file is a card that was written beside an earlier export or data set."""
     return path.name == CARD and path.is_file() and CARD_MARK in path.read_text(encoding="utf-8", errors="replace")
 
 
@@ -74,7 +74,7 @@ def check_export(directory: Path, families: Collection[str]) -> None:
     foreign = [
         path.name
         for path in entries
-        if _family(path.name) not in families and not is_lock(path.name) and not _is_card(path)
+        if _family(path.name) not in families and not is_lock(path.name) and not is_card(path)
     ]
     if foreign:
         raise UserError(

@@ -3,17 +3,22 @@
 import argparse
 from pathlib import Path
 
+from common.config import read_config
 from common.config_options import read_options
+from common.data.identifiers import warn_of_identifiers
 from common.data.records import Quarantine
 from common.endpoint import add_endpoint_options
 from common.errors import Parser, UserError
+from common.io.exports import CARD
 from common.io.terminal import say
 from common.metrics.tokenize import language_of
-from common.options import command_line
+from common.options import changed_options, command_line, used_settings
 from common.process.first import is_first_process
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, Stage, save_run_page
+from retsta_jax.config import RetstaConfig
 from retsta_jax.endpoint_standardizer import run_endpoint
+from retsta_jax.labelling.card import model_and_rules, write_card
 from retsta_jax.labelling.code_rules import CODE_RULES, judge_by_codes
 from retsta_jax.labelling.filters import RULES, Judge, judge_by_terms
 from retsta_jax.labelling.label import PAIRS, Funnel, LabelConfig, label_reports
@@ -23,7 +28,8 @@ from retsta_jax.terminology.terms import SHIPPED
 
 HELP = f"""Label free-text reports with a trained model, and keep the pairs that pass the rules and are not duplicates.
 REPORTS: JSONL rows {{"id", "report"}}, or text with one report per line. Writes into --output: shards/, pairs.jsonl
-(rows {{"id", "source", "target", "language"}}), rejected.jsonl (with the reasons), funnel.json, report.html.
+(rows {{"id", "source", "target", "language"}}), rejected.jsonl (with the reasons), funnel.json, report.html,
+README.md (a data set card).
 Rules: {", ".join(RULES)}.
 --codes: standard reports are lists of codes, one per line, and the terminology is what these pairs have as targets.
 Rules: {", ".join(CODE_RULES)}.
@@ -59,6 +65,19 @@ def label(arguments: list[str]) -> None:
     print(funnel_text(funnel))
     named = {"run_dir": chosen.run_dir, "output": chosen.output}
     named |= {name: getattr(chosen, name) for name in OF_THE_PAGE if getattr(chosen, name)}
+    named |= changed_options(used_settings(config, ()), used_settings(LabelConfig(), ()))
+    pairs = read_pairs(chosen.output / PAIRS, Quarantine()) if funnel.kept else []
+    texts = (f"{pair.source}\n{pair.target}" for pair in pairs)
+    run = read_config(RetstaConfig, chosen.run_dir)
+    write_card(
+        chosen.output,
+        chosen.source,
+        command_line(f"retsta label {chosen.source}", named | {"output": "FOLDER"}),
+        pairs,
+        funnel,
+        model_and_rules(chosen.run_dir, run, chosen.output, endpoint, judge, config),
+        warn_of_identifiers(texts, "pairs that were written"),
+    )
     page = Page(
         title="RetSTA: pseudo-labels",
         verdict=f"{funnel.kept:,} of {funnel.reports:,} labelled reports are kept as pairs.",
@@ -69,7 +88,7 @@ def label(arguments: list[str]) -> None:
         notes=[plain_text_note(funnel)],
     )
     save_run_page(chosen.output, page)
-    say(f"pairs: {chosen.output / PAIRS}\npage: {(chosen.output / REPORT_FILE).absolute()}")
+    say(f"pairs: {chosen.output / PAIRS}, card: {CARD} beside them\npage: {(chosen.output / REPORT_FILE).absolute()}")
 
 
 def judge_of(terminology: Path | None, codes: Path | None) -> Judge:

@@ -23,6 +23,7 @@ from common.data.summary import say_data
 from common.endpoint import Endpoint, Failure, Outcome
 from common.errors import UserError
 from common.generation.processes import of_first
+from common.io.exports import CARD, is_card
 from common.io.jsonl import read_jsonl, write_rows
 from common.io.locks import locked_by_first, locked_file
 from common.io.outputs import check_own_object, check_own_page, refuse_foreign
@@ -110,6 +111,8 @@ def check_folder(output: Path) -> None:
     for name in (PAIRS, REJECTED):
         if (output / name).exists() and not (output / SHARDS).is_dir():
             raise refuse_foreign(output / name, "an earlier output of this command", f"no {SHARDS} beside it")
+    if (output / CARD).exists() and not is_card(output / CARD):
+        raise refuse_foreign(output / CARD, "a card of this project", "no mark of one")
     check_own_object(output / FUNNEL, COUNTS)
     check_own_page(output / REPORT_FILE)
 
@@ -125,7 +128,12 @@ def make_folder(folder: Path) -> None:
 def shards(output: Path, reports: Sequence[Report], size: int) -> list[tuple[Path, Sequence[Report]]]:
     """The files of the shards, each with its reports."""
     starts = range(0, len(reports), size)
-    return [(output / SHARDS / f"{start // size:05}.jsonl", reports[start : start + size]) for start in starts]
+    return [(shard_file(output, start // size), reports[start : start + size]) for start in starts]
+
+
+def shard_file(output: Path, number: int) -> Path:
+    """The file of a shard, from 0."""
+    return output / SHARDS / f"{number:05}.jsonl"
 
 
 def write_shards(

@@ -134,6 +134,9 @@ def test_labels_are_those_of_the_command(engine, run, reports, local, tmp_path):
     assert len((tmp_path / "pairs.jsonl").read_bytes().splitlines()) > 1
     assert len(engine.bodies) == REPORTS - 1
     assert "--endpoint-model m" in (tmp_path / "report.html").read_text("utf-8")
+    card = (tmp_path / "README.md").read_text("utf-8")
+    assert f"by {engine.url} (model m)" in card
+    assert CONSENT not in card
 
 
 @pytest.mark.parametrize("command", [standardized, labelled])

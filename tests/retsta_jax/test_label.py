@@ -1,18 +1,24 @@
 """Reports become pairs: labelled in shards that continue, on any number of devices, then filtered with reasons."""
 
 import json
+import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import jax
 import pytest
+import yaml
 
 from common.data.records import Quarantine
+from common.endpoint import Endpoint
 from common.errors import UserError
 from common.io.jsonl import read_jsonl
+from retsta_jax.config import RetstaConfig
+from retsta_jax.labelling.card import model_and_rules, write_card
 from retsta_jax.labelling.duplicates import DuplicateConfig
 from retsta_jax.labelling.filters import judge_by_terms
-from retsta_jax.labelling.label import apply_rules, remove_duplicates
+from retsta_jax.labelling.label import LabelConfig, apply_rules, remove_duplicates
 from retsta_jax.pairs import read_pairs
 from retsta_jax.terminology.check import load_terminology
 from tests.corpus import make_pairs
@@ -55,6 +61,11 @@ def test_shards_continue_and_do_not_depend_on_devices(retsta_run, reports, tmp_p
     kept = (output / "pairs.jsonl").read_text().splitlines()
     assert len(whole) + len(kept) == 7
     assert b"pseudo-labels" in (output / "report.html").read_bytes()
+    card = (output / "README.md").read_text("utf-8")
+    record = json.loads((output / "shards" / "00000.jsonl.config.json").read_text())
+    assert f"run {retsta_run}, on base (digest of what was trained: `{record['made_with']['trained']}`)" in card
+    assert f"retsta label {reports} --run-dir {retsta_run} --output FOLDER --shard-size 3\n" in card
+    assert not any(row["report"] in card for row in read_jsonl(reports, {"report": str}))
 
 
 def test_other_reports_or_options_are_refused(retsta_run, reports, tmp_path, capsys):
@@ -70,7 +81,7 @@ def test_other_reports_or_options_are_refused(retsta_run, reports, tmp_path, cap
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("name", ["pairs.jsonl", "rejected.jsonl", "funnel.json", "report.html"])
+@pytest.mark.parametrize("name", ["pairs.jsonl", "rejected.jsonl", "funnel.json", "report.html", "README.md"])
 def test_a_directory_with_files_of_others_is_left_alone(retsta_run, reports, tmp_path, capsys, name):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("mine\n")
@@ -105,6 +116,48 @@ def test_every_report_is_kept_or_has_a_reason(tmp_path):
     assert left_out["copy"]["kind"] == "exact"
     assert funnel.kept == len(stay) > 270
     assert funnel.reports == sum(funnel.rejected.values()) + sum(funnel.duplicates.values()) + funnel.kept
+
+
+def test_the_card_counts_what_the_files_hold(tmp_path):
+    pairs = make_pairs(300, seed=4, language="both")
+    reports = [(pair.id, pair.source) for pair in pairs] + [("copy", pairs[0].source)]
+    rows = [{"id": pair.id, "standard": pair.target, "complete": True} for pair in pairs]
+    rows.append({"id": "copy", "standard": pairs[0].target, "complete": True})
+    rows[1] |= {"complete": False}
+    config = LabelConfig(skip_rules=("outside the terminology",), duplicates=DuplicateConfig(threshold=0.9))
+    judge = judge_by_terms(TERMS)
+    kept, rejected = apply_rules(reports, rows, judge, config.skip_rules)
+    funnel = remove_duplicates(len(reports), kept, rejected, tmp_path, config.duplicates)
+    endpoint = Endpoint("http://localhost:1/v1", "engine", tmp_path / "answers.sqlite")
+    run = RetstaConfig(max_new_tokens=77)
+    made_with = model_and_rules(tmp_path / "zero", run, tmp_path, endpoint, judge, config)
+    written = read_pairs(tmp_path / "pairs.jsonl", Quarantine())
+    write_card(tmp_path, "in.jsonl", "retsta label in.jsonl", written, funnel, made_with, None)
+    card = (tmp_path / "README.md").read_text("utf-8")
+    _, front, body = card.split("---\n", 2)
+    head = yaml.safe_load(front)
+    assert (head["license"], head["language"], head["size_categories"]) == ("other", ["en", "zh"], ["n<1K"])
+    table = dict(re.findall(r"^\| ([^|]+?) \| ([\d,]+) \|$", body, re.MULTILINE))
+    left_out = read_jsonl(tmp_path / "rejected.jsonl", {"reasons": list})
+    expected = Counter(
+        f"{row['kind']} duplicate" if row["reasons"] == ["duplicate"] else f"rule broken: {row['reasons'][0]}"
+        for row in left_out
+    )
+    expected["pairs.jsonl"] = len((tmp_path / "pairs.jsonl").read_text("utf-8").splitlines())
+    assert {name: int(count) for name, count in table.items()} == expected
+    assert sum(expected.values()) == 301
+    assert expected["rule broken: cut off"] == expected["exact duplicate"] == 1
+    for told in (
+        "- source: 301 reports of in.jsonl",
+        "by http://localhost:1/v1 (model engine)",
+        "- longest answer: 77 tokens",
+        "- rules not applied: outside the terminology",
+        "Jaccard index of at least 0.9",
+        "more than 15% of the letters",
+        "no person has read them",
+    ):
+        assert told in body
+    assert not any(text in card for pair in pairs for text in (pair.id, pair.source, pair.target))
 
 
 @pytest.mark.parametrize(
