@@ -16,6 +16,10 @@ class MissingPackage(UserError):
     """A package that is not installed, which all files of a kind need: not the fault of one record."""
 
 
+class ChangedInput(UserError):
+    """A file that is no longer as it was when a command began to read it: not the fault of one record."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are a UserError, and which takes no abbreviated names."""
 

@@ -24,7 +24,7 @@ def read_pairs(file: Path, quarantine: Quarantine, columns: Columns = ()) -> lis
     Rows are JSONL or a table (`common.io.rows`). An id that is a number is kept as its text. A row without text on
     either side is quarantined. Raises UserError naming the line of a malformed row.
     """
-    rows = read_rows(file, PAIR, columns)
+    rows = read_rows(file, PAIR, columns, optional=["language"])
     check_one_split(file, rows)
     return pairs_of(rows, file, quarantine)
 

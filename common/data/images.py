@@ -21,9 +21,11 @@ from common.data.dicom import DicomContrast, is_dicom, read_dicom
 from common.data.image_bounds import LARGEST_FILE, check_size
 from common.errors import UserError
 from common.io.inputs import read_bytes
+from common.io.table_files import EncodedImage
 
 GreyImage = UInt8[np.ndarray, "H W"]
 Pixels = UInt8[np.ndarray, "H W *rgb"]  # grey, or three colours
+Source = str | os.PathLike[str] | bytes | EncodedImage  # of an image: a file, its bytes, or where a table has them
 
 
 class Reading(NamedTuple):
@@ -32,7 +34,7 @@ class Reading(NamedTuple):
     colour: bool = False
     dicom_contrast: DicomContrast = "window"
 
-    def image(self, source: str | os.PathLike[str] | bytes, name: str = "image bytes") -> Pixels:
+    def image(self, source: Source, name: str = "image bytes") -> Pixels:
         """As `read_image`."""
         return read_image(source, colour=self.colour, dicom_contrast=self.dicom_contrast, name=name)
 
@@ -48,13 +50,13 @@ DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, Ar
 
 
 def read_image(
-    source: str | os.PathLike[str] | bytes,
+    source: Source,
     *,
     colour: bool = False,
     dicom_contrast: DicomContrast = "window",
     name: str = "image bytes",
 ) -> Pixels:
-    """The PNG, JPEG or DICOM at a path, or in bytes, as 8-bit grey [H W], or as RGB [H W 3] with `colour`.
+    """The PNG, JPEG or DICOM at a path, in a table or in bytes, as 8-bit grey [H W], or as RGB [H W 3] with `colour`.
 
     Errors call bytes `name`.
 
@@ -144,9 +146,11 @@ def augment(
     return square
 
 
-def _content(source: str | os.PathLike[str] | bytes, name: str) -> tuple[str, bytes]:
+def _content(source: Source, name: str) -> tuple[str, bytes]:
     if isinstance(source, bytes):
         return name, source
+    if isinstance(source, EncodedImage):
+        return str(source), source.read()
     return str(source), read_bytes(Path(source), FORMATS, LARGEST_FILE)
 
 

@@ -20,7 +20,8 @@ from common.data.records import SPLITS, Language, Quarantine, check_splits
 from common.data.sections import HeadingCounts, Wanted, report_and_indication, report_sections
 from common.errors import UserError
 from common.io.jsonl import check_row
-from common.io.rows import Columns, is_table, read_rows
+from common.io.rows import Columns, read_rows
+from common.io.table_files import EncodedImage, is_table
 from common.io.terminal import printable
 from common.io.text import read_json
 from common.metrics.tokenize import language_of
@@ -36,7 +37,7 @@ SPLIT_NAMES = {
 }
 ENTRY: dict[str, type | UnionType] = {"id": str | int, "report": str, "image_path": list}
 ROW: dict[str, type | UnionType] = {"id": str | int, "images": list, "report": str, "split": str}
-TABLE_ROW = ROW | {"images": list | str | bytes}
+TABLE_ROW = ROW | {"images": list | str | EncodedImage}
 VIEWS_LEFT_OUT = "views left out"
 REPEATED = "an image named twice"
 NO_FILE, NO_REPORT, NO_TEXT = "image file missing", "no readable report file", "report file is not UTF-8 text"
@@ -51,10 +52,13 @@ OPTIONAL: dict[str, type | UnionType] = {"indication": str, "labels": list, "lan
 
 @dataclass(frozen=True)
 class ImageStudy:
-    """The images of a study, as files or as encoded bytes, in the order in which a model sees them, and its report."""
+    """The images of a study, in the order in which a model sees them, and its report.
+
+    An image is a file, encoded bytes, or a place in a table.
+    """
 
     id: str
-    images: tuple[Path | bytes, ...]
+    images: tuple[Path | bytes | EncodedImage, ...]
     report: str
     indication: str = ""
     labels: tuple[str, ...] = ()
@@ -159,7 +163,7 @@ def read_image_rows(
     if Path(rows).suffix == ".json":
         found = _array(rows, ROW)
     else:
-        found = read_rows(rows, TABLE_ROW if is_table(rows) else ROW, columns)
+        found = read_rows(rows, TABLE_ROW if is_table(rows) else ROW, columns, optional=OPTIONAL)
     folder = image_dir or (rows if Path(rows).is_dir() else Path(rows).parent)
     splits: StudySplits = {}
     for row in found:
@@ -207,7 +211,7 @@ def is_usable(study: ImageStudy, quarantine: Quarantine) -> bool:
         quarantine.add(study.id, "no image")
     elif repeats(study.images):
         quarantine.add(study.id, REPEATED)
-    elif not all(isinstance(image, bytes) or os.path.isfile(image) for image in study.images):
+    elif not all(isinstance(image, bytes | EncodedImage) or os.path.isfile(image) for image in study.images):
         quarantine.add(study.id, NO_FILE)
     else:
         return True
@@ -231,9 +235,15 @@ def split_by_patient(studies: Iterable[tuple[str, ImageStudy]]) -> StudySplits:
     return splits
 
 
-def repeats(images: Sequence[Path | bytes]) -> bool:
+def repeats(images: Sequence[Path | bytes | EncodedImage]) -> bool:
     """Whether an image is there twice: a model would take it for two views."""
-    return len({image if isinstance(image, bytes) else os.path.normpath(image) for image in images}) < len(images)
+
+    def name(image: Path | bytes | EncodedImage) -> str | bytes:
+        if isinstance(image, EncodedImage):
+            return image.digest
+        return image if isinstance(image, bytes) else os.path.normpath(image)
+
+    return len(set(map(name, images))) < len(images)
 
 
 def check_once(image: str, line: int, line_of_image: dict[str, int], table: Path) -> None:
@@ -284,8 +294,8 @@ def _array(file: str | Path, required: Mapping[str, type | UnionType]) -> list[d
 
 
 def _files(image_dir: str | Path, names: Sequence[Any]) -> tuple[Any, ...]:
-    """Paths of images, and encoded images as they are."""
-    return tuple(name if isinstance(name, bytes) else Path(image_dir, str(name)) for name in names)
+    """Paths of images, and images in a table as they are."""
+    return tuple(name if isinstance(name, EncodedImage) else Path(image_dir, str(name)) for name in names)
 
 
 def _openi_image_study(id: str, study: OpeniStudy, files: tuple[Path, ...]) -> ImageStudy:

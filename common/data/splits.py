@@ -4,19 +4,20 @@ Reports are cleaned as the config says. Images are small: `shrink` makes of each
 when it is read.
 """
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import grain
 
 from common.bounds import check_numbers
 from common.data.builders import open_split, prepared_layout
 from common.data.cleaning import CLEANING, altered_number, chosen_cleaning
-from common.data.images import Pixels, Reading, read_image
+from common.data.images import Pixels, Reading, Source, read_image
 from common.data.readers import (
     VIEWS_LEFT_OUT,
     ImageStudy,
@@ -29,14 +30,18 @@ from common.data.records import SPLITS, Quarantine
 from common.data.source import REQUIRED, StudySource
 from common.errors import MissingPackage, UserError
 from common.io.fingerprints import digest_of
+from common.io.table_files import EncodedImage
 from common.io.terminal import say
 from common.phantoms.labels import positive_labels
 from common.phantoms.source import draw_split
 
 MOST_IN_MEMORY = 20_000  # studies
+AHEAD = 64  # studies whose images wait to be decoded
+
+T, R = TypeVar("T"), TypeVar("R")
 
 Shrink = Callable[[Pixels], Pixels]
-Load = Callable[[Path | bytes], Pixels]  # reads and shrinks
+Load = Callable[[Source], Pixels]  # reads and shrinks
 
 
 class Split(NamedTuple):
@@ -64,7 +69,7 @@ def load_splits(
     quarantine.note(VIEWS_LEFT_OUT, 0)
     reading = Reading(colour, config.dicom_contrast)
 
-    def load(image: Path | bytes) -> Pixels:
+    def load(image: Source) -> Pixels:
         return shrink(reading.image(image))
 
     if config.layout == "prepared":
@@ -157,16 +162,15 @@ def in_memory(
 ) -> Split:
     """Studies whose images are decoded once and kept, small."""
 
-    def read(study: ImageStudy) -> tuple[Pixels, ...] | None:
+    def decode(views: Sequence[Source]) -> tuple[Pixels, ...] | None:
         try:
-            return tuple(load(image) for image in study.images[: config.views])
+            return tuple(map(load, views))
         except MissingPackage:
             raise
         except UserError:
             return None
 
-    with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
-        images = list(pool.map(read, studies))
+    images = list(_ahead(decode, (at_hand(study.images[: config.views]) for study in studies)))
     kept = Split([], [])
     found: list[tuple[Pixels, ...]] = []
     for study, views in zip(studies, images, strict=True):
@@ -179,6 +183,22 @@ def in_memory(
     if not found:
         raise UserError(f"{config.source}: no study of the {name} split has images that can be read")
     return Split(kept.studies, found)
+
+
+def at_hand(images: Iterable[Source]) -> list[Source]:
+    """Images, those in tables as their bytes: they are read in their order, whatever threads decode them."""
+    return [image.read() if isinstance(image, EncodedImage) else image for image in images]
+
+
+def _ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`map` by threads, which take at most `AHEAD` items more than are asked for."""
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
+        waiting: collections.deque[Future[R]] = collections.deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        yield from (future.result() for future in waiting)
 
 
 def prepared_names(folder: str) -> list[str]:

@@ -98,7 +98,7 @@ def decode_file(arguments: argparse.Namespace) -> None:
     """
     first = jax.process_index() == 0
     required: dict[str, Any] = {"id": str | int, "prompt": str} | ({"completion": str} if arguments.score else {})
-    records = read_rows(arguments.prompts, required)
+    records = read_rows(arguments.prompts, required, optional=["completion"])
     config = config_from_directory(arguments.model)
     tokenizer = load_tokenizer(arguments.model)
     check_vocabulary(tokenizer, config)

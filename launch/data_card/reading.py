@@ -204,7 +204,7 @@ def _readable(chosen: argparse.Namespace, splits: StudySplits, reading: Reading,
 def _patients(files: Sequence[Path], columns: Sequence[str]) -> dict[str, str]:
     """The patient of each row that names one."""
     named = tuple(column for column in columns if column.startswith((f"{PATIENT}=", "id=")))
-    rows = [row for file in files for row in read_rows(file, {"id": str | int}, named)]
+    rows = [row for file in files for row in read_rows(file, {"id": str | int}, named, optional=[PATIENT])]
     for row in rows:
         if not isinstance(row.get(PATIENT, ""), str | int):
             raise UserError(f"{files[0]}: id {printable(row['id'])}: {PATIENT!r} must be a text or a number")

@@ -37,7 +37,11 @@ def test_parquet_gives_the_rows_of_jsonl(tmp_path):
     lines = tmp_path / "rows.jsonl"
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    assert read_rows(written(tmp_path / "rows.parquet", **columns), REPORT) == rows == read_rows(lines, REPORT)
+    assert (
+        read_rows(written(tmp_path / "rows.parquet", **columns), REPORT, optional=["n"])
+        == rows
+        == read_rows(lines, REPORT)
+    )
 
 
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl"])
@@ -55,7 +59,7 @@ def test_pandas_writes_what_is_read(tmp_path):
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"id": [3, 4], "report": ["a b", "c"], "seen": pandas.to_datetime(["2020", None])})
     frame.to_parquet(tmp_path / "frame.parquet")
-    rows = read_rows(tmp_path / "frame.parquet", REPORT)
+    rows = read_rows(tmp_path / "frame.parquet", REPORT, optional=["seen"])
     assert [(row["id"], row["report"], "seen" in row) for row in rows] == [(3, "a b", True), (4, "c", False)]
 
 
@@ -95,7 +99,7 @@ def test_images_of_a_hugging_face_data_set_are_studies(saved, source):
         "train": ["report 0", "report 1"], "validation": ["report 2"], "test": ["report 3"],
     }  # fmt: skip
     found = [image for studies in splits.values() for study in studies for image in study.images]
-    assert found == images
+    assert [image.read() for image in found] == images
     assert Reading().image(found[0]).shape == (9, 7)
     assert len(quarantine) == 0
     assert len({study.id for studies in splits.values() for study in studies}) == 4

@@ -8,7 +8,7 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -27,6 +27,7 @@ from common.data.padchest import read_padchest
 from common.data.pieces import byte_of_character
 from common.data.readers import read_annotation, read_image_rows
 from common.data.records import Quarantine
+from common.data.splits import at_hand
 from common.data.tokenizers import load_tokenizer
 from common.errors import UserError
 from common.io.safetensors import open_tensors
@@ -165,6 +166,36 @@ def _arrow(folder: Path) -> list[bytes]:
     return [buffer.getvalue()]
 
 
+def _image_table() -> Any:
+    import pyarrow as pa
+
+    views = pa.array([[{"bytes": b"first", "path": None}, {"bytes": b"second", "path": None}], [{"bytes": b"third"}]])
+    return pa.table({"images": views, "report": ["clear", "Mild edema."], "split": ["train", "test"]})
+
+
+def _parquet_images(folder: Path) -> list[bytes]:
+    import pyarrow.parquet as pq
+
+    pq.write_table(_image_table(), buffer := io.BytesIO(), row_group_size=1)
+    return [buffer.getvalue()]
+
+
+def _arrow_images(folder: Path) -> list[bytes]:
+    import pyarrow as pa
+
+    table = _image_table()
+    with pa.ipc.new_stream(buffer := io.BytesIO(), table.schema) as stream:
+        stream.write_table(table, 1)
+    (folder / "dataset_info.json").write_text("{}")
+    return [buffer.getvalue()]
+
+
+def _images(path: Path) -> None:
+    for studies in read_image_rows(path, None, Quarantine()).values():
+        for study in studies:
+            at_hand(study.images)
+
+
 def _torch_archive(folder: Path) -> list[bytes]:
     """What `torch.save` writes of {"w": tensor of 4 floats}, without PyTorch."""
     pickled = (
@@ -258,6 +289,8 @@ TARGETS = {
         "pairs.jsonl", lambda _: [_rows(PAIR, PAIR | {"id": 2})], lambda path: read_pairs(path, Quarantine())
     ),
     "parquet": Target("pairs.parquet", _parquet, lambda path: read_pairs(path, Quarantine())),
+    "parquet-images": Target("images.parquet", _parquet_images, _images),
+    "arrow-images": Target("data-00000-of-00001.arrow", _arrow_images, lambda path: _images(path.parent)),
     "arrow": Target("data-00000-of-00001.arrow", _arrow, lambda path: read_pairs(path.parent, Quarantine())),
     "reports": Target(
         "reports.txt", _text("OD: few drusen.\n右眼：玻璃膜疣。\n"), lambda path: read_reports(str(path))

@@ -27,12 +27,13 @@ from common.data.identifiers import Identifiers
 from common.data.images import AS_GREY, Reading, encode_png, resize_shorter
 from common.data.readers import ImageStudy, StudySplits
 from common.data.records import Quarantine
-from common.errors import MissingPackage, UserError
+from common.errors import ChangedInput, MissingPackage, UserError
 from common.io.exports import CARD
 from common.io.jsonl import read_jsonl, write_rows
 from common.io.locks import locked_file
 from common.io.outputs import write_whole
 from common.io.safetensors import disk_errors
+from common.io.table_files import EncodedImage
 
 LAYOUT_FILE = "layout.jsonl"
 BYTES = tfds.features.Tensor(shape=(), dtype=np.object_)  # encoded images: TFDS's Image would decode every one
@@ -91,7 +92,7 @@ class ImageStudies(tfds.core.GeneratorBasedBuilder):
 
         # By way of a file: a pipeline that held the reports of a large collection would be too large to submit.
         file = self.builder_config.studies_in / f"{split}.jsonl"
-        write_rows(file, ({**vars(study), "images": list(map(str, study.images))} for study in studies))
+        write_rows(file, ({**vars(study), "images": list(map(_to_json, study.images))} for study in studies))
         read = apache_beam.io.ReadFromText(str(file)) | apache_beam.Map(_from_line) | apache_beam.Reshuffle()
         return read | apache_beam.FlatMap(to_rows)
 
@@ -225,17 +226,23 @@ def _aside(output: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+def _to_json(image: Any) -> Any:
+    """An image as the file for Beam has it: a path, or the place in a table as a list."""
+    return image if isinstance(image, EncodedImage) else str(image)
+
+
 def _from_line(line: str) -> ImageStudy:
     """A study as the file for Beam has it."""
     row = json.loads(line)
-    return ImageStudy(**{**row, "images": tuple(map(Path, row["images"])), "labels": tuple(row["labels"])})
+    images = (Path(image) if isinstance(image, str) else EncodedImage(*image) for image in row["images"])
+    return ImageStudy(**{**row, "images": tuple(images), "labels": tuple(row["labels"])})
 
 
 def _rows(study: ImageStudy, shorter_side: int | None, reading: Reading) -> Iterator[tuple[str, dict[str, Any]]]:
     """The row of a study under its key; none where an image cannot be read."""
     try:
         images = [reading.image(image) for image in study.images]
-    except MissingPackage:
+    except (MissingPackage, ChangedInput):
         raise
     except UserError:
         return
