@@ -1,4 +1,4 @@
-"""Rows of JSONL, of Parquet, and of data sets that Hugging Face's `datasets` saved: one reader for all.
+"""Rows of JSONL, of Parquet, and of data sets that Hugging Face's `datasets` or TFDS saved: one reader for all.
 
 Which paths are tables, and how little of them is held, is in `common.io.table_files`. Rows of tables that have no `id`
 are numbered.

@@ -1,8 +1,8 @@
-"""Files of tables, some rows at a time: Parquet, and the Arrow files of Hugging Face's `datasets`.
+"""Files of tables, some rows at a time: Parquet, the Arrow files of Hugging Face's `datasets`, and those of TFDS.
 
 Parquet is a file, or a folder of files named by their splits (`train-00000-of-00002.parquet`), as the hub has them. A
-saved data set is a folder of Arrow files, with a folder for each split of a `DatasetDict`. Nothing but the data is read
-of either: no script, no pickle.
+saved data set is a folder of Arrow files, with a folder for each split of a `DatasetDict`. A data set of TFDS is the
+folder with its `dataset_info.json` (`common.io.array_records`). Nothing but the data is read: no script, no pickle.
 
 Images stay in the files. Where rows are read, an encoded image becomes an `EncodedImage`: where it lies, and a digest
 of its bytes, which are read again when the image is decoded. So a table takes the memory of a few images, however large
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import ChangedInput, MissingPackage, UserError
+from common.io.array_records import SHARD, is_tfds, record_batches, shards
 from common.io.inputs import MOST_BYTES, reason
 from common.io.terminal import printable
 
 INSTALL = "pip install 'medreport-jax[tables]'"
 PARQUET = ".parquet"
-SAVED = ("dataset_dict.json", "dataset_info.json")  # of `datasets`, in a folder of its own
+SAVED = ("dataset_dict.json", "dataset_info.json")  # of `datasets` and TFDS, in a folder of its own
 FEWEST_ROWS, MOST_ROWS = 16, 256  # of Parquet that are decoded at a time, and between them as many as fill
 BATCH_BYTES = 32 << 20
 READ_BYTES = 1 << 20  # of a column of Parquet at a time
@@ -32,7 +33,7 @@ class EncodedImage(NamedTuple):
     """An encoded image in a table: its file, where it lies there, and the SHA-256 of its bytes."""
 
     file: str
-    part: int  # row group of Parquet; byte at which the record batch of an Arrow file begins
+    part: int  # row group of Parquet, byte at which a record batch of Arrow begins, first record of a batch of TFDS
     row: int  # of the part
     column: str
     item: int  # of a list, 0 where there is none
@@ -66,7 +67,7 @@ class Batch(NamedTuple):
 
 
 def is_table(path: str | Path) -> bool:
-    """Whether a path is Parquet, or a folder of Parquet or of a saved data set."""
+    """Whether a path is Parquet, or a folder of Parquet, of a saved data set or of one of TFDS."""
     path = Path(path)
     if path.suffix.lower() == PARQUET:
         return True
@@ -92,7 +93,7 @@ def table_rows(
             for names, batch in _batches(file, columns):
                 fields = list(batch.data.schema)
                 places = [index for index, one in enumerate(fields) if one.name in images and _has_bytes(one.type)]
-                texts = batch.data.select([index for index in range(len(fields)) if index not in places])
+                texts = _texts(batch.data.select([index for index in range(len(fields)) if index not in places]))
                 held += texts.nbytes
                 if held > MOST_BYTES:
                     raise UserError(f"{path}: holds more than {MOST_BYTES:,} bytes of text; split it")
@@ -143,6 +144,19 @@ class _Read:
 
 
 _READ = _Read()
+
+
+def _texts(data: Any) -> Any:
+    """A pyarrow.RecordBatch with bytes as the text that they are. Raises pyarrow.ArrowInvalid where they are none."""
+    import pyarrow as pa
+
+    def text(column: Any) -> Any:
+        if pa.types.is_binary(column.type):
+            return column.cast(pa.string())
+        is_list = pa.types.is_list(column.type) and pa.types.is_binary(column.type.value_type)
+        return column.cast(pa.list_(pa.string())) if is_list else column
+
+    return pa.RecordBatch.from_arrays(list(map(text, data.columns)), data.schema.names) if data.num_columns else data
 
 
 def _images(batch: Batch, index: int, file: Path) -> list[Any]:
@@ -198,7 +212,9 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
     if path.is_file() or not path.is_dir():
         yield "", path
         return
-    if (path / "dataset_dict.json").is_file():
+    if is_tfds(path):
+        yield from ((split, file) for file, (split, _) in shards(path).items())
+    elif (path / "dataset_dict.json").is_file():
         for folder in sorted(folder for folder in path.iterdir() if folder.is_dir()):
             yield from ((folder.name, file) for file in sorted(folder.glob("data-*.arrow")))
     elif (path / "dataset_info.json").is_file():
@@ -215,7 +231,8 @@ def _parquet_files(folder: Path) -> list[Path]:
 
 def _batches(file: Path, columns: Collection[str], part: int | None = None) -> Iterator[tuple[list[str], Batch]]:
     """The columns that a file has, and batches of those in `columns`: of all its parts, or of one."""
-    for names, batch in (_parquet if file.suffix.lower() == PARQUET else _arrow)(file, columns, part):
+    read = _parquet if file.suffix.lower() == PARQUET else _tfds if SHARD.fullmatch(file.name) else _arrow
+    for names, batch in read(file, columns, part):
         data = batch.data.select([index for index, name in enumerate(batch.data.schema.names) if name in columns])
         data.validate(full=True)  # of a damaged file, whose offsets would be followed anywhere
         yield names, batch._replace(data=data)
@@ -251,6 +268,11 @@ def _arrow(file: Path, columns: Collection[str], part: int | None) -> Iterator[t
             if part is not None:
                 return
             begin = source.tell()
+
+
+def _tfds(file: Path, columns: Collection[str], part: int | None) -> Iterator[tuple[list[str], Batch]]:
+    for names, first, data in record_batches(file, columns, part):
+        yield names, Batch(first, 0, data)
 
 
 def _line(error: Exception) -> str:

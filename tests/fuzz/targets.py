@@ -53,6 +53,7 @@ DAMAGED_DICOM = (
     "SC_rgb_jls_lossy_line.dcm", "JPGExtended.dcm", "image_dfl.dcm",
 )  # fmt: skip
 ASSETS = Path(__file__).parents[2]
+ARRAY_RECORD = "x-all.array_record-00000-of-00001"
 SECONDS = itertools.count(1)  # some readers cache what they read by the time and size of the file
 
 
@@ -190,6 +191,35 @@ def _arrow_images(folder: Path) -> list[bytes]:
     return [buffer.getvalue()]
 
 
+def _array_record(folder: Path) -> list[bytes]:
+    """A data set of TFDS with one file of the pairs of `_image_table`, without TFDS."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    text, image = {"text": {}}, {"sequence": {"feature": {"image": {}}}}
+    features = {"images": image, "report": text, "split": text}
+    (folder / "features.json").write_text(json.dumps({"featuresDict": {"features": features}}))
+    splits = [{"name": "all", "shardLengths": ["2"]}]
+    (folder / "dataset_info.json").write_text(json.dumps({"name": "x", "fileFormat": "array_record", "splits": splits}))
+    writer = ArrayRecordWriter(str(folder / ARRAY_RECORD), "group_size:1")
+    for row in _image_table().to_pylist():
+        example = tf_example_pb2.Example()
+        values = {"images": [view["bytes"] for view in row["images"]], "report": [row["report"].encode()]}
+        for name, value in (values | {"split": [row["split"].encode()]}).items():
+            example.features.feature[name].bytes_list.value.extend(value)
+        writer.write(example.SerializeToString())
+    writer.close()
+    return [(folder / ARRAY_RECORD).read_bytes()]
+
+
+def _tfds_file(name: str) -> Target:
+    def seeds(folder: Path) -> list[bytes]:
+        _array_record(folder)
+        return [(folder / name).read_bytes()]
+
+    return Target(name, seeds, lambda path: _images(path.parent))
+
+
 def _images(path: Path) -> None:
     for studies in read_image_rows(path, None, Quarantine()).values():
         for study in studies:
@@ -291,6 +321,9 @@ TARGETS = {
     "parquet": Target("pairs.parquet", _parquet, lambda path: read_pairs(path, Quarantine())),
     "parquet-images": Target("images.parquet", _parquet_images, _images),
     "arrow-images": Target("data-00000-of-00001.arrow", _arrow_images, lambda path: _images(path.parent)),
+    "array-record": _tfds_file(ARRAY_RECORD),
+    "tfds-features": _tfds_file("features.json"),
+    "tfds-info": _tfds_file("dataset_info.json"),
     "arrow": Target("data-00000-of-00001.arrow", _arrow, lambda path: read_pairs(path.parent, Quarantine())),
     "reports": Target(
         "reports.txt", _text("OD: few drusen.\n右眼：玻璃膜疣。\n"), lambda path: read_reports(str(path))
