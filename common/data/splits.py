@@ -38,7 +38,8 @@ from common.phantoms.source import draw_split
 MOST_IN_MEMORY = 20_000  # studies
 AHEAD = 64  # studies whose images wait to be decoded
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 Shrink = Callable[[Pixels], Pixels]
 Load = Callable[[Source], Pixels]  # reads and shrinks

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.io.terminal import printable
 from common.io.text import read_json_object
 
 INFO, FEATURES = "dataset_info.json", "features.json"
@@ -18,13 +19,18 @@ OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # no reading ahead of wha
 RECORDS = 16  # of a batch
 
 
-def is_tfds(folder: Path) -> bool:
-    """Whether a folder is a data set of TFDS."""
-    return (folder / INFO).is_file() and (folder / FEATURES).is_file()
+def is_tfds(path: Path) -> bool:
+    """Whether a path is a data set of TFDS, or a split of one, FOLDER/train."""
+    folder = path if path.is_dir() else path.parent
+    return not path.is_file() and (folder / INFO).is_file() and (folder / FEATURES).is_file()
 
 
-def shards(folder: Path) -> dict[Path, tuple[str, int]]:
-    """The files of a data set in order, with the split of each and how many records it has. Raises UserError."""
+def shards(path: Path) -> dict[Path, tuple[str, int]]:
+    """The files of a data set or split in order, with the split of each, and how many records it has.
+
+    Raises UserError.
+    """
+    folder = path if path.is_dir() else path.parent
     info = read_json_object(folder / INFO)
     if (form := info.get("fileFormat")) != "array_record":
         raise UserError(
@@ -39,7 +45,11 @@ def shards(folder: Path) -> dict[Path, tuple[str, int]]:
                 found[folder / name] = str(split["name"]), length
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(f"{folder / INFO}: does not say which files belong to it; expected what TFDS writes") from error
-    return found
+    if path == folder:
+        return found
+    if path.name not in (splits := dict(found.values())):
+        raise UserError(f"{folder}: has no split {printable(path.name)}; there are {', '.join(map(printable, splits))}")
+    return {file: about for file, about in found.items() if about[0] == path.name}
 
 
 def record_batches(file: Path, columns: Collection[str], start: int | None) -> Iterator[tuple[list[str], int, Any]]:
@@ -53,9 +63,8 @@ def record_batches(file: Path, columns: Collection[str], start: int | None) -> I
     from tensorflow_datasets.proto import tf_example_pb2
 
     types = _types(file.parent)
-    wanted = {name: kind for name, kind in types.items() if name in columns} or dict(
-        [*types.items()][:1]
-    )  # any has rows
+    # One column where none is wanted, to count the rows.
+    wanted = {name: kind for name, kind in types.items() if name in columns} or dict([*types.items()][:1])
     reader = ArrayRecordReader(str(file), OPTIONS)
     try:
         if not reader.ok():

@@ -69,7 +69,7 @@ class Batch(NamedTuple):
 def is_table(path: str | Path) -> bool:
     """Whether a path is Parquet, or a folder of Parquet, of a saved data set or of one of TFDS."""
     path = Path(path)
-    if path.suffix.lower() == PARQUET:
+    if path.suffix.lower() == PARQUET or is_tfds(path):
         return True
     return path.is_dir() and (any((path / name).is_file() for name in SAVED) or bool(_parquet_files(path)))
 
@@ -209,11 +209,10 @@ def _has_bytes(kind: Any) -> bool:
 
 def _files(path: Path) -> Iterator[tuple[str, Path]]:
     """The files of a table, in order, and the split of each."""
-    if path.is_file() or not path.is_dir():
-        yield "", path
-        return
     if is_tfds(path):
         yield from ((split, file) for file, (split, _) in shards(path).items())
+    elif not path.is_dir():
+        yield "", path
     elif (path / "dataset_dict.json").is_file():
         for folder in sorted(folder for folder in path.iterdir() if folder.is_dir()):
             yield from ((folder.name, file) for file in sorted(folder.glob("data-*.arrow")))

@@ -165,6 +165,17 @@ def test_pairs_are_read_of_one_split_only(folder):
         read_pairs(folder, Quarantine(), ["source=report", "target=patient"])
 
 
+def test_a_split_is_named_as_if_it_were_a_folder(folder):
+    rows = read_rows(folder, REPORT)
+    assert read_rows(folder / "validation", REPORT) == [
+        row | {"id": f"validation-{number}"} for number, row in enumerate(rows[20:], start=1)
+    ]
+    pairs = read_pairs(folder / "train", Quarantine(), ["source=report", "target=patient"])
+    assert [pair.source for pair in pairs] == [row["report"] for row in rows[:20]]
+    with pytest.raises(UserError, match=r"clinic: has no split test; there are train, validation"):
+        read_rows(folder / "test", REPORT)
+
+
 def test_batches_end_where_a_file_does(folder, monkeypatch):
     whole = read_rows(folder, REPORT, optional=VALUES)
     for count in (1, 4, 20, 99):

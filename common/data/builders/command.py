@@ -24,8 +24,9 @@ annotation: R2Gen's annotation.json. openi: IU X-ray as Open-i publishes it. mim
 PhysioNet publishes them. chexpert-plus: its table and PNG or DICOM folder, by its own split or MambaXray-VL's
 (--split). padchest: its table and 16-bit PNG files. ffa-ir: its annotation and angiographies. odir: its table and
 pairs of eyes. rows: JSONL, JSON or Parquet rows of any number of images, or a data set of Hugging Face
-or TFDS on disk. Images are PNG, JPEG or DICOM. Studies that cannot be used are counted, and listed in quarantine.jsonl beside the
-data. Where sections are taken from free text, the headings that no list has are counted and printed."""
+or TFDS on disk. Images are PNG, JPEG or DICOM. Studies that cannot be used are counted, and listed in
+quarantine.jsonl beside the data. Where sections are taken from free text, the headings that no list has are counted and
+printed."""
 PROGRAM = "medreport prepare"
 
 
