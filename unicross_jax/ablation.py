@@ -13,15 +13,14 @@ from common.clinical.scores import Scores, in_each_language, leading_scores
 from common.config import check_run_directory
 from common.data.records import Quarantine
 from common.errors import UserError
-from common.io.jsonl import read_jsonl
 from common.io.locks import owning
 from common.io.numbers import rounded
 from common.io.outputs import check_own_object, check_own_page
 from common.io.safetensors import write_json
 from common.io.terminal import say
 from common.io.text import read_json_object
-from common.report.compare_command import ROW, same_studies
-from common.report.comparison import compare_measured, measure, summary
+from common.report.compare_command import compare_files
+from common.report.comparison import summary
 from unicross_jax.config import ModelConfig, RunConfig
 from unicross_jax.data import read_splits
 from unicross_jax.evaluate import (
@@ -113,10 +112,8 @@ def run_ablation(
 
 def save_differences(directory: Path, variants: Sequence[str], seed: int, labeler: ReportLabeler | None) -> None:
     """Write which differences between the variants hold, of the runs with a seed, as JSON and as a page."""
-    files = [run_directory(directory, name, seed) / "predictions.jsonl" for name in variants]
-    rows = {name: read_jsonl(file, ROW) for name, file in zip(variants, files, strict=True)}
-    systems = same_studies(rows, files)
-    result = compare_measured(measure(systems, labeler).measures, len(next(iter(systems.values()))), None)
+    files = {name: run_directory(directory, name, seed) / "predictions.jsonl" for name in variants}
+    result = compare_files(files, labeler)
     result.save(directory / DIFFERENCES, (directory / DIFFERENCES).with_suffix(".html"))
     say(f"{summary(result.differences)}: {(directory / DIFFERENCES).with_suffix('.html')}")
 

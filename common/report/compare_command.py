@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from common.clinical.labeler import load_labeler
+from common.clinical.report_labeler import ReportLabeler
 from common.data.summary import data_line, say_data
 from common.errors import Parser, UserError
 from common.io.jsonl import read_jsonl
 from common.io.outputs import check_output, check_own_object, check_own_page
 from common.io.terminal import printable, say
-from common.report.comparison import TEXT_SCORES, as_table, compare_measured, measure, summary
+from common.report.comparison import TEXT_SCORES, Result, as_table, compare_measured, measure, summary
 
 ROW = {"id": str | int, "prediction": str, "reference": str}
 
@@ -54,6 +55,13 @@ def main(argv: list[str]) -> None:
     result.save(chosen.output, chosen.page)
     if chosen.page is not None:
         say(f"page: {chosen.page.absolute()}", error=True)
+
+
+def compare_files(files: Mapping[str, Path], labeler: ReportLabeler | None = None) -> Result:
+    """Compare systems by their files, as the command does with the leading scores. Raises UserError."""
+    rows = {name: read_jsonl(file, ROW) for name, file in files.items()}
+    systems = same_studies(rows, list(files.values()))
+    return compare_measured(measure(systems, labeler).measures, len(next(iter(systems.values()))), None)
 
 
 def read_systems(files: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:

@@ -22,6 +22,7 @@ from common.metrics.text import measures_by_language, one_line
 from common.metrics.tokenize import languages_of
 from common.report.template import render_template
 
+COLUMNS = ("score", "systems", "difference (95%)", "p", "p, corrected", "holds")  # of a table of differences
 TEXT_SCORES = ("coco/BLEU-4", "coco/ROUGE-L", "nltk/METEOR")
 
 
@@ -77,16 +78,20 @@ def as_object(row: Difference) -> dict[str, Any]:
     return {**row._asdict(), "holds": row.holds}
 
 
-def as_table(differences: Sequence[Difference]) -> str:
-    """A Markdown table, a line for each comparison."""
-    cells = [
+def table_rows(differences: Sequence[Difference]) -> list[tuple[str, ...]]:
+    """The cells of a table of differences, under COLUMNS."""
+    return [
         (
             row.score, f"{row.first} - {row.second}",
             difference_text(row), p_text(row.p), p_text(row.corrected), "yes" if row.holds else "no",
         )
         for row in differences
     ]  # fmt: skip
-    return markdown_table(("score", "systems", "difference (95%)", "p", "p, corrected", "holds"), cells)
+
+
+def as_table(differences: Sequence[Difference]) -> str:
+    """The differences as a table in Markdown."""
+    return markdown_table(COLUMNS, table_rows(differences))
 
 
 def difference_text(row: Difference) -> str:

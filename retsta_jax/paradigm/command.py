@@ -9,12 +9,16 @@ from common.config_options import preset_parser, read_preset_options
 from common.endpoint import add_endpoint_options, endpoint_settings
 from common.errors import UserError
 from common.io.numbers import score_text
+from common.io.outputs import check_own_object, check_own_page
 from common.io.tables import score_lines
 from common.io.terminal import say
 from common.options import Needs, training_command, used_settings
 from common.process.first import is_first_process
+from common.report.compare_command import compare_files
+from common.report.comparison import COLUMNS, summary, table_rows
+from common.report.comparison import Result as Compared
 from common.report.environment import environment
-from common.report.page import REPORT_FILE, Page, Stage, save_run_page
+from common.report.page import REPORT_FILE, Page, Stage, Table, save_run_page
 from retsta_jax.config import PRESETS as TRAINING
 from retsta_jax.evaluate import CONSTANT, MODEL, NEAREST, headline
 from retsta_jax.labelling.command import examples_of, plain_text_note
@@ -32,6 +36,8 @@ from retsta_jax.paradigm.paradigm import (
 from retsta_jax.translation.command import made_with, translator_of
 from retsta_jax.translation.endpoint_translator import MAX_TOKENS
 
+DIFFERENCES = "differences.json"  # of a run directory; and .html
+MODELS = {"RetSTA": FINAL, "RetSTA-Zero": ZERO}  # by name, their run directories
 # Above each preset: its command, the hardware it was made for, and what it should reach (docs/results.md).
 PRESETS: dict[str, ParadigmConfig] = {
     # retsta paradigm --preset demo --run-dir runs/paradigm
@@ -93,31 +99,30 @@ def paradigm(arguments: list[str]) -> None:
     if (endpoint is None) == (config.translate == "endpoint"):
         raise UserError("retsta paradigm: --translate endpoint and --endpoint URL go together; give both or neither")
     translator = None if config.translate == "none" or config.data.corpus == "openi" else translator_of(endpoint)
+    check_own_object(run_dir / DIFFERENCES, ["differences", "systems"])
+    check_own_page((run_dir / DIFFERENCES).with_suffix(".html"))
     result = run_paradigm(config, run_dir, Translation(translator, made_with(endpoint)))
     if not is_first_process():
         return
     names = shown_metrics(result)
     print(score_lines(systems_of(result), names, intervals=names[0] == "codes/F1"))
-    save_run_page(run_dir, page_of(result, config, run_dir))
+    compared = compare_files({name: run_dir / model / "predictions.jsonl" for name, model in MODELS.items()})
+    compared.save(run_dir / DIFFERENCES, (run_dir / DIFFERENCES).with_suffix(".html"))
+    save_run_page(run_dir, page_of(result, compared, config, run_dir))
     say(f"models: {run_dir / ZERO}, {run_dir / FINAL}\npage: {(run_dir / REPORT_FILE).absolute()}")
 
 
 def systems_of(result: Result) -> dict[str, Mapping[str, Any]]:
     """The scores to show side by side, by the name of the system."""
     zero, final = result.scores[ZERO], result.scores[FINAL]
+    models = {name: result.scores[model][MODEL] for name, model in MODELS.items()}
     if "codes/F1" in final[MODEL]:  # the labelled reports alone have codes that a person gave
         return {
-            "RetSTA": final[MODEL],
-            "RetSTA-Zero": zero[MODEL],
+            **models,
             "nearest labelled report": zero[NEAREST],
             CONSTANT: zero[CONSTANT],
         }
-    return {
-        "RetSTA": final[MODEL],
-        "RetSTA-Zero": zero[MODEL],
-        NEAREST: final[NEAREST],
-        CONSTANT: final[CONSTANT],
-    }
+    return {**models, NEAREST: final[NEAREST], CONSTANT: final[CONSTANT]}
 
 
 def shown_metrics(result: Result) -> list[str]:
@@ -149,7 +154,13 @@ def stages_of(result: Result, config: ParadigmConfig) -> list[Stage]:
     return [*stages, Stage("pairs in all", result.mixed, {}, "RetSTA learns from these")]
 
 
-def page_of(result: Result, config: ParadigmConfig, run_dir: Path) -> Page:
+def differences_table(compared: Compared) -> Table:
+    """How the two models differ on the test reports, as `medreport compare` tells of their predictions."""
+    lead = f"{summary(compared.differences)}, as medreport compare tells of {FINAL}/predictions.jsonl and of {ZERO}/."
+    return Table("Which differences hold", lead, COLUMNS, table_rows(compared.differences))
+
+
+def page_of(result: Result, compared: Compared, config: ParadigmConfig, run_dir: Path) -> Page:
     """The page of the whole paradigm."""
     notes = [plain_text_note(result.funnel)]
     notes += [
@@ -171,6 +182,7 @@ def page_of(result: Result, config: ParadigmConfig, run_dir: Path) -> Page:
         funnel=stages_of(result, config),
         systems=systems,
         headline=metrics,
+        tables=[differences_table(compared)],
         examples=examples_of(result.funnel),
         notes=notes,
     )

@@ -1,5 +1,6 @@
 """From a terminology and pairs to two models, in one command that goes on where it was stopped; of any specialty."""
 
+import html
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from common.data.records import ReportPair
 from common.errors import UserError
 from common.io.jsonl import read_jsonl
+from common.report.compare_command import main as compare
 from retsta_jax.labelling.filters import RULES
 from retsta_jax.paradigm.paradigm import Translation, with_translations
 from retsta_jax.standardize import config_of_trained
@@ -65,6 +67,37 @@ def test_every_stage_leaves_its_result(done):
     page = (done / "report.html").read_text(encoding="utf-8")
     for word in ("Funnel", "reports labelled by RetSTA-Zero", "nearest training report", "retsta paradigm"):
         assert word in page
+
+
+def test_the_page_tells_the_differences_that_the_command_tells(done, material, tmp_path, capsys):
+    """The figures on the page are those of `medreport compare` on the predictions of both models."""
+    run_dir = shutil.copytree(done, tmp_path / "run")
+    rows = read_jsonl(run_dir / "zero" / "predictions.jsonl", {"reference": str})
+    for model, stays in (("final", lambda number: number % 4), ("zero", lambda number: number == 2)):
+        texts = [row["reference"] if stays(number) else row["reference"][:-9] for number, row in enumerate(rows)]
+        written = (json.dumps(row | {"prediction": text}) for row, text in zip(rows, texts, strict=True))
+        (run_dir / model / "predictions.jsonl").write_text("".join(f"{line}\n" for line in written))
+    assert retsta(generated(material, run_dir)) == 0
+    capsys.readouterr()
+    names = {"final": "RetSTA", "zero": "RetSTA-Zero"}
+    compare([*(str(run_dir / model / "predictions.jsonl") for model in names), "--output", str(tmp_path / "c.json")])
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    lines = [[line[0], " - ".join(names.get(name, name) for name in line[1].split(" - ")), *line[2:]] for line in lines]
+    assert len(lines) > 4
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
+    section = page.split("<h2><bdi>Which differences hold</bdi></h2>")[1].split("</section>")[0]
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in section.split("<tr>")[1:]]
+    shown = [[html.unescape(re.sub("<[^>]*>", "", cell)).strip() for cell in row] for row in cells]
+    assert shown == lines
+    whole = json.loads((tmp_path / "c.json").read_text())
+    written = json.loads((run_dir / "differences.json").read_text())
+    assert written["systems"] == {names[name]: scores for name, scores in whole["systems"].items()}
+    for row in whole["differences"]:
+        row |= {"first": names[row["first"]], "second": names[row["second"]]}
+    assert written["differences"] == whole["differences"]
+    assert "as medreport compare tells of final/predictions.jsonl and of zero/" in section
+    assert {row["holds"] for row in written["differences"]} == {True, False}
+    assert f"2 systems, {len(rows)} reports" in (run_dir / "differences.html").read_text(encoding="utf-8")
 
 
 def test_what_is_done_is_not_done_again(done, material, tmp_path, capsys):
