@@ -23,7 +23,10 @@ from common.training.token_statistics import TokenLogprobs
 from common.types import LossSum, PyTree
 from deer_jax.objective import Normalisation, Objective
 
-RATIOS = (0.8, 0.95, 1.05, 1.2)  # below which the shares of tokens are reported
+# Bounds below which shares are reported: of tokens by ratio and by weight, of reports by advantage
+RATIOS = (0.8, 0.95, 1.05, 1.2)
+TOKEN_WEIGHTS = (1, 1.01, 1.1, 1.25, 1.5, 2, 3, 5, 10)
+ADVANTAGES = (-2, -1, -0.5, -0.25, -0.1, 0.1, 0.25, 0.5, 1, 2)
 
 
 class PolicyParams(NamedTuple):
@@ -76,7 +79,7 @@ class Rollouts(flax.struct.PyTreeNode):
     token_weights: Float[Array, "B G T"]
     reference_log_probs: Float[Array, "B G T"] | None = None  # of the policy before RL, where the objective has `kl`
     importance: Float[Array, "B G T"] | None = None  # what each token's loss is multiplied by (`importance`)
-    measured: dict[str, Float[Array, "B G"]] = flax.struct.field(default_factory=dict)  # means are reported
+    measured: dict[str, Float[Array, "B G"]] = flax.struct.field(default_factory=dict)  # means of finite values
 
     @property
     def real_tokens(self) -> Int[Array, ""]:
@@ -245,6 +248,22 @@ def diagnostics(logp: Float[Array, "B G T"], rollouts: Rollouts, objective: Obje
     return {name: mean_over(mask, own) for name, own in values.items()}
 
 
+def distributions(rollouts: Rollouts) -> dict[str, LossSum]:
+    """Histograms of the advantages of reports and of the weights of tokens, over those that are learnt from.
+
+    `advantage_below_A` and `token_weight_below_W` are the shares below each bound, so that the difference of two is
+    what lies between their bounds. The sums are whole numbers: they do not depend on how a batch is cut.
+    """
+    learnt = rollouts.mask.any(-1)
+    return {
+        **{f"advantage_below_{bound}": mean_over(learnt, rollouts.advantages < bound) for bound in ADVANTAGES},
+        **{
+            f"token_weight_below_{bound}": mean_over(rollouts.mask, rollouts.token_weights < bound)
+            for bound in TOKEN_WEIGHTS
+        },
+    }
+
+
 # loss(logp, rollouts, objective) -> the sum to differentiate, and further sums to report by name; of an objective with
 # entropy also `entropy`
 RolloutLoss = Callable[..., tuple[LossSum, dict[str, LossSum]]]
@@ -264,7 +283,7 @@ def make_loss(policy: Policy, objective: Objective, loss: RolloutLoss = ditpo_lo
         else:
             logp = policy.token_logprobs(params, batch.prompts, batch.tokens, batch.mask)
         total, aux = loss(logp, batch, objective, **known)
-        rows = jnp.float32(batch.advantages.size)
-        return total, aux | {name: LossSum(values.sum(), rows) for name, values in batch.measured.items()}
+        measured = {name: mean_over(jnp.isfinite(values), values) for name, values in batch.measured.items()}
+        return total, aux | distributions(batch) | measured
 
     return loss_fn

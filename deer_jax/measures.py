@@ -1,12 +1,15 @@
-"""What is told of rollouts besides the loss: values of each, whose means are logged."""
+"""What is told of rollouts besides the loss: values of each, of which the mean over finite ones is logged."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from common.generation.loop import Generated
 from deer_jax.token_weights import Rollout, Scores
+
+REWARD_OF, STATED = "reward/", "stated/"  # before the names of findings
 
 
 def rollout_measures(generated: Generated, groups: Sequence[Sequence[Rollout]]) -> dict[str, np.ndarray]:
@@ -35,12 +38,31 @@ def reward_measures(rewards: Float[np.ndarray, "B G"]) -> dict[str, np.ndarray]:
     deviation = np.nanstd(values, axis=-1)
     unique = np.array([len(np.unique(row[own])) for row, own in zip(rewards, known, strict=True)])
     return {
-        "reward": np.where(known, rewards, 0) * (rewards.size / max(known.sum(), 1)),
+        "reward": np.where(known, rewards, np.nan).astype(np.float32),
         "reward_deviation": of_groups(deviation, rewards.shape),
         "zero_variance_groups": of_groups(unique < 2, rewards.shape),
         "unique_rewards": of_groups(unique, rewards.shape),
         "rewards_not_finite": (~known).astype(np.float32),
     }
+
+
+def finding_measures(
+    findings: Sequence[str], rewards: Float[np.ndarray, " N"], stated: Bool[np.ndarray, "N K"]
+) -> dict[str, np.ndarray]:
+    """Of each finding the rewards of reports whose reference states it, NaN for others, and which reports these are."""
+    counted = stated & np.isfinite(rewards)[:, None]
+    own = np.where(counted, rewards[:, None], np.nan)
+    return {REWARD_OF + name: values for name, values in zip(findings, own.T, strict=True)} | {
+        STATED + name: values for name, values in zip(findings, counted.T, strict=True)
+    }
+
+
+def means_of_nothing(metrics: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """NaN for each mean of a step that is over no report or no token, which would pass for a 0."""
+    names = [REWARD_OF + name.removeprefix(STATED) for name in metrics if name.startswith(STATED) and not metrics[name]]
+    if not metrics["tokens"]:
+        names += [name for name in metrics if "_below_" in name]
+    return dict.fromkeys(names, np.array(np.nan))
 
 
 def weight_measures(weights: Scores) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from common.clinical.report_labeler import ReportLabeler
 from common.errors import UserError
 from common.io.terminal import say
 from common.metrics.clinical import POSITIVE
+from deer_jax.measures import finding_measures
 from deer_jax.rewards import Reward, bleu2, checked_rewards, label_f1
 from deer_jax.rl import Judge, Judged
 from deer_jax.token_weights import (
@@ -125,6 +126,8 @@ def make_judge(
         else:
             rewards = measured["label_f1"] + gamma(step) * measured["bleu2"]
         check_rewards(rewards, names_of)
+        if labeler is not None:
+            measured |= finding_measures(labeler.labels, rewards, expected[of_text] == POSITIVE)
         judged = time.perf_counter()
         scored = scores(batch) if scored is None else scored
         weights = weights_of(checked_scores(scored, batch, names[1]), strength)

@@ -36,7 +36,7 @@ from deer_jax.ditpo import (
     importance,
     make_loss,
 )
-from deer_jax.measures import of_groups, reward_measures, rollout_measures, weight_measures
+from deer_jax.measures import means_of_nothing, of_groups, reward_measures, rollout_measures, weight_measures
 from deer_jax.objective import Objective
 from deer_jax.token_weights import Rollout, Scores, read_rollout
 
@@ -58,7 +58,7 @@ class Judged(NamedTuple):
 
     rewards: Float[np.ndarray, "B G"]
     weights: Scores  # of each group, of each rollout, of each token
-    measured: dict[str, Float[np.ndarray, "B G"]]  # values to report the means of
+    measured: dict[str, Float[np.ndarray, "B G"]]  # values to report the means of, over finite ones
     seconds: dict[str, float]
     found: Bool[np.ndarray, "B G 14 3"] | None = None  # findings: in report and reference, in the one, in the other
 
@@ -208,7 +208,7 @@ def make_rl_step(
         jax.block_until_ready(metrics)
         clock.stop("update")
         spent = {SECONDS + name: np.float64(seconds) for name, seconds in clock.spent.items()}
-        return state, {**metrics, **spent}
+        return state, {**metrics, **means_of_nothing(metrics), **spent}
 
     return step
 

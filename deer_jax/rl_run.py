@@ -28,7 +28,8 @@ from common.io.terminal import say
 from common.metrics.clinical import COMPETITION, FINDINGS
 from common.models.attention_choice import attention_lines, say_attention
 from common.models.qwen2_vl import SHARDING_RULES
-from common.report.live import study_page
+from common.report.bands import Bands
+from common.report.live import Curves, study_page
 from common.report.model_card import results_in, training_of, write_cards
 from common.training.evaluation import Check, Evaluation
 from common.training.loop import RUN_OUTPUTS
@@ -51,8 +52,9 @@ from deer_jax.config import (
     RewardConfig,
     RlConfig,
 )
-from deer_jax.ditpo import ditpo_loss
+from deer_jax.ditpo import ADVANTAGES, RATIOS, TOKEN_WEIGHTS, ditpo_loss
 from deer_jax.flops import step_flops
+from deer_jax.measures import REWARD_OF
 from deer_jax.objective import METHODS_OWN
 from deer_jax.prompts import prompt_length, splits_line
 from deer_jax.rewarding import make_judge, score_function
@@ -80,12 +82,16 @@ OUTPUTS = (*RUN_OUTPUTS, "quarantine.jsonl", "adapter", "model")  # of a run dir
 LABEL_BATCH = 64  # reports
 PAPERS = -1  # the strength that stands for the paper's
 REWARD = "val/reward"
-CURVES = {
+CURVES: Curves = {
     "Reward": {"reward": "reward", "label F1": "label_f1", "BLEU-2": "bleu2"},
+    "Reward by finding of the reference": {name: REWARD_OF + name for name in (*COMPETITION, "No Finding")},
     "F1 of findings, validation": {name: f"f1/{name}" for name in COMPETITION},
     "KL divergence": {"from the first policy": "kl"},
     "Entropy": {"entropy of a token, nats": "entropy"},
     "Length of reports": {"tokens": "new_tokens"},
+    "Advantages of reports": Bands("advantage", ADVANTAGES, 0),
+    "Weights of tokens": Bands("token_weight", TOKEN_WEIGHTS, 1),
+    "Probability ratios of tokens": Bands("ratio", RATIOS, 1),
 }
 SHOWN = ("reward", "kl", "new_tokens", "clipped", "entropy")
 

@@ -18,6 +18,7 @@ from common.generation.evaluation import Keep
 from common.io.files import atomic_file
 from common.io.numbers import score_text
 from common.io.terminal import say
+from common.report.bands import Bands
 from common.report.findings import Find, label_finder
 from common.training.logs import METRICS_FILE, TIMINGS_FILE, read_metrics
 from common.training.loop import LIVE_FILE, Watch
@@ -28,7 +29,7 @@ POINTS = 1000  # steps that curves are drawn through, beside those with an evalu
 RECENT = 50  # steps that speed is told by
 
 Rows = Sequence[Mapping[str, Any]]
-Curves = Mapping[str, Mapping[str, str]]  # as `common.report.plots` takes them
+Curves = Mapping[str, Mapping[str, str] | Bands]  # as `common.report.plots` takes them
 
 
 class Reference(NamedTuple):

@@ -1,32 +1,26 @@
-"""Curves of a run as inline SVG whose colours and fonts come from the page around it.
+"""The charts of a training: curves of what each step logs, and bands of what it logs the distribution of."""
 
-matplotlib draws with stand-in colours that are replaced by CSS variables (`--ink-soft`, `--line`, `--series-0`
-to `--series-5`), so one drawing serves the light and the dark page.
-"""
-
-import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
+import numpy as np
+from jaxtyping import Float
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from common.io.numbers import rounded
+from common.report.bands import Band, Bands, legend, shares
+from common.report.drawing import LINE, SERIES, SERIES_COLOURS, drawing
 
-SERIES_COLOURS = 6
-_LINE, _INK = "#0b0b01", "#0b0b02"
-_SERIES = [f"#0a0a0{index}" for index in range(SERIES_COLOURS)]
 VALIDATION, LEARNING_RATE = "val/", "learning_rate"  # names in `metrics.jsonl`
 _SMOOTH_FROM = 60  # points; a shorter curve is shown as it is
 _MARK_UP_TO = 40
+_COLUMNS = 100  # bands over more steps are drawn as means of as many columns
 
 
-Curves = Mapping[str, Mapping[str, str]]  # title of a chart -> label of a line -> its name in `metrics.jsonl`
+Curves = Mapping[str, Mapping[str, str] | Bands]  # title of a chart -> label of a line -> its name in `metrics.jsonl`
 
 
 @dataclass(frozen=True)
@@ -48,11 +42,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """A titled drawing; the page writes the legend, colour `--series-i` for line i (modulo 6)."""
+    """A titled drawing; the page writes the legend, colour `--series-i` for line i (modulo 6), or that of bands."""
 
     title: str
     series: Sequence[Series]
     svg: Markup
+    bands: Sequence[Band] = ()
 
 
 def training_charts(rows: Sequence[Mapping[str, Any]], curves: Curves | None = None) -> list[Chart]:
@@ -68,12 +63,25 @@ def training_charts(rows: Sequence[Mapping[str, Any]], curves: Curves | None = N
     }
     charts = []
     for title, names in wanted.items():
+        if isinstance(names, Bands):
+            charts += _bands_of(title, rows, names)
+            continue
         of_scores = title == "Validation" or title in own
         series = [Series(label, _points(rows, name, of_scores), _is_noisy(name)) for label, name in names.items()]
         drawn = [line for line in series if line.last is not None]
         if drawn:
             charts.append(Chart(title, drawn, line_chart(title, drawn, (rows[0]["step"], rows[-1]["step"]))))
     return charts
+
+
+def _bands_of(title: str, rows: Sequence[Mapping[str, Any]], bands: Bands) -> list[Chart]:
+    """The chart of a distribution; none where all steps have all of it in one band."""
+    steps, own = shares(rows, bands)
+    known = own[~np.isnan(own[:, 0])]
+    if len(known) == 0 or (known > 0).any(0).sum() < 2:
+        return []
+    drawn = legend(bands, known[-1].tolist())
+    return [Chart(title, (), band_chart(title, steps, own, drawn), drawn)]
 
 
 def _is_noisy(name: str) -> bool:
@@ -96,43 +104,45 @@ def line_chart(title: str, series: Sequence[Series], steps: tuple[int, int], dou
     `doubling`: one mark for each power of two.
     """
     values = [value for line in series for _, value in line.points if value is not None]
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}):
-        figure = Figure(figsize=(5.8, 2.7), layout="constrained")
-        axes = figure.add_subplot()
+
+    def draw(axes: Any) -> None:
         for index, line in enumerate(series):
-            _draw(axes, line, _SERIES[index % SERIES_COLOURS], dashed=index >= SERIES_COLOURS)
+            _draw(axes, line, SERIES[index % SERIES_COLOURS], dashed=index >= SERIES_COLOURS)
         if min(values) > 0 and max(values) > 100 * min(values) and len(values) > 2:
             axes.set_yscale("log")
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}".replace("e-0", "e-")))
-        if doubling:
-            axes.set_xscale("log", base=2)
-            axes.xaxis.set_minor_formatter(NullFormatter())
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.grid(axis="y", color=_LINE, linewidth=0.8)
-        axes.tick_params(length=0, labelcolor=_INK, pad=5, which="both")
-        axes.set_axisbelow(True)
-        for side, spine in axes.spines.items():
-            spine.set(visible=side == "bottom", color=_LINE)
         axes.margins(y=0.08)
-        room = max(1, steps[1] - steps[0]) * 0.02
-        if doubling:
-            axes.set_xlim(steps[0] / 1.1, steps[1] * 1.1)
-        else:
-            axes.set_xlim(steps[0] - room, steps[1] + room)
-        text = io.StringIO()
-        # Without metadata matplotlib writes no block of addresses into the drawing.
-        figure.savefig(
-            text,
-            format="svg",
-            transparent=True,
-            metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
-        )
-    return Markup(_for_page(text.getvalue()))
+
+    return drawing(title, steps, draw, doubling)
+
+
+def band_chart(title: str, steps: Sequence[int], own: Float[np.ndarray, "N K"], drawn: Sequence[Band]) -> Markup:
+    """The shares of N steps as K bands, one on the other from 0 to 100%, in at most `_COLUMNS` columns.
+
+    A column is the mean of its steps and as wide as they are; one without a share is left out.
+    """
+    columns = np.array_split(np.arange(len(steps)), min(len(steps), _COLUMNS))
+    starts = [steps[column[0]] for column in columns]
+    gap = max(np.diff(steps).min(), 1) if len(steps) > 1 else 1
+    edges = np.array([*starts, steps[-1] + gap]) - gap / 2
+    known = [own[column][~np.isnan(own[column, 0])] for column in columns]
+    means = np.array([rows.mean(0) if len(rows) else np.full(own.shape[1], math.nan) for rows in known])
+    tops = np.repeat(np.hstack([np.zeros((len(means), 1)), means.cumsum(1)]), 2, axis=0)
+    x = np.repeat(edges, 2)[1:-1]
+
+    def draw(axes: Any) -> None:
+        for index, band in enumerate(drawn):
+            if np.nanmax(means[:, index], initial=0) > 0:
+                colour = LINE if band.colour is None else SERIES[band.colour]
+                low, high = tops[:, index], tops[:, index + 1]
+                axes.fill_between(x, low, high, color=colour, alpha=band.opacity, linewidth=0)
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+
+    return drawing(title, (edges[0], edges[-1]), draw)
 
 
 def _draw(axes: Any, line: Series, colour: str, dashed: bool) -> None:
@@ -156,18 +166,3 @@ def _moving_average(values: Sequence[float]) -> list[float]:
         finite = [value for value in near if math.isfinite(value)]
         averages.append(sum(finite) / len(finite) if finite else math.nan)
     return averages
-
-
-def _for_page(svg: str) -> str:
-    """Only the <svg> element, without fixed size, namespaces or ids that another drawing could have too."""
-    svg = svg[svg.index("<svg") :]
-    view_box = re.search(r'viewBox="[^"]+"', svg)
-    assert view_box is not None
-    svg = re.sub(r"<svg[^>]*>", f"<svg {view_box[0]} aria-hidden='true'>", svg, count=1)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = svg.replace("xlink:href", "href")
-    used = set(re.findall(r"#([\w-]+)", svg))
-    svg = re.sub(r' id="([^"]*)"', lambda name: name[0] if name[1] in used else "", svg)
-    for index, colour in enumerate(_SERIES):
-        svg = svg.replace(colour, f"var(--series-{index})")
-    return svg.replace(_LINE, "var(--line)").replace(_INK, "var(--ink-soft)")

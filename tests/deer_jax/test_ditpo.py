@@ -7,7 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deer_jax.ditpo import Policy, Rollouts, ditpo_loss, divergence, group_advantages, make_loss
+from common.training.step import summed_gradients
+from deer_jax.ditpo import (
+    ADVANTAGES,
+    TOKEN_WEIGHTS,
+    Policy,
+    Rollouts,
+    ditpo_loss,
+    divergence,
+    group_advantages,
+    make_loss,
+)
 from deer_jax.objective import Objective
 
 B, G, T = 3, 4, 6
@@ -121,3 +131,39 @@ def test_what_is_reported_leaves_out_padding():
     gap = np.abs(np.asarray(logp) - batch.old_log_probs)[batch.mask].mean()
     np.testing.assert_allclose(aux["log_prob_gap"].total / aux["log_prob_gap"].weight, gap, rtol=1e-5)
     np.testing.assert_allclose(aux["reward"].total / aux["reward"].weight, np.arange(B * G).mean())
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_advantages_and_weights_are_counted_as_numpys_histogram_does(accumulate):
+    random = np.random.default_rng(1)
+    advantages = random.normal(size=(B, G)).astype(np.float32)
+    advantages[0] = [5, 0, -0.1, 2]  # the first report has no token; the others stand on a bound or in the middle
+    weights = (1 + random.gamma(1, 2, (B, G, T)) * (random.random((B, G, T)) < 0.7)).astype(np.float32)
+    weights[1, 2] = [-1, 0, 1, 1.01, 10, 100]
+    logp, batch = rollouts(advantages=advantages, token_weights=weights)
+    policy = Policy(sample=None, token_logprobs=lambda params, prompts, *_: logp[prompts["row"]] * params.trainable)
+    batch = jax.tree.map(jnp.asarray, batch.replace(prompts={"row": np.arange(B)}))
+    sums = jax.jit(
+        lambda scale: summed_gradients(make_loss(policy, Objective()), scale, {}, batch, jax.random.key(0), accumulate)
+    )(1.0)[1]
+    learnt = np.asarray(batch.mask).any(-1)
+    assert 0 < learnt.sum() < learnt.size
+    for name, bounds, own in (
+        ("advantage", ADVANTAGES, advantages[learnt]),
+        ("token_weight", TOKEN_WEIGHTS, weights[np.asarray(batch.mask)]),
+    ):
+        found = [sums[f"{name}_below_{bound}"] for bound in bounds]
+        assert {float(one.weight) for one in found} == {own.size}
+        counts, _ = np.histogram(own, np.float32([-np.inf, *bounds, np.inf]))
+        assert np.diff([0, *(int(one.total) for one in found), own.size]).tolist() == counts.tolist()
+        assert (counts > 0).sum() > 4
+
+
+def test_a_mean_is_over_finite_values():
+    values = np.arange(B * G, dtype=np.float32).reshape(B, G)
+    values[1] = np.nan
+    logp, batch = rollouts(measured={"reward/Edema": values})
+    policy = Policy(sample=None, token_logprobs=lambda *_: logp)
+    _, aux = make_loss(policy, Objective())({}, {}, batch, None)
+    assert aux["reward/Edema"].total == np.nansum(values)
+    assert aux["reward/Edema"].weight == 2 * G

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common.clinical.report_labeler import Labelled
 from common.data.packing import GlobalBatch
 from common.data.pipeline import make_iterator
 from common.data.tokenizers import WordTokenizer
@@ -16,13 +17,16 @@ from common.generation.loop import Generated
 from common.generation.ngrams import build_table
 from common.generation.sampling import Sampling
 from common.generation.settings import DecodeSettings
+from common.metrics.clinical import FINDINGS
 from common.models.decoding import Prompts
 from common.training.checkpoint import open_checkpoints
 from common.training.evaluation import LOSS, Evaluation
 from common.training.loop import train
 from common.training.optim import OptimConfig, make_optimizer, make_schedule
 from common.training.parallel import MeshConfig, device_put_tree, make_device_layout, place_batch
+from common.training.run import this_process
 from common.training.step import init_state
+from deer_jax.ditpo import ADVANTAGES, TOKEN_WEIGHTS
 from deer_jax.measures import reward_measures, rollout_measures, weight_measures
 from deer_jax.objective import Objective
 from deer_jax.policy import text_policy
@@ -39,6 +43,17 @@ SETTINGS = DecodeSettings(
 POLICY = text_policy(tiny.CONFIG, SETTINGS, chunk=8)
 STUDIES, GROUP = 8, 6
 REFERENCES = [f"word{number} word{number}" for number in range(STUDIES)]
+EACH = [f"reward/{name}" for name in FINDINGS]
+
+
+class WordLabeler:
+    """Finding k is positive where "wordk" stands, so that the reference of study k states it alone."""
+
+    labels = FINDINGS
+
+    def label(self, texts, ids=None) -> Labelled:
+        words = [text.split() for text in texts]
+        return Labelled(np.array([[f"word{k}" in own for k in range(len(FINDINGS))] for own in words], np.int8))
 
 
 def to_batch(plan) -> StudyBatch:
@@ -58,11 +73,11 @@ def wanted_words(texts, references):
 
 def run(
     run_dir, steps: int, layout, *, scores="tfidf", reward=wanted_words, objective=None, updates=1, rate=3e-3,
-    policy=POLICY, table=None,
+    policy=POLICY, table=None, labeler=None,
 ):  # fmt: skip
     optim = OptimConfig(learning_rate=rate, schedule="constant", warmup_ratio=0.0)
     tx = make_optimizer(optim, steps)
-    judge = make_judge(REFERENCES, None, score_function(scores, None, WORDS.stop_ids), 1.0, reward=reward)
+    judge = make_judge(REFERENCES, labeler, score_function(scores, None, WORDS.stop_ids), 1.0, reward=reward)
     objective = objective or Objective()
     trainable = device_put_tree(tiny.params(), layout)
     step = make_rl_step(
@@ -80,7 +95,7 @@ def run(
     state = train(
         device_put_tree(init_state(trainable, tx), layout),
         {},
-        make_iterator(plan_studies(STUDIES, 8, steps, 0, objective.form.refills), to_batch),
+        make_iterator(plan_studies(STUDIES, 8, steps, 0, objective.form.refills), to_batch, **this_process()),
         watched,
         run_dir=run_dir,
         total_steps=steps,
@@ -101,6 +116,7 @@ def test_a_toy_reward_is_learnt(tmp_path):
     assert abs(rows[0]["reward"] - 0.5) < 0.15  # 48 rollouts of random words
     assert np.mean([row["reward"] for row in rows[-3:]]) > 0.7
     assert {f"seconds/{name}" for name in ("rollout", "labels", "token_weights", "update", "host")} <= {*rows[0]}
+    assert not {*EACH} & {*rows[0]}  # without a labeler
     assert max(row["log_prob_gap"] for row in rows) < 1e-4  # sampling and scoring agree all along
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["tokens"] for row in logged] == [round(row["new_tokens"] * 8 * GROUP) for row in rows]
@@ -109,17 +125,26 @@ def test_a_toy_reward_is_learnt(tmp_path):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Two steps on one device: the state, and the metrics."""
-    return run(tmp_path_factory.mktemp("alone"), 2, make_device_layout("jit"))
+    return run(tmp_path_factory.mktemp("alone"), 2, make_device_layout("jit"), labeler=WordLabeler())
+
+
+def same_distributions(one, other):
+    """Counts are the same whatever adds them up; mean rewards but for rounding."""
+    counts = [name for name in one if name.startswith(("advantage_below_", "token_weight_below_", "stated/"))]
+    assert len(counts) == len(ADVANTAGES) + len(TOKEN_WEIGHTS) + len(FINDINGS)
+    assert {name: one[name] for name in counts} == {name: other[name] for name in counts}
+    assert [one[name] for name in EACH] == pytest.approx([other[name] for name in EACH], rel=1e-6, nan_ok=True)
 
 
 @pytest.mark.parametrize("mode", ["pmap", "mesh"])
 def test_devices_change_neither_rollouts_nor_updates(alone, tmp_path, mode):
     one_device, first = alone
     layout = make_device_layout(mode, MeshConfig(data=4, fsdp=2))
-    several, second = run(tmp_path / mode, 2, layout)
+    several, second = run(tmp_path / mode, 2, layout, labeler=WordLabeler())
     for one, other in zip(first, second, strict=True):
         for name in ("reward", "loss", "new_tokens", "tokens", "grad_norm", "unique_rewards"):
             assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6)
+        same_distributions(one, other)
     for one, other in zip(jax.tree.leaves(one_device.trainable), jax.tree.leaves(several.trainable), strict=True):
         np.testing.assert_allclose(one, other, atol=3e-5)  # Adam turns rounding into up to a rate of 3e-3
 
@@ -138,8 +163,45 @@ def test_drafts_change_neither_rollouts_nor_updates(alone, tmp_path, mode):
         np.testing.assert_allclose(one, other, atol=3e-5)  # Adam turns rounding into up to a rate of 3e-3
 
 
+def test_the_rewards_of_each_finding_are_those_of_the_studies_that_have_it(tmp_path):
+    judged = []
+
+    def watched(texts, references):
+        values = [np.nan if number % 5 == 0 else len(text) / 9 for number, text in enumerate(texts)]
+        judged.append((references, values))
+        return values
+
+    _, rows = run(tmp_path, 2, make_device_layout("jit"), reward=watched, labeler=WordLabeler())
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(judged) == 2
+    for row, written, (references, values) in zip(rows, logged, judged, strict=True):
+        finite = [value for value in values if np.isfinite(value)]
+        assert row["reward"] == pytest.approx(np.mean(finite))
+        for number, name in enumerate(FINDINGS):
+            own = [value for value, of in zip(values, references, strict=True) if f"word{number}" in of.split()]
+            own = [value for value in own if np.isfinite(value)]
+            assert row[f"stated/{name}"] == pytest.approx(len(own) / (STUDIES * GROUP))
+            assert bool(own) == (number < STUDIES)
+            if own:
+                assert row[f"reward/{name}"] == pytest.approx(np.mean(own))
+            else:  # not a reward of 0
+                assert written[f"reward/{name}"] is None
+
+
+def test_distributions_over_no_token_are_unknown(tmp_path):
+    def endless(*args, **more):
+        generated = POLICY.sample(*args, **more)
+        return generated.replace(stopped=jnp.zeros_like(generated.stopped))
+
+    policy, objective = POLICY._replace(sample=endless), Objective(mask_unfinished=True)
+    _, rows = run(tmp_path, 1, make_device_layout("jit"), policy=policy, objective=objective)
+    assert rows[0]["tokens"] == 0
+    assert all(np.isnan(value) for name, value in rows[0].items() if "_below_" in name)
+
+
 def test_an_interrupted_run_continues_bit_for_bit(tmp_path):
-    run(tmp_path / "whole", 5, make_device_layout("jit"))
+    shared = {"labeler": WordLabeler()}
+    run(tmp_path / "whole", 5, make_device_layout("jit"), **shared)
 
     class Killed(Exception):
         pass
@@ -152,10 +214,12 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path):
 
     killing.calls = 0
     with pytest.raises(Killed):
-        run(tmp_path / "cut", 5, make_device_layout("jit"), reward=killing)
-    run(tmp_path / "cut", 5, make_device_layout("jit"))
+        run(tmp_path / "cut", 5, make_device_layout("jit"), reward=killing, **shared)
+    run(tmp_path / "cut", 5, make_device_layout("jit"), **shared)
     whole, cut = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut"))
     assert b"weights_sha256" in whole
+    assert b'"reward/No Finding": null' in whole
+    assert b'"token_weight_below_1.01"' in whole
     assert whole == cut
 
 
@@ -176,7 +240,8 @@ def silent_for_the_first(texts, references):
 def test_groups_with_equal_rewards_are_drawn_again_of_other_studies(tmp_path, mode):
     layout, refills = make_device_layout(mode), 2
     _, rows = run(
-        tmp_path, 2, layout, reward=silent_for_the_first, objective=Objective(refills=refills), rate=0.0
+        tmp_path, 2, layout, reward=silent_for_the_first, objective=Objective(refills=refills), rate=0.0,
+        labeler=WordLabeler(),
     )  # fmt: skip
     for step, batch in zip(rows, plan_studies(STUDIES, 8, 2, 0, refills).batches, strict=True):
         assert all(len(row) == 1 + refills for row in batch.rows)
@@ -184,6 +249,9 @@ def test_groups_with_equal_rewards_are_drawn_again_of_other_studies(tmp_path, mo
         assert step["refilled"] == pytest.approx((~told[:, 0]).mean())
         assert step["zero_variance_groups"] == pytest.approx((~told.any(1)).mean())
         assert step["zero_variance_groups"] < (~told[:, 0]).mean()
+        learnt = [next((study for study in row if study >= 5), row[-1]) for row in batch.rows]
+        stated = [step[f"stated/{name}"] for name in FINDINGS]
+        assert stated == pytest.approx([learnt.count(number) / len(learnt) for number in range(len(FINDINGS))])
         assert step["log_prob_gap"] < 1e-4  # so that tokens and prompts are of the same study
 
 
@@ -252,13 +320,14 @@ def test_only_rewarded_tokens_are_pushed_when_their_weight_says_so(tmp_path):
         ([[1, 1, 1, 1]], {"reward": 1, "zero_variance_groups": 1, "unique_rewards": 1, "reward_deviation": 0}),
         ([[0, 1, 0, 1]], {"reward": 0.5, "zero_variance_groups": 0, "unique_rewards": 2, "reward_deviation": 0.5}),
         ([[0, np.nan, 1, 1]], {"reward": 2 / 3, "rewards_not_finite": 0.25, "unique_rewards": 2}),
-        ([[np.nan] * 4], {"reward": 0, "rewards_not_finite": 1, "zero_variance_groups": 1, "unique_rewards": 0}),
+        ([[np.nan] * 4], {"rewards_not_finite": 1, "zero_variance_groups": 1, "unique_rewards": 0}),
     ],
 )
 def test_rewards_are_told_as_in_table_7(rewards, expected):
     measured = reward_measures(np.array(rewards, float))
     for name, value in expected.items():
-        assert measured[name].mean() == pytest.approx(value)
+        assert np.nanmean(measured[name]) == pytest.approx(value)
+    np.testing.assert_array_equal(np.isnan(measured["reward"]), np.isnan(np.array(rewards, float)))
 
 
 def test_endless_empty_and_undecodable_reports_are_counted():
