@@ -8,7 +8,7 @@ weight for each of its tokens (`deer_jax.token_weights`); with all weights 1 thi
 Nothing here depends on a model: the policy is a pair of pure functions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import flax.struct
@@ -68,6 +68,13 @@ class Policy(NamedTuple):
     token_statistics: TokenStatistics | None = None  # for objectives with entropy
 
 
+class Measured(flax.struct.PyTreeNode):
+    """What is known of each rollout besides, under M names; the means of finite values are reported."""
+
+    values: Float[Array, "B G M"]  # one array: each is placed and summed over devices at a cost of its own
+    names: tuple[str, ...] = flax.struct.field(pytree_node=False)
+
+
 class Rollouts(flax.struct.PyTreeNode):
     """What one update learns from. Tokens after the end are masked."""
 
@@ -79,7 +86,7 @@ class Rollouts(flax.struct.PyTreeNode):
     token_weights: Float[Array, "B G T"]
     reference_log_probs: Float[Array, "B G T"] | None = None  # of the policy before RL, where the objective has `kl`
     importance: Float[Array, "B G T"] | None = None  # what each token's loss is multiplied by (`importance`)
-    measured: dict[str, Float[Array, "B G"]] = flax.struct.field(default_factory=dict)  # means of finite values
+    measured: Measured | None = None
 
     @property
     def real_tokens(self) -> Int[Array, ""]:
@@ -254,14 +261,27 @@ def distributions(rollouts: Rollouts) -> dict[str, LossSum]:
     `advantage_below_A` and `token_weight_below_W` are the shares below each bound, so that the difference of two is
     what lies between their bounds. The sums are whole numbers: they do not depend on how a batch is cut.
     """
-    learnt = rollouts.mask.any(-1)
     return {
-        **{f"advantage_below_{bound}": mean_over(learnt, rollouts.advantages < bound) for bound in ADVANTAGES},
-        **{
-            f"token_weight_below_{bound}": mean_over(rollouts.mask, rollouts.token_weights < bound)
-            for bound in TOKEN_WEIGHTS
-        },
+        **shares_below("advantage", ADVANTAGES, rollouts.advantages, rollouts.mask.any(-1)),
+        **shares_below("token_weight", TOKEN_WEIGHTS, rollouts.token_weights, rollouts.mask),
     }
+
+
+def shares_below(
+    name: str, bounds: Sequence[float], values: Float[Array, "..."], mask: Bool[Array, "..."]
+) -> dict[str, LossSum]:
+    """The shares of the values on the mask below each bound, by name; one sum over devices counts for all."""
+    below = (values[..., None] < jnp.array(bounds, values.dtype)) & mask[..., None]
+    counts, count = below.reshape(-1, len(bounds)).sum(0), mask.sum().astype(jnp.float32)
+    return {f"{name}_below_{bound}": LossSum(counts[index], count) for index, bound in enumerate(bounds)}
+
+
+def means_of_finite(measured: Measured) -> dict[str, LossSum]:
+    """The mean of the finite values under each name."""
+    known = jnp.isfinite(measured.values)
+    totals = jnp.where(known, measured.values, 0).sum((0, 1))
+    counts = known.sum((0, 1)).astype(jnp.float32)
+    return {name: LossSum(totals[index], counts[index]) for index, name in enumerate(measured.names)}
 
 
 # loss(logp, rollouts, objective) -> the sum to differentiate, and further sums to report by name; of an objective with
@@ -283,7 +303,7 @@ def make_loss(policy: Policy, objective: Objective, loss: RolloutLoss = ditpo_lo
         else:
             logp = policy.token_logprobs(params, batch.prompts, batch.tokens, batch.mask)
         total, aux = loss(logp, batch, objective, **known)
-        measured = {name: mean_over(jnp.isfinite(values), values) for name, values in batch.measured.items()}
+        measured = {} if batch.measured is None else means_of_finite(batch.measured)
         return total, aux | distributions(batch) | measured
 
     return loss_fn

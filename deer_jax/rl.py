@@ -7,7 +7,7 @@ the labeler has another tokenizer: tokens become texts, texts get rewards and to
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -27,6 +27,7 @@ from common.training.parallel import DeviceLayout, compile_rows, compile_step, d
 from common.training.step import TrainStep, make_train_step
 from common.types import PyTree, TrainState
 from deer_jax.ditpo import (
+    Measured,
     Policy,
     PolicyParams,
     RolloutLoss,
@@ -94,6 +95,12 @@ def padded_weights(weights: Scores, length: int) -> Float[np.ndarray, "B G T"]:
         for index, own in enumerate(group):
             padded[row, index, : len(own)] = own
     return padded
+
+
+def stacked(measured: Mapping[str, Float[np.ndarray, "B G"]]) -> Measured:
+    """Values by name as one array; numpy, to be placed."""
+    values: Any = np.stack([*measured.values()], axis=-1).astype(np.float32)
+    return Measured(values, tuple(measured))
 
 
 def make_rl_step(
@@ -187,12 +194,14 @@ def make_rl_step(
             "old_log_probs": generated.log_probs,
             "advantages": np.asarray(advantages),
             "token_weights": padded_weights(judged.weights, generated.tokens.shape[-1]),
-            "measured": {
-                **judged.measured,
-                **rollout_measures(generated, groups),
-                **reward_measures(judged.rewards),
-                **weight_measures(judged.weights),
-            },
+            "measured": stacked(
+                {
+                    **judged.measured,
+                    **rollout_measures(generated, groups),
+                    **reward_measures(judged.rewards),
+                    **weight_measures(judged.weights),
+                }
+            ),
         }
         rollouts = Rollouts(prompts=prompts, **place_batch(host, layout))
         if objective.kl:
@@ -205,7 +214,7 @@ def make_rl_step(
             state, metrics = update(state, frozen, rollouts, rng)
         if updates > 1:
             state = count_once(state)
-        jax.block_until_ready(metrics)
+        metrics = jax.device_get(metrics)
         clock.stop("update")
         spent = {SECONDS + name: np.float64(seconds) for name, seconds in clock.spent.items()}
         return state, {**metrics, **means_of_nothing(metrics), **spent}

@@ -42,7 +42,8 @@ def make_train_step(
         gradients, sums = summed_gradients(loss_fn, state.trainable, frozen, batch, rng, accumulate)
         tokens = batch.real_tokens
         if axis_name is not None:
-            gradients, sums, tokens = jax.lax.psum((gradients, sums, tokens), axis_name)
+            gradients = jax.lax.psum(gradients, axis_name)
+            sums, tokens = summed_scalars((sums, tokens), axis_name)
         weight = sums["loss"].weight
         gradients = jax.tree.map(lambda g: g / jnp.where(weight > 0, weight, 1).astype(g.dtype), gradients)
 
@@ -97,3 +98,13 @@ def summed_gradients(
     shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], micro_batches), rng)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.scan(add, zeros, (micro_batches, keys))[0]
+
+
+def summed_scalars(tree: PyTree, axis_name: str) -> PyTree:
+    """A tree of scalars summed over devices, those of a type in one exchange: each exchange waits for all devices."""
+    leaves, structure = jax.tree.flatten(tree)
+    summed = dict.fromkeys(range(len(leaves)))
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+        own = [index for index, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        summed |= zip(own, jax.lax.psum(jnp.stack([leaves[index] for index in own]), axis_name), strict=True)
+    return jax.tree.unflatten(structure, summed.values())

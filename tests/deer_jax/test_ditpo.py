@@ -19,6 +19,7 @@ from deer_jax.ditpo import (
     make_loss,
 )
 from deer_jax.objective import Objective
+from deer_jax.rl import stacked
 
 B, G, T = 3, 4, 6
 
@@ -124,7 +125,7 @@ def test_the_divergence_is_never_negative_and_unbiased():
 
 
 def test_what_is_reported_leaves_out_padding():
-    logp, batch = rollouts(measured={"reward": np.arange(B * G, dtype=np.float32).reshape(B, G)})
+    logp, batch = rollouts(measured=stacked({"reward": np.arange(B * G, dtype=np.float32).reshape(B, G)}))
     far = jnp.where(batch.mask, logp, 50.0)
     policy = Policy(sample=None, token_logprobs=lambda *_: far)
     _, aux = make_loss(policy, Objective())({}, {}, batch, None)
@@ -162,8 +163,9 @@ def test_advantages_and_weights_are_counted_as_numpys_histogram_does(accumulate)
 def test_a_mean_is_over_finite_values():
     values = np.arange(B * G, dtype=np.float32).reshape(B, G)
     values[1] = np.nan
-    logp, batch = rollouts(measured={"reward/Edema": values})
+    logp, batch = rollouts(measured=stacked({"other": np.ones((B, G)), "reward/Edema": values}))
     policy = Policy(sample=None, token_logprobs=lambda *_: logp)
     _, aux = make_loss(policy, Objective())({}, {}, batch, None)
     assert aux["reward/Edema"].total == np.nansum(values)
     assert aux["reward/Edema"].weight == 2 * G
+    assert aux["other"].total == aux["other"].weight == B * G
