@@ -16,7 +16,7 @@ from common.io.stores import staging
 from common.io.terminal import printable
 from common.process.host_watch import ending_of, watch
 from common.process.hosts import initialize_distributed
-from common.process.stopping import Stopped, handled, held, last_line, received
+from common.process.stopping import Stopped, handled, held, received, say_last
 
 LONGEST_MESSAGE = 2_000  # characters
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk says
@@ -145,8 +145,9 @@ def _end(code: int, message: str = "") -> NoReturn:
             # What it still holds would be refused once more when Python ends, with another message and another code.
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if message and last_line():
-            print("error: " + printable(with_addresses(" ".join(message.split())), LONGEST_MESSAGE), file=sys.stderr)
+        if message:
+            line = "error: " + printable(with_addresses(" ".join(message.split())), LONGEST_MESSAGE)
+            say_last(line, lambda line: print(line, file=sys.stderr, flush=True))
         raise SystemExit(code) from None
 
 

@@ -53,7 +53,7 @@ class _Signals:
         self.waits: list[str] = []  # what is waited for, in blocks within blocks
         self.requests = 0  # signals that this process is about to get from itself
         self.later: list[threading.Timer] = []  # which ask for them
-        self.last_line = threading.Lock()
+        self.last_line, self.said = threading.Lock(), threading.Event()
 
 
 _signals = _Signals()
@@ -212,13 +212,19 @@ def _say(line: str) -> None:
         os.write(2, f"{line}\n".encode())
 
 
-def last_line() -> bool:
-    """True for the first who asks: a command ends with one line, whichever thread ends it."""
-    return _signals.last_line.acquire(blocking=False)
+def say_last(line: str, say: Callable[[str], None] = _say) -> None:
+    """Say the line that a command ends with: one, whichever thread ends it. Where another is at it, wait for that."""
+    if _signals.last_line.acquire(blocking=False):
+        try:
+            say(line)
+        finally:
+            _signals.said.set()
+    else:
+        _signals.said.wait(GRACE_SECONDS)
 
 
 def end_now(code: int, message: str) -> None:
-    """End the process from any thread, without a word from any other."""
-    if message and last_line():
-        _say(f"error: {message}")
+    """End the process from any thread, after one line of it or of another thread."""
+    if message:
+        say_last(f"error: {message}")
     os._exit(code)

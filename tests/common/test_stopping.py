@@ -135,6 +135,25 @@ def test_a_main_thread_that_hears_nothing_is_ended(numbers, code, said):
     assert (done.returncode, done.stderr) == (code, said)
 
 
+TWICE = """
+import os, threading, time
+from common.process import stopping
+begun = threading.Event()
+def slowly(line):
+    begun.set()
+    time.sleep(0.5)
+    os.write(2, line.encode())
+threading.Thread(target=stopping.say_last, args=("error: the first", slowly)).start()
+begun.wait()
+stopping.end_now(75, "the second")
+"""
+
+
+def test_a_thread_that_ends_the_process_waits_for_the_line_of_another():
+    done = subprocess.run([sys.executable, "-c", TWICE], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (75, "error: the first")
+
+
 HELD = """
 import hashlib, os, signal, sys, threading
 from common.process import stopping

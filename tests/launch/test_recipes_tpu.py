@@ -149,8 +149,9 @@ def test_a_second_signal_does_not_wait_until_a_command_has_saved(tools):
     for name, text in {"log": "", "codes": "0", "state": "ACTIVE"}.items():
         (tools.bin.parent / name).write_text(text)
     running = subprocess.Popen(
-        ["bash", "-c", recipe(USUAL["tpu"].split(), ["stuck"])], cwd=tools.bin.parent, env=tools.environment
-    )
+        ["bash", "-c", recipe(USUAL["tpu"].split(), ["stuck"])], cwd=tools.bin.parent, env=tools.environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit its absence
+    )  # fmt: skip
     for said in ("begun\n", "begun\nsaved\n"):
         while log.read_text() != said:
             assert running.poll() is None
