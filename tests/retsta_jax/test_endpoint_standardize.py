@@ -21,6 +21,7 @@ from retsta_jax.labelling import label
 from retsta_jax.standardize import decode_settings
 from tests.chat_server import answered, refused
 from tests.corpus import make_pairs
+from tests.hosts import on_hosts
 from tests.runs import retsta, start
 
 NEW = 24  # tokens of an answer, at most
@@ -185,6 +186,15 @@ def test_a_stop_and_a_kill_keep_rows_and_answers(engine, run, reports, local, tm
         for name in OF_LABELS:
             assert (output / name).read_bytes() == (local / "labels" / name).read_bytes()
     assert len(engine.bodies) == REPORTS - 1 + 1  # the one that hung was not answered
+
+
+def test_of_two_hosts_the_first_asks(engine, run, reports, local, tmp_path):
+    output = tmp_path / "out"
+    words = standardized(run, reports, output, *by(engine, CONSENT))
+    codes, said = on_hosts("retsta_jax.cli", [words] * 2, devices=1)
+    assert codes == [0, 0], said
+    assert output.read_bytes() == (local / "rows.jsonl").read_bytes()
+    assert len(engine.bodies) == REPORTS - 1
 
 
 def test_rows_of_another_model_or_endpoint_are_not_continued(engine, run, reports, local, tmp_path, capsys):
