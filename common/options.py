@@ -126,8 +126,8 @@ def _shared(values: tuple[Any, ...] | None, need: Needs, first: Needs) -> tuple[
 
 
 def command_line(program: str, chosen: Mapping[str, Any]) -> str:
-    """A command as a shell takes it; `chosen` maps options (fields) to their values."""
-    words = program.split()
+    """A command as a shell takes it; `chosen` maps options (fields) to their values, `program` is as a shell has it."""
+    words = shlex.split(program)
     for field, value in chosen.items():
         own = [_word(one) for one in (value if isinstance(value, tuple | list) else [value])]
         dashed = len(own) == 1 and own[0].startswith("-")  # which would be taken for an option

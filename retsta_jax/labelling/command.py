@@ -1,6 +1,7 @@
 """The command line of `retsta label`."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from common.config import read_config
@@ -69,10 +70,11 @@ def label(arguments: list[str]) -> None:
     pairs = read_pairs(chosen.output / PAIRS, Quarantine()) if funnel.kept else []
     texts = (f"{pair.source}\n{pair.target}" for pair in pairs)
     run = read_config(RetstaConfig, chosen.run_dir)
+    program = f"retsta label {shlex.quote(chosen.source)}"
     write_card(
         chosen.output,
         chosen.source,
-        command_line(f"retsta label {chosen.source}", named | {"output": "FOLDER"}),
+        command_line(program, named | {"output": "FOLDER"}),
         pairs,
         funnel,
         model_and_rules(chosen.run_dir, run, chosen.output, endpoint, judge, config),
@@ -81,7 +83,7 @@ def label(arguments: list[str]) -> None:
     page = Page(
         title="RetSTA: pseudo-labels",
         verdict=f"{funnel.kept:,} of {funnel.reports:,} labelled reports are kept as pairs.",
-        command=command_line(f"retsta label {chosen.source}", named),
+        command=command_line(program, named),
         environment=environment(),
         funnel=stages_of(funnel),
         examples=examples_of(funnel),

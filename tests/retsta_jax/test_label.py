@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -29,7 +30,7 @@ TERMS = load_terminology()
 
 @pytest.fixture
 def reports(tmp_path: Path) -> Path:
-    file = tmp_path / "reports.jsonl"
+    file = tmp_path / "my reports.jsonl"
     rows = [{"id": pair.id, "report": pair.source} for pair in make_pairs(7, seed=2, language="both")]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
@@ -64,7 +65,7 @@ def test_shards_continue_and_do_not_depend_on_devices(retsta_run, reports, tmp_p
     card = (output / "README.md").read_text("utf-8")
     record = json.loads((output / "shards" / "00000.jsonl.config.json").read_text())
     assert f"run {retsta_run}, on base (digest of what was trained: `{record['made_with']['trained']}`)" in card
-    assert f"retsta label {reports} --run-dir {retsta_run} --output FOLDER --shard-size 3\n" in card
+    assert f"retsta label {shlex.quote(str(reports))} --run-dir {retsta_run} --output FOLDER --shard-size 3\n" in card
     assert not any(row["report"] in card for row in read_jsonl(reports, {"report": str}))
 
 
