@@ -2,7 +2,8 @@
 
 import argparse
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from common.options_only import end_of_options
@@ -31,6 +32,26 @@ class Parser(argparse.ArgumentParser):
         chosen = super().parse_args(*arguments, **options)
         end_of_options()
         return chosen
+
+    def parse_known_args(self, *arguments: Any, **options: Any) -> Any:
+        """As argparse has it. Raises UserError for an option that was given with one dash for two."""
+        words = list(arguments[0] if arguments and arguments[0] is not None else options.get("args") or sys.argv[1:])
+        for word in words[: words.index("--") if "--" in words else None]:
+            option = word.partition("=")[0]
+            if len(option) > 2 and option[1] != "-" and f"-{option}" in self._option_string_actions:
+                self.error(f"{option}: unknown option (did you mean -{option}?)")
+        return super().parse_known_args(*arguments, **options)
+
+    def first_word_apart(self, words: Sequence[str]) -> list[str]:
+        """The words from the first on that is no option, nor the value of one; none where an option is unknown."""
+        at = 0
+        while at < len(words) and words[at].startswith("-"):
+            option, equals, _ = words[at].partition("=")
+            action = self._option_string_actions.get(option)
+            if action is None:
+                return []
+            at += 1 if equals or action.nargs == 0 else 2
+        return list(words[at:])
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help")

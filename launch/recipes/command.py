@@ -14,8 +14,14 @@ from pathlib import Path
 
 from common.errors import Parser, UserError, did_you_mean
 from common.io.files import atomic_file
+from common.io.terminal import printable
 from launch.recipes.command_check import check_command
 from launch.recipes.platforms import PLATFORMS, Platform
+
+OTHER_NAMES = {
+    "kubernetes": "gke", "k8s": "gke", "kubectl": "gke", "jobset": "gke", "gcp": "gke", "sbatch": "slurm",
+    "srun": "slurm", "gcloud": "tpu", "sky": "skypilot", "localhost": "local",
+}  # of platforms  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,11 +32,17 @@ def main(arguments: Sequence[str]) -> int:
     name, *rest = arguments
     if name not in PLATFORMS:
         raise UserError(
-            f"medreport launch {name}: unknown platform{did_you_mean(name, PLATFORMS)}; expected {', '.join(PLATFORMS)}"
+            f"medreport launch {name}: unknown platform{nearest_platform(name)}; expected {', '.join(PLATFORMS)}"
         )
     platform = PLATFORMS[name]
     words, command = split_command(rest)
-    options = parser_of(name, platform).parse_args(words)
+    parser = parser_of(name, platform)
+    if "--" not in rest and (begin := parser.first_word_apart(words)):
+        raise UserError(
+            f"medreport launch {name}: put -- before the command: medreport launch {name} [options] -- "
+            f"{printable(' '.join(begin[:2]))} ..."
+        )
+    options = parser.parse_args(words)
     if options.dry_run and options.submit:
         raise UserError(f"medreport launch {name}: --dry-run starts nothing, and --submit does; give one of them")
     if not command or not command[0].strip():
@@ -43,6 +55,15 @@ def main(arguments: Sequence[str]) -> int:
         print(text, end="")
         return 0
     return act(platform, text, options.write, options.submit)
+
+
+def nearest_platform(name: str) -> str:
+    """The end of a message on an unknown platform: the one that is meant, or nothing."""
+    return (
+        f" (did you mean {OTHER_NAMES[name.lower()]}?)"
+        if name.lower() in OTHER_NAMES
+        else did_you_mean(name, PLATFORMS)
+    )
 
 
 def act(platform: Platform, text: str, file: Path | None, submit: bool) -> int:

@@ -11,9 +11,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import UserError
+from common.errors import UserError, did_you_mean
 from launch.recipes import options as of
 from launch.recipes.fill import TEMPLATES, bash_words, fill, seconds_of, yaml_words
+from launch.recipes.tpu_slices import check_chips_per_host, check_runtime, check_shape, slice_chips
 
 GKE = {  # the node label of each chip
     "v4": "tpu-v4-podslice",
@@ -25,6 +26,12 @@ GKE = {  # the node label of each chip
     "h100-mega": "nvidia-h100-mega-80gb",  # a3-megagpu
     "h200": "nvidia-h200-141gb",
 }
+GPUS_OF_NODE = 8
+CLOUDS = (
+    *("aws", "azure", "cudo", "do", "fluidstack", "gcp", "hyperbolic", "ibm", "k8s", "kubernetes", "lambda", "mithril"),
+    *("nebius", "oci", "paperspace", "primeintellect", "runpod", "scp", "seeweb", "shadeform", "slurm", "ssh", "vast"),
+    *("verda", "vsphere", "yotta"),
+)  # of SkyPilot's --infra
 Options = argparse.Namespace
 
 
@@ -51,7 +58,10 @@ def slurm(options: Options, command: Sequence[str]) -> str:
     if options.mounts and not options.container:
         raise UserError("--mounts: only with --container, which they are for")
     if options.notice >= seconds_of(options.time):
-        raise UserError(f"--notice {options.notice}: must be less than --time {options.time}, in seconds")
+        raise UserError(
+            f"--time {options.time} is {seconds_of(options.time)} seconds, not more than --notice {options.notice}; "
+            "give a longer --time or a smaller --notice"
+        )
     blanks = common_blanks(options) | {"command": bash_words(command)}
     inside = bool(options.container)
     blanks |= {"chdir": "" if inside else blanks["directory"], "workdir": blanks["directory"] if inside else ""}
@@ -92,9 +102,16 @@ def gke_topology(options: Options) -> Gke:
             "--chips-per-host: only for TPUs; for GPUs the topology gives the number per node, as in h100:8"
         )
     count = math.prod(map(int, shape.split("x")))
+    if tpu:
+        check_shape(kind, shape)
+    elif count > GPUS_OF_NODE:
+        raise UserError(
+            f"--topology {options.topology}: a node has at most {GPUS_OF_NODE} GPUs; for more, give "
+            f"{kind}:{GPUS_OF_NODE} and --nodes"
+        )
     chips = options.chips_per_host or (count if not tpu or count <= 4 or shape == "2x4" else 4)
-    if count % chips:
-        raise UserError(f"--chips-per-host {chips}: does not divide the {count} chips of {options.topology}")
+    if tpu:
+        check_chips_per_host(kind, shape, chips)
     return Gke(kind, shape, chips, count // chips if tpu else options.nodes or 1)
 
 
@@ -112,24 +129,16 @@ def gke(options: Options, command: Sequence[str]) -> str:
 
 
 def tpu_hosts(accelerator: str) -> int:
-    """The hosts of a Cloud TPU slice by its accelerator type.
-
-    The number in a type counts chips for v5e and v6e, TensorCores, of which a chip has two, for v4 and v5p.
-    Raises UserError for what is not such a type.
-    """
-    found = re.fullmatch(r"(v4|v5p|v5litepod|v6e)-([1-9]\d*)", accelerator)
-    if found is None:
-        raise UserError(
-            f"--accelerator {accelerator}: expected v6e-N or v5litepod-N with the number of chips, v5p-N or v4-N with "
-            "twice that; v6e:4x4 of `medreport plan` is v6e-16, v5e:4x4 is v5litepod-16, v5p:2x2x4 is v5p-32"
-        )
-    cores = found[1] in ("v4", "v5p")
-    chips = -(-int(found[2]) // 2) if cores else int(found[2])
-    return 1 if chips <= 8 and not cores else -(-chips // 4)
+    """The hosts of a Cloud TPU slice by its accelerator type. Raises UserError where there is none such."""
+    kind, chips = slice_chips(accelerator)
+    return 1 if chips <= 8 and kind in ("v5e", "v6e") else -(-chips // 4)
 
 
 def tpu(options: Options, command: Sequence[str]) -> str:
-    """A script that requests the slice and starts the command there."""
+    """A script that requests the slice and starts the command there. Raises UserError for what Google Cloud lacks."""
+    check_runtime(options.runtime, options.accelerator)
+    if re.fullmatch(r"[a-z]+-[a-z]+\d+", options.zone):
+        raise UserError(f"--zone {options.zone}: is a region; give one of its zones, such as {options.zone}-b")
     blanks = common_blanks(options) | {"command": bash_words(command), "spot": "--spot" if options.spot else ""}
     blanks["auto"] = "auto" if tpu_hosts(options.accelerator) > 1 else ""
     # IAP is still in gcloud's alpha track (528).
@@ -137,8 +146,26 @@ def tpu(options: Options, command: Sequence[str]) -> str:
     return fill("tpu.sh", blanks)
 
 
+def check_accelerators(text: str) -> None:
+    """Raise UserError for another way to write a number of accelerators than SkyPilot's NAME:COUNT."""
+    for pattern, name, count in ((r"(.*\w)x(\d+)", 1, 2), (r"(\d+)[x:](\w.*)", 2, 1)):
+        if found := re.fullmatch(pattern, text):
+            raise UserError(
+                f"--accelerators {text}: expected NAME:COUNT of each node; did you mean {found[name]}:{found[count]}?"
+            )
+
+
+def check_cloud(infra: str) -> None:
+    """Raise UserError for what looks like a misspelt cloud; others than those in CLOUDS may be known to SkyPilot."""
+    cloud = infra.partition("/")[0].lower()
+    if cloud and cloud not in CLOUDS and (nearest := did_you_mean(cloud, CLOUDS)):
+        raise UserError(f"--infra {infra}: SkyPilot has no cloud of this name{nearest}; `sky check` lists them")
+
+
 def skypilot(options: Options, command: Sequence[str]) -> str:
-    """The YAML of a managed job."""
+    """The YAML of a managed job. Raises UserError for options that do not go together, or that SkyPilot cannot read."""
+    check_accelerators(options.accelerators)
+    check_cloud(options.infra or "")
     if options.mount and not options.volume:
         raise UserError("--mount: only with --volume, which it is for")
     if options.volume and (options.infra or "").partition("/")[0] not in ("k8s", "kubernetes", "runpod"):
