@@ -32,6 +32,7 @@ CLOUDS = (
     *("nebius", "oci", "paperspace", "primeintellect", "runpod", "scp", "seeweb", "shadeform", "slurm", "ssh", "vast"),
     *("verda", "vsphere", "yotta"),
 )  # of SkyPilot's --infra
+NOTICE_FOR_SEVERAL = 90  # seconds: 30 that nodes wait for each other once they have saved, and a minute to save
 Options = argparse.Namespace
 
 
@@ -61,6 +62,11 @@ def slurm(options: Options, command: Sequence[str]) -> str:
         raise UserError(
             f"--time {options.time} is {seconds_of(options.time)} seconds, not more than --notice {options.notice}; "
             "give a longer --time or a smaller --notice"
+        )
+    if options.nodes > 1 and options.notice < NOTICE_FOR_SEVERAL:
+        raise UserError(
+            f"--notice {options.notice}: must be at least {NOTICE_FOR_SEVERAL} for several nodes, "
+            "which wait 30 seconds for each other when they have saved"
         )
     blanks = common_blanks(options) | {"command": bash_words(command)}
     inside = bool(options.container)

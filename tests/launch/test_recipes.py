@@ -24,7 +24,7 @@ SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do echo "$1" >>options; shift; done
 highest=0
 for number in 0 1; do
-    SLURM_NTASKS=2 SLURM_PROCID=$number "$@"; code=$?
+    SLURM_NTASKS=2 SLURM_PROCID=$number SLURMD_NODENAME=node$((number + 7)) "$@"; code=$?
     ((code > highest)) && highest=$code
 done
 exit "$highest"
@@ -105,6 +105,35 @@ def test_slurm_requeues_what_was_stopped_and_nothing_else(tools, code, restarts,
     ran = tools.bash(text, RECORD_CODE=str(code), **job)
     assert ran.returncode == code
     assert ("requeued 123" in ran.stdout) == requeued
+
+
+@pytest.mark.parametrize(("nodes", "waits"), [(1, 0), (2, 1)])
+def test_only_where_there_are_several_nodes_one_that_fails_waits_for_the_others(tools, nodes, waits):
+    tools.add("sleep", '#!/bin/bash\necho "$1" >>slept\n')
+    tools.add("srun", SRUN.replace("SLURM_NTASKS=2", f"SLURM_NTASKS={nodes}").replace("0 1", "0"))
+    job = {"SLURM_JOB_ID": "123", "SLURM_JOB_NODELIST": "node[7-8]"}
+    ran = tools.bash(recipe(USUAL["slurm"].split(), ["record"]), RECORD_CODE="75", **job)
+    slept = tools.bin.parent / "slept"
+    assert (slept.read_text() if slept.exists() else "") == "30\n" * waits
+    assert "requeued 123" in ran.stdout
+
+
+def test_the_log_of_slurm_says_at_once_what_starts_where(tools):
+    ran = tools.bash(recipe(USUAL["slurm"].split(), ["record", "train"]), SLURM_JOB_ID="1", SLURM_JOB_NODELIST="n")
+    lines = ran.stdout.splitlines()
+    assert [line[9:] for line in lines] == [
+        f"node{number + 7} (host {number} of 2): starting record train" for number in (0, 1)
+    ]
+    assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in lines)
+
+
+@pytest.mark.parametrize("name", ["slurm", "skypilot"])
+def test_a_command_that_the_setup_does_not_provide_is_named(tools, name):
+    text = recipe([*USUAL[name].split(), "--setup", "source missing/activate"], ["retsta-missing", "train"])
+    text = yaml.safe_load(text)["run"] if name == "skypilot" else text
+    ran = tools.bash(text, SLURM_JOB_ID="1", SLURM_JOB_NODELIST="n", SKYPILOT_NODE_IPS="10.0.0.1")
+    assert ran.returncode == 2
+    assert re.search(r"^retsta-missing: not found on [\w.-]+; see --setup$", ran.stderr, re.MULTILINE)
 
 
 def test_skypilot_starts_the_exact_command_on_each_node(tools):
@@ -259,6 +288,10 @@ def test_a_tool_that_is_missing_is_one_clear_line(name, tool, monkeypatch, tmp_p
         ),
         ("slurm --gpus 8 --time 5 --notice 600 -- x", "^--time 5 is 300 seconds, not more than --notice 600; give"),
         ("slurm --gpus 8 --time 5 -- x", "^--time 5 is 300 seconds, not more than --notice 300"),
+        (
+            "slurm --gpus 8 --nodes 2 --time 60 --notice 89 -- x",
+            "^--notice 89: must be at least 90 for several nodes, which wait 30 seconds for each other",
+        ),
         ("slurm --gpus 8 --time 60 --mounts /a:/a -- x", "^--mounts: only with --container"),
         ("slurm --gpus 8 --time 60 --memory lots -- x", "'lots': expected a number with K, M, G or T"),
         ("slurm --gpus 8 --time soon -- x", "'soon': expected hours as 24:00:00"),

@@ -1,6 +1,7 @@
 """The recipe for Cloud TPU: the slice is requested, watched and requested again, and the command runs once on it."""
 
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -79,6 +80,13 @@ def test_a_tpu_command_that_fails_is_not_started_again(hasty):
     assert hasty.bash(recipe(USUAL["tpu"].split(), ["record"])).returncode == 2
 
 
+def test_a_command_that_the_setup_does_not_provide_is_named(hasty):
+    (hasty.bin.parent / "codes").write_text("0")
+    ran = hasty.bash(recipe([*USUAL["tpu"].split(), "--setup", "source missing/activate"], ["retsta-missing"]))
+    assert ran.returncode == 2
+    assert re.search(r"^retsta-missing: not found on [\w.-]+; see --setup$", ran.stderr, re.MULTILINE)
+
+
 @pytest.mark.parametrize(("codes", "code"), [("255 0", 0), ("255 255 0", 255)])
 def test_a_connection_that_is_lost_once_is_made_again(hasty, codes, code):
     (hasty.bin.parent / "codes").write_text(codes)
@@ -98,6 +106,23 @@ def test_a_tpu_slice_that_gcloud_cannot_describe_is_not_taken_for_missing(hasty)
     assert ran.returncode == 0, ran.stderr
     assert calls_of(hasty) == ["tpu-vm ssh"]
     assert ran.stderr.count("ERROR: no network") == 1
+
+
+def test_a_project_that_gcloud_rejects_ends_the_script(hasty):
+    (hasty.bin.parent / "state").write_text("ERROR")
+    ran = hasty.bash(recipe(USUAL["tpu"].split(), ["record"]))
+    assert ran.returncode == 1
+    assert not calls_of(hasty)
+    assert ran.stderr.count("ERROR: no network") == 1
+    assert "queued-resources describe medreport --project=lab --zone=us-east5-b" in ran.stderr
+    assert "delete" not in ran.stderr
+
+
+def test_a_network_that_is_away_while_a_slice_is_awaited_does_not_end_the_script(hasty):
+    (hasty.bin.parent / "codes").write_text("0")
+    (hasty.bin.parent / "state").write_text("PROVISIONING")
+    (hasty.bin.parent / "states").write_text("PROVISIONING\n" + "ERROR\n" * 5 + "ACTIVE\n")
+    assert hasty.bash(recipe(USUAL["tpu"].split(), ["record"])).returncode == 0
 
 
 def test_a_request_for_a_slice_that_failed_is_shown_and_ends_the_script(hasty):

@@ -27,10 +27,12 @@ export ADDRESS="${nodes[0]}:$((20000 + SLURM_JOB_ID % 20000))"
 # What each node runs. The hosts are named, because JAX would give each Slurm task a single GPU. Where one command fails,
 # srun ends the others half a minute later, so that they can end by themselves, even where one was stuck.
 task() {
+    command -v "$1" >/dev/null || { echo "$1: not found on $SLURMD_NODENAME; see --setup" >&2; exit 2; }
+    echo "$(date +%T) $SLURMD_NODENAME (host $SLURM_PROCID of $SLURM_NTASKS): starting ${1##*/} ${2-}"
     trap : TERM
     env MEDREPORT_HOSTS="$ADDRESS,$SLURM_NTASKS,$SLURM_PROCID" "$@"
     local code=$?
-    [[ $code == 0 ]] || sleep 30
+    ((code == 0 || SLURM_NTASKS == 1)) || sleep 30
     exit "$code"
 }
 srun --cpus-per-task={{ cpus }} --kill-on-bad-exit=1 --wait=0 \

@@ -17,6 +17,7 @@ on_host() {
     export JAX_COMPILATION_CACHE_DIR={{ cache }}
     cd {{ directory }} || exit
     {{ setup }}
+    command -v "$1" >/dev/null || { echo "$1: not found on $(hostname); see --setup" >&2; exit 2; }
     exec 3<&0 8>>"$file" || exit
     if ! flock -n 8; then
         read -r last pid <"$file"
@@ -26,6 +27,7 @@ on_host() {
     fi
     read -r last pid <"$file"
     [[ $last == "$start" ]] && exit 75
+    echo "$(date +%T) $(hostname): starting ${1##*/} ${2-}"
     "$@" </dev/null 3<&- &
     child=$!
     echo "$start $child" >"$file"
@@ -58,7 +60,8 @@ create() {
 }
 delete() { "${resources[@]}" delete "$name" "${where[@]}" --force --quiet; }
 
-# Waits for the slice, and says what it waits for. A preempted one is requested again.
+# Waits for the slice, and says what it waits for. A preempted one is requested again. What gcloud cannot describe from
+# the start is waited for briefly: the project may be a wrong one, whereas later only the network can be.
 acquire() {
     local now before=
     while [[ $stopped == 0 ]]; do
@@ -68,7 +71,9 @@ acquire() {
             [[ $now != UNKNOWN ]] || cat "$folder/errors" >&2
         fi
         before=$now
+        [[ $now == UNKNOWN ]] || known=1
         case $now in
+            UNKNOWN) ((known || ++unknown < 3)) || exit 1 ;;
             ACTIVE) return ;;
             MISSING) create || exit ;;
             SUSPENDED) delete || exit ;;
@@ -97,16 +102,25 @@ stop() {
     exec 4>&-
 }
 finish() {
-    if [[ $(state) != MISSING ]]; then
-        echo "the queued resource is still there, and billed while it is ACTIVE; delete it with:" \
-            "${resources[*]} delete $name ${where[*]} --force" >&2
-    fi
+    case $(state) in
+        MISSING) ;;
+        UNKNOWN)
+            echo "gcloud cannot tell whether $name exists, which is billed while it is ACTIVE; check with:" \
+                "${resources[*]} describe $name ${where[*]}" >&2
+            ;;
+        *)
+            echo "the queued resource is still there, and billed while it is ACTIVE; delete it with:" \
+                "${resources[*]} delete $name ${where[*]} --force" >&2
+            ;;
+    esac
     rm -r "$folder"
 }
 
 folder=$(mktemp -d) || exit
 mkfifo "$folder/input" || exit
 stopped=0
+known=0
+unknown=0
 code=75
 last=
 job=
