@@ -16,8 +16,8 @@ from tests.pages_of_documents import PAGES, ROOT, Block, commands_of, inline_com
 
 OTHERS = (
     "source", "export", "echo", "eval", "cd", "mkdir", "tail", "bash", "sh", "curl", "ssh-add", "docker", "uv", "hf",
-    "tensorboard", "vllm", "sbatch", "srun", "kubectl", "gcloud", "xpk", "sky", "unzip",
-    "green/bin/pip", "radgraph/bin/pip", "radeval/bin/pip",
+    "tensorboard", "vllm", "sbatch", "scancel", "srun", "kubectl", "gcloud", "xpk", "sky", "unzip", "sudo", "git",
+    "rsync", "sky/bin/pip", "green/bin/pip", "radgraph/bin/pip", "radeval/bin/pip",
 )  # fmt: skip
 ENGINES = ("sglang.launch_server",)  # modules of other environments
 CODE = re.compile(r"`((?:common|retsta_jax|unicross_jax|deer_jax|launch|tests|docs)/[\w./-]+)(?::(\w+))?`")

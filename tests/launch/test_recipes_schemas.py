@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.launch.recipes import AWKWARD, USUAL, recipe
+from tests.pages_of_documents import ROOT, blocks_of
 
 GKE = ["gke-tpu", "gke-gpu", "gke-bucket"]
 
@@ -154,6 +155,14 @@ def test_gpu_nodes_meet_at_the_first_pod():
     assert variables["MEDREPORT_HOSTS"]["value"] == f"{name}-{job}-0-0.{name}:8476,2,$(NUMBER)"
     assert "job-completion-index" in variables["NUMBER"]["valueFrom"]["fieldRef"]["fieldPath"]
     assert list(variables).index("NUMBER") < list(variables).index("MEDREPORT_HOSTS")  # or it would not be replaced
+
+
+def test_the_claim_and_the_pod_of_the_page_are_what_kubernetes_accepts():
+    [block] = [block for block in blocks_of(ROOT / "docs/how-to/gke.md") if block.language == "yaml"]
+    claim, pod = yaml.safe_load_all(block.text)
+    for one in (claim, pod):
+        kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
+    assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
 
 
 def test_a_job_of_skypilot_has_the_fields_of_skypilot():
