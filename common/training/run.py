@@ -88,12 +88,21 @@ def run_training(config: TrainingConfig, run_dir: Path, layout: DeviceLayout, tr
         claim_run_directory(run_dir, config, trained_on)
         training.quarantine.write(run_dir / "quarantine.jsonl")
         training.announce()
-    stage(f"training: {training.total_steps:,} updates; the first one compiles the step")
     checkpoints = open_checkpoints(run_dir, training.base.note(), config)
+    stage(begins(training.total_steps, checkpoints.latest.latest_step()))
     state = _trained(config, run_dir, layout, training, checkpoints)
     _, best = restore_trainable(checkpoints, state.trainable)
     checkpoints.close()
     return best
+
+
+def begins(total_steps: int, done: int | None) -> str:
+    """What a log says where a training begins, or continues after the step `done`."""
+    if not done:
+        return f"training: {total_steps:,} updates; the first one compiles the step"
+    if done >= total_steps:
+        return f"training: all {total_steps:,} updates are done"
+    return f"training: continuing after step {done:,} of {total_steps:,}; the next update compiles the step"
 
 
 def train_from_scratch(

@@ -51,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         check_word(word)
     text = platform.recipe(options, command)
     check_command(command, platform.hosts(options), platform.one_host)
+    platform.check_storage(options, command)
     if options.dry_run:
         print(text, end="")
         return 0

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from common.errors import UserError, did_you_mean
 from launch.recipes import options as of
+from launch.recipes import storage
 from launch.recipes.fill import TEMPLATES, bash_words, fill, seconds_of, yaml_words
 from launch.recipes.tpu_slices import check_chips_per_host, check_runtime, check_shape, slice_chips
 
@@ -43,6 +44,7 @@ class Platform(NamedTuple):
     add_options: Callable[[argparse.ArgumentParser], None]
     recipe: Callable[[Options, Sequence[str]], str]  # from the options and the command
     hosts: Callable[[Options], int]  # that the command is started on
+    check_storage: Callable[[Options, Sequence[str]], None]  # raises UserError where what is written would be lost
     one_host: str  # what to do for a command that runs on one host only
     tool: str  # the program that starts a recipe
     words: tuple[str, ...]  # the command that starts a recipe, without the name of the file
@@ -216,31 +218,35 @@ def local(options: Options, command: Sequence[str]) -> str:
 
 PLATFORMS = {
     "slurm": Platform(
-        "GPU nodes of a Slurm cluster", of.slurm_options, slurm, attrgetter("nodes"), "use --nodes 1",
-        "sbatch", ("sbatch",), "run this on a login node",
+        "GPU nodes of a Slurm cluster", of.slurm_options, slurm, attrgetter("nodes"),
+        storage.check_slurm, "use --nodes 1", "sbatch", ("sbatch",), "run this on a login node",
     ),
     "gke": Platform(
         "a TPU slice or GPU nodes of GKE, as a JobSet", of.gke_options, gke,
-        lambda options: gke_topology(options).hosts, "use one GPU node, or a TPU slice of one host such as v6e:2x4",
+        lambda options: gke_topology(options).hosts, storage.check_gke,
+        "use one GPU node, or a TPU slice of one host such as v6e:2x4",
         "kubectl", ("kubectl", "apply", "-f"),
         "install it: https://kubernetes.io/docs/tasks/tools",
     ),
     "tpu": Platform(
         "a Cloud TPU slice, as a queued resource", of.tpu_options, tpu, lambda options: tpu_hosts(options.accelerator),
+        lambda options, command: storage.check_tpu(options, command, tpu_hosts(options.accelerator)),
         "use a slice of one host, such as v6e-8", "gcloud", ("bash",),
         "install it: https://cloud.google.com/sdk/docs/install",
     ),
     "skypilot": Platform(
-        "any cloud, through SkyPilot", of.skypilot_options, skypilot, attrgetter("nodes"), "use --nodes 1",
-        "sky", ("sky", "jobs", "launch", "--yes"),
+        "any cloud, through SkyPilot", of.skypilot_options, skypilot, attrgetter("nodes"),
+        storage.check_skypilot, "use --nodes 1", "sky", ("sky", "jobs", "launch", "--yes"),
         "install it in an environment of its own: pip install skypilot",
     ),
     "ssh": Platform(
-        "hosts reached by ssh", of.ssh_options, ssh, lambda options: len(ssh_hosts(options)), "name one host",
+        "hosts reached by ssh", of.ssh_options, ssh, lambda options: len(ssh_hosts(options)),
+        lambda options, command: None, "name one host",
         "ssh", ("bash",), "install OpenSSH's client",
     ),
     "local": Platform(
-        "this machine, as several processes", of.local_options, local, attrgetter("processes"), "use --processes 1",
+        "this machine, as several processes", of.local_options, local, attrgetter("processes"),
+        lambda options, command: None, "use --processes 1",
         "bash", ("bash",), "install bash",
     ),
 }  # fmt: skip

@@ -61,7 +61,7 @@ def test_other_commands_are_accepted_as_they_are(command, capsys):
 )
 def test_what_runs_on_one_host_is_refused_on_several_and_started_on_one(several, one, remedy, capsys):
     slice_options = " --runtime r --project p --zone z" if one.startswith("tpu") else ""
-    command = "deer select labels.jsonl --fraction 0.2 --output chosen.json"
+    command = "deer select labels.jsonl --fraction 0.2 --output gs://eyes/chosen.json"
     with pytest.raises(UserError, match=f"^deer select: runs on one host only; .*{remedy}"):
         launched(several + slice_options, command)
     assert launched(one + slice_options, command) == 0

@@ -89,8 +89,8 @@ def test_a_run_killed_at_any_moment_continues_to_the_same_bits(material, referen
     assert contents(run_dir) == contents(reference)
 
 
-def test_neither_clocks_nor_places_matter(material, reference, tmp_path, monkeypatch):
-    """The clock is a year ahead, then a year behind, and the run has moved meanwhile."""
+def test_neither_clocks_nor_places_matter(material, reference, tmp_path, monkeypatch, capsys):
+    """The clock is a year ahead, then behind, and the run has moved meanwhile: the log says that it continues."""
     run_dir, real, save = tmp_path / "run", time.time, loop.save_latest
 
     def stop_at_nine(checkpoints, state, data):
@@ -103,12 +103,16 @@ def test_neither_clocks_nor_places_matter(material, reference, tmp_path, monkeyp
         patch.setattr(time, "time_ns", lambda: int((real() + YEAR) * 1e9))
         patch.setattr(loop, "save_latest", stop_at_nine)
         assert retsta(material.train(run_dir)) == 75
+    assert f"training: {STEPS} updates; the first one compiles the step\n" in capsys.readouterr().out
     moved = (tmp_path / "elsewhere").resolve() / "moved"
     moved.parent.mkdir()
     shutil.move(run_dir, moved)
     monkeypatch.setattr(time, "time", lambda: real() - YEAR)
     monkeypatch.setattr(time, "time_ns", lambda: int((real() - YEAR) * 1e9))
+    stopped_after = max(map(int, saved(moved)))
     assert retsta(material.train(moved)) == 0
+    said = [f"training: continuing after step {stopped_after} of {STEPS}; the next update compiles the step"]
+    assert said == [line for line in capsys.readouterr().out.splitlines() if line.startswith("training")]
     assert contents(moved) == contents(reference)
     predicted = []
     for place in (shutil.copytree(reference, tmp_path / "copy"), moved):
@@ -154,9 +158,10 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_good(material, reference, tm
     assert contents(run_dir) == contents(reference)
 
 
-def test_a_finished_run_started_again_changes_nothing(material, reference):
+def test_a_finished_run_started_again_changes_nothing(material, reference, capsys):
     before, checkpoints = contents(reference), saved(reference)
     assert retsta(material.train(reference)) == 0
+    assert f"training: all {STEPS} updates are done\n" in capsys.readouterr().out
     assert contents(reference) == before
     assert saved(reference) == checkpoints
 
