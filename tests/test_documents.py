@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import launch.cli
 from common.errors import UserError
 from common.options_only import OptionsRead, only_options
 from launch.recipes.command_check import SCRIPTS
@@ -42,6 +43,21 @@ def test_every_command_parses(block: Block, parse_alone):
             parse(words)
         except UserError as error:
             pytest.fail(f"{block.where}: {' '.join(words)}: {error}")
+
+
+def test_every_recipe_of_a_page_can_be_made_and_is_written_or_started(capsys):
+    for block in (block for page in PAGES for block in shell_blocks(page)):
+        for _, *words in (words for words in commands_of(block.text) if words[:2] == ["medreport", "launch"]):
+            at = words.index("--") if "--" in words else len(words)
+            options, command = words[:at], words[at:]
+            if options[-1] == "--help":
+                continue
+            if "--submit" in options:
+                options.remove("--submit")
+            else:
+                written = options.index("--write")  # without either, nothing would happen
+                del options[written : written + 2]
+            assert launch.cli.dispatch([*options, "--dry-run", *command]) == 0, block.where
 
 
 def test_an_option_that_does_not_exist_is_found(parse_alone):

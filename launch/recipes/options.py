@@ -60,7 +60,7 @@ def slurm_options(parser: argparse.ArgumentParser) -> None:
     memory = "memory of each node, such as 500G; 0 for all of it (default: the cluster's)"
     parser.add_argument("--memory", type=memory_size, help=memory)
     parser.add_argument("--time", type=duration, required=True, help="time limit of each start, such as 24:00:00")
-    notice = "how long before the time limit the command is told to save; default: %(default)s"
+    notice = "how long before the time limit the command saves; several nodes: 90 or more; default: %(default)s"
     parser.add_argument("--notice", type=bounded(COUNT), default=300, metavar="SECONDS", help=notice)
     parser.add_argument("--partition", type=plain, help="partition (default: the cluster's)")
     parser.add_argument("--account", type=plain, help="account (default: yours)")
