@@ -22,7 +22,7 @@ from common.models.qwen2_weights import config_from_directory
 from common.training.logs import read_metrics
 from deer_jax.select import read_ids
 from retsta_jax.config import PRESETS, RetstaConfig
-from retsta_jax.standardize import read_reports
+from retsta_jax.reports import read_reports
 from unicross_jax.data import annotation_reports
 
 DEEP = b'{"a":' * 100_000
