@@ -57,7 +57,7 @@ class Watch:
 
     def lost(self) -> Ending:
         """Who is gone, after a collective has failed: waits until it is known."""
-        deadline = time.monotonic() + self.lost_after
+        deadline = time.monotonic() + 2 * self.lost_after  # a busy machine may hear of a last beat late
         while self.ending is None and time.monotonic() < deadline:
             with contextlib.suppress(Exception):  # as in `_run`
                 self._look(self._all("end"))

@@ -68,9 +68,9 @@ def test_a_run_that_lost_a_host_is_continued_by_others(material, whole, tmp_path
         time.sleep(0.01)
     hosts[2].send_signal(signal.SIGKILL)
     codes, said = ended(hosts)
-    assert codes == [75, 75, -signal.SIGKILL, 75], said
-    assert any("host 2 of 4 was lost" in line for line in said), said
-    assert all("of 4 " in said[number] for number in (0, 1, 3)), said  # or who ended because of that
+    assert codes == [75, 75, -signal.SIGKILL, 75], "\n".join(said)
+    assert any("host 2 of 4 was lost" in line for line in said), "\n".join(said)
+    assert all("of 4 " in said[number] for number in (0, 1, 3)), "\n".join(said)  # or who ended because of that
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) < STEPS
     codes, said = ended(start(material, tmp_path / "run", mode, 2))
     assert codes == [0, 0], said
