@@ -12,7 +12,7 @@ import io
 import re
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,10 +72,15 @@ def add_batch_size(options: argparse.ArgumentParser, of: str, default: int = 32)
 
 
 def read_preset_options(
-    options: Parser, presets: Mapping[str, Config], arguments: Sequence[str], needs: Sequence[Needs] = ()
+    options: Parser,
+    presets: Mapping[str, Config],
+    arguments: Sequence[str],
+    needs: Sequence[Needs] = (),
+    check: Callable[[Config], None] | None = None,
 ) -> tuple[Config, argparse.Namespace]:
     """The config that `arguments` make of the preset they name, and the command's own options, as `read_options` does.
 
+    `check` raises UserError for a config that lacks what it needs; it opens no file, and no device.
     Raises UserError also where no preset is named: what is trained, and on what data, is never chosen in silence.
     """
     first, program = Parser(options.prog, add_help=False), options.prog
@@ -83,7 +88,7 @@ def read_preset_options(
     name = first.parse_known_args(arguments)[0].preset
     if name is not None:
         default = choose_preset(presets, name)
-        return read_options(options, default, arguments, needs, presets, f"{program} --preset {name}")
+        return read_options(options, default, arguments, needs, presets, f"{program} --preset {name}", check)
     if HELP & set(arguments):
         options.epilog = "Defaults shown below are those without a preset; --preset NAME --help shows the preset's."
         return read_options(options, type(next(iter(presets.values())))(), arguments)
@@ -113,6 +118,7 @@ def read_options(
     needs: Sequence[Needs] = (),
     presets: Mapping[str, Config] | None = None,
     program: str = "",
+    check: Callable[[Config], None] | None = None,
 ) -> tuple[Config, argparse.Namespace]:
     """The config that `arguments` make of `default`, and the command's own options; `--help` prints both and exits.
 
@@ -123,7 +129,7 @@ def read_options(
         print()
         return parse(type(default), default, ["--help"], program or options.prog), argparse.Namespace()
     chosen, rest = options.parse_known_args(arguments)
-    return parse(type(default), default, rest, program or options.prog, needs, presets), chosen
+    return parse(type(default), default, rest, program or options.prog, needs, presets, check), chosen
 
 
 def with_new_names(arguments: Sequence[str], former: Mapping[str, str]) -> list[str]:
@@ -145,11 +151,12 @@ def parse(
     program: str,
     needs: Sequence[Needs] = (),
     presets: Mapping[str, Config] | None = None,
+    check: Callable[[Config], None] | None = None,
 ) -> Config:
     """The config that `arguments` make of `default`; `--help` prints and exits.
 
     Raises UserError in one line, also for an option that by `needs` has no effect; one of the `presets` may be the
-    remedy.
+    remedy. `check` raises one for what is lacking.
     """
     arguments = with_new_names(arguments, getattr(config_class, "FORMER", {}))
     read = _read(config_class, default, arguments, program)
@@ -157,6 +164,8 @@ def parse(
         raise UserError(f"{program}: {_complaint(config_class, default, arguments)}; see {program} --help")
     check_options(read[0], arguments, needs, program, presets)
     check_numbers(read[0])
+    if check is not None:
+        check(read[0])
     end_of_options()
     return read[0]
 

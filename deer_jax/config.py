@@ -25,7 +25,8 @@ from common.bounds import (
 )
 from common.config import Incidental, MovablePath
 from common.data.source import HELP as DATA_HELP
-from common.data.source import STUDY_NEEDS, StudySource
+from common.data.source import STUDY_NEEDS, StudySource, check_source
+from common.errors import UserError
 from common.models.attention_choice import Implementation
 from common.models.lora import LoraConfig
 from common.models.qwen2 import Remat
@@ -229,6 +230,19 @@ SAMPLE_PRESETS: dict[str, SampleConfig] = {
         for name in ("mimic-cxr", "chexpert-plus")
     },
 }
+
+
+def check_base(model: ModelConfig) -> None:
+    """Raise UserError where no base model is named."""
+    if not model.base:
+        raise UserError("model.base: not given; name the directory of Qwen2.5-VL with --model.base DIR")
+
+
+def check_given(config: RunConfig) -> None:
+    """Raise UserError where data or a base model is not named."""
+    check_source(config.data)
+    check_base(config.model)
+
 
 NEEDS = (
     *STUDY_NEEDS,

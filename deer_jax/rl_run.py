@@ -51,6 +51,7 @@ from deer_jax.config import (
     RL_PRESETS,
     RewardConfig,
     RlConfig,
+    check_given,
 )
 from deer_jax.ditpo import ADVANTAGES, RATIOS, TOKEN_WEIGHTS, ditpo_loss
 from deer_jax.flops import step_flops
@@ -99,7 +100,7 @@ SHOWN = ("reward", "kl", "new_tokens", "clipped", "entropy")
 def main(arguments: list[str]) -> None:
     """The command line."""
     options = preset_parser("deer rl", RL_PRESETS, HELP + LABELER_HELP)
-    config, chosen = read_preset_options(options, RL_PRESETS, arguments, RL_NEEDS)
+    config, chosen = read_preset_options(options, RL_PRESETS, arguments, RL_NEEDS, check_given)
     train_run(config, chosen.run_dir)
     say(f"trained: {chosen.run_dir}; next: deer sample --model.base {chosen.run_dir / 'model'}")
 

@@ -37,7 +37,7 @@ from common.training.logs import check_wandb
 from common.training.parallel import DeviceLayout, check_heads, device_put_tree, shardings
 from common.training.run import BaseWeights
 from common.types import PyTree
-from deer_jax.config import EMBEDDED_BASE, DataConfig, ModelConfig, RolloutConfig, RunConfig
+from deer_jax.config import EMBEDDED_BASE, DataConfig, ModelConfig, RolloutConfig, RunConfig, check_base
 from deer_jax.prompts import Encoder, prompt_length, read_splits
 from deer_jax.vision_policy import split_params
 
@@ -59,8 +59,7 @@ class Base(NamedTuple):
 
 def base_directory(model: ModelConfig) -> Path:
     """Where the base model lies. Raises UserError where none is named."""
-    if not model.base:
-        raise UserError("model.base: not given; name the directory of Qwen2.5-VL with --model.base DIR")
+    check_base(model)
     return EMBEDDED_BASE if model.base == "embedded" else Path(model.base)
 
 

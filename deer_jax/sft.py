@@ -21,7 +21,7 @@ from common.training.parallel import DeviceLayout, make_device_layout
 from common.training.run import accumulation, base_weights, run_training, stage, supervised, this_process
 from common.training.token_loss import named_loss
 from common.types import PyTree
-from deer_jax.config import HELP, NEEDS, SFT_PRESETS, SftConfig
+from deer_jax.config import HELP, NEEDS, SFT_PRESETS, SftConfig, check_given
 from deer_jax.prompts import ReportRows, prompt_length, report_rows, report_tokens, splits_line
 from deer_jax.setup import (
     Base,
@@ -42,7 +42,7 @@ from deer_jax.written import written_reports
 def main(arguments: list[str]) -> None:
     """The command line."""
     options = preset_parser("deer sft", SFT_PRESETS, HELP)
-    config, chosen = read_preset_options(options, SFT_PRESETS, arguments, NEEDS)
+    config, chosen = read_preset_options(options, SFT_PRESETS, arguments, NEEDS, check_given)
     train_run(config, chosen.run_dir)
     model = chosen.run_dir / "model"
     say(f"trained: {chosen.run_dir}; next: deer sample, or deer rl --model.base {model}")

@@ -12,12 +12,13 @@ from common.io.rows import add_columns
 from common.io.tables import score_lines
 from common.io.terminal import say
 from common.process.first import is_first_process
-from retsta_jax.config import HELP, NEEDS, PRESETS, RetstaConfig
+from retsta_jax.config import HELP, NEEDS, PRESETS, RetstaConfig, check_given
 
 
 def train(arguments: list[str]) -> None:
     """Train, or continue, a run."""
-    config, chosen = read_preset_options(preset_parser("retsta train", PRESETS, HELP), PRESETS, arguments, NEEDS)
+    options = preset_parser("retsta train", PRESETS, HELP)
+    config, chosen = read_preset_options(options, PRESETS, arguments, NEEDS, check_given)
     from retsta_jax.train import train_run
 
     train_run(config, chosen.run_dir)

@@ -11,6 +11,7 @@ from typing import Literal
 
 from common.bounds import Count, CountOrNone, Few, Phantoms, Probability, Steps, StepsOrAll
 from common.config import Incidental, MovablePath
+from common.errors import UserError
 from common.models.attention_choice import Implementation
 from common.models.lora import LoraConfig
 from common.models.qwen2 import Remat
@@ -165,6 +166,31 @@ FILES: dict[str, tuple[str, ...]] = {
     "openi": ("archive", "test_ids"),
     "jsonl": ("train", "validation", "test"),
 }  # that each corpus reads, and cannot do without
+GIVE = {
+    "openi": "corpus openi needs --data.archive NLMCXR_reports.tgz and --data.test-ids openi-testset.txt",
+    "jsonl": 'corpus jsonl needs files of rows {"id", "source", "target"} as --data.train, --data.validation and '
+    "--data.test",
+}
+
+
+def check_files(data: DataConfig) -> None:
+    """Raise UserError where a file that the corpus needs is not named."""
+    for name in FILES[data.corpus]:
+        if not getattr(data, name):
+            raise UserError(f"data.{name}: not given; {GIVE[data.corpus]}")
+
+
+def check_base(model: ModelConfig) -> None:
+    """Raise UserError where no base model is named."""
+    if not model.base:
+        raise UserError("model.base: not given; name the directory of Qwen2.5-7B-Instruct with --model.base DIR")
+
+
+def check_given(config: RetstaConfig) -> None:
+    """Raise UserError where data or a base model is not named."""
+    check_files(config.data)
+    check_base(config.model)
+
 
 NEEDS = (
     *(Needs(f"data.{file}", "data.corpus", (corpus,)) for corpus, files in FILES.items() for file in files),

@@ -11,7 +11,7 @@ from common.data.summary import data_line
 from common.errors import UserError
 from retsta_jax.augmentation.augment import augment_pairs
 from retsta_jax.augmentation.perturb import known_findings
-from retsta_jax.config import FILES, RetstaConfig, scored_as
+from retsta_jax.config import FILES, RetstaConfig, check_files, scored_as
 from retsta_jax.corpus.findings import FundusStudy
 from retsta_jax.corpus.pairs import make_splits, split_of
 from retsta_jax.pairs import apart_from, read_pairs
@@ -30,28 +30,17 @@ class Splits(NamedTuple):
 def load_splits(config: RetstaConfig, quarantine: Quarantine) -> Splits:
     """The pairs that `config.data` names. Unusable records are counted in `quarantine`; raises UserError."""
     data = config.data
+    check_files(data)
     if data.corpus == "fundus":
         sizes = data.train_size, data.validation_size, data.test_size
         return Splits(**make_splits(*sizes, seed=config.seed, language=data.language, held_out=data.held_out))
     if data.corpus == "openi":
-        for name in FILES["openi"]:
-            if not getattr(data, name):
-                raise UserError(
-                    f"data.{name}: not given; corpus openi needs --data.archive NLMCXR_reports.tgz and "
-                    "--data.test-ids openi-testset.txt"
-                )
         studies = read_openi(Path(data.archive))
         test_ids = read_test_ids(Path(data.test_ids))
         count_unknown_ids(test_ids, [study.id for study in studies], quarantine)
         pairs = openi_pairs(studies, quarantine)
         return Splits(**openi_splits(pairs, test_ids, data.validation_size, config.seed))
     files = {name: getattr(data, name) for name in Splits._fields}
-    for name, file in files.items():
-        if not file:
-            raise UserError(
-                f'data.{name}: not given; corpus jsonl needs files of rows {{"id", "source", "target"}} as '
-                "--data.train, --data.validation and --data.test"
-            )
     splits = {name: read_pairs(Path(file), quarantine, data.columns) for name, file in files.items()}
     check_splits(splits)
     return Splits(**splits)

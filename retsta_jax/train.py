@@ -19,7 +19,6 @@ from common.data.pipeline import evaluation_batches, text_batches
 from common.data.records import Quarantine, ReportPair
 from common.data.summary import say_data, unknown_share
 from common.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
-from common.errors import UserError
 from common.generation.draft_sources import TABLE_FILE, save_table
 from common.generation.evaluation import Keep, report_evaluations
 from common.generation.generate import padded, qwen2_decoder
@@ -46,7 +45,7 @@ from common.training.run import accumulation, base_weights, run_training, stage,
 from common.training.sft import model_variables, sft_loss
 from common.training.token_loss import named_loss
 from common.types import PyTree
-from retsta_jax.config import EMBEDDED_BASE, NEEDS, PRESETS, RetstaConfig, scored_as
+from retsta_jax.config import EMBEDDED_BASE, NEEDS, PRESETS, RetstaConfig, check_base, scored_as
 from retsta_jax.data import augmented, load_splits, splits_line
 from retsta_jax.finding_marks import report_marks
 from retsta_jax.prompts import encode_pairs, prompt_tokens
@@ -69,8 +68,7 @@ def base_directory(config: RetstaConfig) -> Path:
     """Where the base model lies. Raises UserError where none is named."""
     if config.model.base == "embedded":
         return EMBEDDED_BASE
-    if not config.model.base:
-        raise UserError("model.base: not given; name the directory of Qwen2.5-7B-Instruct with --model.base DIR")
+    check_base(config.model)
     return Path(config.model.base)
 
 

@@ -20,7 +20,7 @@ from common.models.clip_weights import load_clip
 from common.training.run import BaseWeights
 from common.types import PyTree
 from unicross_jax.adapters import AdapterConfig
-from unicross_jax.config import EMBEDDED_CLIP, ModelConfig, RunConfig
+from unicross_jax.config import EMBEDDED_CLIP, ModelConfig, RunConfig, check_clip
 from unicross_jax.model import UniCrossConfig
 
 BASE_FILE = "base.json"  # of an exported model
@@ -45,8 +45,7 @@ class Backbone(NamedTuple):
 
 def load_backbone(config: ModelConfig, seed: int) -> Backbone:
     """The CLIP that a config names. Raises UserError where none is named, or its files are not what they should be."""
-    if not config.clip:
-        raise UserError("model.clip: not given; name CLIP's weights with --model.clip RN101.pt")
+    check_clip(config)
     path = EMBEDDED_CLIP if config.clip == "embedded" else Path(config.clip)
     if not path.exists():
         raise UserError(f"model.clip: {path}: no such file in {Path.cwd()}; expected CLIP's weights, such as RN101.pt")

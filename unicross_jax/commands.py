@@ -13,14 +13,15 @@ from common.io.tables import score_lines
 from common.io.terminal import say
 from common.options import Needs, check_options
 from common.process.first import is_first_process
-from unicross_jax.config import ABLATION_NEEDS, HELP, LENGTH_PENALTY, NEEDS, PRESETS, RunConfig
+from unicross_jax.config import ABLATION_NEEDS, HELP, LENGTH_PENALTY, NEEDS, PRESETS, RunConfig, check_given
 
 LABELER_NEEDS = (Needs("labeler_tokenizer", "labeler", bool, "--labeler PATH"),)
 
 
 def train(arguments: list[str]) -> None:
     """Train, or continue, a run."""
-    config, chosen = read_preset_options(preset_parser("unicross train", PRESETS, HELP), PRESETS, arguments, NEEDS)
+    options = preset_parser("unicross train", PRESETS, HELP)
+    config, chosen = read_preset_options(options, PRESETS, arguments, NEEDS, check_given)
     from unicross_jax.train import train_run
 
     train_run(config, chosen.run_dir)

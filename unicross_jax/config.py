@@ -15,7 +15,8 @@ from common.bounds import Count, Few, Finite, NotNegative, Probability, Rate, Si
 from common.config import Incidental, MovablePath
 from common.data.cleaning import CleaningName
 from common.data.source import HELP as DATA_HELP
-from common.data.source import REQUIRED, STUDY_NEEDS, StudySource
+from common.data.source import REQUIRED, STUDY_NEEDS, StudySource, check_source
+from common.errors import UserError
 from common.options import Needs
 from common.training.config import METRICS_NEEDS, ReportTrainingConfig
 from common.training.optim import OptimConfig
@@ -161,6 +162,19 @@ PRESETS: dict[str, RunConfig] = {
         max_length=78,
     ),
 }
+
+
+def check_clip(model: ModelConfig) -> None:
+    """Raise UserError where CLIP's weights are not named."""
+    if not model.clip:
+        raise UserError("model.clip: not given; name CLIP's weights with --model.clip RN101.pt")
+
+
+def check_given(config: RunConfig) -> None:
+    """Raise UserError where data or CLIP's weights are not named."""
+    check_source(config.data)
+    check_clip(config.model)
+
 
 NEEDS = (
     *STUDY_NEEDS,

@@ -8,6 +8,7 @@ from common.bounds import Few, Phantoms, Seed
 from common.config import Incidental, MovablePath
 from common.data.cleaning import CleaningName
 from common.data.dicom import DicomContrast
+from common.errors import UserError
 from common.options import Needs
 from common.phantoms.study import Scanner
 
@@ -39,6 +40,14 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "prepared": ("source",),
 }  # the paths that each layout reads, and cannot do without
 OPTIONAL: dict[str, tuple[str, ...]] = {"rows": ("images",)}  # paths that a layout reads where they are given
+
+
+def check_source(config: StudySource) -> None:
+    """Raise UserError where a path that the layout needs is not given."""
+    for field in REQUIRED[config.layout]:
+        if not getattr(config, field):
+            raise UserError(f"data.{field}: not given; the {config.layout} layout needs it")
+
 
 HELP = """Data by --data.layout; every path that is named here must be given, but for those in brackets:
   phantom     drawn; no file

@@ -27,7 +27,7 @@ from common.data.readers import (
     read_openi_images,
 )
 from common.data.records import SPLITS, Quarantine
-from common.data.source import REQUIRED, StudySource
+from common.data.source import StudySource, check_source
 from common.errors import MissingPackage, UserError
 from common.io.fingerprints import digest_of
 from common.io.table_files import EncodedImage
@@ -62,9 +62,7 @@ def load_splits(
     unusable.
     """
     check_numbers(config, "data.")
-    for field in REQUIRED[config.layout]:
-        if not getattr(config, field):
-            raise UserError(f"data.{field}: not given; the {config.layout} layout needs it")
+    check_source(config)
     if config.layout == "phantom":
         return phantom_splits(config, side, quarantine)
     quarantine.note(VIEWS_LEFT_OUT, 0)
