@@ -67,7 +67,7 @@ class Cluster:
         shown = self.run("scontrol", "show", "job", job).split()
         return dict(word.split("=", 1) for word in shown if "=" in word)
 
-    def wait_for(self, job: str, *states: str, seconds: float = 120.0) -> dict[str, str]:
+    def wait_for(self, job: str, *states: str, seconds: float = 300.0) -> dict[str, str]:
         """The job's fields, once it is in one of the states."""
         return waited(lambda: (found := self.fields(job))["JobState"] in states and found, seconds)
 
