@@ -200,7 +200,7 @@ def main(arguments: list[str]) -> None:
         rows: Any = np.array([row[0] for row in batch.rows], np.int32)
         own = StudyBatch(jax.tree.map(lambda leaf, rows=rows: leaf[rows], prompts), rows)
         state, metrics = step(state, frozen, place_batch(own, layout), rng)
-        curve.append({name: float(value) for name, value in metrics.items()})
+        curve.append({name: float(value) for name, value in metrics.items() if np.isfinite(value)})
         if number % 10 == 0:
             print(f"step {number}/{chosen.steps}  reward {curve[-1]['reward']:.3f}", file=sys.stderr, flush=True)
     result = {"options": {name: str(value) for name, value in vars(chosen).items()}, "before": before}

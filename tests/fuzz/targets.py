@@ -217,10 +217,10 @@ def _tfds_file(name: str) -> Target:
         _array_record(folder)
         return [(folder / name).read_bytes()]
 
-    return Target(name, seeds, lambda path: _images(path.parent))
+    return Target(name, seeds, lambda path: _read_images(path.parent))
 
 
-def _images(path: Path) -> None:
+def _read_images(path: Path) -> None:
     for studies in read_image_rows(path, None, Quarantine()).values():
         for study in studies:
             at_hand(study.images)
@@ -319,8 +319,8 @@ TARGETS = {
         "pairs.jsonl", lambda _: [_rows(PAIR, PAIR | {"id": 2})], lambda path: read_pairs(path, Quarantine())
     ),
     "parquet": Target("pairs.parquet", _parquet, lambda path: read_pairs(path, Quarantine())),
-    "parquet-images": Target("images.parquet", _parquet_images, _images),
-    "arrow-images": Target("data-00000-of-00001.arrow", _arrow_images, lambda path: _images(path.parent)),
+    "parquet-images": Target("images.parquet", _parquet_images, _read_images),
+    "arrow-images": Target("data-00000-of-00001.arrow", _arrow_images, lambda path: _read_images(path.parent)),
     "array-record": _tfds_file(ARRAY_RECORD),
     "tfds-features": _tfds_file("features.json"),
     "tfds-info": _tfds_file("dataset_info.json"),
