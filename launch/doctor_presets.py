@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from common.data.source import REQUIRED
 from common.errors import UserError
 from common.models import qwen2_vl_weights, qwen2_weights
 from common.models.attention_choice import Shape, Use, attention_lines
@@ -41,13 +42,20 @@ def _presets() -> Iterator[tuple[str, Preset]]:
         required = files if config.model.base else ["--model.base", *files]
         yield name, Preset(f"retsta train --preset {name}", config, tuple(required))
     clip = ("--model.clip", "--model.clip-vocabulary")
-    base, source, labeler = "--model.base", "--data.source", ("--reward.labeler", "--reward.labeler-tokenizer")
+    base, labeler = "--model.base", ("--reward.labeler", "--reward.labeler-tokenizer")
+
+    def paths(config: Any) -> list[str]:
+        return [f"--data.{field}" for field in REQUIRED[config.data.layout]]
+
     for name in plan_unicross.PLANNED:
-        yield name, Preset(f"unicross train --preset {name}", UNICROSS_PRESETS[name], (*clip, source))
+        yield (
+            name,
+            Preset(f"unicross train --preset {name}", UNICROSS_PRESETS[name], (*clip, *paths(UNICROSS_PRESETS[name]))),
+        )
     for name, own in plan_deer.PLANNED.items():
-        yield name, Preset(f"deer rl --preset {own}", RL_PRESETS[own], (base, source, *labeler))
+        yield name, Preset(f"deer rl --preset {own}", RL_PRESETS[own], (base, *paths(RL_PRESETS[own]), *labeler))
     for name, own in plan_deer_sft.PLANNED.items():
-        yield name, Preset(f"deer sft --preset {own}", SFT_PRESETS[own], (base, source))
+        yield name, Preset(f"deer sft --preset {own}", SFT_PRESETS[own], (base, *paths(SFT_PRESETS[own])))
 
 
 PRESETS = dict(_presets())
