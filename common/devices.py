@@ -92,7 +92,7 @@ def remove_torn(directory: Path) -> None:
     for file in directory.glob("*-cache"):
         try:
             decompress_executable(file.read_bytes())
-        except Exception:  # of zlib or zstandard, whichever is installed
+        except Exception:  # zlib and zstandard raise types of their own, and either may be absent
             file.unlink(missing_ok=True)
 
 

@@ -23,7 +23,7 @@ def fetch() -> None:
     try:
         # It also prints what it raises.
         downloader.download("wordnet", quiet=True, raise_on_error=True, print_error_to=io.StringIO())
-    except (OSError, ValueError, SyntaxError) as error:  # the last of XML that is none
+    except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: an index that is not XML
         raise UserError(
             f"WordNet cannot be fetched from {downloader.url} ({error}); without a network, install Debian's "
             f"wordnet-base, or name a directory with the WordNet 3.0 database files in {WORDNET_VARIABLE}"
