@@ -18,21 +18,15 @@ import numpy as np
 from common.data.images import GreyImage, encode_png
 from common.data.splits import Split
 from common.endpoint import Answer, Endpoint, Image, Message, Request, Sampled, answering
+from common.endpoint.settings import local_needs
 from common.errors import UserError
-from common.options import Needs
 from deer_jax.config import SampleConfig
 from deer_jax.prompts import TOKEN_SIZE, image_count
 
 SEEDS = 2**31  # engines take no larger ones
 IMAGES_AT_HAND = 64  # PNG files, so that those of a study are made once for all its reports
-ENDPOINT_NEEDS = tuple(
-    Needs(name, give=f"{why}; leave it out")
-    for name, why in (
-        ("model", "the endpoint has a model of its own"),
-        ("mesh", "nothing is generated on this machine"),
-        ("parallel", "nothing is generated on this machine"),
-        ("draft", "the endpoint drafts as it is set up to"),
-    )
+ENDPOINT_NEEDS = local_needs(
+    model="the endpoint has a model of its own", parallel="nothing is generated on this machine"
 )
 
 

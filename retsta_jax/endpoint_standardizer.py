@@ -16,22 +16,16 @@ from common.config import read_config
 from common.data.cleaning import clean_report
 from common.endpoint import Answer, Endpoint, Failure, Message, Outcome, Request, answering, endpoint_settings
 from common.endpoint.protocol import parameters
+from common.endpoint.settings import local_needs
 from common.errors import UserError
 from common.io.fingerprints import tokenizer_record
-from common.options import Needs, check_options
+from common.options import check_options
 from retsta_jax.config import RetstaConfig
 from retsta_jax.prompts import prompt_text
 from retsta_jax.readable import PromptEncoder
 from retsta_jax.standardize import Standardized, Trained, made_with
 
-ENDPOINT_NEEDS = tuple(
-    Needs(name, give=f"{why}; leave it out")
-    for name, why in (
-        ("batch_size", "an endpoint is asked by --endpoint-concurrency"),
-        ("mesh", "nothing is generated on this machine"),
-        ("draft", "the endpoint drafts as it is set up to"),
-    )
-)
+ENDPOINT_NEEDS = local_needs(batch_size="an endpoint is asked by --endpoint-concurrency")
 
 
 def run_endpoint(

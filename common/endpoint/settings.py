@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from common.bounds import FEW, MOST, Within, bounded
 from common.errors import UserError
 from common.io.terminal import printable
+from common.options import Needs
 
 KEY_VARIABLE = "MEDREPORT_ENDPOINT_KEY"
 CONSENT = "--send-reports-to-endpoint"
@@ -43,6 +44,12 @@ class Endpoint:
     timeout: float = TIMEOUT  # seconds without a byte, and seconds for all of an answer once it has begun
     input_price: float | None = None  # of a million tokens
     output_price: float | None = None
+
+
+def local_needs(**reasons: str) -> tuple[Needs, ...]:
+    """Options that have no effect where an endpoint writes: `mesh`, `draft`, and others with the reason of each."""
+    known = {"mesh": "nothing is generated on this machine", "draft": "the endpoint drafts as it is set up to"}
+    return tuple(Needs(name, give=f"{why}; leave it out") for name, why in (known | reasons).items())
 
 
 def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
