@@ -1,10 +1,12 @@
 """The data set card of labelled pairs: by which model and rules they were made, what was kept, and what not and why."""
 
 from pathlib import Path
+from typing import NamedTuple
 
+from common.config import read_config
 from common.data.card import DataCard, card_text
-from common.data.identifiers import Identifiers
-from common.data.records import ReportPair
+from common.data.identifiers import warn_of_identifiers
+from common.data.records import Quarantine
 from common.endpoint import Endpoint
 from common.io.exports import CARD
 from common.io.mirror import with_addresses
@@ -13,6 +15,7 @@ from common.io.text import read_json_object
 from retsta_jax.config import RetstaConfig
 from retsta_jax.labelling.filters import MOST_UNREAD, RULES, Judge
 from retsta_jax.labelling.label import PAIRS, Funnel, LabelConfig, shard_file
+from retsta_jax.pairs import read_pairs
 
 FIELDS = {
     "id": "of the report",
@@ -29,33 +32,45 @@ LIMITS = (
 )
 
 
-def write_card(
-    output: Path, source: str, command: str, pairs: list[ReportPair], funnel: Funnel, made_with: dict[str, str],
-    identifiers: Identifiers | None,
-) -> None:  # fmt: skip
-    """Write the card beside the pairs. `made_with` says of the model and the rules what `model_and_rules` does."""
+class Labelled(NamedTuple):
+    """What `label_reports` was given, and what it kept."""
+
+    run_dir: Path
+    source: str
+    output: Path
+    judge: Judge
+    config: LabelConfig
+    endpoint: Endpoint | None
+    funnel: Funnel
+
+
+def write_card(labelled: Labelled, command: str) -> None:
+    """Write the card beside the pairs, and warn of identifiers in them. Raises UserError."""
+    output, funnel = labelled.output, labelled.funnel
+    pairs = read_pairs(output / PAIRS, Quarantine()) if funnel.kept else []
+    texts = (f"{pair.source}\n{pair.target}" for pair in pairs)
     duplicates = {f"{kind} duplicate": count for kind, count in funnel.duplicates.items()}
     card = DataCard(
         title="Report pairs with pseudo-labels",
-        source=f"{funnel.reports:,} reports of {source}",
+        source=f"{funnel.reports:,} reports of {labelled.source}",
         command=command,
         counts={PAIRS: funnel.kept},
         left_out={f"rule broken: {name}": count for name, count in funnel.rejected.items()} | duplicates,
         notes={},
         languages=sorted({pair.language for pair in pairs}),
         tasks=["text-generation"],
-        identifiers=identifiers,
+        identifiers=warn_of_identifiers(texts, "pairs that were written"),
         fields=FIELDS,
-        made_with=made_with,
+        made_with=model_and_rules(labelled),
         limits=LIMITS,
     )
     write_whole(output / CARD, card_text(card))
 
 
-def model_and_rules(
-    run_dir: Path, run: RetstaConfig, output: Path, endpoint: Endpoint | None, judge: Judge, config: LabelConfig
-) -> dict[str, str]:
+def model_and_rules(labelled: Labelled) -> dict[str, str]:
     """What decided the pairs: the model as the record of the first shard names it, and the rules with their limits."""
+    run_dir, _, output, judge, config, endpoint, _ = labelled
+    run = read_config(RetstaConfig, run_dir)
     base = Path(run.model.base).name or run.model.base
     model = f"run {run_dir}, on {base}"
     if endpoint is None:

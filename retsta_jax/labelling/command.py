@@ -4,9 +4,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from common.config import read_config
 from common.config_options import read_options
-from common.data.identifiers import warn_of_identifiers
 from common.data.records import Quarantine
 from common.endpoint import add_endpoint_options
 from common.errors import Parser, UserError
@@ -17,9 +15,8 @@ from common.options import changed_options, command_line, used_settings
 from common.process.first import is_first_process
 from common.report.environment import environment
 from common.report.page import REPORT_FILE, Example, Page, Stage, save_run_page
-from retsta_jax.config import RetstaConfig
 from retsta_jax.endpoint_standardizer import run_endpoint
-from retsta_jax.labelling.card import model_and_rules, write_card
+from retsta_jax.labelling.card import Labelled, write_card
 from retsta_jax.labelling.code_rules import CODE_RULES, judge_by_codes
 from retsta_jax.labelling.filters import RULES, Judge, judge_by_terms
 from retsta_jax.labelling.label import PAIRS, Funnel, LabelConfig, label_reports
@@ -67,19 +64,9 @@ def label(arguments: list[str]) -> None:
     named = {"run_dir": chosen.run_dir, "output": chosen.output}
     named |= {name: getattr(chosen, name) for name in OF_THE_PAGE if getattr(chosen, name)}
     named |= changed_options(used_settings(config, ()), used_settings(LabelConfig(), ()))
-    pairs = read_pairs(chosen.output / PAIRS, Quarantine()) if funnel.kept else []
-    texts = (f"{pair.source}\n{pair.target}" for pair in pairs)
-    run = read_config(RetstaConfig, chosen.run_dir)
     program = f"retsta label {shlex.quote(chosen.source)}"
-    write_card(
-        chosen.output,
-        chosen.source,
-        command_line(program, named | {"output": "FOLDER"}),
-        pairs,
-        funnel,
-        model_and_rules(chosen.run_dir, run, chosen.output, endpoint, judge, config),
-        warn_of_identifiers(texts, "pairs that were written"),
-    )
+    labelled = Labelled(chosen.run_dir, chosen.source, chosen.output, judge, config, endpoint, funnel)
+    write_card(labelled, command_line(program, named | {"output": "FOLDER"}))
     page = Page(
         title="RetSTA: pseudo-labels",
         verdict=f"{funnel.kept:,} of {funnel.reports:,} labelled reports are kept as pairs.",

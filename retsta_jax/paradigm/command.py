@@ -21,6 +21,7 @@ from common.report.environment import environment
 from common.report.page import REPORT_FILE, Page, Stage, Table, save_run_page
 from retsta_jax.config import PRESETS as TRAINING
 from retsta_jax.evaluate import CONSTANT, MODEL, NEAREST, headline
+from retsta_jax.labelling.card import write_card
 from retsta_jax.labelling.command import examples_of, plain_text_note
 from retsta_jax.labelling.label import LabelConfig
 from retsta_jax.paradigm.paradigm import (
@@ -108,6 +109,7 @@ def paradigm(arguments: list[str]) -> None:
     print(score_lines(systems_of(result), names, intervals=names[0] == "codes/F1"))
     compared = compare_files({name: run_dir / model / "predictions.jsonl" for name, model in MODELS.items()})
     compared.save(run_dir / DIFFERENCES, (run_dir / DIFFERENCES).with_suffix(".html"))
+    write_card(result.labelled, training_command("retsta paradigm", PRESETS, config, run_dir, NEEDS))
     save_run_page(run_dir, page_of(result, compared, config, run_dir))
     say(f"models: {run_dir / ZERO}, {run_dir / FINAL}\npage: {(run_dir / REPORT_FILE).absolute()}")
 
@@ -137,7 +139,7 @@ def shown_metrics(result: Result) -> list[str]:
 
 def stages_of(result: Result, config: ParadigmConfig) -> list[Stage]:
     """The funnel from pairs and reports to the pairs that the second model learns from."""
-    start, funnel, counts = result.start, result.funnel, result.translated
+    start, funnel, counts = result.start, result.labelled.funnel, result.translated
     passed = funnel.reports - sum(funnel.rejected.values())
     known = "codes of the pairs given" if config.data.has_codes else "terms, with eye, certainty, degree and place"
     stages = [
@@ -162,7 +164,7 @@ def differences_table(compared: Compared) -> Table:
 
 def page_of(result: Result, compared: Compared, config: ParadigmConfig, run_dir: Path) -> Page:
     """The page of the whole paradigm."""
-    notes = [plain_text_note(result.funnel)]
+    notes = [plain_text_note(result.labelled.funnel)]
     notes += [
         f"The rule “{name}” was not applied: it rejects {share:.0%} of the pairs given, which are right."
         for name, share in result.skipped.items()
@@ -183,6 +185,6 @@ def page_of(result: Result, compared: Compared, config: ParadigmConfig, run_dir:
         systems=systems,
         headline=metrics,
         tables=[differences_table(compared)],
-        examples=examples_of(result.funnel),
+        examples=examples_of(result.labelled.funnel),
         notes=notes,
     )

@@ -31,9 +31,10 @@ from retsta_jax.config import AugmentConfig, DataConfig, RetstaConfig
 from retsta_jax.corpus.pairs import HeldOut, make_splits
 from retsta_jax.data import load_splits
 from retsta_jax.evaluate import Scores, evaluate_run
+from retsta_jax.labelling.card import Labelled
 from retsta_jax.labelling.code_rules import judge_by_codes
 from retsta_jax.labelling.filters import Judge, judge_by_terms, shares_broken
-from retsta_jax.labelling.label import PAIRS, Funnel, LabelConfig, label_reports
+from retsta_jax.labelling.label import PAIRS, LabelConfig, label_reports
 from retsta_jax.pairs import read_pairs
 from retsta_jax.reports import read_reports
 from retsta_jax.terminology.check import load_terminology
@@ -123,7 +124,7 @@ class Result(NamedTuple):
     terms: int
     start: Start
     skipped: dict[str, float]
-    funnel: Funnel
+    labelled: Labelled
     apart: int
     translated: Counts | None
     mixed: int
@@ -168,7 +169,8 @@ def run_stages(config: ParadigmConfig, run_dir: Path, translation: Translation) 
         stage(f"the rule {name!r} rejects {share:.0%} of the given pairs, which are correct, so it is not applied")
     labelling = dataclasses.replace(config.label, skip_rules=(*config.label.skip_rules, *skipped))
     step(3, "RetSTA-Zero labels the reports")
-    funnel = label_reports(run_dir / ZERO, str(run_dir / "reports.jsonl"), run_dir / LABELLED, judge, labelling)
+    zero, reports, output = run_dir / ZERO, str(run_dir / "reports.jsonl"), run_dir / LABELLED
+    funnel = label_reports(zero, reports, output, judge, labelling)
     if not funnel.kept:
         raise UserError(
             f"{run_dir / LABELLED}: no labelled report passed the rules, of {len(start.reports)}; rejected.jsonl there "
@@ -176,8 +178,8 @@ def run_stages(config: ParadigmConfig, run_dir: Path, translation: Translation) 
         )
 
     step(4, f"{funnel.kept:,} labelled pairs are kept; translation: {config.translate}")
-    labelled = read_pairs(run_dir / LABELLED / PAIRS, Quarantine())
-    apart = list(without(labelled, [*validation, *test]))
+    labelled = Labelled(zero, reports, output, judge, labelling, None, funnel)
+    apart = list(without(read_pairs(output / PAIRS, Quarantine()), [*validation, *test]))
     mixed, counts = with_translations(run_dir, translation, terms, "pairs", [*start.train, *apart])
     write_pairs(run_dir / "final-train.jsonl", mixed)
 
@@ -187,7 +189,7 @@ def run_stages(config: ParadigmConfig, run_dir: Path, translation: Translation) 
 
     step(6, "evaluation of both models")
     scores = {name: evaluated(run_dir / name, config.evaluate_limit) for name in (ZERO, FINAL)}
-    return Result(size, start, skipped, funnel, len(apart), counts, len(mixed), scores)
+    return Result(size, start, skipped, labelled, len(apart), counts, len(mixed), scores)
 
 
 def prepare(config: ParadigmConfig, run_dir: Path, translation: Translation) -> Prepared:

@@ -11,12 +11,13 @@ import jax
 import pytest
 import yaml
 
+from common.config import claim_run_directory
 from common.data.records import Quarantine
 from common.endpoint import Endpoint
 from common.errors import UserError
 from common.io.jsonl import read_jsonl
 from retsta_jax.config import RetstaConfig
-from retsta_jax.labelling.card import model_and_rules, write_card
+from retsta_jax.labelling.card import Labelled, write_card
 from retsta_jax.labelling.duplicates import DuplicateConfig
 from retsta_jax.labelling.filters import judge_by_terms
 from retsta_jax.labelling.label import LabelConfig, apply_rules, remove_duplicates
@@ -130,10 +131,9 @@ def test_the_card_counts_what_the_files_hold(tmp_path):
     kept, rejected = apply_rules(reports, rows, judge, config.skip_rules)
     funnel = remove_duplicates(len(reports), kept, rejected, tmp_path, config.duplicates)
     endpoint = Endpoint("http://localhost:1/v1", "engine", tmp_path / "answers.sqlite")
-    run = RetstaConfig(max_new_tokens=77)
-    made_with = model_and_rules(tmp_path / "zero", run, tmp_path, endpoint, judge, config)
-    written = read_pairs(tmp_path / "pairs.jsonl", Quarantine())
-    write_card(tmp_path, "in.jsonl", "retsta label in.jsonl", written, funnel, made_with, None)
+    claim_run_directory(tmp_path / "zero", RetstaConfig(max_new_tokens=77))
+    labelled = Labelled(tmp_path / "zero", "in.jsonl", tmp_path, judge, config, endpoint, funnel)
+    write_card(labelled, "retsta label in.jsonl")
     card = (tmp_path / "README.md").read_text("utf-8")
     _, front, body = card.split("---\n", 2)
     head = yaml.safe_load(front)

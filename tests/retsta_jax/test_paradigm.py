@@ -64,6 +64,9 @@ def test_every_stage_leaves_its_result(done):
     for model in ("zero", "final"):
         scores = json.loads((done / model / "metrics.json").read_text())["systems"]["this run"]
         assert {"findings/F1", "zh/coco/BLEU-4", "en/coco/BLEU-4"} <= scores.keys()
+    card = (done / "labelled" / "README.md").read_text(encoding="utf-8")
+    assert f"| pairs.jsonl | {len(labelled)} |" in card
+    assert "retsta paradigm --preset" in card
     page = (done / "report.html").read_text(encoding="utf-8")
     for word in ("Funnel", "reports labelled by RetSTA-Zero", "nearest training report", "retsta paradigm"):
         assert word in page
