@@ -37,6 +37,8 @@ def run_cli(
     """
     default_to_cpu()
     set_gpu_defaults()
+    # Of transformers only the tokenizers are used: it need not say that PyTorch is not there.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.showwarning = _show_warning
     with handled():
         try:

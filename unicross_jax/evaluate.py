@@ -245,7 +245,8 @@ def headline(scores: Scores) -> list[str]:
 def described(baseline: str, above: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:
     """By how much the model is above a baseline in these scores, in words."""
     shown = ", ".join(f"{name} {interval_text(above[name], sign=True)}" for name in names)
-    return f"Difference to the {baseline}, with the 95% interval over studies: {shown}."
+    named = baseline if baseline == BEFORE else f"the {baseline}"
+    return f"Difference to {named}, with the 95% interval over studies: {shown}."
 
 
 def cut_references(trained: Trained, examples: Sequence[Example]) -> list[str]:
