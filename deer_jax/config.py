@@ -238,9 +238,14 @@ def check_base(model: ModelConfig) -> None:
         raise UserError("model.base: not given; name the directory of Qwen2.5-VL with --model.base DIR")
 
 
-def check_given(config: RunConfig) -> None:
-    """Raise UserError where data or a base model is not named."""
+def check_data(config: RunConfig | SampleConfig) -> None:
+    """Raise UserError where data is not named."""
     check_source(config.data)
+
+
+def check_given(config: RunConfig | SampleConfig) -> None:
+    """Raise UserError where data or a base model is not named."""
+    check_data(config)
     check_base(config.model)
 
 

@@ -42,7 +42,7 @@ from common.models.qwen2_vl_layout import Grid, vision_layout
 from common.options import check_options
 from common.process.stopping import held
 from common.training.parallel import DeviceLayout, all_row_shards, generation_layout, processes
-from deer_jax.config import HELP, SAMPLE_NEEDS, SAMPLE_PRESETS, SampleConfig
+from deer_jax.config import HELP, SAMPLE_NEEDS, SAMPLE_PRESETS, SampleConfig, check_data, check_given
 from deer_jax.ditpo import PolicyParams
 from deer_jax.endpoint_sampling import ENDPOINT_NEEDS, endpoint_record, endpoint_texts
 from deer_jax.prompts import prompt_length, read_splits, study_prompts
@@ -63,7 +63,9 @@ def main(arguments: list[str]) -> None:
     """The command line."""
     options = preset_parser(PROGRAM, SAMPLE_PRESETS, DESCRIPTION + HELP, "--output FILE.jsonl")
     add_endpoint_options(options)
-    config, chosen = read_preset_options(options, SAMPLE_PRESETS, arguments, SAMPLE_NEEDS)
+    asked = any(word.partition("=")[0] == "--endpoint" for word in arguments)  # whose model is not read here
+    check = check_data if asked else check_given
+    config, chosen = read_preset_options(options, SAMPLE_PRESETS, arguments, SAMPLE_NEEDS, check)
     cache = chosen.output.with_name(f"{chosen.output.stem}.answers.sqlite")
     endpoint = endpoint_settings(chosen, cache, config.rollout.max_new_tokens)
     if endpoint is not None:

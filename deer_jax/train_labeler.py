@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 
 from common.clinical.labeler import load_labeler
-from common.clinical.labeler_config import NEEDS, PRESETS, LabelerRunConfig
+from common.clinical.labeler_config import NEEDS, PRESETS, LabelerRunConfig, check_given
 from common.clinical.labeler_scores import as_markdown, score_labeler
 from common.clinical.labeler_training import export, train_run
 from common.clinical.labelled_reports import LabeledCorpus
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     """Train a labeler, or continue, and print how it does on the test reports. Raises UserError."""
     options = preset_parser("deer train-labeler", PRESETS, DESCRIPTION, "--output DIR")
     options.add_argument("--export", type=Path, metavar="DIR", help="also export the labeler by itself")
-    config, chosen = read_preset_options(options, PRESETS, arguments, NEEDS)
+    config, chosen = read_preset_options(options, PRESETS, arguments, NEEDS, check_given)
     corpus = train_run(config, chosen.output, live_page(chosen.output, "Labeler of reports").watch)
     if jax.process_index() == 0:
         finish(config, corpus, chosen.output, chosen.export)

@@ -134,7 +134,7 @@ def ablation(arguments: list[str]) -> None:
     options.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="NAME", help=f"only some of {names}")
     options.add_argument("--seeds", nargs="+", type=bounded(SEED), default=[0], metavar="N", help="default: 0")
     add_labeler(options)
-    config, chosen = read_preset_options(options, PRESETS, arguments, ABLATION_NEEDS)
+    config, chosen = read_preset_options(options, PRESETS, arguments, ABLATION_NEEDS, check_given)
     check_options(chosen, arguments, LABELER_NEEDS, "unicross ablation")
     table = run_ablation(config, chosen.directory, chosen.variants, chosen.seeds, **named_labeler(chosen))
     print(as_markdown(table, shown_scores(next(iter(table.values()))[0])), flush=True)

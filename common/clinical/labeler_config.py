@@ -6,6 +6,7 @@ from typing import Literal
 
 from common.bounds import Count, Probability, Steps, StepsOrAll, check_numbers
 from common.config import Incidental, MovablePath
+from common.errors import UserError
 from common.models.bert import BertConfig
 from common.options import Needs
 from common.training.config import TrainingConfig
@@ -93,6 +94,18 @@ NEEDS = (
     Needs("encoder", "init", operator.not_, "no --init"),
     MESH_NEEDS,
 )
+
+
+def check_given(config: LabelerRunConfig) -> None:
+    """Raise UserError where data is not named."""
+    if not config.data:
+        raise UserError("data: not given; expected phantom, openi, or a JSONL file of labelled reports")
+    for name in ("archive", "gold", "test_ids") if config.data == "openi" else ():
+        if not getattr(config, name):
+            raise UserError(
+                f"{name}: not given; data openi needs archive (NLMCXR_reports.tgz), gold (openi_gld_std14.csv) and "
+                "test_ids (openi-testset.txt)"
+            )
 
 
 def check_config(config: LabelerRunConfig) -> None:

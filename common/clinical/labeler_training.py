@@ -21,7 +21,7 @@ from common.clinical.labeler import (
     texts_line,
     train_tokenizer,
 )
-from common.clinical.labeler_config import LabelerRunConfig, check_config
+from common.clinical.labeler_config import LabelerRunConfig, check_config, check_given
 from common.clinical.labeler_loss import LabelBatch, label_batch, labeler_loss
 from common.clinical.labelled_reports import LabeledCorpus, LabeledReport, openi_corpus, phantom_corpus, rows_corpus
 from common.config import owning_run_directory
@@ -45,21 +45,14 @@ PHANTOM_SEED = 7_000  # away from the studies that policies learn from
 
 def load_corpus(config: LabelerRunConfig, quarantine: Quarantine) -> LabeledCorpus:
     """The reports that the config names; `quarantine` counts what cannot be used. Raises UserError."""
+    check_given(config)
     if config.data == "phantom":
         return phantom_corpus(
             config.train_size, config.validation_size, config.test_size, config.damaged, config.seed + PHANTOM_SEED
         )
     if config.data == "openi":
-        for name in ("archive", "gold", "test_ids"):
-            if not getattr(config, name):
-                raise UserError(
-                    f"{name}: not given; data openi needs archive (NLMCXR_reports.tgz), gold (openi_gld_std14.csv) and "
-                    "test_ids (openi-testset.txt)"
-                )
         files = Path(config.archive), Path(config.gold), Path(config.test_ids)
         return openi_corpus(*files, config.validation_size, config.seed, quarantine)
-    if not config.data:
-        raise UserError("data: not given; expected phantom, openi, or a JSONL file of labelled reports")
     return rows_corpus(Path(config.data), config.validation, config.test, config.seed)
 
 

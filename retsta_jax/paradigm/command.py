@@ -32,6 +32,7 @@ from retsta_jax.paradigm.paradigm import (
     ParadigmData,
     Result,
     Translation,
+    check_given,
     run_paradigm,
 )
 from retsta_jax.translation.command import made_with, translator_of
@@ -94,7 +95,7 @@ def paradigm(arguments: list[str]) -> None:
     """Run the command. Raises UserError."""
     options = preset_parser("retsta paradigm", PRESETS, HELP)
     add_endpoint_options(options)
-    config, chosen = read_preset_options(options, PRESETS, arguments, NEEDS)
+    config, chosen = read_preset_options(options, PRESETS, arguments, NEEDS, check_given)
     run_dir: Path = chosen.run_dir
     endpoint = endpoint_settings(chosen, run_dir / "answers.sqlite", MAX_TOKENS)
     if (endpoint is None) == (config.translate == "endpoint"):

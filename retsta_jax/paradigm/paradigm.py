@@ -27,7 +27,7 @@ from common.io.text import read_json_object
 from common.models.qwen2_weights import config_from_directory
 from common.training.run import stage
 from retsta_jax.codes import terminology
-from retsta_jax.config import AugmentConfig, DataConfig, RetstaConfig
+from retsta_jax.config import FILES, GIVE, AugmentConfig, DataConfig, RetstaConfig
 from retsta_jax.corpus.pairs import HeldOut, make_splits
 from retsta_jax.data import load_splits
 from retsta_jax.evaluate import Scores, evaluate_run
@@ -196,11 +196,7 @@ def prepare(config: ParadigmConfig, run_dir: Path, translation: Translation) -> 
     """Claim `run_dir`, and write there the pairs and reports that the stages read. Raises UserError."""
     if config.data.corpus == "jsonl" and config.data.has_codes and translation.translator is not None:
         raise UserError(f"translate: {config.translate}: lists of codes are not translated; give --translate none")
-    if not config.train.model.base:
-        raise UserError(
-            "train.model.base: not given; name the directory of a model such as Qwen2.5-7B-Instruct with "
-            "--train.model.base DIR"
-        )
+    check_given(config)
     config_from_directory(base_directory(config.train))
     terms = load_terminology(config.terminology or SHIPPED)
     quarantine = Quarantine()
@@ -224,6 +220,21 @@ def prepare(config: ParadigmConfig, run_dir: Path, translation: Translation) -> 
     write_pairs(run_dir / "test.jsonl", test)
     check_splits({"train": start.train, "validation": validation, "test": test})
     return Prepared(start, terms, size, judge, validation, test)
+
+
+def check_given(config: ParadigmConfig) -> None:
+    """Raise UserError where data or a base model is not named."""
+    data = config.data
+    needed = (*FILES[data.corpus], "reports") if data.corpus == "jsonl" else FILES[data.corpus]
+    for name in needed:
+        if not getattr(data, name):
+            reports = ', and rows {"id", "report"} as --data.reports' if data.corpus == "jsonl" else ""
+            raise UserError(f"data.{name}: not given; {GIVE[data.corpus]}{reports}")
+    if not config.train.model.base:
+        raise UserError(
+            "train.model.base: not given; name the directory of a model such as Qwen2.5-7B-Instruct with "
+            "--train.model.base DIR"
+        )
 
 
 def check_start(config: ParadigmConfig, translation: Translation, start: Start, terms: Terminology) -> None:
@@ -275,12 +286,6 @@ def begin(config: ParadigmConfig, quarantine: Quarantine) -> Start:
         return Start(made["train"][: data.train_size], made["validation"], test, reports)
     if data.corpus == "openi":
         return begin_openi(data, config.seed, quarantine)
-    for name in (*SPLITS, "reports"):
-        if not getattr(data, name):
-            raise UserError(
-                f'data.{name}: not given; corpus jsonl needs rows {{"id", "source", "target"}} as --data.train, '
-                '--data.validation and --data.test, and rows {"id", "report"} as --data.reports'
-            )
     splits = {name: read_pairs(Path(getattr(data, name)), quarantine) for name in SPLITS}
     check_splits(splits)
     return Start(**splits, reports=read_reports(data.reports))

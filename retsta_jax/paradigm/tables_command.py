@@ -26,7 +26,7 @@ from retsta_jax.paradigm.command import NEEDS as PARADIGM_NEEDS
 from retsta_jax.paradigm.command import PRESETS as PARADIGM_PRESETS
 from retsta_jax.paradigm.ordering import Comparison, compare, ordering_sentence
 from retsta_jax.paradigm.paper_tables import AUGMENTED, BILINGUAL, FEW, METRICS, NOT_AUGMENTED, RETSTA, TABLES
-from retsta_jax.paradigm.paradigm import ParadigmConfig, Translation
+from retsta_jax.paradigm.paradigm import ParadigmConfig, Translation, check_given
 from retsta_jax.paradigm.tables import ANSWERS, NAMES, Rows, few_of, run_table
 from retsta_jax.translation.command import made_with, translator_of
 from retsta_jax.translation.endpoint_translator import MAX_TOKENS
@@ -65,7 +65,7 @@ def table(arguments: list[str]) -> None:
     )  # fmt: skip
     add_endpoint_options(options)
     word, rest = first_word("retsta table", TABLES, arguments)
-    config, chosen = read_preset_options(options, PRESETS, rest, NEEDS)
+    config, chosen = read_preset_options(options, PRESETS, rest, NEEDS, check_given)
     number, directory, seeds = int(word), chosen.directory, chosen.seeds
     if repeated := [seed for seed in seeds if seeds.count(seed) > 1]:
         raise UserError(f"--seeds: {repeated[0]} is given twice; each seed is one run, so give different ones")

@@ -186,7 +186,7 @@ def test_another_specialty_goes_all_the_way(material, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"data__corpus": "jsonl"}, "data.train: not given; corpus jsonl needs rows"),
+        ({"data__corpus": "jsonl"}, "data.train: not given; corpus jsonl needs files of rows"),
         ({"data__train": "x.jsonl"}, "--data.train: not read with --data.corpus fundus"),
         ({"train__epochs": 2}, "--train.epochs: not read by retsta paradigm; give --zero-epochs and --final-epochs"),
         ({"translate": "endpoint"}, "--translate endpoint and --endpoint URL go together"),

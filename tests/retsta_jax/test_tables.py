@@ -157,7 +157,7 @@ def test_other_options_are_refused_in_a_directory_that_has_runs(done, material, 
         (("4", "--translate", "none"), "table 4 needs training pairs in en; give --translate offline"),
         (("3", "--preset", "retsta-7b"), "train.model.base: not given"),
         (("1", "--train.model.base", "absent"), "absent"),
-        (("3", "--data.corpus", "jsonl"), "data.train: not given; corpus jsonl needs rows"),
+        (("3", "--data.corpus", "jsonl"), "data.train: not given; corpus jsonl needs files of rows"),
     ],
 )
 def test_bad_options_are_one_line(tmp_path, capsys, words, expected):
