@@ -18,7 +18,11 @@ class MissingPackage(UserError):
 
 
 class ChangedInput(UserError):
-    """A file that is no longer as it was when a command began to read it: not the fault of one record."""
+    """Data that are no longer as they were when a command began, or out of reach: not the fault of one record."""
+
+
+class RepeatedImage(UserError):
+    """An image that its study has twice."""
 
 
 class Parser(argparse.ArgumentParser):

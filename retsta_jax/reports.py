@@ -9,7 +9,7 @@ from common.errors import UserError
 from common.io.inputs import read_bytes, read_standard_input
 from common.io.jsonl import check_row
 from common.io.rows import Columns, read_rows
-from common.io.table_files import is_table
+from common.io.table_batches import is_table
 from common.io.terminal import printable
 from common.io.text import decode_text, parse_json
 from common.metrics.tokenize import language_of

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import fsspec
 import pytest
+from gcp_storage_emulator import server
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
 from gcp_storage_emulator.server import Router, create_server
@@ -54,7 +55,14 @@ def store_servers(environment: pytest.MonkeyPatch) -> Iterator[None]:
     """Both servers, named by the environment."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     environment.setattr(objects, "_multipart_upload", _only_if_absent(objects._multipart_upload))
-    environment.setattr(objects, "download", _with_generation(objects.download))
+    download = objects.download
+    known = _with_generation(download)
+    environment.setattr(objects, "download", known)
+    routes = tuple(
+        (path, {method: known if does is download else does for method, does in handlers.items()})
+        for path, handlers in server.HANDLERS
+    )
+    environment.setattr(server, "HANDLERS", routes)
     environment.setattr(Router, "handle", _one_at_a_time(Router.handle))
     environment.setattr("gcp_storage_emulator.server.server", SimpleNamespace(HTTPServer=_Threads))
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -126,13 +134,16 @@ def _one_at_a_time(handle: Any) -> Any:
 
 
 def _with_generation(download: Any) -> Any:
-    """The emulator's download with the header by which TensorStore knows what it has read."""
+    """The emulator's download of a generation, and with the header by which TensorStore knows what it has read."""
 
     def known(request: Any, response: Any, storage: Any, *words: Any) -> None:
-        download(request, response, storage, *words)
         with contextlib.suppress(NotFound):
             found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+            if request.query.get("generation", [found["generation"]]) != [found["generation"]]:
+                response.status = HTTPStatus.NOT_FOUND
+                return
             response["x-goog-generation"] = found["generation"]
+        download(request, response, storage, *words)
 
     return known
 

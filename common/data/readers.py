@@ -21,7 +21,8 @@ from common.data.sections import HeadingCounts, Wanted, report_and_indication, r
 from common.errors import UserError
 from common.io.jsonl import check_row
 from common.io.rows import Columns, read_rows
-from common.io.table_files import EncodedImage, is_table
+from common.io.table_batches import is_table
+from common.io.table_files import EncodedImage
 from common.io.terminal import printable
 from common.io.text import read_json
 from common.metrics.tokenize import language_of
@@ -238,9 +239,9 @@ def split_by_patient(studies: Iterable[tuple[str, ImageStudy]]) -> StudySplits:
 def repeats(images: Sequence[Path | bytes | EncodedImage]) -> bool:
     """Whether an image is there twice: a model would take it for two views."""
 
-    def name(image: Path | bytes | EncodedImage) -> str | bytes:
+    def name(image: Path | bytes | EncodedImage) -> str | bytes | EncodedImage:
         if isinstance(image, EncodedImage):
-            return image.digest
+            return image.digest or image  # which tells when it is read
         return image if isinstance(image, bytes) else os.path.normpath(image)
 
     return len(set(map(name, images))) < len(images)

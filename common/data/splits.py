@@ -19,6 +19,7 @@ from common.data.builders import open_split, prepared_layout
 from common.data.cleaning import CLEANING, altered_number, chosen_cleaning
 from common.data.images import Pixels, Reading, Source, read_image
 from common.data.readers import (
+    REPEATED,
     VIEWS_LEFT_OUT,
     ImageStudy,
     StudySplits,
@@ -28,7 +29,7 @@ from common.data.readers import (
 )
 from common.data.records import SPLITS, Quarantine
 from common.data.source import StudySource, check_source
-from common.errors import MissingPackage, UserError
+from common.errors import MissingPackage, RepeatedImage, UserError
 from common.io.fingerprints import digest_of
 from common.io.table_files import EncodedImage
 from common.io.terminal import say
@@ -161,20 +162,23 @@ def in_memory(
 ) -> Split:
     """Studies whose images are decoded once and kept, small."""
 
-    def decode(views: Sequence[Source]) -> tuple[Pixels, ...] | None:
+    def decode(views: Sequence[Source] | None) -> tuple[Pixels, ...] | str:
+        """The images, or why there are none."""
+        if views is None:
+            return REPEATED
         try:
             return tuple(map(load, views))
         except MissingPackage:
             raise
         except UserError:
-            return None
+            return "image cannot be read"
 
     images = list(_ahead(decode, (at_hand(study.images[: config.views]) for study in studies)))
     kept = Split([], [])
     found: list[tuple[Pixels, ...]] = []
     for study, views in zip(studies, images, strict=True):
-        if views is None:
-            quarantine.add(study.id, "image cannot be read")
+        if isinstance(views, str):
+            quarantine.add(study.id, views)
         else:
             kept.studies.append(without_images(study))
             found.append(views)
@@ -184,9 +188,15 @@ def in_memory(
     return Split(kept.studies, found)
 
 
-def at_hand(images: Iterable[Source]) -> list[Source]:
-    """Images, those in tables as their bytes: they are read in their order, whatever threads decode them."""
-    return [image.read() if isinstance(image, EncodedImage) else image for image in images]
+def at_hand(images: Iterable[Source]) -> list[Source] | None:
+    """Images, those in tables as their bytes: they are read in their order, whatever threads decode them.
+
+    None where a study turns out to have an image twice.
+    """
+    try:
+        return [image.read() if isinstance(image, EncodedImage) else image for image in images]
+    except RepeatedImage:
+        return None
 
 
 def _ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -13,7 +13,8 @@ from typing import Any
 from common.errors import UserError
 from common.io.jsonl import check_new_id, check_row, read_jsonl
 from common.io.locks import warn_of_writer
-from common.io.table_files import EncodedImage, is_table, table_rows
+from common.io.table_batches import is_table
+from common.io.table_files import EncodedImage, table_rows
 from common.io.terminal import printable
 
 COLUMNS_HELP = "columns that are read under other names, such as report=findings"

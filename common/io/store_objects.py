@@ -11,12 +11,12 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+from common.errors import ChangedInput, UserError
 from common.io.terminal import printable
 
 ADDRESS = re.compile(r"(?P<scheme>gs|s3)://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]{1,220})/*(?P<key>.*)", re.DOTALL)
@@ -114,6 +114,41 @@ def get_files(bucket: Address, files: Mapping[str, Path]) -> None:
     with _store_errors(bucket):
         system = file_system(bucket.scheme)
         system.get([f"{bucket.bucket}/{key}" for key in files], [str(file) for file in files.values()])
+
+
+def range_reader(address: Address, tag: str) -> Callable[[int, int], bytes]:
+    """A function that reads a range (first byte, end) of an object. ChangedInput where it has another tag by now."""
+    changed = f"{address}: has changed since the command began to read it; leave it as it is, and start again"
+    with _store_errors(address):
+        system = file_system(address.scheme)
+        if address.scheme == "gs":
+
+            def read(start: int, end: int) -> bytes:
+                with _store_errors(address):
+                    try:
+                        return bytes(system.cat_file(address.path, start=start, end=end, generation=tag))
+                    except FileNotFoundError as error:  # there is no such generation any more
+                        raise ChangedInput(changed) from error
+
+            return read
+        from s3fs.utils import FileExpired
+
+        try:
+            opened = system.open(address.path, cache_type="none")  # whose reads ask for the tag that it has now
+        except FileNotFoundError as error:
+            raise ChangedInput(changed) from error
+        if _found(opened.details).tag != tag:
+            raise ChangedInput(changed)
+
+    def read_opened(start: int, end: int) -> bytes:
+        with _store_errors(address):
+            try:
+                opened.seek(start)
+                return bytes(opened.read(end - start))
+            except (FileExpired, FileNotFoundError) as error:
+                raise ChangedInput(changed) from error
+
+    return read_opened
 
 
 def put_file(address: Address, file: Path) -> Found:

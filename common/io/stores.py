@@ -4,6 +4,8 @@ A command works on copies on this disk (`common.io.mirror`). What lies at an add
 begins; what the command writes below it is written to the store every `PUSH_SECONDS`, where a caller asks for it, and
 when the command ends, however it does. Appending, renaming and locking need a disk, and stores offer none of them.
 
+The files of tables have no copy: `common.io.table_files` reads of them what it needs (`common.io.stored_files`).
+
 Of a run, the logs reach the store before the checkpoint that they belong to, and a checkpoint of `s3://` file by file,
 with the one that makes it whole last. Those of `gs://` are written and read there by Orbax itself, by each host its own
 part, and have no copy.
@@ -41,6 +43,7 @@ from common.io.store_objects import (
     put_file,
     remove_objects,
 )
+from common.io.stored_files import stays_in_store, write_notes
 from common.io.text import read_json_object
 from common.process.first import is_first_process
 from common.process.stopping import held
@@ -153,6 +156,16 @@ def _fetch(address: Address) -> None:
 
 def _make_same(staged: _Staged, found: Mapping[str, Found]) -> None:
     address, here = staged.address, _files(staged.address)
+    in_store = {
+        key: about
+        for key, about in found.items()
+        if stays_in_store(key, about, address.scheme) and (key not in here or staged.is_same(key, here[key]))
+    }
+    write_notes(address, in_store)
+    for key in in_store:
+        if staged.known.pop(key, None) and key in here:  # a copy of an earlier version of this package
+            here.pop(key).unlink()
+    found = {key: about for key, about in found.items() if key not in in_store}
     if {key: about.tag for key, about in found.items()} != {key: about[0] for key, about in staged.known.items()}:
         # Somebody else has written there, or removed it.
         for key in here.keys() - found.keys():

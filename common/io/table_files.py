@@ -6,72 +6,65 @@ folder with its `dataset_info.json` (`common.io.array_records`). Nothing but the
 
 Images stay in the files. Where rows are read, an encoded image becomes an `EncodedImage`: where it lies, and a digest
 of its bytes, which are read again when the image is decoded. So a table takes the memory of a few images, however large
-it is. Files are not mapped into memory: one that another process cuts would end this one.
+it is.
+
+Parquet and Arrow in a store (`gs://`, `s3://`) are read there, in ranges: the columns that are needed, and images when
+they are decoded, row group by row group. What a file is known by, from its rows to its last image, is then the tag that
+the store gives its content: no digest of all bytes is needed, and any writing to it ends the command. A run knows its
+data by its rows, not by files, so one that began with a copy on a disk goes on with the bucket, and the other way. For
+that a study that has an image twice must go as it does from a disk: it is noticed when its first image is read.
+Files of TFDS are copied: the readers of array_record take no other files than those on a disk, and a record of
+TFRecord is read whole for any of its values.
 """
 
 import hashlib
-import re
 import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.errors import ChangedInput, MissingPackage, UserError
-from common.io.array_records import SHARD, is_tfds, record_batches, shards
+from common.errors import ChangedInput, MissingPackage, RepeatedImage, UserError
+from common.io.image_columns import has_bytes
 from common.io.inputs import MOST_BYTES, reason
+from common.io.stored_files import stored_object
+from common.io.table_batches import Batch, batches, table_files
 from common.io.terminal import printable
 
 INSTALL = "pip install 'medreport-jax[tables]'"
-PARQUET = ".parquet"
-SAVED = ("dataset_dict.json", "dataset_info.json")  # of `datasets` and TFDS, in a folder of its own
-FEWEST_ROWS, MOST_ROWS = 16, 256  # of Parquet that are decoded at a time, and between them as many as fill
-BATCH_BYTES = 32 << 20
-READ_BYTES = 1 << 20  # of a column of Parquet at a time
 
 
 class EncodedImage(NamedTuple):
-    """An encoded image in a table: its file, where it lies there, and the SHA-256 of its bytes."""
+    """An encoded image in a table: its file, where it lies there, and what its content is known by."""
 
     file: str
     part: int  # row group of Parquet, byte at which a record batch of Arrow begins, first record of a batch of TFDS
     row: int  # of the part
     column: str
     item: int  # of a list, 0 where there is none
-    digest: str
+    digest: str  # SHA-256 of its bytes, "" where they were not read
+    tag: str = ""  # of the object in a store that the file is, "" for a file on a disk
 
     def __str__(self) -> str:
         return f"{self.file}, column {printable(self.column)}, row {self.row + 1} of part {self.part}"
 
     def read(self) -> bytes:
-        """Its bytes, quickly where images are read in their order. Raises ChangedInput where they are there no more."""
+        """Its bytes, quickly where images are read in their order.
+
+        Raises ChangedInput where they are there no more, and RepeatedImage where its row has an image twice and the
+        images were not read with the row.
+        """
         import pyarrow as pa
 
         try:
             content = _READ.content(self)
         except (pa.ArrowException, OSError, LookupError, AttributeError) as error:
             raise ChangedInput(f"{self.file}: cannot be read again ({_line(error)}); {LEAVE}") from error
-        if hashlib.sha256(content).hexdigest() != self.digest:
+        if self.digest and hashlib.sha256(content).hexdigest() != self.digest:
             raise ChangedInput(f"{self.file}: has changed since its rows were read; {LEAVE}")
         return content
 
 
 LEAVE = "leave it as it is while a command reads it, and start the command again"
-
-
-class Batch(NamedTuple):
-    """Rows of a table, of which the first is the row `first` of a part, as in `EncodedImage`."""
-
-    part: int
-    first: int
-    data: Any  # pyarrow.RecordBatch
-
-
-def is_table(path: str | Path) -> bool:
-    """Whether a path is Parquet, or a folder of Parquet, of a saved data set or of one of TFDS."""
-    path = Path(path)
-    if path.suffix.lower() == PARQUET or is_tfds(path):
-        return True
-    return path.is_dir() and (any((path / name).is_file() for name in SAVED) or bool(_parquet_files(path)))
 
 
 def table_rows(
@@ -88,11 +81,11 @@ def table_rows(
         raise MissingPackage(f"{path}: needs pyarrow; install it: {INSTALL}") from error
     _READ.forget()
     held = 0
-    for split, file in _files(path):
+    for split, file in table_files(path):
         try:
-            for names, batch in _batches(file, columns):
+            for names, batch in batches(file, columns, later=images):
                 fields = list(batch.data.schema)
-                places = [index for index, one in enumerate(fields) if one.name in images and _has_bytes(one.type)]
+                places = [index for index, one in enumerate(fields) if one.name in images and has_bytes(one.type)]
                 texts = _texts(batch.data.select([index for index in range(len(fields)) if index not in places]))
                 held += texts.nbytes
                 if held > MOST_BYTES:
@@ -114,7 +107,7 @@ class _Read:
     def forget(self) -> None:
         """Keep nothing: files may have changed since."""
         with self._lock:
-            self._place: tuple[str, int, str] | None = None
+            self._place: tuple[str, int, str, str] | None = None
             self._batch: Batch | None = None
             self._following: Iterator[tuple[list[str], Batch]] = iter(())
 
@@ -125,16 +118,23 @@ class _Read:
         with self._lock:
             batch = self._find(image)
             value = batch.data.columns[-1][image.row - batch.first]  # of several with one name the last
+            if not image.digest and isinstance(value, pa.ListScalar):
+                digests = [hashlib.sha256(one).digest() for one in map(_content, value.values) if one is not None]
+                if len({*digests}) < len(digests):
+                    raise RepeatedImage(f"{image}: is there twice in its row; name each image of a study once")
             found = _content(value.values[image.item] if isinstance(value, pa.ListScalar) else value)
             if found is None or isinstance(found, str):
                 raise LookupError("no image where there was one")
             return bytes(found.to_pybytes())
 
     def _find(self, image: EncodedImage) -> Batch:
-        place = image.file, image.part, image.column
+        place = image.file, image.part, image.column, image.tag
         if self._batch is None or place != self._place or image.row < self._batch.first:
             self._place, self._batch = place, None
-            self._following = _batches(Path(image.file), [image.column], image.part)
+            stored = stored_object(Path(image.file))
+            if (stored.tag if stored else "") != image.tag:
+                raise LookupError("it has been written again")
+            self._following = batches(Path(image.file), [image.column], image.part)
         while self._batch is None or image.row >= self._batch.first + self._batch.data.num_rows:
             if (found := next(self._following, None)) is None:
                 self._batch = None
@@ -164,12 +164,15 @@ def _images(batch: Batch, index: int, file: Path) -> list[Any]:
 
     import pyarrow as pa
 
+    name, stored = batch.data.schema.names[index], stored_object(file)
+    tag = stored.tag if stored else ""
+
     def image(value: Any, row: int, item: int) -> EncodedImage | str | None:
         found = _content(value)
         if found is None or isinstance(found, str):
             return found
-        digest = hashlib.sha256(found).hexdigest()
-        return EncodedImage(str(file), batch.part, batch.first + row, batch.data.schema.names[index], item, digest)
+        digest = "" if name in batch.unread else hashlib.sha256(found).hexdigest()
+        return EncodedImage(str(file), batch.part, batch.first + row, name, item, digest, tag)
 
     def images(value: Any, row: int) -> Any:
         if not value.is_valid:
@@ -191,87 +194,6 @@ def _content(value: Any) -> Any:
     if found is None or not found.size:
         return value["path"].as_py() or None if "path" in value else None
     return found
-
-
-def _has_bytes(kind: Any) -> bool:
-    """Whether a column holds encoded images: bytes, or {bytes, path} as `datasets` has them, or lists of either."""
-    from pyarrow import types
-
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        kind = kind.value_type
-    if types.is_struct(kind):
-        fields = {kind.field(number).name: kind.field(number).type for number in range(kind.num_fields)}
-        if "bytes" not in fields or not {"bytes", "path"} >= {*fields}:
-            return False
-        kind = fields["bytes"]
-    return any(is_kind(kind) for is_kind in (types.is_binary, types.is_large_binary, types.is_fixed_size_binary))
-
-
-def _files(path: Path) -> Iterator[tuple[str, Path]]:
-    """The files of a table, in order, and the split of each."""
-    if is_tfds(path):
-        yield from ((split, file) for file, (split, _) in shards(path).items())
-    elif not path.is_dir():
-        yield "", path
-    elif (path / "dataset_dict.json").is_file():
-        for folder in sorted(folder for folder in path.iterdir() if folder.is_dir()):
-            yield from ((folder.name, file) for file in sorted(folder.glob("data-*.arrow")))
-    elif (path / "dataset_info.json").is_file():
-        yield from (("", file) for file in sorted(path.glob("data-*.arrow")))
-    else:
-        for file in _parquet_files(path):
-            named = re.match(r"(train|val|valid|validation|validate|test)\b", file.name.replace("_", "-"))
-            yield (named[1] if named else file.parent.name if file.parent != path else ""), file
-
-
-def _parquet_files(folder: Path) -> list[Path]:
-    return sorted([*folder.glob(f"*{PARQUET}"), *folder.glob(f"*/*{PARQUET}")])
-
-
-def _batches(file: Path, columns: Collection[str], part: int | None = None) -> Iterator[tuple[list[str], Batch]]:
-    """The columns that a file has, and batches of those in `columns`: of all its parts, or of one."""
-    read = _parquet if file.suffix.lower() == PARQUET else _tfds if SHARD.fullmatch(file.name) else _arrow
-    for names, batch in read(file, columns, part):
-        data = batch.data.select([index for index, name in enumerate(batch.data.schema.names) if name in columns])
-        data.validate(full=True)  # of a damaged file, whose offsets would be followed anywhere
-        yield names, batch._replace(data=data)
-
-
-def _parquet(file: Path, columns: Collection[str], part: int | None) -> Iterator[tuple[list[str], Batch]]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(file, buffer_size=READ_BYTES) as stored:
-        names = stored.schema_arrow.names
-        for number in range(stored.num_row_groups) if part is None else [part]:
-            group = stored.metadata.row_group(number)
-            # Of all columns: to ask for the size of one ends the process where the metadata is damaged (pyarrow 26).
-            rows = BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)
-            rows = max(FEWEST_ROWS, min(rows, MOST_ROWS))
-            first = 0
-            for data in stored.iter_batches(rows, row_groups=[number], columns=list(columns)):
-                yield names, Batch(number, first, data)
-                first += data.num_rows
-
-
-def _arrow(file: Path, columns: Collection[str], part: int | None) -> Iterator[tuple[list[str], Batch]]:
-    import pyarrow as pa
-
-    with pa.OSFile(str(file)) as source, pa.ipc.open_stream(source) as stream:
-        if part is not None:
-            if any(pa.types.is_dictionary(one.type) for one in stream.schema):
-                stream.read_next_batch()  # the values of dictionaries stand before the first
-            source.seek(part)
-        begin = source.tell()
-        for data in stream:
-            yield data.schema.names, Batch(begin, 0, data)
-            if part is not None:
-                return
-            begin = source.tell()
-
-
-def _tfds(file: Path, columns: Collection[str], part: int | None) -> Iterator[tuple[list[str], Batch]]:
-    for names, first, data in record_batches(file, columns, part):
-        yield names, Batch(first, 0, data)
 
 
 def _line(error: Exception) -> str:

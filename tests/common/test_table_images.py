@@ -19,7 +19,7 @@ from common.data.records import Quarantine
 from common.data.source import StudySource
 from common.data.splits import in_memory, load_splits
 from common.errors import ChangedInput, UserError
-from common.io import array_records, table_files
+from common.io import array_records, table_batches, table_files
 from common.io.jsonl import row_text
 from common.io.rows import read_rows
 from retsta_jax.reports import read_reports
@@ -100,8 +100,8 @@ def studies(count: int, side: int = 8) -> tuple[pa.Table, list[list[bytes]]]:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setattr(table_files, "FEWEST_ROWS", 3)
-    monkeypatch.setattr(table_files, "BATCH_BYTES", 1)
+    monkeypatch.setattr(table_batches, "FEWEST_ROWS", 3)
+    monkeypatch.setattr(table_batches, "BATCH_BYTES", 1)
     monkeypatch.setattr(array_records, "RECORDS", 3)
 
 
@@ -181,14 +181,14 @@ def test_images_that_are_decoded_in_order_are_read_once(tmp_path, kind, monkeypa
     table, images = studies(48)
     folder = write(tmp_path / "rows", kind, table)
     splits = read_image_rows(folder, None, Quarantine(), columns=["images=views"])
-    rows, batches = [], table_files._batches
+    rows, batches = [], table_files.batches
 
-    def counted(*arguments):
-        for names, batch in batches(*arguments):
+    def counted(*arguments, **options):
+        for names, batch in batches(*arguments, **options):
             rows.append(batch.data.num_rows)
             yield names, batch
 
-    monkeypatch.setattr(table_files, "_batches", counted)
+    monkeypatch.setattr(table_files, "batches", counted)
     config = StudySource("rows", str(folder), views=3)
     split = in_memory(config, lambda image: image, "train", splits["train"], Quarantine())
     assert split.images == [tuple(images[int(study.report.split()[1])]) for study in split.studies]

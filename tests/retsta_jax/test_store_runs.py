@@ -1,15 +1,17 @@
 """Runs in a bucket: the same bits as on a disk, killed on one machine and continued, evaluated and used on others."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from common.io.jsonl import read_jsonl
 from common.io.mirror import VARIABLE
 from tests.retsta_jax.test_resume import contents, send_when
-from tests.runs import Material, retsta, start
+from tests.runs import TWO_STEPS, Material, retsta, start
 from tests.stores import SCHEMES, Store, machine, new_bucket, store_servers
 
 
@@ -80,3 +82,28 @@ def test_a_run_in_a_bucket_is_killed_and_continued_elsewhere(scheme, material, o
     assert capsys.readouterr().err == (
         f"error: {store.address}/runs/two: no config.json there; expected the directory of a training run\n"
     )
+
+
+def test_a_run_goes_on_with_its_table_in_a_bucket_and_not_with_other_rows(material, tmp_path, capsys):
+    pq = pytest.importorskip("pyarrow.parquet")
+    pa = pytest.importorskip("pyarrow")
+    store, run_dir = new_bucket("s3"), tmp_path / "run"
+    rows = {name: read_jsonl(material.data / f"{name}.jsonl", {}) for name in ("train", "validation", "test")}
+    here, there = {}, {}
+    for name, found in rows.items():
+        file = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.Table.from_pylist(found), file, row_group_size=5)
+        store.write(file.name, file.read_bytes())
+        here[f"data__{name}"], there[f"data__{name}"] = file, f"{store.address}/{file.name}"
+    assert retsta(material.train(run_dir, **TWO_STEPS, **here)) == 0
+    with machine(tmp_path / "copies"):
+        shutil.rmtree(run_dir / "checkpoints" / "latest" / "2")
+        capsys.readouterr()
+        assert retsta(material.train(run_dir, **TWO_STEPS, **there)) == 0
+        assert "continuing after step 1 of 2" in "".join(capsys.readouterr())
+        assert not list((tmp_path / "copies").rglob("*.parquet"))
+        pq.write_table(pa.Table.from_pylist(rows["train"][1:]), tmp_path / "fewer.parquet")
+        store.write("train.parquet", (tmp_path / "fewer.parquet").read_bytes())
+        assert retsta(material.train(run_dir, **TWO_STEPS, **there)) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert "run: is a run with another data" in said[-1]

@@ -1,0 +1,142 @@
+"""Objects of a store that have no copy on this disk and are read in part: the files of tables.
+
+Where the copy of such an object would lie (`common.io.mirror`) stands a note, a hidden file with its tag and size, so
+that every process of this machine finds it by the path of the copy. The tag is the store's own: the generation in
+Cloud Storage, the entity tag in S3. Every read asks for the content with that tag, so that all bytes that are read are
+of one content, without a digest of all of them. An object whose listing has no such tag is copied.
+"""
+
+import bisect
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.errors import ChangedInput, UserError
+from common.io.files import atomic_file
+from common.io.mirror import address_text, mirror_path
+from common.io.store_objects import Address, Found, range_reader, split_address
+from common.io.text import read_json_object
+
+SUFFIXES = (".parquet", ".arrow")  # nothing but `common.io.table_files` reads such files
+NOTE = ".object"
+AHEAD_BYTES = 1 << 14  # read beyond what is asked for: small columns lie side by side
+
+
+class StoredObject(NamedTuple):
+    """An object as it was when the command began."""
+
+    address: Address
+    tag: str
+    size: int
+
+
+class StoredFile(io.RawIOBase):
+    """An object as a file, of which only what is read travels. Reading raises ChangedInput, also if the store fails.
+
+    `skipped` are ranges (first byte, end) that are read as zeros and do not travel; `tail` follows the object's bytes.
+    """
+
+    def __init__(self, stored: StoredObject, skipped: Iterable[tuple[int, int]] = (), tail: bytes = b""):
+        from fsspec.caching import ReadAheadCache
+
+        self._stored, self._skipped, self._tail = stored, sorted(skipped), tail
+        self._position = 0
+        self._failure: ChangedInput | None = None
+        self._read: Callable[[int, int], bytes] | None = None
+        self._cache = ReadAheadCache(AHEAD_BYTES, self._fetch, stored.size)
+
+    def __exit__(self, *raised: Any) -> None:
+        """Close, and raise what made reading fail: of some reads pyarrow passes the words on, not the type."""
+        super().__exit__(*raised)
+        if raised[1] is not None and self._failure is not None:
+            raise self._failure
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """The new position."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position}.get(whence, self._stored.size + len(self._tail))
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """How many bytes were read into the buffer."""
+        size, begin = self._stored.size, self._position
+        end = min(begin + len(buffer), size + len(self._tail))
+        while self._position < end:
+            start = self._position
+            number = bisect.bisect_right(self._skipped, start, key=lambda place: place[1])
+            skipped_from, skipped_to = self._skipped[number] if number < len(self._skipped) else (end, end)
+            if skipped_from <= start:
+                until = min(skipped_to, end)
+                content = bytes(until - start)
+            elif start < size:
+                until = min(skipped_from, end, size)
+                content = self._cache._fetch(start, until)
+            else:
+                until = end
+                content = self._tail[start - size : end - size]
+            buffer[start - begin : until - begin] = content
+            self._position = until
+        return max(0, end - begin)
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        try:
+            if self._read is None:
+                self._read = range_reader(self._stored.address, self._stored.tag)
+            content = self._read(start, end)
+            if len(content) != end - start:
+                raise UserError(f"{self._stored.address}: of {end - start} bytes {len(content)} came; try again")
+        except UserError as error:
+            self._failure = ChangedInput(str(error))
+            raise self._failure from error
+        return content
+
+
+def stays_in_store(key: str, about: Found, scheme: str) -> bool:
+    """Whether an object is read in part, and not copied."""
+    known = about.tag.isdigit() if scheme == "gs" else about.tag  # by anything but a generation gs:// reads no content
+    return bool(known) and key.lower().endswith(SUFFIXES)
+
+
+def write_notes(address: Address, objects: Mapping[str, Found]) -> None:
+    """Leave notes of these objects, and no others, at an address and below it."""
+    own = mirror_path(str(address))
+    wanted = {_note(mirror_path(f"{address.scheme}://{address.bucket}/{key}")): objects[key] for key in objects}
+    for note in {_note(own), *(own.rglob(f".*{NOTE}") if own.is_dir() else ())} - wanted.keys():
+        note.unlink(missing_ok=True)
+    for note, about in wanted.items():
+        note.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(note) as aside:
+            aside.write_text(json.dumps({"tag": about.tag, "size": about.size}), encoding="utf-8")
+
+
+def stored_object(file: Path) -> StoredObject | None:
+    """The object of which a path would be the copy, where it is read in part; None for any other path."""
+    address, note = address_text(file), _note(file)
+    if address is None or not note.is_file():
+        return None
+    found = read_json_object(note)
+    return StoredObject(split_address(address), str(found["tag"]), int(found["size"]))
+
+
+def glob_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder that match, in order, those among them that stay in the store."""
+    noted = (note.with_name(note.name[1 : -len(NOTE)]) for note in folder.glob(str(_note(Path(pattern)))))
+    return sorted({*folder.glob(pattern), *noted})
+
+
+def _note(file: Path) -> Path:
+    return file.with_name(f".{file.name}{NOTE}")
