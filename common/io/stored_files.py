@@ -6,10 +6,9 @@ Cloud Storage, the entity tag in S3. Every read asks for the content with that t
 of one content, without a digest of all of them. An object whose listing has no such tag is copied.
 """
 
-import bisect
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,15 +32,12 @@ class StoredObject(NamedTuple):
 
 
 class StoredFile(io.RawIOBase):
-    """An object as a file, of which only what is read travels. Reading raises ChangedInput, also if the store fails.
+    """An object as a file, of which only what is read travels. Reading raises ChangedInput, also if the store fails."""
 
-    `skipped` are ranges (first byte, end) that are read as zeros and do not travel; `tail` follows the object's bytes.
-    """
-
-    def __init__(self, stored: StoredObject, skipped: Iterable[tuple[int, int]] = (), tail: bytes = b""):
+    def __init__(self, stored: StoredObject):
         from fsspec.caching import ReadAheadCache
 
-        self._stored, self._skipped, self._tail = stored, sorted(skipped), tail
+        self._stored = stored
         self._position = 0
         self._failure: ChangedInput | None = None
         self._read: Callable[[int, int], bytes] | None = None
@@ -67,30 +63,18 @@ class StoredFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """The new position."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position}.get(whence, self._stored.size + len(self._tail))
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position}.get(whence, self._stored.size)
         self._position = base + offset
         return self._position
 
     def readinto(self, buffer: Any) -> int:
         """How many bytes were read into the buffer."""
-        size, begin = self._stored.size, self._position
-        end = min(begin + len(buffer), size + len(self._tail))
-        while self._position < end:
-            start = self._position
-            number = bisect.bisect_right(self._skipped, start, key=lambda place: place[1])
-            skipped_from, skipped_to = self._skipped[number] if number < len(self._skipped) else (end, end)
-            if skipped_from <= start:
-                until = min(skipped_to, end)
-                content = bytes(until - start)
-            elif start < size:
-                until = min(skipped_from, end, size)
-                content = self._cache._fetch(start, until)
-            else:
-                until = end
-                content = self._tail[start - size : end - size]
-            buffer[start - begin : until - begin] = content
-            self._position = until
-        return max(0, end - begin)
+        begin, end = self._position, min(self._position + len(buffer), self._stored.size)
+        if begin >= end:
+            return 0
+        buffer[: end - begin] = self._cache._fetch(begin, end)
+        self._position = end
+        return end - begin
 
     def _fetch(self, start: int, end: int) -> bytes:
         try:

@@ -1,9 +1,9 @@
 """Files of tables as batches of Arrow: which files a table has, and some rows of some columns of them at a time.
 
 Files are not mapped into memory: one that another process cuts would end this one. Of those that stay in a store
-(`common.io.stored_files`) the columns `later`, encoded images, do not travel with the rows: what is read of them is
-where there is an image, by the paths beside them and the counts of nulls in Parquet, and by the offsets in Arrow. Where
-that cannot be told, as of lists of bare bytes in Parquet, they are read.
+(`common.io.stored_files`) the columns `later` of Parquet, encoded images, do not travel with the rows: what is read of
+them is where there is an image, by the paths beside them and the counts of nulls. Where that cannot be told, as of
+lists of bare bytes, they are read, as are those of Arrow: a stream of it has no list of what lies where.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.io.array_records import SHARD, is_tfds, record_batches, shards
-from common.io.arrow_streams import batches_of_stream
 from common.io.image_columns import images_apart, places
 from common.io.stored_files import StoredFile, StoredObject, glob_files, stored_object
 
@@ -119,10 +118,6 @@ def _arrow(
 ) -> Iterator[tuple[list[str], Batch]]:
     import pyarrow as pa
 
-    if remote and (found := batches_of_stream(remote, columns, later, part)) is not None:
-        for names, begin, data, unread in found:
-            yield names, Batch(begin, 0, data, unread)
-        return
     with StoredFile(remote) if remote else pa.OSFile(str(file)) as source, pa.ipc.open_stream(source) as stream:
         if part is not None:
             if any(pa.types.is_dictionary(one.type) for one in stream.schema):

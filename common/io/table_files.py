@@ -8,11 +8,12 @@ Images stay in the files. Where rows are read, an encoded image becomes an `Enco
 of its bytes, which are read again when the image is decoded. So a table takes the memory of a few images, however large
 it is.
 
-Parquet and Arrow in a store (`gs://`, `s3://`) are read there, in ranges: the columns that are needed, and images when
-they are decoded, row group by row group. What a file is known by, from its rows to its last image, is then the tag that
-the store gives its content: no digest of all bytes is needed, and any writing to it ends the command. A run knows its
-data by its rows, not by files, so one that began with a copy on a disk goes on with the bucket, and the other way. For
-that a study that has an image twice must go as it does from a disk: it is noticed when its first image is read.
+Parquet and Arrow in a store (`gs://`, `s3://`) are read there: of Parquet the columns that are needed, and images when
+they are decoded, row group by row group; Arrow from its beginning to its end, and its batches again for images. What a
+file is known by, from its rows to its last image, is then the tag that the store gives its content: no digest of all
+bytes is needed, and any writing to it ends the command. A run knows its data by its rows, not by files, so one that
+began with a copy on a disk goes on with the bucket, and the other way. For that a study that has an image twice must go
+as it does from a disk: where images do not travel with rows, it is noticed when its first image is read.
 Files of TFDS are copied: the readers of array_record take no other files than those on a disk, and a record of
 TFRecord is read whole for any of its values.
 """

