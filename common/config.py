@@ -89,10 +89,12 @@ def _mapped(values: Any, change: Callable[[str], str]) -> Any:
 def from_json(config_class: type[Config], values: Mapping[str, Any], where: str) -> Config:
     """The config that `to_json` recorded, with the defaults of the fields that are missing there.
 
-    Raises UserError for unknown names, values of a wrong type, and a missing field that has no default.
+    Fields are also read by their former names, where the class has a mapping of these, `FORMER`. Raises UserError for
+    unknown names, values of a wrong type, and a missing field that has no default.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: expected a JSON object, found {type(values).__name__}")
+    values = _with_new_names(values, getattr(config_class, "FORMER", {}))
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, config_class))}
     hints = {name: hint for name, hint in typing.get_type_hints(config_class).items() if name in fields}
     for name in values:
@@ -105,6 +107,17 @@ def from_json(config_class: type[Config], values: Mapping[str, Any], where: str)
         if name not in given and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{where}: missing field {name!r}; it was written by another version")
     return config_class(**given)
+
+
+def _with_new_names(values: Mapping[str, Any], former: Mapping[str, str]) -> Mapping[str, Any]:
+    """Recorded values, where fields with a `former` name, a path, have their new one in the same folder."""
+    for old, new in former.items():
+        folder, _, rest = old.partition(".")
+        if not rest and old in values:
+            values = {new if name == old else name: value for name, value in values.items()}
+        elif rest and isinstance(values.get(folder), Mapping):
+            values = {**values, folder: _with_new_names(values[folder], {rest: new.partition(".")[2]})}
+    return values
 
 
 def changed_fields(recorded: dict[str, Any], config: Any, *marks: Mark) -> list[Difference]:

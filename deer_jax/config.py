@@ -7,8 +7,9 @@ epochs, temperature, clip range, KL or lengths; docs/explanation/deer.md says wh
 
 import dataclasses
 import operator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from common.bounds import (
     Count,
@@ -40,6 +41,7 @@ EMBEDDED_BASE = Path(__file__).parent / "assets" / "base"
 INSTRUCTION = "Write the findings section of the radiology report for this study."
 
 Group = Annotated[int, Within(1, 4096)]
+FORMER = {"model.frozen_dtype": "model.param_dtype"}  # names of fields before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,9 @@ class ModelConfig:
     base: MovablePath = ""  # directory of Qwen2.5-VL, the model/ of an earlier stage, or "embedded": of phantoms
     tuning: Literal["vision", "full", "lora"] = "full"  # vision: tower and projector; lora: adapters of the language
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
-    frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of stored weights that are not trained
+    # Of a frozen base; in int8 and nf4 its layers have 8 or 4 bits, the rest is bfloat16. Trained ones are float32.
+    # The layers are those of the language model: the vision tower is never stored in fewer bits.
+    param_dtype: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
     attention: Incidental[Implementation] = "auto"
     remat: Incidental[Remat] = (
         "dots"  # what the backward pass recomputes: nothing, all but large products, or each layer
@@ -95,6 +99,8 @@ class RewardConfig:
 class RunConfig(ReportTrainingConfig):
     """What both stages share."""
 
+    FORMER: ClassVar[Mapping[str, str]] = FORMER
+
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
@@ -130,6 +136,8 @@ class RlConfig(RunConfig):
 class SampleConfig:
     """Everything that decides which reports `deer sample` writes."""
 
+    FORMER: ClassVar[Mapping[str, str]] = FORMER
+
     data: DataConfig = DataConfig(layout="phantom")
     model: ModelConfig = ModelConfig()
     rollout: RolloutConfig = RolloutConfig(group=10, top_p=0.9)  # DDSampling; temperature 0: the likeliest report
@@ -148,7 +156,7 @@ class SampleConfig:
 PAPER_SFT = OptimConfig(learning_rate=1e-5)
 PAPER_RL = OptimConfig(learning_rate=1e-6, schedule="constant", warmup_ratio=0.0)
 SPLIT = MeshConfig(data=1, fsdp=-1)  # parameters and optimizer state are split over all devices
-LARGE = ModelConfig(dtype="bfloat16", frozen_dtype="bfloat16", remat="full")
+LARGE = ModelConfig(dtype="bfloat16", param_dtype="bfloat16", remat="full")
 DEMO_DATA = DataConfig(side=112, views=1, train_size=1600, validation_size=64)
 DEMO_MODEL = ModelConfig(base="embedded")
 DEMO_TOKENS = 80  # of a report
@@ -252,7 +260,7 @@ def check_given(config: RunConfig | SampleConfig) -> None:
 NEEDS = (
     *STUDY_NEEDS,
     Needs("lora", "model.tuning", ("lora",)),
-    Needs("model.frozen_dtype", "model.tuning", ("vision", "lora")),
+    Needs("model.param_dtype", "model.tuning", ("vision", "lora")),
     MESH_NEEDS,
     *METRICS_NEEDS,
 )  # of both stages
@@ -286,7 +294,7 @@ SAMPLE_NEEDS = (
     *STUDY_NEEDS,
     Needs("data.ids", "split", ("train",)),
     *(Needs(f"model.{name}", give="it computes no gradient; leave it out") for name in ("remat", "loss_chunk")),
-    Needs("model.frozen_dtype", "model.tuning", ("vision", "lora")),
+    Needs("model.param_dtype", "model.tuning", ("vision", "lora")),
     Needs("labeler_tokenizer", "labeler", bool, "--labeler PATH"),
     MESH_NEEDS,
 )

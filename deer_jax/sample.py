@@ -139,7 +139,7 @@ def row_options(config: SampleConfig, labeler: Labeler | None, endpoint: Endpoin
     options = {name: whole[name] for name in ("rollout", "instruction", "seed")}
     options["data"] = {"side": config.data.side}
     if endpoint is None:
-        options["model"] = {name: whole["model"][name] for name in ("tuning", "dtype", "frozen_dtype")}
+        options["model"] = {name: whole["model"][name] for name in ("tuning", "dtype", "param_dtype")}
         options["model"] |= model_record(base_directory(config.model))
     else:
         options["endpoint"] = endpoint_record(endpoint)

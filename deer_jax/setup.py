@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from common.bounds import check_numbers
 from common.data.exported_tokenizer import exported_files, reading_note
@@ -21,6 +22,7 @@ from common.io.safetensors import open_tensors
 from common.models.attention_choice import check_implementation
 from common.models.lora import init_lora, merge
 from common.models.peft import VISION_LANGUAGE, save_peft
+from common.models.quantized import KINDS, stored_as
 from common.models.qwen2_vl import SHARDING_RULES, Qwen2VLConfig
 from common.models.qwen2_vl_layout import vision_layout
 from common.models.qwen2_vl_vision import VisionLayout
@@ -32,6 +34,7 @@ from common.models.qwen2_vl_weights import (
     param_shapes,
     save_qwen2_vl,
 )
+from common.models.qwen2_weights import quantizing
 from common.report.model_card import ModelCard
 from common.training.logs import check_wandb
 from common.training.parallel import DeviceLayout, check_heads, device_put_tree, shardings
@@ -50,6 +53,7 @@ class Base(NamedTuple):
     params: PyTree
     encoder: Encoder
     layout: VisionLayout
+    devices: DeviceLayout
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -81,16 +85,22 @@ def load_base(model: ModelConfig, side: int, instruction: str, layout: DeviceLay
     unit = sizes.vision.token_size
     if side < 1 or side % unit:
         raise UserError(f"data.side: {side} pixels; expected a multiple of {unit}, preferably of 112")
-    stored = "float32" if model.tuning == "full" else model.frozen_dtype
+    stored, bits = ("float32", None) if model.tuning == "full" else stored_as(model.param_dtype)
     targets = shardings(param_shapes(sizes), layout, SHARDING_RULES)
-    sizes, params = load_qwen2_vl(directory, dtype=model.dtype, param_dtype=stored, shardings=targets)
+    sizes, params = load_qwen2_vl(
+        directory,
+        dtype=model.dtype,
+        param_dtype=stored,
+        shardings=targets,
+        convert=quantizing(sizes.language, bits),
+    )
     parts = {
         name: dataclasses.replace(getattr(sizes, name), attention=model.attention, remat=model.remat)
         for name in ("language", "vision")
     }
     sizes = dataclasses.replace(sizes, **parts)
     encoder = Encoder(sizes, tokenizer, side, instruction)
-    return Base(directory, sizes, params, encoder, vision_layout(sizes.vision, encoder.grid))
+    return Base(directory, sizes, params, encoder, vision_layout(sizes.vision, encoder.grid), layout)
 
 
 def check_positions(base: Base, views: int, new: int, option: str) -> None:
@@ -149,12 +159,16 @@ def report_card(title: str, base: BaseWeights, data: str, command: str) -> Model
 def export(config: RunConfig, base: Base, trainable: PyTree, frozen: PyTree, run_dir: Path) -> None:
     """Write what was trained for others to use: the whole model in `model/`, adapters in `adapter/` as well.
 
-    Tensors are named as in the base model's directory.
+    A language model that was trained on in fewer bits is the base's own. Tensors are named as in the base model's
+    directory.
     """
     whole = {**frozen, **trainable}
-    if config.model.tuning == "lora":
-        adapters = whole.pop("lora")
+    adapters = whole.pop("lora", {})
+    if adapters:
         save_peft(run_dir / "adapter", adapters, config.lora, str(base.directory.resolve()), VISION_LANGUAGE)
+    if config.model.tuning != "full" and config.model.param_dtype in KINDS:
+        whole["language"] = merged_language(config, base, adapters)
+    elif adapters:
         whole["language"] = merge(whole["language"], adapters, config.lora)
     naming = naming_of(open_tensors(base.directory))
     files = exported_files(base.directory, base.tokenizer)
@@ -162,3 +176,21 @@ def export(config: RunConfig, base: Base, trainable: PyTree, frozen: PyTree, run
     save_qwen2_vl(run_dir / "model", base.config, whole, source=base.directory, naming=naming, files=files)
     if jax.process_index() == 0 and (note := reading_note(run_dir / "model", base.tokenizer)):
         print(note, flush=True)
+
+
+def merged_language(config: RunConfig, base: Base, adapters: PyTree) -> PyTree:
+    """The language model as the base's directory has it, with the adapters in its weights.
+
+    Each kernel is merged as it is read, so that there is one copy of the model beside the one that was trained on.
+    """
+    leaves = flatten_dict({"language": adapters})
+
+    def merged(path: str, leaf: jax.Array) -> dict[str, jax.Array]:
+        *module, name = path.split("/")
+        own = {key: one for key, one in leaves.items() if name == "kernel" and [*key[:-1]] == module}
+        tree = unflatten_dict({path: leaf}, sep="/")
+        return flatten_dict(merge(tree, unflatten_dict(own), config.lora), sep="/")
+
+    targets = shardings(param_shapes(base.config), base.devices, SHARDING_RULES)
+    stored, _ = stored_as(config.model.param_dtype)
+    return load_qwen2_vl(base.directory, param_dtype=stored, shardings=targets, convert=merged)[1]["language"]

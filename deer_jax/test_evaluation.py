@@ -15,6 +15,7 @@ from common.io.finite import check_finite, precision_remedy
 from common.io.jsonl import read_jsonl
 from common.io.safetensors import disk_errors
 from common.metrics.baselines import constant_reports
+from common.models.quantized import stored_as
 from common.training.parallel import DeviceLayout, compile_rows, fetch_rows, place_batch
 from deer_jax.config import RlConfig, RolloutConfig, SampleConfig
 from deer_jax.prompts import prompt_length, study_prompts
@@ -30,10 +31,14 @@ F1 = ("findings/F1", "promptmrg/F1")
 
 
 def sampling(config: RlConfig, model: Path, rollout: RolloutConfig, **more: Any) -> SampleConfig:
-    """How the model in a directory is sampled on the data that `config` trains on."""
+    """How the model in a directory is sampled on the data that `config` trains on.
+
+    Adapters that were trained on a base in fewer bits are in the whole weights: these are read as they are stored.
+    """
+    stored: Any = stored_as(config.model.param_dtype)[0]
     return SampleConfig(
         data=dataclasses.replace(config.data, ids=""),
-        model=dataclasses.replace(config.model, base=str(model)),
+        model=dataclasses.replace(config.model, base=str(model), param_dtype=stored),
         rollout=rollout,
         mesh=config.mesh,
         parallel=config.parallel,

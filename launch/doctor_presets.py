@@ -96,7 +96,7 @@ def memory_of(config: Any, layout: DeviceLayout) -> tuple[str, str, str]:
     """What must fit before anything is computed: all parameters, and gradients and moments of the trained ones."""
     trainable, frozen = parameters_of(config)
     trained, stored = _count(trainable), _count(frozen)
-    dtype = config.model.param_dtype if isinstance(config, RetstaConfig) else config.model.frozen_dtype
+    dtype = config.model.param_dtype
     width = WIDTH.get(dtype) or jnp.dtype(dtype).itemsize
     parts = layout.mesh.shape.get("fsdp", 1) * layout.mesh.shape.get("tensor", 1)
     needed = (16 * trained + width * stored) / parts  # in float32: parameter, gradient, two moments

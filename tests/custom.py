@@ -28,3 +28,11 @@ def reinforce(logp, rollouts, objective):
     count = rollouts.mask.sum().astype("float32")
     gain = logp * rollouts.advantages[..., None] * rollouts.token_weights
     return LossSum(-(gain * rollouts.mask).sum(), count), {"surprise": LossSum(-(logp * rollouts.mask).sum(), count)}
+
+
+def word_lengths(texts, references):
+    """A reward: the mean number of letters of a report's words, in tens."""
+    return [sum(map(len, text.split())) / max(len(text.split()), 1) / 10 for text in texts]
+
+
+lengths = word_lengths  # which a test may put another in place of

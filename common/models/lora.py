@@ -111,8 +111,16 @@ def merge(base: PyTree, lora: PyTree, config: LoraConfig) -> PyTree:
     """A base tree with the adapters in its weights, computed in float32, in the dtype of W."""
     merged, adapters = flatten_dict(base), flatten_dict(scaled(lora, config, base))
     for path in {path[:-1] for path in adapters}:
-        kernel = merged[(*path, "kernel")]
-        wide = kernel.astype(jnp.float32) * adapters.get((*path, "factor"), jnp.ones(1))[:, None]
-        update = adapters[(*path, "a")] @ adapters[(*path, "b")]
-        merged[(*path, "kernel")] = (wide + update).astype(kernel.dtype)
+        own = {name: adapters[(*path, name)] for name in ("a", "b", "factor") if (*path, name) in adapters}
+        merged[(*path, "kernel")] = _merged_kernel(merged[(*path, "kernel")], own)
     return unflatten_dict(merged)
+
+
+@jax.jit
+def _merged_kernel(kernel: Float[Array, "L I O"], adapter: dict[str, Array]) -> Float[Array, "L I O"]:
+    def one(layer: tuple[Array, dict[str, Array]]) -> Array:
+        own, adapter = layer
+        return (own.astype(jnp.float32) * adapter.get("factor", 1.0) + adapter["a"] @ adapter["b"]).astype(own.dtype)
+
+    # One layer at a time: all of them in float32, with what is added, would be more than a training keeps.
+    return jax.lax.map(one, (kernel, adapter))

@@ -20,6 +20,7 @@ from common.errors import UserError
 from common.io.exports import atomic_directory
 from common.io.safetensors import (
     SHARD_BYTES,
+    Convert,
     NameMap,
     Published,
     disk_errors,
@@ -111,11 +112,13 @@ def load_qwen2_vl(
     dtype: str | None = None,
     param_dtype: str | None = None,
     shardings: PyTree | Sharding | None = None,
+    convert: Convert | None = None,
 ) -> tuple[Qwen2VLConfig, PyTree]:
     """Config and parameters of a published model, straight into `shardings` (of the tree `param_shapes` gives).
 
-    Computes in `dtype` and stores `param_dtype`; default: as the checkpoint is stored. Raises UserError as
-    `config_from_directory` and `load_tree` do.
+    Computes in `dtype` and stores `param_dtype`; default: as the checkpoint is stored. `convert` makes of each leaf of
+    the language model, as soon as it is read, what stands in its place; paths begin with "language/". Raises UserError
+    as `config_from_directory` and `load_tree` do.
     """
     config = config_from_directory(directory)
     dtype, param_dtype = dtype or config.language.dtype, param_dtype or config.language.param_dtype
@@ -131,7 +134,19 @@ def load_qwen2_vl(
         check_tied(stored, f"{PREFIXES[naming][1]}embed_tokens.weight")
     ignored = r".*\.inv_freq" + (r"|lm_head\.weight" if tied else "")
     names = name_map(config, naming)
-    return config, load_tree(stored, param_shapes(config), names, where=directory, shardings=shardings, ignored=ignored)
+
+    def of_language(path: str, leaf: jax.Array) -> Mapping[str, jax.Array]:
+        return {path: leaf} if convert is None or not path.startswith("language/") else convert(path, leaf)
+
+    return config, load_tree(
+        stored,
+        param_shapes(config),
+        names,
+        where=directory,
+        shardings=shardings,
+        ignored=ignored,
+        convert=of_language,
+    )
 
 
 def save_qwen2_vl(

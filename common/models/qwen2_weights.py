@@ -21,6 +21,7 @@ from common.errors import UserError
 from common.io.exports import atomic_directory
 from common.io.safetensors import (
     SHARD_BYTES,
+    Convert,
     NameMap,
     StoredTensor,
     check_full,
@@ -207,10 +208,6 @@ def load_qwen2(
     if config.tie_word_embeddings and "lm_head.weight" in stored:
         check_tied(stored)
     ignored = r".*\.rotary_(pos_)?emb\.inv_freq" + (r"|lm_head\.weight" if config.tie_word_embeddings else "")
-    if bits is not None:
-        inputs = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
-        check_blocks(inputs | {"heads x head_dim": config.num_attention_heads * config.head_dim}, bits)
-    convert = jax.jit(quantized_leaf, static_argnums=(0, 2))
     return config, load_tree(
         stored,
         shapes,
@@ -218,8 +215,18 @@ def load_qwen2(
         where=directory,
         shardings=shardings,
         ignored=ignored,
-        convert=None if bits is None else lambda path, leaf: convert(path, leaf, bits),
+        convert=quantizing(config, bits),
     )
+
+
+def quantizing(config: Qwen2Config, bits: Bits | None) -> Convert | None:
+    """What makes `load_tree` store the kernels of a decoder's layers in `bits`. Raises UserError where it cannot."""
+    if bits is None:
+        return None
+    inputs = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
+    check_blocks(inputs | {"heads x head_dim": config.num_attention_heads * config.head_dim}, bits)
+    convert = jax.jit(quantized_leaf, static_argnums=(0, 2))
+    return lambda path, leaf: convert(path, leaf, bits)
 
 
 def save_qwen2(

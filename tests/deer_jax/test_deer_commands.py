@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 
-import jax
 import pytest
 
 from common.clinical.labeler import labeler_digests
@@ -15,46 +14,23 @@ from common.data.readers import ImageStudy
 from common.data.splits import Split
 from common.errors import UserError
 from common.io.fingerprints import model_record
-from common.models.qwen2_vl import init_params
-from common.models.qwen2_vl_weights import config_from_directory, save_qwen2_vl
+from common.models.qwen2_vl_weights import config_from_directory
 from common.training.logs import read_metrics
-from deer_jax import make_assets
 from deer_jax.ablation import Variant, select_studies
 from deer_jax.cli import dispatch
-from deer_jax.config import INSTRUCTION, RL_NEEDS, RL_PRESETS, RewardConfig, RlConfig
+from deer_jax.config import RL_NEEDS, RL_PRESETS, RewardConfig, RlConfig
 from deer_jax.demo import demo
 from deer_jax.prompts import chosen_split
 from deer_jax.rl_run import make_scores, reward_labeler
 from deer_jax.sample import rows_of as sampled_rows
+from tests.deer_base import DATA, DEMO, SMALL, make_base
 from tests.pages import commands_of
-
-DEMO = ["--preset", "demo"]
-DATA = ["--data.train-size", "12", "--data.validation-size", "4", "--data.test-size", "4", "--data.side", "56"]
-DATA += ["--parallel", "jit"]
-SMALL = ["--tensorboard", "False", "--batch-size", "4", "--micro-batch", "2"]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A tiny Qwen2.5-VL with random weights and a tokenizer of its own."""
-    from common.data.huggingface_tokenizer import QWEN2_SPECIAL
-    from common.data.tokenizers import load_tokenizer
-
-    folder = tmp_path_factory.mktemp("deer")
-    make_assets.train_tokenizer(
-        folder / "tokenizer", [INSTRUCTION, "no pleural effusion . the heart is enlarged ."] * 9
-    )
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    ids = {mark: tokenizer.encode(mark)[0] for mark in QWEN2_SPECIAL}
-    config = make_assets.sizes(tokenizer.vocab_size, ids)
-    vision = dataclasses.replace(config.vision, depth=2, fullatt_block_indexes=(1,))
-    config = dataclasses.replace(
-        config, vision=vision, language=dataclasses.replace(config.language, num_hidden_layers=1)
-    )
-    save_qwen2_vl(folder / "base", config, init_params(config, jax.random.key(0)))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / "base" / name).write_bytes((folder / "tokenizer" / name).read_bytes())
-    return folder / "base"
+    return make_base(tmp_path_factory.mktemp("deer"))
 
 
 @pytest.fixture(scope="module")

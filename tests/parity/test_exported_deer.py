@@ -100,8 +100,8 @@ class Run(NamedTuple):
 
 def exported(directory, run_dir, tuning, targets=TARGETS[0]) -> Run:
     """A base with what `tuning` trains moved at random, as a run exports it."""
-    frozen_dtype = {"BF16": "bfloat16", "F32": "float32"}[next(iter(open_tensors(directory).values())).dtype]
-    model = ModelConfig(base=str(directory), tuning=tuning, frozen_dtype=frozen_dtype)
+    stored = {"BF16": "bfloat16", "F32": "float32"}[next(iter(open_tensors(directory).values())).dtype]
+    model = ModelConfig(base=str(directory), tuning=tuning, param_dtype=stored)
     config = SftConfig(model=model, lora=LoraConfig(rank=3, alpha=5.0, targets=targets))
     layout = make_device_layout("jit")
     base = load_base(model, SIDE, INSTRUCTION, layout)
