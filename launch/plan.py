@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.bounds import COUNT, NOT_NEGATIVE, bounded
+from common.bounds import NOT_NEGATIVE, bounded
 from common.config_options import choose_preset
 from common.errors import Parser, UserError
 from common.generation.draft_sources import DRAFT_TOKENS
@@ -26,7 +26,7 @@ from common.generation.generate import bucket, qwen2_decoder
 from common.generation.settings import DecodeSettings
 from common.io.text import json_text
 from common.models.decoding import Prompts
-from common.models.quantized import KINDS, stored_as
+from common.models.quantized import stored_as
 from common.models.qwen2 import SHARDING_RULES, Qwen2Config
 from common.models.qwen2_weights import config_from_directory, param_shapes
 from common.training.flops import forward_flops, matrix_parameters, peak_flops, train_flops
@@ -37,6 +37,7 @@ from common.training.step import init_state, make_train_step
 from common.types import TextBatch
 from launch import plan_deer, plan_deer_sft, plan_unicross
 from launch.micro_batch_search import OUT_OF_TIME, SEARCH_SECONDS, Compiled, search_micro_batch, search_outcome
+from launch.plan_options import CHANGING, OF_LANGUAGE, OF_TEXT, add_preset_options, changed, refuse
 from launch.plan_shapes import adapter_shapes, frozen_shapes, layer_width, parameters_of
 from launch.plan_slots import Writing, cache_bytes_of, plan_writing
 from launch.plan_table import TOPOLOGIES, Planned, heads_of, named, rows_of
@@ -56,17 +57,16 @@ from retsta_jax.config import EMBEDDED_BASE, PRESETS, RetstaConfig
 
 BATCH = 32  # slots of each device in `retsta standardize`
 WRITERS = {
-    **dict.fromkeys(plan_unicross.PLANNED, plan_unicross.reporting),
-    **dict.fromkeys(plan_deer.PLANNED, plan_deer.sampling),
+    **dict.fromkeys(plan_unicross.PLANNED, lambda options: plan_unicross.reporting(options.preset)),
+    **dict.fromkeys(plan_deer.PLANNED, lambda options: plan_deer.sampling(options.preset, options.param_dtype)),
 }  # the command that writes reports, by preset
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the plan as one JSON object. Raises UserError for an unknown preset or topology, or without a compiler."""
     parser = Parser("medreport plan", description=__doc__)
-    others: dict[str, Any] = {
-        name: module for module in (plan_unicross, plan_deer, plan_deer_sft) for name in module.PLANNED
-    }
+    studies: dict[str, Any] = {name: module for module in (plan_deer, plan_deer_sft) for name in module.PLANNED}
+    others: dict[str, Any] = dict.fromkeys(plan_unicross.PLANNED, plan_unicross) | studies
     names = [*PRESETS, *others]
     parser.add_argument("--preset", required=True, help="one of " + ", ".join(names))
     parser.add_argument(
@@ -80,14 +80,7 @@ def main(arguments: Sequence[str]) -> int:
         "keeps what compilers said, so that the command continues where it was interrupted",
     )
     parser.add_argument("--format", choices=("markdown", "jsonl"), help="of the table (markdown)")
-    parser.add_argument("--model.base", dest="base", help="directory with the model's config.json (preset's)")
-    parser.add_argument(
-        "--micro-batch", type=bounded(COUNT), help="rows per device; if given, no other size is tried (preset's)"
-    )
-    parser.add_argument("--sequence", type=bounded(COUNT), help="tokens of a row (preset's)")
-    parser.add_argument("--remat", choices=("none", "dots", "full"), help="(preset's)")
-    parser.add_argument("--param-dtype", choices=("float32", "bfloat16", *KINDS), help="of a frozen base (preset's)")
-    parser.add_argument("--loss-chunk", type=bounded(COUNT), help="positions whose logits exist at one time (preset's)")
+    add_preset_options(parser)
     parser.add_argument(
         "--search-seconds",
         type=bounded(NOT_NEGATIVE, float),
@@ -97,8 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     jax.config.update("jax_platforms", "cpu")
     if options.programs is not None:
-        only = ("base", "micro_batch", "sequence", "remat", "param_dtype", "loss_chunk")
-        if given := [name for name in only if getattr(options, name)]:
+        if given := [name for name in CHANGING if getattr(options, name)]:
             raise UserError(f"--programs: a table has the presets as they are; leave out {', '.join(given)}")
         planned = {name: TABLE[name] for name in named(options.preset, list(TABLE), "--preset")}
         topologies = named(options.topology, TOPOLOGIES, "--topology")
@@ -107,27 +99,20 @@ def main(arguments: Sequence[str]) -> int:
     if options.format:
         raise UserError("--format: it is for a table; give --programs FILE.jsonl, too")
     if options.preset in others:
-        if options.remat or options.sequence or options.base or options.param_dtype:
-            raise UserError(
-                f"--preset {options.preset}: --remat, --param-dtype, --sequence and --model.base are for text models; "
-                "leave them out"
-            )
-        planner = others[options.preset]
-        found = planner.make_plan(options.preset, options.topology, options.micro_batch, options.loss_chunk)
+        if options.preset in studies:
+            refuse(options, OF_TEXT, "text models")
+            config = changed(studies[options.preset].config_of(options.preset), options)
+            found = studies[options.preset].plan_step(config, plan_deer.QWEN2_5_VL_3B, options.topology)
+        else:
+            refuse(options, (*OF_LANGUAGE, *OF_TEXT), "language models")
+            found = plan_unicross.make_plan(options.preset, options.topology, options.micro_batch, options.loss_chunk)
         if writer := WRITERS.get(options.preset):
             on = open_slice(options.topology)
-            found["writing"] = plan_writing(writer(options.preset), on)
+            found["writing"] = plan_writing(writer(options), on)
         print(json_text({"preset": options.preset, **found}, "plan", indent=2))
         return 0
     config = choose_preset(PRESETS | dict.fromkeys(others, RetstaConfig()), options.preset)
-    changes = {name: getattr(options, name) for name in ("remat", "param_dtype", "loss_chunk", "base")}
-    model = dataclasses.replace(config.model, **{name: value for name, value in changes.items() if value})
-    config = dataclasses.replace(
-        config,
-        model=model,
-        max_length=options.sequence or config.max_length,
-        micro_batch=options.micro_batch or config.micro_batch,
-    )
+    config = dataclasses.replace(changed(config, options), max_length=options.sequence or config.max_length)
     if config.max_length < 1 or config.micro_batch < 1:
         raise UserError(f"--sequence {config.max_length} --micro-batch {config.micro_batch}: expected positive numbers")
     search_seconds = options.search_seconds if options.micro_batch is None else None
@@ -172,6 +157,7 @@ def standardizing(config: RetstaConfig, sizes: Qwen2Config, length: int) -> Writ
         reference=length,
         table=True,
         language=sizes,
+        stored="" if trained else config.model.param_dtype,
     )
 
 

@@ -9,7 +9,7 @@ import functools
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +19,22 @@ from common.generation.draft_sources import DRAFT_TOKENS
 from common.generation.sampling import Sampling
 from common.generation.settings import DecodeSettings
 from common.models.lora import LoraConfig
+from common.models.quantized import stored_as
 from common.models.qwen2 import Qwen2Config
 from common.models.qwen2_vl import SHARDING_RULES, Qwen2VLConfig, StudyRows
 from common.models.qwen2_vl_layout import image_tokens, vision_layout
 from common.models.qwen2_vl_vision import VisionConfig
 from common.models.qwen2_vl_weights import param_shapes
-from common.training.flops import attention_flops, forward_flops, matrix_parameters
+from common.training.flops import attention_flops, forward_flops
 from common.training.optim import make_optimizer
 from common.training.parallel import DeviceLayout, MeshConfig, batch_sharding, check_heads, make_device_layout
 from common.training.step import init_state, make_train_step
 from deer_jax.config import RL_PRESETS, SAMPLE_PRESETS, RlConfig, RunConfig, SampleConfig
 from deer_jax.ditpo import PolicyParams, Rollouts, make_loss
 from deer_jax.prompts import MULTIPLE, StudyPrompts
-from deer_jax.vision_policy import split_params, study_decoder, vision_policy, without_images
+from deer_jax.vision_policy import study_decoder, vision_policy, without_images
 from launch.micro_batch_search import Compiled
+from launch.plan_shapes import decoder_bytes, part_bytes, study_params, study_trees
 from launch.plan_slots import Writing
 from launch.slices import (
     Slice,
@@ -58,19 +60,13 @@ WORDS = 40  # of the prompt beside its images, about
 STOP = (151_645, 151_643)
 
 
-def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: int | None) -> dict[str, Any]:
-    """Compile both programs of a step for the slice; a device takes `micro_batch` studies at a time."""
-    config = RL_PRESETS[PLANNED[preset]]
-    config = dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, loss_chunk=loss_chunk or config.model.loss_chunk),
-        micro_batch=micro_batch or config.micro_batch,
-    )
-    return plan_step(config, QWEN2_5_VL_3B, topology)
+def config_of(preset: str) -> RlConfig:
+    """The config of a preset."""
+    return RL_PRESETS[PLANNED[preset]]
 
 
 def plan_step(config: RlConfig, model: Qwen2VLConfig, topology: str) -> dict[str, Any]:
-    """`make_plan` for any config and sizes."""
+    """Compile both programs of a step for the slice."""
     started = time.perf_counter()
     on = open_slice(topology)
     layout = make_device_layout("mesh", config.mesh, on.devices)
@@ -110,9 +106,12 @@ def plan_step(config: RlConfig, model: Qwen2VLConfig, topology: str) -> dict[str
     }
 
 
-def sampling(preset: str) -> Writing:
+def sampling(preset: str, param_dtype: str | None = None) -> Writing:
     """`deer sample` with the preset's settings, whose drafts come from training reports."""
-    return sampling_of(SAMPLE_PRESETS[PLANNED[preset]], QWEN2_5_VL_3B)
+    config = SAMPLE_PRESETS[PLANNED[preset]]
+    stored: Any = param_dtype or config.model.param_dtype
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, param_dtype=stored))
+    return sampling_of(config, QWEN2_5_VL_3B)
 
 
 def sampling_of(config: SampleConfig, model: Qwen2VLConfig) -> Writing:
@@ -132,18 +131,19 @@ def sampling_of(config: SampleConfig, model: Qwen2VLConfig) -> Writing:
         jax.ShapeDtypeStruct((), jnp.int32),
     )  # fmt: skip
     images: Any = jax.ShapeDtypeStruct((config.data.views, side, side), jnp.uint8)
-    stored = "float32" if config.model.tuning == "full" else config.model.frozen_dtype
-    weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, stored), param_shapes(sizes))
+    full = config.model.tuning == "full"
+    stored = "float32" if full else stored_as(config.model.param_dtype)[0]
     return Writing(
         "deer sample",
         study_decoder(sizes, vision_layout(sizes.vision, patches_of(config, sizes)), LoraConfig()),
         without_images(settings, sizes),
         config.batch_size,
-        PolicyParams({}, weights),
+        PolicyParams({}, study_params(config.model, param_shapes(sizes))),
         StudyPrompts(StudyRows(*arrays), images),
         length,
         table=True,
         language=dataclasses.replace(sizes.language, param_dtype=stored),
+        stored="" if full else config.model.param_dtype,
     )
 
 
@@ -176,7 +176,7 @@ def compile_programs(
     )
     images = vision_layout(sizes.vision, patches_of(config, sizes))
     policy = vision_policy(sizes, images, settings, config.lora, config.model.loss_chunk)
-    trainable, frozen = split_params(param_shapes(sizes), config.model.tuning)
+    trainable, frozen = study_trees(config, param_shapes(sizes))
     tx = make_optimizer(config.optim, 1000)
     state = abstract(jax.eval_shape(lambda tree: init_state(tree, tx), trainable), layout, SHARDING_RULES)
     fixed = abstract(frozen, layout, SHARDING_RULES)
@@ -283,26 +283,50 @@ def stages_of(config: RlConfig, sizes: Qwen2VLConfig, layout: DeviceLayout, stud
     pairs = rows * (new * prompt + new**2 / 2)
     written = forward_flops(language, rows * new, pairs)
 
-    width, tensor = jnp.dtype(config.model.dtype).itemsize, layout.mesh.shape["tensor"]
-    shapes = param_shapes(sizes)
-    trained = elements(split_params(shapes, config.model.tuning)[0])
-    weights = elements(shapes) * width / tensor
-    gathered = weights * (layout.mesh.shape["fsdp"] - 1) / layout.mesh.shape["fsdp"]
-    decoder = matrix_parameters(language) * width / tensor
+    tensor, fsdp = layout.mesh.shape["tensor"], layout.mesh.shape["fsdp"]
+    shapes, passes = param_shapes(sizes), passes_of(config)
+    trained = elements(study_trees(config, shapes)[0])
+    weights = {part: size / tensor for part, size in part_bytes(config, shapes).items()}
+    others = (fsdp - 1) / fsdp
+    whole, gathered = sum(weights.values()), sum(passes[part].gathers * size for part, size in weights.items())
+    stored = "" if config.model.tuning == "full" else config.model.param_dtype
+    decoder = decoder_bytes(language, stored, config.model.dtype) / tensor
     cache = (studies * prompt + rows * new / 2) * bytes_of_token(config, language) / devices
 
     # Recomputed under remat are the layers, not the head.
     head = 2.0 * (studies * prompt + rows * new) * language.vocab_size * language.hidden_size
-    passes = 4 if config.model.remat == "full" else 3
     scored = read + written - head
-    update = passes * (vision + scored) + 3 * 2.0 * rows * new * language.vocab_size * language.hidden_size
+    update = passes["visual"].flops * vision + passes["language"].flops * scored
+    update += (
+        (3 if config.model.tuning == "full" else 2) * 2.0 * rows * new * language.vocab_size * language.hidden_size
+    )
     accumulate = max(studies // (layout.row_shards * config.micro_batch), 1)
     adam = 2 * 3 * 4 * trained / devices  # parameters and both moments, in float32, read and written
     return {
-        "prefill": Work((vision + read) / devices, weights, gathered),
+        "prefill": Work((vision + read) / devices, whole, whole * others),
         "decode": Work(written / devices, new * (decoder + cache), 0.0),
-        "update": Work(update / devices, accumulate * (passes - 1) * weights + adam, accumulate * 2 * gathered),
+        "update": Work(
+            update / devices,
+            accumulate * sum(passes[part].reads * size for part, size in weights.items()) + adam,
+            accumulate * gathered * others,
+        ),
     }
+
+
+class Passes(NamedTuple):
+    """How often an update goes through a part of the model."""
+
+    flops: int  # times those of a forward pass; a gradient of inputs, one of weights and recomputation count one each
+    reads: int  # of its weights
+    gathers: int  # of its weights, where fsdp splits them
+
+
+def passes_of(config: RunConfig) -> dict[str, Passes]:
+    """By part. A frozen matrix has no gradient of its own; a frozen tower, whose inputs are images, none at all."""
+    again, tuning = int(config.model.remat == "full"), config.model.tuning
+    language = Passes((3 if tuning == "full" else 2) + again, 2 + again, 2)
+    visual = Passes(1, 1, 1) if tuning == "lora" else Passes(3 + again, 2 + again, 2)
+    return {"visual": visual, "language": language, "lora": language}
 
 
 def step_of(preset: str, on: Slice, mesh: MeshConfig, micro_batch: int | None = None) -> Step:
@@ -314,13 +338,13 @@ def step_of(preset: str, on: Slice, mesh: MeshConfig, micro_batch: int | None = 
     accumulate = max(config.batch_size // (layout.row_shards * config.micro_batch), 1)
     studies = layout.row_shards * config.micro_batch * accumulate
     shapes = param_shapes(sizes)
-    trainable, frozen = split_params(shapes, config.model.tuning)
+    trainable, frozen = study_trees(config, shapes)
     width = jnp.dtype(config.model.dtype).itemsize
     return Step(
         layout,
         Batch("studies", config.batch_size, studies, config.micro_batch, accumulate),
         stages_of(config, sizes, layout, studies),
-        Exchanged(gathered=elements(shapes) * width, gradients=elements(trainable) * width),
+        Exchanged(gathered=sum(part_bytes(config, shapes).values()), gradients=elements(trainable) * width),
         resident_bytes(trainable, frozen, config.optim, layout, SHARDING_RULES),
         lambda: compile_programs(config, sizes, layout, studies, accumulate),
     )

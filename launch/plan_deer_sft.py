@@ -19,16 +19,18 @@ from common.training.step import init_state, make_train_step
 from common.types import PyTree
 from deer_jax.config import SFT_PRESETS, SftConfig
 from deer_jax.prompts import ReportRows, StudyPrompts
-from deer_jax.vision_policy import sft_loss, split_params
+from deer_jax.vision_policy import sft_loss
 from launch.micro_batch_search import Compiled
 from launch.plan_deer import (
     QWEN2_5_VL_3B,
     as_computed,
+    passes_of,
     patches_of,
     prompt_tokens,
     uses_cudnn,
     vision_flops,
 )
+from launch.plan_shapes import part_bytes, study_trees
 from launch.slices import (
     Slice,
     abstract,
@@ -44,19 +46,13 @@ from launch.steps import Batch, Exchanged, Programs, Step, Work, activation_byte
 PLANNED = {"deer-sft-mimic": "mimic-cxr", "deer-sft-chexpert-plus": "chexpert-plus"}
 
 
-def make_plan(preset: str, topology: str, micro_batch: int | None, loss_chunk: int | None) -> dict[str, Any]:
-    """Compile the step for the devices of `topology`; each takes `micro_batch` studies at a time."""
-    config = SFT_PRESETS[PLANNED[preset]]
-    config = dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, loss_chunk=loss_chunk or config.model.loss_chunk),
-        micro_batch=micro_batch or config.micro_batch,
-    )
-    return plan_step(config, QWEN2_5_VL_3B, topology)
+def config_of(preset: str) -> SftConfig:
+    """The config of a preset."""
+    return SFT_PRESETS[PLANNED[preset]]
 
 
 def plan_step(config: SftConfig, model: Qwen2VLConfig, topology: str) -> dict[str, Any]:
-    """`make_plan` for any config and sizes."""
+    """Compile the step for the devices of `topology`."""
     started = time.perf_counter()
     on = open_slice(topology)
     layout = make_device_layout("mesh", config.mesh, on.devices)
@@ -106,8 +102,7 @@ def step_for(config: SftConfig, model: Qwen2VLConfig, layout: DeviceLayout) -> S
     accumulate = max(config.batch_size // at_a_time, 1)
     studies, prompt = at_a_time * accumulate, prompt_tokens(config, sizes)
     length = prompt + config.max_length
-    trainable, frozen = split_params(param_shapes(sizes), config.model.tuning)
-    frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.model.frozen_dtype), frozen)
+    trainable, frozen = study_trees(config, param_shapes(sizes))
     tx = make_optimizer(config.optim, 1000)
     state = abstract(jax.eval_shape(lambda tree: init_state(tree, tx), trainable), layout, SHARDING_RULES)
     fixed = abstract(frozen, layout, SHARDING_RULES)
@@ -118,25 +113,25 @@ def step_for(config: SftConfig, model: Qwen2VLConfig, layout: DeviceLayout) -> S
 
     vision = studies * config.data.views * vision_flops(sizes.vision, config.data.side)
     read = forward_flops(sizes.language, studies * length, studies * length**2 / 2)
-    remat = config.model.remat == "full"
-    # A frozen matrix costs a forward pass and a gradient of its input, a trained one its own gradient too.
-    flops = (4 if remat else 3) * vision + (3 if remat else 2) * read
-    passes, fsdp = 3 if remat else 2, layout.mesh.shape["fsdp"]
-    width = jnp.dtype(config.model.dtype).itemsize
-    whole = elements((trainable, frozen)) * width
-    weights = whole / layout.mesh.shape["tensor"]
+    passes, shape = passes_of(config), layout.mesh.shape
+    flops = passes["visual"].flops * vision + passes["language"].flops * read
+    weights = part_bytes(config, param_shapes(sizes))
+    reads, gathers = (
+        accumulate * sum(passes[part][count] * size for part, size in weights.items()) / shape["tensor"]
+        for count in (1, 2)
+    )
     work = Work(
         flops / layout.mesh.size,
-        accumulate * passes * weights + 2 * device_bytes(state),
-        accumulate * 2 * weights * (fsdp - 1) / fsdp,
+        reads + 2 * device_bytes(state),
+        gathers * (shape["fsdp"] - 1) / shape["fsdp"],
     )
     return Step(
         layout,
         Batch("studies", config.batch_size, studies, config.micro_batch, accumulate),
         {"update": work},
         Exchanged(
-            gathered=whole,
-            gradients=elements(trainable) * width,
+            gathered=sum(weights.values()),
+            gradients=elements(trainable) * jnp.dtype(config.model.dtype).itemsize,
             activations=activation_bytes(sizes.language, config.micro_batch * length, config.model.remat),
         ),
         device_bytes((state, fixed)),

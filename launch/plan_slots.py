@@ -17,11 +17,12 @@ from common.generation.settings import DecodeSettings
 from common.generation.slots import REFILL, Programs, Request, slot_programs
 from common.models.decoding import Decoder
 from common.models.qwen2 import Qwen2Config
-from common.training.flops import forward_flops, matrix_parameters, peak_flops
+from common.training.flops import forward_flops, peak_flops
 from common.training.parallel import DeviceLayout, MeshConfig, make_device_layout
 from common.types import PyTree
 from launch.chips import time_floor
 from launch.micro_batch_search import Compiled
+from launch.plan_shapes import decoder_bytes
 from launch.slices import Slice, abstract, compile_abstract, device_bytes
 
 
@@ -38,6 +39,7 @@ class Writing(NamedTuple):
     reference: int = 0  # tokens of the text of a prompt that drafts come from; 0: none
     table: bool = False  # whether drafts come from training reports
     language: Qwen2Config | None = None  # of which the decoder consists, for the floor of a pass
+    stored: str = ""  # what its layers are stored in, where that is 8 or 4 bits
 
 
 class Arguments(NamedTuple):
@@ -171,7 +173,7 @@ def pass_bounds(writing: Writing, caches: int, on: Slice) -> dict[str, Any]:
     assert language is not None
     tokens = writing.slots * max(settings.group, settings.beams) * (settings.drafts + 1)
     pairs = tokens * (writing.length + settings.max_new_tokens / 2)
-    width = jnp.dtype(language.param_dtype).itemsize
+    weights = decoder_bytes(language, writing.stored, language.param_dtype)
     flops = forward_flops(language, tokens, pairs)
-    floor = time_floor(on.chip, peak_flops(on.devices[0]), flops, matrix_parameters(language) * width + caches, 0.0)
+    floor = time_floor(on.chip, peak_flops(on.devices[0]), flops, weights + caches, 0.0)
     return floor | {"tokens_per_second_at_most": tokens / floor["seconds_at_least"]}
