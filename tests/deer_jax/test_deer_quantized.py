@@ -18,6 +18,7 @@ from common.config_options import parse
 from common.errors import UserError
 from common.models.lora import LoraConfig
 from common.models.qwen2_vl import SHARDING_RULES
+from common.models.qwen2_vl_weights import param_shapes
 from common.training.logs import read_metrics
 from common.training.parallel import MeshConfig, compile_evaluation, device_put_tree, make_device_layout, place_batch
 from deer_jax.cli import dispatch
@@ -28,6 +29,7 @@ from deer_jax.prompts import prompt_length, study_prompts
 from deer_jax.setup import decode_settings, initial_trees, load_base
 from deer_jax.test_evaluation import sampling
 from deer_jax.vision_policy import vision_policy
+from launch.plan_shapes import study_trees
 from tests import custom, tiny
 from tests.deer_base import DATA, DEMO, SMALL, make_base
 
@@ -91,11 +93,15 @@ def both(request, base, tmp_path_factory):
     return request.param, plain
 
 
+def config_of(directory, param_dtype, tuning="lora") -> RlConfig:
+    model = ModelConfig(base=str(directory), tuning=tuning, param_dtype=param_dtype)
+    return dataclasses.replace(RL_PRESETS["demo"], model=model, lora=LORA)
+
+
 def read(directory, param_dtype, layout, tuning="lora"):
     """A base, and its trees with adapters that are not zero."""
-    model = ModelConfig(base=str(directory), tuning=tuning, param_dtype=param_dtype)
-    base = load_base(model, SIDE, INSTRUCTION, layout)
-    config = dataclasses.replace(RL_PRESETS["demo"], model=model, lora=LORA)
+    config = config_of(directory, param_dtype, tuning)
+    base = load_base(config.model, SIDE, INSTRUCTION, layout)
     trainable, frozen = initial_trees(config, base, layout)
     return base, PolicyParams(device_put_tree(tiny.moved(trainable, 0.03), layout, SHARDING_RULES), frozen)
 
@@ -179,6 +185,18 @@ def test_reports_probabilities_and_gradients_are_those_of_the_rounded_weights(bo
     logp = jax.jit(policy.token_logprobs)(whole, prompts_of(own), drawn.tokens, drawn.mask)
     gap = np.abs(logp - drawn.log_probs)[np.asarray(drawn.mask)].mean()
     assert 0 < gap < {"int8": 5e-3, "nf4": 5e-2}[bits]
+
+
+@pytest.mark.parametrize("bits", KINDS)
+@pytest.mark.parametrize("tuning", ["vision", "lora"])
+def test_what_a_plan_counts_is_what_a_run_holds(bits, tuning, base):
+    own, held = read(base, bits, make_device_layout("jit"), tuning)
+    planned = study_trees(config_of(base, bits, tuning), param_shapes(own.config))
+
+    def kinds(tree):
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype.name), tree)
+
+    assert kinds(planned) == kinds(tuple(held))
 
 
 @pytest.mark.parametrize("bits", KINDS)
