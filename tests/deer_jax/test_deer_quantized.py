@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from common.config import from_json, read_config, to_json
 from common.config_options import parse
 from common.errors import UserError
-from common.models.lora import LoraConfig
+from common.models.lora import LoraConfig, merge
 from common.models.qwen2_vl import SHARDING_RULES
 from common.models.qwen2_vl_weights import param_shapes
 from common.training.logs import read_metrics
@@ -26,7 +26,7 @@ from deer_jax.config import INSTRUCTION, RL_NEEDS, RL_PRESETS, ModelConfig, RlCo
 from deer_jax.ditpo import PolicyParams, Rollouts, make_loss
 from deer_jax.objective import Objective
 from deer_jax.prompts import prompt_length, study_prompts
-from deer_jax.setup import decode_settings, initial_trees, load_base
+from deer_jax.setup import decode_settings, export, initial_trees, load_base
 from deer_jax.test_evaluation import sampling
 from deer_jax.vision_policy import vision_policy
 from launch.plan_shapes import study_trees
@@ -312,6 +312,27 @@ def test_a_killed_run_is_continued_bit_for_bit_and_not_with_other_bits(reinforce
     one, other = (tensors_of(run / "model") for run in (whole, cut))
     for name, tensor in one.items():
         np.testing.assert_array_equal(bits_of(tensor), bits_of(other[name]), name)
+
+
+def test_a_model_is_merged_alike_wherever_it_is_split(base, tmp_path):
+    """DoRA's norms are sums over what is split: an element of bfloat16 may be the next one."""
+    found = []
+    for mode in ("jit", "mesh"):
+        layout = make_device_layout(mode, MeshConfig(data=1, fsdp=2, tensor=2), jax.devices()[:4])
+        own, trees = read(base, "int8", layout)
+        export(config_of(base, "int8"), own, *trees, tmp_path / mode)
+        found.append(tensors_of(tmp_path / mode / "model"))
+    one, other = found
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        wide, own = tensor.astype(np.float64), other[name].astype(np.float64)
+        np.testing.assert_allclose(own, wide, rtol=2**-7, atol=0)
+        if not LAYER.match(name):
+            np.testing.assert_array_equal(own, wide)
+    whole, exact = load_base(config_of(base, "bfloat16").model, SIDE, INSTRUCTION, make_device_layout("jit")), found[0]
+    adapters = jax.device_get(trees.trainable["lora"])
+    merged = merge(whole.params["language"], adapters, LORA)["layers"]["mlp"]["up_proj"]["kernel"]
+    np.testing.assert_array_equal(merged[1].T, exact["model.layers.1.mlp.up_proj.weight"])
 
 
 def test_fewer_bits_where_the_language_model_is_trained_are_refused(base, tmp_path):
