@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.io.array_records import SHARD, is_tfds, record_batches, shards
 from common.io.image_columns import images_apart, places
 from common.io.stored_files import StoredFile, StoredObject, glob_files, stored_object
+from common.io.tfds_tables import is_shard, is_tfds, record_batches, shards
 
 PARQUET = ".parquet"
 SAVED = ("dataset_dict.json", "dataset_info.json")  # of `datasets` and TFDS, in a folder of its own
@@ -70,7 +70,7 @@ def batches(
     Raises what pyarrow does, OSError, LookupError for a part that is not there, and ChangedInput.
     """
     stored = stored_object(file)
-    read = _parquet if file.suffix.lower() == PARQUET else _tfds if SHARD.fullmatch(file.name) else _arrow
+    read = _parquet if file.suffix.lower() == PARQUET else _tfds if is_shard(file) else _arrow
     for names, batch in read(file, stored, columns, later if stored else (), part):
         data = batch.data.select([index for index, name in enumerate(batch.data.schema.names) if name in columns])
         data.validate(full=True)  # of a damaged file, whose offsets would be followed anywhere

@@ -2,7 +2,7 @@
 
 Parquet is a file, or a folder of files named by their splits (`train-00000-of-00002.parquet`), as the hub has them. A
 saved data set is a folder of Arrow files, with a folder for each split of a `DatasetDict`. A data set of TFDS is the
-folder with its `dataset_info.json` (`common.io.array_records`). Nothing but the data is read: no script, no pickle.
+folder with its `dataset_info.json` (`common.io.tfds_tables`). Nothing but the data is read: no script, no pickle.
 
 Images stay in the files. Where rows are read, an encoded image becomes an `EncodedImage`: where it lies, and a digest
 of its bytes, which are read again when the image is decoded. So a table takes the memory of a few images, however large
@@ -38,7 +38,7 @@ class EncodedImage(NamedTuple):
     """An encoded image in a table: its file, where it lies there, and what its content is known by."""
 
     file: str
-    part: int  # row group of Parquet, byte at which a record batch of Arrow begins, first record of a batch of TFDS
+    part: int  # row group of Parquet, byte at which a batch of Arrow or TFRecord begins, first record of array_record
     row: int  # of the part
     column: str
     item: int  # of a list, 0 where there is none

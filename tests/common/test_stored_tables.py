@@ -19,15 +19,17 @@ from common.errors import ChangedInput, UserError
 from common.io import store_objects, stores
 from common.io.mirror import VARIABLE
 from common.io.stores import staging
-from tests.common.test_table_images import STRUCT, content, png, studies, write
 from tests.counting_proxy import CountingProxy, counting_proxy
 from tests.stores import SCHEMES, Store, _forget_clients, new_bucket, store_servers
 
 pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402 - after the line that skips the file where it is not installed
 
+from tests.tables import STRUCT, content, png, studies, write  # noqa: E402
+
 IMAGE_BYTES = 30_000
 KINDS = ("hub", "one group", "arrow", "dictionaries")
+COPIED = ("tfds", "tfrecord")
 ONE = pa.struct({"bytes": pa.binary()})
 
 
@@ -75,7 +77,7 @@ def without_places(splits: StudySplits) -> dict[str, list[object]]:
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *COPIED])
 def test_rows_and_images_are_those_of_a_disk(store, tmp_path, kind):
     table, images = studies(16)
     folder = write(tmp_path / "rows", kind, table)

@@ -10,54 +10,15 @@ import pytest
 import tensorflow_datasets as tfds
 
 from common.data.builders import open_split, prepare
-from common.data.images import encode_png, read_image
+from common.data.images import read_image
 from common.data.readers import ImageStudy, read_image_rows
 from common.data.records import Quarantine
 from common.errors import UserError
-from common.io import array_records
+from common.io import tfds_tables
 from common.io.rows import read_rows
 from common.io.table_files import EncodedImage
 from retsta_jax.pairs import read_pairs
-
-FEATURES = {
-    "report": tfds.features.Text(),
-    "patient": tfds.features.Tensor(shape=(), dtype=np.str_),
-    "image": tfds.features.Image(shape=(None, None, 1)),
-    "finding": tfds.features.ClassLabel(names=["none", "edema"]),
-    "age": np.int64,
-    "dose": tfds.features.Tensor(shape=(2,), dtype=np.float32),
-    "codes": tfds.features.Sequence(tfds.features.Text()),
-    "box": {"left": np.float32},
-}
-VALUES = [name for name in FEATURES if name not in ("image", "box")]
-REPORT = {"id": str | int, "report": str}
-
-
-def png(number: int) -> bytes:
-    return encode_png(np.random.default_rng(number).integers(0, 256, (9, 7), dtype=np.uint8))
-
-
-class Clinic(tfds.core.GeneratorBasedBuilder):
-    """What somebody else may have written."""
-
-    VERSION = tfds.core.Version("2.1.0")
-
-    def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(FEATURES))
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(range(20)), "validation": self._generate_examples(range(20, 23))}
-
-    def _generate_examples(self, numbers):
-        for number in numbers:
-            yield (
-                number,
-                {
-                    **{"report": f"Größe {number}, 胸片", "patient": f"p{number // 2}", "image": png(number)},
-                    **{"finding": "edema" if number % 2 else "none", "age": number, "dose": np.float32([number, 0.5])},
-                    **{"codes": ["a"] * (number % 3), "box": {"left": 0.5}},
-                },
-            )
+from tests.clinic import REPORT, VALUES, Clinic, plain, png
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +31,6 @@ def written(tmp_path_factory) -> Path:
 @pytest.fixture
 def folder(written, tmp_path) -> Path:
     return shutil.copytree(written, tmp_path / "clinic")
-
-
-def plain(value):
-    """A value of TFDS as JSON would have it."""
-    if isinstance(value, np.ndarray | list):
-        return [plain(one) for one in value]
-    return value.decode() if isinstance(value, bytes) else getattr(value, "item", lambda: value)()
 
 
 def test_rows_are_those_that_tfds_reads(folder):
@@ -127,7 +81,7 @@ def test_no_class_that_features_name_is_imported(folder, tmp_path, monkeypatch):
 
 def another_format(folder: Path) -> None:
     file = folder / "dataset_info.json"
-    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"fileFormat": "tfrecord"}), "utf-8")
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"fileFormat": "riegeli"}), "utf-8")
 
 
 def first_file(folder: Path) -> Path:
@@ -139,7 +93,7 @@ def of_another_split(folder: Path) -> None:
 
 
 DAMAGE = {
-    "is of TFDS in the format tfrecord; expected array_record, convert it with tfds convert_format": another_format,
+    "is of TFDS in the format riegeli; expected array_record or tfrecord, convert it": another_format,
     "cannot be read as a table (open() failed: No such file": lambda folder: first_file(folder).unlink(),
     "cannot be read as a table (ArrayRecord file": lambda folder: first_file(folder).write_bytes(b""),
     "array_record-00000-of-00001: cannot be read as a table (": lambda folder: os.truncate(first_file(folder), 70_000),
@@ -179,5 +133,5 @@ def test_a_split_is_named_as_if_it_were_a_folder(folder):
 def test_batches_end_where_a_file_does(folder, monkeypatch):
     whole = read_rows(folder, REPORT, optional=VALUES)
     for count in (1, 4, 20, 99):
-        monkeypatch.setattr(array_records, "RECORDS", count)
+        monkeypatch.setattr(tfds_tables, "RECORDS", count)
         assert read_rows(folder, REPORT, optional=VALUES) == whole

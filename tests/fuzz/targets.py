@@ -1,6 +1,7 @@
 """What is fuzzed: each reader of files from outside, with small valid files to damage."""
 
 import gzip
+import hashlib
 import io
 import itertools
 import json
@@ -9,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -30,7 +32,10 @@ from common.data.records import Quarantine
 from common.data.splits import at_hand
 from common.data.tokenizers import load_tokenizer
 from common.errors import UserError
+from common.io import stored_files, table_batches, table_files
 from common.io.safetensors import open_tensors
+from common.io.store_objects import Address
+from common.io.stored_files import StoredObject
 from common.io.torch_archive import read_archive
 from common.models.qwen2_vl_weights import config_from_directory as vision_config
 from common.models.qwen2_weights import config_from_directory
@@ -44,6 +49,7 @@ from retsta_jax.terminology.terms import SHIPPED
 from tests.common import test_chexpert_plus, test_mimic, test_openi, test_published_layouts
 from tests.dicom_files import SHIPPED as SHIPPED_DICOM
 from tests.dicom_files import big_endian, dicom_bytes, lookup_table
+from tests.tf_records import as_tfrecord
 
 PADCHEST_TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 # Of those that ship with pydicom: RLE, JPEG 2000, JPEG-LS, JPEG and deflated.
@@ -53,7 +59,7 @@ DAMAGED_DICOM = (
     "SC_rgb_jls_lossy_line.dcm", "JPGExtended.dcm", "image_dfl.dcm",
 )  # fmt: skip
 ASSETS = Path(__file__).parents[2]
-ARRAY_RECORD = "x-all.array_record-00000-of-00001"
+ARRAY_RECORD, TFRECORD = "x-all.array_record-00000-of-00001", "x-all.tfrecord-00000-of-00001"
 SECONDS = itertools.count(1)  # some readers cache what they read by the time and size of the file
 
 
@@ -212,12 +218,36 @@ def _array_record(folder: Path) -> list[bytes]:
     return [(folder / ARRAY_RECORD).read_bytes()]
 
 
+def _tfrecord(folder: Path) -> list[bytes]:
+    _array_record(folder)
+    return [(as_tfrecord(folder) / TFRECORD).read_bytes()]
+
+
 def _tfds_file(name: str) -> Target:
     def seeds(folder: Path) -> list[bytes]:
         _array_record(folder)
         return [(folder / name).read_bytes()]
 
     return Target(name, seeds, lambda path: _read_images(path.parent))
+
+
+def _read_stored_images(path: Path) -> None:
+    """As `_read_images`, of files in a store, which gives the bytes of those on the disk."""
+
+    def stored(file: Path) -> StoredObject | None:
+        content = file.read_bytes() if file.suffix in stored_files.SUFFIXES else b""
+        tag = hashlib.sha256(content).hexdigest()
+        return StoredObject(Address("s3", "bucket", str(file)), tag, len(content)) if content else None
+
+    def reader(address: Address, tag: str) -> Callable[[int, int], bytes]:
+        return lambda start, end: Path(address.key).read_bytes()[start:end]
+
+    with (
+        mock.patch.object(table_batches, "stored_object", stored),
+        mock.patch.object(table_files, "stored_object", stored),
+        mock.patch.object(stored_files, "range_reader", reader),
+    ):
+        _read_images(path)
 
 
 def _read_images(path: Path) -> None:
@@ -321,7 +351,10 @@ TARGETS = {
     "parquet": Target("pairs.parquet", _parquet, lambda path: read_pairs(path, Quarantine())),
     "parquet-images": Target("images.parquet", _parquet_images, _read_images),
     "arrow-images": Target("data-00000-of-00001.arrow", _arrow_images, lambda path: _read_images(path.parent)),
+    "parquet-stored": Target("stored.parquet", _parquet_images, _read_stored_images),
+    "arrow-stored": Target("data-00000-of-00001.arrow", _arrow_images, lambda path: _read_stored_images(path.parent)),
     "array-record": _tfds_file(ARRAY_RECORD),
+    "tfrecord": Target(TFRECORD, _tfrecord, lambda path: _read_images(path.parent)),
     "tfds-features": _tfds_file("features.json"),
     "tfds-info": _tfds_file("dataset_info.json"),
     "arrow": Target("data-00000-of-00001.arrow", _arrow, lambda path: read_pairs(path.parent, Quarantine())),
