@@ -82,7 +82,7 @@ def test_rows_and_images_are_those_of_a_disk(store, tmp_path, kind):
     table, images = studies(16)
     folder = write(tmp_path / "rows", kind, table)
     put(store, folder)
-    with staging([f"{store.address}/rows"]) as [path]:
+    with staging([f"{store.address}/{folder.name}"]) as [path]:
         splits = reads(path)
         assert without_places(splits) == without_places(reads(folder))
         found = {study.report: study.images for split in splits.values() for study in split}
