@@ -236,3 +236,25 @@ def test_a_read_that_breaks_off_or_stalls_is_one_line(tmp_path, kind, stalls, pr
             reads(path)
         proxy.most = None
         assert image.read() == content_of(300)
+
+
+def test_an_empty_image_that_nothing_tells_of_goes_to_the_quarantine(tmp_path):
+    """Of long values Parquet has no smallest one, so that an empty one is seen when it is read only."""
+    store = new_bucket("s3")
+    full, empty = {"bytes": content_of(0), "path": "a.png"}, {"bytes": b"", "path": "a.png"}
+    views = pa.array([[full], [empty], [full, empty], [{"bytes": content_of(1), "path": None}]], pa.list_(STRUCT))
+    table = pa.table({"images": views, "report": ["a", "b", "c", "d"], "split": ["train"] * 4})
+    pq.write_table(table, buffer := pa.BufferOutputStream())
+    store.write("a.parquet", buffer.getvalue().to_pybytes())
+    quarantine = Quarantine()
+
+    def load(image: bytes) -> bytes:
+        if not image:
+            raise UserError("empty")
+        return image
+
+    with staging([f"{store.address}/a.parquet"]) as [path]:
+        found = read_image_rows(path, None, quarantine)["train"]
+        split = in_memory(StudySource("rows"), load, "train", found, quarantine)
+    assert [study.report for study in split.studies] == ["a", "d"]
+    assert quarantine.counts() == {"image cannot be read": 2}
