@@ -20,12 +20,21 @@ from common.models.lora import LoraConfig, merge
 from common.models.qwen2_vl import SHARDING_RULES
 from common.models.qwen2_vl_weights import param_shapes
 from common.training.logs import read_metrics
-from common.training.parallel import MeshConfig, compile_evaluation, device_put_tree, make_device_layout, place_batch
+from common.training.parallel import (
+    MeshConfig,
+    compile_evaluation,
+    compile_rows,
+    device_put_tree,
+    fetch_rows,
+    make_device_layout,
+    place_batch,
+)
 from deer_jax.cli import dispatch
 from deer_jax.config import INSTRUCTION, RL_NEEDS, RL_PRESETS, ModelConfig, RlConfig, RolloutConfig, SftConfig
 from deer_jax.ditpo import PolicyParams, Rollouts, make_loss
 from deer_jax.objective import Objective
 from deer_jax.prompts import prompt_length, study_prompts
+from deer_jax.rl import StudyBatch
 from deer_jax.setup import decode_settings, export, initial_trees, load_base
 from deer_jax.test_evaluation import sampling
 from deer_jax.vision_policy import vision_policy
@@ -201,24 +210,35 @@ def test_what_a_plan_counts_is_what_a_run_holds(bits, tuning, base):
 
 @pytest.mark.parametrize("bits", KINDS)
 def test_devices_change_nothing(bits, base):
-    """The loss of rollouts, its gradient and log-probabilities: jit, pmap and a mesh, with weights placed once."""
+    """Samples, the loss of rollouts, its gradient and log-probabilities: jit, pmap and a mesh; weights placed once."""
     random = np.random.default_rng(2)
     tokens = random.integers(20, 60, (STUDIES, GROUP, NEW)).astype(np.int32)
     logp = -4 - random.random(tokens.shape, np.float32)
-    found = []
+    found, written = [], []
     for mode in ("jit", "pmap", "mesh"):
         layout = make_device_layout(mode, MeshConfig(data=1, fsdp=2, tensor=2), jax.devices()[:4])
         own, trees = read(base, bits, layout)
         kernel = trees.frozen["language"]["layers"]["mlp"]["up_proj"][bits]
         parts = 2 if mode == "mesh" else 1
         assert kernel.addressable_shards[0].data.shape == (2, kernel.shape[1] // parts, kernel.shape[2] // parts)
-        run = compile_evaluation(learning(policy_of(own)), layout)
+        policy = policy_of(own)
+
+        def sample(trainable, frozen, batch, key, policy=policy):
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.study)
+            return policy.sample(PolicyParams(trainable, frozen), batch.prompts, keys, GROUP)
+
+        run, write = compile_evaluation(learning(policy), layout), compile_rows(sample, layout)
+        studies = place_batch(StudyBatch(prompts_of(own), np.arange(STUDIES, dtype=np.int32)), layout)
         batch = place_batch(rollouts_of(own, tokens, tokens > 25, logp), layout)
         key = device_put_tree(jax.random.key(0), layout)
         with jax.transfer_guard("disallow"):
             found.append(jax.block_until_ready(run(*trees, batch, key)))
-    for sums in found[1:]:
+            drawn = jax.block_until_ready(write(*trees, studies, key))
+        written.append(fetch_rows(drawn, layout))
+    for sums, drawn in zip(found[1:], written[1:], strict=True):
         close(sums, found[0], 2e-5)
+        np.testing.assert_array_equal(drawn.tokens, written[0].tokens)
+        np.testing.assert_allclose(drawn.log_probs, written[0].log_probs, atol=2e-5)
 
 
 @pytest.mark.parametrize("bits", KINDS)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.config import from_json, to_json
 from common.config_options import parse
 from common.data.readers import ImageStudy
 from common.data.tokenizers import build_word_tokenizer
@@ -115,3 +116,7 @@ def test_options_by_their_former_names_are_taken_with_a_warning(capsys):
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "warning: --visual-rate is now --vision-lr-multiplier"
     assert said[1] == "warning: --model.words-begin is now --model.logit-init-scale"
+    recorded = to_json(config)
+    recorded["visual_rate"] = recorded.pop("vision_lr_multiplier")
+    recorded["model"]["words_begin"] = recorded["model"].pop("logit_init_scale")
+    assert from_json(RunConfig, recorded, "config.json of an earlier run") == config
