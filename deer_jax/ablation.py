@@ -45,7 +45,7 @@ from deer_jax.config import (
     SFT_PRESETS,
     RlConfig,
     SftConfig,
-    check_given,
+    check_rewarded,
 )
 from deer_jax.ddsampling import Strategy
 from deer_jax.prompts import read_splits, splits_line
@@ -121,7 +121,7 @@ def main(arguments: list[str]) -> None:
         help="supervised updates; 0, the default: all epochs of the preset",
     )  # fmt: skip
     which, words = first_word(PROGRAM, TABLES, arguments)
-    config, chosen = read_preset_options(options, RL_PRESETS, words, ABLATION_NEEDS, check_given)
+    config, chosen = read_preset_options(options, RL_PRESETS, words, ABLATION_NEEDS, check_rewarded)
     sft = dataclasses.replace(SFT_PRESETS[chosen.preset], max_steps=chosen.sft_steps)
     rows = dict(TABLES[which])
     if chosen.rows is not None:

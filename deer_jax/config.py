@@ -257,6 +257,16 @@ def check_given(config: RunConfig | SampleConfig) -> None:
     check_base(config.model)
 
 
+def check_rewarded(config: RlConfig) -> None:
+    """Raise UserError where data, a base model, or what gives the rewards is not named."""
+    check_given(config)
+    if not (config.reward.labeler or config.reward.function):
+        raise UserError(
+            "reward.labeler: not given; name chexbert.pth or a labeler's directory with --reward.labeler PATH, or "
+            "another reward with --reward.function"
+        )
+
+
 NEEDS = (
     *STUDY_NEEDS,
     Needs("lora", "model.tuning", ("lora",)),

@@ -28,6 +28,7 @@ from common.io.terminal import say
 from common.metrics.clinical import COMPETITION, FINDINGS
 from common.models.attention_choice import attention_lines, say_attention
 from common.models.qwen2_vl import SHARDING_RULES
+from common.options import command_line
 from common.report.bands import Bands
 from common.report.live import Curves, study_page
 from common.report.model_card import results_in, training_of, write_cards
@@ -51,7 +52,7 @@ from deer_jax.config import (
     RL_PRESETS,
     RewardConfig,
     RlConfig,
-    check_given,
+    check_rewarded,
 )
 from deer_jax.ditpo import ADVANTAGES, RATIOS, TOKEN_WEIGHTS, ditpo_loss
 from deer_jax.flops import step_flops
@@ -100,9 +101,10 @@ SHOWN = ("reward", "kl", "new_tokens", "clipped", "entropy")
 def main(arguments: list[str]) -> None:
     """The command line."""
     options = preset_parser("deer rl", RL_PRESETS, HELP + LABELER_HELP)
-    config, chosen = read_preset_options(options, RL_PRESETS, arguments, RL_NEEDS, check_given)
+    config, chosen = read_preset_options(options, RL_PRESETS, arguments, RL_NEEDS, check_rewarded)
     train_run(config, chosen.run_dir)
-    say(f"trained: {chosen.run_dir}; next: deer sample --model.base {chosen.run_dir / 'model'}")
+    following = command_line("deer sample", {"model.base": chosen.run_dir / "model"})
+    say(f"trained: {chosen.run_dir}; next: {following}")
 
 
 def check_config(config: RlConfig) -> None:

@@ -15,6 +15,7 @@ from common.data.summary import Cut, say_data
 from common.io.terminal import say
 from common.models.attention_choice import attention_lines, say_attention
 from common.models.qwen2_vl import SHARDING_RULES
+from common.options import command_line
 from common.report.live import study_page
 from common.report.model_card import results_in, training_of, write_cards
 from common.training.parallel import DeviceLayout, make_device_layout
@@ -44,8 +45,8 @@ def main(arguments: list[str]) -> None:
     options = preset_parser("deer sft", SFT_PRESETS, HELP)
     config, chosen = read_preset_options(options, SFT_PRESETS, arguments, NEEDS, check_given)
     train_run(config, chosen.run_dir)
-    model = chosen.run_dir / "model"
-    say(f"trained: {chosen.run_dir}; next: deer sample, or deer rl --model.base {model}")
+    following = command_line("deer rl", {"model.base": chosen.run_dir / "model"})
+    say(f"trained: {chosen.run_dir}; next: deer sample, or {following}")
 
 
 def batch_maker(config: SftConfig, base: Base, split: Split) -> tuple[Callable[..., ReportRows], int]:

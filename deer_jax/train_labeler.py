@@ -13,6 +13,7 @@ from common.config_options import preset_parser, read_preset_options
 from common.io.numbers import rounded
 from common.io.safetensors import write_json
 from common.io.terminal import say
+from common.options import command_line
 from common.report.live import live_page
 
 DESCRIPTION = """Rows of FILE.jsonl are {"id", "report", "labels"}, labels being 14 class ids in CheXbert's order. The
@@ -45,4 +46,5 @@ def finish(config: LabelerRunConfig, corpus: LabeledCorpus, run_dir: Path, expor
         say(f"{name}\n\n{as_markdown(found)}\n")
     if export_to is not None:
         export(config, labeler, export_to)
-    say(f"trained: {run_dir}; next: deer label FILE.jsonl --labeler {export_to or run_dir}")
+    following = command_line("deer label FILE.jsonl", {"labeler": export_to or run_dir})
+    say(f"trained: {run_dir}; next: {following}")

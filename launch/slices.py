@@ -5,14 +5,14 @@ GPU is asked anything then: what cuDNN takes besides is estimated here, and no p
 """
 
 import contextlib
+import functools
 import importlib.util
 import math
 import os
 import re
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from common.devices import GPU_FLAGS, GPU_SETTINGS
 from common.errors import UserError
+from common.io.terminal import say
 from common.models.attention_choice import Implementation, choose_implementation
+from common.process.stopping import quiet_stderr
 from common.training.parallel import DeviceLayout, Rules, shardings
 from common.types import PyTree, TrainState
 from launch.chips import CHIPS, GIB, Chip, Gpu, gpu_target
@@ -110,12 +112,18 @@ def tpu_devices(name: str) -> list[Any]:
         raise UserError(f"--topology {name}: libtpu does not know this slice ({reason}); v5e:2x4 is one") from None
 
 
+@functools.cache
+def _say_compiling() -> None:
+    say("compiling, which takes a minute or several", error=True)
+
+
 def compile_abstract(step: Any, arguments: Sequence[PyTree], layout: DeviceLayout) -> tuple[Compiled, Any]:
     """What the compiler says of a jitted step for abstract arguments; and the program, None where it does not fit."""
     started, processor = time.perf_counter(), time.process_time()
     on_gpu = layout.mesh.devices.flat[0].platform == "gpu"
     options: Any = GPU_FLAGS if on_gpu else None
     precision = GPU_SETTINGS["JAX_DEFAULT_MATMUL_PRECISION"] if on_gpu else None
+    _say_compiling()
     with layout.context(), jax.default_matmul_precision(precision):
         lowered = step.lower(*arguments)
         try:
@@ -216,17 +224,3 @@ def abstract(tree: PyTree, layout: DeviceLayout, rules: Rules) -> PyTree:
     if isinstance(tree, jax.ShapeDtypeStruct):
         return one(tree, NamedSharding(layout.mesh, PartitionSpec()))
     return jax.tree.map(one, tree, shardings(tree, layout, rules))
-
-
-@contextlib.contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Keep what compilers write to file descriptor 2 off the terminal: warnings about devices that are not there."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as aside:
-        os.dup2(aside.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)

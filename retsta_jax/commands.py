@@ -11,6 +11,7 @@ from common.io.locks import locked_by_first
 from common.io.rows import add_columns
 from common.io.tables import score_lines
 from common.io.terminal import say
+from common.options import command_line
 from common.process.first import is_first_process
 from retsta_jax.config import HELP, NEEDS, PRESETS, RetstaConfig, check_given
 
@@ -22,7 +23,7 @@ def train(arguments: list[str]) -> None:
     from retsta_jax.train import train_run
 
     train_run(config, chosen.run_dir)
-    say(f"trained: {chosen.run_dir}; next: retsta evaluate --run-dir {chosen.run_dir}")
+    say(f"trained: {chosen.run_dir}; next: {command_line('retsta evaluate', {'run_dir': chosen.run_dir})}")
 
 
 def evaluate(arguments: list[str]) -> None:

@@ -11,7 +11,7 @@ from common.generation.draft_option import add_draft
 from common.io.locks import locked_by_first
 from common.io.tables import score_lines
 from common.io.terminal import say
-from common.options import Needs, check_options
+from common.options import Needs, check_options, command_line
 from common.process.first import is_first_process
 from unicross_jax.config import ABLATION_NEEDS, HELP, LENGTH_PENALTY, NEEDS, PRESETS, RunConfig, check_given
 
@@ -25,7 +25,7 @@ def train(arguments: list[str]) -> None:
     from unicross_jax.train import train_run
 
     train_run(config, chosen.run_dir)
-    say(f"trained: {chosen.run_dir}; next: unicross evaluate --run-dir {chosen.run_dir}")
+    say(f"trained: {chosen.run_dir}; next: {command_line('unicross evaluate', {'run_dir': chosen.run_dir})}")
 
 
 def evaluate(arguments: list[str]) -> None:

@@ -19,8 +19,9 @@ from typing import Any
 from common.errors import ChangedInput, UserError
 from common.io.terminal import printable
 
-ADDRESS = re.compile(r"(?P<scheme>gs|s3)://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]{1,220})/*(?P<key>.*)", re.DOTALL)
-OTHER_STORE = re.compile(r"(?:s3a|s3n|az|abfs|abfss|hdfs|gcs|(?=[A-Z])[GgSs][Ss3])://")
+ADDRESS = re.compile(r"(?P<scheme>gs|s3)://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]{2,220})/*(?P<key>.*)", re.DOTALL)
+OTHER_STORE = re.compile(r"(?:s3a|s3n|az|abfs|abfss|hdfs|gcs|file|(?=[A-Z])[GgSs][Ss3])://")
+FEW_SLASHES = re.compile(r"(?:gs|s3):(?!//)\S*/\S*")  # a slip, and otherwise a folder of that name
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 INSTALL = "pip install 'medreport-jax[stores]'"
 CONNECT_SECONDS, ANSWER_SECONDS = 10, 30  # after which a request is repeated, by the packages up to 6 times
@@ -59,7 +60,10 @@ def parse_address(text: str) -> Address | None:
     """The address that a word is; None for a path. Raises UserError for one that cannot be used."""
     if OTHER_STORE.match(text):
         scheme = text.partition("//")[0]
-        raise UserError(f"{printable(text)}: {scheme}// is not supported; expected gs://BUCKET/KEY or s3://BUCKET/KEY")
+        expected = "a path" if scheme == "file:" else "gs://BUCKET/KEY or s3://BUCKET/KEY"
+        raise UserError(f"{printable(text)}: {scheme}// is not supported; expected {expected}")
+    if FEW_SLASHES.fullmatch(text):
+        raise UserError(f"{printable(text)}: expected two slashes after the colon, {text[:3]}//BUCKET/KEY")
     if not text.startswith(("gs://", "s3://")):
         return None
     address = split_address(text)
@@ -74,7 +78,10 @@ def split_address(text: str) -> Address:
     """The parts of an address. Raises UserError for what cannot be the name of a bucket."""
     found = ADDRESS.fullmatch(text)
     if found is None:
-        raise UserError(f"{printable(text)}: expected the address of something in a bucket, {text[:5]}BUCKET/KEY")
+        raise UserError(
+            f"{printable(text)}: expected the address of something in a bucket, {text[:5]}BUCKET/KEY, with a name of "
+            "three letters or more"
+        )
     return Address(found["scheme"], found["bucket"], found["key"].rstrip("/"))
 
 

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +55,7 @@ class _Signals:
         self.requests = 0  # signals that this process is about to get from itself
         self.later: list[threading.Timer] = []  # which ask for them
         self.last_line, self.said = threading.Lock(), threading.Event()
+        self.stderr = 2
 
 
 _signals = _Signals()
@@ -209,7 +211,23 @@ def _watch(heard: socket.socket) -> None:
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):
-        os.write(2, f"{line}\n".encode())
+        os.write(_signals.stderr, f"{line}\n".encode())
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Keep what compilers write to file descriptor 2 off the terminal, but not the last line of the process."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as aside:
+        _signals.stderr = kept
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            _signals.stderr = 2
+            os.close(kept)
 
 
 def say_last(line: str, say: Callable[[str], None] = _say) -> None:

@@ -117,7 +117,9 @@ def main(arguments):
     for count, number in enumerate(map(int, arguments), start=1):
         threading.Timer(count / 10, os.kill, [os.getpid(), number]).start()
     if len(arguments) == 1:
-        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # a library that takes minutes
+        with stopping.quiet_stderr():
+            os.write(2, b"a compiler's warning")
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # a library that takes minutes
     with stopping.held():
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 run_cli(main)

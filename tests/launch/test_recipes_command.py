@@ -51,6 +51,10 @@ def launched(platform: str, command: str) -> int:
         ("deer train-labeler --preset openi --archive a --output r", "^gold: not given; data openi needs archive"),
         ("deer sample --preset mimic-cxr --data.source d --output f.jsonl", "^model.base: not given; name the"),
         ("deer sample --preset mimic-cxr --endpoint http://e/v1 --output f.jsonl", "^data.source: not given; the"),
+        (
+            "deer rl --preset mimic-cxr --model.base b --data.source d --run-dir r",
+            "^reward.labeler: not given; name chexbert.pth",
+        ),
         ("deer select labels.jsonl --fraction 0.2", "^deer select: runs on one host only; use --nodes 1$"),
         ("deer ablation components --preset demo", "^deer ablation: runs on one host only; use --nodes 1$"),
     ],
