@@ -34,6 +34,7 @@ PACKAGES = (
 DRIVER = Path("/proc/driver/nvidia/version")
 LEAST_DRIVER = {12: 525, 13: 580}  # the oldest NVIDIA driver of each major version of CUDA
 LEAST_DISK = 20e9  # bytes; an exported 7B model takes 15
+FEWEST_BYTES = 1e8  # of a disk: the small models alone need tens of MB
 ANSWER_SECONDS = 2.0
 LONGEST_TEXT = 500  # characters
 
@@ -168,8 +169,10 @@ def disk(run_dir: Path) -> Line:
     free = shutil.disk_usage(there).free
     if not os.access(there, os.W_OK):
         return Line("problem", "disk", f"{there} is not writable: choose another --run-dir")
-    severity: Severity = "ok" if free >= LEAST_DISK else "note"
-    return Line(severity, "disk", f"{free / 1e9:.1f} GB free in {there}")
+    if free >= LEAST_DISK:
+        return Line("ok", "disk", f"{free / 1e9:.1f} GB free in {there}")
+    severity: Severity = "note" if free >= FEWEST_BYTES else "problem"
+    return Line(severity, "disk", f"{free / 1e9:.2f} GB free in {there}: make room, or choose another --run-dir")
 
 
 def hosts() -> Iterator[Line]:

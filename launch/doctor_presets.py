@@ -107,7 +107,11 @@ def memory_of(config: Any, layout: DeviceLayout) -> tuple[str, str, str]:
         f"{needed / 1e9:.1f} GB on each device, which has {there / 1e9:.1f} GB"
     )
     if needed > there:
-        more = "more devices" if parts == layout.mesh.size > 1 else "--mesh.fsdp -1 --mesh.data 1, or more devices"
+        split = "--mesh.fsdp -1 --mesh.data 1"
+        if parts == layout.mesh.size:
+            more = "more devices" if parts > 1 else f"more devices with {split}"
+        else:
+            more = f"{split}, or more devices"
         return "problem", "memory", f"{text}: use {more}"
     return "ok", "memory", text
 

@@ -1,6 +1,7 @@
 """`medreport doctor` says what is there, and names what is wrong with its remedy."""
 
 import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -137,3 +138,11 @@ def test_tasks_of_slurm_that_do_not_know_of_each_other_are_a_problem(monkeypatch
     (finding,) = doctor.hosts()
     assert finding.severity == "problem"
     assert f"set {VARIABLE}=auto" in finding.text
+
+
+@pytest.mark.parametrize(("free", "severity"), [(1e7, "problem"), (1e9, "note"), (1e11, "ok")])
+def test_a_disk_without_room_comes_with_the_remedy(tmp_path, monkeypatch, free, severity):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    line = doctor.disk(tmp_path / "run")
+    assert line.severity == severity
+    assert ("make room, or choose another --run-dir" in line.text) == (severity != "ok")
