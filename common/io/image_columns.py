@@ -1,5 +1,6 @@
 """Columns of encoded images: which ones are, and where images are in a row group of Parquet, without their bytes."""
 
+import io
 from collections.abc import Collection
 from typing import Any
 
@@ -34,25 +35,80 @@ def places(stored: Any, number: int, column: str) -> list[Any] | None:
     """
     from pyarrow import types
 
-    group = stored.metadata.row_group(number)
-    chunks = [group.column(index) for index in range(group.num_columns)]
-    own = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{column}.")]
-    beside = [chunk.path_in_schema for chunk in own if chunk.path_in_schema.endswith(".path")]
-    contents = [chunk for chunk in own if chunk.path_in_schema not in beside]
+    names = [stored.schema.column(index).path for index in range(len(stored.schema))]
+    own = [index for index, name in enumerate(names) if f"{name}.".startswith(f"{column}.")]
+    beside = [names[index] for index in own if names[index].endswith(".path")]
+    contents = [index for index in own if names[index] not in beside]
     if len(contents) != 1 or len(beside) > 1:
         return None
-    counted = contents[0].statistics
+    if stored.schema.column(contents[0]).physical_type != "BYTE_ARRAY":
+        return None  # the least of fixed-size values can be damaged in a way that ends the process (pyarrow 26)
+    _check_chunk(stored, number, names[contents[0]])
+    group = stored.metadata.row_group(number)
+    chunk = group.column(contents[0])
+    if chunk.physical_type != "BYTE_ARRAY":  # which would end the process, too
+        raise OSError("a row group has another type than its column")
+    counted = chunk.statistics
     if counted is None or not counted.has_null_count or (counted.has_min_max and not counted.min):
         return None  # an empty one may stand for no image
-    filled = contents[0].num_values - counted.null_count
+    filled = chunk.num_values - counted.null_count
     if beside:
-        found = [_there(value) for value in stored.read_row_group(number, columns=beside)[column].to_pylist()]
+        paths = stored.read_row_group(number, columns=beside)
+        found = [_there(value) for value in (paths[column].to_pylist() if column in paths.schema.names else ())]
     else:
         kind = stored.schema_arrow.field(column).type
         is_single = types.is_struct(kind) or not kind.num_fields
-        found = [THERE if is_single else [THERE]] * (group.num_rows if contents[0].num_values == group.num_rows else 0)
+        found = [THERE if is_single else [THERE]] * (group.num_rows if chunk.num_values == group.num_rows else 0)
     images = sum(value is not None for row in found for value in (row if isinstance(row, list) else [row]))
     return found if len(found) == group.num_rows and images == filled else None
+
+
+class _NoData(io.RawIOBase):
+    """A file that has no bytes to give, and knows that it was asked for some."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._position = 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """The new position; the end is far away."""
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position}.get(whence, 1 << 62)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Raises OSError."""
+        self.asked = True
+        raise OSError("no data")
+
+
+def _check_chunk(stored: Any, number: int, leaf: str) -> None:
+    """Raise pyarrow's error where what a row group says of a column is damaged.
+
+    To ask pyarrow for it would end the process then (pyarrow 26). To read the column takes the same, and raises: so it
+    is read from a file without data, which is asked for some only where all of it is well.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = _NoData()
+    with pq.ParquetFile(file, metadata=stored.metadata) as empty:
+        try:
+            next(empty.iter_batches(1, row_groups=[number], columns=[leaf]), None)
+        except (pa.ArrowException, OSError):
+            if not file.asked:
+                raise
 
 
 def _there(value: Any) -> Any:
