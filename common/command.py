@@ -40,18 +40,21 @@ def run_cli(
     # Of transformers only the tokenizers are used: it need not say that PyTorch is not there.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.showwarning = _show_warning
-    with handled():
-        try:
-            words = sys.argv[1:] if argv is None else argv
-            code = _run(main, words, hosts, joins=next(iter(words), "") not in apart)
-        except BaseException as error:
-            _leave_hosts(error)
-            if argv is None and received() and isinstance(error, SystemExit):
-                _flush()
-                # What a signal left half-way, such as a program that is compiled, may crash Python while it tidies up.
-                os._exit(error.code if isinstance(error.code, int) else 1)
-            raise
-        _leave_hosts(None)
+    try:
+        with handled():
+            try:
+                words = sys.argv[1:] if argv is None else argv
+                code = _run(main, words, hosts, joins=next(iter(words), "") not in apart)
+            except BaseException as error:
+                _leave_hosts(error)
+                if argv is None and received() and isinstance(error, SystemExit):
+                    _flush()
+                    # What a signal left half-way, such as a compilation, may crash Python while it tidies up.
+                    os._exit(error.code if isinstance(error.code, int) else 1)
+                raise
+            _leave_hosts(None)
+    except Stopped as stop:  # before the command began, or after it was done
+        _end(stop.code, str(stop))
     raise SystemExit(code or 0)
 
 

@@ -89,7 +89,7 @@ def handled() -> Iterator[None]:
         yield
         return
     _signals.reset()
-    before = {number: signal.signal(number, _receive) for number in EXIT_CODES}
+    before = {number: signal.getsignal(number) for number in EXIT_CODES}
     unraisable, sys.unraisablehook = sys.unraisablehook, _say_unless_stopped(sys.unraisablehook)
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
@@ -98,6 +98,8 @@ def handled() -> Iterator[None]:
     watcher = threading.Thread(target=_watch, args=(ours,), name="signals", daemon=True)
     watcher.start()
     try:
+        for number in EXIT_CODES:  # last: a signal may come at once, and ends this block before it began
+            signal.signal(number, _receive)
         yield
     finally:
         _signals.raised = True

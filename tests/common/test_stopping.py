@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from common import command
 from common.command import run_cli
 from common.io.exports import atomic_directory
 from common.io.resumable import row_writer
@@ -42,6 +43,25 @@ def test_handlers_are_those_of_before_afterwards(capsys):
     before = [signal.getsignal(number) for number in CODES]
     ended(lambda: os.kill(os.getpid(), signal.SIGTERM), capsys)
     assert [signal.getsignal(number) for number in CODES] == before
+
+
+def test_a_signal_that_comes_before_the_command_begins(capsys, monkeypatch):
+    before, install = [signal.getsignal(number) for number in CODES], signal.signal
+
+    def installed(number, handler):
+        install(number, handler)
+        if handler is stopping._receive:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(signal, "signal", installed)
+    assert ended(lambda: None, capsys) == (75, "error: terminated\n")
+    assert [signal.getsignal(number) for number in CODES] == before
+
+
+@both
+def test_a_signal_that_comes_when_the_command_is_done(number, capsys, monkeypatch):
+    monkeypatch.setattr(command, "_leave_hosts", lambda error: error or os.kill(os.getpid(), number))
+    assert ended(lambda: None, capsys)[0] == CODES[number]
 
 
 class Signalling(dict):
