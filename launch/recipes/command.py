@@ -5,6 +5,7 @@ started or written.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from common.errors import Parser, UserError, did_you_mean
 from common.io.files import atomic_file
-from common.io.terminal import printable
+from common.io.terminal import printable, say
 from launch.recipes.command_check import check_command
 from launch.recipes.platforms import PLATFORMS, Platform
 
@@ -22,6 +23,7 @@ OTHER_NAMES = {
     "kubernetes": "gke", "k8s": "gke", "kubectl": "gke", "jobset": "gke", "gcp": "gke", "sbatch": "slurm",
     "srun": "slurm", "gcloud": "tpu", "sky": "skypilot", "localhost": "local",
 }  # of platforms  # fmt: skip
+SECRET = re.compile(r"\b(\w*(?:KEY|TOKEN|SECRET|PASSWORD))=(?![\"']?\$)\S")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,6 +51,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"medreport launch {name}: no command; expected -- COMMAND ... at the end")
     for word in command:
         check_word(word)
+    check_setup(getattr(options, "setup", ""))
+    warn_of_secrets([getattr(options, "setup", ""), *command])
     text = platform.recipe(options, command)
     check_command(command, platform.hosts(options), platform.one_host)
     platform.check_storage(options, command)
@@ -116,6 +120,23 @@ def check_word(word: str) -> None:
         word.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(f"{word!r}: is not valid UTF-8, as every word of the command must be") from error
+
+
+def check_setup(lines: str) -> None:
+    """Raise UserError for lines that bash, where there is one, cannot parse."""
+    if lines and (bash := shutil.which("bash")):
+        done = subprocess.run([bash, "-n"], input=lines, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"--setup: is no bash: {printable(' '.join(done.stderr.split()))}")
+
+
+def warn_of_secrets(texts: Sequence[str]) -> None:
+    """Warn of variables that look like keys: the recipe holds them, for everyone who can read it."""
+    for found in re.finditer(SECRET, "\n".join(texts)):
+        say(
+            f"warning: {found[1]}: its value would stand in the recipe, in clear; see docs/how-to/hosts.md",
+            error=True,
+        )
 
 
 def parser_of(name: str, platform: Platform) -> Parser:

@@ -69,6 +69,13 @@ def plain(text: str) -> str:
     return text
 
 
+def mounted(text: str) -> str:
+    """The type of an option that says where a disk is mounted."""
+    if not plain(text).startswith("/") or not text.strip("/"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a directory from the root on, such as /runs")
+    return text
+
+
 def plain_words(text: str) -> str:
     """The type of an option that holds several such words."""
     return " ".join(plain(word) for word in text.split())

@@ -156,6 +156,8 @@ def tpu(options: Options, command: Sequence[str]) -> str:
 
 def check_accelerators(text: str) -> None:
     """Raise UserError for another way to write a number of accelerators than SkyPilot's NAME:COUNT."""
+    if re.fullmatch(r".*:0*", text):
+        raise UserError(f"--accelerators {text}: expected NAME:COUNT with at least one of each node, such as H100:8")
     for pattern, name, count in ((r"(.*\w)x(\d+)", 1, 2), (r"(\d+)[x:](\w.*)", 2, 1)):
         if found := re.fullmatch(pattern, text):
             raise UserError(
@@ -186,8 +188,8 @@ def skypilot(options: Options, command: Sequence[str]) -> str:
 
 def ssh_hosts(options: Options) -> list[str]:
     """The names of `--hosts`. Raises UserError where there is none, or one of them twice."""
-    hosts = [host for host in options.hosts.split(",") if host]
-    if not hosts:
+    hosts = options.hosts.split(",")
+    if any(not host or host.startswith("-") for host in hosts):
         raise UserError(f"--hosts {options.hosts}: expected names separated by commas")
     if twice := next((host for host in hosts if hosts.count(host) > 1), None):
         raise UserError(f"--hosts {options.hosts}: {twice} is named twice; name each host once")
@@ -241,7 +243,7 @@ PLATFORMS = {
     ),
     "ssh": Platform(
         "hosts reached by ssh", of.ssh_options, ssh, lambda options: len(ssh_hosts(options)),
-        lambda options, command: None, "name one host",
+        storage.check_ssh, "name one host",
         "ssh", ("bash",), "install OpenSSH's client",
     ),
     "local": Platform(

@@ -55,6 +55,20 @@ def launched(platform: str, command: str) -> int:
             "deer rl --preset mimic-cxr --model.base b --data.source d --run-dir r",
             "^reward.labeler: not given; name chexbert.pth",
         ),
+        ("medreport doctor --preset nosuch", "^--preset nosuch: unknown; expected .*retsta-7b"),
+        ("retstaa train", r"^retstaa: no command of this project \(did you mean retsta\?\); another program: give its"),
+        (
+            TRAIN.replace("--run-dir R", "--run-dir ~/r"),
+            "^--run-dir ~/r: is taken as it stands, and no shell",
+        ),
+        (TRAIN.replace("--run-dir R", "--run-dir=$SCRATCH/r"), r"^--run-dir \$SCRATCH/r: is taken as it stands"),
+        (TRAIN.replace("--run-dir R", "--run-dir gs:/eyes/r"), "^gs:/eyes/r: expected two slashes after the colon"),
+        (
+            "retsta standardize --run-dir r reports.txt",
+            "^retsta standardize: would print the text of reports",
+        ),
+        ("retsta terminology match reports.txt", "^retsta terminology: would print the text of reports"),
+        ("unicross report a.png --checkpoint r", "^unicross report: would print the text .*; give --output FILE$"),
         ("deer select labels.jsonl --fraction 0.2", "^deer select: runs on one host only; use --nodes 1$"),
         ("deer ablation components --preset demo", "^deer ablation: runs on one host only; use --nodes 1$"),
     ],
@@ -104,3 +118,19 @@ def test_no_command_runs_while_it_is_checked(script, name, tmp_path, monkeypatch
         with contextlib.suppress(UserError):
             assert launched("local --processes 1", " ".join([script, name, *words])) == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_a_command_in_quotes_is_refused():
+    with pytest.raises(UserError, match=r"^retsta train --preset demo: is one word; give"):
+        dispatch(["launch", *USUAL["slurm"].split(), "--dry-run", "--", "retsta train --preset demo"])
+
+
+def test_keys_in_a_recipe_are_warned_of_without_their_values(capsys):
+    words = [*USUAL["slurm"].split(), "--setup", "export WANDB_API_KEY=abc", "--dry-run", "--"]
+    assert dispatch(["launch", *words, "env", "MEDREPORT_ENDPOINT_KEY=def", "KEYS=x", "record"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("warning: ") == 2
+    assert "WANDB_API_KEY: its value would stand in the recipe" in said
+    assert "MEDREPORT_ENDPOINT_KEY" in said
+    assert "abc" not in said
+    assert "def" not in said

@@ -37,6 +37,17 @@ def launched(platform: str, where: str, *extra: str, command: str = "retsta trai
         (f"{TPU} v6e-8 --spot", "--run-dir /home/me/x", "would be lost with its slice"),
         (SLURM, "--run-dir runs/x", "^--run-dir runs/x: would be lost with its container, .* --mounts /shared/runs"),
         (f"{SLURM} --mounts /data:/data", "--run-dir /runs/x", "would be lost with its container"),
+        (
+            f"{SKY} --infra k8s --volume v --setup cd",
+            "--run-dir /tmp/x",
+            "^--run-dir /tmp/x: is on a machine's own",
+        ),
+        (f"{SKY} --infra gcp --setup mount", "--run-dir /dev/shm/x", "would be lost with its node"),
+        (f"{TPU} v6e-8 --spot --setup mount", "--run-dir /var/tmp/../tmp/x", "own disk, .* lost with its slice"),
+        (f"{GKE} --claim c --mount /tmp", "--run-dir /tmp/x", "own disk, .* lost with its container"),
+        (GKE, "--run-dir az://a/b", "^az://a/b: az:// is not supported; expected gs://BUCKET/KEY or s3://"),
+        (GKE, "--run-dir GS://bucket/b", "^GS://bucket/b: GS:// is not supported"),
+        (GKE, "--run-dir=gs://", "^gs://: expected the address of something in a bucket"),
     ],
 )
 def test_what_would_be_lost_is_refused(platform, where, line):
@@ -91,3 +102,27 @@ def test_checkpoints_of_several_hosts_are_not_written_to_s3(several):
     assert launched(several, "--run-dir gs://eyes/x") == 0
     rows = "retsta standardize --run-dir gs://eyes/x s3://eyes/a.jsonl --output s3://eyes/b.jsonl"
     assert launched(several, "", command=rows) == 0
+
+
+@pytest.mark.parametrize(
+    ("platform", "where", "warned"),
+    [
+        (
+            "slurm --gpus 8 --time 60",
+            "--run-dir /tmp/x",
+            "/tmp is usually each machine's own; a requeued job",
+        ),
+        (
+            "ssh --hosts a,b",
+            "--run-dir /dev/shm/x",
+            "/dev/shm is usually each machine's own; give a directory",
+        ),
+        ("slurm --gpus 8 --time 60", "--run-dir /tmpx", ""),
+        ("ssh --hosts a", "--run-dir /tmp/x", ""),
+    ],
+)
+def test_what_may_be_lost_is_warned_of(platform, where, warned, capsys):
+    assert launched(platform, where) == 0
+    said = capsys.readouterr().err
+    assert warned in said
+    assert bool(warned) == ("warning: --run-dir" in said)
