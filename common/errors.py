@@ -33,6 +33,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, *arguments: Any, **options: Any) -> Any:
         """As argparse has it. Raises UserError for what it does not know, and ends a command that is only checked."""
+        words = list(arguments[0] if arguments and arguments[0] is not None else options.get("args") or sys.argv[1:])
+        self._check_names(words)
         chosen = super().parse_args(*arguments, **options)
         end_of_options()
         return chosen
@@ -45,6 +47,15 @@ class Parser(argparse.ArgumentParser):
             if len(option) > 2 and option[1] != "-" and f"-{option}" in self._option_string_actions:
                 self.error(f"{option}: unknown option (did you mean -{option}?)")
         return super().parse_known_args(*arguments, **options)
+
+    def _check_names(self, words: Sequence[str]) -> None:
+        """Raise UserError for the first option that there is none of; argparse would name what is missing first."""
+        if self._subparsers is not None or {"-h", "--help"} & set(words):  # the options may be those of a subparser
+            return
+        for word in words[: words.index("--") if "--" in words else None]:
+            option = word.partition("=")[0]
+            if option.startswith("--") and " " not in word and option not in self._option_string_actions:
+                self.error(f"{option}: unknown option{did_you_mean(option, self._option_string_actions)}")
 
     def first_word_apart(self, words: Sequence[str]) -> list[str]:
         """The words from the first on that is no option, nor the value of one; none where an option is unknown."""

@@ -52,11 +52,12 @@ class Line(NamedTuple):
 def main(arguments: Sequence[str]) -> int:
     """Print what is found. Returns 1 if there are problems, otherwise 0. Raises UserError for an unknown preset."""
     parser = Parser("medreport doctor", description=__doc__)
-    parser.add_argument(
-        "--preset", type=known_preset, help="also show what this preset would use here; one of " + ", ".join(PRESETS)
-    )
+    parser.add_argument("--preset", help="also show what this preset would use here; one of " + ", ".join(PRESETS))
     parser.add_argument("--run-dir", type=Path, default=Path(), help="directory of the run (default: the current one)")
     options = parser.parse_args(list(arguments))
+    if options.preset and options.preset not in PRESETS:
+        nearest = did_you_mean(options.preset, PRESETS)
+        raise UserError(f"--preset {options.preset}: unknown{nearest}; expected {', '.join(PRESETS)}")
     lines = list(examine(options.run_dir))
     if options.preset:
         lines += [Line(*found) for found in preset_lines(options.preset)]
@@ -66,13 +67,6 @@ def main(arguments: Sequence[str]) -> int:
     problems = sum(line.severity == "problem" for line in lines)
     print("no problems" if not problems else f"problems: {problems}")
     return int(problems > 0)
-
-
-def known_preset(name: str) -> str:
-    """The type of --preset. Raises UserError."""
-    if name not in PRESETS:
-        raise UserError(f"--preset {name}: unknown{did_you_mean(name, PRESETS)}; expected {', '.join(PRESETS)}")
-    return name
 
 
 def examine(run_dir: Path) -> Iterator[Line]:

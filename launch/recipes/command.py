@@ -23,7 +23,8 @@ OTHER_NAMES = {
     "kubernetes": "gke", "k8s": "gke", "kubectl": "gke", "jobset": "gke", "gcp": "gke", "sbatch": "slurm",
     "srun": "slurm", "gcloud": "tpu", "sky": "skypilot", "localhost": "local",
 }  # of platforms  # fmt: skip
-SECRET = re.compile(r"\b(\w*(?:KEY|TOKEN|SECRET|PASSWORD))=(?![\"']?\$)\S")
+SECRET = re.compile(r"""(?<![\w$.-])(\w*(?:KEY|TOKEN|SECRET|PASSWORD))=(?!["']?\$)["']?[^\s"';]""")
+SECRETS = "docs/how-to/hosts.md says how a job gets a secret"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,11 +52,12 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"medreport launch {name}: no command; expected -- COMMAND ... at the end")
     for word in command:
         check_word(word)
-    check_setup(getattr(options, "setup", ""))
-    warn_of_secrets([getattr(options, "setup", ""), *command])
     text = platform.recipe(options, command)
+    check_setup(getattr(options, "setup", ""))
     check_command(command, platform.hosts(options), platform.one_host)
     platform.check_storage(options, command)
+    for name in secrets_in([getattr(options, "setup", ""), *command]):
+        say(f"warning: {name} is given a value, which stands in the recipe for all to read; {SECRETS}", error=True)
     if options.dry_run:
         print(text, end="")
         return 0
@@ -123,20 +125,19 @@ def check_word(word: str) -> None:
 
 
 def check_setup(lines: str) -> None:
-    """Raise UserError for lines that bash, where there is one, cannot parse."""
-    if lines and (bash := shutil.which("bash")):
-        done = subprocess.run([bash, "-n"], input=lines, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"--setup: is no bash: {printable(' '.join(done.stderr.split()))}")
+    """Raise UserError for a --setup that bash cannot read. Where there is no bash, nothing is checked."""
+    if not lines.strip() or shutil.which("bash") is None:
+        return
+    environment = os.environ | {"LC_ALL": "C"}
+    read = subprocess.run(["bash", "-n"], input=lines, capture_output=True, text=True, env=environment, check=False)
+    if read.returncode:
+        reason = printable(read.stderr.strip().split("\n")[0].removeprefix("bash: "))
+        raise UserError(f"--setup: bash cannot read it ({reason}); give whole commands, separated by ; or line breaks")
 
 
-def warn_of_secrets(texts: Sequence[str]) -> None:
-    """Warn of variables that look like keys: the recipe holds them, for everyone who can read it."""
-    for found in re.finditer(SECRET, "\n".join(texts)):
-        say(
-            f"warning: {found[1]}: its value would stand in the recipe, in clear; see docs/how-to/hosts.md",
-            error=True,
-        )
+def secrets_in(texts: Sequence[str]) -> list[str]:
+    """The variables for a secret that are given a value in clear, not that of another variable or command."""
+    return list(dict.fromkeys(found for text in texts for found in SECRET.findall(text)))
 
 
 def parser_of(name: str, platform: Platform) -> Parser:
@@ -147,6 +148,9 @@ def parser_of(name: str, platform: Platform) -> Parser:
         description=f"Start a command on {platform.does}.",
     )
     platform.add_options(parser)
+    for action in parser._actions:
+        if action.required:
+            action.help = f"{action.help} (required)"
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--dry-run", action="store_true", help="print the recipe and do nothing else")
     shown.add_argument("--write", type=Path, metavar="FILE", help="write the recipe to FILE")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os.path
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -69,16 +70,16 @@ def plain(text: str) -> str:
     return text
 
 
-def mounted(text: str) -> str:
-    """The type of an option that says where a disk is mounted."""
-    if not plain(text).startswith("/") or not text.strip("/"):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a directory from the root on, such as /runs")
-    return text
-
-
 def plain_words(text: str) -> str:
     """The type of an option that holds several such words."""
     return " ".join(plain(word) for word in text.split())
+
+
+def mount_point(text: str) -> str:
+    """The type of an option that says where a disk is mounted."""
+    if not plain(text).startswith("/") or not os.path.normpath(text).strip("/"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an absolute path of a directory below /, such as /runs")
+    return text
 
 
 def duration(text: str) -> str:

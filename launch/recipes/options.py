@@ -3,11 +3,12 @@
 import argparse
 
 from common.bounds import COUNT, COUNT_OR_NONE, Within, bounded
-from launch.recipes.fill import duration, memory_size, mounted, name, plain, plain_words
+from launch.recipes.fill import duration, memory_size, mount_point, name, plain, plain_words
 
 PORT = 8476  # on which host 0 listens
 PORTS = Within(1, 65_535)
-NOTICES = Within(1, 65_535)  # seconds; what sbatch's --signal takes
+NOTICES = Within(1, 65_535)  # seconds that sbatch takes
+
 
 JOIN_SECONDS = 600
 LATE_JOIN_SECONDS = 86_400  # where nodes arrive one by one
@@ -81,7 +82,7 @@ def gke_options(parser: argparse.ArgumentParser) -> None:
     claim = "PersistentVolumeClaim that all nodes can write to (default: none; runs and data are in a bucket)"
     parser.add_argument("--claim", type=plain, help=claim)
     mount = "where the claim is mounted; default: /runs"
-    parser.add_argument("--mount", type=mounted, metavar="DIR", help=mount)
+    parser.add_argument("--mount", type=mount_point, metavar="DIR", help=mount)
     account = "Kubernetes service account of the pods, for a bucket where Workload Identity is on (default: default)"
     parser.add_argument("--service-account", type=plain, metavar="NAME", help=account)
     parser.add_argument("--spot", action="store_true", help="use spot nodes, which can be preempted")
@@ -112,7 +113,7 @@ def skypilot_options(parser: argparse.ArgumentParser) -> None:
     volume = "volume (`sky volumes`) for runs and data (default: none; they are in a bucket)"
     parser.add_argument("--volume", type=plain, metavar="NAME", help=volume)
     mount = "where the volume is mounted; default: /shared"
-    parser.add_argument("--mount", type=mounted, metavar="DIR", help=mount)
+    parser.add_argument("--mount", type=mount_point, metavar="DIR", help=mount)
     parser.add_argument("--spot", action="store_true", help="use spot nodes, which can be preempted")
 
 
@@ -135,7 +136,7 @@ def local_options(parser: argparse.ArgumentParser) -> None:
     common_options(parser)
     shell_options(parser)
     parser.add_argument("--processes", type=bounded(COUNT), required=True, metavar="N", help="processes to start")
-    devices = "CPU devices of each process (default: one GPU for each process, and the CPU where there is none)"
+    devices = "CPU devices of each process (default: one GPU for each process)"
     parser.add_argument("--cpu-devices", type=bounded(COUNT), metavar="N", help=devices)
     port = "port on which the first process listens; default: %(default)s"
     parser.add_argument("--port", type=bounded(PORTS), default=PORT, help=port)

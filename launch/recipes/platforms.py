@@ -11,6 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
+from common.devices import GPUS
 from common.errors import UserError, did_you_mean
 from launch.recipes import options as of
 from launch.recipes import storage
@@ -155,27 +156,32 @@ def tpu(options: Options, command: Sequence[str]) -> str:
 
 
 def check_accelerators(text: str) -> None:
-    """Raise UserError for another way to write a number of accelerators than SkyPilot's NAME:COUNT."""
-    if re.fullmatch(r".*:0*", text):
-        raise UserError(f"--accelerators {text}: expected NAME:COUNT with at least one of each node, such as H100:8")
+    """Raise UserError for another way to write a number of accelerators than SkyPilot's NAME:COUNT, and for none."""
     for pattern, name, count in ((r"(.*\w)x(\d+)", 1, 2), (r"(\d+)[x:](\w.*)", 2, 1)):
         if found := re.fullmatch(pattern, text):
             raise UserError(
                 f"--accelerators {text}: expected NAME:COUNT of each node; did you mean {found[name]}:{found[count]}?"
             )
+    _, colon, count_of = text.partition(":")
+    if colon and not (re.fullmatch(r"\d+(\.\d+)?", count_of) and float(count_of)):
+        raise UserError(
+            f"--accelerators {text}: expected NAME:COUNT of each node, such as H100:8, with a COUNT above 0"
+        )
 
 
 def check_cloud(infra: str) -> None:
-    """Raise UserError for what looks like a misspelt cloud; others than those in CLOUDS may be known to SkyPilot."""
+    """Raise UserError for a cloud that SkyPilot does not have."""
     cloud = infra.partition("/")[0].lower()
-    if cloud and cloud not in CLOUDS and (nearest := did_you_mean(cloud, CLOUDS)):
+    if cloud not in CLOUDS:
+        nearest = did_you_mean(cloud, CLOUDS)
         raise UserError(f"--infra {infra}: SkyPilot has no cloud of this name{nearest}; `sky check` lists them")
 
 
 def skypilot(options: Options, command: Sequence[str]) -> str:
     """The YAML of a managed job. Raises UserError for options that do not go together, or that SkyPilot cannot read."""
     check_accelerators(options.accelerators)
-    check_cloud(options.infra or "")
+    if options.infra is not None:
+        check_cloud(options.infra)
     if options.mount and not options.volume:
         raise UserError("--mount: only with --volume, which it is for")
     if options.volume and (options.infra or "").partition("/")[0] not in ("k8s", "kubernetes", "runpod"):
@@ -187,10 +193,10 @@ def skypilot(options: Options, command: Sequence[str]) -> str:
 
 
 def ssh_hosts(options: Options) -> list[str]:
-    """The names of `--hosts`. Raises UserError where there is none, or one of them twice."""
-    hosts = options.hosts.split(",")
-    if any(not host or host.startswith("-") for host in hosts):
-        raise UserError(f"--hosts {options.hosts}: expected names separated by commas")
+    """The names of `--hosts`. Raises UserError where one is no name, or is there twice."""
+    hosts: list[str] = options.hosts.split(",")
+    if not all(re.fullmatch(r"([^@]+@)?[^@-][^@]*", host) and host[0] != "-" for host in hosts):  # an option of ssh
+        raise UserError(f"--hosts {options.hosts}: expected names separated by commas, none empty or beginning with -")
     if twice := next((host for host in hosts if hosts.count(host) > 1), None):
         raise UserError(f"--hosts {options.hosts}: {twice} is named twice; name each host once")
     return hosts
@@ -209,6 +215,7 @@ def local(options: Options, command: Sequence[str]) -> str:
     on_cpu = f"JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES={options.cpu_devices}"
     blanks = common_blanks(options) | {
         "command": bash_words(command),
+        "gpus": "" if options.cpu_devices else shlex.quote(GPUS),
         "devices": on_cpu if options.cpu_devices else 'CUDA_VISIBLE_DEVICES="$number"',
         "directory": shlex.quote(str(Path(options.directory or os.curdir).absolute())),
         "last": str(options.processes - 1),
@@ -243,7 +250,7 @@ PLATFORMS = {
     ),
     "ssh": Platform(
         "hosts reached by ssh", of.ssh_options, ssh, lambda options: len(ssh_hosts(options)),
-        storage.check_ssh, "name one host",
+        lambda options, command: storage.check_ssh(options, command, len(ssh_hosts(options))), "name one host",
         "ssh", ("bash",), "install OpenSSH's client",
     ),
     "local": Platform(

@@ -10,14 +10,31 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from common.errors import UserError
-from common.io.terminal import say
+from common.io.store_objects import parse_address
 from launch.recipes.command_check import written_path
 
 Options = argparse.Namespace
 
 IMAGE = PurePosixPath("/runs")  # the directory of this project's image in which a command starts
-OWN_DISKS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 MOUNTS = re.compile(r"mount|fuse|s3fs")  # what sets up a disk
+OF_ONE_MACHINE = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # whatever else is mounted there
+
+
+def check_not_temporary(command: Sequence[str], start: str, kept: Sequence[str] = ()) -> None:
+    """Raise UserError for a command that writes where each machine has a disk or memory of its own.
+
+    `start` is the directory of relative paths, `kept` what is mounted from elsewhere all the same.
+    """
+    option, path = written_path(command) or ("", "")
+    if not path or parse_address(path):
+        return
+    whole = PurePosixPath(start) / path
+    own = next((folder for folder in OF_ONE_MACHINE if below(whole, folder)), None)
+    if own and not any(below(whole, folder) for folder in kept):
+        raise UserError(
+            f"{option} {path}: {own} is of one machine only, and a restart may be on another; give a path on a disk "
+            "that all machines share, or an address such as gs://BUCKET/KEY"
+        )
 
 
 def check_mounted(command: Sequence[str], mount: str, where: str, remedy: str, start: str = "") -> None:
@@ -26,9 +43,8 @@ def check_mounted(command: Sequence[str], mount: str, where: str, remedy: str, s
     `where` is what a disk is lost with, `remedy` how to get a mount, and `start` the directory of relative paths.
     """
     option, path = written_path(command) or ("", "")
-    if not path or "://" in path:
+    if not path or parse_address(path):
         return
-    refuse_own_disk(option, path, where)
     if not mount:
         address = f"an address such as gs://BUCKET/{PurePosixPath(path).name}"
         raise UserError(f"{option} {path}: would be lost with {where}, at every restart; give {remedy}, or {address}")
@@ -37,22 +53,6 @@ def check_mounted(command: Sequence[str], mount: str, where: str, remedy: str, s
             f"{option} {path}: is not below --mount {mount}, and would be lost with {where}, at every restart; give a "
             f"path such as {PurePosixPath(mount) / PurePosixPath(path).name}"
         )
-
-
-def refuse_own_disk(option: str, path: str, where: str) -> None:
-    """Raise UserError for a path on a disk that every machine has of its own."""
-    if any(below(PurePosixPath(path), folder) for folder in OWN_DISKS):
-        raise UserError(
-            f"{option} {path}: is on a machine's own disk, and would be lost with {where}, at every restart; give a "
-            "path on a disk that outlives it, or an address such as gs://BUCKET/KEY"
-        )
-
-
-def warn_of_own_disk(command: Sequence[str], remedy: str) -> None:
-    """Warn of a path that each machine usually has on a disk of its own, where restarts may be on another."""
-    option, path = written_path(command) or ("", "")
-    if folder := next((folder for folder in OWN_DISKS if path and below(PurePosixPath(path), folder)), None):
-        say(f"warning: {option} {path}: {folder} is usually each machine's own; {remedy}", error=True)
 
 
 def below(path: PurePosixPath, folder: str) -> bool:
@@ -69,42 +69,42 @@ def check_gke(options: Options, command: Sequence[str]) -> None:
 def check_skypilot(options: Options, command: Sequence[str]) -> None:
     """Raise UserError where what is written would be lost with a node. `--setup` may mount a disk."""
     mount = (options.mount or "/shared") if options.volume else ""
-    refuse_own_disk(*(written_path(command) or ("", "")), "its node")
-    if MOUNTS.search(options.setup) or (mount and re.search(r"\bcd\b", options.setup)):
+    start = options.directory or ""
+    check_not_temporary(command, start, [mount] if mount else [])
+    _, path = written_path(command) or ("", "")
+    enters = bool(re.search(r"\bcd\b", options.setup)) and not path.startswith("/")  # a relative path begins elsewhere
+    if MOUNTS.search(options.setup) or (mount and enters):
         return
-    check_mounted(command, mount, "its node", "--volume NAME (or mount a disk in --setup)", options.directory or "")
+    check_mounted(command, mount, "its node", "--volume NAME (or mount a disk in --setup)", start)
 
 
 def check_tpu(options: Options, command: Sequence[str], hosts: int) -> None:
     """Raise UserError where what is written would be lost with a slice, or is on the disk of one of several hosts."""
     if not (options.spot or hosts > 1):
         return
-    where = "its slice" if options.spot else "its host"
-    refuse_own_disk(*(written_path(command) or ("", "")), where)
+    check_not_temporary(command, options.directory or "")
     if MOUNTS.search(options.setup):
         return
+    where = "its slice" if options.spot else "its host"
     check_mounted(command, "", where, "a path on a disk that --setup mounts on all hosts")
 
 
-def check_ssh(options: Options, command: Sequence[str]) -> None:
-    """Warn where several hosts would each write to a disk of their own."""
-    if "," in options.hosts:
-        warn_of_own_disk(command, "give a directory that all hosts share")
+def check_ssh(options: Options, command: Sequence[str], hosts: int) -> None:
+    """Raise UserError where what is written would be on the disk of one of several hosts."""
+    if hosts > 1:
+        check_not_temporary(command, options.directory or "")
 
 
 def check_slurm(options: Options, command: Sequence[str]) -> None:
-    """Raise UserError where what is written would be lost with a container: below /runs of the image, not mounted.
-
-    A node's own disk is warned of, since a requeued job may start on another.
-    """
-    if not options.container:
-        warn_of_own_disk(command, "a requeued job may start on another node: give a directory that all nodes share")
+    """Raise UserError where what is written would be lost with a node, or with a container that has no such mount."""
+    mounts = [(mount.split(":") * 2)[1] for mount in (options.mounts or "").split(",") if mount]
+    start = options.directory or (str(IMAGE) if options.container else "")
+    check_not_temporary(command, start, mounts)
     option, path = written_path(command) or ("", "")
-    if not options.container or not path or "://" in path:
+    if not options.container or not path or parse_address(path):
         return
-    mounts = [mount.split(":") for mount in (options.mounts or "").split(",") if mount]
-    whole = PurePosixPath(options.directory or IMAGE) / path
-    if below(whole, str(IMAGE)) and not any(below(whole, (mount[1:] or mount)[0]) for mount in mounts):
+    whole = PurePosixPath(start) / path
+    if below(whole, str(IMAGE)) and not any(below(whole, mount) for mount in mounts):
         raise UserError(
             f"{option} {path}: would be lost with its container, at every restart; give a path below a directory of "
             "--mounts, such as --mounts /shared/runs:/runs"

@@ -127,13 +127,23 @@ def test_the_log_of_slurm_says_at_once_what_starts_where(tools):
     assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in lines)
 
 
-@pytest.mark.parametrize("name", ["slurm", "skypilot"])
+@pytest.mark.parametrize("name", ["slurm", "skypilot", "ssh", "local-cpu"])
 def test_a_command_that_the_setup_does_not_provide_is_named(tools, name):
     text = recipe([*USUAL[name].split(), "--setup", "source missing/activate"], ["retsta-missing", "train"])
     text = yaml.safe_load(text)["run"] if name == "skypilot" else text
     ran = tools.bash(text, SLURM_JOB_ID="1", SLURM_JOB_NODELIST="n", SKYPILOT_NODE_IPS="10.0.0.1")
     assert ran.returncode == 2
-    assert re.search(r"^retsta-missing: not found on [\w.-]+; see --setup$", ran.stderr, re.MULTILINE)
+    said = (tools.bin.parent / "logs" / "1.log").read_text() if name == "ssh" else ran.stderr
+    assert re.search(r"^retsta-missing: not found( on [\w.-]+)?; see --setup$", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("pattern", "says"), [("/dev/null", False), ("/dev/no-such-gpu*", True)])
+def test_local_says_where_there_is_no_gpu_to_run_on(tools, monkeypatch, pattern, says):
+    monkeypatch.setattr("launch.recipes.platforms.GPUS", pattern)
+    place = ["--directory", str(tools.bin.parent)]
+    ran = tools.bash(recipe([*USUAL["local-gpu"].split(), *place], ["record"]))
+    assert ("no GPU here: all processes run on the CPU" in ran.stderr) == says
+    assert not tools.bash(recipe([*USUAL["local-cpu"].split(), *place], ["record"])).stderr
 
 
 def test_skypilot_starts_the_exact_command_on_each_node(tools):
@@ -292,11 +302,26 @@ def test_a_tool_that_is_missing_is_one_clear_line(name, tool, monkeypatch, tmp_p
             "slurm --gpus 8 --nodes 2 --time 60 --notice 89 -- x",
             "^--notice 89: must be at least 90 for several nodes, which wait 30 seconds for each other",
         ),
+        (
+            "slurm --gpus 8 --time 7-0 --notice 80000 -- x",
+            "--notice: must be at least 1 and at most 65,535, found 80000",
+        ),
         ("slurm --gpus 8 --time 60 --mounts /a:/a -- x", "^--mounts: only with --container"),
         ("slurm --gpus 8 --time 60 --memory lots -- x", "'lots': expected a number with K, M, G or T"),
         ("slurm --gpus 8 --time soon -- x", "'soon': expected hours as 24:00:00"),
         ("ssh --hosts a,b,a -- x", "^--hosts a,b,a: a is named twice; name each host once"),
         ("ssh --hosts , -- x", "^--hosts ,: expected names"),
+        ("ssh --hosts a,,b -- x", "^--hosts a,,b: expected names separated by commas, none empty or beginning with -$"),
+        ("ssh --hosts gpu1,-oProxyCommand=x -- x", "^--hosts gpu1,-oProxyCommand=x: expected names"),
+        ("ssh --hosts me@-oProxyCommand=x -- x", "^--hosts me@-oProxyCommand=x: expected names"),
+        ("ssh --hosts=-x@a -- x", "^--hosts -x@a: expected names"),
+        ("gke --topology v6e:4x4 --image i --claim c --mount runs -- x", "'runs': expected an absolute path of a dir"),
+        ("gke --topology v6e:4x4 --image i --claim c --mount / -- x", "'/': expected an absolute path of a directory"),
+        ("gke --topology v6e:4x4 --image i --claim c --mount /a/.. -- x", "expected an absolute path"),
+        ("skypilot --accelerators H100:8 --infra k8s --volume v --mount // -- x", "'//': expected an absolute path"),
+        ("skypilot --accelerators H100:8 --infra k8s --volume v --mount d -- x", "'d': expected an absolute path"),
+        ("gke --topolgy v6e:4x4 -- x", r"--topolgy: unknown option \(did you mean --topology\?\); see .* gke --help$"),
+        ("slurm --gpu=8 -- x", r"^medreport launch slurm: --gpu: unknown option \(did you mean --gpus\?\)"),
         ("slurm --gpus 8 --time 60 --dry-run --submit -- x", "^medreport launch slurm: --dry-run starts nothing"),
         ("tpu --accelerator v5e-16 --runtime r --project p --zone z -- x", "^--accelerator v5e-16: expected v6e-N or"),
         ("tpu --accelerator v6e:4x4 --runtime r --project p --zone z -- x", "v6e:4x4 of `medreport plan` is v6e-16"),

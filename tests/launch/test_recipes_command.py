@@ -1,15 +1,28 @@
 """`medreport launch` checks the command of this project that it is given, before a job waits in a queue for it."""
 
 import contextlib
+import re
 
 import pytest
 
 from common.errors import UserError
+from common.scripts import run_command
 from launch.cli import dispatch
 from tests.launch.recipes import USUAL
-from tests.launch.test_console_scripts import EVERY
+from tests.launch.test_console_scripts import EVERY, SCRIPTS
 
 TRAIN = "retsta train --preset retsta-7b --model.base B --run-dir R --data.train a --data.validation b --data.test c"
+
+
+ROWS = {  # what prints rows of reports unless it is told where to write them
+    "retsta standardize": "--run-dir /runs/x in.jsonl",
+    "retsta augment": "in.jsonl --factor 5",
+    "retsta terminology match": "in.jsonl",
+    "unicross report": "a.png",
+    "deer label": "in.jsonl --labeler phantom",
+    "deer weights": "in.jsonl --method tfidf --tokenizer t",
+    "medreport decode": "--model m --prompts p.jsonl",
+}
 
 
 def launched(platform: str, command: str) -> int:
@@ -55,21 +68,18 @@ def launched(platform: str, command: str) -> int:
             "deer rl --preset mimic-cxr --model.base b --data.source d --run-dir r",
             "^reward.labeler: not given; name chexbert.pth",
         ),
-        ("medreport doctor --preset nosuch", "^--preset nosuch: unknown; expected .*retsta-7b"),
-        ("retstaa train", r"^retstaa: no command of this project \(did you mean retsta\?\); another program: give its"),
-        (
-            TRAIN.replace("--run-dir R", "--run-dir ~/r"),
-            "^--run-dir ~/r: is taken as it stands, and no shell",
-        ),
-        (TRAIN.replace("--run-dir R", "--run-dir=$SCRATCH/r"), r"^--run-dir \$SCRATCH/r: is taken as it stands"),
-        (TRAIN.replace("--run-dir R", "--run-dir gs:/eyes/r"), "^gs:/eyes/r: expected two slashes after the colon"),
-        (
-            "retsta standardize --run-dir r reports.txt",
-            "^retsta standardize: would print the text of reports",
-        ),
-        ("retsta terminology match reports.txt", "^retsta terminology: would print the text of reports"),
-        ("unicross report a.png --checkpoint r", "^unicross report: would print the text .*; give --output FILE$"),
         ("deer select labels.jsonl --fraction 0.2", "^deer select: runs on one host only; use --nodes 1$"),
+        ("medreport doctor --preset nosuch", "^--preset nosuch: unknown; expected "),
+        (
+            "medreport doctor --preset=retsta-7c",
+            r"^--preset retsta-7c: unknown \(did you mean retsta-7b\?\); expected ",
+        ),
+        ("retstaa train --preset demo", r"^retstaa: unknown program \(did you mean retsta\?\); another program is"),
+        ("medreprt doctor", r"^medreprt: unknown program \(did you mean medreport\?\)"),
+        (TRAIN.replace("R", "~/r"), "^~/r: is taken literally; give the whole path$"),
+        (TRAIN.replace("--run-dir R", "--run-dir=~me/r"), "^--run-dir=~me/r: is taken literally"),
+        (TRAIN.replace("R", "$SCRATCH/r"), r"^\$SCRATCH/r: is taken literally"),
+        (TRAIN.replace("--data.train a", "--data.train=/d/${USER}/a"), "is taken literally; give the whole path$"),
         ("deer ablation components --preset demo", "^deer ablation: runs on one host only; use --nodes 1$"),
     ],
 )
@@ -79,7 +89,15 @@ def test_a_command_that_could_not_start_is_refused(command, line):
 
 
 @pytest.mark.parametrize(
-    "command", [TRAIN, "medreport doctor --preset retsta-7b", "retsta train --help", "env retsta x"]
+    "command",
+    [
+        TRAIN,
+        "/opt/bin/retstaa train",
+        "test -e x",
+        "medreport doctor --preset retsta-7b",
+        "retsta train --help",
+        "env retsta x",
+    ],
 )
 def test_other_commands_are_accepted_as_they_are(command, capsys):
     assert launched(USUAL["slurm"], command) == 0
@@ -120,17 +138,30 @@ def test_no_command_runs_while_it_is_checked(script, name, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-def test_a_command_in_quotes_is_refused():
-    with pytest.raises(UserError, match=r"^retsta train --preset demo: is one word; give"):
+def test_a_whole_command_in_quotes_is_refused():
+    line = r"^'retsta train --preset demo': is one word, .*; leave out the quotes around the command"
+    with pytest.raises(UserError, match=line):
         dispatch(["launch", *USUAL["slurm"].split(), "--dry-run", "--", "retsta train --preset demo"])
 
 
-def test_keys_in_a_recipe_are_warned_of_without_their_values(capsys):
-    words = [*USUAL["slurm"].split(), "--setup", "export WANDB_API_KEY=abc", "--dry-run", "--"]
-    assert dispatch(["launch", *words, "env", "MEDREPORT_ENDPOINT_KEY=def", "KEYS=x", "record"]) == 0
-    said = capsys.readouterr().err
-    assert said.count("warning: ") == 2
-    assert "WANDB_API_KEY: its value would stand in the recipe" in said
-    assert "MEDREPORT_ENDPOINT_KEY" in said
-    assert "abc" not in said
-    assert "def" not in said
+@pytest.mark.parametrize("name", USUAL)
+@pytest.mark.parametrize("command", ROWS)
+def test_no_report_text_enters_the_log_of_a_job(name, command):
+    if command in ("deer weights", "retsta augment", "retsta terminology match", "unicross report"):
+        name = "local-one"  # they run on one host
+    platform = USUAL.get(name, "local --processes 1")
+    words = f"{command} {ROWS[command]}"
+    with pytest.raises(
+        UserError, match=rf"^{command}: without --output its rows would stand in the job's log, .* FILE"
+    ):
+        launched(platform, words)
+    assert launched(platform, f"{words} --output gs://eyes/rows.jsonl") == 0
+
+
+@pytest.mark.parametrize(("script", "name"), [*EVERY, ("retsta", "terminology match")])
+def test_the_commands_that_print_rows_are_those_whose_help_says_so(script, name, capsys):
+    with contextlib.suppress(SystemExit):
+        run_command(script, SCRIPTS[script].COMMANDS, [*name.split(), "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    prints = re.search(r" to write( or resume)?; default: (stdout|standard output)(?!,)", said)  # others are of scores
+    assert bool(prints) == (f"{script} {name}" in ROWS)

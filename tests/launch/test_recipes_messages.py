@@ -4,6 +4,8 @@ import pytest
 
 from common.errors import UserError
 from launch.cli import dispatch
+from launch.recipes.command import parser_of
+from launch.recipes.platforms import PLATFORMS
 from tests.launch.recipes import USUAL
 
 TPU = "tpu --project p --accelerator"
@@ -28,20 +30,6 @@ def accepted(words: str) -> bool:
             "^--topology v6e:4x5: no such slice; v6e has 1x1, 2x2, 2x4, 4x4, 4x8, 8x8",
         ),
         ("gke --image i --topology v6e:3x3", "^--topology v6e:3x3: no such slice"),
-        (
-            "gke --image i --topology v6e:4x4 --claim c --mount runs",
-            "--mount: 'runs': expected a directory from",
-        ),
-        ("gke --image i --topology v6e:4x4 --claim c --mount /", "--mount: '/': expected a directory from"),
-        ("skypilot --accelerators H100:8 --infra k8s --volume v --mount .", "--mount: '.': expected a directory from"),
-        (
-            "skypilot --accelerators H100:0",
-            "^--accelerators H100:0: expected NAME:COUNT with at least one",
-        ),
-        ("slurm --gpus 8 --time 3-0 --notice 65536", "--notice: .*65,?535"),
-        ("slurm --gpus 8 --time 60 --setup source|(", "^--setup: is no bash: "),
-        ("ssh --hosts a,,b", "^--hosts a,,b: expected names separated by commas"),
-        ("ssh --hosts a,-oProxyCommand=x", "expected names separated by commas"),
         ("gke --image i --topology v5e:8x4", "^--topology v5e:8x4: no such slice"),
         ("gke --image i --topology v6e:2x2x1", "^--topology v6e:2x2x1: no such slice"),
         ("gke --image i --topology v5p:4x4", "^--topology v5p:4x4: no such slice; v5p has 2x2x1, .*AxBxC"),
@@ -66,6 +54,13 @@ def accepted(words: str) -> bool:
         ),
         ("skypilot --accelerators H100:8 --infra gpc", r"^--infra gpc: SkyPilot has no .* \(did you mean gcp\?\)"),
         ("skypilot --accelerators H100:8 --infra kubernets/x", r"\(did you mean kubernetes\?\)"),
+        (
+            "skypilot --accelerators H100:8 --infra mars",
+            "^--infra mars: SkyPilot has no cloud of this name; `sky check`",
+        ),
+        ("skypilot --accelerators H100:0", "^--accelerators H100:0: expected NAME:COUNT .*, with a COUNT above 0$"),
+        ("skypilot --accelerators H100:0.0", "^--accelerators H100:0.0: expected NAME:COUNT"),
+        ("skypilot --accelerators H100:", "^--accelerators H100:: expected NAME:COUNT"),
         ("skypilot --accelerators H100x8", r"^--accelerators H100x8: expected NAME:COUNT .*; did you mean H100:8\?$"),
         ("skypilot --accelerators 8xH100", r"did you mean H100:8\?$"),
         ("skypilot --accelerators 8:H100", r"did you mean H100:8\?$"),
@@ -88,7 +83,7 @@ def test_what_a_platform_does_not_have_is_refused(words, line):
         f"{TPU} v4-8192 --runtime tpu-ubuntu2204-base --zone z",
         f"{TPU} v6e-8 --runtime tpu-ubuntu2204-base --zone z",
         "skypilot --accelerators H100 --infra gcp/us-central1", "skypilot --accelerators RTX6000:1 --infra Lambda",
-        "skypilot --accelerators tpu-v6e-8", "skypilot --accelerators MI300X:8 --infra newcloud",
+        "skypilot --accelerators tpu-v6e-8", "skypilot --accelerators MI300X:0.5 --infra vast",
     ],
 )  # fmt: skip
 def test_what_a_platform_has_is_accepted(words):
@@ -124,3 +119,45 @@ def test_a_command_without_dashes_before_it_is_told_where_they_belong(name):
 def test_an_option_with_one_dash_is_named(words, option):
     with pytest.raises(UserError, match=rf": -{option}: unknown option \(did you mean --{option}\?\)"):
         dispatch(["launch", *words.split()])
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_help_marks_what_is_required(platform, capsys):
+    with pytest.raises(SystemExit):
+        dispatch(["launch", platform, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    parser = parser_of(platform, PLATFORMS[platform])
+    needed = [action.option_strings[0] for action in parser._actions if action.required]
+    assert needed
+    for part in said.split(" --")[1:]:
+        assert ("(required)" in part) == (f"--{part.split()[0]}" in needed), part
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [("source x && (", "syntax error: unexpected end of file"), ("cd x; fi", "syntax error near unexpected token `fi'"),
+     ("echo 'a", "unexpected EOF while looking for matching"), ("true &&", "unexpected end of file")],
+)  # fmt: skip
+@pytest.mark.parametrize("name", [name for name in USUAL if not name.startswith("gke")])
+def test_a_setup_that_bash_cannot_read_is_refused(name, lines, reason):
+    with pytest.raises(UserError, match=r"^--setup: bash cannot read it \(line \d: .*\); give whole") as said:
+        dispatch(["launch", *USUAL[name].split(), f"--setup={lines}", *COMMAND])
+    assert reason in str(said.value)
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("setup", "command", "named"),
+    [
+        ("export WANDB_API_KEY=abc; HF_TOKEN='x y' true", "record", ["WANDB_API_KEY", "HF_TOKEN"]),
+        ("", "env AWS_SECRET=abc DB_PASSWORD=x record", ["AWS_SECRET", "DB_PASSWORD"]),
+        ('export A_KEY=$(cat key) B_TOKEN="$C" KEYS=abc D_KEY=; source .venv/bin/activate', "record --KEY=x", []),
+    ],
+)
+def test_a_secret_that_would_stand_in_the_recipe_is_warned_of_and_not_repeated(setup, command, named, capsys):
+    words = [*USUAL["slurm"].split(), "--setup", setup, "--dry-run", "--", *command.split()]
+    assert dispatch(["launch", *words]) == 0
+    said = capsys.readouterr().err
+    assert [line.split()[1] for line in said.splitlines()] == named
+    assert all("is given a value, which stands in the recipe" in line for line in said.splitlines())
+    assert "abc" not in said

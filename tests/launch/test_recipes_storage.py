@@ -37,17 +37,6 @@ def launched(platform: str, where: str, *extra: str, command: str = "retsta trai
         (f"{TPU} v6e-8 --spot", "--run-dir /home/me/x", "would be lost with its slice"),
         (SLURM, "--run-dir runs/x", "^--run-dir runs/x: would be lost with its container, .* --mounts /shared/runs"),
         (f"{SLURM} --mounts /data:/data", "--run-dir /runs/x", "would be lost with its container"),
-        (
-            f"{SKY} --infra k8s --volume v --setup cd",
-            "--run-dir /tmp/x",
-            "^--run-dir /tmp/x: is on a machine's own",
-        ),
-        (f"{SKY} --infra gcp --setup mount", "--run-dir /dev/shm/x", "would be lost with its node"),
-        (f"{TPU} v6e-8 --spot --setup mount", "--run-dir /var/tmp/../tmp/x", "own disk, .* lost with its slice"),
-        (f"{GKE} --claim c --mount /tmp", "--run-dir /tmp/x", "own disk, .* lost with its container"),
-        (GKE, "--run-dir az://a/b", "^az://a/b: az:// is not supported; expected gs://BUCKET/KEY or s3://"),
-        (GKE, "--run-dir GS://bucket/b", "^GS://bucket/b: GS:// is not supported"),
-        (GKE, "--run-dir=gs://", "^gs://: expected the address of something in a bucket"),
     ],
 )
 def test_what_would_be_lost_is_refused(platform, where, line):
@@ -78,6 +67,62 @@ def test_what_is_kept_is_accepted(platform, where):
     assert launched(platform, where) == 0
 
 
+@pytest.mark.parametrize(
+    "platform",
+    [
+        "slurm --gpus 8 --time 60", "slurm --gpus 8 --time 60 --nodes 2", SLURM, "ssh --hosts a,b",
+        f"{SKY} --infra k8s --volume runs", f"{TPU} v6e-16", f"{TPU} v6e-8 --spot",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("folder", ["/tmp", "/var/tmp", "/dev/shm", "/run", "/shared/../tmp"])
+def test_what_each_machine_has_for_itself_is_refused_even_where_the_setup_mounts_something(platform, folder):
+    setup = [] if platform == SLURM else MOUNT
+    with pytest.raises(UserError, match=rf"^--run-dir {folder}/eyes: /\S+ is of one machine only, .*; give a path on"):
+        launched(platform, f"--run-dir {folder}/eyes", *setup)
+    with pytest.raises(UserError, match=r"^--run-dir eyes: /\S+ is of one machine only"):
+        launched(platform, "--run-dir eyes", *setup, "--directory", folder)
+
+
+@pytest.mark.parametrize(
+    ("platform", "where"),
+    [
+        ("ssh --hosts a", "--run-dir /tmp/eyes"),
+        ("local --processes 2 --cpu-devices 1", "--run-dir /tmp/eyes"),
+        ("slurm --gpus 8 --time 60", "--run-dir /tmpfiles/eyes"),
+        (f"{SLURM} --mounts /shared/tmp:/tmp", "--run-dir /tmp/eyes"),
+        (f"{SKY} --infra k8s --volume v --mount /tmp/v", "--run-dir /tmp/v/eyes"),
+    ],
+)
+def test_a_folder_of_one_machine_will_do_where_there_is_one_or_something_is_mounted_on_it(platform, where):
+    assert launched(platform, where) == 0
+
+
+def test_entering_a_directory_matters_to_relative_paths_only():
+    enters = ["--setup", "cd /shared/code"]
+    assert launched(f"{SKY} --infra k8s --volume v", "--run-dir runs/x", *enters) == 0
+    with pytest.raises(UserError, match="is not below --mount /shared"):
+        launched(f"{SKY} --infra k8s --volume v", "--run-dir /opt/x", *enters)
+
+
+@pytest.mark.parametrize("platform", [GKE, f"{GKE} --claim c", f"{SKY} --infra gcp", "slurm --gpus 8 --time 60"])
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("gs://", "^gs://: expected the address of something in a bucket, gs://BUCKET/KEY"),
+        ("gs://eyes", "^gs://eyes: expected the address of something in a bucket"),
+        ("az://a/b", "^az://a/b: az:// is not supported; expected gs://BUCKET/KEY or s3://BUCKET/KEY$"),
+        ("GS://bbb/r", "^GS://bbb/r: GS:// is not supported"),
+        ("gs:/eyes/x", "expected two slashes"),
+        ("gs://eyes/../x", "has an empty, hidden or relative part"),
+    ],
+)
+def test_an_address_that_the_command_would_refuse_is_refused(platform, address, line):
+    with pytest.raises(UserError, match=line):
+        launched(platform, f"--run-dir {address}")
+    with pytest.raises(UserError, match=line):
+        launched(platform, f"--run-dir gs://eyes/x --model.base={address}")
+
+
 @pytest.mark.parametrize("platform", [f"{SKY} --nodes 2", f"{TPU} v6e-16 --spot"])
 def test_a_disk_may_be_mounted_by_the_setup(platform):
     assert launched(platform, "--run-dir /mnt/x", *MOUNT) == 0
@@ -102,27 +147,3 @@ def test_checkpoints_of_several_hosts_are_not_written_to_s3(several):
     assert launched(several, "--run-dir gs://eyes/x") == 0
     rows = "retsta standardize --run-dir gs://eyes/x s3://eyes/a.jsonl --output s3://eyes/b.jsonl"
     assert launched(several, "", command=rows) == 0
-
-
-@pytest.mark.parametrize(
-    ("platform", "where", "warned"),
-    [
-        (
-            "slurm --gpus 8 --time 60",
-            "--run-dir /tmp/x",
-            "/tmp is usually each machine's own; a requeued job",
-        ),
-        (
-            "ssh --hosts a,b",
-            "--run-dir /dev/shm/x",
-            "/dev/shm is usually each machine's own; give a directory",
-        ),
-        ("slurm --gpus 8 --time 60", "--run-dir /tmpx", ""),
-        ("ssh --hosts a", "--run-dir /tmp/x", ""),
-    ],
-)
-def test_what_may_be_lost_is_warned_of(platform, where, warned, capsys):
-    assert launched(platform, where) == 0
-    said = capsys.readouterr().err
-    assert warned in said
-    assert bool(warned) == ("warning: --run-dir" in said)

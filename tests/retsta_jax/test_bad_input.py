@@ -243,7 +243,7 @@ def test_commands_and_their_arguments_are_checked(refused):
     assert "--run-dir" in refused(["evaluate"])
     assert "invalid choice: 'trian'" in refused(["evaluate", "--run-dir", "x", "--split", "trian"])
     assert "expected a whole number, found 'few'" in refused(["evaluate", "--run-dir", "x", "--limit", "few"])
-    assert "unrecognized arguments: --runs" in refused(["demo", "--runs", "3"])
+    assert "--runs: unknown option" in refused(["demo", "--runs", "3"])
     assert "source" in refused(["standardize", "--run-dir", "x"])
 
 

@@ -8,6 +8,8 @@ export MEDREPORT_JOIN_TIMEOUT={{ join_timeout }}
 export JAX_COMPILATION_CACHE_DIR={{ cache }}
 PATH={{ path }}:$PATH
 {{ setup }}
+command -v "${command[0]}" >/dev/null || { echo "${command[0]}: not found; see --setup" >&2; exit 2; }
+compgen -G {{ gpus }} >/dev/null || echo "no GPU here: all processes run on the CPU; --cpu-devices N says so" >&2
 
 logs={{ logs }}
 mkdir -p "$logs" || exit

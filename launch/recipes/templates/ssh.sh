@@ -12,6 +12,7 @@ on_host() {
     export MEDREPORT_JOIN_TIMEOUT={{ join_timeout }}
     export JAX_COMPILATION_CACHE_DIR={{ cache }}
     {{ setup }}
+    command -v "$3" >/dev/null || { echo "$3: not found on $(hostname); see --setup" >&2; exit 2; } # after env NAME=VALUE
     exec 3<&0
     "$@" </dev/null 3<&- &
     local child=$!
