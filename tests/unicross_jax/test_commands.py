@@ -221,7 +221,8 @@ def test_a_checkpoint_of_another_config_is_refused_by_the_field(refused, trained
 
 def test_an_ablation_takes_no_result_of_another_config(refused, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "full-model-0")
-    words = ["ablation", "--preset", "iu-xray", "--data.source", "none", "--directory", str(tmp_path)]
+    given = ["--data.source", "none", "--data.images", "none", "--model.clip", "none"]
+    words = ["ablation", "--preset", "iu-xray", *given, "--directory", str(tmp_path)]
     assert "a different config" in refused(words)
 
 
