@@ -262,8 +262,8 @@ def check_rewarded(config: RlConfig) -> None:
     check_given(config)
     if not (config.reward.labeler or config.reward.function):
         raise UserError(
-            "reward.labeler: not given; name chexbert.pth or a labeler's directory with --reward.labeler PATH, or "
-            "another reward with --reward.function"
+            "reward.labeler: not given; label F1 needs a labeler: name one with --reward.labeler PATH, such as "
+            "chexbert.pth, or another reward with --reward.function"
         )
 
 

@@ -66,7 +66,7 @@ def launched(platform: str, command: str) -> int:
         ("deer sample --preset mimic-cxr --endpoint http://e/v1 --output f.jsonl", "^data.source: not given; the"),
         (
             "deer rl --preset mimic-cxr --model.base b --data.source d --run-dir r",
-            "^reward.labeler: not given; name chexbert.pth",
+            "^reward.labeler: not given; label F1 needs a labeler",
         ),
         ("deer select labels.jsonl --fraction 0.2", "^deer select: runs on one host only; use --nodes 1$"),
         ("medreport doctor --preset nosuch", "^--preset nosuch: unknown; expected "),
