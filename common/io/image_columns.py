@@ -1,10 +1,12 @@
 """Columns of encoded images: which ones are, and where images are in a row group of Parquet, without their bytes."""
 
-import io
 from collections.abc import Collection
 from typing import Any
 
+from common.io.range_file import RangeFile
+
 THERE = b"\0"  # in the place of an image
+ENDLESS = 1 << 62  # bytes of a file that has none to give
 
 
 def has_bytes(kind: Any) -> bool:
@@ -63,36 +65,6 @@ def places(stored: Any, number: int, column: str) -> list[Any] | None:
     return found if len(found) == group.num_rows and images == filled else None
 
 
-class _NoData(io.RawIOBase):
-    """A file that has no bytes to give, and knows that it was asked for some."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._position = 0
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def tell(self) -> int:
-        """The position."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """The new position; the end is far away."""
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position}.get(whence, 1 << 62)
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        """Raises OSError."""
-        self.asked = True
-        raise OSError("no data")
-
-
 def _check_chunk(stored: Any, number: int, leaf: str) -> None:
     """Raise pyarrow's error where what a row group says of a column is damaged.
 
@@ -102,12 +74,17 @@ def _check_chunk(stored: Any, number: int, leaf: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = _NoData()
-    with pq.ParquetFile(file, metadata=stored.metadata) as empty:
+    asked = []
+
+    def no_data(start: int, end: int) -> bytes:
+        asked.append(start)
+        raise OSError("no data")
+
+    with pq.ParquetFile(RangeFile(ENDLESS, no_data), metadata=stored.metadata) as empty:
         try:
             next(empty.iter_batches(1, row_groups=[number], columns=[leaf]), None)
         except (pa.ArrowException, OSError):
-            if not file.asked:
+            if not asked:
                 raise
 
 

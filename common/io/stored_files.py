@@ -6,7 +6,6 @@ Cloud Storage, the entity tag in S3. Every read asks for the content with that t
 of one content, without a digest of all of them. An object whose listing has no such tag is copied.
 """
 
-import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from common.errors import ChangedInput, UserError
 from common.io.files import atomic_file
 from common.io.mirror import address_text, mirror_path
+from common.io.range_file import RangeFile
 from common.io.store_objects import Address, Found, range_reader, split_address
 from common.io.text import read_json_object
 
@@ -31,50 +31,22 @@ class StoredObject(NamedTuple):
     size: int
 
 
-class StoredFile(io.RawIOBase):
+class StoredFile(RangeFile):
     """An object as a file, of which only what is read travels. Reading raises ChangedInput, also if the store fails."""
 
     def __init__(self, stored: StoredObject):
         from fsspec.caching import ReadAheadCache
 
         self._stored = stored
-        self._position = 0
         self._failure: ChangedInput | None = None
         self._read: Callable[[int, int], bytes] | None = None
-        self._cache = ReadAheadCache(AHEAD_BYTES, self._fetch, stored.size)
+        super().__init__(stored.size, ReadAheadCache(AHEAD_BYTES, self._fetch, stored.size)._fetch)
 
     def __exit__(self, *raised: Any) -> None:
         """Close, and raise what made reading fail: of some reads pyarrow passes the words on, not the type."""
         super().__exit__(*raised)
         if raised[1] is not None and self._failure is not None:
             raise self._failure
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def tell(self) -> int:
-        """The position."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """The new position."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position}.get(whence, self._stored.size)
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        """How many bytes were read into the buffer."""
-        begin, end = self._position, min(self._position + len(buffer), self._stored.size)
-        if begin >= end:
-            return 0
-        buffer[: end - begin] = self._cache._fetch(begin, end)
-        self._position = end
-        return end - begin
 
     def _fetch(self, start: int, end: int) -> bytes:
         try:
